@@ -1,0 +1,52 @@
+# Two commands on a fresh machine with Python 3.11 or later: `make demo` and `make test`.
+PYTHON ?= python3
+PIP = $(1)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $(2)
+
+.PHONY: demo test check bench docs lock clean
+
+demo: .venv/.cpu
+	.venv/bin/python -m job demo
+
+test: .venv/.dev
+	.venv/bin/python -m pytest -m "not long"
+
+check: .venv/.dev .venv-lint/.done
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports --no-logo
+	.venv-lint/bin/shellcheck .ci/run
+
+bench: .venv/.dev
+	.venv/bin/python benchmarks/whole_job.py
+
+.venv/.dev: requirements/dev.txt pyproject.toml
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	$(call PIP,.venv,requirements/dev.txt)
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch .venv/.cpu $@
+
+.venv/.cpu: requirements/cpu.txt pyproject.toml
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	$(call PIP,.venv,requirements/cpu.txt)
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+.venv-lint/.done: requirements/lint.txt
+	test -x .venv-lint/bin/python || $(PYTHON) -m venv .venv-lint
+	$(call PIP,.venv-lint,requirements/lint.txt)
+	touch $@
+
+docs: .venv/.dev
+	.venv/bin/python -m docs.make_reference
+
+# Locks carry hashes and no index address. The CPU and GPU locks hold the development lock's versions.
+LOCK = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header
+lock:
+	$(LOCK) pyproject.toml --extra cpu --extra dev --output-file requirements/dev.txt
+	$(LOCK) pyproject.toml --extra cpu --constraint requirements/dev.txt --output-file requirements/cpu.txt
+	$(LOCK) pyproject.toml --extra gpu --constraint requirements/dev.txt --output-file requirements/gpu.txt
+	$(LOCK) requirements/lint.in --output-file requirements/lint.txt
+
+clean:
+	rm -rf .venv .venv-lint demo-run

@@ -1,0 +1,212 @@
+"""The command line: thin commands over the pipeline, and the only translator of errors into exit codes."""
+
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from job import __version__
+from job.errors import JobError, Stopped
+
+# No import of the pipeline up here: `--help` must not wait for pydantic, pyarrow or TensorFlow.
+
+STAGE_NAMES = ("intake", "split", "explore", "extract", "head", "fine_tune", "evaluate", "export", "report")
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class _Translating(click.Group):
+    """Errors written for users become their message and their exit code; anything else is a bug with a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except JobError as error:
+            click.echo(f"\n{'Stopped' if isinstance(error, Stopped) else 'Error'}: {error}", err=True)
+            sys.exit(error.exit_code)
+
+
+@click.group(cls=_Translating, context_settings={"max_content_width": 120})
+@click.version_option(__version__, prog_name="transfer-job")
+def main() -> None:
+    """Turn labelled photos into an image classifier: look at the data, train, measure, export, report.
+
+    \b
+    Exit codes: 0 done, 1 a bug, 2 usage or configuration, 3 not good enough to ship, 65 the data cannot be used,
+    70 training diverged, 74 storage failed, 75 try again later, 143 stopped by a signal (run it again to go on).
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("ABSL_MIN_LOG_LEVEL", "3")
+
+
+def _with_run_options(command: Command) -> Command:
+    options = (
+        click.option(
+            "--data",
+            required=True,
+            metavar="SOURCE",
+            help="Folder of class folders, or of train/, val/ and test/ with them.",
+        ),
+        click.option(
+            "--out",
+            required=True,
+            metavar="DIR",
+            help="Where everything goes; a second run goes on where the first stopped.",
+        ),
+        click.option(
+            "--config",
+            "config_file",
+            type=click.Path(path_type=Path),
+            help="TOML file; docs/configuration.md has every key.",
+        ),
+        click.option(
+            "--set",
+            "assignments",
+            multiple=True,
+            metavar="SECTION.KEY=VALUE",
+            help="Set one key, over the file. Repeatable.",
+        ),
+        click.option(
+            "--weights", metavar="imagenet|random|FILE", help="Backbone weights; the same as --set backbone.weights=..."
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@main.command()
+@_with_run_options
+@click.option(
+    "--stop-after", type=click.Choice(STAGE_NAMES), help="Leave out the stages behind this one (the report is drawn)."
+)
+@click.option("--dry-run", is_flag=True, help="Print the resolved configuration and which stages would run, and why.")
+def run(
+    data: str,
+    out: str,
+    config_file: Path | None,
+    assignments: tuple[str, ...],
+    weights: str | None,
+    stop_after: str | None,
+    dry_run: bool,
+) -> None:
+    """Run the whole job: intake, split, explore, extract, head, fine_tune, evaluate, export, report."""
+    config = _config(config_file, assignments, weights)
+    if dry_run:
+        _dry_run(config, data, out, stop_after)
+    else:
+        _run(config, data, out, stop_after)
+
+
+@main.command()
+@_with_run_options
+def explore(data: str, out: str, config_file: Path | None, assignments: tuple[str, ...], weights: str | None) -> None:
+    """Only look at the data: the same as run --stop-after explore."""
+    _run(_config(config_file, assignments, weights), data, out, "explore")
+
+
+@main.command()
+@click.option("--model", required=True, type=click.Path(path_type=Path), help="The model/ folder of a run.")
+@click.option("--data", required=True, metavar="FOLDER", help="Photos, in folders or not; every file below is looked at.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="A .parquet or .csv file.")
+@click.option("--batch-size", default=64, show_default=True, type=click.IntRange(1), help="Photos in one forward pass.")
+def predict(model: Path, data: str, out: Path, batch_size: int) -> None:
+    """Label photos with an exported model: path, label, probability, the three best, and what could not be read."""
+    from job.predict import predict as predict_photos
+
+    with _context(None) as context:
+        click.echo(predict_photos(model, data, out, batch_size=batch_size, context=context))
+
+
+@main.command()
+@click.argument("directory", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def report(directory: Path) -> None:
+    """Draw the page of a run again from its artifacts, DIR/report.html."""
+    from job.config import Config
+    from job.errors import UsageError
+    from job.pipeline import timings
+    from job.stages.report import report as draw_report
+
+    with _context(directory) as context:
+        described = context.workdir.read_json("run.json")
+        if described is None:
+            raise UsageError(f"{directory}: there is no run.json in it, so this is not the output of a run.")
+        config = Config.model_validate(described["config"])
+        drawn = draw_report(config.report, run=described, timings=timings(context.workdir), context=context)
+        click.echo(f"Report: {drawn.path}")
+
+
+@main.command()
+@click.option("--out", default="demo-run", show_default=True, metavar="DIR", help="Where the pictures and the run go.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Decides the pictures and the run.")
+def demo(out: str, seed: int) -> None:
+    """The whole job on pictures that it draws itself, without any network, in about a minute."""
+    from job import demo as drawn
+
+    data = drawn.draw_photos(Path(out), seed)
+    _run(drawn.config(seed), str(data), str(Path(out) / "run"), None)
+
+
+def _config(file: Path | None, assignments: tuple[str, ...], weights: str | None) -> Any:
+    from job.config import Config
+    from job.errors import UsageError
+    from job.model import backbones
+
+    config = Config.load(file, assignments, {"backbone.weights": weights})
+    mistakes = backbones.check(config.backbone)
+    if mistakes:
+        raise UsageError("The configuration has mistakes:\n" + "\n".join(f"  {m}" for m in mistakes))
+    return config
+
+
+@contextmanager
+def _context(out: Path | None, seed: int = 0) -> Iterator[Any]:
+    from job.context import Context, StopRequest
+    from job.storage.workdir import Workdir
+    from job.telemetry import Telemetry
+
+    stop = StopRequest()
+    stop.listen()
+    telemetry = Telemetry(out / "logs" if out else None)
+    try:
+        yield Context(Workdir(out or Path()), telemetry, seed, stop)
+    finally:
+        telemetry.close()
+
+
+def _run(config: Any, data: str, out: str, stop_after: str | None) -> None:
+    from job import pipeline
+
+    root = pipeline.make_workdir(out, data).root
+    with _context(root, config.seed) as context:
+        job = pipeline.Job(config, data, context, [*shlex.split(pipeline.program()), *sys.argv[1:]])
+        pipeline.run(job, stop_after)
+        click.echo(pipeline.headline(job))
+
+
+def _dry_run(config: Any, data: str, out: str, stop_after: str | None) -> None:
+    from job import pipeline
+    from job.config import as_toml
+    from job.context import Context
+    from job.telemetry import Telemetry
+
+    job = pipeline.Job(config, data, Context(pipeline.make_workdir(out, data), Telemetry(None), config.seed))
+    click.echo(as_toml(config))
+    steps = pipeline.plan(job, stop_after)
+    for step in steps:
+        click.echo(f"{step.stage:<10} {'runs' if step.runs else 'skipped'}: {step.reason}")
+    if any(step.stage == "extract" and step.runs for step in steps):
+        point = job.network.cut_point
+        views = config.augment.views
+        cut = (
+            f"cut after {point.name}, {point.share_above:.0%} of the multiply-adds are fine-tuned; "
+            f"{point.values_per_view * 2 * views:,} bytes stored for each training photo ({views} views)"
+            if point
+            else "nothing is fine-tuned"
+        )
+        click.echo(f"{config.backbone.name}: {cut}.")

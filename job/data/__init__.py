@@ -1,0 +1,1 @@
+"""What a photo is, and how it gets in."""

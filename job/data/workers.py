@@ -1,0 +1,225 @@
+"""Disposable decode processes: the only place where untrusted bytes meet a parser.
+
+Each process decodes one shard after the other straight into the shard's file and reports every photo as it is done. One
+that crashes or hangs is replaced and its shard goes on behind the photo that broke it, so a bad file costs itself only.
+"""
+
+import io
+import multiprocessing
+import os
+import resource
+import signal
+import time
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from job.context import Context
+from job.data.decode import BadPhoto, DecodeRules, Facts, decode
+from job.data.sources import IMAGE_EXTENSIONS, Entry, Source
+from job.data.stores import HEADER_BYTES
+from job.errors import StorageFailed
+from job.telemetry import Telemetry
+
+Record = dict[str, Any]
+
+_FORK_SERVER = multiprocessing.get_context("forkserver")
+
+
+@dataclass(frozen=True)
+class Limits:
+    num_workers: int
+    timeout_s: float
+    memory_mb: int
+
+
+@dataclass
+class ShardTask:
+    """Photos to decode into `file`, good ones in rows one after the other; `records` grows to one for each entry."""
+
+    shard: int
+    entries: tuple[Entry, ...]
+    file: Path
+    records: list[Record] = field(default_factory=list)
+    crashed_at: int = -1
+
+    @property
+    def num_rows(self) -> int:
+        return sum(r["status"] in ("used", "converted") for r in self.records)
+
+
+def usable_cores() -> int:
+    """The cores this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def decode_shards(
+    tasks: Iterable[ShardTask], source: Source, rules: DecodeRules, limits: Limits, context: Context
+) -> Iterator[ShardTask]:
+    """Yield the tasks as they are finished, in any order.
+
+    Raises:
+        StorageFailed: where a shard's file cannot be written.
+        Stopped: between photos, where the run is asked to stop.
+    """
+    waiting = iter(tasks)
+    with ExitStack() as stack:
+        workers = []
+        for _, task in zip(range(limits.num_workers), waiting, strict=False):
+            workers.append(_Worker(source, rules, limits, context.telemetry))
+            stack.callback(workers[-1].close)
+            workers[-1].assign(task)
+        while busy := [w for w in workers if w.task is not None]:
+            context.stop.check()
+            ready = wait([w.connection for w in busy], timeout=0.25)
+            for worker in busy:
+                finished = worker.receive() if worker.connection in ready else worker.check_time()
+                if finished is not None:
+                    following = next(waiting, None)
+                    if following is not None:
+                        worker.assign(following)
+                    yield finished
+
+
+class _Worker:
+    def __init__(self, source: Source, rules: DecodeRules, limits: Limits, telemetry: Telemetry) -> None:
+        self._source, self._rules, self._limits, self._telemetry = source, rules, limits, telemetry
+        self.task: ShardTask | None = None
+        self._start()
+
+    def _start(self) -> None:
+        self.connection, far_end = _FORK_SERVER.Pipe()
+        self._process = _FORK_SERVER.Process(
+            target=_work, args=(far_end, self._source, self._rules, self._limits.memory_mb), daemon=True
+        )
+        self._process.start()
+        self._cpu_s = 0.0
+        far_end.close()
+
+    def assign(self, task: ShardTask) -> None:
+        self.task = task
+        self._last_news = time.monotonic()
+        self._timed_out = False
+        try:
+            self.connection.send((task.entries, len(task.records), task.num_rows, task.file))
+        except BrokenPipeError:
+            self._replace()
+
+    def receive(self) -> ShardTask | None:
+        """Take what the process has sent; give back the task when that was its last photo."""
+        assert self.task is not None
+        try:
+            message = self.connection.recv()
+        except (EOFError, ConnectionResetError):
+            return self._replace()
+        if isinstance(message, OSError):
+            raise StorageFailed(
+                f"{self.task.file.parent}: {message.strerror}. Free some space and run the same command again."
+            )
+        if isinstance(message, RuntimeError):
+            raise message
+        record, self._cpu_s = message
+        self.task.records.append(record)
+        self._last_news = time.monotonic()
+        return self._finished()
+
+    def check_time(self) -> ShardTask | None:
+        if time.monotonic() - self._last_news > self._limits.timeout_s:
+            self._timed_out = True
+            self._process.kill()
+        return None
+
+    def _replace(self) -> ShardTask | None:
+        """The process is gone: blame the photo it was at (after a second try, unless it hung) and go on behind it."""
+        assert self.task is not None
+        self._process.join()
+        at, task = len(self.task.records), self.task
+        if self._timed_out:
+            self._blame(f"took longer to decode than intake.decode_timeout_s ({self._limits.timeout_s:g})")
+        elif task.crashed_at == at:
+            self._blame(f"the decoder crashed on it twice (exit code {self._process.exitcode})")
+        else:
+            task.crashed_at = at
+        self.connection.close()
+        self._telemetry.cpu_s_elsewhere += self._cpu_s
+        self._start()
+        if len(task.records) < len(task.entries):
+            self.assign(task)
+            return None
+        return self._finished()
+
+    def _blame(self, reason: str) -> None:
+        assert self.task is not None
+        self.task.records.append(_record(self.task.entries[len(self.task.records)], "quarantined", reason))
+
+    def _finished(self) -> ShardTask | None:
+        assert self.task is not None
+        if len(self.task.records) < len(self.task.entries):
+            return None
+        task, self.task = self.task, None
+        return task
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.join()
+        self.connection.close()
+        self._telemetry.cpu_s_elsewhere += self._cpu_s
+
+
+def _work(connection: Connection, source: Source, rules: DecodeRules, memory_mb: int) -> None:
+    """The process: decode shard after shard until the other end is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means.
+    in_use = (
+        int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() if Path("/proc/self").exists() else 0
+    )
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + memory_mb * 2**20, resource.RLIM_INFINITY))
+    row_bytes = rules.image_size**2 * 3
+    try:
+        while True:
+            entries, start, row, path = connection.recv()
+            with open(path, "r+b", buffering=0) as file:
+                for entry, payload in zip(entries[start:], source.read(entries[start:]), strict=True):
+                    record, pixels = _examine(entry, payload, rules)
+                    if pixels is not None:
+                        _write_all(file, pixels, HEADER_BYTES + row * row_bytes)
+                        row += 1
+                    connection.send((record, time.process_time()))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
+    except OSError as error:
+        connection.send(OSError(error.errno, error.strerror))
+    except Exception:  # Not the photo's fault, or `decode` would have said so.
+        connection.send(RuntimeError(traceback.format_exc()))
+
+
+def _write_all(file: io.FileIO, pixels: memoryview, offset: int) -> None:
+    while pixels:
+        written = os.pwrite(file.fileno(), pixels, offset)
+        pixels, offset = pixels[written:], offset + written
+
+
+def _examine(entry: Entry, payload: bytes | OSError, rules: DecodeRules) -> tuple[Record, memoryview | None]:
+    if isinstance(payload, OSError):
+        return _record(entry, "quarantined", f"cannot be read: {payload.strerror}"), None
+    digest = sha256(payload).hexdigest()
+    try:
+        photo = decode(payload, rules)
+    except BadPhoto as error:
+        named_like_image = Path(entry.path).suffix.lower() in IMAGE_EXTENSIONS
+        status = "quarantined" if error.is_image or named_like_image or not Path(entry.path).suffix else "ignored"
+        return _record(entry, status, error.reason, error.facts, len(payload), digest), None
+    status = "converted" if photo.converted else "used"
+    reason = "; ".join(filter(None, (photo.converted, photo.notes)))
+    return _record(entry, status, reason, photo.facts, len(payload), digest), photo.pixels_HWC.data.cast("B")
+
+
+def _record(
+    entry: Entry, status: str, reason: str, facts: Facts | None = None, num_bytes: int | None = None, digest: str = ""
+) -> Record:
+    size = entry.num_bytes if num_bytes is None else num_bytes
+    return {"status": status, "reason": reason, "num_bytes": size, "sha256": digest, **asdict(facts or Facts())}

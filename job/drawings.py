@@ -1,0 +1,250 @@
+"""A folder of class folders for `demo`, drawn from a seed: no network, and faults in it that the report should find.
+
+Every class is a scalar field over the picture. The highest values of the field become the figure, and the share of the
+picture that they take is drawn from one distribution for all classes, as are colours, light, noise and sizes. So the mean
+and the spread of the colours say nothing about the class; shape and texture do.
+
+Each picture has a random generator of its own, so that it depends on the seed, its class and its number alone. Fields use
+exact arithmetic (no sine, no matrix product), because NumPy's differs between processors in the last bit.
+"""
+
+import colorsys
+import io
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+from PIL.ExifTags import Base
+
+_SUPERSAMPLING = 2
+_PNG_SHARE = 0.1
+
+_README = """# Drawn pictures
+
+`transfer-job demo` drew these; nothing here is a photo. Beside the class folders' numbered pictures some files are
+faulty or odd on purpose, and their names say how. The report should name every one of them.
+"""
+_HTML = b"<!DOCTYPE html>\n<html><head><title>404 Not Found</title></head><body>No such photo.</body></html>\n"
+
+
+def draw(folder: Path, *, seed: int, photos_per_class: int = 80, side_px: int = 128) -> None:
+    """Fill `folder` with a class folder for each of `CLASSES`. The same arguments and library versions give the same bytes.
+
+    The sides of a picture are 7/8 to 21/16 of `side_px`. Planted files come on top of `photos_per_class`; they are
+    under 5% of all from 20 photos for each class on.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for class_name in CLASSES:
+        (folder / class_name).mkdir(exist_ok=True)
+        for number in range(photos_per_class):
+            picture, rng = _picture(class_name, number, seed, side_px)
+            is_png = rng.random() < _PNG_SHARE
+            payload = _png(picture) if is_png else _jpeg(picture, int(rng.integers(55, 96)))
+            (folder / class_name / f"{class_name}-{number:03}.{'png' if is_png else 'jpg'}").write_bytes(payload)
+    for path, payload in _planted(seed, side_px).items():
+        (folder / path).write_bytes(payload)
+
+
+def _planted(seed: int, side_px: int) -> dict[str, bytes]:
+    """Files that are broken, odd or copied, by path. Each picture among them is drawn for its place only."""
+
+    def drawn(class_name: str, number: int) -> Image.Image:
+        return _picture(class_name, 1_000_000 + number, seed, side_px)[0]
+
+    dots, rings, stars = (_jpeg(drawn(name, 0)) for name in ("dots", "rings", "stars"))
+    near = drawn("waves", 0)
+    smaller = near.resize((near.width * 3 // 4, near.height * 3 // 4), Image.Resampling.LANCZOS)
+    flat = Image.new("RGB", (side_px, side_px), _colour(np.random.default_rng(seed)))
+    return {
+        # Quarantined: a download that broke off, one that never began, and an error page in the place of a photo.
+        "dots/cut off half-way.jpg": dots[: len(dots) // 2],
+        "grids/0 bytes.jpg": b"",
+        "rings/html page.jpg": _HTML,
+        # Quarantined, both: the same bytes under two labels, so that one of the labels is wrong.
+        "stars/also among triangles.jpg": stars,
+        "triangles/also among stars.jpg": stars,
+        # Used: the content decides, not the name.
+        "waves/a png really.jpg": _png(drawn("waves", 1)),
+        # Used after conversion to RGB.
+        "stripes/grayscale.jpg": _jpeg(drawn("stripes", 0).convert("L")),
+        "stars/transparent.png": _png(_sticker(drawn("stars", 1))),
+        # Used after turning: a camera held upright stores the picture lying, and says so.
+        "triangles/lying on its side.jpg": _lying_jpeg(drawn("triangles", 0)),
+        # One group of exact copies and one of near copies: a split must not tear them apart.
+        "rings/copied.jpg": rings,
+        "rings/copied (1).jpg": rings,
+        "waves/original.jpg": _jpeg(near, 92),
+        "waves/original, smaller.jpg": _jpeg(smaller, 50),
+        # Used, and worth a look: one colour only.
+        "dots/constant.jpg": _jpeg(flat),
+        # Used: a name that careless path handling trips over.
+        "grids/schönes altes Gitter.jpg": _jpeg(drawn("grids", 0)),
+        # Ignored: what systems and people leave beside photos.
+        "stripes/.DS_Store": b"\x00\x00\x00\x01Bud1" + bytes(4088),
+        "README.md": _README.encode(),
+    }
+
+
+@dataclass(frozen=True)
+class _Lattice:
+    """Coordinates in cells: the whole part says which cell a pixel lies in, the rest where in the cell."""
+
+    u_HW: np.ndarray
+    v_HW: np.ndarray
+    rng: np.random.Generator
+
+    def in_cells(self) -> tuple[np.ndarray, np.ndarray]:
+        """Coordinates about the middle of a figure in each cell; figures differ in place, angle and size."""
+        rows_HW = np.floor(self.v_HW)
+        u_HW = self.u_HW + rows_HW * np.float32(self.rng.uniform())
+        columns_HW = np.floor(u_HW)
+        # Cells far apart may share a variation: 16 x 16 are more than a picture shows.
+        cell_HW = (rows_HW.astype(np.intp) % 16) * 16 + columns_HW.astype(np.intp) % 16
+        x_HW = u_HW - columns_HW - 0.5 - self._varied(-0.08, 0.08)[cell_HW]
+        y_HW = self.v_HW - rows_HW - 0.5 - self._varied(-0.08, 0.08)[cell_HW]
+        cosine_HW, sine_HW = (turn[cell_HW] for turn in self._turns())
+        return x_HW * cosine_HW - y_HW * sine_HW, x_HW * sine_HW + y_HW * cosine_HW
+
+    def _varied(self, low: float, high: float) -> np.ndarray:
+        return self.rng.uniform(low, high, 256).astype(np.float32)
+
+    def _turns(self) -> np.ndarray:
+        """Cosine and sine of an angle for each cell, divided by the size of its figure. Shape (2, 256)."""
+        angles = self.rng.uniform(0, 2 * math.pi, 256)
+        unit = np.asarray([[math.cos(a) for a in angles], [math.sin(a) for a in angles]], np.float32)
+        return unit / self._varied(0.9, 1.1)
+
+
+def _stripes(lattice: _Lattice) -> np.ndarray:
+    return _ridges(lattice.u_HW)
+
+
+def _waves(lattice: _Lattice) -> np.ndarray:
+    depth, length = lattice.rng.uniform(0.2, 0.5), lattice.rng.uniform(1.2, 2.6)
+    slope_HW = _ridges(lattice.v_HW / np.float32(length))
+    return _ridges(lattice.u_HW + np.float32(depth) * slope_HW * slope_HW * (3 - 2 * slope_HW))
+
+
+def _grids(lattice: _Lattice) -> np.ndarray:
+    return np.maximum(_ridges(lattice.u_HW), _ridges(lattice.v_HW))
+
+
+def _dots(lattice: _Lattice) -> np.ndarray:
+    x_HW, y_HW = lattice.in_cells()
+    return -(x_HW * x_HW + y_HW * y_HW)
+
+
+def _rings(lattice: _Lattice) -> np.ndarray:
+    x_HW, y_HW = lattice.in_cells()
+    return -np.abs(np.sqrt(x_HW * x_HW + y_HW * y_HW) - np.float32(0.34))
+
+
+def _triangles(lattice: _Lattice) -> np.ndarray:
+    distance_HW = np.max(_distances_to_sides(3, *lattice.in_cells()), axis=0)
+    return -np.abs(distance_HW - np.float32(0.2)) if lattice.rng.random() < 0.3 else -distance_HW
+
+
+def _stars(lattice: _Lattice) -> np.ndarray:
+    """A five-pointed star is where at most one of its five lines is crossed: the second largest distance decides."""
+    return -np.partition(_distances_to_sides(5, *lattice.in_cells()), 3, axis=0)[3]
+
+
+CLASSES: dict[str, Callable[[_Lattice], np.ndarray]] = {
+    "dots": _dots,
+    "grids": _grids,
+    "rings": _rings,
+    "stars": _stars,
+    "stripes": _stripes,
+    "triangles": _triangles,
+    "waves": _waves,
+}
+
+
+def _ridges(x: np.ndarray) -> np.ndarray:
+    """1 at whole numbers, 0 half-way between them, straight in between."""
+    return np.abs(x - np.floor(x) - np.float32(0.5)) * 2
+
+
+def _distances_to_sides(num_sides: int, x_HW: np.ndarray, y_HW: np.ndarray) -> np.ndarray:
+    angles = [2 * math.pi * k / num_sides for k in range(num_sides)]
+    return np.stack([x_HW * np.float32(math.cos(a)) + y_HW * np.float32(math.sin(a)) for a in angles])
+
+
+def _picture(class_name: str, number: int, seed: int, side_px: int) -> tuple[Image.Image, np.random.Generator]:
+    """The picture, and its generator for what is still to be drawn about the file."""
+    rng = np.random.default_rng([seed, list(CLASSES).index(class_name), number])
+    width, height = (int(side_px * rng.uniform(7 / 8, 21 / 16)) for _ in range(2))
+    figure_HW1 = np.asarray(_figure(class_name, width, height, rng), np.float32)[..., None] / 255
+    ground_HWC, ink_HWC = _coloured(width, height, rng)
+    pixels_HWC = ground_HWC + (ink_HWC - ground_HWC) * figure_HW1
+    pixels_HWC *= 1 + np.float32(0.3) * _smooth(width, height, rng)[..., None]
+    pixels_HWC += rng.standard_normal(pixels_HWC.shape, np.float32) * np.float32(rng.uniform(2, 16))
+    picture = Image.fromarray(np.clip(np.rint(pixels_HWC), 0, 255).astype(np.uint8))
+    return picture.filter(ImageFilter.GaussianBlur(rng.uniform(0, 1.2))), rng
+
+
+def _figure(class_name: str, width: int, height: int, rng: np.random.Generator) -> Image.Image:
+    """White where the figure is, black elsewhere, with smooth edges."""
+    columns, rows = width * _SUPERSAMPLING, height * _SUPERSAMPLING
+    x_HW = np.arange(columns, dtype=np.float32)[None, :] + 12 * _smooth(columns, rows, rng)
+    y_HW = np.arange(rows, dtype=np.float32)[:, None] + 12 * _smooth(columns, rows, rng)
+    cell_px = min(columns, rows) / math.exp(rng.uniform(math.log(2), math.log(6)))
+    angle, stretch = rng.uniform(0, 2 * math.pi), rng.uniform(0.85, 1.15)
+    cosine, sine = np.float32(math.cos(angle) / cell_px), np.float32(math.sin(angle) / cell_px)
+    u_HW = (x_HW * cosine - y_HW * sine) * np.float32(stretch) + np.float32(rng.uniform(0, 16))
+    v_HW = (x_HW * sine + y_HW * cosine) / np.float32(stretch) + np.float32(rng.uniform(0, 16))
+    field_HW = CLASSES[class_name](_Lattice(u_HW, v_HW, rng))
+    threshold = np.quantile(field_HW, 1 - rng.uniform(0.22, 0.34))
+    return Image.fromarray((field_HW > threshold).astype(np.uint8) * 255).reduce(_SUPERSAMPLING)
+
+
+def _coloured(width: int, height: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Two pictures of softly changing colour, far enough apart to tell figure from ground."""
+    while True:
+        first, second = (np.asarray(_colour(rng), np.float32) for _ in range(2))
+        if np.abs(first - second).sum() > 150:
+            break
+    first_HWC, second_HWC = (
+        colour + rng.uniform(-35, 35, 3).astype(np.float32) * _smooth(width, height, rng)[..., None]
+        for colour in (first, second)
+    )
+    return first_HWC, second_HWC
+
+
+def _colour(rng: np.random.Generator) -> tuple[int, int, int]:
+    red, green, blue = colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(0.1, 0.8), rng.uniform(0.25, 1))
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _smooth(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
+    """A field of about -1 to 1 that changes slowly, as light over a wall. Shape (height, width)."""
+    coarse = Image.fromarray(rng.uniform(-1, 1, (3, 3)).astype(np.float32))
+    return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def _sticker(picture: Image.Image) -> Image.Image:
+    """An oval cut from the picture: what lies outside it is transparent."""
+    alpha = Image.new("L", picture.size)
+    ImageDraw.Draw(alpha).ellipse((2, 2, picture.width - 3, picture.height - 3), fill=255)
+    return Image.merge("RGBA", (*picture.split(), alpha))
+
+
+def _lying_jpeg(picture: Image.Image) -> bytes:
+    exif = Image.Exif()
+    exif[Base.Orientation] = 6  # "Turn me clockwise by 90 degrees to show me."
+    return _jpeg(picture.transpose(Image.Transpose.ROTATE_90), exif=exif.tobytes())
+
+
+def _jpeg(picture: Image.Image, quality: int = 85, exif: bytes = b"") -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=quality, exif=exif)
+    return buffer.getvalue()
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()

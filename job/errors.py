@@ -1,0 +1,47 @@
+"""Everything that can end a run, and the exit code it ends with.
+
+Schedulers decide by the exit code whether to start a job again, so the codes are a contract:
+
+    JobError            1    a bug; every other exception ends with 1 too
+    ├── UsageError      2    the command line, the configuration or the permissions are wrong
+    ├── GateNotMet      3    the model is not good enough to ship, or its export disagrees with training
+    ├── DataUnusable   65    nobody can train on this data as it is
+    ├── Diverged       70    training left the finite numbers
+    ├── StorageFailed  74    reading or writing failed: worth a retry
+    ├── TryAgainLater  75    somebody else holds what is needed: worth a retry, later
+    └── Stopped       143    a signal asked for it, and everything finished is saved: worth a retry
+"""
+
+
+class JobError(Exception):
+    """An error whose message is written for the user: where, what, and the way out."""
+
+    exit_code = 1
+
+
+class UsageError(JobError):
+    exit_code = 2
+
+
+class GateNotMet(JobError):
+    exit_code = 3
+
+
+class DataUnusable(JobError):
+    exit_code = 65
+
+
+class Diverged(JobError):
+    exit_code = 70
+
+
+class StorageFailed(JobError):
+    exit_code = 74
+
+
+class TryAgainLater(JobError):
+    exit_code = 75
+
+
+class Stopped(JobError):
+    exit_code = 143

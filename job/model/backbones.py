@@ -1,0 +1,239 @@
+"""The pre-trained backbones of keras.applications: a table that needs no TensorFlow, and how one is built."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from job.config import BackboneConfig, digest_of
+from job.errors import StorageFailed, UsageError
+from job.storage.workdir import digest_of_file
+
+if TYPE_CHECKING:
+    import keras
+
+# How a backbone wants its pixels (0 to 255, RGB): from -1 to 1; standardised with the means and deviations of ImageNet;
+# BGR with the means taken off; or as they are, because the model scales by itself.
+Scaling = Literal["tf", "torch", "caffe", "none"]
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """One row of the table. `module` is where keras.applications keeps its `preprocess_input`."""
+
+    constructor: str
+    module: str
+    scaling: Scaling
+    has_alpha: bool = False
+
+
+BACKBONES: dict[str, Backbone] = {
+    "convnext_tiny": Backbone("ConvNeXtTiny", "convnext", "none"),
+    "convnext_small": Backbone("ConvNeXtSmall", "convnext", "none"),
+    "convnext_base": Backbone("ConvNeXtBase", "convnext", "none"),
+    "convnext_large": Backbone("ConvNeXtLarge", "convnext", "none"),
+    "convnext_xlarge": Backbone("ConvNeXtXLarge", "convnext", "none"),
+    "densenet121": Backbone("DenseNet121", "densenet", "torch"),
+    "densenet169": Backbone("DenseNet169", "densenet", "torch"),
+    "densenet201": Backbone("DenseNet201", "densenet", "torch"),
+    "efficientnet_b0": Backbone("EfficientNetB0", "efficientnet", "none"),
+    "efficientnet_b1": Backbone("EfficientNetB1", "efficientnet", "none"),
+    "efficientnet_b2": Backbone("EfficientNetB2", "efficientnet", "none"),
+    "efficientnet_b3": Backbone("EfficientNetB3", "efficientnet", "none"),
+    "efficientnet_b4": Backbone("EfficientNetB4", "efficientnet", "none"),
+    "efficientnet_b5": Backbone("EfficientNetB5", "efficientnet", "none"),
+    "efficientnet_b6": Backbone("EfficientNetB6", "efficientnet", "none"),
+    "efficientnet_b7": Backbone("EfficientNetB7", "efficientnet", "none"),
+    "efficientnet_v2_b0": Backbone("EfficientNetV2B0", "efficientnet_v2", "none"),
+    "efficientnet_v2_b1": Backbone("EfficientNetV2B1", "efficientnet_v2", "none"),
+    "efficientnet_v2_b2": Backbone("EfficientNetV2B2", "efficientnet_v2", "none"),
+    "efficientnet_v2_b3": Backbone("EfficientNetV2B3", "efficientnet_v2", "none"),
+    "efficientnet_v2_s": Backbone("EfficientNetV2S", "efficientnet_v2", "none"),
+    "efficientnet_v2_m": Backbone("EfficientNetV2M", "efficientnet_v2", "none"),
+    "efficientnet_v2_l": Backbone("EfficientNetV2L", "efficientnet_v2", "none"),
+    "inception_resnet_v2": Backbone("InceptionResNetV2", "inception_resnet_v2", "tf"),
+    "inception_v3": Backbone("InceptionV3", "inception_v3", "tf"),
+    "mobilenet": Backbone("MobileNet", "mobilenet", "tf", has_alpha=True),
+    "mobilenet_v2": Backbone("MobileNetV2", "mobilenet_v2", "tf", has_alpha=True),
+    "mobilenet_v3_small": Backbone("MobileNetV3Small", "mobilenet_v3", "none", has_alpha=True),
+    "mobilenet_v3_large": Backbone("MobileNetV3Large", "mobilenet_v3", "none", has_alpha=True),
+    "nasnet_mobile": Backbone("NASNetMobile", "nasnet", "tf"),
+    "nasnet_large": Backbone("NASNetLarge", "nasnet", "tf"),
+    "resnet50": Backbone("ResNet50", "resnet", "caffe"),
+    "resnet101": Backbone("ResNet101", "resnet", "caffe"),
+    "resnet152": Backbone("ResNet152", "resnet", "caffe"),
+    "resnet50_v2": Backbone("ResNet50V2", "resnet_v2", "tf"),
+    "resnet101_v2": Backbone("ResNet101V2", "resnet_v2", "tf"),
+    "resnet152_v2": Backbone("ResNet152V2", "resnet_v2", "tf"),
+    "vgg16": Backbone("VGG16", "vgg16", "caffe"),
+    "vgg19": Backbone("VGG19", "vgg19", "caffe"),
+    "xception": Backbone("Xception", "xception", "tf"),
+}
+
+
+def check(config: BackboneConfig) -> list[str]:
+    """Mistakes that need no TensorFlow to see."""
+    mistakes = []
+    backbone = BACKBONES.get(config.name)
+    if backbone is None:
+        mistakes.append(f"backbone.name: got {config.name!r}; allowed: {', '.join(BACKBONES)}")
+    elif config.alpha is not None and not backbone.has_alpha:
+        mistakes.append(f"backbone.alpha: got {config.alpha}; {config.name} has no width multiplier, leave it out")
+    if config.weights not in ("imagenet", "random"):
+        file = Path(config.weights)
+        if not file.is_file():
+            mistakes.append(f"backbone.weights: got {config.weights!r}; allowed: imagenet, random, or an existing file")
+        elif file.suffix != ".h5":
+            mistakes.append(
+                f"backbone.weights: {config.weights} is not read; give a .weights.h5, or a legacy .h5 without top"
+            )
+    return mistakes
+
+
+def fingerprint(config: BackboneConfig) -> str:
+    """Digest of what the frozen backbone computes: its name, its width and the content of its weights."""
+    is_file = config.weights not in ("imagenet", "random")
+    weights = digest_of_file(Path(config.weights)) if is_file else config.weights
+    return digest_of([config.name, config.alpha, weights])
+
+
+def build(config: BackboneConfig, image_size: int, *, seed: int = 0) -> keras.Model:
+    """The backbone with its weights: scaled pixels (N, S, S, 3) to pooled features (N, D).
+
+    Raises:
+        UsageError: where the image size or the weights do not fit.
+        StorageFailed: where ImageNet weights can be neither found nor downloaded.
+    """
+    import keras
+
+    backbone = BACKBONES[config.name]
+    arguments: dict[str, Any] = {"alpha": config.alpha} if config.alpha is not None else {}
+    if config.weights == "random":
+        keras.utils.set_random_seed(seed)
+    try:
+        model = getattr(keras.applications, backbone.constructor)(
+            include_top=False,
+            input_shape=(image_size, image_size, 3),
+            pooling="avg",
+            weights="imagenet" if config.weights == "imagenet" else None,
+            **arguments,
+        )
+    except ValueError as error:
+        raise UsageError(f"backbone {config.name} at intake.image_size = {image_size}: {error}") from error
+    except Exception as error:  # keras.utils.get_file raises a bare Exception where a download fails.
+        if config.weights != "imagenet" or isinstance(error, (MemoryError, TypeError)):
+            raise
+        home = os.environ.get("KERAS_HOME", "~/.keras")
+        raise StorageFailed(
+            f"The ImageNet weights of {config.name} are not under {home}/models and could not be downloaded ({error}). "
+            "Give --weights FILE, or put the file there."
+        ) from error
+    if config.weights not in ("imagenet", "random"):
+        _load_weights(model, Path(config.weights))
+    return model
+
+
+def scaling_layers(config: BackboneConfig) -> list[keras.Layer]:
+    """Layers that bring RGB pixels from 0 to 255 to what the backbone was trained on."""
+    import keras
+
+    scaling = BACKBONES[config.name].scaling
+    if scaling == "tf":
+        return [keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="scale_pixels")]
+    if scaling == "torch":
+        means, deviations = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        scale = [1 / (255 * d) for d in deviations]
+        offset = [-m / d for m, d in zip(means, deviations, strict=True)]
+        return [keras.layers.Rescaling(scale, offset=offset, name="scale_pixels")]
+    if scaling == "caffe":
+        # A fixed 1x1 convolution turns RGB into BGR and takes the means off; unlike a Lambda it loads in safe mode.
+        swap = keras.layers.Conv2D(
+            3,
+            1,
+            kernel_initializer=keras.initializers.Constant([[[[0, 0, 1], [0, 1, 0], [1, 0, 0]]]]),
+            bias_initializer=keras.initializers.Constant([-103.939, -116.779, -123.68]),
+            trainable=False,
+            dtype="float32",
+            name="scale_pixels",
+        )
+        return [swap]
+    return []
+
+
+def _load_weights(model: keras.Model, file: Path) -> None:
+    """Check every shape first: Keras loads what fits and is silent or vague about the rest."""
+    try:
+        stored = _stored_shapes(file, model)
+    except (OSError, KeyError, AttributeError) as error:
+        raise UsageError(f"--weights {file}: this is no file of Keras weights without top ({error}).") from error
+    expected = [(layer.name, [tuple(w.shape) for w in layer.weights]) for layer in model.layers if layer.weights]
+    for (name, shapes), (stored_name, stored_shapes) in zip(expected, stored, strict=False):
+        if shapes != stored_shapes:
+            raise UsageError(
+                f"--weights {file}: layer {name} has weights of {_in_words(shapes)}, the file's {stored_name} of "
+                f"{_in_words(stored_shapes)}. Are backbone.name and backbone.alpha those of the file?"
+            )
+    if len(expected) != len(stored):
+        raise UsageError(
+            f"--weights {file}: {len(stored)} layers with weights in the file, {len(expected)} in {model.name}. "
+            "Is it another backbone, or one with its top?"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Keras looks for containers that older files do not have.
+        model.load_weights(file)
+
+
+def _stored_shapes(file: Path, model: keras.Model) -> list[tuple[str, list[tuple[int, ...]]]]:
+    """Layers with weights in the file, in the order of the model's."""
+    import h5py
+
+    with h5py.File(file) as content:
+        if "layers" in content:
+            return _shapes_of_keras_3(content["layers"], model)
+        group = content.get("model_weights", content)
+        names = [_text(name) for name in group.attrs["layer_names"]]
+        weights = {name: [_text(w) for w in group[name].attrs["weight_names"]] for name in names}
+        return [(name, [tuple(group[name][w].shape) for w in weights[name]]) for name in names if weights[name]]
+
+
+def _shapes_of_keras_3(layers: Any, model: keras.Model) -> list[tuple[str, list[tuple[int, ...]]]]:
+    """In such a file the groups are named by class and a counter: conv2d, conv2d_1, ..."""
+    counter: dict[str, int] = {}
+    found = []
+    for layer in model.layers:
+        kind = re.sub(r"([a-z])([A-Z])", r"\1_\2", re.sub(r"(.)([A-Z][a-z0-9]+)", r"\1_\2", type(layer).__name__)).lower()
+        number = counter.get(kind, 0)
+        counter[kind] = number + 1
+        if layer.weights:
+            name = f"{kind}_{number}" if number else kind
+            variables = layers[name]["vars"] if name in layers and "vars" in layers[name] else {}
+            found.append((name, [tuple(variables[str(k)].shape) for k in range(len(variables))]))
+    return found
+
+
+def _text(name: bytes | str) -> str:
+    return name.decode() if isinstance(name, bytes) else name
+
+
+def _in_words(shapes: list[tuple[int, ...]]) -> str:
+    return " and ".join("x".join(map(str, shape)) for shape in shapes) or "no shape"
+
+
+def table() -> str:
+    """The backbones as a Markdown table."""
+    words = {
+        "tf": "x / 127.5 - 1",
+        "torch": "standardised by ImageNet's means",
+        "caffe": "BGR, means taken off",
+        "none": "inside the model",
+    }
+    rows = [
+        f"| `{name}` | `{b.constructor}` | {words[b.scaling]} | {'yes' if b.has_alpha else ''} |"
+        for name, b in BACKBONES.items()
+    ]
+    return "\n".join(["| `backbone.name` | keras.applications | input scaling | `alpha` |", "|---|---|---|---|", *rows])
+

@@ -1,0 +1,123 @@
+"""The classifier in its parts: pixels are scaled, run through the frozen layers and stored; what lies above learns.
+
+    uint8 pixels ─ scale ─ frozen ─ float16 ─ tuned ─ head ─ logits
+                                      │
+                                      the activation store (the feature store where nothing is fine-tuned)
+
+The cast to float16 at the cut belongs to the model, so that stored and computed activations are the same bits.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from job.config import BackboneConfig
+from job.model import backbones, cut
+from job.model.heads import Head
+from job.train.cluster import Cluster
+
+if TYPE_CHECKING:
+    import keras
+    import tensorflow as tf
+
+CUT_DTYPE = "float16"
+
+
+class Network:
+    """A backbone, built and cut once for all stages of a process, on the devices of the cluster.
+
+    Raises (when first used): UsageError, StorageFailed, as `backbones.build`.
+    """
+
+    def __init__(self, config: BackboneConfig, image_size: int, cluster: Cluster, *, seed: int) -> None:
+        self.config, self.image_size, self.cluster, self._seed = config, image_size, cluster, seed
+
+    @cached_property
+    def backbone(self) -> keras.Model:
+        with self.cluster.strategy.scope():
+            model = backbones.build(self.config, self.image_size, seed=self._seed)
+            model.trainable = False
+            return model
+
+    @cached_property
+    def cut_point(self) -> cut.CutPoint | None:
+        return cut.choose(self.config.unfreeze, cut.cut_points(self.backbone))
+
+    @cached_property
+    def _parts(self) -> tuple[keras.Model, keras.Model | None]:
+        if self.cut_point is None:
+            return self.backbone, None
+        return cut.cut(self.backbone, self.cut_point)
+
+    @cached_property
+    def _scaling(self) -> list[keras.Layer]:
+        with self.cluster.strategy.scope():
+            return backbones.scaling_layers(self.config)
+
+    @property
+    def feature_width(self) -> int:
+        return int(self.backbone.output.shape[-1])
+
+    def activations_and_features(self, pixels_BHWC: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Of pixels from 0 to 255: float16 activations at the cut (empty where there is none), float32 features (B, D)."""
+        import tensorflow as tf
+
+        frozen, above = self._parts
+        scaled = tf.cast(pixels_BHWC, tf.float32)
+        for layer in self._scaling:
+            scaled = layer(scaled)
+        below = frozen(scaled, training=False)
+        if above is None:
+            return tf.zeros((tf.shape(below)[0], 0), CUT_DTYPE), below
+        activations = tf.cast(below, CUT_DTYPE)
+        return activations, above(tf.cast(activations, tf.float32), training=False)
+
+    def tuned(self, head: Head, precision: str = "float32") -> keras.Model:
+        """A trainable copy of the layers above the cut with the head on top: activations to logits (B, C).
+
+        The copy starts from the pre-trained weights; `precision` is a Keras dtype policy. The copy always runs in
+        inference mode, so that BatchNormalization keeps its statistics and Dropout does nothing.
+        """
+        import keras
+
+        with self.cluster.strategy.scope():
+            above = self._parts[1]
+            if above is None:
+                inputs = keras.Input((self.feature_width,))
+                features = inputs
+            else:
+                copy = keras.models.clone_model(above, clone_function=lambda layer: _clone(layer, precision))
+                copy.set_weights(above.get_weights())
+                inputs, features = copy.input, copy.output
+            dense = keras.layers.Dense(len(head.bias_C), name="head", dtype=_variable_dtype(precision))
+            model = keras.Model(inputs, dense(features), name="tuned_and_head")
+            dense.set_weights([head.kernel_DC, head.bias_C])
+            return model
+
+    def assembled(self, tuned: keras.Model) -> keras.Model:
+        """The whole classifier as one Keras model of built-in parts: pixels from 0 to 255 to probabilities (B, C)."""
+        import keras
+
+        pixels = keras.Input((self.image_size, self.image_size, 3), name="pixels", dtype="uint8")
+        x = keras.ops.cast(pixels, "float32")
+        for layer in self._scaling:
+            x = layer(x)
+        frozen, above = self._parts
+        x = frozen(x, training=False)
+        if above is not None:
+            x = keras.ops.cast(keras.ops.cast(x, CUT_DTYPE), "float32")
+        logits = tuned(x, training=False)
+        return keras.Model(pixels, keras.layers.Softmax(name="probabilities")(logits), name="classifier")
+
+
+def _clone(layer: Any, precision: str) -> Any:
+    config = {**layer.get_config(), "trainable": True}  # The original is frozen.
+    if "dtype" in config:
+        config["dtype"] = precision
+    return type(layer).from_config(config)
+
+
+def _variable_dtype(precision: str) -> str:
+    """The head computes in full precision: mixed_bfloat16 logits would round away small differences."""
+    return "float64" if precision == "float64" else "float32"

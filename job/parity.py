@@ -1,0 +1,129 @@
+"""Does the exported model agree with what was measured? Run in a fresh process by the export stage:
+
+python -m job.parity REQUEST.json RESULT.json
+"""
+
+import io
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from job.data.decode import DecodeRules, decode
+from job.data.sources import Entry, FolderSource
+from job.data.stores import ArrayStore
+
+# Largest difference of probabilities that float32 arithmetic on the same pixels may make.
+ARRAY_TOLERANCE = 1e-4
+# Labels that change although the two best classes were further apart than this are a fault, not a rounding.
+CLEAR_MARGIN = 0.2
+# A turned photo that the graph turns back differs by less than this; one that it leaves lying does not.
+EXIF_TOLERANCE = 0.02
+_BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to compare: `expected` probabilities (a .npy file) of the photos in `rows` of the image store, whose original
+    bytes are the files `paths` below `source`."""
+
+    model: str
+    images: str
+    rows: list[int]
+    expected: str
+    source: str
+    paths: list[str]
+    rules: dict[str, Any]
+
+
+def check(request: Request) -> dict[str, Any]:
+    """The content of parity.json but for the verdict."""
+    import tensorflow as tf
+
+    model = tf.saved_model.load(request.model)
+    from_pixels, from_bytes = model.signatures["pixels"], model.signatures["serving_default"]
+    expected = np.load(request.expected, allow_pickle=False)
+    images = ArrayStore(Path(request.images))
+    pixels = images.rows(request.rows)
+    by_array = _run(pixels, lambda batch: from_pixels(pixels=tf.constant(batch)))
+    by_bytes, readable = _by_bytes(request, lambda batch: from_bytes(image_bytes=tf.constant(batch)))
+    difference = np.abs(by_bytes - expected[readable])
+    best_two = np.sort(expected[readable], axis=1)[:, -2:]
+    changed = by_bytes.argmax(1) != expected[readable].argmax(1)
+    return {
+        "num_photos": len(expected),
+        "arrays": {
+            "largest_difference": float(np.abs(by_array - expected).max()),
+            "tolerance": ARRAY_TOLERANCE,
+            "changed_labels": int((by_array.argmax(1) != expected.argmax(1)).sum()),
+        },
+        "bytes": {
+            "num_photos": int(readable.sum()),
+            "not_decodable_in_graph": int((~readable).sum()),
+            "largest_difference": float(difference.max()) if len(difference) else 0.0,
+            "mean_difference": float(difference.mean()) if len(difference) else 0.0,
+            "changed_labels": int(changed.sum()),
+            "changed_labels_with_clear_margin": int((changed & (best_two[:, 1] - best_two[:, 0] > CLEAR_MARGIN)).sum()),
+            "clear_margin": CLEAR_MARGIN,
+        },
+        "exif": _exif(request, pixels, from_pixels, from_bytes),
+    }
+
+
+def _run(items: Any, signature: Any) -> np.ndarray:
+    return np.concatenate(
+        [signature(items[k : k + _BATCH_SIZE])["probabilities"].numpy() for k in range(0, len(items), _BATCH_SIZE)]
+    )
+
+
+def _by_bytes(request: Request, signature: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities of the photos that TensorFlow decodes, and which those are."""
+    payloads = list(_payloads(request))
+    readable = np.asarray([_decodes_in_graph(p) for p in payloads])
+    chosen = [p for p, ok in zip(payloads, readable, strict=True) if ok]
+    width = np.load(request.expected, mmap_mode="r").shape[1]
+    return (_run(chosen, signature) if chosen else np.empty((0, width))), readable
+
+
+def _payloads(request: Request) -> Iterator[bytes]:
+    entries = [Entry(path, None, None, 0, "") for path in request.paths]
+    for payload in FolderSource(Path(request.source)).read(entries):
+        yield payload if isinstance(payload, bytes) else b""
+
+
+def _decodes_in_graph(payload: bytes) -> bool:
+    """JPEG, PNG, BMP, GIF and still WebP."""
+    is_still_webp = (
+        payload[:4] == b"RIFF" and payload[8:12] == b"WEBP" and not (payload[12:16] == b"VP8X" and payload[20] & 2)
+    )
+    return payload.startswith((b"\xff\xd8\xff", b"\x89PNG", b"BM", b"GIF8")) or is_still_webp
+
+
+def _exif(request: Request, pixels: np.ndarray, from_pixels: Any, from_bytes: Any) -> dict[str, Any]:
+    """A photo stored lying on its side, with the EXIF tag that says so: bytes against canonical decoder and arrays."""
+    import tensorflow as tf
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    lying = Image.fromarray(pixels[0]).transpose(Image.Transpose.ROTATE_90)
+    lying.save(buffer, "JPEG", quality=95, exif=exif)
+    upright = decode(buffer.getvalue(), DecodeRules(**request.rules)).pixels_HWC
+    by_array = from_pixels(pixels=tf.constant(upright[None]))["probabilities"].numpy()
+    by_bytes = from_bytes(image_bytes=tf.constant([buffer.getvalue()]))["probabilities"].numpy()
+    return {"largest_difference": float(np.abs(by_array - by_bytes).max()), "tolerance": EXIF_TOLERANCE}
+
+
+def main() -> None:
+    request_file, result_file = sys.argv[1:]
+    result = check(Request(**json.loads(Path(request_file).read_text())))
+    Path(result_file).write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

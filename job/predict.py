@@ -1,0 +1,118 @@
+"""Label photos with an exported model. It reads what intake reads: the canonical decoder and the array signature."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from job.context import Context
+from job.data.decode import DecodeRules
+from job.data.sources import Entry, open_source
+from job.data.stores import ROWS_PER_SHARD, StoreWriter
+from job.data.workers import Limits, ShardTask, decode_shards, usable_cores
+from job.errors import DataUnusable, UsageError
+from job.storage.workdir import Workdir
+
+_BEST = 3
+_DECODE_TIMEOUT_S, _WORKER_MEMORY_MB = 30.0, 2048
+
+
+def predict(model_folder: Path, data: str, out: Path, *, batch_size: int, context: Context) -> str:
+    """Write one row for each photo found: path, label, probability, `top_3`, and `error` where it could not be read.
+
+    Returns a line that says what was done.
+
+    Raises:
+        UsageError: where `model_folder` is no exported model, or `out` is neither .parquet nor .csv.
+        DataUnusable: where there is not a single photo.
+    """
+    if out.suffix not in (".parquet", ".csv"):
+        raise UsageError(f"--out {out}: give a name that ends in .parquet or .csv.")
+    card = Workdir(model_folder).read_json("model.json")
+    if card is None:
+        raise UsageError(f"--model {model_folder}: there is no model.json in it; give the model/ folder of a run.")
+    source = open_source(data, labelled=False)
+    entries = [e for e in source.listing().entries if e.verdict != "ignored"]
+    rules = DecodeRules(card["image_size"], card["resize"], **card["decoder"])
+    signature = _load(model_folder)
+    rows: dict[str, dict[str, Any]] = {e.path: {"path": e.path, "error": e.reason} for e in entries if e.verdict}
+    readable = [e for e in entries if e.verdict is None]
+    shards = [readable[k : k + ROWS_PER_SHARD] for k in range(0, len(readable), ROWS_PER_SHARD)]
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        context.telemetry.progress("predict", len(readable), "photos") as progress,
+    ):
+        writer = StoreWriter(Path(scratch), (rules.image_size, rules.image_size, 3), "uint8")
+        tasks = (ShardTask(k, tuple(shard), writer.open_shard(k, len(shard))) for k, shard in enumerate(shards))
+        limits = Limits(min(usable_cores(), max(1, len(shards))), _DECODE_TIMEOUT_S, _WORKER_MEMORY_MB)
+        for task in decode_shards(tasks, source, rules, limits, context):
+            writer.commit(task.shard, "", task.file, task.num_rows)
+            pixels = np.load(writer.array_path(task.shard), mmap_mode="r")
+            probabilities = [signature(pixels[k : k + batch_size]) for k in range(0, len(pixels), batch_size)]
+            rows |= _rows(task, np.concatenate(probabilities) if probabilities else np.empty((0, 0)), card["class_names"])
+            writer.array_path(task.shard).unlink()
+            progress.advance(len(task.entries))
+    rows = {path: row for path, row in rows.items() if row}
+    if not rows:
+        raise DataUnusable(f"--data {data}: there are no photos below this folder.")
+    _write(out, [rows[path] for path in sorted(rows)])
+    failed = sum(bool(row["error"]) for row in rows.values())
+    return f"{len(rows) - failed:,} photos labelled, {failed:,} could not be read: {out}"
+
+
+def _load(model_folder: Path) -> Any:
+    import tensorflow as tf
+
+    model = tf.saved_model.load(str(model_folder))
+    signature = model.signatures["pixels"]
+
+    def probabilities(pixels: np.ndarray) -> np.ndarray:
+        result: np.ndarray = signature(pixels=tf.constant(pixels))["probabilities"].numpy()
+        return result
+
+    probabilities.model = model  # type: ignore[attr-defined]  # The signature does not keep its variables alive.
+    return probabilities
+
+
+def _rows(task: ShardTask, probabilities: np.ndarray, class_names: list[str]) -> dict[str, dict[str, Any]]:
+    """Rows by path; empty for files that are neither photos nor called so."""
+    found: dict[str, dict[str, Any]] = {}
+    good = iter(probabilities)
+    for entry, record in zip(task.entries, task.records, strict=True):
+        if record["status"] in ("used", "converted"):
+            found[entry.path] = _row(entry, next(good), class_names)
+        else:
+            found[entry.path] = {} if record["status"] == "ignored" else {"path": entry.path, "error": record["reason"]}
+    return found
+
+
+def _row(entry: Entry, probabilities_C: np.ndarray, class_names: list[str]) -> dict[str, Any]:
+    best = np.argsort(-probabilities_C, kind="stable")[:_BEST]
+    top = {class_names[k]: round(float(probabilities_C[k]), 6) for k in best}
+    label = class_names[best[0]]
+    return {"path": entry.path, "label": label, "probability": float(probabilities_C[best[0]]), "top_3": top, "error": ""}
+
+
+def _write(out: Path, rows: list[dict[str, Any]]) -> None:
+    table = pa.table(
+        {
+            "path": [row["path"] for row in rows],
+            "label": pa.array([row.get("label") for row in rows], pa.string()),
+            "probability": pa.array([row.get("probability") for row in rows], pa.float64()),
+            "top_3": pa.array(
+                [json.dumps(row["top_3"], ensure_ascii=False) if "top_3" in row else None for row in rows], pa.string()
+            ),
+            "error": [row["error"] for row in rows],
+        }
+    )
+    workdir = Workdir(out.resolve().parent)
+    with workdir.writing(out.name) as path:
+        if out.suffix == ".csv":
+            pyarrow.csv.write_csv(table, path)
+        else:
+            pyarrow.parquet.write_table(table, path)

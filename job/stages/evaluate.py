@@ -1,0 +1,226 @@
+"""evaluate: score both models on validation, choose the one to ship, then look at the held-out photos once."""
+
+import io
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+from scipy.special import softmax
+
+from job.config import EvaluateConfig
+from job.context import Context
+from job.data.examples import Examples
+from job.data.stores import ArrayStore
+from job.model import metrics
+from job.model.heads import Head
+from job.model.network import Network
+from job.storage.workdir import Workdir
+from job.train.cluster import map_batches
+
+SUMMARY = "stages/evaluate/evaluation.json"
+PREDICTIONS = "predictions.parquet"
+THUMBNAILS = "stages/evaluate/mistakes"
+_BATCH_SIZE = 256
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All numbers, as in stages/evaluate/evaluation.json: `head`, `fine_tuned`, `shipped` and what the report shows."""
+
+    numbers: dict[str, Any]
+
+    @classmethod
+    def load(cls, workdir: Workdir) -> Self:
+        return cls(workdir.read_json(SUMMARY))
+
+    @property
+    def ships_fine_tuned(self) -> bool:
+        return bool(self.numbers["shipped"] == "fine_tuned")
+
+
+def evaluate(
+    config: EvaluateConfig,
+    *,
+    examples: Examples,
+    images: ArrayStore,
+    features: ArrayStore,
+    activations: ArrayStore,
+    chosen_head: Head,
+    tuned_weights: list[np.ndarray] | None,
+    network: Network,
+    context: Context,
+) -> Evaluation:
+    val, test = examples.of("val"), examples.of("test")
+    both = np.concatenate([val, test])
+    rows = examples["row"][both]
+    probabilities = {"head": chosen_head.probabilities(features.rows(rows))}
+    if tuned_weights is not None:
+        probabilities["fine_tuned"] = _tuned_probabilities(network, chosen_head, tuned_weights, activations.rows(rows))
+    on_val = {name: p[: len(val)] for name, p in probabilities.items()}
+    shipped, choice = _choose(config, examples, val, on_val, context.seed)
+    on_test = {name: p[len(val) :] for name, p in probabilities.items()}
+    numbers = {
+        "shipped": shipped,
+        "choice": choice,
+        "class_names": list(examples.class_names),
+        "head": None,
+        "fine_tuned": None,
+        **_summaries(config, examples, val, on_val, test, on_test),
+        **_details(config, examples, test, on_test, shipped, context.seed),
+        "gate": {"min_accuracy": config.min_accuracy},
+    }
+    numbers["gate"]["met"] = config.min_accuracy is None or numbers[shipped]["test"]["accuracy"] >= config.min_accuracy
+    numbers["mistakes"] = _mistakes(config, examples, images, test, on_test[shipped], context.workdir)
+    _tell(context, numbers)
+    context.workdir.write_bytes(PREDICTIONS, _predictions(examples, test, on_test, shipped))
+    context.workdir.write_json(SUMMARY, numbers)
+    return Evaluation(numbers)
+
+
+def _tuned_probabilities(network: Network, start: Head, weights: list[np.ndarray], inputs: np.ndarray) -> np.ndarray:
+    """In float32 whatever precision trained, because that is what is exported."""
+    import tensorflow as tf
+
+    model = network.tuned(start)
+    model.set_weights(weights)
+
+    @tf.function
+    def forward(batch: Any) -> Any:
+        return network.cluster.strategy.run(lambda x: (model(tf.cast(x, tf.float32), training=False),), (batch,))
+
+    return softmax(map_batches(network.cluster, forward, (inputs,), _BATCH_SIZE)[0].astype(np.float64), axis=1)
+
+
+def _choose(
+    config: EvaluateConfig, examples: Examples, val: np.ndarray, probabilities: dict[str, np.ndarray], seed: int
+) -> tuple[str, dict[str, Any]]:
+    if "fine_tuned" not in probabilities:
+        return "head", {"reason": "There is no fine-tuned model."}
+    predicted = {name: p.argmax(1) for name, p in probabilities.items()}
+    comparison = metrics.compare(
+        examples.labels[val],
+        predicted["head"],
+        predicted["fine_tuned"],
+        examples["group"][val],
+        config.bootstrap_samples,
+        seed,
+    )
+    better = comparison.difference > 0
+    safe = comparison.lower_bound >= -config.ship_margin
+    facts = (
+        f"On the {comparison.num_examples:,} validation photos its accuracy differs from the head's by "
+        f"{100 * comparison.difference:+.1f} points, at 95% by no less than {100 * comparison.lower_bound:+.1f}"
+    )
+    rule = f"it ships where it is more accurate and that bound is not below {-100 * config.ship_margin:+.1f}"
+    verdict = "The fine-tuned model ships." if better and safe else "The head ships."
+    choice = {"comparison": asdict(comparison), "margin": config.ship_margin, "reason": f"{verdict} {facts}; {rule}."}
+    return ("fine_tuned" if better and safe else "head"), choice
+
+
+def _summaries(
+    config: EvaluateConfig,
+    examples: Examples,
+    val: np.ndarray,
+    on_val: dict[str, np.ndarray],
+    test: np.ndarray,
+    on_test: dict[str, np.ndarray],
+) -> dict[str, Any]:
+    leak_free = _leak_free(examples, test)
+    labels = examples.labels
+    return {
+        name: {
+            "val": {**metrics.summary(labels[val], on_val[name], config.ece_bins), "used_for_choices": True},
+            "test": metrics.summary(labels[test], on_test[name], config.ece_bins),
+            "test_leak_free": metrics.summary(labels[test[leak_free]], on_test[name][leak_free], config.ece_bins),
+        }
+        for name in on_test
+    }
+
+
+def _leak_free(examples: Examples, test: np.ndarray) -> np.ndarray:
+    """Which held-out photos have no copy in what the user gave as training split. Boolean, like `test`."""
+    given_for_training = (examples["given_split"] == "train") & (examples["group"] >= 0)
+    return ~np.isin(examples["group"][test], examples["group"][given_for_training])
+
+
+def _details(
+    config: EvaluateConfig, examples: Examples, test: np.ndarray, on_test: dict[str, np.ndarray], shipped: str, seed: int
+) -> dict[str, Any]:
+    labels, groups = examples.labels[test], examples["group"][test]
+    predicted = {name: p.argmax(1) for name, p in on_test.items()}
+    train_labels = examples.labels[examples.of("train")]
+    largest = int(np.bincount(train_labels).argmax())
+    details: dict[str, Any] = {
+        "confusion": metrics.confusion(labels, predicted[shipped], len(examples.class_names)).tolist(),
+        "per_class": metrics.per_class(
+            labels, predicted[shipped], groups, examples.class_names, config.bootstrap_samples, seed
+        ),
+        "largest_class": {"class": examples.class_names[largest], "accuracy": float((labels == largest).mean())},
+        "head_against_fine_tuned": None,
+    }
+    if "fine_tuned" in predicted:
+        comparison = metrics.compare(
+            labels, predicted["head"], predicted["fine_tuned"], groups, config.bootstrap_samples, seed
+        )
+        details["head_against_fine_tuned"] = asdict(comparison)
+    return details
+
+
+def _mistakes(
+    config: EvaluateConfig,
+    examples: Examples,
+    images: ArrayStore,
+    test: np.ndarray,
+    probabilities: np.ndarray,
+    workdir: Workdir,
+) -> list[dict[str, Any]]:
+    predicted = probabilities.argmax(1)
+    wrong = np.flatnonzero(predicted != examples.labels[test])
+    worst = wrong[np.argsort(-probabilities[wrong, predicted[wrong]], kind="stable")][: config.mistakes]
+    folder = workdir.fresh_folder(THUMBNAILS)
+    mistakes = []
+    for number, k in enumerate(worst):
+        name = f"{number:03d}.jpg"
+        Image.fromarray(images.rows([examples["row"][test[k]]])[0]).save(folder / name, quality=85)
+        mistakes.append(
+            {
+                "path": examples["path"][test[k]],
+                "label": examples["label"][test[k]],
+                "predicted": examples.class_names[predicted[k]],
+                "probability": float(probabilities[k, predicted[k]]),
+                "probability_of_label": float(probabilities[k, examples.labels[test[k]]]),
+                "thumbnail": f"{THUMBNAILS}/{name}",
+            }
+        )
+    return mistakes
+
+
+def _predictions(examples: Examples, test: np.ndarray, on_test: dict[str, np.ndarray], shipped: str) -> bytes:
+    names = np.asarray(examples.class_names, object)
+    columns = {
+        "path": examples["path"][test],
+        "label": examples["label"][test],
+        "predicted": names[on_test[shipped].argmax(1)],
+        "shipped": [shipped] * len(test),
+        "leak_free": _leak_free(examples, test),
+    }
+    for name in ("head", "fine_tuned"):
+        values = on_test[name].tolist() if name in on_test else [None] * len(test)
+        columns[f"{name}_probabilities"] = pa.array(values, pa.list_(pa.float64()))
+    buffer = io.BytesIO()
+    table = pa.table(columns).replace_schema_metadata({"class_names": "\n".join(examples.class_names)})
+    pq.write_table(table, buffer)
+    return buffer.getvalue()
+
+
+def _tell(context: Context, numbers: dict[str, Any]) -> None:
+    matrix = np.asarray(numbers["confusion"], np.float64)
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    picture = (255 * (1 - shares)).astype(np.uint8).repeat(24, axis=0).repeat(24, axis=1)
+    context.telemetry.image("evaluate/confusion_matrix", np.repeat(picture[:, :, None], 3, axis=2))
+    for name in ("head", "fine_tuned"):
+        if numbers[name]:
+            context.telemetry.scalar(f"evaluate/{name}_test_accuracy", numbers[name]["test"]["accuracy"], 0)

@@ -1,0 +1,164 @@
+"""export: write the shipped model as SavedModel and .keras, and publish it once it is proven to agree with training."""
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from job import __version__, parity
+from job.config import ExportConfig, IntakeConfig
+from job.context import Context
+from job.data.decode import DecodeRules
+from job.data.examples import Examples
+from job.data.stores import ArrayStore
+from job.errors import GateNotMet, JobError
+from job.model import serving
+from job.model.heads import Head
+from job.model.network import Network
+from job.storage.workdir import Workdir, digest_of_file
+
+MODEL = "model"
+PREDICTIONS = "predictions.parquet"
+PARITY = "stages/export/parity.json"
+_PARITY_TIMEOUT_S = 1800
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The published model folder's parity.json."""
+
+    parity: dict[str, Any]
+
+    @classmethod
+    def load(cls, workdir: Workdir) -> Self:
+        return cls(workdir.read_json(PARITY))
+
+
+def export(
+    config: ExportConfig,
+    intake: IntakeConfig,
+    *,
+    examples: Examples,
+    images: ArrayStore,
+    source_uri: str,
+    chosen_head: Head,
+    tuned_weights: list[np.ndarray] | None,
+    network: Network,
+    context: Context,
+) -> Exported:
+    """`tuned_weights` are those of the shipped model, None where the head alone ships.
+
+    Raises:
+        GateNotMet: where the exported model disagrees with what was measured; nothing is published then.
+    """
+    tuned = network.tuned(chosen_head)
+    if tuned_weights is not None:
+        tuned.set_weights(tuned_weights)
+    classifier = network.assembled(tuned)
+    rules = DecodeRules(**{name: getattr(intake, name) for name in DecodeRules.__dataclass_fields__})
+    result: dict[str, Any] = {}
+
+    def build(folder: Path) -> None:
+        serving.save(
+            classifier, folder, image_size=intake.image_size, resize=intake.resize, class_names=examples.class_names
+        )
+        classifier.save(folder / "model.keras")
+        context.stop.check()
+        result.update(_check_parity(config, folder, rules, examples, images, source_uri, context))
+        (folder / "parity.json").write_text(json.dumps(result, indent=2) + "\n")
+        card = _model_card(intake, examples, network, folder, tuned_weights is not None)
+        (folder / "model.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        if not result["agrees"]:
+            context.workdir.write_json(PARITY, result)
+            raise GateNotMet(
+                f"The exported model disagrees with what was measured: {'; '.join(result['faults'])}. "
+                f"Nothing was published; the numbers are in {context.workdir.path(PARITY)}."
+            )
+
+    context.workdir.publish_folder(MODEL, build)
+    context.workdir.write_json(PARITY, result)
+    return Exported(result)
+
+
+def _check_parity(
+    config: ExportConfig,
+    folder: Path,
+    rules: DecodeRules,
+    examples: Examples,
+    images: ArrayStore,
+    source_uri: str,
+    context: Context,
+) -> dict[str, Any]:
+    predictions = pq.read_table(context.workdir.path(PREDICTIONS)).slice(0, config.parity_photos)
+    shipped = predictions["shipped"][0].as_py()
+    row_of_path = dict(zip(examples["path"], examples["row"], strict=True))
+    paths = predictions["path"].to_pylist()
+    with tempfile.TemporaryDirectory() as scratch:
+        expected = Path(scratch) / "expected.npy"
+        np.save(expected, np.asarray(predictions[f"{shipped}_probabilities"].to_pylist()))
+        request = parity.Request(
+            model=str(folder),
+            images=str(images.folder),
+            rows=[int(row_of_path[p]) for p in paths],
+            expected=str(expected),
+            source=source_uri,
+            paths=paths,
+            rules=asdict(rules),
+        )
+        result = _in_fresh_process(request, Path(scratch))
+    faults = _faults(config, result)
+    return {**result, "faults": faults, "agrees": not faults}
+
+
+def _faults(config: ExportConfig, result: dict[str, Any]) -> list[str]:
+    arrays, by_bytes, exif = result["arrays"], result["bytes"], result["exif"]
+    faults = []
+    if not arrays["largest_difference"] <= arrays["tolerance"]:
+        faults.append(f"probabilities from the same pixels differ by {arrays['largest_difference']:.2g}")
+    if by_bytes["changed_labels_with_clear_margin"]:
+        faults.append(f"{by_bytes['changed_labels_with_clear_margin']} clear labels change when predicted from bytes")
+    if by_bytes["changed_labels"] > config.max_changed_fraction * by_bytes["num_photos"]:
+        faults.append(f"{by_bytes['changed_labels']} of {by_bytes['num_photos']} labels change when predicted from bytes")
+    if not exif["largest_difference"] <= exif["tolerance"]:
+        faults.append("EXIF orientation is not honoured")
+    return faults
+
+
+def _in_fresh_process(request: parity.Request, scratch: Path) -> dict[str, Any]:
+    request_file, result_file = scratch / "request.json", scratch / "result.json"
+    request_file.write_text(json.dumps(asdict(request)))
+    command = [sys.executable, "-m", "job.parity", str(request_file), str(result_file)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_PARITY_TIMEOUT_S, check=False)
+    if done.returncode != 0:
+        raise JobError(f"The parity check did not run through:\n{done.stderr[-4000:]}")
+    result: dict[str, Any] = json.loads(result_file.read_text())
+    return result
+
+
+def _model_card(
+    intake: IntakeConfig, examples: Examples, network: Network, folder: Path, fine_tuned: bool
+) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "class_names": list(examples.class_names),
+        "image_size": intake.image_size,
+        "resize": intake.resize,
+        "shipped": "fine_tuned" if fine_tuned else "head",
+        "backbone": network.config.name,
+        "decoder": {name: getattr(intake, name) for name in ("max_pixels", "min_side_px", "max_aspect_ratio")},
+        "signatures": {"serving_default": "image_bytes: string (N)", "pixels": "uint8 (N, size, size, 3)"},
+        "versions": {
+            "transfer-job": __version__,
+            **{p: importlib.metadata.version(p) for p in ("keras", "numpy", "pillow")},
+        },
+        "sha256": {p.relative_to(folder).as_posix(): digest_of_file(p) for p in sorted(folder.rglob("*")) if p.is_file()},
+    }

@@ -1,0 +1,152 @@
+"""fine_tune: train the layers above the cut together with the head, from stored activations."""
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import numpy as np
+from sklearn.metrics import log_loss
+
+from job.config import FineTuneConfig
+from job.context import Context
+from job.data.examples import Examples
+from job.data.stores import StoredViews
+from job.model.heads import Head, class_weights, regression_on_views, smoothed_one_hot
+from job.model.network import Network
+from job.storage.workdir import Workdir
+from job.train.loop import Batch, Trainer
+from job.train.schedule import Schedule
+
+WEIGHTS = "stages/fine_tune/weights.npz"
+SUMMARY = "stages/fine_tune/fine_tune.json"
+_MAX_HEAD_ITERATIONS = 500
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """The weights of `Network.tuned` in its order (None where nothing was fine-tuned, with the reason), and the history:
+    one entry for each epoch, the first one before training."""
+
+    weights: list[np.ndarray] | None
+    history: list[dict[str, Any]]
+    note: str
+
+    @classmethod
+    def load(cls, workdir: Workdir) -> Self:
+        summary = workdir.read_json(SUMMARY)
+        weights = None
+        if summary["trained"]:
+            with np.load(workdir.path(WEIGHTS), allow_pickle=False) as arrays:
+                weights = [arrays[f"{k:04d}"] for k in range(len(arrays))]
+        return cls(weights, summary["history"], summary["note"])
+
+
+def fine_tune(
+    config: FineTuneConfig,
+    *,
+    examples: Examples,
+    features: StoredViews,
+    activations: StoredViews,
+    chosen_head: Head,
+    c: float,
+    network: Network,
+    train_seed: int,
+    context: Context,
+) -> FineTuned:
+    """
+    Raises:
+        Diverged: where a number stops being finite.
+        Stopped: between steps.
+    """
+    if config.epochs == 0 or network.config.unfreeze == "none":
+        why = "fine_tune.epochs is 0" if config.epochs == 0 else "backbone.unfreeze is none"
+        return _save(context.workdir, FineTuned(None, [], f"Nothing was fine-tuned, because {why}."))
+    feed = _Feed(config, examples, activations, train_seed)
+    start = _start(config, examples, features, chosen_head, c)
+    model = network.tuned(start, config.precision)
+    trainer = Trainer(model, feed.schedule, network.cluster, weight_decay=config.weight_decay, ema=config.ema)
+    val = examples.of("val")
+    val_inputs, val_labels = activations.plain.rows(examples["row"][val]), examples.labels[val]
+    history = [{"epoch": 0, **_validate(trainer, val_inputs, val_labels)}]
+    kept = best = (history[0]["val_log_loss"], 0, trainer.final_weights())
+    note = f"The last of {config.epochs} epochs is kept."
+    started = time.monotonic()
+    with context.telemetry.progress("fine-tune", feed.schedule.total_steps, "steps") as progress:
+
+        def before_step(_step: int) -> None:
+            context.stop.check()
+            progress.advance()
+
+        for result in trainer.epochs(feed.batch, before_step):
+            history.append({**asdict(result), **_validate(trainer, val_inputs, val_labels)})
+            _tell(context, history[-1])
+            loss = history[-1]["val_log_loss"]
+            kept = (loss, result.epoch, trainer.final_weights())
+            best = min(best, kept, key=lambda k: k[0])
+            if loss > 2 * np.log(len(examples.class_names)):
+                kept, note = best, f"Training collapsed in epoch {result.epoch}; epoch {best[1]} is kept."
+                break
+            if config.keep == "best" and result.epoch - best[1] >= config.patience:
+                break
+    if config.keep == "best":
+        kept, note = best, f"Epoch {best[1]} of {len(history) - 1} is kept, the best by validation log-loss."
+    context.telemetry.event("fine_tuned", examples_per_s=feed.seen / max(time.monotonic() - started, 1e-9), note=note)
+    weights = [np.asarray(w, np.float32) for w in kept[2]]
+    return _save(context.workdir, FineTuned(weights, history, note))
+
+
+class _Feed:
+    """Batches of stored activations as a pure function of the step."""
+
+    def __init__(self, config: FineTuneConfig, examples: Examples, activations: StoredViews, seed: int) -> None:
+        indices = examples.in_store_order("train")
+        by_key = np.argsort(examples.keys[indices], kind="stable")  # Where a photo lies must not matter.
+        self._positions_N = by_key
+        self._keys_N = examples.keys[indices][by_key]
+        self._activations = activations
+        num_classes = len(examples.class_names)
+        labels_N = examples.labels[indices][by_key]
+        self._targets_NC = smoothed_one_hot(labels_N, num_classes, config.label_smoothing)
+        self._weights_N = class_weights(labels_N, num_classes, config.class_weight)
+        self.schedule = Schedule.resolve(config, num_examples=len(indices), seed=seed)
+        self.seen = 0
+
+    def batch(self, step: int) -> Batch:
+        chosen = self.schedule.batch(step)
+        views = self.schedule.views(step, self._keys_N[chosen], self._activations.num_views)
+        self.seen += len(chosen)
+        inputs = self._activations.training(self._positions_N[chosen], views)
+        return inputs, self._targets_NC[chosen], self._weights_N[chosen]
+
+
+def _start(config: FineTuneConfig, examples: Examples, features: StoredViews, chosen: Head, c: float) -> Head:
+    """The chosen head; where training smooths labels, the optimum for the smoothed ones, or the loss would first undo it."""
+    if config.label_smoothing == 0:
+        return chosen
+    labels_T, num_classes = examples.labels[examples.in_store_order("train")], len(examples.class_names)
+    targets_TC = smoothed_one_hot(labels_T, num_classes, config.label_smoothing)
+    weights_T = class_weights(labels_T, num_classes, config.class_weight)
+    return regression_on_views(features, targets_TC, weights_T).solve(c, chosen, _MAX_HEAD_ITERATIONS).head
+
+
+def _validate(trainer: Trainer, inputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    from scipy.special import softmax
+
+    probabilities = softmax(trainer.logits(inputs).astype(np.float64), axis=1)
+    loss = float(log_loss(labels, probabilities, labels=range(probabilities.shape[1])))
+    return {"val_log_loss": loss, "val_accuracy": float((probabilities.argmax(1) == labels).mean())}
+
+
+def _tell(context: Context, epoch: dict[str, Any]) -> None:
+    for name in ("train_loss", "train_accuracy", "val_log_loss", "val_accuracy", "learning_rate"):
+        context.telemetry.scalar(f"fine_tune/{name}", epoch[name], epoch["epoch"])
+    context.telemetry.event("epoch", **epoch)
+
+
+def _save(workdir: Workdir, result: FineTuned) -> FineTuned:
+    if result.weights is not None:
+        with workdir.writing(WEIGHTS) as file, file.open("wb") as stream:
+            arrays: dict[str, Any] = {f"{k:04d}": w for k, w in enumerate(result.weights)}
+            np.savez(stream, **arrays)
+    workdir.write_json(SUMMARY, {"trained": result.weights is not None, "note": result.note, "history": result.history})
+    return result

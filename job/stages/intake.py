@@ -1,0 +1,196 @@
+"""intake: list the source, decode every file once, write the image store and the table of what was found.
+
+It is the only reader of untrusted bytes, and it never writes to the source.
+"""
+
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from itertools import islice
+from typing import Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from job.config import IntakeConfig, digest_of
+from job.context import Context
+from job.data.decode import DecodeRules
+from job.data.examples import Examples
+from job.data.sources import Entry, Listing, Source
+from job.data.stores import ROWS_PER_SHARD, ArrayStore, StoreWriter
+from job.data.workers import Limits, Record, ShardTask, decode_shards, usable_cores
+from job.errors import DataUnusable
+from job.storage.workdir import Workdir
+
+TABLE = "stages/intake/table.parquet"
+KNOWN = "stages/intake/known.parquet"
+IMAGES = "cache/images"
+
+
+@dataclass(frozen=True)
+class Intake:
+    """Every file found, and the image store (uint8, N x size x size x 3) that `examples["row"]` points into."""
+
+    examples: Examples
+    workdir: Workdir
+
+    @classmethod
+    def load(cls, workdir: Workdir) -> Self:
+        return cls(Examples.load(workdir.path(TABLE)), workdir)
+
+    @property
+    def images(self) -> ArrayStore:
+        return ArrayStore(self.workdir.path(IMAGES))
+
+
+def intake(config: IntakeConfig, *, source: Source, listing: Listing, context: Context) -> Intake:
+    """
+    Raises:
+        DataUnusable: where class names cannot be told apart, no class can be told from another, or too many files
+            are quarantined; the table with every reason is written all the same.
+        StorageFailed, Stopped.
+    """
+    _check_class_names(listing)
+    rules = DecodeRules(**{name: getattr(config, name) for name in DecodeRules.__dataclass_fields__})
+    entries = [e for e in listing.entries if e.verdict is None]
+    shards = [entries[k : k + ROWS_PER_SHARD] for k in range(0, len(entries), ROWS_PER_SHARD)]
+    writer = StoreWriter(context.workdir.path(IMAGES), (config.image_size, config.image_size, 3), "uint8")
+    records_of_shard = _decode_missing(config, shards, source, rules, writer, context)
+    examples = _table(listing, [r for k in range(len(shards)) for r in records_of_shard[k]])
+    context.workdir.write_bytes(TABLE, examples.to_parquet())
+    _remember(context.workdir, listing, examples)
+    writer.finish(len(shards))
+    _check_budget(config, examples, context.workdir)
+    return Intake(examples, context.workdir)
+
+
+def source_digest(source: Source, listing: Listing, workdir: Workdir) -> str:
+    """What the source holds, by content. A file whose size and version did not change keeps the digest it had.
+
+    Reads only files that changed since the last intake; empty where no earlier intake knows these paths.
+    """
+    known = _recall(workdir)
+    if known.keys() != {e.path for e in listing.entries if e.verdict is None}:
+        return ""
+    rows = []
+    changed = [e for e in listing.entries if e.verdict is None and known[e.path][:2] != (e.num_bytes, e.version)]
+    fresh = {
+        entry.path: sha256(payload).hexdigest() if isinstance(payload, bytes) else ""
+        for entry, payload in zip(changed, source.read(changed), strict=True)
+    }
+    for entry in listing.entries:
+        digest = fresh.get(entry.path) or (known[entry.path][2] if entry.path in known else "")
+        rows.append([entry.path, entry.label, entry.split, entry.verdict, entry.reason, digest])
+    return digest_of([listing.class_names, rows])
+
+
+def _decode_missing(
+    config: IntakeConfig,
+    shards: Sequence[Sequence[Entry]],
+    source: Source,
+    rules: DecodeRules,
+    writer: StoreWriter,
+    context: Context,
+) -> dict[int, list[Record]]:
+    keys = [digest_of([asdict(rules), [[e.path, e.num_bytes, e.version] for e in shard]]) for shard in shards]
+    records: dict[int, list[Record]] = {}
+    for k, key in enumerate(keys):
+        committed = writer.committed(k, key)
+        if committed is not None:
+            records[k] = committed.extra
+    missing = [k for k in range(len(shards)) if k not in records]
+    tasks = (ShardTask(k, tuple(shards[k]), writer.open_shard(k, len(shards[k]))) for k in missing)
+    workers = usable_cores() if config.workers == "auto" else config.workers
+    limits = Limits(min(workers, max(1, len(missing))), config.decode_timeout_s, config.worker_memory_mb)
+    with context.telemetry.progress("decode", sum(len(shards[k]) for k in missing), "photos") as progress:
+        for task in decode_shards(tasks, source, rules, limits, context):
+            writer.commit(task.shard, keys[task.shard], task.file, task.num_rows, task.records)
+            records[task.shard] = task.records
+            progress.advance(len(task.records))
+    return records
+
+
+def _table(listing: Listing, records: list[Record]) -> Examples:
+    """One row for each entry of the listing; `records` are those of the entries without a verdict, in order."""
+    decoded = iter(records)
+    rows = []
+    next_row = 0
+    for entry in listing.entries:
+        row = {"path": entry.path, "label": entry.label, "given_split": entry.split, "num_bytes": entry.num_bytes}
+        if entry.verdict is None:
+            row |= next(decoded)
+        else:
+            row |= {"status": entry.verdict, "reason": entry.reason}
+        if row["status"] in ("used", "converted"):
+            row["row"] = next_row
+            next_row += 1
+        rows.append({"brightness": 0.0, "contrast": 0.0, "has_exif": False, "width": 0, "height": 0, "phash": 0, **row})
+    return Examples.from_records([{"sha256": "", "format": "", "mode": "", **r} for r in rows], listing.class_names)
+
+
+def _remember(workdir: Workdir, listing: Listing, examples: Examples) -> None:
+    rows = [(e, d) for e, d in zip(listing.entries, examples["sha256"], strict=True) if e.verdict is None]
+    table = pa.table(
+        {
+            "path": [e.path for e, _ in rows],
+            "num_bytes": [e.num_bytes for e, _ in rows],
+            "version": [e.version for e, _ in rows],
+            "sha256": [d for _, d in rows],
+        }
+    )
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    workdir.write_bytes(KNOWN, buffer.getvalue())
+
+
+def _recall(workdir: Workdir) -> Mapping[str, tuple[int, str, str]]:
+    try:
+        columns = pq.read_table(workdir.path(KNOWN)).to_pydict()
+    except (OSError, pa.ArrowInvalid):
+        return {}
+    return {
+        path: (size, version, digest)
+        for path, size, version, digest in zip(
+            *(columns[n] for n in ("path", "num_bytes", "version", "sha256")), strict=True
+        )
+    }
+
+
+def _check_class_names(listing: Listing) -> None:
+    import unicodedata
+
+    seen: dict[str, str] = {}
+    for name in listing.class_names:
+        folded = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+        if folded in seen:
+            raise DataUnusable(
+                f"The classes {seen[folded]!r} and {name!r} differ only by case, blanks or Unicode form. "
+                "Rename one of the folders, or put their photos together."
+            )
+        seen[folded] = name
+    if len(listing.class_names) < 2:
+        raise DataUnusable(f"There is one class, {listing.class_names[0]!r}: a classifier needs two or more class folders.")
+
+
+def _check_budget(config: IntakeConfig, examples: Examples, workdir: Workdir) -> None:
+    quarantined = examples["status"] == "quarantined"
+    candidates = int(quarantined.sum()) + len(examples.of())
+    if quarantined.sum() <= config.max_quarantined_fraction * candidates:
+        return
+    reasons = Counter(reason.split(" (")[0] for reason in examples["reason"][quarantined])
+    lines = [f"  {count:,} x {reason}" for reason, count in reasons.most_common(12)]
+    paths = [
+        f"  {p}: {r}"
+        for p, r in islice(zip(examples["path"][quarantined], examples["reason"][quarantined], strict=True), 10)
+    ]
+    raise DataUnusable(
+        f"{quarantined.sum():,} of {candidates:,} files are quarantined ({quarantined.sum() / candidates:.1%}), more than "
+        f"intake.max_quarantined_fraction ({config.max_quarantined_fraction:.1%}) allows:\n"
+        + "\n".join(lines)
+        + "\nThe first of them:\n"
+        + "\n".join(paths)
+        + f"\nAll are listed in {workdir.path(TABLE)}. "
+        "Repair or remove them, or raise the limit if you can do without them."
+    )

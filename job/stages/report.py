@@ -1,0 +1,299 @@
+"""report: one self-contained page about the run, drawn from what the stages before it left.
+
+The page has no script and asks for nothing from anywhere; its policy forbids both. Names of files and classes are hostile
+text: Jinja escapes them, and characters that cannot be seen, or that turn the text around them, are written out.
+"""
+
+import base64
+import hashlib
+import json
+import math
+import re
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from job import figures
+from job.config import Config, ReportConfig
+from job.context import Context
+from job.errors import StorageFailed
+from job.storage.workdir import Workdir
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PAGE = "report.html"
+_ARTIFACTS = {
+    "explore": "stages/explore/explore.json",
+    "extract": "stages/extract/extract.json",
+    "head": "stages/head/head.json",
+    "tuning": "stages/fine_tune/fine_tune.json",
+    "evaluation": "stages/evaluate/evaluation.json",
+    "parity": "stages/export/parity.json",
+}
+_MEDIA_TYPES = {".jpg": "image/jpeg", ".png": "image/png", ".svg": "image/svg+xml"}
+# Control and format characters and lone surrogates; the joiner of emoji (U+200D) stays.
+_UNSEEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200c\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+# Reasons that differ from file to file by what stands in these groups belong together.
+_PARTICULARS = (re.compile(r"(?P<own>\d+x\d+ pixels): "), re.compile(r": (?P<own>the same bytes as .+)", re.DOTALL))
+_HEAT_LEVELS = 20
+# A page stays readable, and below some ten megabytes, whatever the data.
+LIMITS = {"pictured_classes": 100, "matrix_classes": 60, "reasons": 60, "photos_of_a_group": 24, "confusions": 10}
+
+
+@dataclass(frozen=True)
+class Report:
+    """The page."""
+
+    path: Path
+
+    @classmethod
+    def load(cls, workdir: Workdir) -> Self:
+        return cls(workdir.path(PAGE))
+
+
+def report(config: ReportConfig, *, run: dict[str, Any], timings: dict[str, dict[str, float]], context: Context) -> Report:
+    """Draw report.html. Needs explore's summary; says what there is to say about models where there are any.
+
+    `run` is the content of run.json, `timings` the wall and CPU seconds of each stage.
+
+    Raises:
+        StorageFailed: where explore's summary cannot be read, or the page cannot be written.
+    """
+    workdir = context.workdir
+    made = {name: workdir.read_json(path) for name, path in _ARTIFACTS.items()}
+    if made["explore"] is None:
+        raise StorageFailed(f"{workdir.path(_ARTIFACTS['explore'])}: missing or damaged. Run the same command again.")
+    environment = _environment(workdir)
+    style = environment.get_template("report.css.j2").render(heat_levels=_HEAT_LEVELS)
+    page = environment.get_template("report.html.j2").render(
+        made,
+        title=config.title or _name_of(run["data"]),
+        style=style,
+        style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
+        state=_state(made["evaluation"], made["parity"]),
+        data=_data(made["explore"]),
+        results=_results(made["evaluation"]) if made["evaluation"] else None,
+        charts=_charts(made["head"], made["tuning"]),
+        run=run,
+        settings=_settings(run["config"]),
+        provenance=[*_leaves(run.get("versions", {})), *_leaves(run.get("fingerprint", {}))],
+        timings={name: times for name, times in timings.items() if name != "report"},  # It is not over yet.
+        limits=LIMITS,
+    )
+    workdir.write_bytes(PAGE, page.encode("utf-8", "backslashreplace"))
+    return Report.load(workdir)
+
+
+def _environment(workdir: Workdir) -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        finalize=_with_unseen_written_out,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": _percent, "points": _points, "seconds": _seconds, "bytes": _bytes, "short": _short}
+    environment.filters["setting"] = lambda value: json.dumps(value, ensure_ascii=False)
+    environment.globals["picture"] = lambda name: _data_uri(workdir.path(name))
+    return environment
+
+
+def _state(evaluation: Mapping[str, Any] | None, parity: Mapping[str, Any] | None) -> str:
+    if evaluation is None:
+        return "no model"
+    if not evaluation["gate"]["met"]:
+        return "gate not met"
+    if parity is None:
+        return "not exported"
+    return "exported" if parity["agrees"] else "export disagrees"
+
+
+def _data(explore: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page says about the data beside explore's own numbers."""
+    classes = [{**c, "total": c["train"] + c["val"] + c["test"]} for c in explore["classes"]]
+    totals = [c["total"] for c in classes]
+    groups = explore["duplicates"]["groups"]
+    crossing = [g for g in groups if g["crosses_splits"] or g["crosses_labels"]]
+    given = explore["splits_given"]
+    return {
+        "num_photos": sum(totals),
+        "classes": classes,
+        "largest": max(totals),
+        "imbalance": max(totals) / max(1, min(totals)),
+        "unmeasured": [c["class"] for c in classes if c["test"] == 0],
+        "thin": [c["class"] for c in classes if 0 < c["test"] < 20],
+        "given": given if "train" in given and len(given) > 1 else [],
+        "faults": _regrouped(explore["faults"]),
+        "conversions": _regrouped(explore["conversions"]),
+        "ignored": _regrouped(explore["ignored"]),
+        "crossing": crossing,
+        "harmless": [g for g in groups if g not in crossing],
+    }
+
+
+def _regrouped(reasons: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Explore's reasons, without what is particular to one file; that goes to the file's path."""
+    counts: dict[str, int] = defaultdict(int)
+    files: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for entry in reasons:
+        reason, own = entry["reason"], ""
+        for pattern in _PARTICULARS:
+            if found := pattern.search(reason):
+                reason, own = reason.replace(found[0], "", 1), found["own"]
+        counts[reason] += entry["count"]
+        files[reason] += [(path, own) for path in entry["paths"]]
+    ordered = sorted(counts, key=lambda reason: (-counts[reason], reason))
+    return [{"reason": r, "count": counts[r], "files": sorted(files[r])[:20]} for r in ordered]
+
+
+def _results(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """The shipped model's numbers beside what it has to be held against, and its confusions."""
+    shipped = evaluation["shipped"]
+    test, leak_free = evaluation[shipped]["test"], evaluation[shipped]["test_leak_free"]
+    other = {"head": "fine_tuned", "fine_tuned": "head"}[shipped]
+    names, matrix = evaluation["class_names"], evaluation["confusion"]
+    confusions = [
+        {"label": names[i], "predicted": names[j], "count": count, "share": count / sum(row)}
+        for i, row in enumerate(matrix)
+        for j, count in enumerate(row)
+        if count and i != j
+    ]
+    return {
+        "test": test,
+        "chance_loss": math.log(len(names)),
+        "num_correct": round(test["accuracy"] * test["num_examples"]),
+        "leak_free": leak_free if leak_free["num_examples"] != test["num_examples"] else None,
+        "other": other if evaluation[other] else None,
+        "confusions": sorted(confusions, key=lambda c: -c["count"]),
+        "matrix": [[(count, _heat(count, sum(row)), i == j) for j, count in enumerate(row)] for i, row in enumerate(matrix)],
+    }
+
+
+def _heat(count: int, total: int) -> int:
+    """A shade from 0 to 20, by the square root of the share, so that rare confusions can be seen."""
+    return math.ceil(_HEAT_LEVELS * math.sqrt(count / total)) if count else 0
+
+
+def _settings(config: Mapping[str, Any]) -> list[tuple[str, Any, bool]]:
+    """Every setting with its dotted name, its value, and whether it differs from the default."""
+    defaults = dict(_leaves(Config().model_dump(mode="json")))
+    return [(name, value, name in defaults and defaults[name] != value) for name, value in _leaves(config)]
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _charts(head: Mapping[str, Any] | None, tuning: Mapping[str, Any] | None) -> dict[str, str]:
+    charts = {}
+    if head:
+        charts["head"] = _drawn(_head_chart(head))
+    if tuning and len(tuning["history"]) > 1:
+        charts["tuning"] = _drawn(_tuning_chart(tuning["history"]))
+    return charts
+
+
+def _head_chart(head: Mapping[str, Any]) -> "Figure":
+    figure, axes = figures.new_figure(9.0, 2.7, columns=2)
+    strengths = [tried["c"] for tried in head["path"]]
+    for ax, name, colour in ((axes[0], "val_log_loss", figures.SERIES[0]), (axes[1], "val_accuracy", figures.SERIES[2])):
+        values = [tried[name] for tried in head["path"]]
+        ax.plot(strengths, values, marker="o", markersize=4, color=colour)
+        chosen = [(c, v) for c, v in zip(strengths, values, strict=True) if c == head["c"]]
+        ax.plot(*zip(*chosen, strict=True), marker="o", markersize=11, fillstyle="none", color=colour, linestyle="none")
+        ax.set(xscale="log", xlabel="C (further right: freer to fit the training photos)")
+    axes[0].set(title="Log loss on validation photos")
+    axes[1].set(title="Accuracy on validation photos")
+    return figure
+
+
+def _tuning_chart(history: Sequence[Mapping[str, float]]) -> "Figure":
+    figure, axes = figures.new_figure(9.0, 2.9, columns=3)
+    _curve(axes[0], history, "train_loss", figures.SERIES[1], "training photos")
+    _curve(axes[1], history, "val_log_loss", figures.SERIES[0], "validation photos")
+    _curve(axes[2], history, "train_accuracy", figures.SERIES[1], "training photos")
+    _curve(axes[2], history, "val_accuracy", figures.SERIES[0], "validation photos")
+    for ax, title in zip(axes, ("Training loss", "Log loss on validation photos", "Accuracy"), strict=True):
+        ax.set(title=title, xlabel="epoch")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    axes[2].legend(frameon=False, fontsize=9)
+    return figure
+
+
+def _curve(ax: "Axes", history: Sequence[Mapping[str, float]], name: str, colour: str, label: str) -> None:
+    points = [(epoch["epoch"], epoch[name]) for epoch in history if name in epoch]
+    ax.plot(*zip(*points, strict=True), marker="o", markersize=3, color=colour, label=label)
+
+
+def _drawn(figure: "Figure") -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "chart.svg"
+        figures.save_svg(figure, path)
+        return _data_uri(path)
+
+
+def _data_uri(path: Path) -> str:
+    """The picture itself, or "" where it is gone."""
+    try:
+        return f"data:{_MEDIA_TYPES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    except FileNotFoundError:
+        return ""
+
+
+def _with_unseen_written_out(value: Any) -> Any:
+    """For every value on its way into the page; what is already markup was made by a template."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), value)
+
+
+def _name_of(uri: str) -> str:
+    return uri.rstrip("/").rsplit("/", 1)[-1] or uri
+
+
+def _percent(share: float, digits: int = 1) -> str:
+    """Never says 100% or 0% of what is only close to it."""
+    step = 10.0**-digits
+    if 0 < share < step / 200:
+        return f"<{step:.{digits}f}%"
+    if 1 - step / 200 <= share < 1:
+        return f">{100 - step:.{digits}f}%"
+    return f"{100 * share:.{digits}f}%"
+
+
+def _points(difference: float) -> str:
+    return f"{100 * difference:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _seconds(value: float) -> str:
+    if value < 10:
+        return f"{value:.1f} s"
+    if value < 120:
+        return f"{value:.0f} s"
+    minutes, hours = round(value / 60), round(value / 60) // 60
+    return f"{minutes} min" if minutes < 120 else f"{hours} h {minutes % 60:02d} min"
+
+
+def _bytes(value: float) -> str:
+    return f"{value / 1e6:.1f} MB" if value >= 1e6 else f"{value / 1e3:.1f} kB"
+
+
+def _short(name: str) -> str:
+    """Where the full name stands elsewhere, or in the title."""
+    return name if len(name) <= 40 else f"{name[:26]}\N{HORIZONTAL ELLIPSIS}{name[-12:]}"

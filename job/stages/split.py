@@ -1,0 +1,210 @@
+"""split: put copies of one picture into one group, and every group into one of train, val and test.
+
+Given splits are kept. Where the user's own splits tear a group apart, the held-out copy stays and the training copy is
+excluded. What is not given is drawn by a hash of the group's content, so that new photos do not move old ones.
+"""
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Self
+
+import numpy as np
+
+from job.config import SplitConfig
+from job.context import Context
+from job.data.duplicates import confirmed, group_ids, near_pairs
+from job.data.examples import Examples
+from job.data.stores import ArrayStore
+from job.errors import DataUnusable
+from job.storage.workdir import Workdir
+
+TABLE = "examples.parquet"
+
+
+@dataclass(frozen=True)
+class SplitExamples:
+    """The table with `split`, `group` and, for what may not be trained on or counted, status and reason filled in."""
+
+    examples: Examples
+
+    @classmethod
+    def load(cls, workdir: Workdir) -> Self:
+        return cls(Examples.load(workdir.path(TABLE)))
+
+
+def split(
+    config: SplitConfig, *, examples: Examples, images: ArrayStore, drop_small_classes: bool, context: Context
+) -> SplitExamples:
+    """
+    Raises:
+        DataUnusable: naming every class that is too small to train and measure, unless those may be dropped.
+    """
+    draft = _Draft(examples)
+    draft.quarantine_label_conflicts()
+    draft.group(config.near_duplicate_bits, images)
+    draft.take_given_splits()
+    draft.drop_or_refuse_small_classes(drop_small_classes)
+    draft.assign(config)
+    draft.exclude_copies()
+    result = draft.examples()
+    context.workdir.write_bytes(TABLE, result.to_parquet())
+    return SplitExamples(result)
+
+
+class _Draft:
+    """The columns while they are being decided."""
+
+    def __init__(self, examples: Examples) -> None:
+        self._examples = examples
+        self._class_names = list(examples.class_names)
+        self.status = examples["status"].copy()
+        self.reason = examples["reason"].copy()
+        self.group_of = examples["group"].copy()
+        self.split = examples["split"].copy()
+        self.given = examples["given_split"].copy()
+
+    def examples(self) -> Examples:
+        columns = {"status": self.status, "reason": self.reason, "group": self.group_of, "split": self.split}
+        changed = self._examples.with_columns(**columns)
+        return Examples(changed.columns, tuple(self._class_names))
+
+    def quarantine_label_conflicts(self) -> None:
+        copies = defaultdict(list)
+        for index in self._usable():
+            copies[self._examples["sha256"][index]].append(index)
+        for indices in copies.values():
+            if len({self._label(i) for i in indices}) > 1:
+                for index in indices:
+                    other = next(i for i in indices if self._label(i) != self._label(index))
+                    self._set(index, "quarantined", f"label conflict: the same bytes as {self._path(other)}")
+
+    def group(self, max_bits: int, images: ArrayStore) -> None:
+        usable = self._usable()
+        pairs = near_pairs(self._examples["phash"][usable], max_bits)
+        pairs = pairs[confirmed(self._examples["row"][usable][pairs], images)]
+        self.group_of[usable] = usable[group_ids(len(usable), pairs)]
+
+    def take_given_splits(self) -> None:
+        """A test set that is not there is taken from what the user calls val; without train nothing is given."""
+        names = {self.given[i] for i in self._usable()}
+        if "train" in names and len(names) > 1:
+            held_out = "test" if "test" in names else "val"
+            for index in self._usable():
+                self.split[index] = "test" if self.given[index] == held_out else self.given[index]
+        elif names & {"val", "test"}:
+            found = " and ".join(sorted(n for n in names if n))
+            raise DataUnusable(f"The source has photos for {found} and none for train. Put the training photos into train/.")
+
+    def drop_or_refuse_small_classes(self, drop: bool) -> None:
+        """A class needs a group for each split that we make, and two training groups where the splits are given."""
+        of_class = defaultdict(list)
+        for index in self._usable():
+            of_class[self._label(index)].append(index)
+        problems = {name: p for name in self._class_names if (p := self._problem(name, of_class[name]))}
+        if problems and not drop:
+            listed = "\n".join(f"  {name}: {problem}" for name, problem in problems.items())
+            raise DataUnusable(
+                f"Classes that cannot be trained and measured:\n{listed}\n"
+                "Add photos, remove these folders, or say --set intake.drop_small_classes=true to leave them out."
+            )
+        for index in self._usable():
+            if self._label(index) in problems:
+                self._set(index, "ignored", f"class left out: {problems[self._label(index)]}")
+        self._class_names = [name for name in self._class_names if name not in problems]
+        if len(self._class_names) < 2:
+            raise DataUnusable(f"{len(self._class_names)} usable class left: a classifier needs two or more.")
+
+    def _problem(self, name: str, indices: list[int]) -> str:
+        if not indices:
+            refused = sum(self._label(i) == name and self.status[i] == "quarantined" for i in range(len(self.status)))
+            return "no usable photos" + (f" ({refused} quarantined)" if refused else "")
+        groups = {self.group_of[i] for i in indices}
+        copies = f" ({len(indices)} counting copies)" if len(indices) > len(groups) else ""
+        if not any(self.split[i] for i in indices):
+            return "" if len(groups) >= 3 else f"{len(groups)} different photos{copies}; train, val and test need one each"
+        training = {self.group_of[i] for i in indices if self.split[i] == "train"}
+        if not training:
+            return f"photos only in {' and '.join(sorted({self.given[i] for i in indices}))}, none in train"
+        return "" if len(training) >= 2 else f"{len(training)} training photo{copies}; at least 2 are needed"
+
+    def assign(self, config: SplitConfig) -> None:
+        usable = self._usable()
+        made_here = {"train", "val", "test"} - {self.split[i] for i in usable if self.split[i] != "train"}
+        if made_here == {"train"}:
+            return
+        fractions = {"test": config.test_fraction, "val": config.val_fraction}
+        wanted: dict[str, float] = {name: fractions[name] for name in ("test", "val") if name in made_here}
+        pool: dict[int, list[int]] = defaultdict(list)
+        torn = {self.group_of[i] for i in usable if self.split[i] in ("val", "test")}
+        for index in usable:
+            if self.split[index] in (None, "train") and self.group_of[index] not in torn:
+                pool[self.group_of[index]].append(index)
+        split_of_group = _draw(
+            {g: self._content(m) for g, m in pool.items()}, self._main_label(pool), wanted, config.seed or 0
+        )
+        for group, members in pool.items():
+            for index in members:
+                self.split[index] = split_of_group[group]
+        for index in usable:
+            self.split[index] = self.split[index] or "train"
+
+    def exclude_copies(self) -> None:
+        """Copies of a held-out photo leave training, and exact copies within val and test are counted once."""
+        strength = {"train": 0, "val": 1, "test": 2}
+        members: dict[int, list[int]] = defaultdict(list)
+        for index in self._usable():
+            members[self.group_of[index]].append(index)
+        for group in members.values():
+            keeper = max(group, key=lambda i: strength[str(self.split[i])])
+            counted: dict[str, int] = {}
+            for index in group:
+                digest = str(self._examples["sha256"][index])
+                if strength[str(self.split[index])] < strength[str(self.split[keeper])]:
+                    self._set(index, "excluded", f"a copy of {self._path(keeper)}, which is held out")
+                elif self.split[index] != "train":
+                    first = counted.setdefault(digest, index)
+                    if first != index:
+                        self._set(index, "excluded", f"the same bytes as {self._path(first)}: counted once")
+
+    def _usable(self) -> np.ndarray:
+        return np.flatnonzero(np.isin(self.status, ("used", "converted")))
+
+    def _label(self, index: int) -> str:
+        return str(self._examples["label"][index])
+
+    def _path(self, index: int) -> str:
+        return str(self._examples["path"][index])
+
+    def _set(self, index: int, status: str, reason: str) -> None:
+        self.status[index], self.reason[index] = status, reason
+
+    def _content(self, members: list[int]) -> str:
+        return str(min(self._examples["sha256"][i] for i in members))
+
+    def _main_label(self, pool: dict[int, list[int]]) -> dict[int, str]:
+        return {g: Counter(map(self._label, members)).most_common(1)[0][0] for g, members in pool.items()}
+
+
+def _draw(content: dict[int, str], label: dict[int, str], wanted: dict[str, float], seed: int) -> dict[int, str]:
+    """The split of each group, by thresholds on a hash of its content, class by class.
+
+    Where the thresholds leave one of the wanted splits without a group of some class, the next group in hash order
+    is moved there, as long as train keeps one.
+    """
+    position = {g: int(sha256(f"{seed}:{c}".encode()).hexdigest()[:13], 16) / 16**13 for g, c in content.items()}
+    of_class = defaultdict(list)
+    for group in sorted(position, key=lambda g: position[g]):
+        of_class[label[group]].append(group)
+    drawn: dict[int, str] = {}
+    for groups in of_class.values():
+        remaining, low = groups, 0.0
+        for number, (name, fraction) in enumerate(wanted.items()):
+            spare = max(0, len(remaining) - (len(wanted) - number))  # One each for train and the splits still to come.
+            inside = [g for g in remaining if low <= position[g] < low + fraction]
+            taken = set(inside[:spare] or remaining[: min(1, spare)])
+            drawn |= dict.fromkeys(taken, name)
+            remaining = [g for g in remaining if g not in taken]
+            low += fraction
+        drawn |= dict.fromkeys(remaining, "train")
+    return drawn

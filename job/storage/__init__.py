@@ -1,0 +1,1 @@
+"""What lasts: the only code that writes final names."""

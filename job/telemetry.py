@@ -1,0 +1,121 @@
+"""What the run tells while it works: lines or a progress bar for people, events.jsonl and TensorBoard for programs."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+import numpy as np
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class Progress(Protocol):
+    def advance(self, count: int = 1) -> None: ...
+
+
+class Telemetry:
+    """Writes below `folder` (nothing where it is None) and to `stream`.
+
+    TensorBoard's event file is opened when the first scalar arrives, so that a run that trains nothing leaves none.
+    """
+
+    def __init__(self, folder: Path | None, stream: TextIO | None = None) -> None:
+        self._folder = folder
+        self._stream = stream or sys.stderr
+        self._events: TextIO | None = None
+        self._board: Any = None
+        self.cpu_s_elsewhere = 0.0  # Of processes that the kernel does not count as this one's children.
+
+    def line(self, text: str) -> None:
+        """One line for people."""
+        print(text, file=self._stream, flush=True)
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """One line in logs/events.jsonl."""
+        if self._folder is None:
+            return
+        if self._events is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._events = (self._folder / "events.jsonl").open("a", encoding="utf-8", errors="backslashreplace")
+        record = {"time": round(time.time(), 3), "event": kind, **fields}
+        self._events.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self._events.flush()
+
+    def scalar(self, tag: str, value: float, step: int) -> None:
+        """One point of a TensorBoard curve."""
+        if self._folder is not None:
+            self._writer().add_scalar(tag, value, step)
+
+    def image(self, tag: str, image_HWC: np.ndarray, step: int = 0) -> None:
+        """A uint8 picture for TensorBoard."""
+        if self._folder is not None:
+            self._writer().add_image(tag, image_HWC, step, dataformats="HWC")
+
+    @contextmanager
+    def progress(self, what: str, total: int, unit: str) -> Iterator[Progress]:
+        """Show how far a loop is: a bar with rate and remaining time on a terminal, else a line every few seconds."""
+        if self._stream.isatty():
+            with _bar(self._stream, what, total, unit) as bar:
+                yield bar
+        else:
+            yield _Lines(self, what, total, unit)
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+        if self._events is not None:
+            self._events.close()
+        self._board = self._events = None
+
+    def _writer(self) -> Any:
+        if self._board is None:
+            from tensorboardX import SummaryWriter
+
+            assert self._folder is not None
+            self._board = SummaryWriter(str(self._folder / "tensorboard"), flush_secs=10)
+        return self._board
+
+
+class _Lines:
+    def __init__(self, telemetry: Telemetry, what: str, total: int, unit: str) -> None:
+        self._telemetry, self._what, self._total, self._unit = telemetry, what, total, unit
+        self._done = 0
+        self._start = self._last_line = time.monotonic()
+
+    def advance(self, count: int = 1) -> None:
+        self._done += count
+        now = time.monotonic()
+        if now - self._last_line < SECONDS_BETWEEN_LINES:
+            return
+        self._last_line = now
+        rate = self._done / (now - self._start)
+        remaining_s = (self._total - self._done) / rate if rate else 0
+        self._telemetry.line(
+            f"  {self._what}: {self._done:,} of {self._total:,} {self._unit}, {rate:,.0f}/s, {remaining_s:.0f} s to go"
+        )
+
+
+@contextmanager
+def _bar(stream: TextIO, what: str, total: int, unit: str) -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed or 0:,.0f} {unit}/s")
+
+    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+    with RichProgress(*columns, console=Console(file=stream), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+
+        class Advance:
+            def advance(self, count: int = 1) -> None:
+                bar.advance(task, count)
+
+        yield Advance()

@@ -1,0 +1,1 @@
+"""How it learns, and on how many devices."""

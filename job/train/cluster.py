@@ -1,0 +1,87 @@
+"""On which devices the job runs. The only place that may read what a scheduler puts into the environment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """This worker among `num_workers`, and the devices it has. One machine for now.
+
+    TensorFlow is imported and its devices are set up when `strategy` is first asked for.
+    """
+
+    num_workers: int = 1
+    index: int = 0
+    logical_cpus: int | None = None
+
+    @property
+    def is_chief(self) -> bool:
+        return self.index == 0
+
+    @cached_property
+    def strategy(self) -> tf.distribute.Strategy:
+        """MirroredStrategy over all GPUs (or logical CPUs), or TensorFlow's default where there is one device."""
+        import tensorflow as tf
+
+        gpus = tf.config.list_physical_devices("GPU")
+        for gpu in gpus:
+            tf.config.experimental.set_memory_growth(gpu, True)
+        if not gpus:
+            tf.config.experimental.enable_op_determinism()
+        if self.logical_cpus and not gpus:
+            cpu = tf.config.list_physical_devices("CPU")[0]
+            tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * self.logical_cpus)
+            return tf.distribute.MirroredStrategy([f"/cpu:{k}" for k in range(self.logical_cpus)])
+        if len(gpus) > 1:
+            return tf.distribute.MirroredStrategy()
+        return tf.distribute.get_strategy()
+
+    @property
+    def num_replicas(self) -> int:
+        return int(self.strategy.num_replicas_in_sync)
+
+    def scatter(self, batch: tuple[np.ndarray, ...]) -> Any:
+        """A batch whose first axis is split evenly over the replicas; its length must be a multiple of their number."""
+        import tensorflow as tf
+
+        def part(replica: Any) -> tuple[tf.Tensor, ...]:
+            k, n = replica.replica_id_in_sync_group, self.num_replicas
+            return tuple(tf.constant(a[k * len(a) // n : (k + 1) * len(a) // n]) for a in batch)
+
+        return self.strategy.experimental_distribute_values_from_function(part)
+
+    def gather(self, per_replica: Any) -> np.ndarray:
+        """The results of the replicas, one after the other."""
+        return np.concatenate([np.asarray(part) for part in self.strategy.experimental_local_results(per_replica)])
+
+    def padded_size(self, batch_size: int) -> int:
+        """The smallest size from `batch_size` on that the replicas can share evenly."""
+        return -(-batch_size // self.num_replicas) * self.num_replicas
+
+
+def map_batches(
+    cluster: Cluster, step: Callable[..., Any], arrays: tuple[np.ndarray, ...], batch_size: int
+) -> list[np.ndarray]:
+    """Run a `strategy.run` step over all rows in batches of one size, the last one padded; the results without the padding.
+
+    One size, because another one would be traced again and may round differently.
+    """
+    size = cluster.padded_size(batch_size)
+    outputs: list[list[np.ndarray]] = []
+    for start in range(0, len(arrays[0]), size):
+        batch = tuple(a[start : start + size] for a in arrays)
+        count = len(batch[0])
+        padded = tuple(np.concatenate([a, np.repeat(a[:1], size - count, axis=0)]) if count < size else a for a in batch)
+        results = step(*cluster.scatter(padded))
+        outputs.append([cluster.gather(r)[:count] for r in results])
+    return [np.concatenate(column) for column in zip(*outputs, strict=True)]

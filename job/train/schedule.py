@@ -1,0 +1,64 @@
+"""What happens at which step: the order of examples, the view of each, and the learning rate's course.
+
+All of it is a pure function of (seed, step), so going on is jumping to a step, and one device and many see the same.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from job.config import FineTuneConfig
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The course of a training run, in steps."""
+
+    num_examples: int
+    global_batch_size: int
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+    peak_learning_rate: float
+    seed: int
+
+    @classmethod
+    def resolve(cls, config: FineTuneConfig, *, num_examples: int, seed: int) -> Self:
+        steps_per_epoch = -(-num_examples // config.global_batch_size)
+        total_steps = steps_per_epoch * config.epochs
+        return cls(
+            num_examples=num_examples,
+            global_batch_size=config.global_batch_size,
+            steps_per_epoch=steps_per_epoch,
+            total_steps=total_steps,
+            warmup_steps=min(total_steps - 1, round(config.warmup_fraction * total_steps)) if total_steps else 0,
+            peak_learning_rate=config.learning_rate,
+            seed=seed,
+        )
+
+    @property
+    def ema_decay(self) -> float:
+        """The average reaches back over a tenth of the training."""
+        return max(0.0, 1 - 10 / max(self.total_steps, 10))
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up to the peak, then half a cosine to zero (Loshchilov and Hutter, "SGDR", 2017)."""
+        if step < self.warmup_steps:
+            return self.peak_learning_rate * (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
+        return self.peak_learning_rate * 0.5 * (1 + float(np.cos(np.pi * progress)))
+
+    def epoch(self, step: int) -> int:
+        return step // self.steps_per_epoch
+
+    def batch(self, step: int) -> np.ndarray:
+        """Positions of a step's examples, among the examples sorted by key; the last batch of an epoch may be shorter."""
+        epoch = self.epoch(step)
+        order = np.random.Generator(np.random.Philox(key=[self.seed, epoch])).permutation(self.num_examples)
+        start = (step - epoch * self.steps_per_epoch) * self.global_batch_size
+        return order[start : start + self.global_batch_size]
+
+    def views(self, step: int, keys_B: np.ndarray, num_views: int) -> np.ndarray:
+        """The stored view of each example in this step's epoch: each example goes through its views in turn."""
+        return ((keys_B % np.uint64(num_views)).astype(np.int64) + self.epoch(step)) % num_views

@@ -1,0 +1,109 @@
+"""What tests share: real photos where they are there, drawn ones everywhere, and one finished run for many tests."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from job.context import Context
+from job.storage.workdir import Workdir
+from job.telemetry import Telemetry
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared"
+
+# Settings for a run of seconds: a small backbone with random weights and little of everything.
+QUICK = (
+    "intake.image_size=48",
+    "backbone.name=mobilenet_v2",
+    "backbone.alpha=0.35",
+    "backbone.weights=random",
+    "augment.views=2",
+    "fine_tune.epochs=2",
+    "fine_tune.learning_rate=1e-3",
+    "head.c_grid=[0.01,0.1,1.0]",
+)
+
+RunJob = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real photos and weights; see CONTRIBUTING.md."""
+    if not (SHARED / "data").is_dir():
+        if os.environ.get("REQUIRE_SHARED"):
+            pytest.fail(f"REQUIRE_SHARED is set and {SHARED} is missing")
+        pytest.skip(f"real photos are not here: {SHARED} is missing")
+    return SHARED
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Context:
+    return Context(Workdir(tmp_path / "out"), Telemetry(None))
+
+
+def run_job(*arguments: object, timeout_s: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The program as a user starts it."""
+    return subprocess.run(
+        [sys.executable, "-m", "job", *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+def quick_settings(*more: str) -> list[str]:
+    return [word for setting in (*QUICK, *more) for word in ("--set", setting)]
+
+
+def paint(path: Path, seed: int, kind: str = "stripes", size: tuple[int, int] = (72, 60), **save: object) -> Path:
+    """A photo of one of two textures, in random colours, so that every seed is another picture."""
+    rng = np.random.default_rng(seed)
+    width, height = size
+    y, x = np.mgrid[0:height, 0:width]
+    angle, period = rng.uniform(0, np.pi), rng.uniform(6, 12)
+    if kind == "stripes":
+        wave = np.sin((x * np.cos(angle) + y * np.sin(angle)) * 2 * np.pi / period)
+    else:
+        wave = np.sin(x * 2 * np.pi / period) * np.sin(y * 2 * np.pi / period + angle)
+    colours = rng.integers(0, 255, (2, 3))
+    blobs = np.asarray(Image.fromarray(rng.integers(0, 90, (5, 6, 3)).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC))
+    pixels = np.where((wave > 0)[..., None], *colours) * 0.65 + blobs + rng.normal(0, 4, (height, width, 3))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, **save)
+    return path
+
+
+def paint_classes(folder: Path, per_class: int = 20, kinds: tuple[str, ...] = ("stripes", "checks")) -> Path:
+    for number, kind in enumerate(kinds):
+        for k in range(per_class):
+            paint(folder / kind / f"{kind}-{k:03d}.jpg", seed=1000 * number + k, kind=kind, quality=90)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def painted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of forty pictures, with one file that is no picture and one photo that must be turned."""
+    folder = paint_classes(tmp_path_factory.mktemp("painted"), per_class=40)
+    (folder / "stripes" / "broken.jpg").write_bytes(b"<html><body>404</body></html>")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    paint(folder / "checks" / "turned.jpg", seed=77, kind="checks", exif=exif)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished_run(painted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of a whole quick run over `painted`. Tests must not change it."""
+    out = tmp_path_factory.mktemp("run") / "out"
+    done = run_job("run", "--data", painted, "--out", out, *quick_settings())
+    assert done.returncode == 0, done.stderr
+    return out

@@ -1,0 +1,64 @@
+import subprocess
+import sys
+
+import click
+import pytest
+
+from job.cli import STAGE_NAMES, main
+from job.errors import JobError
+from job.pipeline import STAGES
+from tests.conftest import ROOT, run_job
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in main.commands)])
+def test_help_imports_nothing_heavy(command):
+    code = (
+        "import sys\nfrom job.cli import main\n"
+        f"try: main({[*command, '--help']!r})\n"
+        "except SystemExit: pass\n"
+        "heavy = {'tensorflow', 'keras', 'pydantic', 'pyarrow', 'numpy', 'PIL', 'sklearn'} & set(sys.modules)\n"
+        "print('HEAVY', sorted(heavy))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert "Usage:" in done.stdout and "HEAVY []" in done.stdout
+
+
+def test_every_option_is_documented():
+    for command in main.commands.values():
+        assert command.help, command.name
+        for parameter in command.params:
+            assert isinstance(parameter, click.Argument) or parameter.help, f"{command.name} {parameter.name}"
+
+
+def test_stage_names_of_the_command_line_are_those_of_the_pipeline():
+    assert STAGE_NAMES == tuple(STAGES)
+
+
+def test_exit_codes_of_the_help_are_those_of_the_errors():
+    codes = {c.exit_code for c in JobError.__subclasses__()} | {JobError.exit_code}
+    for code in codes - {1}:
+        assert str(code) in main.help, code
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--data", "nowhere"], "no such folder"),
+        (["--data", "s3://bucket/x"], "there is no source for s3://"),
+        (["--data", "pyproject.toml"], "this is a file"),
+        (["--data", "tests", "--set", "backbone.name=resnet51"], "allowed: convnext_tiny"),
+        (["--data", "tests", "--weights", "weights.pkl"], "existing file"),
+        (["--data", "tests", "--set", "backbone.name=resnet50", "--set", "backbone.alpha=1.0"], "no width multiplier"),
+        (["--data", "tests", "--config", "nowhere.toml"], "nowhere.toml"),
+    ],
+)
+def test_wrong_usage_ends_with_2_and_one_clear_line(tmp_path, arguments, said):
+    done = run_job("run", "--out", tmp_path / "out", *arguments)
+    assert done.returncode == 2
+    assert said in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_output_inside_the_source_is_refused(painted):
+    done = run_job("run", "--data", painted, "--out", painted / "out")
+    assert done.returncode == 2 and "lies inside --data" in done.stderr

@@ -1,0 +1,62 @@
+import tomllib
+
+import pytest
+
+from job.config import Config, allowed, as_toml, fields
+from job.errors import UsageError
+from tests.conftest import ROOT
+
+
+def test_all_mistakes_are_reported_at_once_with_path_value_and_what_is_allowed():
+    with pytest.raises(UsageError) as caught:
+        Config.load(None, ["fine_tune.epochz=3", "intake.resize=stretch", "intake.image_size=7", "head=3", "nonsense"])
+    message = str(caught.value)
+    assert "intake.resize: got 'stretch'; allowed: squash or crop or pad" in message
+    assert "intake.image_size: got 7; allowed: a whole number, at least 32 and at most 1,024" in message
+    assert "fine_tune.epochz: there is no such setting; did you mean fine_tune.epochs?" in message
+    assert "head: got 3; this is a section" in message
+    assert "--set nonsense: expected section.key=value" in message
+
+
+def test_file_is_overlaid_by_set_and_then_by_flags(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text('seed = 5\n[backbone]\nweights = "random"\nalpha = 0.5\n')
+    config = Config.load(file, ["backbone.alpha=0.35", "seed=6"], {"backbone.weights": "imagenet"})
+    assert (config.seed, config.backbone.alpha, config.backbone.weights) == (6, 0.35, "imagenet")
+
+
+def test_values_need_no_quotes_and_lists_and_numbers_are_toml():
+    config = Config.load(None, ["backbone.name=resnet50", "head.c_grid=[0.1, 1]", "backbone.unfreeze=0.3"])
+    assert (config.backbone.name, config.head.c_grid, config.backbone.unfreeze) == ("resnet50", (0.1, 1.0), 0.3)
+
+
+def test_seeds_that_are_left_out_are_the_runs():
+    config = Config.load(None, ["seed=7", "augment.seed=1"])
+    assert (config.split.seed, config.augment.seed, config.train.seed) == (7, 1, 7)
+
+
+@pytest.mark.parametrize("text", ["not toml = = 3", "\x00"])
+def test_broken_file_is_a_usage_error(tmp_path, text):
+    (tmp_path / "run.toml").write_text(text)
+    with pytest.raises(UsageError, match="not TOML"):
+        Config.load(tmp_path / "run.toml")
+
+
+def test_resolved_configuration_read_again_is_the_same(tmp_path):
+    config = Config.load(None, ["augment.zoom_range=0.2", "backbone.alpha=0.5", "report.title=a \"quoted\" ü"])
+    (tmp_path / "again.toml").write_text(as_toml(config))
+    tomllib.loads(as_toml(config))
+    assert Config.load(tmp_path / "again.toml") == config
+
+
+def test_settings_of_how_do_not_count_as_what():
+    more_workers = Config.load(None, ["intake.workers=7"])
+    assert more_workers.intake.what() == Config().intake.what()
+    assert Config.load(None, ["intake.image_size=64"]).intake.what() != Config().intake.what()
+
+
+def test_every_setting_is_documented():
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    for dotted, field in fields():
+        assert field.description, dotted
+        assert f"`{dotted}`" in page and allowed(field) in page, f"docs/configuration.md lacks {dotted}; run `make docs`"
