@@ -75,7 +75,9 @@ def paint(path: Path, seed: int, kind: str = "stripes", size: tuple[int, int] = 
     else:
         wave = np.sin(x * 2 * np.pi / period) * np.sin(y * 2 * np.pi / period + angle)
     colours = rng.integers(0, 255, (2, 3))
-    blobs = np.asarray(Image.fromarray(rng.integers(0, 90, (5, 6, 3)).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC))
+    blobs = np.asarray(
+        Image.fromarray(rng.integers(0, 90, (5, 6, 3)).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    )
     pixels = np.where((wave > 0)[..., None], *colours) * 0.65 + blobs + rng.normal(0, 4, (height, width, 3))
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, **save)

@@ -4,6 +4,7 @@ This module has the folder of class folders, with or without split folders above
 data sets are further classes with the same three members.
 """
 
+import errno
 import os
 import re
 import stat
@@ -150,6 +151,8 @@ class FolderSource:
                     yield file.read()
             except OSError as error:
                 yield error
+            except MemoryError:
+                yield OSError(errno.ENOMEM, "the file is larger than the memory of a decode process")
 
     def _class_folders(self, entries: list[Entry]) -> Iterator[tuple[Path, Split | None, str]]:
         """Each class folder with its split and the path of the folder above; what lies beside them becomes an entry."""

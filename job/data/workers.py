@@ -23,11 +23,12 @@ from job.context import Context
 from job.data.decode import BadPhoto, DecodeRules, Facts, decode
 from job.data.sources import IMAGE_EXTENSIONS, Entry, Source
 from job.data.stores import HEADER_BYTES
-from job.errors import StorageFailed
+from job.errors import JobError, StorageFailed
 from job.telemetry import Telemetry
 
 Record = dict[str, Any]
 
+_READY = "ready"
 _FORK_SERVER = multiprocessing.get_context("forkserver")
 
 
@@ -98,6 +99,7 @@ class _Worker:
             target=_work, args=(far_end, self._source, self._rules, self._limits.memory_mb), daemon=True
         )
         self._process.start()
+        self._is_ready = False
         self._cpu_s = 0.0
         far_end.close()
 
@@ -123,13 +125,16 @@ class _Worker:
             )
         if isinstance(message, RuntimeError):
             raise message
+        self._last_news = time.monotonic()  # Starting a process takes its time, which is no photo's fault.
+        self._is_ready = True
+        if message == _READY:
+            return None
         record, self._cpu_s = message
         self.task.records.append(record)
-        self._last_news = time.monotonic()
         return self._finished()
 
     def check_time(self) -> ShardTask | None:
-        if time.monotonic() - self._last_news > self._limits.timeout_s:
+        if self._is_ready and time.monotonic() - self._last_news > self._limits.timeout_s:
             self._timed_out = True
             self._process.kill()
         return None
@@ -138,6 +143,8 @@ class _Worker:
         """The process is gone: blame the photo it was at (after a second try, unless it hung) and go on behind it."""
         assert self.task is not None
         self._process.join()
+        if not self._is_ready:
+            raise JobError(f"A decode process did not start (exit code {self._process.exitcode}).")
         at, task = len(self.task.records), self.task
         if self._timed_out:
             self._blame(f"took longer to decode than intake.decode_timeout_s ({self._limits.timeout_s:g})")
@@ -180,6 +187,7 @@ def _work(connection: Connection, source: Source, rules: DecodeRules, memory_mb:
     resource.setrlimit(resource.RLIMIT_AS, (in_use + memory_mb * 2**20, resource.RLIM_INFINITY))
     row_bytes = rules.image_size**2 * 3
     try:
+        connection.send(_READY)
         while True:
             entries, start, row, path = connection.recv()
             with open(path, "r+b", buffering=0) as file:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from job.config import BackboneConfig, digest_of
 from job.errors import StorageFailed, UsageError
 from job.storage.workdir import digest_of_file
@@ -132,7 +134,9 @@ def build(config: BackboneConfig, image_size: int, *, seed: int = 0) -> keras.Mo
             f"The ImageNet weights of {config.name} are not under {home}/models and could not be downloaded ({error}). "
             "Give --weights FILE, or put the file there."
         ) from error
-    if config.weights not in ("imagenet", "random"):
+    if config.weights == "random":
+        _calibrate(model, scaling_layers(config), image_size, seed)
+    elif config.weights != "imagenet":
         _load_weights(model, Path(config.weights))
     return model
 
@@ -162,6 +166,29 @@ def scaling_layers(config: BackboneConfig) -> list[keras.Layer]:
         )
         return [swap]
     return []
+
+
+def _calibrate(model: keras.Model, scaling: list[keras.Layer], image_size: int, seed: int) -> None:
+    """Set the statistics of every BatchNormalization on pictures of coloured noise.
+
+    With random kernels and untouched statistics the signal fades from layer to layer, below what float16 holds. After
+    Mishkin and Matas, "All you need is a good init" (2016).
+    """
+    import keras
+
+    rng = np.random.default_rng(seed)
+    coarse = rng.uniform(0, 255, (16, 8, 8, 3)).astype(np.float32)
+    pictures = keras.ops.image.resize(coarse, (image_size, image_size)) + rng.normal(0, 20, (16, image_size, image_size, 3))
+    scaled = keras.ops.clip(keras.ops.cast(pictures, "float32"), 0, 255)
+    for layer in scaling:
+        scaled = layer(scaled)
+    normalizations = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    momenta = [layer.momentum for layer in normalizations]
+    for layer in normalizations:
+        layer.momentum = 0.0
+    model(scaled, training=True)
+    for layer, momentum in zip(normalizations, momenta, strict=True):
+        layer.momentum = momentum
 
 
 def _load_weights(model: keras.Model, file: Path) -> None:
@@ -236,4 +263,3 @@ def table() -> str:
         for name, b in BACKBONES.items()
     ]
     return "\n".join(["| `backbone.name` | keras.applications | input scaling | `alpha` |", "|---|---|---|---|", *rows])
-

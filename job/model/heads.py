@@ -11,7 +11,7 @@ from scipy.special import log_softmax, softmax
 from job.data.stores import StoredViews
 
 # Largest component of the scaled gradient of the mean loss; float32 features give no more than about 1e-7.
-_TOLERANCE = 1e-5
+_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)

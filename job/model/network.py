@@ -34,11 +34,19 @@ class Network:
         self.config, self.image_size, self.cluster, self._seed = config, image_size, cluster, seed
 
     @cached_property
-    def backbone(self) -> keras.Model:
+    def _built(self) -> tuple[list[keras.Layer], keras.Model]:
+        """The scaling layers and the backbone, with all their variables: inside a replica none can be made."""
         with self.cluster.strategy.scope():
+            scaling = backbones.scaling_layers(self.config)
+            for layer in scaling:
+                layer.build((None, self.image_size, self.image_size, 3))
             model = backbones.build(self.config, self.image_size, seed=self._seed)
             model.trainable = False
-            return model
+            return scaling, model
+
+    @property
+    def backbone(self) -> keras.Model:
+        return self._built[1]
 
     @cached_property
     def cut_point(self) -> cut.CutPoint | None:
@@ -50,11 +58,6 @@ class Network:
             return self.backbone, None
         return cut.cut(self.backbone, self.cut_point)
 
-    @cached_property
-    def _scaling(self) -> list[keras.Layer]:
-        with self.cluster.strategy.scope():
-            return backbones.scaling_layers(self.config)
-
     @property
     def feature_width(self) -> int:
         return int(self.backbone.output.shape[-1])
@@ -65,7 +68,7 @@ class Network:
 
         frozen, above = self._parts
         scaled = tf.cast(pixels_BHWC, tf.float32)
-        for layer in self._scaling:
+        for layer in self._built[0]:
             scaled = layer(scaled)
         below = frozen(scaled, training=False)
         if above is None:
@@ -101,7 +104,7 @@ class Network:
 
         pixels = keras.Input((self.image_size, self.image_size, 3), name="pixels", dtype="uint8")
         x = keras.ops.cast(pixels, "float32")
-        for layer in self._scaling:
+        for layer in self._built[0]:
             x = layer(x)
         frozen, above = self._parts
         x = frozen(x, training=False)

@@ -13,6 +13,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -48,7 +49,7 @@ _UNSEEN = re.compile(
 _PARTICULARS = (re.compile(r"(?P<own>\d+x\d+ pixels): "), re.compile(r": (?P<own>the same bytes as .+)", re.DOTALL))
 _HEAT_LEVELS = 20
 # A page stays readable, and below some ten megabytes, whatever the data.
-LIMITS = {"pictured_classes": 100, "matrix_classes": 60, "reasons": 60, "photos_of_a_group": 24, "confusions": 10}
+LIMITS = {"pictured_classes": 100, "matrix_classes": 60, "reasons": 60, "photos_of_a_group": 24, "confusions": 6}
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ def _environment(workdir: Workdir) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "points": _points, "seconds": _seconds, "bytes": _bytes, "short": _short}
+    environment.filters |= {"percent": _percent, "points": _points, "bytes": _bytes}
+    environment.filters |= {"seconds": _seconds, "when": _when, "short": _short}
     environment.filters["setting"] = lambda value: json.dumps(value, ensure_ascii=False)
     environment.globals["picture"] = lambda name: _data_uri(workdir.path(name))
     return environment
@@ -135,9 +137,7 @@ def _data(explore: Mapping[str, Any]) -> dict[str, Any]:
         "unmeasured": [c["class"] for c in classes if c["test"] == 0],
         "thin": [c["class"] for c in classes if 0 < c["test"] < 20],
         "given": given if "train" in given and len(given) > 1 else [],
-        "faults": _regrouped(explore["faults"]),
-        "conversions": _regrouped(explore["conversions"]),
-        "ignored": _regrouped(explore["ignored"]),
+        **{kind: _regrouped(explore[kind]) for kind in ("faults", "conversions", "ignored")},
         "crossing": crossing,
         "harmless": [g for g in groups if g not in crossing],
     }
@@ -201,9 +201,7 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _charts(head: Mapping[str, Any] | None, tuning: Mapping[str, Any] | None) -> dict[str, str]:
-    charts = {}
-    if head:
-        charts["head"] = _drawn(_head_chart(head))
+    charts = {"head": _drawn(_head_chart(head))} if head else {}
     if tuning and len(tuning["history"]) > 1:
         charts["tuning"] = _drawn(_tuning_chart(tuning["history"]))
     return charts
@@ -231,7 +229,7 @@ def _tuning_chart(history: Sequence[Mapping[str, float]]) -> "Figure":
     _curve(axes[2], history, "val_accuracy", figures.SERIES[0], "validation photos")
     for ax, title in zip(axes, ("Training loss", "Log loss on validation photos", "Accuracy"), strict=True):
         ax.set(title=title, xlabel="epoch")
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.locator_params(axis="x", integer=True)
     axes[2].legend(frameon=False, fontsize=9)
     return figure
 
@@ -278,16 +276,19 @@ def _percent(share: float, digits: int = 1) -> str:
 
 
 def _points(difference: float) -> str:
-    return f"{100 * difference:+.1f}".replace("-", "\N{MINUS SIGN}")
+    points = round(100 * difference, 1)
+    return f"{points:+.1f}".replace("-", "\N{MINUS SIGN}") if points else "0.0"
 
 
 def _seconds(value: float) -> str:
-    if value < 10:
-        return f"{value:.1f} s"
     if value < 120:
-        return f"{value:.0f} s"
-    minutes, hours = round(value / 60), round(value / 60) // 60
-    return f"{minutes} min" if minutes < 120 else f"{hours} h {minutes % 60:02d} min"
+        return f"{value:.0f} s" if value >= 10 else f"{value:.1f} s"
+    minutes, seconds = divmod(round(value), 60)
+    return f"{minutes} min {seconds:02d} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _when(iso_time: str) -> str:
+    return f"{datetime.fromisoformat(iso_time).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def _bytes(value: float) -> str:

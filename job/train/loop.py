@@ -65,9 +65,7 @@ class Trainer:
                 losses = tf.nn.softmax_cross_entropy_with_logits(tf.cast(targets, dtype), logits)
                 loss = tf.reduce_sum(losses * tf.cast(weights, dtype))
             gradients = tape.gradient(loss, model.trainable_variables)
-            if cluster.num_replicas > 1:
-                gradients = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, gradients)
-            self.optimizer.apply(gradients, model.trainable_variables)
+            self.optimizer.apply(gradients, model.trainable_variables)  # Sums them over the replicas.
             correct = tf.cast(tf.argmax(logits, 1) == tf.argmax(targets, 1), dtype)
             return losses, correct
 

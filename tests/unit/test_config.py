@@ -43,7 +43,7 @@ def test_broken_file_is_a_usage_error(tmp_path, text):
 
 
 def test_resolved_configuration_read_again_is_the_same(tmp_path):
-    config = Config.load(None, ["augment.zoom_range=0.2", "backbone.alpha=0.5", "report.title=a \"quoted\" ü"])
+    config = Config.load(None, ["augment.zoom_range=0.2", "backbone.alpha=0.5", 'report.title=a "quoted" ü'])
     (tmp_path / "again.toml").write_text(as_toml(config))
     tomllib.loads(as_toml(config))
     assert Config.load(tmp_path / "again.toml") == config

@@ -118,7 +118,9 @@ def test_transparency_is_laid_over_white():
     assert (clear.pixels_HWC == 255).all() and clear.converted == "transparency laid over white"
 
 
-@pytest.mark.parametrize(("mode", "kind"), [("L", "JPEG"), ("CMYK", "JPEG"), ("1", "PNG"), ("P", "GIF"), ("LA", "PNG"), ("L", "TIFF")])
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("L", "JPEG"), ("CMYK", "JPEG"), ("1", "PNG"), ("P", "GIF"), ("LA", "PNG"), ("L", "TIFF")]
+)
 def test_other_modes_are_converted_and_said_so(photo, mode, kind):
     assert decode(encoded(photo.convert(mode), kind), RULES).converted
 

@@ -1,0 +1,25 @@
+"""TensorFlow is imported once for all of these; the backbone is built once, with random weights."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import pytest
+
+from job.config import BackboneConfig
+from job.model.network import Network
+from job.train.cluster import Cluster
+
+SIZE = 48
+
+
+@pytest.fixture(scope="session")
+def network():
+    config = BackboneConfig(name="mobilenet_v2", alpha=0.35, weights="random", unfreeze=0.4)
+    return Network(config, SIZE, Cluster(), seed=1)
+
+
+@pytest.fixture(scope="session")
+def pixels():
+    return np.random.default_rng(3).integers(0, 256, (24, SIZE, SIZE, 3)).astype(np.uint8)

@@ -1,0 +1,126 @@
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+from keras.src.legacy.saving import legacy_h5_format
+
+from job.config import BackboneConfig
+from job.errors import UsageError
+from job.model import backbones
+from job.model.backbones import BACKBONES
+from job.model.cut import choose, cut, cut_points
+from tests.conftest import ROOT
+
+
+def test_every_backbone_of_keras_applications_is_in_the_table():
+    import keras
+
+    constructors = {n for n in dir(keras.applications) if n[0].isupper()}
+    assert {b.constructor for b in BACKBONES.values()} == constructors
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_scaling_is_that_of_the_models_own_preprocess_input(name):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 5, 3)).astype(np.float32)
+    module = importlib.import_module(f"keras.applications.{BACKBONES[name].module}")
+    expected = module.preprocess_input(pixels.copy())
+    scaled = pixels
+    for layer in backbones.scaling_layers(BackboneConfig(name=name)):
+        scaled = layer(scaled)
+    assert np.allclose(scaled, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "count"), [("mobilenet_v2", 73), ("resnet50", 38), ("efficientnet_v2_b0", 63)])
+def test_number_of_cut_points(name, count):
+    model = backbones.build(BackboneConfig(name=name, weights="random"), 64)
+    assert len(cut_points(model)) == count
+
+
+def check_halves(name, size=64, unfreeze=0.4):
+    model = backbones.build(BackboneConfig(name=name, weights="random"), size)
+    points = cut_points(model)
+    assert points and all(p.share_above <= q.share_above + 1e-9 for p, q in zip(points[1:], points, strict=False))
+    below, above = cut(model, choose(unfreeze, points))
+    pixels = np.random.default_rng(0).uniform(-1, 1, (2, size, size, 3)).astype(np.float32)
+    whole = np.asarray(model(pixels, training=False))
+    assert np.allclose(
+        np.asarray(above(below(pixels, training=False), training=False)), whole, atol=1e-4 * np.abs(whole).max()
+    )
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "convnext_tiny", "nasnet_mobile"])
+def test_halves_put_together_are_the_whole(name):
+    check_halves(name)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", BACKBONES)
+def test_halves_of_every_backbone_put_together_are_the_whole(name):
+    check_halves(name, size=96)
+
+
+def test_share_picks_the_smallest_tensor_near_it_and_a_name_that_one():
+    points = cut_points(backbones.build(BackboneConfig(alpha=0.35, weights="random"), 160))
+    by_share = choose(0.4, points)
+    assert by_share.name == "block_9_add" and by_share.values_per_view < choose("block_10_expand", points).values_per_view
+    assert choose("none", points) is None
+    with pytest.raises(UsageError, match=r"no cut point. Allowed: .*block_9_add \(40%\)"):
+        choose("block_9_expand", points)
+    with pytest.raises(UsageError, match="lowest cut is Conv1"):
+        choose("all", points)
+
+
+def test_weights_that_do_not_fit_name_the_layer_and_both_shapes(tmp_path):
+    small = backbones.build(BackboneConfig(alpha=0.35, weights="random"), 32)
+    small.save_weights(tmp_path / "small.weights.h5")
+    with h5py.File(tmp_path / "legacy.h5", "w") as legacy:
+        legacy_h5_format.save_weights_to_hdf5_group(legacy, small)
+    for file in (tmp_path / "small.weights.h5", tmp_path / "legacy.h5"):
+        again = backbones.build(BackboneConfig(alpha=0.35, weights=str(file)), 32, seed=9)
+        assert all(np.array_equal(a, b) for a, b in zip(small.get_weights(), again.get_weights(), strict=True))
+        with pytest.raises(UsageError, match=r"layer .* has weights of .*1x1x48x16, the file's .* of .*1x1x48x8"):
+            backbones.build(BackboneConfig(alpha=0.5, weights=str(file)), 32)
+    (tmp_path / "no.weights.h5").write_bytes(b"nothing of the kind")
+    with pytest.raises(UsageError, match="no file of Keras weights"):
+        backbones.build(BackboneConfig(alpha=0.35, weights=str(tmp_path / "no.weights.h5")), 32)
+
+
+def test_image_size_that_the_backbone_cannot_take_is_a_usage_error():
+    with pytest.raises(UsageError, match=r"inception_v3 at intake.image_size = 32"):
+        backbones.build(BackboneConfig(name="inception_v3", weights="random"), 32)
+
+
+def test_imagenet_weights_come_from_keras_home(shared, tmp_path):
+    """In a process of its own, because Keras reads KERAS_HOME when it is imported."""
+    name = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_224_no_top.h5"
+    (tmp_path / "models").mkdir()
+    shutil.copy(shared / "weights" / name, tmp_path / "models")
+    script = (
+        "import sys, numpy as np\n"
+        "from job.config import BackboneConfig\n"
+        "from job.model.backbones import build\n"
+        "both = [build(BackboneConfig(alpha=0.35, weights=w), 224).get_weights() for w in ('imagenet', sys.argv[1])]\n"
+        "print(len(both[0]), all(np.array_equal(a, b) for a, b in zip(*both)))"
+    )
+    command = [sys.executable, "-c", script, str(shared / "weights" / name)]
+    environment = {**os.environ, "KERAS_HOME": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
+    assert done.stdout.split()[-2:] == ["260", "True"], done.stderr
+
+
+def test_fingerprint_follows_the_content_of_the_weights(tmp_path):
+    first, second = tmp_path / "a.weights.h5", tmp_path / "b.weights.h5"
+    first.write_bytes(b"1")
+    second.write_bytes(b"1")
+
+    def of(file):
+        return backbones.fingerprint(BackboneConfig(weights=str(file)))
+
+    assert of(first) == of(second)
+    second.write_bytes(b"2")
+    assert of(first) != of(second)

@@ -1,0 +1,76 @@
+"""The exported graph against the canonical decoder."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from job.data.decode import DecodeRules, decode
+from job.model import serving
+from tests.conftest import paint
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory):
+    return Image.open(paint(tmp_path_factory.mktemp("photo") / "a.png", seed=5, size=(150, 110))).convert("RGB")
+
+
+def encoded(image, kind, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def difference(payload, size=64, resize="squash"):
+    rules = DecodeRules(size, resize, 10**8, 8, 20)
+    ours = decode(payload, rules).pixels_HWC.astype(int)
+    return np.abs(np.asarray(serving.pixels_of(payload, size, resize)).astype(int) - ours)
+
+
+@pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
+@pytest.mark.parametrize("size", [64, 100, 200])
+def test_resize_is_the_decoders_to_a_level(photo, resize, size):
+    found = difference(encoded(photo, "PNG"), size, resize)
+    assert found.max() <= 2 and found.mean() < 0.5
+
+
+@pytest.mark.parametrize("size", [(150, 110), (111, 149), (64, 64), (37, 300)])
+def test_crop_and_pad_agree_for_odd_shapes(photo, size):
+    for resize in ("crop", "pad"):
+        assert difference(encoded(photo.resize(size), "PNG"), 64, resize).max() <= 2
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("little_endian", [True, False])
+def test_exif_orientation_is_read_in_the_graph(photo, orientation, little_endian):
+    exif = Image.Exif()
+    exif.endian = "<" if little_endian else ">"
+    exif[0x010F] = "a camera"
+    exif[0x0112] = orientation
+    payload = encoded(photo, "JPEG", quality=95, exif=exif)
+    assert int(serving.orientation(payload)) == orientation
+    assert difference(payload, 100).mean() < 0.5
+
+
+@pytest.mark.parametrize(
+    "payload", [b"\xff\xd8", b"\xff\xd8\xff\xe1\0\x10Exif\0\0MM\0*\xff\xff\xff\xff", b"\xff\xd8\xff\xe1\xff\xff"]
+)
+def test_broken_exif_counts_as_upright(payload):
+    assert int(serving.orientation(payload)) == 1
+
+
+def test_transparency_is_laid_over_white_in_the_graph(photo):
+    rgba = photo.copy()
+    rgba.putalpha(Image.linear_gradient("L").resize(photo.size))
+    assert difference(encoded(rgba, "PNG"), 100).max() <= 2
+    palette = encoded(photo.convert("P"), "PNG", transparency=3)
+    assert difference(palette, 100).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"), [("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "L"), ("BMP", "RGB"), ("GIF", "P"), ("WEBP", "RGB")]
+)
+def test_every_kind_that_tensorflow_decodes_agrees(photo, kind, mode):
+    found = difference(encoded(photo.convert(mode), kind), 100)
+    assert found.mean() < 1.0

@@ -1,0 +1,222 @@
+"""What is trained is what is measured: stores, halves and replicas agree with the plain whole."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+from job.config import AugmentConfig, FineTuneConfig
+from job.data import augment
+from job.errors import Diverged
+from job.model.heads import Head, smoothed_one_hot
+from job.train.loop import Trainer
+from job.train.schedule import Schedule
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def head(network):
+    rng = np.random.default_rng(5)
+    return Head(rng.normal(0, 0.3, (network.feature_width, 4)).astype(np.float32), rng.normal(0, 1, 4).astype(np.float32))
+
+
+@pytest.fixture(scope="module")
+def targets():
+    return smoothed_one_hot(np.random.default_rng(4).integers(0, 4, 24), 4, 0.1)
+
+
+def trainer_of(model, network, epochs=2, batch=8, learning_rate=1e-2, **options):
+    config = FineTuneConfig(epochs=epochs, global_batch_size=batch, learning_rate=learning_rate, warmup_fraction=0.0)
+    schedule = Schedule.resolve(config, num_examples=24, seed=2)
+    return Trainer(model, schedule, network.cluster, weight_decay=1e-3, ema=options.get("ema", False))
+
+
+def train(trainer, inputs, targets):
+    def batch(step):
+        chosen = trainer.schedule.batch(step)
+        return inputs[chosen], targets[chosen], np.ones(len(chosen), np.float32)
+
+    return list(trainer.epochs(batch, lambda step: None))
+
+
+def test_head_on_stored_features_is_the_assembled_model(network, pixels, head):
+    _, features = network.activations_and_features(pixels)
+    assembled = network.assembled(network.tuned(head))
+    assert np.allclose(assembled(pixels), head.probabilities(np.asarray(features)), atol=1e-6)
+
+
+def test_stored_activations_give_the_same_step_as_the_whole_model(network, pixels, head, targets):
+    """One plain view: a step from the store against a step through all layers, frozen ones included.
+
+    Gradients are compared (AdamW's first moments), because AdamW turns the sign of a rounding error into a whole step.
+    """
+    import keras
+    import tensorflow as tf
+
+    # One batch and compiled, because others may round differently and float16 makes a rounding a thousand times larger.
+    activations, _ = tf.function(network.activations_and_features)(pixels[:8])
+    ones = np.ones(8, np.float32)
+    stored = trainer_of(network.tuned(head), network)
+    stored_losses, _, _ = stored.step((np.asarray(activations), targets[:8], ones))
+
+    online = network.tuned(head)
+    frozen, _ = network._parts
+    photos = keras.Input(pixels.shape[1:], dtype="float32")
+    scaled = photos
+    for layer in network._built[0]:
+        scaled = layer(scaled)
+    below = keras.ops.cast(keras.ops.cast(frozen(scaled, training=False), "float16"), "float32")
+    whole = trainer_of(keras.Model(photos, online(below, training=False)), network)
+    whole_losses, _, _ = whole.step((pixels[:8], targets[:8], ones))
+    assert np.allclose(stored_losses, whole_losses, rtol=1e-5)
+    moments = [[np.asarray(m) for m in t.optimizer._momentums] for t in (stored, whole)]
+    assert len(moments[0]) == len(moments[1])
+    for a, b in zip(*moments, strict=True):
+        assert np.abs(a - b).max() <= 1e-4 * max(np.abs(a).max(), 1e-6)
+
+
+def test_frozen_layers_stay_the_same_bits_and_all_above_move(network, pixels, head, targets):
+    frozen_before = [w.copy() for w in network.backbone.get_weights()]
+    activations, _ = network.activations_and_features(pixels)
+    model = network.tuned(head)
+    before = {v.path: np.asarray(v).copy() for v in model.variables}
+    train(trainer_of(model, network), np.asarray(activations), targets)
+    assert all(np.array_equal(a, b) for a, b in zip(frozen_before, network.backbone.get_weights(), strict=True))
+    still = [p for p, w in before.items() if np.array_equal(w, np.asarray({v.path: v for v in model.variables}[p]))]
+    assert still and all("moving_" in path for path in still)
+
+
+def test_short_batch_counts_its_own_examples_only(network, pixels, head, targets):
+    """24 examples in batches of 16: the second step has 8 and must equal a step of batch size 8 on them."""
+    activations = np.asarray(network.activations_and_features(pixels)[0])
+    results = []
+    for size in (16, 8):
+        model = network.tuned(head)
+        trainer = trainer_of(model, network, batch=size)
+        trainer.step((activations[:8], targets[:8], np.ones(8, np.float32)))
+        results.append(model.get_weights())
+    assert all(np.allclose(a, b, atol=1e-6) for a, b in zip(*results, strict=True))
+
+
+def test_class_weights_weigh_the_loss(network, pixels, head, targets):
+    activations = np.asarray(network.activations_and_features(pixels)[0])[:2]
+    weighted, alone = network.tuned(head), network.tuned(head)
+    trainer_of(weighted, network).step((activations, targets[:2], np.asarray([1.0, 0.0], np.float32)))
+    trainer_of(alone, network).step((activations[:1], targets[:1], np.ones(1, np.float32)))
+    assert all(np.allclose(a, b, atol=1e-6) for a, b in zip(weighted.get_weights(), alone.get_weights(), strict=True))
+
+
+def test_graph_learning_rate_is_the_schedules(network, head):
+    trainer = trainer_of(network.tuned(head), network, epochs=5)
+    course = trainer.optimizer._learning_rate
+    steps = range(trainer.schedule.total_steps)
+    assert [float(course(k)) for k in steps] == pytest.approx([trainer.schedule.learning_rate(k) for k in steps], rel=1e-5)
+
+
+def test_moving_average_is_what_is_evaluated_and_kept(network, pixels, head, targets):
+    activations = np.asarray(network.activations_and_features(pixels)[0])
+    model = network.tuned(head)
+    trainer = trainer_of(model, network, epochs=8, ema=True)
+    assert trainer.schedule.ema_decay > 0.5
+    train(trainer, activations, targets)
+    last, averaged = model.get_weights(), trainer.final_weights()
+    assert not all(np.array_equal(a, b) for a, b in zip(last, averaged, strict=True))
+    logits = trainer.logits(activations)
+    model.set_weights(averaged)
+    assert np.allclose(logits, model(activations.astype(np.float32), training=False), atol=1e-5)
+
+
+def test_exploding_training_ends_as_diverged(network, pixels, head, targets):
+    activations = np.asarray(network.activations_and_features(pixels)[0])
+    with pytest.raises(Diverged, match=r"Lower fine_tune.learning_rate \(it was 1e\+30\)"):
+        train(trainer_of(network.tuned(head), network, learning_rate=1e30), activations, targets)
+
+
+@pytest.mark.parametrize("precision", ["float64", "mixed_bfloat16"])
+def test_other_precisions_compute_the_same_function(network, pixels, head, precision):
+    activations = np.asarray(network.activations_and_features(pixels)[0]).astype("float32")
+    plain = softmax(np.asarray(network.tuned(head)(activations, training=False), np.float64), axis=1)
+    other = softmax(np.asarray(network.tuned(head, precision)(activations, training=False), np.float64), axis=1)
+    assert np.abs(plain - other).max() < (1e-5 if precision == "float64" else 0.1)
+
+
+def test_two_replicas_equal_one():
+    """In a process of its own, because devices are set up before TensorFlow starts."""
+    command = [sys.executable, "-m", "tests.numerics.two_replicas"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["num_replicas"] == [1, 2] and found["num_examples_seen"] == [240, 240]
+    assert found["float64_after_50_steps"] < 1e-10
+    assert found["float64_moved_by"] > 1e-2
+    assert found["float32_gradients_of_one_step"] < 1e-5
+    assert found["float32_after_one_step"] < 1e-6
+    assert found["features"] < 1e-5
+
+
+def test_augmentation_has_the_pictures_of_image_data_generator():
+    """The same drawn numbers, given to the real class; the whole parameter space is the benchmark's and a later test's."""
+    from keras.src.legacy.preprocessing.image import ImageDataGenerator
+
+    size = 40
+    y, x = np.mgrid[0:size, 0:size]
+    photo = np.stack([127 + 90 * np.sin(x / 5), 127 + 90 * np.cos(y / 6), 2.0 * x + 2 * y], -1).astype(np.float32)
+    config = AugmentConfig(
+        seed=1, rotation_range=25, shear_range=12, zoom_range=(0.7, 1.1), vertical_flip=True, fill_mode="nearest"
+    )
+    config = config.model_copy(update={"channel_shift_range": 15.0, "brightness_range": (0.8, 1.1)})
+    keys, views = np.arange(12, dtype=np.uint64), np.arange(12) % 3 + 1
+    drawn = augment.draw(config, keys, views, size)
+    arrays = (drawn.matrices(size), drawn.channel_shift.astype(np.float32), drawn.brightness.astype(np.float32))
+    ours = np.asarray(augment.apply(config, np.repeat(photo[None], 12, 0), *arrays))
+    real = ImageDataGenerator(fill_mode="nearest")
+    for k in range(12):
+        theirs = real.apply_transform(
+            photo,
+            {
+                "theta": drawn.theta[k],
+                "tx": drawn.tx[k],
+                "ty": drawn.ty[k],
+                "shear": drawn.shear[k],
+                "zx": drawn.zx[k],
+                "zy": drawn.zy[k],
+                "flip_horizontal": drawn.flip_horizontal[k],
+                "flip_vertical": drawn.flip_vertical[k],
+                "channel_shift_intensity": drawn.channel_shift[k],
+                "brightness": drawn.brightness[k],
+            },
+        )
+        # Keras cuts to whole levels before Pillow's brightness (a factor of up to 1.1) and after it.
+        assert np.abs(ours[k] - theirs)[3:-3, 3:-3].max() <= 2.2, k
+
+
+def test_views_are_a_function_of_seed_example_and_view():
+    config = AugmentConfig(seed=1)
+    keys, views = np.asarray([7, 8, 9], np.uint64), np.asarray([1, 2, 1])
+    together = augment.draw(config, keys, views, 64).matrices(64)
+    alone = augment.draw(config, keys[1:2], views[1:2], 64).matrices(64)
+    assert np.array_equal(together[1:2], alone)
+    assert not np.array_equal(together, augment.draw(AugmentConfig(seed=2), keys, views, 64).matrices(64))
+    assert not np.array_equal(alone, augment.draw(config, keys[1:2], np.asarray([3]), 64).matrices(64))
+
+
+def test_width_shift_moves_along_the_width():
+    config = AugmentConfig(
+        rotation_range=0,
+        height_shift_range=0,
+        width_shift_range=8,
+        zoom_range=(1, 1),
+        brightness_range=None,
+        horizontal_flip=False,
+    )
+    drawn = augment.draw(config, np.arange(5, dtype=np.uint64), np.ones(5, int), 32)
+    assert np.abs(drawn.tx).max() > 1 and not drawn.ty.any()
+    dot = np.zeros((1, 32, 32, 3), np.float32)
+    dot[0, 16, 16] = 255
+    moved = np.asarray(augment.apply(config, np.repeat(dot, 5, 0), drawn.matrices(32), np.zeros(5, "f"), np.ones(5, "f")))
+    for k in range(5):
+        rows, columns = np.nonzero(moved[k, :, :, 0] > 60)
+        assert set(rows) == {16} and abs(columns.mean() - (16 - drawn.tx[k])) <= 0.75

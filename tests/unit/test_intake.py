@@ -1,0 +1,189 @@
+"""intake and its workers, with real processes."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from job.config import IntakeConfig
+from job.data import workers
+from job.data.decode import DecodeRules, decode
+from job.data.sources import FolderSource
+from job.data.workers import Limits, ShardTask, decode_shards
+from job.errors import DataUnusable, Stopped
+from job.stages.intake import Intake, intake, source_digest
+from tests.conftest import paint, paint_classes
+
+CONFIG = IntakeConfig(image_size=48, max_quarantined_fraction=0.2)
+
+
+def take_in(folder, context, config=CONFIG):
+    source = FolderSource(folder.resolve())
+    return intake(config, source=source, listing=source.listing(), context=context)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return paint_classes(tmp_path / "photos", per_class=6)
+
+
+def test_store_holds_what_the_decoder_gives_in_the_order_of_the_listing(folder, context):
+    (folder / "checks" / "checks-002.jpg").write_bytes(b"not a picture")
+    found = take_in(folder, context)
+    rules = DecodeRules(48, "squash", CONFIG.max_pixels, CONFIG.min_side_px, CONFIG.max_aspect_ratio)
+    assert found.examples["status"].tolist().count("quarantined") == 1
+    for path, row in zip(found.examples["path"], found.examples["row"], strict=True):
+        if row >= 0:
+            assert np.array_equal(found.images.rows([row])[0], decode((folder / path).read_bytes(), rules).pixels_HWC)
+    assert found.examples["row"][found.examples["row"] >= 0].tolist() == list(range(len(found.images)))
+
+
+def test_table_read_back_is_the_same(folder, context):
+    found = take_in(folder, context)
+    again = Intake.load(context.workdir)
+    assert again.examples.digest == found.examples.digest
+
+
+def test_names_bytes_and_times_of_the_source_are_untouched(folder, context):
+    def state():
+        return {p: (p.stat().st_mtime_ns, p.read_bytes() if p.is_file() else b"") for p in sorted(folder.rglob("*"))}
+
+    before = state()
+    take_in(folder, context)
+    assert state() == before
+
+
+def test_files_that_are_no_photos_and_not_called_so_are_ignored(folder, context):
+    (folder / "checks" / "notes.txt").write_text("remember the milk")
+    shutil.copy(folder / "checks" / "checks-000.jpg", folder / "checks" / "photo.txt")
+    statuses = dict(zip(*(take_in(folder, context).examples[c] for c in ("path", "status")), strict=True))
+    assert statuses["checks/notes.txt"] == "ignored" and statuses["checks/photo.txt"] == "used"
+
+
+def test_too_many_bad_files_end_the_run_with_the_list(folder, context):
+    for k in range(5):
+        (folder / "checks" / f"pointer-{k}.jpg").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(DataUnusable, match=r"5 of 17 files are quarantined(.|\n)*git lfs pull") as caught:
+        take_in(folder, context)
+    assert "checks/pointer-0.jpg" in str(caught.value)
+    assert context.workdir.exists("stages/intake/table.parquet")
+
+
+@pytest.mark.parametrize(("first", "second"), [("Cat", "cat"), ("red rose", "red  rose"), ("\u00e9", "e\u0301")])
+def test_classes_that_look_the_same_are_refused(tmp_path, context, first, second):
+    for k, name in enumerate((first, second)):
+        paint(tmp_path / "photos" / name / "a.jpg", k)
+    with pytest.raises(DataUnusable, match="differ only by"):
+        take_in(tmp_path / "photos", context)
+
+
+def test_one_class_is_refused(tmp_path, context):
+    paint(tmp_path / "photos" / "cat" / "a.jpg", 1)
+    with pytest.raises(DataUnusable, match="There is one class"):
+        take_in(tmp_path / "photos", context)
+
+
+def test_source_digest_changes_with_content_and_not_with_times(folder, context):
+    take_in(folder, context)
+    source = FolderSource(folder.resolve())
+
+    def digest():
+        return source_digest(source, source.listing(), context.workdir)
+
+    before = digest()
+    photo = folder / "checks" / "checks-000.jpg"
+    os.utime(photo, ns=(1, 1))
+    assert digest() == before
+    data = bytearray(photo.read_bytes())
+    data[-3] ^= 1
+    photo.write_bytes(bytes(data))
+    changed = digest()
+    assert changed != before
+    photo.rename(folder / "checks" / "renamed.jpg")
+    assert digest() not in (before, changed)
+
+
+def test_only_the_shard_of_a_changed_file_is_decoded_again(tmp_path, context, monkeypatch):
+    monkeypatch.setattr("job.stages.intake.ROWS_PER_SHARD", 4)
+    folder = paint_classes(tmp_path / "photos", per_class=6)
+    take_in(folder, context)
+    shards = sorted((context.workdir.root / "cache" / "images").glob("*.npy"))
+    before = {p.name: p.stat().st_ino for p in shards}
+    paint(folder / "checks" / "checks-005.jpg", seed=4711)
+    take_in(folder, context)
+    after = {p.name: p.stat().st_ino for p in shards}
+    assert [name for name in before if before[name] != after[name]] == ["shard-00001.npy"]
+
+
+class _Source(FolderSource):
+    """Hands out bytes by which the worker can be made to fall over; subclassing keeps it picklable."""
+
+    def read(self, entries):
+        for entry, payload in zip(entries, super().read(entries), strict=True):
+            if "crash" in entry.path:
+                os.kill(os.getpid(), 9)
+            if "hang" in entry.path:
+                import time
+
+                time.sleep(60)
+            yield payload
+
+
+def test_crashing_and_hanging_photos_cost_only_themselves(folder, context):
+    for name in ("a-crash.jpg", "b-hang.jpg", "z-crash.jpg"):
+        paint(folder / "checks" / name, 50)
+    source = _Source(folder.resolve())
+    found = intake(
+        IntakeConfig(image_size=48, max_quarantined_fraction=0.5, decode_timeout_s=1.5, workers=2),
+        source=source,
+        listing=source.listing(),
+        context=context,
+    )
+    reasons = {
+        p: r for p, s, r in zip(*(found.examples[c] for c in ("path", "status", "reason")), strict=True) if s != "used"
+    }
+    assert set(reasons) == {"checks/a-crash.jpg", "checks/b-hang.jpg", "checks/z-crash.jpg"}
+    assert "crashed on it twice" in reasons["checks/a-crash.jpg"] and "decode_timeout_s" in reasons["checks/b-hang.jpg"]
+    assert len(found.images) == 12
+
+
+def test_killed_worker_costs_nothing(tmp_path, context, monkeypatch):
+    folder = paint_classes(tmp_path / "photos", per_class=100)
+    source = FolderSource(folder.resolve())
+    entries = source.listing().entries
+    killed = []
+    start = workers._Worker.receive
+
+    def receive(self):
+        if len(self.task.records) == 60 and not killed:
+            killed.append(self._process.pid)
+            self._process.kill()
+            self._process.join()
+        return start(self)
+
+    monkeypatch.setattr(workers._Worker, "receive", receive)
+    store = tmp_path / "shard"
+    store.write_bytes(b"")
+    rules = DecodeRules(48, "squash", 10**8, 8, 20)
+    (task,) = decode_shards([ShardTask(0, entries, store)], source, rules, Limits(1, 30, 1024), context)
+    assert killed and len(task.records) == 200 and all(r["status"] == "used" for r in task.records)
+
+
+def test_memory_limit_turns_a_greedy_photo_away(tmp_path, context):
+    folder = paint_classes(tmp_path / "photos", per_class=3)
+    Image.new("RGB", (9000, 9000), "white").save(folder / "checks" / "huge.png")
+    found = take_in(
+        folder, context, IntakeConfig(image_size=48, max_quarantined_fraction=0.9, max_pixels=10**8, worker_memory_mb=256)
+    )
+    (index,) = np.flatnonzero(found.examples["path"] == "checks/huge.png")
+    assert "memory" in found.examples["reason"][index]
+
+
+def test_stop_is_obeyed_between_photos(folder, context):
+    context.stop.request()
+    with pytest.raises(Stopped):
+        take_in(folder, context)
+    assert not list(Path(context.workdir.root).rglob("index.json"))

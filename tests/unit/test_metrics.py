@@ -1,0 +1,63 @@
+"""Figures that can be worked out by hand."""
+
+import numpy as np
+import pytest
+
+from job.model import metrics
+
+
+def test_wilson_interval_of_a_textbook_case():
+    # Newcombe (1998), table I: 81 of 263 gives 0.2553 to 0.3662.
+    assert metrics.wilson(81, 263) == pytest.approx([0.2553, 0.3662], abs=5e-5)
+    assert metrics.wilson(0, 10)[0] == 0 and metrics.wilson(10, 10)[1] == pytest.approx(1) and metrics.wilson(0, 0) == [0, 1]
+
+
+def test_summary_of_four_examples():
+    labels = np.asarray([0, 0, 1, 2])
+    probabilities = np.asarray([[0.8, 0.1, 0.1], [0.3, 0.6, 0.1], [0.2, 0.7, 0.1], [0.1, 0.1, 0.8]])
+    found = metrics.summary(labels, probabilities, ece_bins=10)
+    assert found["num_examples"] == 4 and found["accuracy"] == 0.75
+    assert found["balanced_accuracy"] == pytest.approx((0.5 + 1 + 1) / 3)
+    assert found["macro_f1"] == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
+    assert found["log_loss"] == pytest.approx(-np.log([0.8, 0.3, 0.7, 0.8]).mean())
+    # Bins by confidence: 0.8 and 0.8 (both right), 0.6 (wrong), 0.7 (right).
+    assert found["ece"] == pytest.approx((abs(1.6 - 2) + 0.6 + 0.3) / 4)
+
+
+def test_classes_without_examples_do_not_count():
+    found = metrics.summary(np.asarray([0, 0]), np.asarray([[0.9, 0.1, 0.0], [0.9, 0.1, 0.0]]), ece_bins=5)
+    assert found["balanced_accuracy"] == 1 and found["macro_f1"] == 1
+
+
+def test_confusion_has_given_labels_in_rows():
+    assert metrics.confusion(np.asarray([0, 0, 1]), np.asarray([0, 1, 1]), 3).tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
+
+
+def test_comparison_counts_disagreements_and_gives_mcnemars_exact_p():
+    labels = np.zeros(20, int)
+    first = np.asarray([0] * 10 + [1] * 10)
+    second = np.asarray([0] * 9 + [1] + [0] * 8 + [1, 1])
+    found = metrics.compare(labels, first, second, np.arange(20), 4000, seed=0)
+    assert (found.only_first_correct, found.only_second_correct) == (1, 8)
+    assert found.difference == pytest.approx(7 / 20)
+    assert found.p_value == pytest.approx(2 * (1 + 9) / 2**9)
+    low, high = found.difference_ci95
+    assert low < found.lower_bound < found.difference < high
+    # Normal approximation of a paired difference: 0.35 +- 1.96 * sqrt((9/20 - 0.35^2) / 20).
+    assert [low, high] == pytest.approx([0.10, 0.60], abs=0.06)
+
+
+def test_bootstrap_draws_whole_groups():
+    gain = np.asarray([1.0, 1, 1, 1, -1, -1, -1, -1])[:, None, None]
+    alone = metrics.bootstrap(gain, np.arange(8), lambda s: s[:, 0], 3000, seed=1)
+    together = metrics.bootstrap(gain, np.repeat([0, 1], 4), lambda s: s[:, 0], 3000, seed=1)
+    assert together[1] - together[0] > alone[1] - alone[0]
+
+
+def test_per_class_of_a_small_table():
+    labels, predicted = np.asarray([0, 0, 0, 1]), np.asarray([0, 0, 1, 1])
+    first, second, third = metrics.per_class(labels, predicted, np.arange(4), ("a", "b", "never"), 500, seed=0)
+    assert (first["precision"], first["recall"], first["f1"]) == pytest.approx((1, 2 / 3, 0.8))
+    assert (second["precision"], second["recall"], second["f1"]) == pytest.approx((0.5, 1, 2 / 3))
+    assert third["num_examples"] == 0 and third["recall"] == 0 and third["recall_ci95"] == [0, 1]
+    assert first["f1_ci95"][0] <= first["f1"] <= first["f1_ci95"][1]

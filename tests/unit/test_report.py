@@ -1,0 +1,407 @@
+import base64
+import hashlib
+import html
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from job.config import Config, ReportConfig
+from job.errors import StorageFailed
+from job.stages.report import Report, _percent, _points, _seconds, report
+from tests.conftest import ROOT
+
+HOSTILE = (
+    "<img src=x onerror=alert(1)>",
+    '"><script>alert(1)</script>',
+    "two\nlines",
+    "{{ 7 * 7 }}{% raw %}",
+    "turned \u202egpj.exe",
+    "not UTF-8 \udcff",
+    "\N{SUNFLOWER} emoji",
+    "x" * 255,
+)
+RUN = {
+    "schema": 1,
+    "data": "/data/flowers",
+    "out": "/out",
+    "command": "transfer-job run --data /data/flowers --out /out --set backbone.alpha=0.35",
+    "config": Config.load(None, ["backbone.alpha=0.35"]).model_dump(mode="json"),
+    "versions": {"transfer-job": "0.1.0", "keras": "3.15.0"},
+    "fingerprint": {"cpu": "a processor", "cores": 2},
+    "started": "2026-11-23T15:31:00+00:00",
+}
+TIMINGS = {"intake": {"wall_s": 9.3, "cpu_s": 15.2}, "explore": {"wall_s": 2.1, "cpu_s": 2.0}}
+
+
+def explored(context, names=("daisy", "rose")):
+    """explore.json and its pictures for two or more classes, with something of everything."""
+    folder = context.workdir.fresh_folder("stages/explore")
+    for picture in ("group", "flat", "mean", "samples"):
+        Image.new("RGB", (16, 16), (200, 80, 40)).save(folder / f"{picture}.jpg")
+    (folder / "sizes.svg").write_text("<svg/>")
+    five = {"min": 0.1, "p25": 0.3, "median": 0.4, "p75": 0.5, "max": 0.9}
+    light = {**five, "by_class": [five] * len(names)}
+    copies = [
+        {"path": f"train/{names[0]}/copy.jpg", "label": names[0], "given_split": "train", "split": "train"}
+        | {"status": "excluded", "reason": f"a copy of val/{names[0]}/kept.jpg, which is held out"},
+        {"path": f"val/{names[0]}/kept.jpg", "label": names[0], "given_split": "val", "split": "test"}
+        | {"status": "used", "reason": ""},
+    ]
+    group = {
+        "photos": copies,
+        "exact": True,
+        "crosses_splits": True,
+        "crosses_labels": False,
+        "strip": "stages/explore/group.jpg",
+    }
+    small = [
+        {
+            "reason": f"{side}x{side} pixels: a side is shorter than intake.min_side_px (8)",
+            "count": 1,
+            "paths": [f"{names[0]}/{side}.png"],
+        }
+        for side in (1, 2)
+    ]
+    pictures = {"mean": "stages/explore/mean.jpg", "samples": "stages/explore/samples.jpg"}
+    numbers = {
+        "num_files": 50 * len(names) + 3,
+        "statuses": {"used": 50 * len(names), "quarantined": 2, "excluded": 1},
+        "splits": {"train": 30 * len(names), "val": 8 * len(names), "test": 12 * len(names)},
+        "splits_given": ["train", "val"],
+        "faults": small,
+        "conversions": [],
+        "ignored": [],
+        "classes": [{"class": n, "train": 30, "val": 8, "test": 12, "excluded": 1, "quarantined": 2} for n in names],
+        "sizes": {"width": five, "height": five, "aspect": five, "num_bytes": five}
+        | {"formats": {"JPEG": 50 * len(names)}, "modes": {"RGB": 50 * len(names)}, "with_exif": 0},
+        "light": {"brightness": light, "contrast": light},
+        "duplicates": {"num_groups": 1, "num_photos": 2, "num_crossing_splits": 1, "num_crossing_labels": 0}
+        | {"num_label_conflicts": 0, "groups": [group]},
+        "suspicious": [{"path": f"{names[0]}/flat.jpg", "why": "one flat colour", "thumbnail": "stages/explore/flat.jpg"}],
+        "class_pictures": [{"class": n, "num_examples": 50, **pictures} for n in names],
+        "figures": {"sizes": "stages/explore/sizes.svg"},
+    }
+    context.workdir.write_json("stages/explore/explore.json", numbers)
+
+
+def trained(context):
+    path = [
+        {"c": c, "val_log_loss": loss, "val_accuracy": 0.8, "num_iterations": 20, "converged": True}
+        for c, loss in ((0.01, 0.5), (0.1, 0.4), (1.0, 0.6))
+    ]
+    context.workdir.write_json("stages/head/head.json", {"c": 0.1, "path": path})
+    later = {"last_step": 4, "train_loss": 0.6, "train_accuracy": 0.9, "learning_rate": 1e-4}
+    history = [{"epoch": e, "val_log_loss": 0.4, "val_accuracy": 0.8, **(later if e else {})} for e in range(3)]
+    context.workdir.write_json(
+        "stages/fine_tune/fine_tune.json", {"trained": True, "note": "The last of 2 epochs is kept.", "history": history}
+    )
+
+
+def evaluated(context, names=("daisy", "rose"), met=True, with_fine_tuned=True, num_leaks=1):
+    folder = context.workdir.fresh_folder("stages/evaluate/mistakes")
+    Image.new("RGB", (16, 16)).save(folder / "000.jpg")
+    num = 12 * len(names)
+    matrix = [[12 if i == j else 0 for j in range(len(names))] for i in range(len(names))]
+    matrix[0][0], matrix[0][1] = 9, 3
+
+    def measured(count):
+        shares = {"accuracy": (num - 3) / num, "accuracy_ci95": [0.69, 0.957], "balanced_accuracy": 0.875, "macro_f1": 0.874}
+        return {"num_examples": count, **shares, "log_loss": 0.3, "ece": 0.05, "ece_bins": 15}
+
+    model = {
+        "val": measured(16) | {"used_for_choices": True},
+        "test": measured(num),
+        "test_leak_free": measured(num - num_leaks),
+    }
+    pair = {"num_examples": 16, "only_first_correct": 1, "only_second_correct": 2, "difference": 0.0625}
+    pair |= {"difference_ci95": [-0.1, 0.2], "lower_bound": -0.05, "p_value": 1.0}
+    share = {
+        "precision": 0.8,
+        "precision_ci95": [0.5, 0.9],
+        "recall": 0.75,
+        "recall_ci95": [0.4, 0.9],
+        "f1": 0.77,
+        "f1_ci95": [0.5, 0.9],
+    }
+    mistake = {"path": f"val/{names[0]}/odd.jpg", "label": names[0], "predicted": names[1], "probability": 0.9999}
+    mistake |= {"probability_of_label": 0.0001, "thumbnail": "stages/evaluate/mistakes/000.jpg"}
+    no_choice = {"reason": "There is no fine-tuned model."}
+    numbers = {
+        "shipped": "head",
+        "choice": {"comparison": pair, "margin": 0.01, "reason": "The head ships."} if with_fine_tuned else no_choice,
+        "class_names": list(names),
+        "head": model,
+        "fine_tuned": model if with_fine_tuned else None,
+        "confusion": matrix,
+        "per_class": [{"class": n, "num_examples": 12, **share} for n in names],
+        "largest_class": {"class": names[0], "accuracy": 1 / len(names)},
+        "head_against_fine_tuned": pair if with_fine_tuned else None,
+        "gate": {"min_accuracy": 0.5 if met else 0.95, "met": met},
+        "mistakes": [mistake],
+    }
+    context.workdir.write_json("stages/evaluate/evaluation.json", numbers)
+
+
+def exported(context, faults=()):
+    arrays = {"largest_difference": 4e-7, "tolerance": 1e-4, "changed_labels": 0}
+    by_bytes = {"num_photos": 24, "not_decodable_in_graph": 1, "largest_difference": 0.05, "mean_difference": 0.001}
+    by_bytes |= {"changed_labels": 1, "changed_labels_with_clear_margin": 0, "clear_margin": 0.2}
+    verdict = {"faults": list(faults), "agrees": not faults}
+    exif = {"largest_difference": 0.0, "tolerance": 0.02}
+    context.workdir.write_json(
+        "stages/export/parity.json", {"num_photos": 24, "arrays": arrays, "bytes": by_bytes, "exif": exif, **verdict}
+    )
+
+
+def everything(context, names=("daisy", "rose"), **evaluation):
+    explored(context, names)
+    trained(context)
+    evaluated(context, names, **evaluation)
+    exported(context)
+
+
+def drawn(context, **changes):
+    return report(ReportConfig(), run={**RUN, **changes}, timings=TIMINGS, context=context).path.read_text(encoding="utf-8")
+
+
+class Elements(HTMLParser):
+    """Every start tag with its attributes, the open tags as they close, and the text as a reader sees it."""
+
+    VOID = frozenset({"meta", "img", "br"})
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.text, self._open = [], "", []
+        self.feed(page)
+        assert not self._open, f"left open: {self._open}"
+        self.text = " ".join(self.text.split())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self._open and self._open.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_data(self, data):
+        if "style" not in self._open:
+            self.text += data
+
+    def of(self, name):
+        return [attributes for tag, attributes in self.tags if tag == name]
+
+
+def top_of(page):
+    """What a reader meets before the first section."""
+    return Elements(page[page.index("<header>") : page.index("</header>")] + "</header>").text
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_names_are_text_and_nothing_else(context, name):
+    everything(context)
+    harmless = Elements(drawn(context))
+    everything(context, (name, "rose"))
+    hostile = Elements(drawn(context, data=f"/data/{name}"))
+    assert [tag for tag, _ in hostile.tags] == [tag for tag, _ in harmless.tags]
+    assert not [key for _, attributes in hostile.tags for key in attributes if key.startswith("on") or key == "style"]
+    assert all(image["src"].startswith("data:image/") for image in hostile.of("img"))
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_command_is_shown_as_it_is(context, name):
+    explored(context)
+    page = drawn(context, command=f"transfer-job run --data '/data/{name}'")
+    shown = name.encode("utf-8", "backslashreplace").decode()
+    assert " ".join(f"--data '/data/{shown}'".split()) in Elements(page).text
+    assert not Elements(page).of("script")
+
+
+def test_characters_that_cannot_be_seen_are_written_out(context):
+    everything(context, ("a\nb", "c\u202ed\udcff"))
+    page = drawn(context)
+    assert r"a\nb" in page and r"c\u202ed\udcff" in page
+    assert "\u202e" not in page
+
+
+def test_long_class_name_is_cut_in_tables_and_whole_in_its_heading(context):
+    everything(context, ("x" * 255, "rose"))
+    assert f"<h4>{'x' * 255} " in drawn(context)
+
+
+def test_page_asks_for_nothing_and_runs_nothing(context):
+    everything(context)
+    page = drawn(context)
+    elements = Elements(page)
+    assert "<script" not in page.lower()
+    assert not re.search(r"(https?:)?//[a-z]", re.sub(r'src="data:[^"]*"', "", page.replace("/data/flowers", "")))
+    assert all(link["href"].startswith("#") for link in elements.of("a"))
+    assert all(image["src"].startswith("data:image/") and image["alt"] for image in elements.of("img"))
+    assert not [attributes for _, attributes in elements.tags if "style" in attributes]
+
+
+def test_policy_allows_this_style_and_embedded_pictures_only(context):
+    everything(context)
+    page = drawn(context)
+    (style,) = re.findall(r"<style>(.*?)</style>", page, re.DOTALL)
+    (policy,) = [m["content"] for m in Elements(page).of("meta") if m.get("http-equiv") == "Content-Security-Policy"]
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert policy.split("; ") == [
+        "default-src 'none'", "img-src data:", f"style-src 'sha256-{digest}'", "base-uri 'none'", "form-action 'none'"
+    ]  # fmt: skip
+
+
+def test_links_of_the_contents_lead_to_sections(context):
+    everything(context)
+    elements = Elements(drawn(context))
+    ids = [attributes["id"] for _, attributes in elements.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert {link["href"][1:] for link in elements.of("a")} <= set(ids)
+
+
+def test_page_of_the_data_alone_is_complete(context):
+    explored(context)
+    page = drawn(context)
+    elements = Elements(page)
+    assert "No model yet." in top_of(page) and "100 usable photos in 2 classes" in top_of(page)
+    sections = {attributes["id"] for attributes in elements.of("section")}
+    assert sections == {"data", "classes", "faults", "duplicates", "suspicious", "times", "again"}
+    assert len(elements.of("img")) == 1 + 2 * 2 + 1 + 1  # Chart, mean and samples of each class, strip, suspicious photo.
+    assert "train/daisy/copy.jpg" in elements.text and "a copy of val/daisy/kept.jpg, which is held out" in elements.text
+
+
+def test_page_of_a_finished_run_has_every_section(context):
+    everything(context)
+    page = drawn(context)
+    sections = {attributes["id"] for attributes in Elements(page).of("section")}
+    assert sections >= {"training", "results", "mistakes", "export"}
+    top = top_of(page)
+    assert "87.5%" in top and "21 of 24" in top and "69.0% to 95.7%" in top
+    assert "Always saying “daisy”" in top and "50.0%" in top
+    assert "Exported and checked." in top and "The quality gate, an accuracy of 50.0%, is met." in top
+
+
+def test_leak_free_accuracy_is_at_the_top_only_where_there_are_leaks(context):
+    everything(context, num_leaks=2)
+    assert "on 22 photos. The other 2 held-out photos have copies" in top_of(drawn(context))
+    evaluated(context, num_leaks=0)
+    assert "Without leaks" not in Elements(drawn(context)).text
+
+
+def test_gate_not_met_is_said_at_the_top(context):
+    explored(context)
+    trained(context)
+    evaluated(context, met=False)
+    top = top_of(drawn(context))
+    assert "Not exported: the quality gate was not met." in top
+    assert "asks for an accuracy of 95.0%" in top and "it is 87.5%" in top
+    assert "shipped" not in top
+    assert top.index("quality gate") < top.index("of the held-out photos")
+
+
+def test_failed_parity_is_said_at_the_top(context):
+    everything(context)
+    exported(context, faults=["EXIF orientation is not honoured"])
+    top = top_of(drawn(context))
+    assert "the exported model disagrees" in top and "exif orientation is not honoured" in top.lower()
+
+
+def test_run_that_ended_before_the_export_says_so(context):
+    explored(context)
+    trained(context)
+    evaluated(context)
+    assert "The run ended before the export" in top_of(drawn(context))
+
+
+def test_without_fine_tuning_the_head_stands_alone(context):
+    everything(context, with_fine_tuned=False)
+    context.workdir.write_json(
+        "stages/fine_tune/fine_tune.json", {"trained": False, "note": "Nothing was fine-tuned.", "history": []}
+    )
+    text = Elements(drawn(context)).text
+    assert "Nothing was fine-tuned." in text and "There is no fine-tuned model." in text
+    assert "Fine-tuned model" not in text
+
+
+def test_faults_that_differ_only_by_size_are_one_reason(context):
+    explored(context)
+    text = Elements(drawn(context)).text
+    assert text.count("a side is shorter than intake.min_side_px (8)") == 1
+    assert "daisy/1.png (1x1 pixels)" in text and "daisy/2.png (2x2 pixels)" in text
+
+
+def test_identical_artifacts_give_identical_bytes(context):
+    everything(context)
+    first = drawn(context)
+    assert drawn(context) == first
+    timings = {**TIMINGS, "report": {"wall_s": 1.0, "cpu_s": 1.0}}  # As when the page is drawn again later.
+    again = report(ReportConfig(), run=RUN, timings=timings, context=context)
+    assert again.path.read_text() == first
+    assert Report.load(context.workdir) == again
+
+
+def test_the_start_is_the_only_time_on_the_page(context):
+    everything(context)
+    page = drawn(context)
+    assert re.findall(r"\d{4}-\d\d-\d\d.{0,10}", page) == ["2026-11-23 15:31 UTC"]
+
+
+def test_command_settings_and_versions_are_there(context):
+    explored(context)
+    page = drawn(context)
+    text = Elements(page).text
+    assert RUN["command"] in text
+    assert "backbone.alpha 0.35" in re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", page)))
+    assert "3.15.0" in text and "a processor" in text
+
+
+def test_title_is_the_name_of_the_data_unless_one_is_given(context):
+    explored(context)
+    assert "<h1>flowers</h1>" in drawn(context, data="gs://bucket/flowers/")
+    titled = report(ReportConfig(title="Spring <3"), run=RUN, timings={}, context=context)
+    assert "<h1>Spring &lt;3</h1>" in titled.path.read_text()
+
+
+def test_pictures_that_are_gone_leave_no_broken_image(context):
+    explored(context)
+    for picture in context.workdir.path("stages/explore").glob("*.jpg"):
+        picture.unlink()
+    assert all(image["src"] for image in Elements(drawn(context)).of("img"))
+
+
+def test_many_classes_are_listed_and_the_matrix_left_out(context):
+    names = tuple(f"class {k}" for k in range(120))
+    everything(context, names)
+    text = Elements(drawn(context)).text
+    assert "The pictures of 20 more classes lie in stages/explore/." in text
+    assert "The whole matrix of 120 classes is in stages/evaluate/evaluation.json." in text
+
+
+def test_missing_summary_of_the_data_is_an_error_that_says_which(context):
+    with pytest.raises(StorageFailed, match=r"explore\.json"):
+        report(ReportConfig(), run=RUN, timings={}, context=context)
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0, "0.0%"), (1, "100.0%"), (0.8519, "85.2%"), (0.99999, ">99.9%"), (0.00001, "<0.1%")]
+)
+def test_nearly_all_is_not_called_all(share, text):
+    assert _percent(share) == text
+
+
+def test_differences_have_a_sign_and_times_their_units():
+    assert [_points(d) for d in (0.0123, -0.014, -0.0001)] == ["+1.2", "\N{MINUS SIGN}1.4", "0.0"]
+    assert [_seconds(s) for s in (0.42, 31, 141, 9000)] == ["0.4 s", "31 s", "2 min 21 s", "2 h 30 min"]
+
+
+def test_nothing_heavy_is_imported():
+    code = "import sys, job.stages.report; print({'tensorflow', 'keras', 'matplotlib'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

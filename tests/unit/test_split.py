@@ -1,0 +1,233 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from job.config import IntakeConfig, SplitConfig
+from job.data.duplicates import confirmed, group_ids, near_pairs
+from job.data.examples import Examples
+from job.data.sources import FolderSource
+from job.data.stores import StoreWriter
+from job.errors import DataUnusable
+from job.stages.intake import intake
+from job.stages.split import SplitExamples, split
+from tests.conftest import paint, paint_classes
+
+
+def split_folder(folder, context, config=SplitConfig(seed=0), drop=False):  # noqa: B008
+    source = FolderSource(folder.resolve())
+    found = intake(
+        IntakeConfig(image_size=48, max_quarantined_fraction=0.5), source=source, listing=source.listing(), context=context
+    )
+    return split(config, examples=found.examples, images=found.images, drop_small_classes=drop, context=context).examples
+
+
+def made_up(count_per_class, seed=0, **changes):
+    """Examples without pixels of their own: all hashes far apart."""
+    rng = np.random.default_rng(seed)
+    records = []
+    for label, count in count_per_class.items():
+        for k in range(count):
+            digest = rng.bytes(32).hex()
+            records.append(
+                {"path": f"{label}/{k:05d}.jpg", "label": label, "status": "used", "sha256": digest, "row": len(records)}
+                | {"phash": int(rng.integers(0, 2**63)), "reason": "", "width": 9, "height": 9, "num_bytes": 1}
+                | {"brightness": 0.5, "contrast": 0.2, "has_exif": False, **changes}
+            )
+    return Examples.from_records(records, sorted(count_per_class))
+
+
+@pytest.fixture
+def no_images(tmp_path):
+    writer = StoreWriter(tmp_path / "images", (48, 48, 3), "uint8")
+    writer.write(0, "k", np.zeros((0, 48, 48, 3)))
+    return writer.finish(1)
+
+
+def split_made_up(examples, images, context, **config):
+    return split(
+        SplitConfig(seed=0, **config), examples=examples, images=images, drop_small_classes=False, context=context
+    ).examples
+
+
+def by_path(examples, column):
+    return dict(zip(examples["path"], examples[column], strict=True))
+
+
+def test_nothing_given_gives_about_70_15_15_in_every_class(no_images, context):
+    done = split_made_up(made_up({"a": 1000, "b": 600}), no_images, context)
+    for label, total in (("a", 1000), ("b", 600)):
+        shares = Counter(done["split"][done["label"] == label])
+        assert abs(shares["train"] / total - 0.70) < 0.04
+        assert abs(shares["val"] / total - 0.15) < 0.04 and abs(shares["test"] / total - 0.15) < 0.04
+
+
+def test_new_photos_do_not_move_old_ones(no_images, context):
+    before = by_path(split_made_up(made_up({"a": 300, "b": 300}), no_images, context), "split")
+    fewer = made_up({"a": 300, "b": 300})
+    kept = np.arange(600) % 3 != 0
+    fewer = Examples({name: column[kept] for name, column in fewer.columns.items()}, fewer.class_names)
+    after = by_path(split_made_up(fewer, no_images, context), "split")
+    assert all(before[path] == where for path, where in after.items())
+
+
+@pytest.mark.parametrize("count", [3, 4, 5, 8])
+def test_small_classes_have_one_photo_in_every_split(no_images, context, count):
+    for seed in range(10):
+        done = split_made_up(made_up({"a": count, "b": count}, seed=seed), no_images, context)
+        for label in "ab":
+            assert set(done["split"][done["label"] == label]) == {"train", "val", "test"}
+
+
+def test_class_of_two_different_photos_is_refused_or_dropped(tmp_path, context):
+    folder = paint_classes(tmp_path / "photos", per_class=8, kinds=("stripes", "checks"))
+    paint(folder / "rare" / "a.jpg", 901)
+    paint(folder / "rare" / "b.jpg", 902)
+    (folder / "empty").mkdir()
+    with pytest.raises(DataUnusable) as caught:
+        split_folder(folder, context)
+    assert "rare: 2 different photos; train, val and test need one each" in str(caught.value)
+    assert "empty: no usable photos" in str(caught.value) and "intake.drop_small_classes=true" in str(caught.value)
+    done = split_folder(folder, context, drop=True)
+    assert done.class_names == ("checks", "stripes")
+    assert by_path(done, "status")["rare/a.jpg"] == "ignored"
+
+
+def test_given_train_and_val_makes_val_the_held_out_split(tmp_path, context):
+    paint_classes(tmp_path / "photos" / "train", per_class=20)
+    for k, kind in enumerate(("stripes", "checks")):
+        for j in range(5):
+            paint(tmp_path / "photos" / "val" / kind / f"{j}.jpg", seed=5000 + 100 * k + j, kind=kind)
+    done = split_folder(tmp_path / "photos", context)
+    given_val = done["given_split"] == "val"
+    assert set(done["split"][given_val]) == {"test"}
+    assert Counter(done["split"][~given_val])["val"] >= 2
+
+
+def test_given_splits_are_all_kept(tmp_path, context):
+    for number, name in enumerate(("train", "val", "test")):
+        for k, kind in enumerate(("stripes", "checks")):
+            for j in range(4):
+                paint(tmp_path / "photos" / name / kind / f"{j}.jpg", seed=1000 * number + 100 * k + j, kind=kind)
+    done = split_folder(tmp_path / "photos", context)
+    assert (done["split"] == done["given_split"]).all()
+
+
+def test_val_without_train_is_refused(tmp_path, context):
+    paint_classes(tmp_path / "photos" / "val", per_class=4)
+    paint_classes(tmp_path / "photos" / "test", per_class=4)
+    with pytest.raises(DataUnusable, match="none for train"):
+        split_folder(tmp_path / "photos", context)
+
+
+def scene(path, seed):
+    """A photo with something to recognise at every scale, as real ones have, and not one fine texture."""
+    rng = np.random.default_rng(seed)
+    layers = [rng.integers(0, 255 // k, (3 * k, 4 * k, 3)).astype(np.uint8) for k in (1, 3)]
+    pixels = sum(np.asarray(Image.fromarray(a).resize((160, 120), Image.Resampling.BICUBIC), np.float64) for a in layers)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=92)
+    return path
+
+
+def recompressed(photo, target, scale=0.6, quality=50):
+    image = Image.open(photo)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    image.resize((round(image.width * scale), round(image.height * scale))).save(target, "JPEG", quality=quality)
+
+
+def test_copies_never_cross_splits_that_we_make(tmp_path, context):
+    folder = tmp_path / "photos"
+    for k in range(25):
+        first = scene(folder / "one" / f"first-{k:03d}.jpg", seed=k)
+        recompressed(first, folder / "one" / f"copy-{k:03d}.jpg")
+        second = scene(folder / "two" / f"first-{k:03d}.jpg", seed=100 + k)
+        (folder / "two" / f"copy-{k:03d}.jpg").write_bytes(second.read_bytes())
+    done = split_folder(folder, context)
+    where, group = by_path(done, "split"), by_path(done, "group")
+    for k in range(25):
+        for label in ("one", "two"):
+            a, b = f"{label}/first-{k:03d}.jpg", f"{label}/copy-{k:03d}.jpg"
+            assert group[a] == group[b] and where[a] == where[b]
+    assert len(set(done["group"].tolist())) == 50
+    assert set(done["split"][done.of()]) == {"train", "val", "test"}
+
+
+def test_val_duplicate_of_train_is_reported_as_leak(tmp_path, context):
+    train = paint_classes(tmp_path / "photos" / "train", per_class=10)
+    val = paint_classes(tmp_path / "photos" / "val", per_class=3)
+    for k in range(3):
+        for kind in ("stripes", "checks"):
+            (val / kind / f"{kind}-{k:03d}.jpg").unlink()
+            paint(val / kind / f"new-{k}.jpg", seed=7000 + k, kind=kind)
+    scene(train / "stripes" / "stripes-004.jpg", seed=1)
+    recompressed(train / "stripes" / "stripes-004.jpg", val / "stripes" / "leak.jpg")
+    done = split_folder(tmp_path / "photos", context)
+    status, reason = by_path(done, "status"), by_path(done, "reason")
+    assert status["train/stripes/stripes-004.jpg"] == "excluded" and status["val/stripes/leak.jpg"] == "used"
+    assert reason["train/stripes/stripes-004.jpg"] == "a copy of val/stripes/leak.jpg, which is held out"
+
+
+def test_same_bytes_with_two_labels_are_both_quarantined(tmp_path, context):
+    folder = paint_classes(tmp_path / "photos", per_class=8)
+    (folder / "checks" / "x.jpg").write_bytes((folder / "stripes" / "stripes-001.jpg").read_bytes())
+    status = by_path(split_folder(folder, context), "status")
+    assert status["checks/x.jpg"] == status["stripes/stripes-001.jpg"] == "quarantined"
+
+
+def test_exact_copies_inside_the_held_out_split_are_counted_once(tmp_path, context):
+    paint_classes(tmp_path / "photos" / "train", per_class=8)
+    for k, kind in enumerate(("stripes", "checks")):
+        for name in ("a", "b"):
+            paint(tmp_path / "photos" / "val" / kind / f"{name}.jpg", seed=9000 + k, kind=kind)
+    done = split_folder(tmp_path / "photos", context)
+    assert len(done.of("test")) == 2 and (done["status"] == "excluded").sum() == 2
+
+
+def test_table_read_back_is_the_same(tmp_path, context):
+    done = split_folder(paint_classes(tmp_path / "photos", per_class=8), context)
+    again = SplitExamples.load(context.workdir).examples
+    assert again.digest == done.digest and np.array_equal(again.keys, done.keys)
+
+
+def test_keys_know_photos_by_content_and_not_by_place():
+    digest = "ab" * 32
+    records = [{"path": p, "sha256": d, "status": "used"} for p, d in (("b", digest), ("a", digest), ("c", "cd" * 32))]
+    blank = {"width": 1, "height": 1, "num_bytes": 1, "phash": 0, "brightness": 0, "contrast": 0, "has_exif": False}
+    first = Examples.from_records([r | blank for r in records], ())
+    second = Examples.from_records([r | blank for r in reversed(records)], ())
+    assert by_path(first, "path").keys() == by_path(second, "path").keys()
+    assert {p: int(k) for p, k in zip(first["path"], first.keys, strict=True)} == {
+        p: int(k) for p, k in zip(second["path"], second.keys, strict=True)
+    }
+    assert len(set(first.keys.tolist())) == 3
+
+
+def test_near_pairs_are_those_of_a_full_comparison():
+    rng = np.random.default_rng(1)
+    hashes = rng.integers(0, 2**63, 300).astype(np.uint64)
+    for k in range(0, 300, 3):
+        for bit in rng.choice(64, rng.integers(0, 7), replace=False):
+            hashes[k] = hashes[(k + 1) % 300] ^ np.uint64(1 << int(bit)) if bit % 2 else hashes[k] ^ np.uint64(1 << int(bit))
+    hashes[7] = hashes[200]
+    for bits in (0, 1, 4, 6):
+        distance = np.bitwise_count(hashes[:, None] ^ hashes[None, :])
+        expected = {(i, j) for i in range(300) for j in range(i + 1, 300) if distance[i, j] <= bits}
+        assert {tuple(p) for p in near_pairs(hashes, bits).tolist()} == expected and expected
+
+
+def test_groups_are_connected_components():
+    assert group_ids(6, np.asarray([[0, 2], [2, 4], [3, 5]])).tolist() == [0, 1, 0, 3, 0, 3]
+
+
+def test_look_alikes_are_not_confirmed_and_copies_are(tmp_path):
+    rng = np.random.default_rng(0)
+    base = rng.integers(0, 200, (6, 6, 3)).astype(np.uint8)
+    photo = np.asarray(Image.fromarray(base).resize((48, 48), Image.Resampling.BICUBIC), np.float64)
+    noise = np.asarray(Image.fromarray(rng.integers(0, 255, (12, 12, 3)).astype(np.uint8)).resize((48, 48)), np.float64)
+    pictures = [photo, photo * 0.9 + 12, photo * 0.6 + noise * 0.4, np.full_like(photo, 9), np.full_like(photo, 9.4)]
+    writer = StoreWriter(tmp_path, (48, 48, 3), "uint8")
+    writer.write(0, "k", np.stack(pictures).round())
+    pairs = np.asarray([[0, 1], [0, 2], [3, 4], [0, 3]])
+    assert confirmed(pairs, writer.finish(1)).tolist() == [True, False, True, False]
