@@ -1,6 +1,5 @@
 """The command line: thin commands over the pipeline, and the only translator of errors into exit codes."""
 
-import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -40,8 +39,6 @@ def main() -> None:
     Exit codes: 0 done, 1 a bug, 2 usage or configuration, 3 not good enough to ship, 65 the data cannot be used,
     70 training diverged, 74 storage failed, 75 try again later, 143 stopped by a signal (run it again to go on).
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("ABSL_MIN_LOG_LEVEL", "3")
 
 
 def _with_run_options(command: Command) -> Command:

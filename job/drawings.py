@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 from PIL.ExifTags import Base
 
-_SUPERSAMPLING = 2
+Field = NDArray[np.float32]
+
 _PNG_SHARE = 0.1
 
 _README = """# Drawn pictures
@@ -57,7 +59,7 @@ def _planted(seed: int, side_px: int) -> dict[str, bytes]:
     dots, rings, stars = (_jpeg(drawn(name, 0)) for name in ("dots", "rings", "stars"))
     near = drawn("waves", 0)
     smaller = near.resize((near.width * 3 // 4, near.height * 3 // 4), Image.Resampling.LANCZOS)
-    flat = Image.new("RGB", (side_px, side_px), _colour(np.random.default_rng(seed)))
+    flat = Image.new("RGB", (side_px, side_px), _colour(np.random.default_rng(seed), (0.3, 0.6), (0.5, 0.8)))
     return {
         # Quarantined: a download that broke off, one that never began, and an error page in the place of a photo.
         "dots/cut off half-way.jpg": dots[: len(dots) // 2],
@@ -92,137 +94,146 @@ def _planted(seed: int, side_px: int) -> dict[str, bytes]:
 class _Lattice:
     """Coordinates in cells: the whole part says which cell a pixel lies in, the rest where in the cell."""
 
-    u_HW: np.ndarray
-    v_HW: np.ndarray
+    u_HW: Field
+    v_HW: Field
     rng: np.random.Generator
 
-    def in_cells(self) -> tuple[np.ndarray, np.ndarray]:
+    def in_cells(self) -> tuple[Field, Field]:
         """Coordinates about the middle of a figure in each cell; figures differ in place, angle and size."""
         rows_HW = np.floor(self.v_HW)
         u_HW = self.u_HW + rows_HW * np.float32(self.rng.uniform())
         columns_HW = np.floor(u_HW)
-        # Cells far apart may share a variation: 16 x 16 are more than a picture shows.
+        # 16 x 16 variations are enough: no picture shows more cells in a row.
         cell_HW = (rows_HW.astype(np.intp) % 16) * 16 + columns_HW.astype(np.intp) % 16
-        x_HW = u_HW - columns_HW - 0.5 - self._varied(-0.08, 0.08)[cell_HW]
-        y_HW = self.v_HW - rows_HW - 0.5 - self._varied(-0.08, 0.08)[cell_HW]
-        cosine_HW, sine_HW = (turn[cell_HW] for turn in self._turns())
+        x_HW = u_HW - columns_HW - self._varied(0.42, 0.58)[cell_HW]
+        y_HW = self.v_HW - rows_HW - self._varied(0.42, 0.58)[cell_HW]
+        angles, sizes = self.rng.uniform(-0.3, 0.3, 256), self._varied(0.9, 1.1)
+        cosine_HW = (np.asarray([math.cos(a) for a in angles], np.float32) / sizes)[cell_HW]
+        sine_HW = (np.asarray([math.sin(a) for a in angles], np.float32) / sizes)[cell_HW]
         return x_HW * cosine_HW - y_HW * sine_HW, x_HW * sine_HW + y_HW * cosine_HW
 
-    def _varied(self, low: float, high: float) -> np.ndarray:
+    def _varied(self, low: float, high: float) -> Field:
         return self.rng.uniform(low, high, 256).astype(np.float32)
 
-    def _turns(self) -> np.ndarray:
-        """Cosine and sine of an angle for each cell, divided by the size of its figure. Shape (2, 256)."""
-        angles = self.rng.uniform(0, 2 * math.pi, 256)
-        unit = np.asarray([[math.cos(a) for a in angles], [math.sin(a) for a in angles]], np.float32)
-        return unit / self._varied(0.9, 1.1)
 
-
-def _stripes(lattice: _Lattice) -> np.ndarray:
-    return _ridges(lattice.u_HW)
-
-
-def _waves(lattice: _Lattice) -> np.ndarray:
-    depth, length = lattice.rng.uniform(0.2, 0.5), lattice.rng.uniform(1.2, 2.6)
-    slope_HW = _ridges(lattice.v_HW / np.float32(length))
-    return _ridges(lattice.u_HW + np.float32(depth) * slope_HW * slope_HW * (3 - 2 * slope_HW))
-
-
-def _grids(lattice: _Lattice) -> np.ndarray:
-    return np.maximum(_ridges(lattice.u_HW), _ridges(lattice.v_HW))
-
-
-def _dots(lattice: _Lattice) -> np.ndarray:
+def _dots(lattice: _Lattice) -> Field:
     x_HW, y_HW = lattice.in_cells()
     return -(x_HW * x_HW + y_HW * y_HW)
 
 
-def _rings(lattice: _Lattice) -> np.ndarray:
+def _grids(lattice: _Lattice) -> Field:
+    return np.maximum(_ridges(lattice.u_HW), _ridges(lattice.v_HW))
+
+
+def _rings(lattice: _Lattice) -> Field:
     x_HW, y_HW = lattice.in_cells()
     return -np.abs(np.sqrt(x_HW * x_HW + y_HW * y_HW) - np.float32(0.34))
 
 
-def _triangles(lattice: _Lattice) -> np.ndarray:
-    distance_HW = np.max(_distances_to_sides(3, *lattice.in_cells()), axis=0)
-    return -np.abs(distance_HW - np.float32(0.2)) if lattice.rng.random() < 0.3 else -distance_HW
+def _stars(lattice: _Lattice) -> Field:
+    """A pentagram is where at most one of its five lines is crossed: the second largest distance decides."""
+    _, second = _two_largest_distances(5, *lattice.in_cells())
+    return -second
 
 
-def _stars(lattice: _Lattice) -> np.ndarray:
-    """A five-pointed star is where at most one of its five lines is crossed: the second largest distance decides."""
-    return -np.partition(_distances_to_sides(5, *lattice.in_cells()), 3, axis=0)[3]
+def _stripes(lattice: _Lattice) -> Field:
+    return _ridges(lattice.v_HW)
 
 
-CLASSES: dict[str, Callable[[_Lattice], np.ndarray]] = {
-    "dots": _dots,
-    "grids": _grids,
-    "rings": _rings,
-    "stars": _stars,
-    "stripes": _stripes,
-    "triangles": _triangles,
-    "waves": _waves,
+def _triangles(lattice: _Lattice) -> Field:
+    """Filled, or now and then an outline, which is easily taken for a ring."""
+    largest, _ = _two_largest_distances(3, *lattice.in_cells())
+    return -np.abs(largest - np.float32(0.2)) if lattice.rng.random() < 0.2 else -largest
+
+
+def _waves(lattice: _Lattice) -> Field:
+    depth, length = lattice.rng.uniform(0.15, 0.5), lattice.rng.uniform(1.2, 2.6)
+    slope_HW = _ridges(lattice.u_HW / np.float32(length))
+    return _ridges(lattice.v_HW + np.float32(depth) * slope_HW * slope_HW * (3 - 2 * slope_HW))
+
+
+@dataclass(frozen=True)
+class _Class:
+    """What is drawn, how many cells fit along the shorter side (least, most), and at which angle, give or take 9 degrees."""
+
+    field: Callable[[_Lattice], Field]
+    num_cells: tuple[float, float]
+    angle_deg: float = 0.0
+
+
+# Sizes and angles differ as those of real things do, and overlap: they give a network without training a hold.
+CLASSES = {
+    "dots": _Class(_dots, (7, 11)),
+    "grids": _Class(_grids, (4.5, 7), 45),
+    "rings": _Class(_rings, (2.6, 4.2)),
+    "stars": _Class(_stars, (2, 3)),
+    "stripes": _Class(_stripes, (3.2, 5), 90),
+    "triangles": _Class(_triangles, (4.2, 6.5)),
+    "waves": _Class(_waves, (5.5, 8.5)),
 }
 
 
-def _ridges(x: np.ndarray) -> np.ndarray:
+def _ridges(x: Field) -> Field:
     """1 at whole numbers, 0 half-way between them, straight in between."""
-    return np.abs(x - np.floor(x) - np.float32(0.5)) * 2
+    return np.abs(x - np.floor(x) - np.float32(0.5)) * np.float32(2)
 
 
-def _distances_to_sides(num_sides: int, x_HW: np.ndarray, y_HW: np.ndarray) -> np.ndarray:
-    angles = [2 * math.pi * k / num_sides for k in range(num_sides)]
-    return np.stack([x_HW * np.float32(math.cos(a)) + y_HW * np.float32(math.sin(a)) for a in angles])
+def _two_largest_distances(num_sides: int, x_HW: Field, y_HW: Field) -> tuple[Field, Field]:
+    """The largest and the second largest of the signed distances to the sides of a regular polygon about the middle."""
+    largest_HW = second_HW = np.full_like(x_HW, -np.inf)
+    for k in range(num_sides):
+        angle = 2 * math.pi * k / num_sides - math.pi / 2
+        distance_HW = x_HW * np.float32(math.cos(angle)) - y_HW * np.float32(math.sin(angle))
+        second_HW = np.maximum(second_HW, np.minimum(largest_HW, distance_HW))
+        largest_HW = np.maximum(largest_HW, distance_HW)
+    return largest_HW, second_HW
 
 
 def _picture(class_name: str, number: int, seed: int, side_px: int) -> tuple[Image.Image, np.random.Generator]:
     """The picture, and its generator for what is still to be drawn about the file."""
     rng = np.random.default_rng([seed, list(CLASSES).index(class_name), number])
     width, height = (int(side_px * rng.uniform(7 / 8, 21 / 16)) for _ in range(2))
-    figure_HW1 = np.asarray(_figure(class_name, width, height, rng), np.float32)[..., None] / 255
-    ground_HWC, ink_HWC = _coloured(width, height, rng)
-    pixels_HWC = ground_HWC + (ink_HWC - ground_HWC) * figure_HW1
-    pixels_HWC *= 1 + np.float32(0.3) * _smooth(width, height, rng)[..., None]
-    pixels_HWC += rng.standard_normal(pixels_HWC.shape, np.float32) * np.float32(rng.uniform(2, 16))
+    figure_HW1 = np.asarray(_figure(CLASSES[class_name], width, height, rng), np.float32)[..., None] / 255
+    paper_HWC = _clouded(_colour(rng, saturation=(0.05, 0.35), value=(0.85, 1)), width, height, rng)
+    ink_HWC = _clouded(_colour(rng, saturation=(0.5, 0.9), value=(0.2, 0.5)), width, height, rng)
+    pixels_HWC = paper_HWC + (ink_HWC - paper_HWC) * figure_HW1
+    pixels_HWC *= 1 + np.float32(0.15) * _smooth(width, height, rng)
+    pixels_HWC += rng.standard_normal((height, width, 1), np.float32) * np.float32(rng.uniform(1, 10))
     picture = Image.fromarray(np.clip(np.rint(pixels_HWC), 0, 255).astype(np.uint8))
-    return picture.filter(ImageFilter.GaussianBlur(rng.uniform(0, 1.2))), rng
+    return picture.filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.8))), rng
 
 
-def _figure(class_name: str, width: int, height: int, rng: np.random.Generator) -> Image.Image:
-    """White where the figure is, black elsewhere, with smooth edges."""
-    columns, rows = width * _SUPERSAMPLING, height * _SUPERSAMPLING
-    x_HW = np.arange(columns, dtype=np.float32)[None, :] + 12 * _smooth(columns, rows, rng)
-    y_HW = np.arange(rows, dtype=np.float32)[:, None] + 12 * _smooth(columns, rows, rng)
-    cell_px = min(columns, rows) / math.exp(rng.uniform(math.log(2), math.log(6)))
-    angle, stretch = rng.uniform(0, 2 * math.pi), rng.uniform(0.85, 1.15)
+def _figure(kind: _Class, width: int, height: int, rng: np.random.Generator) -> Image.Image:
+    """White where the figure is, black elsewhere; drawn at twice the size for smooth edges."""
+    columns, rows = width * 2, height * 2
+    bend_px = min(columns, rows) / 30
+    x_HW = np.arange(columns, dtype=np.float32)[None, :] + bend_px * _smooth(columns, rows, rng)[..., 0]
+    y_HW = np.arange(rows, dtype=np.float32)[:, None] + bend_px * _smooth(columns, rows, rng)[..., 0]
+    cell_px = min(columns, rows) / rng.uniform(*kind.num_cells)
+    angle = math.radians(kind.angle_deg + rng.uniform(-9, 9))
     cosine, sine = np.float32(math.cos(angle) / cell_px), np.float32(math.sin(angle) / cell_px)
-    u_HW = (x_HW * cosine - y_HW * sine) * np.float32(stretch) + np.float32(rng.uniform(0, 16))
-    v_HW = (x_HW * sine + y_HW * cosine) / np.float32(stretch) + np.float32(rng.uniform(0, 16))
-    field_HW = CLASSES[class_name](_Lattice(u_HW, v_HW, rng))
-    threshold = np.quantile(field_HW, 1 - rng.uniform(0.22, 0.34))
-    return Image.fromarray((field_HW > threshold).astype(np.uint8) * 255).reduce(_SUPERSAMPLING)
+    u_HW = x_HW * cosine - y_HW * sine + np.float32(rng.uniform(0, 16))
+    v_HW = x_HW * sine + y_HW * cosine + np.float32(rng.uniform(0, 16))
+    field_HW = kind.field(_Lattice(u_HW, v_HW, rng))
+    threshold = np.quantile(field_HW, 1 - rng.uniform(0.24, 0.34))
+    return Image.fromarray((field_HW > threshold).astype(np.uint8) * 255).reduce(2)
 
 
-def _coloured(width: int, height: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Two pictures of softly changing colour, far enough apart to tell figure from ground."""
-    while True:
-        first, second = (np.asarray(_colour(rng), np.float32) for _ in range(2))
-        if np.abs(first - second).sum() > 150:
-            break
-    first_HWC, second_HWC = (
-        colour + rng.uniform(-35, 35, 3).astype(np.float32) * _smooth(width, height, rng)[..., None]
-        for colour in (first, second)
-    )
-    return first_HWC, second_HWC
-
-
-def _colour(rng: np.random.Generator) -> tuple[int, int, int]:
-    red, green, blue = colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(0.1, 0.8), rng.uniform(0.25, 1))
+def _colour(rng: np.random.Generator, saturation: tuple[float, float], value: tuple[float, float]) -> tuple[int, int, int]:
+    red, green, blue = colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(*saturation), rng.uniform(*value))
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def _smooth(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
-    """A field of about -1 to 1 that changes slowly, as light over a wall. Shape (height, width)."""
+def _clouded(colour: tuple[int, int, int], width: int, height: int, rng: np.random.Generator) -> Field:
+    """The colour, softly changing over the picture. Shape (height, width, 3)."""
+    change_C = rng.uniform(-20, 20, 3).astype(np.float32)
+    return np.asarray(colour, np.float32) + change_C * _smooth(width, height, rng)
+
+
+def _smooth(width: int, height: int, rng: np.random.Generator) -> Field:
+    """From about -1 to 1, changing slowly, as light does over a wall. Shape (height, width, 1)."""
     coarse = Image.fromarray(rng.uniform(-1, 1, (3, 3)).astype(np.float32))
-    return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
+    return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float32)[..., None]
 
 
 def _sticker(picture: Image.Image) -> Image.Image:

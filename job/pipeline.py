@@ -64,6 +64,7 @@ class Job:
         self.workdir = context.workdir
         self.source: Source = open_source(data)
         self._artifacts: dict[str, Any] = {}
+        self.done: list[str] = []  # The stages of this run that are up to date.
 
     @cached_property
     def listing(self) -> Listing:
@@ -186,7 +187,8 @@ def _report(job: Job) -> Any:
     from job.stages.report import report
 
     run = job.workdir.read_json("run.json")
-    return report(job.config.report, run=run, timings=timings(job.workdir), context=job.context)
+    up_to_date = {name: times for name, times in timings(job.workdir).items() if name in job.done}
+    return report(job.config.report, run=run, timings=up_to_date, context=job.context)
 
 
 def _loader(stage: str, artifact: str) -> Callable[[Workdir], Any]:
@@ -360,20 +362,24 @@ def run(job: Job, stop_after: str | None = None) -> None:
         return
     job.workdir.write_json("run.json", describe(job))
     _withdraw(job.workdir, {step.stage for step in steps if step.runs})
-    done: list[str] = []
+    failure: GateNotMet | None = None
     for step in steps:
         job.context.stop.check()
         if step.stage == "export" and not job["evaluate"].numbers["gate"]["met"]:
             telemetry.line("export    skipped: the quality gate was not met")
             continue
-        if step.runs and (_why_stale(job, step.stage, done) or not _stores_intact(job, step.stage)):
-            if step.stage == "report":
-                publish_metrics(job)
-            _run_stage(job, step.stage, done)
+        if step.runs and (_why_stale(job, step.stage, job.done) or not _stores_intact(job, step.stage)):
+            try:
+                _run_stage(job, step.stage)
+            except GateNotMet as error:  # Of the export; the page says so, too.
+                failure = error
+                continue
         else:
             telemetry.line(f"{step.stage:<10}skipped: unchanged")
-        done.append(step.stage)
+        job.done.append(step.stage)
     publish_metrics(job)
+    if failure:
+        raise failure
     _raise_if_gate_not_met(job, steps)
 
 
@@ -459,7 +465,7 @@ def _wanted(stop_after: str | None) -> list[str]:
     return names if stop_after in (None, "report") else [*names[: names.index(str(stop_after)) + 1], "report"]
 
 
-def _run_stage(job: Job, name: str, done: list[str]) -> None:
+def _run_stage(job: Job, name: str) -> None:
     stage = STAGES[name]
     telemetry = job.context.telemetry
     telemetry.line(f"{name:<10}runs")
@@ -471,7 +477,7 @@ def _run_stage(job: Job, name: str, done: list[str]) -> None:
     record = {
         "stage": name,
         "schema": stage.schema,
-        "key": _key(job, name, done),
+        "key": _key(job, name, job.done),
         "outputs": job.workdir.digests(stage.outputs),
         "stores": {store: _store_digest(job.workdir, store) for store in stage.stores(artifact)},
         "count": stage.count(job) if stage.count else None,

@@ -17,6 +17,7 @@ from job.data.stores import ROWS_PER_SHARD, StoreWriter
 from job.data.workers import Limits, ShardTask, decode_shards, usable_cores
 from job.errors import DataUnusable, UsageError
 from job.storage.workdir import Workdir
+from job.train.cluster import import_tensorflow
 
 _BEST = 3
 _DECODE_TIMEOUT_S, _WORKER_MEMORY_MB = 30.0, 2048
@@ -66,8 +67,7 @@ def predict(model_folder: Path, data: str, out: Path, *, batch_size: int, contex
 
 
 def _load(model_folder: Path) -> Any:
-    import tensorflow as tf
-
+    tf = import_tensorflow()
     model = tf.saved_model.load(str(model_folder))
     signature = model.signatures["pixels"]
 

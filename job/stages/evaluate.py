@@ -134,7 +134,9 @@ def _summaries(
         name: {
             "val": {**metrics.summary(labels[val], on_val[name], config.ece_bins), "used_for_choices": True},
             "test": metrics.summary(labels[test], on_test[name], config.ece_bins),
-            "test_leak_free": metrics.summary(labels[test[leak_free]], on_test[name][leak_free], config.ece_bins),
+            "test_leak_free": metrics.summary(labels[test[leak_free]], on_test[name][leak_free], config.ece_bins)
+            if leak_free.any()
+            else None,
         }
         for name in on_test
     }

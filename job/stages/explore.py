@@ -200,7 +200,7 @@ def _figures(examples: Examples, folder: Path) -> dict[str, str]:
     for ax, name, colour in ((axes[1], "brightness", figures.SERIES[1]), (axes[2], "contrast", figures.SERIES[2])):
         ax.hist(examples[name][usable], bins=30, color=colour)
         ax.set(title=name.capitalize(), xlabel="share of full scale", ylabel="photos")
-    if len(usable) > 5000:  # Thousands of marks would make the page heavy.
+    if len(usable) > 1000:  # Thousands of marks would make the page heavy.
         axes[0].collections[0].set_rasterized(True)
     figures.save_svg(figure, folder / "sizes.svg")
     return {"sizes": f"{FOLDER}/sizes.svg"}

@@ -11,7 +11,7 @@ from job.config import FineTuneConfig
 from job.context import Context
 from job.data.examples import Examples
 from job.data.stores import StoredViews
-from job.model.heads import Head, class_weights, regression_on_views, smoothed_one_hot
+from job.model.heads import COARSE, Head, class_weights, regression_on_views, smoothed_one_hot
 from job.model.network import Network
 from job.storage.workdir import Workdir
 from job.train.loop import Batch, Trainer
@@ -126,7 +126,8 @@ def _start(config: FineTuneConfig, examples: Examples, features: StoredViews, ch
     labels_T, num_classes = examples.labels[examples.in_store_order("train")], len(examples.class_names)
     targets_TC = smoothed_one_hot(labels_T, num_classes, config.label_smoothing)
     weights_T = class_weights(labels_T, num_classes, config.class_weight)
-    return regression_on_views(features, targets_TC, weights_T).solve(c, chosen, _MAX_HEAD_ITERATIONS).head
+    regression = regression_on_views(features, targets_TC, weights_T)
+    return regression.solve(c, chosen, _MAX_HEAD_ITERATIONS, tolerance=COARSE).head
 
 
 def _validate(trainer: Trainer, inputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:

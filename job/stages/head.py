@@ -10,7 +10,7 @@ from job.config import HeadConfig
 from job.context import Context
 from job.data.examples import Examples
 from job.data.stores import StoredViews
-from job.model.heads import Head, class_weights, regression_on_views, smoothed_one_hot
+from job.model.heads import COARSE, Head, class_weights, regression_on_views, smoothed_one_hot
 from job.storage.workdir import Workdir
 
 ARRAYS = "stages/head/head.npz"
@@ -46,7 +46,7 @@ class _Tried:
 def head(config: HeadConfig, *, examples: Examples, features: StoredViews, context: Context) -> ChosenHead:
     """
     Strengths are solved from the strongest regularisation on, each from the solution before it, and no further once
-    validation has become worse twice in a row.
+    validation has become worse twice in a row; the chosen one is then solved to the end.
     """
     num_classes = len(examples.class_names)
     labels_T = examples.labels[examples.in_store_order("train")]
@@ -59,7 +59,7 @@ def head(config: HeadConfig, *, examples: Examples, features: StoredViews, conte
     with context.telemetry.progress("head", len(config.c_grid), "strengths") as progress:
         for c in sorted(config.c_grid):
             context.stop.check()
-            solution = regression.solve(c, current, config.max_iterations, on_iteration=context.stop.check)
+            solution = regression.solve(c, current, config.max_iterations, tolerance=COARSE, on_iteration=context.stop.check)
             current = solution.head
             probabilities = current.probabilities(val_features)
             loss = float(log_loss(val_labels, probabilities, labels=range(num_classes)))
@@ -70,7 +70,8 @@ def head(config: HeadConfig, *, examples: Examples, features: StoredViews, conte
             best, _ = min(tried, key=lambda t: t[0].val_log_loss)
             if len(tried) - [t for t, _ in tried].index(best) > _WORSE_BEFORE_STOP:
                 break
-    best, chosen = min(tried, key=lambda t: t[0].val_log_loss)
+    best, coarse = min(tried, key=lambda t: t[0].val_log_loss)
+    chosen = regression.solve(best.c, coarse, config.max_iterations, on_iteration=context.stop.check).head
     path = [asdict(t) for t, _ in tried]
     with context.workdir.writing(ARRAYS) as file, file.open("wb") as stream:
         np.savez(stream, kernel_DC=chosen.kernel_DC, bias_C=chosen.bias_C)

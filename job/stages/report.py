@@ -66,13 +66,15 @@ class Report:
 def report(config: ReportConfig, *, run: dict[str, Any], timings: dict[str, dict[str, float]], context: Context) -> Report:
     """Draw report.html. Needs explore's summary; says what there is to say about models where there are any.
 
-    `run` is the content of run.json, `timings` the wall and CPU seconds of each stage.
+    `run` is the content of run.json, `timings` the wall and CPU seconds of each stage that is up to date; others are not
+    shown.
 
     Raises:
         StorageFailed: where explore's summary cannot be read, or the page cannot be written.
     """
     workdir = context.workdir
-    made = {name: workdir.read_json(path) for name, path in _ARTIFACTS.items()}
+    shown = {"explore", *timings, *({"export"} if "evaluate" in timings else ())}  # A failed export has no time.
+    made = {name: workdir.read_json(path) if path.split("/")[1] in shown else None for name, path in _ARTIFACTS.items()}
     if made["explore"] is None:
         raise StorageFailed(f"{workdir.path(_ARTIFACTS['explore'])}: missing or damaged. Run the same command again.")
     environment = _environment(workdir)
@@ -174,7 +176,7 @@ def _results(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         "test": test,
         "chance_loss": math.log(len(names)),
         "num_correct": round(test["accuracy"] * test["num_examples"]),
-        "leak_free": leak_free if leak_free["num_examples"] != test["num_examples"] else None,
+        "leak_free": leak_free if leak_free and leak_free["num_examples"] != test["num_examples"] else None,
         "other": other if evaluation[other] else None,
         "confusions": sorted(confusions, key=lambda c: -c["count"]),
         "matrix": [[(count, _heat(count, sum(row)), i == j) for j, count in enumerate(row)] for i, row in enumerate(matrix)],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +13,22 @@ import numpy as np
 
 if TYPE_CHECKING:
     import tensorflow as tf
+
+
+def import_tensorflow() -> Any:
+    """The module, without the lines about itself that it writes to standard error below Python while it loads."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    standard_error = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        import tensorflow
+    finally:
+        os.dup2(standard_error, 2)
+        os.close(standard_error)
+        os.close(nowhere)
+    return tensorflow
 
 
 @dataclass(frozen=True)
@@ -31,8 +49,7 @@ class Cluster:
     @cached_property
     def strategy(self) -> tf.distribute.Strategy:
         """MirroredStrategy over all GPUs (or logical CPUs), or TensorFlow's default where there is one device."""
-        import tensorflow as tf
-
+        tf = import_tensorflow()
         gpus = tf.config.list_physical_devices("GPU")
         for gpu in gpus:
             tf.config.experimental.set_memory_growth(gpu, True)

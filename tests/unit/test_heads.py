@@ -68,4 +68,5 @@ def test_iterations_can_be_stopped(problem):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        LogisticRegression(features, smoothed_one_hot(labels, 3, 0.0), weights).solve(1.0, Head.zeros(30, 3), 100, stop)
+        regression = LogisticRegression(features, smoothed_one_hot(labels, 3, 0.0), weights)
+        regression.solve(1.0, Head.zeros(30, 3), 100, on_iteration=stop)

@@ -35,6 +35,7 @@ RUN = {
     "started": "2026-11-23T15:31:00+00:00",
 }
 TIMINGS = {"intake": {"wall_s": 9.3, "cpu_s": 15.2}, "explore": {"wall_s": 2.1, "cpu_s": 2.0}}
+TIMINGS |= {name: {"wall_s": 1.5, "cpu_s": 1.0} for name in ("extract", "head", "fine_tune", "evaluate")}
 
 
 def explored(context, names=("daisy", "rose")):
@@ -216,11 +217,11 @@ def test_hostile_names_are_text_and_nothing_else(context, name):
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_command_is_shown_as_it_is(context, name):
+def test_hostile_command_is_text_and_nothing_else(context, name):
     explored(context)
     page = drawn(context, command=f"transfer-job run --data '/data/{name}'")
-    shown = name.encode("utf-8", "backslashreplace").decode()
-    assert " ".join(f"--data '/data/{shown}'".split()) in Elements(page).text
+    shown = name.replace("\n", r"\n").replace("\u202e", r"\u202e").replace("\udcff", r"\udcff")
+    assert f"--data '/data/{shown}'" in Elements(page).text
     assert not Elements(page).of("script")
 
 
@@ -310,7 +311,7 @@ def test_failed_parity_is_said_at_the_top(context):
     everything(context)
     exported(context, faults=["EXIF orientation is not honoured"])
     top = top_of(drawn(context))
-    assert "the exported model disagrees" in top and "exif orientation is not honoured" in top.lower()
+    assert "the exported model disagrees" in top and "The check found: EXIF orientation is not honoured." in top
 
 
 def test_run_that_ended_before_the_export_says_so(context):

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -37,7 +39,7 @@ def test_learning_rate_rises_and_falls():
     assert plan.warmup_steps == 2
     rates = [plan.learning_rate(step) for step in range(9)]
     assert rates[:3] == pytest.approx([0.5, 1.0, 1.0])
-    assert all(a > b for a, b in zip(rates[2:], rates[3:], strict=False)) and rates[-1] < 0.1
+    assert all(a > b for a, b in pairwise(rates[2:])) and rates[-1] < 0.1
 
 
 def test_average_reaches_back_over_a_tenth_of_the_steps():

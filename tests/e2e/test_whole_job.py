@@ -1,0 +1,298 @@
+"""The whole job through the command line, as users meet it."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from job.pipeline import STAGES
+from tests.conftest import ROOT, paint, quick_settings, run_job
+
+
+def plan_of(out, data, *settings):
+    done = run_job("run", "--data", data, "--out", out, "--dry-run", *settings)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split(maxsplit=2) for line in done.stdout.splitlines()]
+    return {line[0]: line[1].rstrip(":") == "runs" for line in lines if line and line[0] in STAGES}
+
+
+@pytest.fixture
+def copy_of_run(finished_run, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(finished_run, out, symlinks=True)
+    return out
+
+
+def test_every_artifact_of_the_contract_is_there(finished_run, painted):
+    names = ("run.json", "examples.parquet", "metrics.json", "predictions.parquet", "report.html", "logs/events.jsonl")
+    for name in names:
+        assert (finished_run / name).stat().st_size > 0, name
+    for name in ("saved_model.pb", "model.keras", "model.json", "parity.json"):
+        assert (finished_run / "model" / name).stat().st_size > 0, name
+    assert list((finished_run / "logs" / "tensorboard").iterdir())
+    assert {p.stem for p in (finished_run / "stages").glob("*.json")} == set(STAGES)
+    run = json.loads((finished_run / "run.json").read_text())
+    assert run["command"].startswith("python") and str(painted) in run["command"]
+    assert run["versions"]["keras"] and run["fingerprint"]["cpu"]
+
+
+def test_table_lists_every_file_and_what_became_of_it(finished_run, painted):
+    table = pq.read_table(finished_run / "examples.parquet").to_pylist()
+    files = {p.relative_to(painted).as_posix() for p in painted.rglob("*") if p.is_file()}
+    assert {row["path"] for row in table} == files
+    row = {r["path"]: r for r in table}
+    assert row["stripes/broken.jpg"]["status"] == "quarantined" and row["stripes/broken.jpg"]["reason"] == "an HTML page"
+    assert "turned upright" in row["checks/turned.jpg"]["reason"]
+    assert (row["checks/turned.jpg"]["width"], row["checks/turned.jpg"]["height"]) == (60, 72)
+
+
+def test_metrics_agree_with_the_predictions(finished_run):
+    metrics = json.loads((finished_run / "metrics.json").read_text())
+    rows = pq.read_table(finished_run / "predictions.parquet").to_pylist()
+    examples = pq.read_table(finished_run / "examples.parquet").to_pylist()
+    held_out = [e["path"] for e in examples if e["split"] == "test" and e["status"] in ("used", "converted")]
+    assert sorted(r["path"] for r in rows) == sorted(held_out)  # Every held-out example once.
+    for name in ("head", "fine_tuned"):
+        probabilities = np.asarray([r[f"{name}_probabilities"] for r in rows])
+        labels = np.asarray([metrics["class_names"].index(r["label"]) for r in rows])
+        assert metrics[name]["test"]["num_examples"] == len(rows)
+        assert metrics[name]["test"]["accuracy"] == pytest.approx((probabilities.argmax(1) == labels).mean())
+        low, high = metrics[name]["test"]["accuracy_ci95"]
+        assert low <= metrics[name]["test"]["accuracy"] <= high
+    assert metrics["shipped"] in ("head", "fine_tuned") and set(metrics["timings"]) >= {"intake", "extract", "fine_tune"}
+    assert metrics["throughput"]["intake_photos_per_s"] > 0
+
+
+def test_exported_model_is_proven_to_agree(finished_run):
+    parity = json.loads((finished_run / "model" / "parity.json").read_text())
+    assert parity["agrees"] and parity["arrays"]["largest_difference"] <= 1e-4
+    assert parity["exif"]["largest_difference"] <= 0.02 and parity["bytes"]["num_photos"] == parity["num_photos"] > 5
+
+
+def test_keras_file_loads_in_safe_mode_and_predicts_the_same(finished_run):
+    script = (
+        "import sys, json, keras, numpy as np, pyarrow.parquet as pq\n"
+        "from pathlib import Path\n"
+        "from job.data.stores import ArrayStore\n"
+        "from job.data.examples import Examples\n"
+        "out = Path(sys.argv[1])\n"
+        "model = keras.saving.load_model(out / 'model' / 'model.keras', safe_mode=True)\n"
+        "shipped = json.loads((out / 'metrics.json').read_text())['shipped']\n"
+        "rows = pq.read_table(out / 'predictions.parquet').to_pylist()\n"
+        "examples = Examples.load(out / 'examples.parquet')\n"
+        "place = dict(zip(examples['path'], examples['row']))\n"
+        "pixels = ArrayStore(out / 'cache' / 'images').rows([place[r['path']] for r in rows])\n"
+        "expected = np.asarray([r[shipped + '_probabilities'] for r in rows])\n"
+        "print(float(np.abs(model.predict(pixels, verbose=0) - expected).max()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(finished_run)], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.splitlines()[-1]) < 1e-4
+
+
+def test_finished_run_is_left_alone_without_importing_tensorflow(finished_run, painted):
+    before = {p: p.stat().st_mtime_ns for p in finished_run.rglob("*") if p.is_file()}
+    script = (
+        "import sys\nfrom job.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as e: print('EXIT', e.code)\n"
+        "print('HEAVY', sorted({'tensorflow', 'keras', 'sklearn', 'matplotlib'} & set(sys.modules)))"
+    )
+    arguments = ["run", "--data", str(painted), "--out", str(finished_run), *quick_settings()]
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert "EXIT 0" in done.stdout and "HEAVY []" in done.stdout, done.stdout + done.stderr
+    assert "Accuracy" in done.stdout
+    assert {p: p.stat().st_mtime_ns for p in finished_run.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("setting", "runs"),
+    [
+        ("fine_tune.epochs=3", {"fine_tune", "evaluate", "export", "report"}),
+        ("train.seed=9", {"fine_tune", "evaluate", "export", "report"}),
+        ("head.c_grid=[0.01]", {"head", "fine_tune", "evaluate", "export", "report"}),
+        ("augment.views=3", {"extract", "head", "fine_tune", "evaluate", "export", "report"}),
+        ("explore.samples_per_class=3", {"explore", "report"}),
+        ("report.title=Other", {"report"}),
+        ("intake.image_size=64", set(STAGES)),
+        ("intake.workers=1", set()),
+    ],
+)
+def test_a_changed_setting_makes_stale_what_depends_on_it(finished_run, painted, setting, runs):
+    found = plan_of(finished_run, painted, *quick_settings(setting))
+    assert {name for name, will_run in found.items() if will_run} == runs
+
+
+def test_changed_epochs_run_only_fine_tune_and_what_follows(copy_of_run, painted):
+    changed = quick_settings("fine_tune.epochs=1")
+    records = {p: p.stat().st_mtime_ns for p in (copy_of_run / "stages").glob("*.json")}
+    done = run_job("run", "--data", painted, "--out", copy_of_run, *changed)
+    assert done.returncode == 0, done.stderr
+    touched = {p.stem for p, mtime in records.items() if p.stat().st_mtime_ns != mtime}
+    assert touched == {"fine_tune", "evaluate", "export", "report"}
+
+
+def test_missing_store_is_made_again_only_when_it_is_needed(copy_of_run, painted):
+    shutil.rmtree(copy_of_run / "cache")
+    assert not any(plan_of(copy_of_run, painted, *quick_settings()).values())
+    needed = plan_of(copy_of_run, painted, *quick_settings("fine_tune.epochs=1"))
+    assert {n for n, runs in needed.items() if runs} == {"intake", "extract", "fine_tune", "evaluate", "export", "report"}
+
+
+def test_damaged_output_is_made_again(copy_of_run, painted):
+    (copy_of_run / "predictions.parquet").write_bytes(b"half")
+    assert plan_of(copy_of_run, painted, *quick_settings())["evaluate"]
+
+
+def test_dry_run_prints_configuration_plan_and_cut_and_touches_nothing(painted, tmp_path):
+    done = run_job("run", "--data", painted, "--out", tmp_path / "out", "--dry-run", *quick_settings())
+    assert done.returncode == 0, done.stderr
+    assert 'name = "mobilenet_v2"' in done.stdout and "cut after" in done.stdout
+    assert "intake     runs: it has not been finished before" in done.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_explore_alone_leaves_a_page_and_trains_nothing(painted, tmp_path):
+    done = run_job("explore", "--data", painted, "--out", tmp_path / "out", *quick_settings())
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "report.html").exists() and not (tmp_path / "out" / "metrics.json").exists()
+    assert not (tmp_path / "out" / "cache" / "features").exists()
+    assert done.stdout.strip().endswith("report.html")
+
+
+def test_report_is_drawn_again_from_the_artifacts(copy_of_run):
+    page = (copy_of_run / "report.html").read_bytes()
+    (copy_of_run / "report.html").unlink()
+    shutil.rmtree(copy_of_run / "cache")
+    done = run_job("report", copy_of_run)
+    assert done.returncode == 0, done.stderr
+    assert len((copy_of_run / "report.html").read_bytes()) == pytest.approx(len(page), rel=0.02)
+    assert run_job("report", copy_of_run / "stages").returncode == 2
+
+
+def test_stop_signal_ends_with_143_and_the_same_command_goes_on(painted, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "job", "run", "--data", str(painted), "--out", str(out)]
+    command += [*quick_settings("fine_tune.epochs=500")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    deadline = time.monotonic() + 240
+    while not (out / "stages" / "head.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(2)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    assert "Stopped by SIGTERM" in errors and "same command goes on" in errors and "Traceback" not in errors
+    finished = {p.stem for p in (out / "stages").glob("*.json")}
+    assert finished == {"intake", "split", "explore", "extract", "head"}
+    again = plan_of(out, painted, *quick_settings("fine_tune.epochs=500"))
+    assert not any(again[name] for name in finished) and again["fine_tune"]
+
+
+def test_quality_gate_that_is_not_met_ends_with_3_and_exports_nothing(copy_of_run, painted):
+    settings = quick_settings("evaluate.min_accuracy=1.0", "head.c_grid=[1e-9]", "fine_tune.epochs=0")
+    done = run_job("run", "--data", painted, "--out", copy_of_run, *settings)
+    assert done.returncode == 3, done.stderr
+    assert "evaluate.min_accuracy = 1.0 was not met" in done.stderr
+    assert not (copy_of_run / "model").exists() and (copy_of_run / "report.html").exists()
+    again = run_job("run", "--data", painted, "--out", copy_of_run, *settings)
+    assert again.returncode == 3 and "runs" not in again.stderr
+
+
+def test_predict_labels_what_it_can_and_lists_the_rest(finished_run, painted, tmp_path):
+    photos = tmp_path / "new"
+    for k in range(5):
+        paint(photos / f"{k}.jpg", seed=800 + k)
+    paint(photos / "deeper" / 'name, with "quotes".png', seed=900, kind="checks")
+    (photos / "broken.jpg").write_bytes(b"<html>")
+    (photos / "notes.txt").write_text("nothing")
+    for name in ("out.parquet", "out.csv"):
+        done = run_job("predict", "--model", finished_run / "model", "--data", photos, "--out", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+        assert "6 photos labelled, 1 could not be read" in done.stdout
+    rows = {r["path"]: r for r in pq.read_table(tmp_path / "out.parquet").to_pylist()}
+    assert rows["broken.jpg"]["error"] == "an HTML page" and rows["broken.jpg"]["label"] is None
+    assert rows["0.jpg"]["label"] in ("checks", "stripes") and 0.5 <= rows["0.jpg"]["probability"] <= 1
+    assert next(iter(json.loads(rows["0.jpg"]["top_3"]))) == rows["0.jpg"]["label"]
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 8
+
+
+def test_predict_agrees_with_the_runs_own_predictions(finished_run, painted, tmp_path):
+    done = run_job("predict", "--model", finished_run / "model", "--data", painted, "--out", tmp_path / "p.parquet")
+    assert done.returncode == 0, done.stderr
+    new = {r["path"]: r for r in pq.read_table(tmp_path / "p.parquet").to_pylist()}
+    shipped = json.loads((finished_run / "metrics.json").read_text())["shipped"]
+    for row in pq.read_table(finished_run / "predictions.parquet").to_pylist():
+        assert new[row["path"]]["label"] == row["predicted"]
+        assert new[row["path"]]["probability"] == pytest.approx(max(row[f"{shipped}_probabilities"]), abs=1e-4)
+
+
+def test_wrong_model_or_output_is_a_usage_error(finished_run, painted, tmp_path):
+    assert run_job("predict", "--model", tmp_path, "--data", painted, "--out", "x.csv").returncode == 2
+    assert run_job("predict", "--model", finished_run / "model", "--data", painted, "--out", "x.txt").returncode == 2
+
+
+def test_unwritable_output_is_a_storage_error(painted):
+    done = run_job("run", "--data", painted, "--out", "/proc/nowhere", *quick_settings())
+    assert done.returncode == 74 and "Traceback" not in done.stderr
+
+
+def test_messy_folder_says_why_and_runs_when_it_may(shared, tmp_path):
+    data, out = shared / "data" / "messy", tmp_path / "out"
+    done = run_job("run", "--data", data, "--out", out, *quick_settings())
+    assert done.returncode == 65
+    assert "git lfs pull" in done.stderr and "intake.max_quarantined_fraction" in done.stderr
+    budget = quick_settings("intake.max_quarantined_fraction=0.5")
+    done = run_job("run", "--data", data, "--out", out, *budget)
+    assert done.returncode == 65
+    for name in ("single_photo_class", "class_only_in_val", "empty_class", "intake.drop_small_classes=true"):
+        assert name in done.stderr
+    allowed = quick_settings("intake.max_quarantined_fraction=0.5", "intake.drop_small_classes=true")
+    done = run_job("run", "--data", data, "--out", out, *allowed)
+    assert done.returncode == 0, done.stderr
+    status = {r["path"]: r for r in pq.read_table(out / "examples.parquet").to_pylist()}
+    assert status["val/tulips/leaked_resaved.jpg"]["status"] == "used"
+    assert status["train/tulips/13562266594_69b807f90c.jpg"]["status"] == "excluded"
+    half, whole = (status[f"train/daisy/{n}.jpg"] for n in ("near_dup_half_size", "4565255237_9ba29c4d4e_n"))
+    assert half["group"] == whole["group"] and half["split"] == whole["split"]
+    assert status["train/tulips/also_a_rose.jpg"]["status"] == "quarantined"
+    assert status["train/tulips/bitrot.jpg"]["status"] == "quarantined"
+
+
+def test_real_photos_with_real_weights(shared, tmp_path):
+    weights = shared / "weights" / "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_224_no_top.h5"
+    out = tmp_path / "out"
+    arguments = ("--set", "intake.image_size=96", "--set", "backbone.alpha=0.35", "--weights", weights)
+    done = run_job("run", "--data", shared / "data" / "tiny-flowers", "--out", out, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("Accuracy ") and "40 held-out photos" in done.stdout
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["head"]["test"]["accuracy"] > 0.5  # A guess is right once in five.
+    assert len(done.stderr.splitlines()) < 80 and "oneDNN" not in done.stderr
+
+
+def test_two_logical_devices_run_the_whole_job(painted, tmp_path):
+    done = run_job("run", "--data", painted, "--out", tmp_path / "out", *quick_settings("cluster.logical_cpus=2"))
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out" / "model" / "parity.json").read_text())["agrees"]
+
+
+def test_demo_draws_runs_and_says_where_the_report_is(tmp_path):
+    done = run_job("demo", "--out", tmp_path / "demo", timeout_s=600)
+    assert done.returncode == 0, done.stderr
+    report = Path(done.stdout.split("Report: ")[1].strip())
+    assert report.exists()
+    metrics = json.loads((tmp_path / "demo" / "run" / "metrics.json").read_text())
+    assert len(metrics["class_names"]) >= 6
+    assert metrics[metrics["shipped"]]["test"]["accuracy"] > 2 / len(metrics["class_names"])
+    statuses = set(pq.read_table(tmp_path / "demo" / "run" / "examples.parquet")["status"].to_pylist())
+    assert {"used", "converted", "quarantined", "ignored"} <= statuses
