@@ -34,7 +34,8 @@ def config(seed: int) -> Config:
             "backbone.alpha": 0.35,
             "backbone.weights": "random",
             "backbone.unfreeze": 0.85,
-            "fine_tune.learning_rate": 2e-3,
-            "fine_tune.epochs": 12,
+            "fine_tune.learning_rate": 1e-3,
+            "fine_tune.global_batch_size": 32,
+            "fine_tune.epochs": 18,
         },
     )

@@ -1,11 +1,11 @@
 """A folder of class folders for `demo`, drawn from a seed: no network, and faults in it that the report should find.
 
-Every class is a scalar field over the picture. The highest values of the field become the figure, and the share of the
-picture that they take is drawn from one distribution for all classes, as are colours, light, noise and sizes. So the mean
-and the spread of the colours say nothing about the class; shape and texture do.
+Every class is a scalar field over the picture, and the figure is where the field is highest. The share of the picture that
+it takes is drawn from one distribution for all classes, as are colours, light, noise and blur: means and spreads of
+colour say next to nothing about the class; shape and texture do.
 
 Each picture has a random generator of its own, so that it depends on the seed, its class and its number alone. Fields use
-exact arithmetic (no sine, no matrix product), because NumPy's differs between processors in the last bit.
+arithmetic that IEEE 754 rounds one way (no sine of arrays, no matrix product), so that processors agree on them.
 """
 
 import colorsys
@@ -23,6 +23,9 @@ from PIL.ExifTags import Base
 Field = NDArray[np.float32]
 
 _PNG_SHARE = 0.1
+# Mistakes to show: out of focus, dots, grids and waves run together; turned, stripes look like shallow waves.
+_OUT_OF_FOCUS_SHARE = 0.06
+_TURNED_SHARE = 0.08
 
 _README = """# Drawn pictures
 
@@ -35,7 +38,7 @@ _HTML = b"<!DOCTYPE html>\n<html><head><title>404 Not Found</title></head><body>
 def draw(folder: Path, *, seed: int, photos_per_class: int = 80, side_px: int = 128) -> None:
     """Fill `folder` with a class folder for each of `CLASSES`. The same arguments and library versions give the same bytes.
 
-    The sides of a picture are 7/8 to 21/16 of `side_px`. Planted files come on top of `photos_per_class`; they are
+    The sides of a picture are 0.88 to 1.3 times `side_px`. Planted files come on top of `photos_per_class`; they are
     under 5% of all from 20 photos for each class on.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -147,7 +150,7 @@ def _triangles(lattice: _Lattice) -> Field:
 
 
 def _waves(lattice: _Lattice) -> Field:
-    depth, length = lattice.rng.uniform(0.15, 0.5), lattice.rng.uniform(1.2, 2.6)
+    depth, length = lattice.rng.uniform(0.1, 0.5), lattice.rng.uniform(1.2, 2.6)
     slope_HW = _ridges(lattice.u_HW / np.float32(length))
     return _ridges(lattice.v_HW + np.float32(depth) * slope_HW * slope_HW * (3 - 2 * slope_HW))
 
@@ -163,10 +166,10 @@ class _Class:
 
 # Sizes and angles differ as those of real things do, and overlap: they give a network without training a hold.
 CLASSES = {
-    "dots": _Class(_dots, (7, 11)),
+    "dots": _Class(_dots, (8, 11)),
     "grids": _Class(_grids, (4.5, 7), 45),
-    "rings": _Class(_rings, (2.6, 4.2)),
-    "stars": _Class(_stars, (2, 3)),
+    "rings": _Class(_rings, (2.5, 3.8)),
+    "stars": _Class(_stars, (1.8, 2.8)),
     "stripes": _Class(_stripes, (3.2, 5), 90),
     "triangles": _Class(_triangles, (4.2, 6.5)),
     "waves": _Class(_waves, (5.5, 8.5)),
@@ -175,7 +178,7 @@ CLASSES = {
 
 def _ridges(x: Field) -> Field:
     """1 at whole numbers, 0 half-way between them, straight in between."""
-    return np.abs(x - np.floor(x) - np.float32(0.5)) * np.float32(2)
+    return np.asarray(np.abs(x - np.floor(x) - np.float32(0.5)) * 2, np.float32)
 
 
 def _two_largest_distances(num_sides: int, x_HW: Field, y_HW: Field) -> tuple[Field, Field]:
@@ -192,29 +195,30 @@ def _two_largest_distances(num_sides: int, x_HW: Field, y_HW: Field) -> tuple[Fi
 def _picture(class_name: str, number: int, seed: int, side_px: int) -> tuple[Image.Image, np.random.Generator]:
     """The picture, and its generator for what is still to be drawn about the file."""
     rng = np.random.default_rng([seed, list(CLASSES).index(class_name), number])
-    width, height = (int(side_px * rng.uniform(7 / 8, 21 / 16)) for _ in range(2))
+    width_px = side_px * rng.uniform(0.98, 1.18)
+    width, height = int(width_px), int(width_px * rng.uniform(0.9, 1.1))
     figure_HW1 = np.asarray(_figure(CLASSES[class_name], width, height, rng), np.float32)[..., None] / 255
-    paper_HWC = _clouded(_colour(rng, saturation=(0.05, 0.35), value=(0.85, 1)), width, height, rng)
-    ink_HWC = _clouded(_colour(rng, saturation=(0.5, 0.9), value=(0.2, 0.5)), width, height, rng)
+    paper_HWC = _clouded(_colour(rng, saturation=(0.05, 0.3), value=(0.88, 1)), width, height, rng)
+    ink_HWC = _clouded(_colour(rng, saturation=(0.5, 0.9), value=(0.2, 0.42)), width, height, rng)
     pixels_HWC = paper_HWC + (ink_HWC - paper_HWC) * figure_HW1
-    pixels_HWC *= 1 + np.float32(0.15) * _smooth(width, height, rng)
+    pixels_HWC *= 1 + np.float32(0.1) * _smooth(width, height, rng)
     pixels_HWC += rng.standard_normal((height, width, 1), np.float32) * np.float32(rng.uniform(1, 10))
     picture = Image.fromarray(np.clip(np.rint(pixels_HWC), 0, 255).astype(np.uint8))
-    return picture.filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.8))), rng
+    blur_px = side_px * (rng.uniform(0.02, 0.04) if rng.random() < _OUT_OF_FOCUS_SHARE else rng.uniform(0, 0.006))
+    return picture.filter(ImageFilter.GaussianBlur(blur_px)), rng
 
 
 def _figure(kind: _Class, width: int, height: int, rng: np.random.Generator) -> Image.Image:
     """White where the figure is, black elsewhere; drawn at twice the size for smooth edges."""
     columns, rows = width * 2, height * 2
-    bend_px = min(columns, rows) / 30
+    bend_px = np.float32(min(columns, rows) / 30)
     x_HW = np.arange(columns, dtype=np.float32)[None, :] + bend_px * _smooth(columns, rows, rng)[..., 0]
     y_HW = np.arange(rows, dtype=np.float32)[:, None] + bend_px * _smooth(columns, rows, rng)[..., 0]
     cell_px = min(columns, rows) / rng.uniform(*kind.num_cells)
-    angle = math.radians(kind.angle_deg + rng.uniform(-9, 9))
+    angle = math.radians(kind.angle_deg + rng.uniform(-9, 9) + 90 * (rng.random() < _TURNED_SHARE))
     cosine, sine = np.float32(math.cos(angle) / cell_px), np.float32(math.sin(angle) / cell_px)
-    u_HW = x_HW * cosine - y_HW * sine + np.float32(rng.uniform(0, 16))
-    v_HW = x_HW * sine + y_HW * cosine + np.float32(rng.uniform(0, 16))
-    field_HW = kind.field(_Lattice(u_HW, v_HW, rng))
+    start_u, start_v = rng.uniform(0, 16, 2).astype(np.float32)
+    field_HW = kind.field(_Lattice(x_HW * cosine - y_HW * sine + start_u, x_HW * sine + y_HW * cosine + start_v, rng))
     threshold = np.quantile(field_HW, 1 - rng.uniform(0.24, 0.34))
     return Image.fromarray((field_HW > threshold).astype(np.uint8) * 255).reduce(2)
 
@@ -226,7 +230,7 @@ def _colour(rng: np.random.Generator, saturation: tuple[float, float], value: tu
 
 def _clouded(colour: tuple[int, int, int], width: int, height: int, rng: np.random.Generator) -> Field:
     """The colour, softly changing over the picture. Shape (height, width, 3)."""
-    change_C = rng.uniform(-20, 20, 3).astype(np.float32)
+    change_C = rng.uniform(-14, 14, 3).astype(np.float32)
     return np.asarray(colour, np.float32) + change_C * _smooth(width, height, rng)
 
 

@@ -169,13 +169,21 @@ def scaling_layers(config: BackboneConfig) -> list[keras.Layer]:
 
 
 def _calibrate(model: keras.Model, scaling: list[keras.Layer], image_size: int, seed: int) -> None:
-    """Set the statistics of every BatchNormalization on pictures of coloured noise.
+    """Make a backbone of random kernels carry its signal, so that it can be learned from and trained.
 
-    With random kernels and untouched statistics the signal fades from layer to layer, below what float16 holds. After
-    Mishkin and Matas, "All you need is a good init" (2016).
+    Residual branches start at zero (Goyal et al., "Accurate, large minibatch SGD", 2017), and every BatchNormalization has
+    its statistics set on pictures of coloured noise (after Mishkin and Matas, "All you need is a good init", 2016). With
+    untouched statistics activations fade from layer to layer, below what float16 holds.
     """
     import keras
 
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Add):
+            sources = [tensor._keras_history.operation for tensor in layer.input]
+            branches = [s for s in sources if isinstance(s, keras.layers.BatchNormalization) and s.scale]
+            if branches:  # Where the shortcut has one, too, the branch's comes later.
+                branch = max(branches, key=model.operations.index)
+                branch.gamma.assign(keras.ops.zeros_like(branch.gamma))
     rng = np.random.default_rng(seed)
     coarse = rng.uniform(0, 255, (16, 8, 8, 3)).astype(np.float32)
     pictures = keras.ops.image.resize(coarse, (image_size, image_size)) + rng.normal(0, 20, (16, image_size, image_size, 3))
