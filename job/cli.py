@@ -177,24 +177,26 @@ def _context(out: Path | None, seed: int = 0) -> Iterator[Any]:
 
 
 def _run(config: Any, data: str, out: str, stop_after: str | None) -> None:
-    from job import pipeline
+    from job import run
+    from job.pipeline import Job
 
-    root = pipeline.make_workdir(out, data).root
+    root = run.make_workdir(out, data).root
     with _context(root, config.seed) as context:
-        job = pipeline.Job(config, data, context, [*shlex.split(pipeline.program()), *sys.argv[1:]])
-        pipeline.run(job, stop_after)
-        click.echo(pipeline.headline(job))
+        job = Job(config, data, context, [*shlex.split(run.program()), *sys.argv[1:]])
+        run.run(job, stop_after)
+        click.echo(run.headline(job))
 
 
 def _dry_run(config: Any, data: str, out: str, stop_after: str | None) -> None:
-    from job import pipeline
+    from job import run
     from job.config import as_toml
     from job.context import Context
+    from job.pipeline import Job
     from job.telemetry import Telemetry
 
-    job = pipeline.Job(config, data, Context(pipeline.make_workdir(out, data), Telemetry(None), config.seed))
+    job = Job(config, data, Context(run.make_workdir(out, data), Telemetry(None), config.seed))
     click.echo(as_toml(config))
-    steps = pipeline.plan(job, stop_after)
+    steps = run.plan(job, stop_after)
     for step in steps:
         click.echo(f"{step.stage:<10} {'runs' if step.runs else 'skipped'}: {step.reason}")
     if any(step.stage == "extract" and step.runs for step in steps):

@@ -4,8 +4,8 @@ Every class is a scalar field over the picture, and the figure is where the fiel
 it takes is drawn from one distribution for all classes, as are colours, light, noise and blur: means and spreads of
 colour say next to nothing about the class; shape and texture do.
 
-Each picture has a random generator of its own, so that it depends on the seed, its class and its number alone. Fields use
-arithmetic that IEEE 754 rounds one way (no sine of arrays, no matrix product), so that processors agree on them.
+Each picture has a random generator of its own, so that it depends on the seed, its class and its number alone. Arrays
+go through operations that IEEE 754 rounds one way (no sine, no matrix product), so that processors agree on them.
 """
 
 import colorsys
@@ -14,23 +14,21 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageFilter
 from PIL.ExifTags import Base
 
 Field = NDArray[np.float32]
 
-_PNG_SHARE = 0.1
-# Mistakes to show: out of focus, dots, grids and waves run together; turned, stripes look like shallow waves.
-_OUT_OF_FOCUS_SHARE = 0.06
-_TURNED_SHARE = 0.08
+# Out of focus, dots, grids and waves run together, so that even a good model makes mistakes to look at.
+_OUT_OF_FOCUS_SHARE = 0.05
 
 _README = """# Drawn pictures
 
-`transfer-job demo` drew these; nothing here is a photo. Beside the class folders' numbered pictures some files are
-faulty or odd on purpose, and their names say how. The report should name every one of them.
+`transfer-job demo` drew these. Files without a number are odd on purpose; their names say how, and the report should, too.
 """
 _HTML = b"<!DOCTYPE html>\n<html><head><title>404 Not Found</title></head><body>No such photo.</body></html>\n"
 
@@ -38,31 +36,32 @@ _HTML = b"<!DOCTYPE html>\n<html><head><title>404 Not Found</title></head><body>
 def draw(folder: Path, *, seed: int, photos_per_class: int = 80, side_px: int = 128) -> None:
     """Fill `folder` with a class folder for each of `CLASSES`. The same arguments and library versions give the same bytes.
 
-    The sides of a picture are 0.88 to 1.3 times `side_px`. Planted files come on top of `photos_per_class`; they are
-    under 5% of all from 20 photos for each class on.
+    The sides of a picture are 0.88 to 1.3 times `side_px`. Planted files come on top of `photos_per_class`;
+    five of them, and only those, are to be quarantined.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for class_name in CLASSES:
         (folder / class_name).mkdir(exist_ok=True)
         for number in range(photos_per_class):
             picture, rng = _picture(class_name, number, seed, side_px)
-            is_png = rng.random() < _PNG_SHARE
-            payload = _png(picture) if is_png else _jpeg(picture, int(rng.integers(55, 96)))
-            (folder / class_name / f"{class_name}-{number:03}.{'png' if is_png else 'jpg'}").write_bytes(payload)
+            is_png, quality = rng.random() < 0.1, int(rng.integers(55, 96))
+            file = folder / class_name / f"{class_name}-{number:03}.{'png' if is_png else 'jpg'}"
+            file.write_bytes(_encoded(picture, "PNG" if is_png else "JPEG", quality=quality))
     for path, payload in _planted(seed, side_px).items():
         (folder / path).write_bytes(payload)
 
 
 def _planted(seed: int, side_px: int) -> dict[str, bytes]:
-    """Files that are broken, odd or copied, by path. Each picture among them is drawn for its place only."""
+    """Files that are broken, odd or copied, by path. Their pictures are none of the numbered ones."""
 
     def drawn(class_name: str, number: int) -> Image.Image:
         return _picture(class_name, 1_000_000 + number, seed, side_px)[0]
 
-    dots, rings, stars = (_jpeg(drawn(name, 0)) for name in ("dots", "rings", "stars"))
+    dots, rings, stars = (_encoded(drawn(name, 0)) for name in ("dots", "rings", "stars"))
     near = drawn("waves", 0)
     smaller = near.resize((near.width * 3 // 4, near.height * 3 // 4), Image.Resampling.LANCZOS)
-    flat = Image.new("RGB", (side_px, side_px), _colour(np.random.default_rng(seed), (0.3, 0.6), (0.5, 0.8)))
+    faded = drawn("stars", 1)
+    faded.putalpha(Image.linear_gradient("L").resize(faded.size))
     return {
         # Quarantined: a download that broke off, one that never began, and an error page in the place of a photo.
         "dots/cut off half-way.jpg": dots[: len(dots) // 2],
@@ -72,21 +71,21 @@ def _planted(seed: int, side_px: int) -> dict[str, bytes]:
         "stars/also among triangles.jpg": stars,
         "triangles/also among stars.jpg": stars,
         # Used: the content decides, not the name.
-        "waves/a png really.jpg": _png(drawn("waves", 1)),
+        "waves/a png really.jpg": _encoded(drawn("waves", 1), "PNG"),
         # Used after conversion to RGB.
-        "stripes/grayscale.jpg": _jpeg(drawn("stripes", 0).convert("L")),
-        "stars/transparent.png": _png(_sticker(drawn("stars", 1))),
+        "stripes/grayscale.jpg": _encoded(drawn("stripes", 0).convert("L")),
+        "stars/transparent.png": _encoded(faded, "PNG"),
         # Used after turning: a camera held upright stores the picture lying, and says so.
-        "triangles/lying on its side.jpg": _lying_jpeg(drawn("triangles", 0)),
+        "triangles/lying on its side.jpg": _lying(drawn("triangles", 0)),
         # One group of exact copies and one of near copies: a split must not tear them apart.
         "rings/copied.jpg": rings,
         "rings/copied (1).jpg": rings,
-        "waves/original.jpg": _jpeg(near, 92),
-        "waves/original, smaller.jpg": _jpeg(smaller, 50),
+        "waves/original.jpg": _encoded(near, quality=92),
+        "waves/original, smaller.jpg": _encoded(smaller, quality=50),
         # Used, and worth a look: one colour only.
-        "dots/constant.jpg": _jpeg(flat),
+        "dots/constant.jpg": _encoded(Image.new("RGB", (side_px, side_px), "steelblue")),
         # Used: a name that careless path handling trips over.
-        "grids/schönes altes Gitter.jpg": _jpeg(drawn("grids", 0)),
+        "grids/schönes altes Gitter.jpg": _encoded(drawn("grids", 0)),
         # Ignored: what systems and people leave beside photos.
         "stripes/.DS_Store": b"\x00\x00\x00\x01Bud1" + bytes(4088),
         "README.md": _README.encode(),
@@ -110,9 +109,8 @@ class _Lattice:
         cell_HW = (rows_HW.astype(np.intp) % 16) * 16 + columns_HW.astype(np.intp) % 16
         x_HW = u_HW - columns_HW - self._varied(0.42, 0.58)[cell_HW]
         y_HW = self.v_HW - rows_HW - self._varied(0.42, 0.58)[cell_HW]
-        angles, sizes = self.rng.uniform(-0.3, 0.3, 256), self._varied(0.9, 1.1)
-        cosine_HW = (np.asarray([math.cos(a) for a in angles], np.float32) / sizes)[cell_HW]
-        sine_HW = (np.asarray([math.sin(a) for a in angles], np.float32) / sizes)[cell_HW]
+        size, sine = self._varied(0.9, 1.1), self._varied(-0.3, 0.3)
+        cosine_HW, sine_HW = (np.sqrt(1 - sine * sine) / size)[cell_HW], (sine / size)[cell_HW]
         return x_HW * cosine_HW - y_HW * sine_HW, x_HW * sine_HW + y_HW * cosine_HW
 
     def _varied(self, low: float, high: float) -> Field:
@@ -198,10 +196,10 @@ def _picture(class_name: str, number: int, seed: int, side_px: int) -> tuple[Ima
     width_px = side_px * rng.uniform(0.98, 1.18)
     width, height = int(width_px), int(width_px * rng.uniform(0.9, 1.1))
     figure_HW1 = np.asarray(_figure(CLASSES[class_name], width, height, rng), np.float32)[..., None] / 255
-    paper_HWC = _clouded(_colour(rng, saturation=(0.05, 0.3), value=(0.88, 1)), width, height, rng)
-    ink_HWC = _clouded(_colour(rng, saturation=(0.5, 0.9), value=(0.2, 0.42)), width, height, rng)
+    paper_HWC = _clouded((width, height), rng, saturation=(0.05, 0.3), value=(0.88, 1))
+    ink_HWC = _clouded((width, height), rng, saturation=(0.5, 0.9), value=(0.2, 0.42))
     pixels_HWC = paper_HWC + (ink_HWC - paper_HWC) * figure_HW1
-    pixels_HWC *= 1 + np.float32(0.1) * _smooth(width, height, rng)
+    pixels_HWC *= 1 + np.float32(0.1) * _smooth((width, height), rng)
     pixels_HWC += rng.standard_normal((height, width, 1), np.float32) * np.float32(rng.uniform(1, 10))
     picture = Image.fromarray(np.clip(np.rint(pixels_HWC), 0, 255).astype(np.uint8))
     blur_px = side_px * (rng.uniform(0.02, 0.04) if rng.random() < _OUT_OF_FOCUS_SHARE else rng.uniform(0, 0.006))
@@ -212,10 +210,10 @@ def _figure(kind: _Class, width: int, height: int, rng: np.random.Generator) -> 
     """White where the figure is, black elsewhere; drawn at twice the size for smooth edges."""
     columns, rows = width * 2, height * 2
     bend_px = np.float32(min(columns, rows) / 30)
-    x_HW = np.arange(columns, dtype=np.float32)[None, :] + bend_px * _smooth(columns, rows, rng)[..., 0]
-    y_HW = np.arange(rows, dtype=np.float32)[:, None] + bend_px * _smooth(columns, rows, rng)[..., 0]
+    x_HW = np.arange(columns, dtype=np.float32)[None, :] + bend_px * _smooth((columns, rows), rng)[..., 0]
+    y_HW = np.arange(rows, dtype=np.float32)[:, None] + bend_px * _smooth((columns, rows), rng)[..., 0]
     cell_px = min(columns, rows) / rng.uniform(*kind.num_cells)
-    angle = math.radians(kind.angle_deg + rng.uniform(-9, 9) + 90 * (rng.random() < _TURNED_SHARE))
+    angle = math.radians(kind.angle_deg + rng.uniform(-9, 9))
     cosine, sine = np.float32(math.cos(angle) / cell_px), np.float32(math.sin(angle) / cell_px)
     start_u, start_v = rng.uniform(0, 16, 2).astype(np.float32)
     field_HW = kind.field(_Lattice(x_HW * cosine - y_HW * sine + start_u, x_HW * sine + y_HW * cosine + start_v, rng))
@@ -223,43 +221,28 @@ def _figure(kind: _Class, width: int, height: int, rng: np.random.Generator) -> 
     return Image.fromarray((field_HW > threshold).astype(np.uint8) * 255).reduce(2)
 
 
-def _colour(rng: np.random.Generator, saturation: tuple[float, float], value: tuple[float, float]) -> tuple[int, int, int]:
-    red, green, blue = colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(*saturation), rng.uniform(*value))
-    return round(255 * red), round(255 * green), round(255 * blue)
+def _clouded(
+    size: tuple[int, int], rng: np.random.Generator, *, saturation: tuple[float, float], value: tuple[float, float]
+) -> Field:
+    """A colour of any hue that changes softly over the picture. Shape (height, width, 3), in levels of 255."""
+    rgb = colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(*saturation), rng.uniform(*value))
+    return np.asarray(rgb, np.float32) * 255 + rng.uniform(-14, 14, 3).astype(np.float32) * _smooth(size, rng)
 
 
-def _clouded(colour: tuple[int, int, int], width: int, height: int, rng: np.random.Generator) -> Field:
-    """The colour, softly changing over the picture. Shape (height, width, 3)."""
-    change_C = rng.uniform(-14, 14, 3).astype(np.float32)
-    return np.asarray(colour, np.float32) + change_C * _smooth(width, height, rng)
-
-
-def _smooth(width: int, height: int, rng: np.random.Generator) -> Field:
+def _smooth(size: tuple[int, int], rng: np.random.Generator) -> Field:
     """From about -1 to 1, changing slowly, as light does over a wall. Shape (height, width, 1)."""
     coarse = Image.fromarray(rng.uniform(-1, 1, (3, 3)).astype(np.float32))
-    return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float32)[..., None]
+    return np.asarray(coarse.resize(size, Image.Resampling.BICUBIC), np.float32)[..., None]
 
 
-def _sticker(picture: Image.Image) -> Image.Image:
-    """An oval cut from the picture: what lies outside it is transparent."""
-    alpha = Image.new("L", picture.size)
-    ImageDraw.Draw(alpha).ellipse((2, 2, picture.width - 3, picture.height - 3), fill=255)
-    return Image.merge("RGBA", (*picture.split(), alpha))
-
-
-def _lying_jpeg(picture: Image.Image) -> bytes:
+def _lying(picture: Image.Image) -> bytes:
+    """A JPEG that is stored turned to the left and asks to be turned back (orientation 6)."""
     exif = Image.Exif()
-    exif[Base.Orientation] = 6  # "Turn me clockwise by 90 degrees to show me."
-    return _jpeg(picture.transpose(Image.Transpose.ROTATE_90), exif=exif.tobytes())
+    exif[Base.Orientation] = 6
+    return _encoded(picture.transpose(Image.Transpose.ROTATE_90), exif=exif.tobytes())
 
 
-def _jpeg(picture: Image.Image, quality: int = 85, exif: bytes = b"") -> bytes:
+def _encoded(picture: Image.Image, kind: Literal["JPEG", "PNG"] = "JPEG", *, quality: int = 85, exif: bytes = b"") -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=quality, exif=exif)
-    return buffer.getvalue()
-
-
-def _png(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    picture.save(buffer, kind, quality=quality, exif=exif)
     return buffer.getvalue()

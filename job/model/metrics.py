@@ -5,14 +5,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest, norm
-from sklearn.metrics import confusion_matrix, f1_score, log_loss, recall_score
+
+# scikit-learn and scipy.stats take half a second to import, which asking a finished run must not wait for.
 
 _RESAMPLES_AT_ONCE = 100
 
 
 def summary(labels_N: np.ndarray, probabilities_NC: np.ndarray, ece_bins: int) -> dict[str, Any]:
     """The `M` of metrics.json. Means over classes are over those that have examples."""
+    from sklearn.metrics import f1_score, log_loss, recall_score
+
     predicted = probabilities_NC.argmax(1)
     present = np.unique(labels_N)
     correct = int((predicted == labels_N).sum())
@@ -30,6 +32,8 @@ def summary(labels_N: np.ndarray, probabilities_NC: np.ndarray, ece_bins: int) -
 
 def wilson(successes: int, trials: int, confidence: float = 0.95) -> list[float]:
     """Interval of a proportion. Wilson, "Probable inference, the law of succession, and statistical inference" (1927)."""
+    from scipy.stats import norm
+
     if trials == 0:
         return [0.0, 1.0]
     z = float(norm.ppf(0.5 + confidence / 2))
@@ -50,6 +54,8 @@ def expected_calibration_error(labels_N: np.ndarray, probabilities_NC: np.ndarra
 
 def confusion(labels_N: np.ndarray, predicted_N: np.ndarray, num_classes: int) -> np.ndarray:
     """Counts (C, C), rows given labels, columns predicted ones."""
+    from sklearn.metrics import confusion_matrix
+
     return np.asarray(confusion_matrix(labels_N, predicted_N, labels=range(num_classes)))
 
 
@@ -102,6 +108,8 @@ def compare(
     labels_N: np.ndarray, first_N: np.ndarray, second_N: np.ndarray, groups_N: np.ndarray, resamples: int, seed: int
 ) -> Comparison:
     """Paired comparison of two predictions; the bootstrap resamples duplicate groups."""
+    from scipy.stats import binomtest
+
     gain = (second_N == labels_N).astype(np.float64) - (first_N == labels_N)
     only_first, only_second = int((gain < 0).sum()), int((gain > 0).sum())
     counts = np.stack([gain, np.ones(len(gain))], axis=1)[:, :, None]

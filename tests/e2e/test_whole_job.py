@@ -296,3 +296,29 @@ def test_demo_draws_runs_and_says_where_the_report_is(tmp_path):
     assert metrics[metrics["shipped"]]["test"]["accuracy"] > 2 / len(metrics["class_names"])
     statuses = set(pq.read_table(tmp_path / "demo" / "run" / "examples.parquet")["status"].to_pylist())
     assert {"used", "converted", "quarantined", "ignored"} <= statuses
+
+
+@pytest.mark.parametrize(
+    ("settings", "note"),
+    [
+        (("fine_tune.keep=best", "fine_tune.patience=1", "fine_tune.epochs=4"), "the best by validation log-loss"),
+        (("fine_tune.learning_rate=30.0", "fine_tune.epochs=4"), "Training collapsed in epoch"),
+        (("fine_tune.ema=true", "fine_tune.precision=mixed_bfloat16", "fine_tune.epochs=1"), "The last of 1 epochs is kept"),
+    ],
+)
+def test_epoch_that_is_kept(copy_of_run, painted, settings, note):
+    arguments = quick_settings(*settings)
+    done = run_job("run", "--data", painted, "--out", copy_of_run, "--stop-after", "fine_tune", *arguments)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((copy_of_run / "stages" / "fine_tune" / "fine_tune.json").read_text())
+    assert note in summary["note"]
+    losses = [epoch["val_log_loss"] for epoch in summary["history"]]
+    if "keep=best" in settings[0]:
+        assert f"Epoch {losses.index(min(losses))} of" in summary["note"]
+
+
+def test_diverging_training_ends_with_70_and_publishes_nothing(copy_of_run, painted):
+    settings = quick_settings("fine_tune.learning_rate=1e30")
+    done = run_job("run", "--data", painted, "--out", copy_of_run, *settings)
+    assert done.returncode == 70 and "fine_tune.learning_rate" in done.stderr
+    assert not any((copy_of_run / name).exists() for name in ("model", "metrics.json", "report.html"))

@@ -4,6 +4,7 @@ import pytest
 
 from job.config import Config, allowed, as_toml, fields
 from job.errors import UsageError
+from job.model.backbones import table
 from tests.conftest import ROOT
 
 
@@ -60,3 +61,7 @@ def test_every_setting_is_documented():
     for dotted, field in fields():
         assert field.description, dotted
         assert f"`{dotted}`" in page and allowed(field) in page, f"docs/configuration.md lacks {dotted}; run `make docs`"
+
+
+def test_every_backbone_is_documented():
+    assert table() in (ROOT / "docs" / "backbones.md").read_text(), "run `make docs`"

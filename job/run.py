@@ -1,0 +1,260 @@
+"""A run: which stages have to work, in what order, and what is left for users when they are done.
+
+A stage is skipped if its record matches everything it depends on, by content: its settings, the version of its code, the
+outcome of the stages before it, and the files it left. Records are written last, so a stage that was cut off has none.
+"""
+
+import importlib.metadata
+import os
+import platform
+import resource
+import shlex
+import sys
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from job import __version__
+from job.config import digest_of
+from job.data.stores import ArrayStore
+from job.errors import GateNotMet, UsageError
+from job.pipeline import STAGES, Job, record_name, timings
+from job.stages.intake import source_digest
+from job.storage.workdir import Workdir
+
+# What users take away. A run that will replace it withdraws it first, so that it never contradicts the rest.
+_PUBLIC = {
+    "evaluate": ("metrics.json", "predictions.parquet", "stages/evaluate"),
+    "export": ("model", "stages/export"),
+    "report": ("report.html",),
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """A line of the plan: whether a stage runs, and why."""
+
+    stage: str
+    runs: bool
+    reason: str
+
+
+def plan(job: Job, stop_after: str | None = None) -> list[Step]:
+    """What a run would do. A stage whose predecessors run may turn out to be unchanged when its time comes."""
+    steps: dict[str, Step] = {}
+    for name in _wanted(stop_after):
+        before = [s for s in STAGES[name].after if s in steps and steps[s].runs]
+        reason = f"{before[0]} runs before it" if before else _why_stale(job, name, list(steps))
+        steps[name] = Step(name, bool(reason), reason or "nothing that it depends on has changed")
+    for name in reversed(list(steps)):
+        for provider in STAGES[name].reads_stores_of if steps[name].runs else ():
+            if not steps[provider].runs and not _stores_intact(job, provider):
+                steps[provider] = Step(provider, True, f"{name} needs its store, which is missing or damaged")
+    return list(steps.values())
+
+
+def run(job: Job, stop_after: str | None = None) -> None:
+    """Run what is stale, up to and with `stop_after`, and draw the report of what there is.
+
+    Raises:
+        GateNotMet: after the report is written, where the model is not good enough; nothing is exported then.
+        JobError: as the stages do.
+    """
+    steps = plan(job, stop_after)
+    telemetry = job.context.telemetry
+    if not any(step.runs for step in steps):
+        _raise_if_gate_not_met(job, steps)
+        return
+    job.workdir.write_json("run.json", describe(job))
+    _withdraw(job.workdir, {step.stage for step in steps if step.runs})
+    failure: GateNotMet | None = None
+    for step in steps:
+        job.context.stop.check()
+        if step.stage == "export" and not job["evaluate"].numbers["gate"]["met"]:
+            telemetry.line("export    skipped: the quality gate was not met")
+            continue
+        if step.runs and (_why_stale(job, step.stage, job.done) or not _stores_intact(job, step.stage)):
+            try:
+                _run_stage(job, step.stage)
+            except GateNotMet as error:  # Of the export; the page says so, too.
+                failure = error
+                continue
+        else:
+            telemetry.line(f"{step.stage:<10}skipped: unchanged")
+        job.done.append(step.stage)
+    publish_metrics(job)
+    if failure:
+        raise failure
+    _raise_if_gate_not_met(job, steps)
+
+
+def publish_metrics(job: Job) -> None:
+    """metrics.json: the numbers of evaluate, with the times of all stages so far."""
+    if not job.workdir.exists(record_name("evaluate")):
+        return
+    numbers = job["evaluate"].numbers
+    records = {name: job.workdir.read_json(record_name(name)) or {} for name in STAGES}
+    throughput = {
+        f"{name}_{unit}_per_s": round(records[name]["count"] / max(records[name]["wall_s"], 1e-9), 1)
+        for name, unit in (("intake", "photos"), ("extract", "views"), ("fine_tune", "examples"))
+        if records[name].get("count")
+    }
+    metrics = {"schema": 1, **{k: numbers[k] for k in ("shipped", "class_names", "head", "fine_tuned")}}
+    job.workdir.write_json("metrics.json", {**metrics, "timings": timings(job.workdir), "throughput": throughput})
+
+
+def headline(job: Job) -> str:
+    """The last line of a run."""
+    report = job.workdir.path("report.html")
+    if not job.workdir.exists(record_name("evaluate")):
+        statuses = job["explore"].numbers["statuses"] if job.workdir.exists(record_name("explore")) else {}
+        return f"{sum(statuses.values()):,} files looked at. Report: {report}"
+    numbers = job["evaluate"].numbers
+    test = numbers[numbers["shipped"]]["test"]
+    low, high = test["accuracy_ci95"]
+    what = {"head": "head", "fine_tuned": "fine-tuned model"}[numbers["shipped"]]
+    return (
+        f"Accuracy {test['accuracy']:.3f} ({low:.3f} to {high:.3f}) on {test['num_examples']:,} held-out photos, {what}. "
+        f"Report: {report}"
+    )
+
+
+def describe(job: Job) -> dict[str, Any]:
+    """The content of run.json."""
+    packages = ("keras", "tensorflow-cpu", "tensorflow", "numpy", "scipy", "scikit-learn", "pillow", "simplejpeg", "pyarrow")
+    versions = {"transfer-job": __version__, "python": platform.python_version()}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "schema": 1,
+        "data": job.source.uri,
+        "out": str(job.workdir.root),
+        "command": shlex.join(job.command),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "config": job.config.model_dump(mode="json"),
+        "versions": versions,
+        "fingerprint": {
+            "cpu": _cpu_model(),
+            "cores": len(os.sched_getaffinity(0)),
+            "platform": platform.platform(),
+            "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
+            "op_determinism": True,
+        },
+    }
+
+
+def make_workdir(out: str, data: str) -> Workdir:
+    """
+    Raises:
+        UsageError: where the run would write into its own source.
+    """
+    root = Path(out).resolve()
+    if "://" not in data and root.is_relative_to(Path(data).resolve()):
+        raise UsageError(f"--out {out} lies inside --data {data}: nothing is ever written there. Choose another folder.")
+    if root.exists() and not root.is_dir():
+        raise UsageError(f"--out {out}: this is a file; give a folder.")
+    return Workdir(root)
+
+
+def _wanted(stop_after: str | None) -> list[str]:
+    names = list(STAGES)
+    return names if stop_after in (None, "report") else [*names[: names.index(str(stop_after)) + 1], "report"]
+
+
+def _run_stage(job: Job, name: str) -> None:
+    stage = STAGES[name]
+    telemetry = job.context.telemetry
+    telemetry.line(f"{name:<10}runs")
+    telemetry.event("stage_started", stage=name)
+    job.workdir.remove(record_name(name))
+    wall, cpu = time.monotonic(), _cpu_s(job)
+    artifact = stage.run(job)
+    job.keep(name, artifact)
+    record = {
+        "stage": name,
+        "schema": stage.schema,
+        "key": _key(job, name, job.done),
+        "outputs": job.workdir.digests(stage.outputs),
+        "stores": {store: _store_digest(job.workdir, store) for store in stage.stores(artifact)},
+        "count": stage.count(job) if stage.count else None,
+        "wall_s": round(time.monotonic() - wall, 2),
+        "cpu_s": round(_cpu_s(job) - cpu, 2),
+    }
+    job.workdir.write_json(record_name(name), record)
+    telemetry.line(f"{name:<10}done in {record['wall_s']:.1f} s")
+    telemetry.event("stage_finished", stage=name, wall_s=record["wall_s"], cpu_s=record["cpu_s"])
+
+
+def _why_stale(job: Job, name: str, done: list[str]) -> str:
+    """Why a stage has to run; empty where it does not. `done` are the stages of this run that stand before it."""
+    stage, record = STAGES[name], job.workdir.read_json(record_name(name))
+    if record is None:
+        return "it has not been finished before"
+    if record.get("schema") != stage.schema:
+        return "its code has changed"
+    key = _key(job, name, done)
+    changed = [what for what in key if record.get("key", {}).get(what) != key[what]]
+    if changed or record["key"].keys() != key.keys():
+        return f"{changed[0] if changed else 'what it depends on'} changed"
+    outputs = job.workdir.digests(stage.outputs)
+    damaged = [path for path, digest in record["outputs"].items() if outputs.get(path) != digest]
+    return f"{damaged[0]} is missing or damaged" if damaged else ""
+
+
+def _key(job: Job, name: str, done: list[str]) -> dict[str, str]:
+    """Everything a stage depends on, by content: a digest each for the source, the settings and each stage before."""
+    stage = STAGES[name]
+    key = {"its settings": digest_of(stage.settings(job.config))}
+    if name == "intake":
+        key["the source"] = source_digest(job.source, job.listing, job.workdir)
+    for before in stage.after:
+        record = job.workdir.read_json(record_name(before)) if before in done else None
+        if record:
+            key[before] = digest_of([record["outputs"], record["stores"]])
+    return key
+
+
+def _stores_intact(job: Job, name: str) -> bool:
+    record = job.workdir.read_json(record_name(name))
+    return record is not None and all(ArrayStore.is_intact(job.workdir.path(store)) for store in record["stores"])
+
+
+def _store_digest(workdir: Workdir, store: str) -> str:
+    return ArrayStore(workdir.path(store)).digest
+
+
+def _withdraw(workdir: Workdir, running: set[str]) -> None:
+    for stage in ("report", "export", "evaluate"):
+        if stage in running:
+            for name in (record_name(stage), *_PUBLIC[stage]):
+                workdir.remove(name)
+
+
+def _raise_if_gate_not_met(job: Job, steps: list[Step]) -> None:
+    if "evaluate" not in {step.stage for step in steps} or job["evaluate"].numbers["gate"]["met"]:
+        return
+    wanted = job["evaluate"].numbers["gate"]["min_accuracy"]
+    raise GateNotMet(f"{headline(job)}\nThe quality gate evaluate.min_accuracy = {wanted} was not met: nothing is exported.")
+
+
+def _cpu_s(job: Job) -> float:
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(u.ru_utime + u.ru_stime for u in usage) + job.context.telemetry.cpu_s_elsewhere
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def program() -> str:
+    """How this program was called, for the command that runs it again."""
+    return f"{Path(sys.executable).name} -m job" if Path(sys.argv[0]).name == "__main__.py" else Path(sys.argv[0]).name
