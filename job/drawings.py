@@ -23,7 +23,7 @@ from PIL.ExifTags import Base
 
 Field = NDArray[np.float32]
 
-# Out of focus, dots, grids and waves run together, so that even a good model makes mistakes to look at.
+# Out of focus, a triangle looks like a dot: even a good model makes mistakes to look at.
 _OUT_OF_FOCUS_SHARE = 0.05
 
 _README = """# Drawn pictures

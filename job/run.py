@@ -45,6 +45,9 @@ def plan(job: Job, stop_after: str | None = None) -> list[Step]:
     """What a run would do. A stage whose predecessors run may turn out to be unchanged when its time comes."""
     steps: dict[str, Step] = {}
     for name in _wanted(stop_after):
+        if name == "export" and not steps["evaluate"].runs and not job["evaluate"].numbers["gate"]["met"]:
+            steps[name] = Step(name, False, "the quality gate was not met")
+            continue
         before = [s for s in STAGES[name].after if s in steps and steps[s].runs]
         reason = f"{before[0]} runs before it" if before else _why_stale(job, name, list(steps))
         steps[name] = Step(name, bool(reason), reason or "nothing that it depends on has changed")

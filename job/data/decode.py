@@ -20,6 +20,8 @@ from PIL import Image, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "AVIF", "ICO", "PPM", "JPEG2000")
 MAX_FRAMES = 1000
+# What libjpeg scales by while it decodes, and TensorFlow's decoder in the exported graph as well.
+JPEG_REDUCTIONS = (8, 4, 2)
 
 # Limits are checked against `DecodeRules.max_pixels`; Pillow's own check would warn below and raise above it.
 Image.MAX_IMAGE_PIXELS = None
@@ -182,6 +184,14 @@ def _needed_size(size: tuple[int, int], rules: DecodeRules) -> tuple[int, int]:
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
+def jpeg_reduction(size: tuple[int, int], needed_size: tuple[int, int]) -> int:
+    """By how much a JPEG is scaled down while it is decoded: at most so far that the resize need not enlarge."""
+    for reduction in JPEG_REDUCTIONS:
+        if all(-(-side // reduction) >= needed for side, needed in zip(size, needed_size, strict=True)):
+            return reduction
+    return 1
+
+
 def _to_rgb(
     image: Image.Image, payload: bytes, needed_size: tuple[int, int], facts: Facts, converted: list[str]
 ) -> Image.Image:
@@ -191,7 +201,6 @@ def _to_rgb(
             if image.mode == "L":
                 converted.append("grayscale to RGB")
             return plain
-        image.draft(None, needed_size)
     if facts.format == "PNG":
         _check_png(payload, facts)
     image.load()
@@ -210,8 +219,10 @@ def _to_rgb(
 
 def _decode_plain_jpeg(payload: bytes, needed_size: tuple[int, int], facts: Facts) -> Image.Image | None:
     """The picture, or None where libjpeg-turbo's simple interface does not know the kind of JPEG."""
+    reduction = jpeg_reduction((facts.width, facts.height), needed_size)
+    smallest = [-(-side // reduction) for side in (facts.width, facts.height)]
     try:
-        pixels = simplejpeg.decode_jpeg(payload, "RGB", min_width=needed_size[0], min_height=needed_size[1], min_factor=2)
+        pixels = simplejpeg.decode_jpeg(payload, "RGB", min_width=smallest[0], min_height=smallest[1])
     except ValueError as error:
         message = str(error)
         if message.startswith("tj") or "not supported" in message.lower() or "unsupported" in message.lower():

@@ -1,13 +1,16 @@
 """The graph that is exported: encoded bytes in, probabilities and class names out, without any Python behind it.
 
-It follows the canonical decoder (job/data/decode.py) as closely as TensorFlow allows: accurate DCT, EXIF orientation of
-JPEGs, transparency over white, the same antialiased resize. What is left of the difference is in parity.json.
+It does what the canonical decoder (job/data/decode.py) does: accurate DCT, scaled while decoding by the same rule, EXIF
+orientation of JPEGs, transparency over white, Pillow's resize with its rounding. parity.json has what is left.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from job.data.decode import JPEG_REDUCTIONS
 
 if TYPE_CHECKING:
     import keras
@@ -58,7 +61,7 @@ def pixels_of(image_bytes: tf.Tensor, size: int, resize: Literal["squash", "crop
     is_png = tf.strings.substr(image_bytes, 0, 4) == b"\x89PNG"
     image = tf.case(
         [
-            (tf.io.is_jpeg(image_bytes), lambda: _upright_jpeg(image_bytes)),
+            (tf.io.is_jpeg(image_bytes), lambda: _upright_jpeg(image_bytes, size, resize)),
             (is_png, lambda: _png_over_white(image_bytes)),
         ],
         default=lambda: tf.io.decode_image(image_bytes, channels=3, expand_animations=False),
@@ -67,10 +70,22 @@ def pixels_of(image_bytes: tf.Tensor, size: int, resize: Literal["squash", "crop
     return _to_square(image, size, resize)
 
 
-def _upright_jpeg(image_bytes: tf.Tensor) -> tf.Tensor:
+def _upright_jpeg(image_bytes: tf.Tensor, size: int, resize: str) -> tf.Tensor:
+    """Scaled while decoding as the canonical decoder does it (`decode.jpeg_reduction`)."""
     import tensorflow as tf
 
-    image = tf.io.decode_jpeg(image_bytes, channels=3, dct_method="INTEGER_ACCURATE")
+    stored = tf.io.extract_jpeg_shape(image_bytes)
+    sides = tf.cast(stored[:2], tf.float32)
+    needed = (
+        tf.maximum(1.0, tf.round(size * sides / tf.reduce_max(sides))) if resize == "pad" else tf.constant([size * 1.0] * 2)
+    )
+    # A CMYK picture, which Pillow decodes, is never scaled there.
+    fits = [tf.reduce_all(tf.math.ceil(sides / r) >= needed) & (stored[2] != 4) for r in JPEG_REDUCTIONS]
+
+    def decoded(reduction: int) -> Callable[[], tf.Tensor]:
+        return lambda: tf.io.decode_jpeg(image_bytes, channels=3, ratio=reduction, dct_method="INTEGER_ACCURATE")
+
+    image = tf.case([(fit, decoded(r)) for fit, r in zip(fits, JPEG_REDUCTIONS, strict=True)], default=decoded(1))
     turned: list[Any] = [
         lambda: image,
         lambda: tf.image.flip_left_right(image),
@@ -108,21 +123,28 @@ def _to_square(image: tf.Tensor, size: int, resize: str) -> tf.Tensor:
         factors = [tf.cast(i, tf.float32) / side for i, side in zip(inner, (height, width), strict=True)]
         small = _resample(image, inner, factors, (0.0, 0.0))
         resized = tf.image.pad_to_bounding_box(small, (size - inner[0]) // 2, (size - inner[1]) // 2, size, size)
-    return tf.ensure_shape(tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8), (size, size, 3))
+    return tf.ensure_shape(tf.cast(resized, tf.uint8), (size, size, 3))
 
 
 def _resample(image: tf.Tensor, size: Any, scale: Any, translation: Any) -> tf.Tensor:
-    """Antialiased bilinear resampling with Pillow's kernel: (out, in) pixels are related by scale and translation (y, x)."""
+    """Antialiased bilinear resampling as Pillow does it: along the rows, to whole levels, along the columns, to whole
+    levels. `size`, `scale` and `translation` from input to output pixels are (y, x)."""
     import tensorflow as tf
 
-    return tf.raw_ops.ScaleAndTranslate(
-        images=image[None],
-        size=tf.stack(size),
-        scale=tf.stack([tf.cast(s, tf.float32) for s in scale]),
-        translation=tf.stack([tf.cast(t, tf.float32) for t in translation]),
-        kernel_type="triangle",
-        antialias=True,
-    )[0]
+    def along(axis: int, picture: tf.Tensor) -> tf.Tensor:
+        sides, factors, offsets = list(tf.unstack(tf.shape(picture)[:2])), [1.0, 1.0], [0.0, 0.0]
+        sides[axis], factors[axis], offsets[axis] = size[axis], scale[axis], translation[axis]
+        resampled = tf.raw_ops.ScaleAndTranslate(
+            images=picture[None],
+            size=tf.stack(sides),
+            scale=tf.stack([tf.cast(s, tf.float32) for s in factors]),
+            translation=tf.stack([tf.cast(t, tf.float32) for t in offsets]),
+            kernel_type="triangle",
+            antialias=True,
+        )[0]
+        return tf.clip_by_value(tf.floor(resampled + 0.5), 0, 255)
+
+    return along(0, along(1, image))
 
 
 def orientation(image_bytes: tf.Tensor) -> tf.Tensor:

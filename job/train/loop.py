@@ -98,7 +98,7 @@ class Trainer:
             Diverged: where the loss or a variable is no longer a finite number.
         """
         total = np.zeros(3)
-        for step in range(int(self.optimizer.iterations), self.schedule.total_steps):
+        for step in range(int(_numpy(self.optimizer.iterations)), self.schedule.total_steps):
             before_step(step)
             losses, correct, weights = self.step(batch_of_step(step))
             total += [(losses * weights).sum(), (correct * weights).sum(), weights.sum()]
@@ -109,13 +109,19 @@ class Trainer:
                 total[:] = 0
 
     def logits(self, inputs: np.ndarray, batch_size: int = 256) -> np.ndarray:
-        """Of all rows, float of shape (N, C), with the weights that count: the averaged ones where there are such."""
+        """Of all rows, float of shape (N, C), with the weights that count: the averaged ones where there are such.
+
+        Raises:
+            Diverged: where one is not finite, as large but finite weights can make them.
+        """
         kept = self.model.get_weights() if self._ema else None
         if self._ema:
             self.optimizer.finalize_variable_values(self.model.trainable_variables)
         result = map_batches(self.cluster, self._forward, (inputs,), batch_size)[0]
         if kept is not None:
             self.model.set_weights(kept)
+        if not np.isfinite(result).all():
+            self.check_finite(np.nan)
         return result
 
     def final_weights(self) -> list[np.ndarray]:
@@ -128,13 +134,20 @@ class Trainer:
         return final
 
     def check_finite(self, loss: float) -> None:
-        bad = [v.path for v in self.model.variables if not np.isfinite(np.asarray(v)).all()]
+        bad = [v.path for v in self.model.variables if not np.isfinite(_numpy(v)).all()]
         if bad or not np.isfinite(loss):
             where = f"{len(bad)} variables, {bad[0]} the first" if bad else "the loss"
             raise Diverged(
                 f"Training diverged: {where} left the finite numbers. Nothing of it was published. "
                 f"Lower fine_tune.learning_rate (it was {self.schedule.peak_learning_rate:g})."
             )
+
+
+def _numpy(variable: Any) -> np.ndarray:
+    """The value of a Keras variable, mirrored or not."""
+    import keras
+
+    return keras.ops.convert_to_numpy(variable)
 
 
 def _padded(array: np.ndarray, size: int) -> np.ndarray:

@@ -119,7 +119,8 @@ def test_grayscale_and_transparent_pictures(folder: Path) -> None:
     transparent = _open(folder, "stars/transparent.png")
     assert transparent.mode == "RGBA"
     low, high = transparent.getchannel("A").getextrema()
-    assert low < 16 and high > 239
+    assert low < 16
+    assert high > 239
 
 
 def test_lying_photo_stands_upright_when_its_exif_is_honoured(folder: Path) -> None:
