@@ -34,27 +34,34 @@ _PUBLIC = {
 
 @dataclass(frozen=True)
 class Step:
-    """A line of the plan: whether a stage runs, and why."""
+    """A line of the plan: whether a stage runs, and why; `only_stores` where it does not for a change of its own."""
 
     stage: str
     runs: bool
     reason: str
+    only_stores: bool = False
 
 
 def plan(job: Job, stop_after: str | None = None) -> list[Step]:
-    """What a run would do. A stage whose predecessors run may turn out to be unchanged when its time comes."""
+    """What a run would do. A stage whose predecessors run may turn out to be unchanged when its time comes.
+
+    Stages behind `stop_after` are in it where they are up to date, because the report shows them.
+    """
     steps: dict[str, Step] = {}
-    for name in _wanted(stop_after):
-        if name == "export" and not steps["evaluate"].runs and not job["evaluate"].numbers["gate"]["met"]:
-            steps[name] = Step(name, False, "the quality gate was not met")
-            continue
-        before = [s for s in STAGES[name].after if s in steps and steps[s].runs]
+    for name in STAGES:
+        left_out = [] if name == "report" else [s for s in STAGES[name].after if s not in steps]
+        before = [s for s in STAGES[name].after if s in steps and steps[s].runs] + left_out
         reason = f"{before[0]} runs before it" if before else _why_stale(job, name, list(steps))
-        steps[name] = Step(name, bool(reason), reason or "nothing that it depends on has changed")
+        if name == "export" and not before and not job["evaluate"].numbers["gate"]["met"]:
+            steps[name] = Step(name, False, "the quality gate was not met")
+        elif not reason or name in _wanted(stop_after):
+            steps[name] = Step(name, bool(reason), reason or "nothing that it depends on has changed")
     for name in reversed(list(steps)):
         for provider in STAGES[name].reads_stores_of if steps[name].runs else ():
             if not steps[provider].runs and not _stores_intact(job, provider):
-                steps[provider] = Step(provider, True, f"{name} needs its store, which is missing or damaged")
+                steps[provider] = Step(
+                    provider, True, f"{name} needs its store, which is missing or damaged", only_stores=True
+                )
     return list(steps.values())
 
 
@@ -71,7 +78,7 @@ def run(job: Job, stop_after: str | None = None) -> None:
         _raise_if_gate_not_met(job, steps)
         return
     job.workdir.write_json("run.json", describe(job))
-    _withdraw(job.workdir, {step.stage for step in steps if step.runs})
+    _withdraw(job.workdir, {step.stage for step in steps if step.runs and not step.only_stores})
     failure: GateNotMet | None = None
     for step in steps:
         job.context.stop.check()
@@ -165,6 +172,7 @@ def make_workdir(out: str, data: str) -> Workdir:
 
 
 def _wanted(stop_after: str | None) -> list[str]:
+    """The stages that run where they are stale."""
     names = list(STAGES)
     return names if stop_after in (None, "report") else [*names[: names.index(str(stop_after)) + 1], "report"]
 
@@ -231,11 +239,16 @@ def _store_digest(workdir: Workdir, store: str) -> str:
     return ArrayStore(workdir.path(store)).digest
 
 
-def _withdraw(workdir: Workdir, running: set[str]) -> None:
-    for stage in ("report", "export", "evaluate"):
-        if stage in running:
-            for name in (record_name(stage), *_PUBLIC[stage]):
-                workdir.remove(name)
+def _withdraw(workdir: Workdir, changing: set[str]) -> None:
+    """Take back what users have of every stage behind the changing ones, whether this run comes to it or not."""
+    stale = set(changing)
+    for name, stage in STAGES.items():
+        if stale & set(stage.after):
+            stale.add(name)
+    for name in ("report", "export", "evaluate"):
+        if name in stale:
+            for public in (record_name(name), *_PUBLIC[name]):
+                workdir.remove(public)
 
 
 def _raise_if_gate_not_met(job: Job, steps: list[Step]) -> None:

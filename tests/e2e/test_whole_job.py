@@ -148,6 +148,16 @@ def test_missing_store_is_made_again_only_when_it_is_needed(copy_of_run, painted
     assert {n for n, runs in needed.items() if runs} == {"intake", "extract", "fine_tune", "evaluate", "export", "report"}
 
 
+def test_changed_run_that_stops_early_withdraws_what_no_longer_holds(copy_of_run, painted):
+    done = run_job("explore", "--data", painted, "--out", copy_of_run, *quick_settings("explore.samples_per_class=2"))
+    assert done.returncode == 0 and (copy_of_run / "model").exists() and (copy_of_run / "metrics.json").exists()
+    assert 'id="results"' in (copy_of_run / "report.html").read_text()  # The page still shows what still holds.
+    done = run_job("explore", "--data", painted, "--out", copy_of_run, *quick_settings("intake.image_size=64"))
+    assert done.returncode == 0, done.stderr
+    assert not any((copy_of_run / name).exists() for name in ("model", "metrics.json", "predictions.parquet"))
+    assert 'id="results"' not in (copy_of_run / "report.html").read_text() and "files looked at" in done.stdout
+
+
 def test_damaged_output_is_made_again(copy_of_run, painted):
     (copy_of_run / "predictions.parquet").write_bytes(b"half")
     assert plan_of(copy_of_run, painted, *quick_settings())["evaluate"]

@@ -30,9 +30,9 @@ def main() -> None:
     head = Head(rng.normal(0, 0.2, (networks[0].feature_width, 3)).astype(np.float32), np.zeros(3, np.float32))
     pixels = rng.integers(0, 255, (11, SIZE, SIZE, 3)).astype(np.uint8)
 
-    def trained(network, precision, epochs, limit):
+    def trained(network, precision, epochs, limit, learning_rate):
         # Batches of 5: neither the batch nor the last one of an epoch is even for two replicas.
-        settings = FineTuneConfig(epochs=epochs, global_batch_size=5, learning_rate=1e-2)
+        settings = FineTuneConfig(epochs=epochs, global_batch_size=5, learning_rate=learning_rate)
         schedule = Schedule.resolve(settings, num_examples=EXAMPLES, seed=1)
         model = network.tuned(head, precision)
         start = [w.copy() for w in model.get_weights()]
@@ -47,8 +47,8 @@ def main() -> None:
     def largest(first, second):
         return float(max(np.abs(a - b).max() for a, b in zip(first, second, strict=True)))
 
-    fifty = [trained(network, "float64", 10, 50) for network in networks]
-    single = [trained(network, "float32", 10, 1) for network in networks]
+    fifty = [trained(network, "float64", 10, 50, 1e-2) for network in networks]
+    single = [trained(network, "float32", 10, 1, FineTuneConfig().learning_rate) for network in networks]
     # After one step AdamW's first moment is a tenth of the gradient.
     moments = [[np.asarray(m) for m in run[3].optimizer._momentums] for run in single]
     scale = max(np.abs(m).max() for m in moments[0])
