@@ -36,6 +36,6 @@ def config(seed: int) -> Config:
             "backbone.unfreeze": 0.85,
             "fine_tune.learning_rate": 1e-3,
             "fine_tune.global_batch_size": 32,
-            "fine_tune.epochs": 18,
+            "fine_tune.epochs": 14,
         },
     )

@@ -111,10 +111,12 @@ def _choose(
     better = comparison.difference > 0
     safe = comparison.lower_bound >= -config.ship_margin
     facts = (
-        f"On the {comparison.num_examples:,} validation photos its accuracy differs from the head's by "
+        f"On the {comparison.num_examples:,} validation photos the fine-tuned model's accuracy differs from the head's by "
         f"{100 * comparison.difference:+.1f} points, at 95% by no less than {100 * comparison.lower_bound:+.1f}"
     )
-    rule = f"it ships where it is more accurate and that bound is not below {-100 * config.ship_margin:+.1f}"
+    rule = (
+        f"the fine-tuned model ships where it is more accurate and that bound is not below {-100 * config.ship_margin:+.1f}"
+    )
     verdict = "The fine-tuned model ships." if better and safe else "The head ships."
     choice = {"comparison": asdict(comparison), "margin": config.ship_margin, "reason": f"{verdict} {facts}; {rule}."}
     return ("fine_tuned" if better and safe else "head"), choice
