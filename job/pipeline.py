@@ -194,7 +194,7 @@ def _backbone(config: Config) -> Any:
     return [backbones.fingerprint(config.backbone), config.backbone.unfreeze, config.intake.image_size, seed]
 
 
-def _num_training_steps_times_batch(job: Job) -> int:
+def _num_trained_examples(job: Job) -> int:
     return len(job.examples.of("train")) * max(0, len(job["fine_tune"].history) - 1)
 
 
@@ -269,7 +269,7 @@ STAGES: dict[str, Stage] = {
             run=_fine_tune,
             load=_loader("fine_tune", "FineTuned"),
             reads_stores_of=("extract",),
-            count=_num_training_steps_times_batch,
+            count=_num_trained_examples,
         ),
         Stage(
             name="evaluate",
