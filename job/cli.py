@@ -14,7 +14,7 @@ from job.errors import JobError, Stopped
 
 # No import of the pipeline up here: `--help` must not wait for pydantic, pyarrow or TensorFlow.
 
-STAGE_NAMES = ("intake", "split", "explore", "extract", "head", "fine_tune", "evaluate", "export", "report")
+STAGE_NAMES = ("intake", "split", "explore", "extract", "audit", "head", "fine_tune", "evaluate", "export", "report")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -92,7 +92,7 @@ def run(
     stop_after: str | None,
     dry_run: bool,
 ) -> None:
-    """Run the whole job: intake, split, explore, extract, head, fine_tune, evaluate, export, report."""
+    """Run the whole job: intake, split, explore, extract, audit, head, fine_tune, evaluate, export, report."""
     config = _config(config_file, assignments, weights)
     if dry_run:
         _dry_run(config, data, out, stop_after)

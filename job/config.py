@@ -126,6 +126,14 @@ class ExtractConfig(Section):
     batch_size: int = _what(64, "Pictures in one forward pass of the frozen backbone.", ge=1)
 
 
+class AuditConfig(Section):
+    min_similarity: float = _what(
+        0.8, "Photos whose features have at least this cosine similarity are compared pixel by pixel.", gt=0, le=1
+    )
+    folds: int = _what(5, "Folds of the out-of-fold predictions that label issues are found by.", ge=2, le=20)
+    shown: int = _what(24, "How many label issues, unusual photos and groups of copies the report shows.", ge=0, le=200)
+
+
 class HeadConfig(Section):
     c_grid: tuple[Annotated[float, Field(gt=0)], ...] = _what(
         (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
@@ -189,6 +197,7 @@ class Config(Section):
     backbone: BackboneConfig = BackboneConfig()
     augment: AugmentConfig = AugmentConfig()
     extract: ExtractConfig = ExtractConfig()
+    audit: AuditConfig = AuditConfig()
     head: HeadConfig = HeadConfig()
     train: TrainConfig = TrainConfig()
     fine_tune: FineTuneConfig = FineTuneConfig()

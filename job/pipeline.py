@@ -65,7 +65,8 @@ class Job:
 
     @property
     def examples(self) -> Examples:
-        examples: Examples = self["split"].examples
+        """The table as the last stage that decided about photos left it."""
+        examples: Examples = self["audit" if "audit" in self.done else "split"].examples
         return examples
 
     def __getitem__(self, stage: str) -> Any:
@@ -111,6 +112,18 @@ def _extract(job: Job) -> Any:
         images=job["intake"].images,
         network=job.network,
         backbone_fingerprint=backbones.fingerprint(job.config.backbone),
+        context=job.context,
+    )
+
+
+def _audit(job: Job) -> Any:
+    from job.stages.audit import audit
+
+    return audit(
+        job.config.audit,
+        examples=job["split"].examples,
+        images=job["intake"].images,
+        features=job["extract"].features.plain,
         context=job.context,
     )
 
@@ -220,19 +233,19 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             name="split",
-            schema=1,
+            schema=2,
             after=("intake",),
             settings=lambda c: [c.split.what(), c.intake.drop_small_classes],
-            outputs=("examples.parquet",),
+            outputs=("stages/split",),
             run=_split,
             load=_loader("split", "SplitExamples"),
             reads_stores_of=("intake",),
         ),
         Stage(
             name="explore",
-            schema=1,
+            schema=2,
             after=("split",),
-            settings=lambda c: c.explore.what(),
+            settings=lambda c: [c.explore.what(), c.seed],
             outputs=("stages/explore",),
             run=_explore,
             load=_loader("explore", "Exploration"),
@@ -251,9 +264,19 @@ STAGES: dict[str, Stage] = {
             count=_num_views,
         ),
         Stage(
-            name="head",
+            name="audit",
             schema=1,
             after=("split", "extract"),
+            settings=lambda c: [c.audit.what(), c.seed],
+            outputs=("stages/audit", "label_issues.csv"),
+            run=_audit,
+            load=_loader("audit", "Audit"),
+            reads_stores_of=("intake", "extract"),
+        ),
+        Stage(
+            name="head",
+            schema=1,
+            after=("audit", "extract"),
             settings=lambda c: c.head.what(),
             outputs=("stages/head",),
             run=_head,
@@ -263,7 +286,7 @@ STAGES: dict[str, Stage] = {
         Stage(
             name="fine_tune",
             schema=1,
-            after=("split", "extract", "head"),
+            after=("audit", "extract", "head"),
             settings=lambda c: [c.fine_tune.what(), c.train.what()],
             outputs=("stages/fine_tune",),
             run=_fine_tune,
@@ -274,7 +297,7 @@ STAGES: dict[str, Stage] = {
         Stage(
             name="evaluate",
             schema=1,
-            after=("split", "extract", "head", "fine_tune"),
+            after=("audit", "extract", "head", "fine_tune"),
             settings=lambda c: [c.evaluate.what(), c.seed],
             outputs=("stages/evaluate", "predictions.parquet"),
             run=_evaluate,
@@ -284,7 +307,7 @@ STAGES: dict[str, Stage] = {
         Stage(
             name="export",
             schema=1,
-            after=("split", "extract", "head", "fine_tune", "evaluate"),
+            after=("audit", "extract", "head", "fine_tune", "evaluate"),
             settings=lambda c: [c.export.what(), c.intake.what()],
             outputs=("stages/export", "model"),
             run=_export,
@@ -294,7 +317,7 @@ STAGES: dict[str, Stage] = {
         Stage(
             name="report",
             schema=1,
-            after=("explore", "head", "fine_tune", "evaluate", "export"),
+            after=("explore", "audit", "head", "fine_tune", "evaluate", "export"),
             settings=lambda c: c.report.what(),
             outputs=("report.html",),
             run=_report,

@@ -22,10 +22,11 @@ from job.data.stores import ArrayStore
 from job.errors import GateNotMet, UsageError
 from job.pipeline import STAGES, Job, record_name, timings
 from job.stages.intake import source_digest
-from job.storage.workdir import Workdir
+from job.storage.workdir import Workdir, digest_of_file
 
 # What users take away. A run that will replace it withdraws it first, so that it never contradicts the rest.
 _PUBLIC = {
+    "audit": ("label_issues.csv", "stages/audit"),
     "evaluate": ("metrics.json", "predictions.parquet", "stages/evaluate"),
     "export": ("model", "stages/export"),
     "report": ("report.html",),
@@ -75,6 +76,7 @@ def run(job: Job, stop_after: str | None = None) -> None:
     steps = plan(job, stop_after)
     telemetry = job.context.telemetry
     if not any(step.runs for step in steps):
+        publish_examples(job.workdir)
         _raise_if_gate_not_met(job, steps)
         return
     job.workdir.write_json("run.json", describe(job))
@@ -94,10 +96,21 @@ def run(job: Job, stop_after: str | None = None) -> None:
         else:
             telemetry.line(f"{step.stage:<10}skipped: unchanged")
         job.done.append(step.stage)
+        publish_examples(job.workdir)
     publish_metrics(job)
     if failure:
         raise failure
     _raise_if_gate_not_met(job, steps)
+
+
+def publish_examples(workdir: Workdir) -> None:
+    """examples.parquet: the table as the last stage that decided about photos left it."""
+    for stage in ("audit", "split"):
+        table = workdir.path(f"stages/{stage}/examples.parquet")
+        if workdir.exists(record_name(stage)) and table.exists():
+            if workdir.digests(("examples.parquet",)).get("examples.parquet") != digest_of_file(table):
+                workdir.write_bytes("examples.parquet", table.read_bytes())
+            return
 
 
 def publish_metrics(job: Job) -> None:
@@ -245,7 +258,7 @@ def _withdraw(workdir: Workdir, changing: set[str]) -> None:
     for name, stage in STAGES.items():
         if stale & set(stage.after):
             stale.add(name)
-    for name in ("report", "export", "evaluate"):
+    for name in ("report", "export", "evaluate", "audit"):
         if name in stale:
             for public in (record_name(name), *_PUBLIC[name]):
                 workdir.remove(public)

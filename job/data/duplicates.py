@@ -1,9 +1,11 @@
-"""Which photos show the same picture: near in a perceptual hash, and then confirmed on pixels."""
+"""Which photos show the same picture: near in a perceptual hash, then confirmed on pixels; and what becomes of copies."""
 
 import itertools
+from collections import defaultdict
 
 import numpy as np
 
+from job.data.examples import Examples
 from job.data.stores import ArrayStore
 
 # Copies (resized, recompressed, slightly cropped or brightened) correlate above this at 40x40 pixels, and so do shots of
@@ -64,6 +66,59 @@ def group_ids(num_photos: int, pairs_P2: np.ndarray) -> np.ndarray:
         a, b = root(int(first)), root(int(second))
         parent[max(a, b)] = min(a, b)
     return np.asarray([root(photo) for photo in range(num_photos)], np.int64)
+
+
+def folds_of_groups(groups_N: np.ndarray, labels_N: np.ndarray, num_folds: int, seed: int) -> np.ndarray:
+    """A fold for each photo, shape (N,): copies stay together, and every fold has about the same share of each class.
+
+    scikit-learn's StratifiedGroupKFold looks at one group after the other: 0.7 s for 3,700 photos.
+    """
+    _, first, group_of = np.unique(groups_N, return_index=True, return_inverse=True)
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(len(first))
+    order = order[np.argsort(labels_N[first[order]], kind="stable")]
+    fold_of_group = np.empty(len(first), np.int64)
+    fold_of_group[order] = np.arange(len(first)) % num_folds
+    return fold_of_group[group_of]
+
+
+def without_conflicts(examples: Examples) -> Examples:
+    """Groups of copies that have more than one label are excluded: nobody can say which label is right."""
+    status, reason = examples["status"].copy(), examples["reason"].copy()
+    for members in _members(examples):
+        labels = {examples["label"][index] for index in members}
+        for index in members if len(labels) > 1 else ():
+            other = next(i for i in members if examples["label"][i] != examples["label"][index])
+            status[index] = "excluded"
+            reason[index] = f"label conflict: the same picture as {examples['path'][other]}"
+    return examples.with_columns(status=status, reason=reason)
+
+
+def without_leaks(examples: Examples) -> Examples:
+    """Copies of a held-out photo leave the other splits, and exact copies within val and test are counted once."""
+    strength = {"train": 0, "val": 1, "test": 2}
+    status, reason = examples["status"].copy(), examples["reason"].copy()
+    for members in _members(examples):
+        strengths = [strength[examples["split"][index]] for index in members]
+        keeper = members[int(np.argmax(strengths))]
+        counted: dict[str, int] = {}
+        for index, own in zip(members, strengths, strict=True):
+            if own < max(strengths):
+                status[index], reason[index] = "excluded", f"a copy of {examples['path'][keeper]}, which is held out"
+            elif own > 0:
+                first = counted.setdefault(examples["sha256"][index], index)
+                if first != index:
+                    status[index] = "excluded"
+                    reason[index] = f"the same bytes as {examples['path'][first]}: counted once"
+    return examples.with_columns(status=status, reason=reason)
+
+
+def _members(examples: Examples) -> list[list[int]]:
+    """The examples of each group with more than one."""
+    members: dict[int, list[int]] = defaultdict(list)
+    for index in examples.of():
+        members[int(examples["group"][index])].append(int(index))
+    return [indices for indices in members.values() if len(indices) > 1]
 
 
 def _thumbnails(images: ArrayStore, rows: np.ndarray) -> np.ndarray:

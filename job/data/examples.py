@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -95,6 +96,19 @@ class Examples:
         """As `of`, in the order of their rows in the image store."""
         indices = self.of(*splits)
         return indices[np.argsort(self["row"][indices], kind="stable")]
+
+    def statuses(self) -> dict[str, int]:
+        """How many files became what."""
+        return dict(Counter(self["status"].tolist()))
+
+    def splits(self) -> dict[str, int]:
+        return {name: len(self.of(name)) for name in ("train", "val", "test")}
+
+    def by_class(self) -> list[dict[str, Any]]:
+        """For each class its examples in each split, and what was excluded and quarantined of it."""
+        counts = {name: Counter(self["label"][self.of(name)].tolist()) for name in ("train", "val", "test")}
+        counts |= {s: Counter(self["label"][self["status"] == s].tolist()) for s in ("excluded", "quarantined")}
+        return [{"class": name, **{column: c[name] for column, c in counts.items()}} for name in self.class_names]
 
     @cached_property
     def labels(self) -> np.ndarray:

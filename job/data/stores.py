@@ -156,6 +156,10 @@ class StoredViews:
     train_rows_T: np.ndarray
     num_views: int
 
+    def positions_of(self, rows_B: np.ndarray) -> np.ndarray:
+        """Where these rows of the image store stand among the training photos that have views."""
+        return np.searchsorted(self.train_rows_T, rows_B)
+
     def training(self, positions_B: np.ndarray, views_B: np.ndarray) -> np.ndarray:
         """One view of each of these training photos, given by position in `train_rows_T`."""
         if self.augmented is None:

@@ -98,13 +98,15 @@ class LogisticRegression:
         return Solution(Head(kernel.astype(np.float32), bias.astype(np.float32)), int(result.nit), converged)
 
 
-def regression_on_views(features: StoredViews, targets_TC: np.ndarray, weights_T: np.ndarray) -> LogisticRegression:
-    """The problem on all stored views of the training photos; a photo counts once over its views."""
-    count = len(features.train_rows_T)
-    positions_N = np.tile(np.arange(count), features.num_views)
-    views_N = np.repeat(np.arange(features.num_views), count)
-    weights_N = weights_T[positions_N] / features.num_views
-    return LogisticRegression(features.training(positions_N, views_N), targets_TC[positions_N], weights_N)
+def regression_on_views(
+    features: StoredViews, rows_T: np.ndarray, targets_TC: np.ndarray, weights_T: np.ndarray
+) -> LogisticRegression:
+    """The problem on all stored views of these photos, given by row in the image store; each counts once over its views."""
+    photos_N = np.tile(np.arange(len(rows_T)), features.num_views)
+    views_N = np.repeat(np.arange(features.num_views), len(rows_T))
+    weights_N = weights_T[photos_N] / features.num_views
+    positions_N = features.positions_of(rows_T)[photos_N]
+    return LogisticRegression(features.training(positions_N, views_N), targets_TC[photos_N], weights_N)
 
 
 def smoothed_one_hot(labels_N: np.ndarray, num_classes: int, smoothing: float) -> np.ndarray:

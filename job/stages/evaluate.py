@@ -7,13 +7,13 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 from scipy.special import softmax
 
 from job.config import EvaluateConfig
 from job.context import Context
 from job.data.examples import Examples
 from job.data.stores import ArrayStore
+from job.galleries import Gallery
 from job.model import metrics
 from job.model.heads import Head
 from job.model.network import Network
@@ -184,11 +184,9 @@ def _mistakes(
     predicted = probabilities.argmax(1)
     wrong = np.flatnonzero(predicted != examples.labels[test])
     worst = wrong[np.argsort(-probabilities[wrong, predicted[wrong]], kind="stable")][: config.mistakes]
-    folder = workdir.fresh_folder(THUMBNAILS)
+    gallery = Gallery(workdir, THUMBNAILS, images)
     mistakes = []
     for number, k in enumerate(worst):
-        name = f"{number:03d}.jpg"
-        Image.fromarray(images.rows([examples["row"][test[k]]])[0]).save(folder / name, quality=85)
         mistakes.append(
             {
                 "path": examples["path"][test[k]],
@@ -196,7 +194,7 @@ def _mistakes(
                 "predicted": examples.class_names[predicted[k]],
                 "probability": float(probabilities[k, predicted[k]]),
                 "probability_of_label": float(probabilities[k, examples.labels[test[k]]]),
-                "thumbnail": f"{THUMBNAILS}/{name}",
+                "thumbnail": gallery.photo(examples["row"][test[k]], f"{number:03d}"),
             }
         )
     return mistakes

@@ -13,6 +13,9 @@ from job.config import ExploreConfig
 from job.context import Context
 from job.data.examples import Examples
 from job.data.stores import ArrayStore
+from job.galleries import TILE_PX, Gallery, crossings
+from job.model.metrics import wilson
+from job.model.shortcuts import shortcuts
 from job.storage.workdir import Workdir
 
 FOLDER = "stages/explore"
@@ -20,7 +23,6 @@ SUMMARY = "stages/explore/explore.json"
 
 _PATHS_SHOWN = 20
 _GROUPS_SHOWN = 40
-_TILE_PX = 112
 # A picture with less contrast is one flat colour to the eye; shares of full brightness.
 _CONSTANT_CONTRAST, _DARK, _BRIGHT = 0.012, 0.06, 0.94
 
@@ -37,11 +39,11 @@ class Exploration:
 
 
 def explore(config: ExploreConfig, *, examples: Examples, images: ArrayStore, context: Context) -> Exploration:
-    folder = context.workdir.fresh_folder(FOLDER)
+    gallery = Gallery(context.workdir, FOLDER, images)
     numbers = {
         "num_files": len(examples),
-        "statuses": dict(Counter(examples["status"].tolist())),
-        "splits": {name: len(examples.of(name)) for name in ("train", "val", "test")},
+        "statuses": examples.statuses(),
+        "splits": examples.splits(),
         "splits_given": sorted({s for s in examples["given_split"].tolist() if s}),
         "faults": _by_reason(examples, "quarantined"),
         "conversions": _by_reason(examples, "converted"),
@@ -49,10 +51,11 @@ def explore(config: ExploreConfig, *, examples: Examples, images: ArrayStore, co
         "classes": _classes(examples),
         "sizes": _sizes(examples),
         "light": _light(examples),
-        "duplicates": _duplicates(examples, images, folder),
-        "suspicious": _suspicious(examples, images, folder),
-        "class_pictures": _class_pictures(config, examples, images, folder, context),
-        "figures": _figures(examples, folder),
+        "shortcuts": shortcuts(examples, context.seed),
+        "duplicates": _duplicates(examples, gallery),
+        "suspicious": _suspicious(examples, gallery),
+        "class_pictures": _class_pictures(config, examples, images, gallery, context),
+        "figures": _figures(examples, gallery.folder),
     }
     context.workdir.write_json(SUMMARY, numbers)
     return Exploration(numbers)
@@ -67,12 +70,12 @@ def _by_reason(examples: Examples, status: str) -> list[dict[str, Any]]:
 
 
 def _classes(examples: Examples) -> list[dict[str, Any]]:
-    splits = {name: Counter(examples["label"][examples.of(name)].tolist()) for name in ("train", "val", "test")}
-    others = {s: Counter(examples["label"][examples["status"] == s].tolist()) for s in ("excluded", "quarantined")}
-    return [
-        {"class": name, **{s: c[name] for s, c in splits.items()}, **{s: c[name] for s, c in others.items()}}
-        for name in examples.class_names
-    ]
+    """Counts of each class, and how wide the 95% interval of its recall will be if that is 0.9."""
+    classes = examples.by_class()
+    for row in classes:
+        low, high = wilson(round(0.9 * row["test"]), row["test"])
+        row["recall_interval_width"] = high - low
+    return classes
 
 
 def _sizes(examples: Examples) -> dict[str, Any]:
@@ -106,59 +109,54 @@ def _five_numbers(values: np.ndarray) -> dict[str, float]:
     return {n: round(float(v), 4) for n, v in zip(names, np.percentile(values, [0, 25, 50, 75, 100]), strict=True)}
 
 
-def _duplicates(examples: Examples, images: ArrayStore, folder: Path) -> dict[str, Any]:
-    """Groups of copies, those that cross splits or labels first; each with a strip of its photos."""
+def _duplicates(examples: Examples, gallery: Gallery) -> dict[str, Any]:
+    """Groups of copies, those that cross splits or labels first, and files with the same bytes and two labels."""
+    decoded = examples["row"] >= 0
     members = defaultdict(list)
-    for index in np.flatnonzero((examples["group"] >= 0) & (examples["row"] >= 0)):
+    for index in np.flatnonzero((examples["group"] >= 0) & decoded):
         members[int(examples["group"][index])].append(int(index))
-    groups = [_group(examples, indices) for indices in members.values() if len(indices) > 1]
-    groups.sort(key=lambda g: (not g["crosses_splits"], not g["crosses_labels"], -len(g["photos"])))
-    for number, group in enumerate(groups[:_GROUPS_SHOWN]):
-        rows = [examples["row"][i] for i in group.pop("indices")[:8]]
-        group["strip"] = f"{FOLDER}/group-{number:03d}.jpg"
-        figures.contact_sheet(images.rows(rows), 8, _TILE_PX).save(folder / f"group-{number:03d}.jpg", quality=85)
-    conflicts = [i for i in np.flatnonzero(examples["status"] == "quarantined") if "label conflict" in examples["reason"][i]]
+    conflicts = defaultdict(list)
+    for index in np.flatnonzero((examples["status"] == "quarantined") & decoded):
+        conflicts[examples["sha256"][index]].append(int(index))
+    groups = [(indices, crossings(examples, indices)) for indices in members.values() if len(indices) > 1]
+    groups.sort(key=lambda g: (not g[1]["crosses_splits"], not g[1]["crosses_labels"], -len(g[0])))
+    shown = [gallery.copies(examples, g, f"group-{k:03d}") for k, (g, _) in enumerate(groups[:_GROUPS_SHOWN])]
+    torn = [gallery.copies(examples, g, f"conflict-{k:03d}") for k, g in enumerate(list(conflicts.values())[:_GROUPS_SHOWN])]
     return {
         "num_groups": len(groups),
-        "num_photos": sum(len(g["photos"]) for g in groups),
-        "num_crossing_splits": sum(g["crosses_splits"] for g in groups),
-        "num_crossing_labels": sum(g["crosses_labels"] for g in groups),
-        "num_label_conflicts": len(conflicts),
-        "groups": groups[:_GROUPS_SHOWN],
+        "num_photos": sum(len(indices) for indices, _ in groups),
+        "num_crossing_splits": sum(crosses["crosses_splits"] for _, crosses in groups),
+        "num_crossing_labels": sum(crosses["crosses_labels"] for _, crosses in groups),
+        "groups": shown,
+        "num_label_conflicts": sum(len(indices) for indices in conflicts.values()),
+        "label_conflicts": torn,
     }
 
 
-def _group(examples: Examples, indices: list[int]) -> dict[str, Any]:
-    photos = [{n: examples[n][i] for n in ("path", "label", "given_split", "split", "status", "reason")} for i in indices]
-    return {
-        "photos": photos,
-        "exact": len({examples["sha256"][i] for i in indices}) == 1,
-        "crosses_splits": len({p["split"] for p in photos}) > 1,
-        "crosses_labels": len({p["label"] for p in photos}) > 1,
-        "indices": indices,
+def _suspicious(examples: Examples, gallery: Gallery) -> dict[str, Any]:
+    indices = examples.of()
+    brightness, contrast = examples["brightness"][indices], examples["contrast"][indices]
+    flat = contrast < _CONSTANT_CONTRAST
+    kinds = {
+        "one flat colour": flat,
+        "almost black": ~flat & (brightness < _DARK),
+        "almost white": ~flat & (brightness > _BRIGHT),
     }
-
-
-def _suspicious(examples: Examples, images: ArrayStore, folder: Path) -> list[dict[str, Any]]:
-    brightness, contrast = examples["brightness"], examples["contrast"]
-    found = []
-    for index in examples.of():
-        if contrast[index] < _CONSTANT_CONTRAST:
-            found.append((index, "one flat colour"))
-        elif brightness[index] < _DARK:
-            found.append((index, "almost black"))
-        elif brightness[index] > _BRIGHT:
-            found.append((index, "almost white"))
-    shown = []
-    for number, (index, why) in enumerate(found[:_GROUPS_SHOWN]):
-        name = f"suspicious-{number:03d}.jpg"
-        figures.contact_sheet(images.rows([examples["row"][index]]), 1, _TILE_PX).save(folder / name, quality=85)
-        shown.append({"path": examples["path"][index], "why": why, "thumbnail": f"{FOLDER}/{name}"})
-    return shown
+    found = [(int(index), why) for why, chosen in kinds.items() for index in indices[chosen]]
+    shown = [
+        {
+            "path": examples["path"][index],
+            "label": examples["label"][index],
+            "why": why,
+            "thumbnail": gallery.photo(examples["row"][index], f"suspicious-{number:03d}"),
+        }
+        for number, (index, why) in enumerate(found[:_GROUPS_SHOWN])
+    ]
+    return {"num_photos": len(found), "shown": shown}
 
 
 def _class_pictures(
-    config: ExploreConfig, examples: Examples, images: ArrayStore, folder: Path, context: Context
+    config: ExploreConfig, examples: Examples, images: ArrayStore, gallery: Gallery, context: Context
 ) -> list[dict[str, Any]]:
     """The mean picture and a sheet of samples of each class, samples drawn by a hash of their content."""
     usable = examples.of()
@@ -175,16 +173,14 @@ def _class_pictures(
     for label, name in enumerate(examples.class_names):
         members = usable[examples.labels[usable] == label]
         mean = (sums[label] / len(members)).round().astype(np.uint8)
-        Image.fromarray(mean).resize((_TILE_PX, _TILE_PX)).save(folder / f"mean-{label:03d}.jpg", quality=90)
+        Image.fromarray(mean).resize((TILE_PX, TILE_PX)).save(gallery.folder / f"mean-{label:03d}.jpg", quality=90)
         chosen = members[np.argsort(examples.keys[members], kind="stable")][: config.samples_per_class]
-        sheet = figures.contact_sheet(images.rows(examples["row"][chosen]), 5, _TILE_PX)
-        sheet.save(folder / f"samples-{label:03d}.jpg", quality=85)
         pictures.append(
             {
                 "class": name,
                 "num_examples": len(members),
                 "mean": f"{FOLDER}/mean-{label:03d}.jpg",
-                "samples": f"{FOLDER}/samples-{label:03d}.jpg",
+                "samples": gallery.sheet(examples["row"][chosen], f"samples-{label:03d}", columns=5),
             }
         )
     return pictures

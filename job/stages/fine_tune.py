@@ -101,7 +101,7 @@ class _Feed:
     def __init__(self, config: FineTuneConfig, examples: Examples, activations: StoredViews, seed: int) -> None:
         indices = examples.in_store_order("train")
         by_key = np.argsort(examples.keys[indices], kind="stable")  # Where a photo lies must not matter.
-        self._positions_N = by_key
+        self._positions_N = activations.positions_of(examples["row"][indices[by_key]])
         self._keys_N = examples.keys[indices][by_key]
         self._activations = activations
         num_classes = len(examples.class_names)
@@ -123,10 +123,11 @@ def _start(config: FineTuneConfig, examples: Examples, features: StoredViews, ch
     """The chosen head; where training smooths labels, the optimum for the smoothed ones, or the loss would first undo it."""
     if config.label_smoothing == 0:
         return chosen
-    labels_T, num_classes = examples.labels[examples.in_store_order("train")], len(examples.class_names)
+    train, num_classes = examples.in_store_order("train"), len(examples.class_names)
+    labels_T = examples.labels[train]
     targets_TC = smoothed_one_hot(labels_T, num_classes, config.label_smoothing)
     weights_T = class_weights(labels_T, num_classes, config.class_weight)
-    regression = regression_on_views(features, targets_TC, weights_T)
+    regression = regression_on_views(features, examples["row"][train], targets_TC, weights_T)
     return regression.solve(c, chosen, _MAX_HEAD_ITERATIONS, tolerance=COARSE).head
 
 

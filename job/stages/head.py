@@ -49,9 +49,11 @@ def head(config: HeadConfig, *, examples: Examples, features: StoredViews, conte
     validation has become worse twice in a row; the chosen one is then solved to the end.
     """
     num_classes = len(examples.class_names)
-    labels_T = examples.labels[examples.in_store_order("train")]
+    train = examples.in_store_order("train")
+    labels_T = examples.labels[train]
     weights_T = class_weights(labels_T, num_classes, config.class_weight)
-    regression = regression_on_views(features, smoothed_one_hot(labels_T, num_classes, 0.0), weights_T)
+    targets_TC = smoothed_one_hot(labels_T, num_classes, 0.0)
+    regression = regression_on_views(features, examples["row"][train], targets_TC, weights_T)
     val = examples.of("val")
     val_features, val_labels = features.plain.rows(examples["row"][val]), examples.labels[val]
     current = Head.zeros(features.plain.row_shape[0], num_classes)

@@ -21,6 +21,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from job import figures
+from job.advice import advice
 from job.config import Config, ReportConfig
 from job.context import Context
 from job.errors import StorageFailed
@@ -34,6 +35,7 @@ PAGE = "report.html"
 _ARTIFACTS = {
     "explore": "stages/explore/explore.json",
     "extract": "stages/extract/extract.json",
+    "audit": "stages/audit/audit.json",
     "head": "stages/head/head.json",
     "tuning": "stages/fine_tune/fine_tune.json",
     "evaluation": "stages/evaluate/evaluation.json",
@@ -49,7 +51,14 @@ _UNSEEN = re.compile(
 _PARTICULARS = (re.compile(r"(?P<own>\d+x\d+ pixels): "), re.compile(r": (?P<own>the same bytes as .+)", re.DOTALL))
 _HEAT_LEVELS = 20
 # A page stays readable, and below some ten megabytes, whatever the data.
-LIMITS = {"pictured_classes": 100, "matrix_classes": 60, "reasons": 60, "photos_of_a_group": 24, "confusions": 6}
+LIMITS = {
+    "advice": 8,
+    "pictured_classes": 100,
+    "matrix_classes": 60,
+    "reasons": 60,
+    "photos_of_a_group": 24,
+    "confusions": 6,
+}
 
 
 @dataclass(frozen=True)
@@ -85,9 +94,10 @@ def report(config: ReportConfig, *, run: dict[str, Any], timings: dict[str, dict
         style=style,
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         state=_state(made["evaluation"], made["parity"]),
-        data=_data(made["explore"]),
+        data=_data(made["explore"], made["audit"]),
+        advice=advice(made["explore"], made["audit"]),
         results=_results(made["evaluation"]) if made["evaluation"] else None,
-        charts=_charts(made["head"], made["tuning"]),
+        charts=_charts(made["audit"], made["head"], made["tuning"]),
         run=run,
         settings=_settings(run["config"]),
         provenance=[*_leaves(run.get("versions", {})), *_leaves(run.get("fingerprint", {}))],
@@ -124,20 +134,24 @@ def _state(evaluation: Mapping[str, Any] | None, parity: Mapping[str, Any] | Non
     return "exported" if parity["agrees"] else "export disagrees"
 
 
-def _data(explore: Mapping[str, Any]) -> dict[str, Any]:
-    """What the page says about the data beside explore's own numbers."""
-    classes = [{**c, "total": c["train"] + c["val"] + c["test"]} for c in explore["classes"]]
+def _data(explore: Mapping[str, Any], audit: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What the page says about the data beside explore's own numbers; what was decided later counts."""
+    widths = [c["recall_interval_width"] for c in explore["classes"]]
+    counted = (audit or explore)["classes"]
+    classes = [
+        {**c, "total": c["train"] + c["val"] + c["test"], "recall_interval_width": width}
+        for c, width in zip(counted, widths, strict=True)
+    ]
     totals = [c["total"] for c in classes]
     groups = explore["duplicates"]["groups"]
     crossing = [g for g in groups if g["crosses_splits"] or g["crosses_labels"]]
     given = explore["splits_given"]
     return {
         "num_photos": sum(totals),
+        "statuses": (audit or explore)["statuses"],
+        "splits": (audit or explore)["splits"],
         "classes": classes,
         "largest": max(totals),
-        "imbalance": max(totals) / max(1, min(totals)),
-        "unmeasured": [c["class"] for c in classes if c["test"] == 0],
-        "thin": [c["class"] for c in classes if 0 < c["test"] < 20],
         "given": given if "train" in given and len(given) > 1 else [],
         **{kind: _regrouped(explore[kind]) for kind in ("faults", "conversions", "ignored")},
         "crossing": crossing,
@@ -202,11 +216,28 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield prefix + name, value
 
 
-def _charts(head: Mapping[str, Any] | None, tuning: Mapping[str, Any] | None) -> dict[str, str]:
-    charts = {"head": _drawn(_head_chart(head))} if head else {}
+def _charts(
+    audit: Mapping[str, Any] | None, head: Mapping[str, Any] | None, tuning: Mapping[str, Any] | None
+) -> dict[str, str]:
+    charts = {"curve": _drawn(_learning_curve_chart(audit["learning_curve"]["points"]))} if audit else {}
+    if head:
+        charts["head"] = _drawn(_head_chart(head))
     if tuning and len(tuning["history"]) > 1:
         charts["tuning"] = _drawn(_tuning_chart(tuning["history"]))
     return charts
+
+
+def _learning_curve_chart(points: Sequence[Mapping[str, Any]]) -> "Figure":
+    figure, (ax,) = figures.new_figure(6.0, 2.9)
+    sizes = [point["num_examples"] for point in points]
+    for point in points:
+        draws = point["accuracies"]
+        ax.plot([point["num_examples"]] * len(draws), draws, "o", markersize=4, alpha=0.6, color=figures.SERIES[0])
+    ax.plot(sizes, [sum(p["accuracies"]) / len(p["accuracies"]) for p in points], color=figures.SERIES[0])
+    ax.set(title="Accuracy on validation photos", xscale="log", xlabel="training photos")
+    ax.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    ax.minorticks_off()
+    return figure
 
 
 def _head_chart(head: Mapping[str, Any]) -> "Figure":

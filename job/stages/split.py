@@ -13,13 +13,13 @@ import numpy as np
 
 from job.config import SplitConfig
 from job.context import Context
-from job.data.duplicates import confirmed, group_ids, near_pairs
+from job.data.duplicates import confirmed, group_ids, near_pairs, without_conflicts, without_leaks
 from job.data.examples import Examples
 from job.data.stores import ArrayStore
 from job.errors import DataUnusable
 from job.storage.workdir import Workdir
 
-TABLE = "examples.parquet"
+TABLE = "stages/split/examples.parquet"
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ def split(
     draft = _Draft(examples)
     draft.quarantine_label_conflicts()
     draft.group(config.near_duplicate_bits, images)
+    draft.exclude_label_conflicts()
     draft.take_given_splits()
     draft.drop_or_refuse_small_classes(drop_small_classes)
     draft.assign(config)
-    draft.exclude_copies()
-    result = draft.examples()
+    result = without_leaks(draft.examples())
     context.workdir.write_bytes(TABLE, result.to_parquet())
     return SplitExamples(result)
 
@@ -84,6 +84,10 @@ class _Draft:
         pairs = near_pairs(self._examples["phash"][usable], max_bits)
         pairs = pairs[confirmed(self._examples["row"][usable][pairs], images)]
         self.group_of[usable] = usable[group_ids(len(usable), pairs)]
+
+    def exclude_label_conflicts(self) -> None:
+        resolved = without_conflicts(self.examples())
+        self.status, self.reason = resolved["status"], resolved["reason"]
 
     def take_given_splits(self) -> None:
         """A test set that is not there is taken from what the user calls val; without train nothing is given."""
@@ -148,24 +152,6 @@ class _Draft:
                 self.split[index] = split_of_group[group]
         for index in usable:
             self.split[index] = self.split[index] or "train"
-
-    def exclude_copies(self) -> None:
-        """Copies of a held-out photo leave training, and exact copies within val and test are counted once."""
-        strength = {"train": 0, "val": 1, "test": 2}
-        members: dict[int, list[int]] = defaultdict(list)
-        for index in self._usable():
-            members[self.group_of[index]].append(index)
-        for group in members.values():
-            keeper = max(group, key=lambda i: strength[str(self.split[i])])
-            counted: dict[str, int] = {}
-            for index in group:
-                digest = str(self._examples["sha256"][index])
-                if strength[str(self.split[index])] < strength[str(self.split[keeper])]:
-                    self._set(index, "excluded", f"a copy of {self._path(keeper)}, which is held out")
-                elif self.split[index] != "train":
-                    first = counted.setdefault(digest, index)
-                    if first != index:
-                        self._set(index, "excluded", f"the same bytes as {self._path(first)}: counted once")
 
     def _usable(self) -> np.ndarray:
         return np.flatnonzero(np.isin(self.status, ("used", "converted")))

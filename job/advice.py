@@ -1,0 +1,175 @@
+"""What to do about the data first: everything that was found, as sentences in the order of the harm to be expected.
+
+The harm is an estimate of the share of photos, or of points of accuracy, that a finding costs or makes up. docs/data.md
+has the table. It orders the list and is never shown as a number.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_THIN = 20  # Held-out photos of a class below which its figures are rough.
+_NAMES_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Advice:
+    """`finding` and `action` are whole sentences; `section` is the id of the section of the page that shows more."""
+
+    harm: float
+    finding: str
+    action: str
+    section: str
+
+
+def advice(explore: Mapping[str, Any], audit: Mapping[str, Any] | None) -> list[Advice]:
+    """Most harmful first. `audit` is None where features were not looked at."""
+    found = [*_about_files(explore), *_about_splits(explore), *_about_classes(explore), *_about_shortcuts(explore)]
+    if audit:
+        found += [*_about_labels(audit), *_about_late_copies(audit), *_about_more_photos(audit)]
+    return sorted(found, key=lambda a: -a.harm)
+
+
+def _about_files(explore: Mapping[str, Any]) -> Iterator[Advice]:
+    num_photos = max(1, sum(explore["statuses"].get(s, 0) for s in ("used", "converted", "excluded", "quarantined")))
+    copies = explore["duplicates"]
+    conflicts = copies["num_label_conflicts"] + copies["num_crossing_labels"]
+    if conflicts:
+        yield Advice(
+            conflicts / num_photos,
+            f"{_count(conflicts, 'photo is', 'photos are')} there under more than one class.",
+            "Decide which class is right and delete the other copies; until then they are left out.",
+            "duplicates",
+        )
+    faulty = explore["statuses"].get("quarantined", 0) - copies["num_label_conflicts"]
+    if faulty > 0:
+        yield Advice(
+            0.5 * faulty / num_photos,
+            f"{_count(faulty, 'file', 'files')} cannot be used.",
+            "Fetch or repair what is damaged, and take away what is no photo.",
+            "faults",
+        )
+    unsure = explore["suspicious"]["num_photos"]
+    if unsure:
+        yield Advice(
+            0.1 * unsure / num_photos,
+            f"{_count(unsure, 'photo is', 'photos are')} almost black, almost white or one flat colour.",
+            "Look at them, and take away those that show nothing.",
+            "suspicious",
+        )
+
+
+def _about_splits(explore: Mapping[str, Any]) -> Iterator[Advice]:
+    crossing = explore["duplicates"]["num_crossing_splits"]
+    if crossing:
+        yield Advice(
+            crossing / max(1, explore["splits"]["test"]),
+            f"{_count(crossing, 'picture lies', 'pictures lie')} in more than one of your splits.",
+            "Keep one copy of each. Here only the held-out copy counts, but accuracies measured on these splits elsewhere "
+            "are too high.",
+            "duplicates",
+        )
+
+
+def _about_classes(explore: Mapping[str, Any]) -> Iterator[Advice]:
+    totals = {c["class"]: c["train"] + c["val"] + c["test"] for c in explore["classes"]}
+    num_photos = max(1, sum(totals.values()))
+    unmeasured = [c["class"] for c in explore["classes"] if c["test"] == 0]
+    if unmeasured:
+        yield Advice(
+            sum(totals[name] for name in unmeasured) / num_photos,
+            f"No photo is held out for {_listed(unmeasured)}.",
+            "Add some to the held-out split: nothing is known about how well "
+            f"{'this class is' if len(unmeasured) == 1 else 'these classes are'} recognised.",
+            "data",
+        )
+    thin = [c for c in explore["classes"] if 0 < c["test"] < _THIN]
+    if thin:
+        width = max(c["recall_interval_width"] for c in thin)
+        yield Advice(
+            0.1 * width * len(thin) / len(totals),
+            f"Fewer than {_THIN} photos are held out for {_listed([c['class'] for c in thin])}.",
+            f"Add photos: as it is, recall is only known to within {50 * width:.0f} points either way.",
+            "data",
+        )
+    imbalance = max(totals.values()) / max(1, min(totals.values()))
+    if imbalance >= 3:
+        smallest = min(totals, key=lambda name: totals[name])
+        yield Advice(
+            0.02 * (1 - 1 / imbalance),
+            f"The largest class has {imbalance:.0f} times as many photos as the smallest, {_quoted(smallest)}.",
+            "Add photos of small classes, or set head.class_weight and fine_tune.class_weight to balanced, and judge by "
+            "balanced accuracy.",
+            "data",
+        )
+
+
+def _about_shortcuts(explore: Mapping[str, Any]) -> Iterator[Advice]:
+    found = explore["shortcuts"]
+    telling = sorted((f for f in found["facts"] if f["warning"]), key=lambda f: -f["accuracy"])
+    if telling or found["file"]["warning"]:
+        best = telling[0] if telling else {"fact": "size, shape, format and EXIF data", **found["file"]}
+        yield Advice(
+            best["accuracy"] - found["largest_class"],
+            f"The class can be told from the file alone: its {best['fact']} gives {100 * best['accuracy']:.0f}% of the "
+            f"labels ({100 * found['largest_class']:.0f}% by always naming the largest class), "
+            f"{_quoted(best['best_class'])} best of all.",
+            "Find out how the classes were collected, and bring all photos to one size and format. A model may learn this "
+            "instead of what the photos show, and no figure on this page would tell.",
+            "shortcuts",
+        )
+
+
+def _about_labels(audit: Mapping[str, Any]) -> Iterator[Advice]:
+    issues = audit["label_issues"]
+    if issues["num_likely"]:
+        share = issues["num_likely"] / issues["num_examples"]
+        yield Advice(
+            share,
+            f"{_count(issues['num_likely'], 'label looks', 'labels look')} wrong ({100 * share:.1f}%).",
+            "Go through label_issues.csv from the top and correct those that are.",
+            "labels",
+        )
+
+
+def _about_late_copies(audit: Mapping[str, Any]) -> Iterator[Advice]:
+    late = audit["late_copies"]
+    if late["num_crossing_splits"]:
+        yield Advice(
+            late["num_crossing_splits"] / max(1, audit["splits"]["test"]),
+            f"{_count(late['num_crossing_splits'], 'scene lies', 'scenes lie')} in more than one split, as crops, edited "
+            "copies or shots of one series.",
+            f"Keep what was taken together in one split. {_count(late['num_excluded'], 'photo was', 'photos were')} left "
+            "out here.",
+            "duplicates",
+        )
+
+
+def _about_more_photos(audit: Mapping[str, Any]) -> Iterator[Advice]:
+    points = audit["learning_curve"]["points"]
+    gain = _mean(points[-1]["accuracies"]) - _mean(points[-2]["accuracies"]) if len(points) > 1 else 0.0
+    if gain > 0.01:
+        yield Advice(
+            0.5 * gain,
+            f"More photos would help: the last doubling of the training photos brought {100 * gain:.1f} points.",
+            "Collect more, first of the classes that are confused with each other.",
+            "more-photos",
+        )
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"
+
+
+def _quoted(name: str) -> str:
+    return f"\N{LEFT DOUBLE QUOTATION MARK}{name}\N{RIGHT DOUBLE QUOTATION MARK}"
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(_quoted(name) for name in names[:_NAMES_SHOWN])
+    rest = len(names) - _NAMES_SHOWN
+    return shown + (f" and {rest} more classes" if rest > 0 else "")

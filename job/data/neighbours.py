@@ -1,0 +1,75 @@
+"""Photos in feature space: their principal components, and which lie nearest to each."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+
+from job.data.stores import ArrayStore
+
+_ROWS_AT_ONCE = 4096
+# Below this many photos all are compared with all, which takes less time than building an index.
+_EXACT_BELOW = 10_000
+
+
+def principal_components(features: ArrayStore, rows_N: np.ndarray, num_components: int) -> np.ndarray:
+    """The photos in the axes in which their features vary most, float32 of shape (N, K), scaled to a mean variance of 1.
+
+    K is `num_components` or what the features have. Features are read in parts, so that memory holds the result only.
+    """
+    width = features.row_shape[0]
+    total_D, products_DD = np.zeros(width), np.zeros((width, width))
+    parts = [rows_N[k : k + _ROWS_AT_ONCE] for k in range(0, len(rows_N), _ROWS_AT_ONCE)]
+    for part in parts:
+        values = features.rows(part)
+        total_D += values.sum(axis=0, dtype=np.float64)
+        products_DD += values.T @ values
+    mean_D = total_D / len(rows_N)
+    covariance_DD = products_DD / len(rows_N) - np.outer(mean_D, mean_D)
+    kept = min(num_components, width, max(1, len(rows_N) - 1))
+    variances_K, axes_DK = scipy.linalg.eigh(covariance_DD, subset_by_index=(width - kept, width - 1))
+    axes_DK = (axes_DK / np.sqrt(max(variances_K.mean(), 1e-12))).astype(np.float32)
+    return np.concatenate([(features.rows(part) - mean_D.astype(np.float32)) @ axes_DK for part in parts])
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """For each of N photos its M nearest others: cosine similarity and position, nearest first. Shapes (N, M).
+
+    Where fewer were found the position is -1 and the similarity -1.
+    """
+
+    similarity_NM: np.ndarray
+    position_NM: np.ndarray
+
+    def pairs(self, min_similarity: float) -> np.ndarray:
+        """Pairs of positions at least that similar, each once, sorted. Shape (P, 2)."""
+        first, rank = np.nonzero((self.similarity_NM >= min_similarity) & (self.position_NM >= 0))
+        pairs = np.stack([first, self.position_NM[first, rank]], axis=1)
+        return np.unique(np.sort(pairs, axis=1), axis=0)
+
+
+def nearest(vectors_NK: np.ndarray, num_neighbours: int) -> Neighbours:
+    """Exact for small sets; else by an inverted file over k-means cells (Jegou et al., "Product Quantization for Nearest
+    Neighbor Search", 2011), which compares each photo with those of the nearest cells only.
+    """
+    import faiss
+
+    lengths = np.maximum(np.linalg.norm(vectors_NK, axis=1, keepdims=True), 1e-12)
+    unit_NK = np.ascontiguousarray(vectors_NK / lengths, np.float32)
+    width = unit_NK.shape[1]
+    index: Any = faiss.IndexFlatIP(width)
+    if len(unit_NK) >= _EXACT_BELOW:
+        num_cells = int(4 * np.sqrt(len(unit_NK)))
+        index = faiss.IndexIVFFlat(index, width, num_cells, faiss.METRIC_INNER_PRODUCT)
+        index.nprobe = 16
+        index.train(unit_NK)
+    index.add(unit_NK)
+    similarity, position = index.search(unit_NK, min(num_neighbours + 1, len(unit_NK)))
+    itself = position == np.arange(len(unit_NK))[:, None]
+    itself[~itself.any(axis=1), -1] = True  # Among many exact copies a photo may not be in its own list.
+    shape = (len(unit_NK), position.shape[1] - 1)
+    return Neighbours(
+        np.where(position < 0, -1.0, similarity)[~itself].reshape(shape).astype(np.float32), position[~itself].reshape(shape)
+    )

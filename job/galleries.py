@@ -1,0 +1,45 @@
+"""Thumbnails of stored photos that outlive the cache, for the report."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from job import figures
+from job.data.examples import Examples
+from job.data.stores import ArrayStore
+from job.storage.workdir import Workdir
+
+TILE_PX = 112
+_PHOTOS_IN_STRIP = 8
+
+
+class Gallery:
+    """Writes JPEGs into one folder of the output directory, which is emptied first; gives their names relative to it."""
+
+    def __init__(self, workdir: Workdir, folder: str, images: ArrayStore) -> None:
+        self.folder = workdir.fresh_folder(folder)
+        self._name, self._images = folder, images
+
+    def photo(self, row: int, name: str) -> str:
+        """One photo, given by its row in the image store."""
+        return self.sheet([row], name, columns=1)
+
+    def sheet(self, rows: Sequence[int] | np.ndarray, name: str, columns: int) -> str:
+        figures.contact_sheet(self._images.rows(rows), columns, TILE_PX).save(self.folder / f"{name}.jpg", quality=85)
+        return f"{self._name}/{name}.jpg"
+
+    def copies(self, examples: Examples, indices: Sequence[int], name: str) -> dict[str, Any]:
+        """A group of copies: what is to be said of each, and a strip of the first of them."""
+        columns = ("path", "label", "given_split", "split", "status", "reason")
+        return {
+            "photos": [{column: examples[column][i] for column in columns} for i in indices],
+            "exact": len({examples["sha256"][i] for i in indices}) == 1,
+            **crossings(examples, indices),
+            "strip": self.sheet(examples["row"][list(indices[:_PHOTOS_IN_STRIP])], name, _PHOTOS_IN_STRIP),
+        }
+
+
+def crossings(examples: Examples, indices: Sequence[int]) -> dict[str, bool]:
+    """Whether a group of copies lies in more than one split, and under more than one label."""
+    return {f"crosses_{c}s": len({examples[c][i] for i in indices}) > 1 for c in ("split", "label")}

@@ -1,0 +1,119 @@
+"""What heads on stored features tell about the data: out-of-fold probabilities, and what more photos would bring.
+
+N examples, K components of their features, C classes. Nothing here chooses anything for the model that ships.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import xlogy
+from threadpoolctl import threadpool_limits
+
+from job.data.duplicates import folds_of_groups
+from job.model.heads import Head, LogisticRegression, smoothed_one_hot
+
+# Inverse regularisation strengths for components of unit variance, strongest first.
+_STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3)
+_MAX_ITERATIONS = 300
+_TOLERANCE = 5e-4  # Of the scaled gradient: enough to rank photos and strengths by.
+
+
+def out_of_fold(
+    components_NK: np.ndarray,
+    labels_N: np.ndarray,
+    groups_N: np.ndarray,
+    num_classes: int,
+    num_folds: int,
+    seed: int,
+    between: Callable[[], None],
+) -> np.ndarray:
+    """Probabilities (N, C) of each example by a head that saw neither it nor a copy of it.
+
+    The strength is the one with the lowest log-loss over all folds. `between` is called between fits and may raise.
+    """
+    fold_N = folds_of_groups(groups_N, labels_N, num_folds, seed)
+    folds = [(fold_N != fold, fold_N == fold) for fold in np.unique(fold_N)]
+    probes = [_Probe(components_NK[seen], labels_N[seen], num_classes) for seen, _ in folds]
+    best_loss, best = np.inf, np.full((len(labels_N), num_classes), 1 / num_classes)
+    for strength in _STRENGTHS:
+        probabilities = np.full_like(best, 1 / num_classes)
+        for (_, unseen), probe in zip(folds, probes, strict=True):
+            between()
+            probabilities[unseen] = probe.at(strength).probabilities(components_NK[unseen])
+        loss = _log_loss(labels_N, probabilities)
+        if loss >= best_loss:
+            break
+        best_loss, best = loss, probabilities
+    return best
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """Accuracy on the validation photos of heads trained on `num_examples` training photos, over some draws of them."""
+
+    fraction: float
+    num_examples: int
+    accuracies: list[float]
+
+
+def learning_curve(
+    train: tuple[np.ndarray, np.ndarray, np.ndarray],
+    val: tuple[np.ndarray, np.ndarray],
+    num_classes: int,
+    fractions: tuple[tuple[float, int], ...],
+    seed: int,
+    between: Callable[[], None],
+) -> list[CurvePoint]:
+    """`train` is components, labels and groups, `val` components and labels, `fractions` pairs of a share of the training
+    photos and how often to draw it. Groups are drawn whole, class by class; draws of one number are nested.
+    """
+    components_NK, labels_N, groups_N = train
+    points = []
+    for fraction, num_draws in fractions:
+        accuracies, sizes = [], []
+        for draw in range(num_draws):
+            between()
+            chosen = _drawn(labels_N, groups_N, fraction, np.random.default_rng([seed, draw]))
+            probe = _Probe(components_NK[chosen], labels_N[chosen], num_classes)
+            best_loss, accuracy = np.inf, 0.0
+            for strength in _STRENGTHS:
+                probabilities = probe.at(strength).probabilities(val[0])
+                loss = _log_loss(val[1], probabilities)
+                if loss >= best_loss:
+                    break
+                best_loss, accuracy = loss, float((probabilities.argmax(1) == val[1]).mean())
+            accuracies.append(accuracy)
+            sizes.append(len(chosen))
+        points.append(CurvePoint(fraction, round(float(np.mean(sizes))), accuracies))
+    return points
+
+
+class _Probe:
+    """Heads on one set of examples for growing strengths, each started from the one before it."""
+
+    def __init__(self, components_NK: np.ndarray, labels_N: np.ndarray, num_classes: int) -> None:
+        ones = np.ones(len(labels_N), np.float32)
+        self._regression = LogisticRegression(components_NK, smoothed_one_hot(labels_N, num_classes, 0.0), ones)
+        self._head = Head.zeros(components_NK.shape[1], num_classes)
+
+    def at(self, strength: float) -> Head:
+        with threadpool_limits(1, user_api="blas"):  # On matrices this small more threads take ten times the CPU time.
+            self._head = self._regression.solve(strength, self._head, _MAX_ITERATIONS, tolerance=_TOLERANCE).head
+        return self._head
+
+
+def _drawn(labels_N: np.ndarray, groups_N: np.ndarray, fraction: float, generator: np.random.Generator) -> np.ndarray:
+    groups, group_of = np.unique(groups_N, return_inverse=True)
+    place_of_group = generator.permutation(len(groups))
+    chosen = []
+    for label in np.unique(labels_N):
+        members = np.flatnonzero(labels_N == label)
+        members = members[np.argsort(place_of_group[group_of[members]], kind="stable")]
+        chosen.append(members[: max(1, round(fraction * len(members)))])
+    return np.sort(np.concatenate(chosen))
+
+
+def _log_loss(labels_N: np.ndarray, probabilities_NC: np.ndarray) -> float:
+    own = np.maximum(probabilities_NC[np.arange(len(labels_N)), labels_N], 1e-12)
+    return -float(xlogy(1.0, own).mean())

@@ -1,0 +1,213 @@
+"""audit: what stored features tell about the data before anything is trained on it.
+
+Copies that no hash finds (cropped, mirrored, framed, the same scene shot again), labels that are probably wrong, photos
+unlike all others, and what more photos would bring. What it excludes reaches neither head nor fine_tune; labels are never
+changed, only listed.
+"""
+
+import csv
+import io
+import warnings
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from job.config import AuditConfig
+from job.context import Context
+from job.data.duplicates import group_ids, without_conflicts, without_leaks
+from job.data.examples import Examples
+from job.data.neighbours import Neighbours, nearest, principal_components
+from job.data.registration import same_scene
+from job.data.stores import ArrayStore
+from job.errors import DataUnusable
+from job.galleries import Gallery, crossings
+from job.model.probes import learning_curve, out_of_fold
+from job.storage.workdir import Workdir
+
+FOLDER = "stages/audit"
+TABLE = "stages/audit/examples.parquet"
+SUMMARY = "stages/audit/audit.json"
+LABEL_ISSUES = "label_issues.csv"
+
+_NUM_COMPONENTS = 256
+_NUM_NEIGHBOURS = 10
+# Shares of the training photos, and how often each is drawn.
+_CURVE = ((0.1, 3), (0.25, 3), (0.5, 2), (1.0, 1))
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The table with late copies excluded, and the numbers as in stages/audit/audit.json."""
+
+    examples: Examples
+    numbers: dict[str, Any]
+
+    @classmethod
+    def load(cls, workdir: Workdir) -> Self:
+        return cls(Examples.load(workdir.path(TABLE)), workdir.read_json(SUMMARY))
+
+
+def audit(config: AuditConfig, *, examples: Examples, images: ArrayStore, features: ArrayStore, context: Context) -> Audit:
+    """
+    Raises:
+        DataUnusable: where too little of a class is left once copies are excluded.
+        Stopped.
+    """
+    gallery = Gallery(context.workdir, FOLDER, images)
+    looked_at = examples.in_store_order()
+    components = principal_components(features, examples["row"][looked_at], _NUM_COMPONENTS)
+    neighbours = nearest(components, _NUM_NEIGHBOURS)
+    context.stop.check()
+    result = _without_late_copies(config, examples, looked_at, neighbours, images)
+    _check_classes(result)
+    kept = np.isin(looked_at, result.of())
+    indices, components_kept = looked_at[kept], components[kept]
+    labels, groups = result.labels[indices], result["group"][indices]
+    num_classes = len(result.class_names)
+    probabilities = out_of_fold(components_kept, labels, groups, num_classes, config.folds, context.seed, context.stop.check)
+    numbers = {
+        "statuses": result.statuses(),
+        "splits": result.splits(),
+        "classes": result.by_class(),
+        "late_copies": _late_copies(config, examples, result, gallery),
+        "label_issues": _label_issues(config, result, indices, probabilities, gallery, context.workdir),
+        "outliers": _outliers(config, result, looked_at, neighbours, gallery),
+        "learning_curve": _curve(result, indices, components_kept, context),
+    }
+    context.workdir.write_bytes(TABLE, result.to_parquet())
+    context.workdir.write_json(SUMMARY, numbers)
+    return Audit(result, numbers)
+
+
+def _without_late_copies(
+    config: AuditConfig, examples: Examples, looked_at: np.ndarray, neighbours: Neighbours, images: ArrayStore
+) -> Examples:
+    """Neighbours that show the same scene join groups. Two training photos of one class may be alike."""
+    pairs = looked_at[neighbours.pairs(config.min_similarity)].reshape(-1, 2)
+    group, split, label = (examples[name][pairs] for name in ("group", "split", "label"))
+    harmless = (split == "train").all(axis=1) & (label[:, 0] == label[:, 1])
+    pairs = pairs[(group[:, 0] != group[:, 1]) & ~harmless]
+    pairs = pairs[same_scene(examples["row"][pairs], images)]
+    known = np.flatnonzero(examples["group"] >= 0)
+    edges = np.concatenate([pairs, np.stack([known, examples["group"][known]], axis=1)])
+    joined = examples["group"].copy()
+    joined[known] = group_ids(len(examples), edges)[known]
+    return without_leaks(without_conflicts(examples.with_columns(group=joined)))
+
+
+def _check_classes(examples: Examples) -> None:
+    train = np.bincount(examples.labels[examples.of("train")], minlength=len(examples.class_names))
+    poor = [f"  {name}: {count}" for name, count in zip(examples.class_names, train, strict=True) if count < 2]
+    if poor:
+        raise DataUnusable(
+            "Classes with fewer than 2 training photos, once copies of held-out photos and pictures with two labels are "
+            "left out:\n" + "\n".join(poor) + "\nAdd photos, or remove these classes."
+        )
+
+
+def _late_copies(config: AuditConfig, before: Examples, after: Examples, gallery: Gallery) -> dict[str, Any]:
+    """Groups that grew, those that lost a photo first."""
+    grown = np.unique(after["group"][before["group"] != after["group"]])
+    groups = [np.flatnonzero((after["group"] == group) & (after["row"] >= 0)).tolist() for group in grown]
+    excluded = before["status"] != after["status"]
+    groups.sort(key=lambda g: (-sum(excluded[g]), -len(g)))
+    return {
+        "num_groups": len(groups),
+        "num_excluded": int(excluded.sum()),
+        "num_crossing_splits": sum(crossings(after, g)["crosses_splits"] for g in groups),
+        "num_crossing_labels": sum(crossings(after, g)["crosses_labels"] for g in groups),
+        "groups": [gallery.copies(after, g, f"late-{k:03d}") for k, g in enumerate(groups[: config.shown])],
+    }
+
+
+def _label_issues(
+    config: AuditConfig,
+    examples: Examples,
+    indices: np.ndarray,
+    probabilities_NC: np.ndarray,
+    gallery: Gallery,
+    workdir: Workdir,
+) -> dict[str, Any]:
+    """Examples that a head which never saw them calls something else, least believable label first.
+
+    `likely` ones are those of confident learning (Northcutt et al., "Confident Learning: Estimating Uncertainty in Dataset
+    Labels", 2021), as cleanlab computes it.
+    """
+    from cleanlab.filter import find_label_issues
+
+    labels, suggested = examples.labels[indices], probabilities_NC.argmax(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        likely = find_label_issues(labels, probabilities_NC, n_jobs=1)
+    score = probabilities_NC[np.arange(len(labels)), labels]
+    listed = np.flatnonzero((suggested != labels) | likely)
+    listed = listed[np.argsort(score[listed], kind="stable")]
+    rows = [
+        {
+            "path": examples["path"][indices[k]],
+            "given_label": examples.class_names[labels[k]],
+            "suggested_label": examples.class_names[suggested[k]],
+            "score": round(float(score[k]), 6),
+            "likely": bool(likely[k]),
+            "split": examples["split"][indices[k]],
+        }
+        for k in listed
+    ]
+    workdir.write_bytes(LABEL_ISSUES, _as_csv(rows))
+    shown = [
+        {**row, "thumbnail": gallery.photo(examples["row"][indices[k]], f"label-{number:03d}")}
+        for number, (row, k) in enumerate(zip(rows[: config.shown], listed, strict=False))
+    ]
+    of_class = np.bincount(labels[likely], minlength=len(examples.class_names))
+    return {
+        "num_examples": len(labels),
+        "num_listed": len(rows),
+        "num_likely": int(likely.sum()),
+        "agreement": float((suggested == labels).mean()),
+        "by_class": [{"class": n, "likely": int(c)} for n, c in zip(examples.class_names, of_class, strict=True)],
+        "shown": shown,
+    }
+
+
+def _as_csv(rows: list[dict[str, Any]]) -> bytes:
+    """UTF-8 with a header. Text that a spreadsheet would take for a formula is given a leading apostrophe."""
+    columns = ("path", "given_label", "suggested_label", "score", "likely", "split")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        cells = [row[column] for column in columns]
+        writer.writerow([f"'{c}" if isinstance(c, str) and c[:1] in "=+-@\t\r" else c for c in cells])
+    return text.getvalue().encode("utf-8", "backslashreplace")
+
+
+def _outliers(
+    config: AuditConfig, examples: Examples, looked_at: np.ndarray, neighbours: Neighbours, gallery: Gallery
+) -> list[dict[str, Any]]:
+    """Photos whose nearest neighbours are farthest: `similarity` is the mean cosine similarity to them."""
+    similarity = neighbours.similarity_NM.mean(axis=1) if neighbours.similarity_NM.size else np.zeros(len(looked_at))
+    order = [k for k in np.argsort(similarity, kind="stable") if examples["status"][looked_at[k]] != "excluded"]
+    return [
+        {
+            "path": examples["path"][looked_at[k]],
+            "label": examples["label"][looked_at[k]],
+            "similarity": round(float(similarity[k]), 4),
+            "thumbnail": gallery.photo(examples["row"][looked_at[k]], f"unusual-{number:03d}"),
+        }
+        for number, k in enumerate(order[: config.shown])
+    ]
+
+
+def _curve(examples: Examples, indices: np.ndarray, components: np.ndarray, context: Context) -> dict[str, Any]:
+    labels, groups, split = examples.labels[indices], examples["group"][indices], examples["split"][indices]
+    train, val = split == "train", split == "val"
+    points = learning_curve(
+        (components[train], labels[train], groups[train]),
+        (components[val], labels[val]),
+        len(examples.class_names),
+        _CURVE,
+        context.seed,
+        context.stop.check,
+    )
+    return {"num_val": int(val.sum()), "points": [asdict(point) for point in points]}
