@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from pathlib import Path
 
 IMAGE_EXTENSIONS = frozenset(
     [
@@ -144,8 +144,9 @@ class LocalFiles:
         except (OSError, UnicodeError):
             return stems
         for name in names:
-            if PurePath(name).suffix.lower() in IMAGE_EXTENSIONS:
-                stems.setdefault(PurePath(name).stem, []).append(f"{folder}/{name}" if folder else name)
+            stem, _, extension = name.rpartition(".")
+            if stem and f".{extension.lower()}" in IMAGE_EXTENSIONS:
+                stems.setdefault(stem, []).append(f"{folder}/{name}" if folder else name)
         return stems
 
     def _full(self, path: str) -> str:

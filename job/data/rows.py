@@ -235,8 +235,13 @@ def _row(number: int, cells: list[str], grid: _Grid, columns: dict[str, int | No
     if len(cells) != len(grid.names):
         return Row(number, "", "", "", f"row {number} has {len(cells)} fields instead of {len(grid.names)}")
     path, label, split = ("" if k is None else cells[k] for k in (columns["path"], columns["label"], columns["split"]))
-    label, split = (t.strip().encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") for t in (label, split))
-    return Row(number, path, label, split)
+    return Row(number, path, _trimmed(label), _trimmed(split))
+
+
+def _trimmed(text: str) -> str:
+    """Without blanks around it, and in valid Unicode."""
+    text = text.strip()
+    return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _refuse_combined_labels(table: Path, labels: Collection[str]) -> None:

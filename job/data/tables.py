@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 
@@ -80,7 +80,7 @@ class TableSource:
         table = to_text(str(self.table.relative_to(self.root))) if self.table.is_relative_to(self.root) else None
         for entry in FolderSource(self.root, labelled=False).listing().entries:
             if entry.path == table:
-                yield replace(entry, verdict="ignored", reason="the labels table")
+                yield entry._replace(verdict="ignored", reason="the labels table")
             elif entry.path not in named and entry.verdict == "ignored":
                 yield entry
             elif entry.path not in named:
@@ -126,7 +126,7 @@ def _judge_copies(rows: list[_Judged]) -> list[_Judged]:
         if len({getattr(entry, what) for _, entry in rows}) > 1:
             return [(row, _in_conflict((row, entry), _other((row, entry), rows, what), what)) for row, entry in rows]
     reason = f"the same photo as in row {rows[0][0].number}"
-    return [rows[0], *((row, replace(entry, verdict="ignored", reason=reason)) for row, entry in rows[1:])]
+    return [rows[0], *((row, entry._replace(verdict="ignored", reason=reason)) for row, entry in rows[1:])]
 
 
 def _other(one: _Judged, rows: list[_Judged], what: str) -> _Judged:
@@ -136,7 +136,7 @@ def _other(one: _Judged, rows: list[_Judged], what: str) -> _Judged:
 
 def _in_conflict(one: _Judged, other: _Judged, what: str) -> Entry:
     said = " and ".join(f"{getattr(entry, what)!r} in row {row.number}" for row, entry in (one, other))
-    return replace(one[1], verdict="quarantined", reason=f"{what} conflict: {said}")
+    return one[1]._replace(verdict="quarantined", reason=f"{what} conflict: {said}")
 
 
 def _with_own_paths(refused: list[_Judged], taken: set[str]) -> Iterator[Entry]:
@@ -146,4 +146,4 @@ def _with_own_paths(refused: list[_Judged], taken: set[str]) -> Iterator[Entry]:
         while path in taken:
             path += f" (row {row.number})"
         taken.add(path)
-        yield replace(entry, path=path)
+        yield entry._replace(path=path)
