@@ -7,6 +7,7 @@ import codecs
 import csv
 import io
 import math
+import re
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -61,7 +62,7 @@ def read_rows(table: Path, *, labelled: bool) -> LabelTable:
         grid = _read_parquet(table) if table.suffix.lower() == ".parquet" else _read_csv(table)
     except OSError as error:
         raise DataUnusable(f"{table}: cannot be read: {error.strerror or error}.") from error
-    except (csv.Error, pa.ArrowException) as error:
+    except (csv.Error, pa.ArrowException, ValueError) as error:  # pyarrow lets names that are not UTF-8 through.
         raise DataUnusable(f"{table}: cannot be read as a table: {error}. Save it again, as .csv in UTF-8.") from error
     columns = {kind: _column(table, grid, kind) for kind in _COLUMN_NAMES}
     if not labelled:
@@ -104,7 +105,7 @@ def _read_csv(table: Path) -> _Grid:
     if rows[-1][1] != end:
         number, cells = rows[-1]
         raise DataUnusable(
-            f"{table}: a quotation mark in row {number:,} is never closed ({cells[0][:60]!r}). "
+            f"{table}: a quotation mark in row {number} is never closed ({cells[0][:60]!r}). "
             "Close it, or write it twice where it belongs to the text."
         )
     if len(rows) == 1:
@@ -121,8 +122,8 @@ def _dialect(text: str) -> dict[str, Any]:
         return len(known), len(header)
 
     best = max(({"delimiter": d} for d in (",", ";", "\t")), key=sense)
-    header_line = text.lstrip("\r\n").partition("\n")[0]
-    return {**best, "skipinitialspace": best["delimiter"] + " " in header_line}
+    header_line = re.match(r"[\r\n]*([^\r\n]*)", text)
+    return {**best, "skipinitialspace": header_line is not None and best["delimiter"] + " " in header_line[1]}
 
 
 def _read_parquet(table: Path) -> _Grid:
