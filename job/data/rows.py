@@ -64,9 +64,7 @@ def read_rows(table: Path, *, labelled: bool) -> LabelTable:
         raise DataUnusable(f"{table}: cannot be read: {error.strerror or error}.") from error
     except (csv.Error, pa.ArrowException, ValueError) as error:  # pyarrow lets names that are not UTF-8 through.
         raise DataUnusable(f"{table}: cannot be read as a table: {error}. Save it again, as .csv in UTF-8.") from error
-    columns = {kind: _column(table, grid, kind) for kind in _COLUMN_NAMES}
-    if not labelled:
-        columns |= {"label": None, "split": None}
+    columns = {kind: _column(table, grid, kind) if labelled or kind == "path" else None for kind in _COLUMN_NAMES}
     _check_columns(table, grid, columns, labelled)
     if not grid.rows:
         raise DataUnusable(f"{table}: there is no row in it but the header. Give a row for each photo.")

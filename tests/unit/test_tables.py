@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from job import parity
 from job.config import IntakeConfig, SplitConfig
 from job.data.files import to_text
 from job.data.sources import FolderSource, open_source
@@ -325,7 +326,7 @@ def test_files_that_no_row_names_are_counted(photos):
 
 
 def test_unlabelled_table_needs_no_labels(photos):
-    (photos / "new.csv").write_text("path\na00.jpg\na01.jpg\ngone.jpg\n")
+    (photos / "new.csv").write_text("path,class,target\na00.jpg,1,2\na01.jpg,,\ngone.jpg,a|b,a\n")
     found = open_source(str(photos / "new.csv"), labelled=False).listing()
     assert [(e.path, e.label, e.verdict) for e in found.entries] == [
         ("a00.jpg", None, None),
@@ -489,3 +490,16 @@ def test_class_folder_that_is_a_link_to_elsewhere_is_not_followed(tmp_path):
     found = FolderSource((tmp_path / "data").resolve()).listing()
     assert found.class_names == ("cat", "dog")
     assert verdicts(found)["cat"] == ("quarantined", "a link that leaves the source folder")
+
+
+def test_export_check_reads_the_photos_of_a_table_by_what_the_run_calls_its_source(photos):
+    (photos / "sub").mkdir()
+    (photos / "a00.jpg").rename(photos / "sub" / "b.jpg")
+    (photos / "sub" / "labels.csv").write_text("id,label\nb,cat\n")
+    for source in (
+        open_source(str(photos / "sub" / "labels.csv")),
+        open_source(str(photos / "sub"), str(photos / "sub" / "labels.csv")),
+    ):
+        paths = [e.path for e in source.listing().entries if e.verdict is None]
+        request = parity.Request("", "", [], "", source.uri, paths, {})
+        assert paths == ["b.jpg"] and list(parity._payloads(request)) == [b"x"]
