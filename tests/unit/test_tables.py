@@ -436,6 +436,19 @@ def test_changed_label_split_or_row_is_noticed_and_a_touched_table_is_not(painte
     assert digest() == before
 
 
+def test_changed_label_decodes_nothing_again(painted_table, context):
+    def shard():
+        source = open_source(str(painted_table))
+        config = IntakeConfig(image_size=48, max_quarantined_fraction=0.2)
+        found = intake(config, source=source, listing=source.listing(), context=context)
+        (file,) = (context.workdir.root / "cache" / "images").glob("*.npy")
+        return found.examples["label"].tolist().count("checks"), file.stat().st_ino
+
+    before = shard()
+    painted_table.write_text(painted_table.read_text().replace("checks-000.jpg,checks,", "checks-000.jpg,stripes,"))
+    assert shard() == (before[0] - 1, before[1])
+
+
 def test_explore_takes_a_folder_with_a_table_and_goes_on_where_nothing_changed(painted_table, tmp_path):
     photos, out = painted_table.parent / "photos", tmp_path / "out"
     lines = [line.removeprefix("photos/") for line in painted_table.read_text().splitlines()]
