@@ -47,7 +47,12 @@ def _with_run_options(command: Command) -> Command:
             "--data",
             required=True,
             metavar="SOURCE",
-            help="Folder of class folders, or of train/, val/ and test/ with them.",
+            help="Folder of class folders, or of train/, val/ and test/ with them; or a table of path,label[,split].",
+        ),
+        click.option(
+            "--labels",
+            metavar="FILE",
+            help="Table of path,label[,split] (.csv, .tsv, .parquet) for the photos below --data.",
         ),
         click.option(
             "--out",
@@ -85,6 +90,7 @@ def _with_run_options(command: Command) -> Command:
 @click.option("--dry-run", is_flag=True, help="Print the resolved configuration and which stages would run, and why.")
 def run(
     data: str,
+    labels: str | None,
     out: str,
     config_file: Path | None,
     assignments: tuple[str, ...],
@@ -95,21 +101,28 @@ def run(
     """Run the whole job: intake, split, explore, extract, audit, head, fine_tune, evaluate, export, report."""
     config = _config(config_file, assignments, weights)
     if dry_run:
-        _dry_run(config, data, out, stop_after)
+        _dry_run(config, data, labels, out, stop_after)
     else:
-        _run(config, data, out, stop_after)
+        _run(config, data, labels, out, stop_after)
 
 
 @main.command()
 @_with_run_options
-def explore(data: str, out: str, config_file: Path | None, assignments: tuple[str, ...], weights: str | None) -> None:
+def explore(
+    data: str,
+    labels: str | None,
+    out: str,
+    config_file: Path | None,
+    assignments: tuple[str, ...],
+    weights: str | None,
+) -> None:
     """Only look at the data: the same as run --stop-after explore."""
-    _run(_config(config_file, assignments, weights), data, out, "explore")
+    _run(_config(config_file, assignments, weights), data, labels, out, "explore")
 
 
 @main.command()
 @click.option("--model", required=True, type=click.Path(path_type=Path), help="The model/ folder of a run.")
-@click.option("--data", required=True, metavar="FOLDER", help="Photos, in folders or not; every file below is looked at.")
+@click.option("--data", required=True, metavar="SOURCE", help="Folder (every file below is looked at), or a table of paths.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="A .parquet or .csv file.")
 @click.option("--batch-size", default=64, show_default=True, type=click.IntRange(1), help="Photos in one forward pass.")
 def predict(model: Path, data: str, out: Path, batch_size: int) -> None:
@@ -146,7 +159,7 @@ def demo(out: str, seed: int) -> None:
     from job import demo as drawn
 
     data = drawn.draw_photos(Path(out), seed)
-    _run(drawn.config(seed), str(data), str(Path(out) / "run"), None)
+    _run(drawn.config(seed), str(data), None, str(Path(out) / "run"), None)
 
 
 def _config(file: Path | None, assignments: tuple[str, ...], weights: str | None) -> Any:
@@ -176,25 +189,25 @@ def _context(out: Path | None, seed: int = 0) -> Iterator[Any]:
         telemetry.close()
 
 
-def _run(config: Any, data: str, out: str, stop_after: str | None) -> None:
+def _run(config: Any, data: str, labels: str | None, out: str, stop_after: str | None) -> None:
     from job import run
     from job.pipeline import Job
 
     root = run.make_workdir(out, data).root
     with _context(root, config.seed) as context:
-        job = Job(config, data, context, [*shlex.split(run.program()), *sys.argv[1:]])
+        job = Job(config, data, context, [*shlex.split(run.program()), *sys.argv[1:]], labels=labels)
         run.run(job, stop_after)
         click.echo(run.headline(job))
 
 
-def _dry_run(config: Any, data: str, out: str, stop_after: str | None) -> None:
+def _dry_run(config: Any, data: str, labels: str | None, out: str, stop_after: str | None) -> None:
     from job import run
     from job.config import as_toml
     from job.context import Context
     from job.pipeline import Job
     from job.telemetry import Telemetry
 
-    job = Job(config, data, Context(run.make_workdir(out, data), Telemetry(None), config.seed))
+    job = Job(config, data, Context(run.make_workdir(out, data), Telemetry(None), config.seed), labels=labels)
     click.echo(as_toml(config))
     steps = run.plan(job, stop_after)
     for step in steps:

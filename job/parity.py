@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from job.data.decode import DecodeRules, decode
-from job.data.sources import Entry, FolderSource
+from job.data.sources import Entry, open_source
 from job.data.stores import ArrayStore
 
 # Largest difference of probabilities that float32 arithmetic on the same pixels may make.
@@ -29,7 +29,7 @@ _BATCH_SIZE = 64
 @dataclass(frozen=True)
 class Request:
     """What to compare: `expected` probabilities (a .npy file) of the photos in `rows` of the image store, whose original
-    bytes are the files `paths` below `source`."""
+    bytes are what the entries `paths` of `source` hold."""
 
     model: str
     images: str
@@ -91,7 +91,7 @@ def _by_bytes(request: Request, signature: Any) -> tuple[np.ndarray, np.ndarray]
 
 def _payloads(request: Request) -> Iterator[bytes]:
     entries = [Entry(path, None, None, 0, "") for path in request.paths]
-    for payload in FolderSource(Path(request.source)).read(entries):
+    for payload in open_source(request.source, labelled=False).read(entries):
         yield payload if isinstance(payload, bytes) else b""
 
 

@@ -45,10 +45,13 @@ class Stage:
 class Job:
     """A run under way: the configuration and what the stages have made so far."""
 
-    def __init__(self, config: Config, data: str, context: Context, command: Sequence[str] = ()) -> None:
+    def __init__(
+        self, config: Config, data: str, context: Context, command: Sequence[str] = (), *, labels: str | None = None
+    ) -> None:
         self.config, self.context, self.command = config, context, command
         self.workdir = context.workdir
-        self.source: Source = open_source(data)
+        self.source: Source = open_source(data, labels)
+        self.labels = labels
         self._artifacts: dict[str, Any] = {}
         self.done: list[str] = []  # The stages of this run that are up to date.
 

@@ -60,7 +60,7 @@ def predict(model_folder: Path, data: str, out: Path, *, batch_size: int, contex
             progress.advance(len(task.entries))
     rows = {path: row for path, row in rows.items() if row}
     if not rows:
-        raise DataUnusable(f"--data {data}: there are no photos below this folder.")
+        raise DataUnusable(f"--data {data}: there are no photos in it.")
     _write(out, [rows[path] for path in sorted(rows)])
     failed = sum(bool(row["error"]) for row in rows.values())
     return f"{len(rows) - failed:,} photos labelled, {failed:,} could not be read: {out}"

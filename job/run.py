@@ -156,6 +156,7 @@ def describe(job: Job) -> dict[str, Any]:
     return {
         "schema": 1,
         "data": job.source.uri,
+        "labels": job.labels and str(Path(job.labels).resolve()),
         "out": str(job.workdir.root),
         "command": shlex.join(job.command),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -21,7 +21,8 @@ from typing import Any
 
 from job.context import Context
 from job.data.decode import BadPhoto, DecodeRules, Facts, decode
-from job.data.sources import IMAGE_EXTENSIONS, Entry, Source
+from job.data.files import IMAGE_EXTENSIONS
+from job.data.sources import Entry, Source
 from job.data.stores import HEADER_BYTES
 from job.errors import JobError, StorageFailed
 from job.telemetry import Telemetry

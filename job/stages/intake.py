@@ -4,6 +4,7 @@ It is the only reader of untrusted bytes, and it never writes to the source.
 """
 
 import io
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -167,11 +168,11 @@ def _check_class_names(listing: Listing) -> None:
         if folded in seen:
             raise DataUnusable(
                 f"The classes {seen[folded]!r} and {name!r} differ only by case, blanks or Unicode form. "
-                "Rename one of the folders, or put their photos together."
+                "Rename one of them, or put their photos together."
             )
         seen[folded] = name
     if len(listing.class_names) < 2:
-        raise DataUnusable(f"There is one class, {listing.class_names[0]!r}: a classifier needs two or more class folders.")
+        raise DataUnusable(f"There is one class, {listing.class_names[0]!r}: a classifier needs two or more.")
 
 
 def _check_budget(config: IntakeConfig, examples: Examples, workdir: Workdir) -> None:
@@ -179,7 +180,7 @@ def _check_budget(config: IntakeConfig, examples: Examples, workdir: Workdir) ->
     candidates = int(quarantined.sum()) + len(examples.of())
     if quarantined.sum() <= config.max_quarantined_fraction * candidates:
         return
-    reasons = Counter(reason.split(" (")[0] for reason in examples["reason"][quarantined])
+    reasons = Counter(re.sub(r"\brow \d+", "row N", r).split(" (")[0] for r in examples["reason"][quarantined])
     lines = [f"  {count:,} x {reason}" for reason, count in reasons.most_common(12)]
     paths = [
         f"  {p}: {r}"

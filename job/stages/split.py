@@ -110,7 +110,7 @@ class _Draft:
             listed = "\n".join(f"  {name}: {problem}" for name, problem in problems.items())
             raise DataUnusable(
                 f"Classes that cannot be trained and measured:\n{listed}\n"
-                "Add photos, remove these folders, or say --set intake.drop_small_classes=true to leave them out."
+                "Add photos, remove these classes, or say --set intake.drop_small_classes=true to leave them out."
             )
         for index in self._usable():
             if self._label(index) in problems:
