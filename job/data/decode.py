@@ -25,6 +25,7 @@ from job.data import headers
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "AVIF", "ICO", "PPM", "JPEG2000")
 MAX_FRAMES = 1000
+SCHEMA = 2  # Raised when the same bytes give other pixels, facts or words: what was stored before is decoded again.
 # What libjpeg scales by while it decodes, and TensorFlow's decoder in the exported graph as well.
 JPEG_REDUCTIONS = (8, 4, 2)
 
