@@ -101,12 +101,18 @@ def decode(payload: bytes, rules: DecodeRules) -> Photo:
     """
     if not payload:
         raise BadPhoto("0 bytes", is_image=False)
+    facts, in_header = Facts(headers.picture_format(payload)), True
+    converted: list[str] = []
+    notes: list[str] = []
     with warnings.catch_warnings(record=True) as complaints:
         warnings.simplefilter("always")
-        image, facts = _open(payload, rules)
-        converted: list[str] = []
-        notes: list[str] = []
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
+            image = _open(payload, facts.format, rules)
+            facts = _facts(image)
+            in_header = False
+            _check_pixels(facts, rules)
+            _check_shape(facts, rules)
             _take_first_frame(image, facts, converted)
             jpeg = _check_jpeg(payload, facts, notes) if facts.format in ("JPEG", "MPO") else None
             if facts.format == "PNG":
@@ -116,10 +122,14 @@ def decode(payload: bytes, rules: DecodeRules) -> Photo:
             rgb = _to_rgb(image, payload, _needed_size(image.size, rules), facts)
         except BadPhoto:
             raise
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+            raise BadPhoto("a picture inside it claims more than intake.max_pixels", facts) from None
         except MemoryError:
             raise BadPhoto("needs more memory to decode than intake.worker_memory_mb allows", facts) from None
-        except Exception as error:  # Pillow's decoders raise whatever the bytes lead them to.
-            raise BadPhoto(_in_words(error, facts.format, "picture data", "decoded"), facts) from error
+        except Exception as error:  # Pillow's parsers and decoders raise whatever the bytes lead them to.
+            cut = in_header and headers.ends_early(payload)
+            reason = _in_words(EOFError() if cut else error, facts.format or "picture", in_header=in_header)
+            raise BadPhoto(reason, facts) from error
     if orientation in _UPRIGHT:
         notes.append(f"turned upright (EXIF orientation {orientation})")
         if facts.format == "TIFF":  # Pillow turns these by itself while it loads them.
@@ -129,30 +139,26 @@ def decode(payload: bytes, rules: DecodeRules) -> Photo:
     return _finish(rgb, rules, facts, swap_sides=orientation >= 5, converted=converted, notes=notes)
 
 
-def _open(payload: bytes, rules: DecodeRules) -> tuple[Image.Image, Facts]:
-    """The picture with nothing decoded yet, once its header has passed every limit."""
-    Image.MAX_IMAGE_PIXELS = None  # The limit and its words are ours.
+def _open(payload: bytes, kind: str, rules: DecodeRules) -> Image.Image:
+    """The picture with nothing decoded yet."""
     claimed = headers.claim(payload)
     if claimed is not None:  # Before Pillow sees them: it makes room for the canvas of some formats while opening them.
         _check_pixels(Facts(claimed.format, *claimed.canvas), rules)
         _check_frame(claimed)
+    # Pillow decodes an ICO while it opens it; for all else the first check and its words are ours.
+    Image.MAX_IMAGE_PIXELS = rules.max_pixels if kind == "ICO" else None
     try:
         image = Image.open(io.BytesIO(payload), formats=_readable_formats())
     except UnidentifiedImageError:
         name, reason = headers.what_it_is(payload)
         raise BadPhoto(reason, Facts(name), is_image=bool(name)) from None
-    except MemoryError:
-        raise BadPhoto("needs more memory to decode than intake.worker_memory_mb allows") from None
-    except Exception as error:  # So do its header parsers.
-        name = headers.picture_format(payload)
-        raise BadPhoto(_in_words(error, name or "picture", "header", "read"), Facts(name)) from error
+    Image.MAX_IMAGE_PIXELS = rules.max_pixels  # For what lies inside.
+    return image
+
+
+def _facts(image: Image.Image) -> Facts:
     width, height = image.size
-    facts = Facts(str(image.format), width, height, image.mode, bool(image.info.get("exif")))
-    _check_pixels(facts, rules)
-    _check_shape(facts, rules)
-    Image.MAX_IMAGE_PIXELS = rules.max_pixels  # For what lies inside: the pictures of an ICO, later frames.
-    warnings.simplefilter("error", Image.DecompressionBombWarning)
-    return image, facts
+    return Facts(str(image.format), width, height, image.mode, bool(image.info.get("exif")))
 
 
 @cache
@@ -186,8 +192,8 @@ def _finish(
 
 def _check_pixels(facts: Facts, rules: DecodeRules) -> None:
     if facts.width * facts.height > rules.max_pixels:
-        size = f"{facts.width}x{facts.height} pixels"
-        raise BadPhoto(f"claims {size}, more than intake.max_pixels ({rules.max_pixels:,})", facts)
+        size = f"{facts.width}x{facts.height}"
+        raise BadPhoto(f"claims {size} pixels, more than intake.max_pixels ({rules.max_pixels:,})", facts)
 
 
 def _check_frame(claimed: headers.Claim) -> None:
@@ -202,11 +208,11 @@ def _check_frame(claimed: headers.Claim) -> None:
 
 def _check_shape(facts: Facts, rules: DecodeRules) -> None:
     width, height = facts.width, facts.height
-    size = f"{width}x{height} pixels"
+    size = f"{width}x{height}"
     if min(width, height) < rules.min_side_px:
-        raise BadPhoto(f"{size}: a side is shorter than intake.min_side_px ({rules.min_side_px})", facts)
+        raise BadPhoto(f"{size} pixels: a side is shorter than intake.min_side_px ({rules.min_side_px})", facts)
     if max(width, height) > rules.max_aspect_ratio * min(width, height):
-        raise BadPhoto(f"{size}: longer than intake.max_aspect_ratio ({rules.max_aspect_ratio:g}) allows", facts)
+        raise BadPhoto(f"{size} pixels: longer than intake.max_aspect_ratio ({rules.max_aspect_ratio:g}) allows", facts)
 
 
 def _take_first_frame(image: Image.Image, facts: Facts, converted: list[str]) -> None:
@@ -294,10 +300,7 @@ def _to_rgb(image: Image.Image, payload: bytes, needed_size: tuple[int, int], fa
         plain = _decode_plain_jpeg(payload, needed_size, facts)
         if plain is not None:
             return plain
-    try:
-        image.load()
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise BadPhoto("a picture inside it claims more than intake.max_pixels", facts) from None
+    image.load()
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         return _scale_to_8_bit(image, facts).convert("RGB")
     if image.has_transparency_data:
@@ -384,11 +387,13 @@ def _perceptual_hash(gray: Image.Image) -> int:
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
-def _in_words(error: Exception, name: str, part: str, verb: str) -> str:
+def _in_words(error: Exception, name: str, *, in_header: bool) -> str:
     """What a library's error means to the owner of the file; its own words are about the library."""
     message = str(error).lower()
     if isinstance(error, EOFError) or re.search("truncated|not enough image data|end of file|eof", message):
         return f"cut off: the {name} ends before the picture does"
     if re.search("unsupported|not supported|not implemented|not configured|unknown|codec configuration", message):
         return f"a kind of {name} that this job does not read: convert it to JPEG or PNG"
-    return f"damaged {name}: its {part} cannot be {verb}"
+    if in_header:
+        return f"damaged {name}: its header cannot be read"
+    return f"damaged {name}: its picture data cannot be decoded"

@@ -76,6 +76,11 @@ def picture_format(payload: bytes) -> str:
     return next((name for magic, name in _PICTURE_MAGIC if payload.startswith(magic)), "")
 
 
+def ends_early(payload: bytes) -> bool:
+    """Whether a WebP is shorter than it says at its start."""
+    return payload[:4] == b"RIFF" and int.from_bytes(payload[4:8], "little") + 8 > len(payload)
+
+
 def claim(payload: bytes) -> Claim | None:
     """What a PNG, GIF or WebP claims; None for other formats, which allocate nothing while they are opened."""
     readers = {"PNG": _png_claim, "GIF": _gif_claim, "WEBP": _webp_claim}
