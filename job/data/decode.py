@@ -13,7 +13,7 @@ import io
 import re
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
 
@@ -90,7 +90,8 @@ class BadPhoto(Exception):
 
     def __init__(self, reason: str, facts: Facts = Facts(), *, is_image: bool = True) -> None:
         super().__init__(reason)
-        self.reason, self.facts, self.is_image = reason, facts, is_image
+        width, height = (min(side, 2**31 - 1) for side in (facts.width, facts.height))  # The table holds no more.
+        self.reason, self.facts, self.is_image = reason, replace(facts, width=width, height=height), is_image
 
 
 def decode(payload: bytes, rules: DecodeRules) -> Photo:

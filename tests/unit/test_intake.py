@@ -47,15 +47,6 @@ def test_table_read_back_is_the_same(folder, context):
     assert again.examples.digest == found.examples.digest
 
 
-def test_names_bytes_and_times_of_the_source_are_untouched(folder, context):
-    def state():
-        return {p: (p.stat().st_mtime_ns, p.read_bytes() if p.is_file() else b"") for p in sorted(folder.rglob("*"))}
-
-    before = state()
-    take_in(folder, context)
-    assert state() == before
-
-
 def test_files_that_are_no_photos_and_not_called_so_are_ignored(folder, context):
     (folder / "checks" / "notes.txt").write_text("remember the milk")
     shutil.copy(folder / "checks" / "checks-000.jpg", folder / "checks" / "photo.txt")
