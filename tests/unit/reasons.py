@@ -5,7 +5,7 @@ from pathlib import Path
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "data.md"
 # Python at work instead of plain words: representations, exception names, addresses, byte literals.
-NOT_PLAIN = re.compile(r"<[\w.]+ object|\b0x[0-9a-f]{6,}|\b[A-Z]\w*(Error|Exception|Warning)\b|\bb['\"]|Traceback|NoneType")
+NOT_PLAIN = re.compile(r"<[\w.]+ object|\b0x[0-9a-f]{11,}|\b[A-Z]\w*(Error|Exception|Warning)\b|\bb['\"]|Traceback|NoneType")
 
 
 def documented() -> list[str]:

@@ -9,12 +9,15 @@ import pytest
 from PIL import Image
 
 from job.config import IntakeConfig
+from job.context import Context
 from job.data import workers
 from job.data.decode import DecodeRules, decode
 from job.data.sources import FolderSource
 from job.data.workers import Limits, ShardTask, decode_shards
 from job.errors import DataUnusable, Stopped
 from job.stages.intake import Intake, intake, source_digest
+from job.storage.workdir import Workdir
+from job.telemetry import Telemetry
 from tests.conftest import paint, paint_classes
 
 CONFIG = IntakeConfig(image_size=48, max_quarantined_fraction=0.2)
@@ -161,6 +164,29 @@ def test_killed_worker_costs_nothing(tmp_path, context, monkeypatch):
     rules = DecodeRules(48, "squash", 10**8, 8, 20)
     (task,) = decode_shards([ShardTask(0, entries, store)], source, rules, Limits(1, 30, 1024), context)
     assert killed and len(task.records) == 200 and all(r["status"] == "used" for r in task.records)
+
+
+class _KilledOnce(FolderSource):
+    """Its first reader dies in the middle, as if the system had killed it."""
+
+    def read(self, entries):
+        mark = self.root.parent / "killed"
+        for entry, payload in zip(entries, super().read(entries), strict=True):
+            if entry.path == "checks/checks-003.jpg" and not mark.exists():
+                mark.touch()
+                os.kill(os.getpid(), 9)
+            yield payload
+
+
+def test_worker_killed_in_the_middle_costs_a_second_try_and_no_pixels(folder, context, tmp_path):
+    whole = take_in(folder, context)
+    source = _KilledOnce(folder.resolve())
+    elsewhere = Context(Workdir(tmp_path / "elsewhere"), Telemetry(None))
+    found = intake(CONFIG, source=source, listing=source.listing(), context=elsewhere)
+    assert (tmp_path / "killed").exists()
+    assert found.examples.digest == whole.examples.digest
+    rows = range(len(whole.images))
+    assert np.array_equal(found.images.rows(rows), whole.images.rows(rows))
 
 
 def test_memory_limit_turns_a_greedy_photo_away(tmp_path, context):
