@@ -151,7 +151,7 @@ def _open(payload: bytes, kind: str, rules: DecodeRules) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(payload), formats=_readable_formats())
     except UnidentifiedImageError:
-        name, reason = headers.what_it_is(payload)
+        name, reason = headers.what_it_is(payload, _readable_formats())
         raise BadPhoto(reason, Facts(name), is_image=bool(name)) from None
     Image.MAX_IMAGE_PIXELS = rules.max_pixels  # For what lies inside.
     return image

@@ -7,6 +7,7 @@ decoder says what is wrong with them.
 import re
 import struct
 import zlib
+from collections.abc import Container
 from dataclasses import dataclass
 
 _PICTURE_MAGIC = (
@@ -196,22 +197,23 @@ def _kind_of_jpeg(frame: int) -> tuple[bool, bool]:
     return frame in (0xC2, 0xC6, 0xCA, 0xCE), 0xC0 <= frame < 0xC8
 
 
-def what_it_is(payload: bytes) -> tuple[str, str]:
+def what_it_is(payload: bytes, readable: Container[str]) -> tuple[str, str]:
     """Of bytes that Pillow does not open: the format's name, empty where they are no picture, and the reason in words."""
-    if name := picture_format(payload):
+    name = picture_format(payload)
+    if name in readable:
         return name, f"damaged {name}: its header cannot be read"
-    if name := _other_picture(payload):
+    if name := name or _other_picture(payload):
         return name, f"a {name} picture, which this job does not read: convert it to JPEG or PNG"
     start = payload[:1024].lstrip(b"\xef\xbb\xbf \t\r\n")
     lower = start.lower()
     if start.startswith(b"version https://git-lfs"):
         return "", "a git-LFS pointer, not the photo: run `git lfs pull` in the source folder"
     if b"<!doctype html" in lower or b"<html" in lower:
-        return "", "an HTML page, perhaps the error page of a download: fetch the photo again"
+        return "", "an HTML page"
     if b"<svg" in lower:
         return "", "an SVG drawing: convert it to PNG"
     if lower.startswith(b"<?xml"):
-        return "", "an XML document, perhaps the error page of a download: fetch the photo again"
+        return "", "an XML document, perhaps the error page of a download"
     if not payload.strip(b"\0"):
         return "", "only zero bytes"
     if payload[4:8] == b"ftyp":

@@ -15,6 +15,7 @@ import pytest
 
 from job.config import IntakeConfig, SplitConfig
 from job.data.sources import FolderSource
+from job.stages.explore import _suspicious
 from job.stages.intake import intake
 from job.stages.split import split
 from tests.conftest import paint_classes
@@ -112,6 +113,16 @@ def test_same_bytes_twice_with_one_label_are_one_group_and_counted_once(folder, 
     assert first.group == second.group and first.split == second.split
     statuses = Counter((first.status, second.status))
     assert statuses == ({"used": 2} if first.split == "train" else {"used": 1, "excluded": 1})
+
+
+def test_constant_picture_is_used_and_listed_as_suspicious(folder, context, tmp_path):
+    for case in CASES:
+        if case.row == 15:
+            case.put(folder / "stripes")
+    source = FolderSource(folder.resolve())
+    found = intake(CONFIG, source=source, listing=source.listing(), context=context)
+    listed = _suspicious(found.examples, found.images, tmp_path)
+    assert [(photo["path"], photo["why"]) for photo in listed] == [("stripes/constant.jpg", "one flat colour")]
 
 
 def test_bombs_are_refused_from_the_header_within_50_mb(folder, context, tmp_path):

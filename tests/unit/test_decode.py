@@ -108,7 +108,7 @@ def test_transparency_is_laid_over_white():
 
 def test_large_pictures_are_converted_strip_by_strip_like_small_ones():
     rng = np.random.default_rng(0)
-    large = Image.fromarray(rng.integers(0, 255, (700, 4000, 4)).astype(np.uint8), "RGBA")  # Three strips.
+    large = Image.fromarray(rng.integers(0, 255, (700, 4000, 4)).astype(np.uint8))  # Three strips.
     expected = Image.alpha_composite(Image.new("RGBA", large.size, "white"), large).convert("RGB")
     rules = DecodeRules(**{**RULES.__dict__, "image_size": 256, "max_pixels": 10**7})
     got = decode(encoded(large, compress_level=1), rules).pixels_HWC.astype(int)
@@ -131,6 +131,13 @@ def test_content_decides_the_format(photo, kind):
     decoded = decode(encoded(photo, kind), RULES)
     plain = np.asarray(photo.resize((48, 48), Image.Resampling.BILINEAR), int)
     assert np.abs(decoded.pixels_HWC - plain).mean() < 12
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "JPEG2000", "WEBP"])
+def test_format_that_the_installed_pillow_lacks_is_named_with_a_hint(photo, kind, monkeypatch):
+    payload = encoded(photo, kind)
+    monkeypatch.setattr("job.data.decode._readable_formats", lambda: ("JPEG", "PNG"))
+    assert reason_of(payload) == f"a {kind} picture, which this job does not read: convert it to JPEG or PNG"
 
 
 def test_first_of_several_frames_is_taken(photo):
