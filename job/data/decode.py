@@ -121,6 +121,13 @@ def decode(payload: bytes, rules: DecodeRules) -> Photo:
             orientation = _orientation(image, complaints, notes)
             _say_what_changes(image, payload, jpeg, converted)
             rgb = _to_rgb(image, payload, _needed_size(image.size, rules), facts)
+            if orientation in _UPRIGHT:
+                notes.append(f"turned upright (EXIF orientation {orientation})")
+                if facts.format == "TIFF":  # Pillow turns these by itself while it loads them.
+                    orientation = 1
+                else:
+                    rgb = rgb.transpose(_UPRIGHT[orientation])
+            return _finish(rgb, rules, facts, swap_sides=orientation >= 5, converted=converted, notes=notes)
         except BadPhoto:
             raise
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
@@ -131,13 +138,6 @@ def decode(payload: bytes, rules: DecodeRules) -> Photo:
             cut = in_header and headers.ends_early(payload)
             reason = _in_words(EOFError() if cut else error, facts.format or "picture", in_header=in_header)
             raise BadPhoto(reason, facts) from error
-    if orientation in _UPRIGHT:
-        notes.append(f"turned upright (EXIF orientation {orientation})")
-        if facts.format == "TIFF":  # Pillow turns these by itself while it loads them.
-            orientation = 1
-        else:
-            rgb = rgb.transpose(_UPRIGHT[orientation])
-    return _finish(rgb, rules, facts, swap_sides=orientation >= 5, converted=converted, notes=notes)
 
 
 def _open(payload: bytes, kind: str, rules: DecodeRules) -> Image.Image:
@@ -306,7 +306,7 @@ def _to_rgb(image: Image.Image, payload: bytes, needed_size: tuple[int, int], fa
         return _scale_to_8_bit(image, facts).convert("RGB")
     if image.has_transparency_data:
         return _over_white(image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _strips(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:

@@ -199,6 +199,23 @@ def test_memory_limit_turns_a_greedy_photo_away(tmp_path, context):
     assert "memory" in found.examples["reason"][index]
 
 
+def test_memory_that_ends_at_any_point_costs_only_that_photo(tmp_path, context):
+    """While loading, converting, turning or resizing: the larger the photo, the earlier."""
+    folder = paint_classes(tmp_path / "photos", per_class=3)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    sides = range(5000, 8500, 500)
+    for side in sides:
+        Image.new("RGB", (side, side)).save(folder / "checks" / f"{side}.png", compress_level=1, exif=exif)
+    config = IntakeConfig(image_size=48, max_quarantined_fraction=1, max_pixels=10**8, worker_memory_mb=256, workers=1)
+    found = take_in(folder, context, config).examples
+    outcome = dict(zip(found["path"], zip(found["status"], found["reason"], strict=True), strict=True))
+    large = [outcome[f"checks/{side}.png"] for side in sides]
+    assert large[0][0] == "used" and large[-1][0] == "quarantined"
+    assert all("worker_memory_mb" in reason for status, reason in large if status == "quarantined")
+    assert sum(status == "used" for status, _ in outcome.values()) == 6 + sum(status == "used" for status, _ in large)
+
+
 def test_stop_is_obeyed_between_photos(folder, context):
     context.stop.request()
     with pytest.raises(Stopped):
