@@ -225,7 +225,7 @@ STAGES: dict[str, Stage] = {
     for stage in (
         Stage(
             name="intake",
-            schema=1,
+            schema=2,
             after=(),
             settings=lambda c: c.intake.what(),
             outputs=("stages/intake/table.parquet",),

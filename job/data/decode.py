@@ -1,30 +1,37 @@
 """The canonical decoder: every photo becomes pixels here and nowhere else.
 
 Rules, in this order: content decides the format, never the name; limits are checked from the header, before pixels
-exist; the first frame of several; EXIF orientation turned upright; 16 bits scaled (not clipped) to 8; transparency laid
-over white; everything else converted to RGB; one antialiased bilinear resize. Plain JPEGs go through libjpeg-turbo
-directly (simplejpeg), which gives Pillow's pixels and, unlike Pillow, tells when it had to repair the scan.
+exist; the first frame of several, where it fills its canvas; EXIF orientation turned upright; 16 bits scaled (not
+clipped) to 8; transparency laid over white; everything else converted to RGB; one antialiased bilinear resize. Plain
+JPEGs go through libjpeg-turbo directly (simplejpeg), which gives Pillow's pixels and, unlike Pillow, tells when it had
+to repair the scan.
+
+Taken as they are: RGB in 8 bits as a sequential JPEG, as a PNG, as a 24-bit BMP. All else that is taken is `converted`.
 """
 
 import io
 import re
-import struct
 import warnings
-import zlib
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal
 
 import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
+from job.data import headers
+
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "AVIF", "ICO", "PPM", "JPEG2000")
 MAX_FRAMES = 1000
+SCHEMA = 2  # Raised when the same bytes give other pixels, facts or words: what was stored before is decoded again.
 # What libjpeg scales by while it decodes, and TensorFlow's decoder in the exported graph as well.
 JPEG_REDUCTIONS = (8, 4, 2)
 
-# Limits are checked against `DecodeRules.max_pixels`; Pillow's own check would warn below and raise above it.
-Image.MAX_IMAGE_PIXELS = None
+_PLAIN_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB")
+_MODE_NAMES = {"L": "grayscale", "1": "black and white", "P": "palette", "RGB": "", "RGBA": "", "LA": "", "PA": ""}
+_STRIP_PIXELS = 1 << 20
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -83,7 +90,8 @@ class BadPhoto(Exception):
 
     def __init__(self, reason: str, facts: Facts = Facts(), *, is_image: bool = True) -> None:
         super().__init__(reason)
-        self.reason, self.facts, self.is_image = reason, facts, is_image
+        width, height = (min(side, 2**31 - 1) for side in (facts.width, facts.height))  # The table holds no more.
+        self.reason, self.facts, self.is_image = reason, replace(facts, width=width, height=height), is_image
 
 
 def decode(payload: bytes, rules: DecodeRules) -> Photo:
@@ -94,33 +102,71 @@ def decode(payload: bytes, rules: DecodeRules) -> Photo:
     """
     if not payload:
         raise BadPhoto("0 bytes", is_image=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    facts, in_header = Facts(headers.picture_format(payload)), True
+    converted: list[str] = []
+    notes: list[str] = []
+    with warnings.catch_warnings(record=True) as complaints:
+        warnings.simplefilter("always")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            image = Image.open(io.BytesIO(payload), formats=FORMATS)
-        except UnidentifiedImageError:
-            raise _not_opened(payload) from None
-        except Exception as error:  # Pillow's header parsers raise whatever the bytes lead them to.
-            raise BadPhoto(f"damaged header: {_in_words(error)}") from error
-        width, height = image.size
-        facts = Facts(str(image.format), width, height, image.mode, bool(image.info.get("exif")))
-        _check_limits(facts, rules)
-        converted: list[str] = []
-        notes: list[str] = []
-        try:
+            image = _open(payload, facts.format, rules)
+            facts = _facts(image)
+            in_header = False
+            _check_pixels(facts, rules)
+            _check_shape(facts, rules)
             _take_first_frame(image, facts, converted)
-            orientation = _orientation(image, notes)
-            rgb = _to_rgb(image, payload, _needed_size(image.size, rules), facts, converted)
+            jpeg = _check_jpeg(payload, facts, notes) if facts.format in ("JPEG", "MPO") else None
+            if facts.format == "PNG":
+                _load_png(image, payload, facts)  # Its EXIF may lie behind the picture.
+            orientation = _orientation(image, complaints, notes)
+            _say_what_changes(image, payload, jpeg, converted)
+            rgb = _to_rgb(image, payload, _needed_size(image.size, rules), facts)
+            if orientation in _UPRIGHT:
+                notes.append(f"turned upright (EXIF orientation {orientation})")
+                if facts.format == "TIFF":  # Pillow turns these by itself while it loads them.
+                    orientation = 1
+                else:
+                    rgb = rgb.transpose(_UPRIGHT[orientation])
+            return _finish(rgb, rules, facts, swap_sides=orientation >= 5, converted=converted, notes=notes)
         except BadPhoto:
             raise
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+            raise BadPhoto("a picture inside it claims more than intake.max_pixels", facts) from None
         except MemoryError:
             raise BadPhoto("needs more memory to decode than intake.worker_memory_mb allows", facts) from None
-        except Exception as error:  # So do its decoders.
-            raise BadPhoto(f"damaged {facts.format}: {_in_words(error)}", facts) from error
-    if orientation in _UPRIGHT:
-        rgb = rgb.transpose(_UPRIGHT[orientation])
-        notes.append(f"turned upright (EXIF orientation {orientation})")
-    return _finish(rgb, rules, facts, swap_sides=orientation >= 5, converted=converted, notes=notes)
+        except Exception as error:  # Pillow's parsers and decoders raise whatever the bytes lead them to.
+            cut = in_header and headers.ends_early(payload)
+            reason = _in_words(EOFError() if cut else error, facts.format or "picture", in_header=in_header)
+            raise BadPhoto(reason, facts) from error
+
+
+def _open(payload: bytes, kind: str, rules: DecodeRules) -> Image.Image:
+    """The picture with nothing decoded yet."""
+    claimed = headers.claim(payload)
+    if claimed is not None:  # Before Pillow sees them: it makes room for the canvas of some formats while opening them.
+        _check_pixels(Facts(claimed.format, *claimed.canvas), rules)
+        _check_frame(claimed)
+    # Pillow decodes an ICO while it opens it; for all else the first check and its words are ours.
+    Image.MAX_IMAGE_PIXELS = rules.max_pixels if kind == "ICO" else None
+    try:
+        image = Image.open(io.BytesIO(payload), formats=_readable_formats())
+    except UnidentifiedImageError:
+        name, reason = headers.what_it_is(payload, _readable_formats())
+        raise BadPhoto(reason, Facts(name), is_image=bool(name)) from None
+    Image.MAX_IMAGE_PIXELS = rules.max_pixels  # For what lies inside.
+    return image
+
+
+def _facts(image: Image.Image) -> Facts:
+    width, height = image.size
+    return Facts(str(image.format), width, height, image.mode, bool(image.info.get("exif")))
+
+
+@cache
+def _readable_formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that the installed Pillow has."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _finish(
@@ -145,15 +191,29 @@ def _finish(
     return Photo(np.asarray(square), complete, "; ".join(converted), "; ".join(notes))
 
 
-def _check_limits(facts: Facts, rules: DecodeRules) -> None:
+def _check_pixels(facts: Facts, rules: DecodeRules) -> None:
+    if facts.width * facts.height > rules.max_pixels:
+        size = f"{facts.width}x{facts.height}"
+        raise BadPhoto(f"claims {size} pixels, more than intake.max_pixels ({rules.max_pixels:,})", facts)
+
+
+def _check_frame(claimed: headers.Claim) -> None:
+    if not claimed.agrees:
+        (width, height), (x, y) = claimed.frame, claimed.corner
+        canvas = "{}x{}".format(*claimed.canvas)
+        raise BadPhoto(
+            f"the canvas of {canvas} pixels disagrees with the first frame of {width}x{height} at ({x}, {y})",
+            Facts(claimed.format, *claimed.canvas),
+        )
+
+
+def _check_shape(facts: Facts, rules: DecodeRules) -> None:
     width, height = facts.width, facts.height
-    size = f"{width}x{height} pixels"
-    if width * height > rules.max_pixels:
-        raise BadPhoto(f"claims {size}, more than intake.max_pixels ({rules.max_pixels:,})", facts)
+    size = f"{width}x{height}"
     if min(width, height) < rules.min_side_px:
-        raise BadPhoto(f"{size}: a side is shorter than intake.min_side_px ({rules.min_side_px})", facts)
+        raise BadPhoto(f"{size} pixels: a side is shorter than intake.min_side_px ({rules.min_side_px})", facts)
     if max(width, height) > rules.max_aspect_ratio * min(width, height):
-        raise BadPhoto(f"{size}: longer than intake.max_aspect_ratio ({rules.max_aspect_ratio:g}) allows", facts)
+        raise BadPhoto(f"{size} pixels: longer than intake.max_aspect_ratio ({rules.max_aspect_ratio:g}) allows", facts)
 
 
 def _take_first_frame(image: Image.Image, facts: Facts, converted: list[str]) -> None:
@@ -167,13 +227,37 @@ def _take_first_frame(image: Image.Image, facts: Facts, converted: list[str]) ->
         converted.append(f"first of {frames} frames")
 
 
-def _orientation(image: Image.Image, notes: list[str]) -> int:
+def _load_png(image: Image.Image, payload: bytes, facts: Facts) -> None:
+    if damage := headers.png_damage(payload):
+        raise BadPhoto(damage, facts)
+    image.load()
+
+
+def _check_jpeg(payload: bytes, facts: Facts, notes: list[str]) -> headers.JpegLayout:
+    layout = headers.jpeg_layout(payload)
+    if not layout.can_hold(facts.width * facts.height, len(payload)):
+        raise BadPhoto("cut off: the JPEG ends before the picture does", facts)
+    extra = len(payload) - layout.end
+    if layout.end > 0 and extra > 0 and facts.format == "JPEG":  # An MPO has its further pictures there.
+        notes.append(f"{extra:,} bytes behind the end of the picture")
+    return layout
+
+
+def _orientation(image: Image.Image, complaints: list[warnings.WarningMessage], notes: list[str]) -> int:
+    """1 to 8. A malformed EXIF block counts as far as it can be read, and the photo is still good."""
+    raw = image.info.get("exif", b"")
+    raw = re.sub(rb"^(Exif\0\0)+", b"", raw) if isinstance(raw, bytes) else b""
+    is_malformed = bool(raw) and not raw.startswith((b"II", b"MM"))
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # Malformed EXIF raises in many ways, and the photo is still good.
-        notes.append("malformed EXIF: taken as stored")
-        return 1
-    return value if isinstance(value, int) else 1
+    except Exception:  # Malformed EXIF raises in many ways.
+        value, is_malformed = 1, True
+    is_malformed |= any("exif" in str(c.message).lower() for c in complaints)
+    if not isinstance(value, int) or not 0 <= value <= 8:
+        value, is_malformed = 1, True
+    if is_malformed:
+        notes.append("malformed EXIF" if value in _UPRIGHT else "malformed EXIF: taken as stored")
+    return max(1, value)
 
 
 def _needed_size(size: tuple[int, int], rules: DecodeRules) -> tuple[int, int]:
@@ -192,37 +276,65 @@ def jpeg_reduction(size: tuple[int, int], needed_size: tuple[int, int]) -> int:
     return 1
 
 
-def _to_rgb(
-    image: Image.Image, payload: bytes, needed_size: tuple[int, int], facts: Facts, converted: list[str]
-) -> Image.Image:
-    if facts.format in ("JPEG", "MPO"):
-        plain = _decode_plain_jpeg(payload, needed_size, facts) if image.mode in ("RGB", "L") else None
-        if plain is not None:
-            if image.mode == "L":
-                converted.append("grayscale to RGB")
-            return plain
-    if facts.format == "PNG":
-        _check_png(payload, facts)
-    image.load()
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        converted.append("16 bit scaled to 8" if image.mode.startswith("I;16") else f"mode {image.mode} scaled to 8 bit")
-        return _scale_to_8_bit(image, facts).convert("RGB")
+def _say_what_changes(image: Image.Image, payload: bytes, jpeg: headers.JpegLayout | None, converted: list[str]) -> None:
+    """The documented rule: RGB in 8 bits as a sequential JPEG, a PNG or a 24-bit BMP changes nothing."""
+    name = "JPEG" if image.format == "MPO" else str(image.format)
+    mode = _MODE_NAMES.get(image.mode, image.mode)
+    if jpeg is not None and jpeg.is_progressive:
+        converted.append("progressive JPEG")
+    if image.mode.startswith("I;16") or (name == "PNG" and headers.png_bits_per_channel(payload) == 16):
+        converted.append("16 bit scaled to 8")
+    elif image.mode in ("I", "F"):
+        converted.append("32 bit scaled to 8")
     if image.has_transparency_data:
         converted.append("transparency laid over white")
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    if image.mode != "RGB":
-        names = {"L": "grayscale", "1": "black and white", "P": "palette"}
-        converted.append(f"{names.get(image.mode, image.mode)} to RGB")
-    return image.convert("RGB")
+    if image.mode.startswith("I") or image.mode == "F":
+        mode = ""
+    elif name == "BMP" and not mode and headers.bits_per_pixel(payload) != 24:
+        mode = f"{headers.bits_per_pixel(payload)}-bit"
+    if mode or name not in _PLAIN_FORMATS:
+        converted.append(f"{mode} {name} to RGB".strip())
+
+
+def _to_rgb(image: Image.Image, payload: bytes, needed_size: tuple[int, int], facts: Facts) -> Image.Image:
+    if facts.format in ("JPEG", "MPO"):
+        plain = _decode_plain_jpeg(payload, needed_size, facts)
+        if plain is not None:
+            return plain
+    image.load()
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        return _scale_to_8_bit(image, facts).convert("RGB")
+    if image.has_transparency_data:
+        return _over_white(image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    """Boxes from top to bottom, so that what is only needed in between never exists for the whole picture."""
+    width, height = image.size
+    rows = max(1, _STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        yield 0, top, width, min(height, top + rows)
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    white = Image.new("RGB", image.size, "white")
+    for box in _strips(image):
+        strip = image.crop(box).convert("RGBA")
+        white.paste(strip, box, strip)
+    return white
 
 
 def _decode_plain_jpeg(payload: bytes, needed_size: tuple[int, int], facts: Facts) -> Image.Image | None:
-    """The picture, or None where libjpeg-turbo's simple interface does not know the kind of JPEG."""
-    reduction = jpeg_reduction((facts.width, facts.height), needed_size)
+    """The picture, or None where Pillow has to decode it: CMYK, and what libjpeg-turbo's simple interface does not know.
+
+    CMYK comes through here for the warnings only, which Pillow does not pass on.
+    """
+    is_cmyk = facts.mode not in ("RGB", "L")
+    reduction = JPEG_REDUCTIONS[0] if is_cmyk else jpeg_reduction((facts.width, facts.height), needed_size)
     smallest = [-(-side // reduction) for side in (facts.width, facts.height)]
     try:
-        pixels = simplejpeg.decode_jpeg(payload, "RGB", min_width=smallest[0], min_height=smallest[1])
+        pixels = simplejpeg.decode_jpeg(payload, "CMYK" if is_cmyk else "RGB", min_width=smallest[0], min_height=smallest[1])
     except ValueError as error:
         message = str(error)
         if message.startswith("tj") or "not supported" in message.lower() or "unsupported" in message.lower():
@@ -230,34 +342,24 @@ def _decode_plain_jpeg(payload: bytes, needed_size: tuple[int, int], facts: Fact
         if message.startswith("Premature end"):
             raise BadPhoto("cut off: the JPEG ends before the picture does", facts) from None
         raise BadPhoto(f"damaged JPEG: the decoder had to repair it ({message})", facts) from None
-    return Image.fromarray(pixels)
-
-
-def _check_png(payload: bytes, facts: Facts) -> None:
-    """Every chunk's checksum up to IEND, which Pillow does not look at where the picture data lies."""
-    place = 8
-    while place + 12 <= len(payload):
-        length, kind = struct.unpack_from(">I4s", payload, place)
-        end = place + 8 + length
-        if end + 4 > len(payload):
-            break
-        if zlib.crc32(payload[place + 4 : end]) != int.from_bytes(payload[end : end + 4], "big"):
-            raise BadPhoto(f"damaged PNG: the checksum of its {kind.decode('latin-1')} chunk is wrong", facts)
-        if kind == b"IEND":
-            return
-        place = end + 4
-    raise BadPhoto("cut off: the PNG ends before its end marker", facts)
+    return None if is_cmyk else Image.fromarray(pixels)
 
 
 def _scale_to_8_bit(image: Image.Image, facts: Facts) -> Image.Image:
     """16-bit values by their full range; 32-bit and float values by the range that the picture itself has."""
-    values = np.asarray(image).astype(np.float64)
-    if not np.isfinite(values).all():
-        raise BadPhoto("pixels that are not finite numbers", facts)
-    low, high = (
-        (0.0, 65535.0) if image.mode != "F" and 0 <= values.min() <= values.max() <= 65535 else (values.min(), values.max())
-    )
-    return Image.fromarray(np.rint((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8))
+    low, high = 0.0, 65535.0
+    if image.mode in ("I", "F"):
+        ends = [(values.min(), values.max()) for values in map(np.asarray, map(image.crop, _strips(image)))]
+        if not np.isfinite(ends).all():
+            raise BadPhoto("pixels that are not finite numbers", facts)
+        darkest, brightest = float(min(e[0] for e in ends)), float(max(e[1] for e in ends))
+        if image.mode == "F" or darkest < 0 or brightest > high:
+            low, high = darkest, brightest
+    scaled = np.empty((image.height, image.width), np.uint8)
+    for box in _strips(image):
+        values = np.asarray(image.crop(box)).astype(np.float64)
+        scaled[box[1] : box[3]] = np.rint((values - low) * (255 / max(high - low, 1e-12)))
+    return Image.fromarray(scaled)
 
 
 def _to_square(rgb: Image.Image, rules: DecodeRules) -> Image.Image:
@@ -286,48 +388,13 @@ def _perceptual_hash(gray: Image.Image) -> int:
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
-def _not_opened(payload: bytes) -> BadPhoto:
-    """What bytes that Pillow does not open are, in plain words."""
-    start = payload[:512].lstrip(b"\xef\xbb\xbf \t\r\n")
-    lower = start.lower()
-    for offset, magic, name in _OTHER_PICTURES:
-        if payload[offset : offset + len(magic)] == magic:
-            return BadPhoto(f"{name}, which this job does not read, or damaged: convert it to JPEG or PNG", Facts(name))
-    if payload.startswith((b"\xff\xd8", b"\x89PNG", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*")):
-        return BadPhoto("damaged: it starts like a picture and its header cannot be read")
-    if start.startswith(b"version https://git-lfs"):
-        reason = "a git-LFS pointer, not the photo: run `git lfs pull` in the source folder"
-    elif lower.startswith((b"<!doctype html", b"<html")):
-        reason = "an HTML page"
-    elif b"<svg" in lower:
-        reason = "an SVG drawing: convert it to PNG"
-    elif lower.startswith(b"<?xml"):
-        reason = "an XML document, perhaps the error page of a download"
-    elif not payload.strip(b"\0"):
-        reason = "only zero bytes"
-    elif start.isascii() and not re.search(rb"[\x00-\x08\x0e-\x1f]", start):
-        reason = "text"
-    else:
-        reason = "not a picture of any kind known here"
-    return BadPhoto(reason, is_image=False)
-
-
-_OTHER_PICTURES = (
-    (4, b"ftypheic", "HEIC"),
-    (4, b"ftypheix", "HEIC"),
-    (4, b"ftypmif1", "HEIF"),
-    (4, b"ftypavif", "AVIF"),
-    (0, b"\xff\x0a", "JPEG XL"),
-    (0, b"\0\0\0\x0cJXL ", "JPEG XL"),
-    (0, b"\0\0\0\x0cjP  ", "JPEG 2000"),
-    (128, b"DICM", "DICOM"),
-    (0, b"8BPS", "Photoshop"),
-    (0, b"qoif", "QOI"),
-)
-
-
-def _in_words(error: Exception) -> str:
-    message = str(error).strip() or type(error).__name__
-    if "truncated" in message.lower():
-        return "cut off: the file ends before the picture does"
-    return message.splitlines()[0][:200]
+def _in_words(error: Exception, name: str, *, in_header: bool) -> str:
+    """What a library's error means to the owner of the file; its own words are about the library."""
+    message = str(error).lower()
+    if isinstance(error, EOFError) or re.search("truncated|not enough image data|end of file|eof", message):
+        return f"cut off: the {name} ends before the picture does"
+    if re.search("unsupported|not supported|not implemented|not configured|unknown|codec configuration", message):
+        return f"a kind of {name} that this job does not read: convert it to JPEG or PNG"
+    if in_header:
+        return f"damaged {name}: its header cannot be read"
+    return f"damaged {name}: its picture data cannot be decoded"

@@ -187,6 +187,8 @@ def _work(connection: Connection, source: Source, rules: DecodeRules, memory_mb:
     )
     resource.setrlimit(resource.RLIMIT_AS, (in_use + memory_mb * 2**20, resource.RLIM_INFINITY))
     row_bytes = rules.image_size**2 * 3
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)  # libtiff writes there what it thinks of a file; the record has it in plain words.
     try:
         connection.send(_READY)
         while True:

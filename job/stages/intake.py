@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from job.config import IntakeConfig, digest_of
 from job.context import Context
-from job.data.decode import DecodeRules
+from job.data.decode import SCHEMA, DecodeRules
 from job.data.examples import Examples
 from job.data.sources import Entry, Listing, Source
 from job.data.stores import ROWS_PER_SHARD, ArrayStore, StoreWriter
@@ -95,7 +95,7 @@ def _decode_missing(
     writer: StoreWriter,
     context: Context,
 ) -> dict[int, list[Record]]:
-    keys = [digest_of([asdict(rules), [[e.path, e.num_bytes, e.version] for e in shard]]) for shard in shards]
+    keys = [digest_of([SCHEMA, asdict(rules), [[e.path, e.num_bytes, e.version] for e in shard]]) for shard in shards]
     records: dict[int, list[Record]] = {}
     for k, key in enumerate(keys):
         committed = writer.committed(k, key)

@@ -9,12 +9,15 @@ import pytest
 from PIL import Image
 
 from job.config import IntakeConfig
+from job.context import Context
 from job.data import workers
 from job.data.decode import DecodeRules, decode
 from job.data.sources import FolderSource
 from job.data.workers import Limits, ShardTask, decode_shards
 from job.errors import DataUnusable, Stopped
 from job.stages.intake import Intake, intake, source_digest
+from job.storage.workdir import Workdir
+from job.telemetry import Telemetry
 from tests.conftest import paint, paint_classes
 
 CONFIG = IntakeConfig(image_size=48, max_quarantined_fraction=0.2)
@@ -45,15 +48,6 @@ def test_table_read_back_is_the_same(folder, context):
     found = take_in(folder, context)
     again = Intake.load(context.workdir)
     assert again.examples.digest == found.examples.digest
-
-
-def test_names_bytes_and_times_of_the_source_are_untouched(folder, context):
-    def state():
-        return {p: (p.stat().st_mtime_ns, p.read_bytes() if p.is_file() else b"") for p in sorted(folder.rglob("*"))}
-
-    before = state()
-    take_in(folder, context)
-    assert state() == before
 
 
 def test_files_that_are_no_photos_and_not_called_so_are_ignored(folder, context):
@@ -172,6 +166,29 @@ def test_killed_worker_costs_nothing(tmp_path, context, monkeypatch):
     assert killed and len(task.records) == 200 and all(r["status"] == "used" for r in task.records)
 
 
+class _KilledOnce(FolderSource):
+    """Its first reader dies in the middle, as if the system had killed it."""
+
+    def read(self, entries):
+        mark = self.root.parent / "killed"
+        for entry, payload in zip(entries, super().read(entries), strict=True):
+            if entry.path == "checks/checks-003.jpg" and not mark.exists():
+                mark.touch()
+                os.kill(os.getpid(), 9)
+            yield payload
+
+
+def test_worker_killed_in_the_middle_costs_a_second_try_and_no_pixels(folder, context, tmp_path):
+    whole = take_in(folder, context)
+    source = _KilledOnce(folder.resolve())
+    elsewhere = Context(Workdir(tmp_path / "elsewhere"), Telemetry(None))
+    found = intake(CONFIG, source=source, listing=source.listing(), context=elsewhere)
+    assert (tmp_path / "killed").exists()
+    assert found.examples.digest == whole.examples.digest
+    rows = range(len(whole.images))
+    assert np.array_equal(found.images.rows(rows), whole.images.rows(rows))
+
+
 def test_memory_limit_turns_a_greedy_photo_away(tmp_path, context):
     folder = paint_classes(tmp_path / "photos", per_class=3)
     Image.new("RGB", (9000, 9000), "white").save(folder / "checks" / "huge.png")
@@ -180,6 +197,23 @@ def test_memory_limit_turns_a_greedy_photo_away(tmp_path, context):
     )
     (index,) = np.flatnonzero(found.examples["path"] == "checks/huge.png")
     assert "memory" in found.examples["reason"][index]
+
+
+def test_memory_that_ends_at_any_point_costs_only_that_photo(tmp_path, context):
+    """While loading, converting, turning or resizing: the larger the photo, the earlier."""
+    folder = paint_classes(tmp_path / "photos", per_class=3)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    sides = range(5000, 8500, 500)
+    for side in sides:
+        Image.new("RGB", (side, side)).save(folder / "checks" / f"{side}.png", compress_level=1, exif=exif)
+    config = IntakeConfig(image_size=48, max_quarantined_fraction=1, max_pixels=10**8, worker_memory_mb=256, workers=1)
+    found = take_in(folder, context, config).examples
+    outcome = dict(zip(found["path"], zip(found["status"], found["reason"], strict=True), strict=True))
+    large = [outcome[f"checks/{side}.png"] for side in sides]
+    assert large[0][0] == "used" and large[-1][0] == "quarantined"
+    assert all("worker_memory_mb" in reason for status, reason in large if status == "quarantined")
+    assert sum(status == "used" for status, _ in outcome.values()) == 6 + sum(status == "used" for status, _ in large)
 
 
 def test_stop_is_obeyed_between_photos(folder, context):

@@ -1,0 +1,240 @@
+"""What the bytes of a file say before any decoder sees them: which format, which sizes, where a JPEG ends.
+
+Nothing here allocates by what a file claims, and nothing raises: bytes that end too early make the answer None, and the
+decoder says what is wrong with them.
+"""
+
+import re
+import struct
+import zlib
+from collections.abc import Container
+from dataclasses import dataclass
+
+_PICTURE_MAGIC = (
+    (b"\xff\xd8", "JPEG"),
+    (b"\x89PNG", "PNG"),
+    (b"GIF8", "GIF"),
+    (b"BM", "BMP"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"\0\0\0\x0cjP  ", "JPEG2000"),
+    (b"\xff\x4f\xff\x51", "JPEG2000"),
+    (b"\0\0\1\0", "ICO"),
+)
+# Pictures that Pillow does not open by itself.
+_OTHER_PICTURES = (
+    (0, b"\xff\x0a", "JPEG XL"),
+    (0, b"\0\0\0\x0cJXL ", "JPEG XL"),
+    (128, b"DICM", "DICOM"),
+    (0, b"8BPS", "Photoshop"),
+    (0, b"qoif", "QOI"),
+)
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_DOCUMENTS = (
+    (b"%PDF", "a PDF document: save the photos in it as JPEG or PNG"),
+    (b"PK\x03\x04", "a ZIP archive: unpack it"),
+    (b"\x1f\x8b", "a compressed archive: unpack it"),
+)
+# What may follow 0xFF inside the scan of a JPEG without ending it: a stuffed zero, a restart, a fill byte.
+_JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+_JPEG_END = re.compile(rb"\xff\xd9")  # Found three times as fast as by bytes.find.
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Sizes in pixels as (width, height): of the whole picture, and of its first frame with the place of its corner."""
+
+    format: str
+    canvas: tuple[int, int]
+    frame: tuple[int, int]
+    corner: tuple[int, int] = (0, 0)
+
+    @property
+    def agrees(self) -> bool:
+        return self.frame == self.canvas and self.corner == (0, 0)
+
+
+@dataclass(frozen=True)
+class JpegLayout:
+    """`end` is the place behind the end marker, -1 where there is none."""
+
+    is_progressive: bool
+    is_huffman: bool
+    end: int
+
+    def can_hold(self, num_pixels: int, num_bytes: int) -> bool:
+        """Whether so many bytes can be a whole picture: a Huffman code has a bit or more for each block of 64 pixels."""
+        return not self.is_huffman or num_pixels <= num_bytes * 8 * 64
+
+
+def picture_format(payload: bytes) -> str:
+    """The format that the first bytes announce, by Pillow's name; empty for none."""
+    if payload[:4] == b"RIFF" and payload[8:12] == b"WEBP":
+        return "WEBP"
+    if payload[4:8] == b"ftyp" and payload[8:12] in (b"avif", b"avis"):
+        return "AVIF"
+    return next((name for magic, name in _PICTURE_MAGIC if payload.startswith(magic)), "")
+
+
+def ends_early(payload: bytes) -> bool:
+    """Whether a WebP is shorter than it says at its start."""
+    return payload[:4] == b"RIFF" and int.from_bytes(payload[4:8], "little") + 8 > len(payload)
+
+
+def claim(payload: bytes) -> Claim | None:
+    """What a PNG, GIF or WebP claims; None for other formats, which allocate nothing while they are opened."""
+    readers = {"PNG": _png_claim, "GIF": _gif_claim, "WEBP": _webp_claim}
+    reader = readers.get(picture_format(payload))
+    try:
+        return reader(payload) if reader else None
+    except (struct.error, IndexError):
+        return None
+
+
+def _png_claim(payload: bytes) -> Claim | None:
+    """IHDR, and for an APNG whose animation begins with the picture itself, its first frame control chunk."""
+    canvas: tuple[int, int] | None = None
+    place = 8
+    while True:
+        length, kind = struct.unpack_from(">I4s", payload, place)
+        if kind == b"IHDR":
+            canvas = struct.unpack_from(">II", payload, place + 8)
+        elif canvas and kind == b"fcTL":
+            width, height, x, y = struct.unpack_from(">4I", payload, place + 12)
+            return Claim("PNG", canvas, (width, height), (x, y))
+        elif kind in (b"IDAT", b"IEND"):
+            return Claim("PNG", canvas, canvas) if canvas else None
+        place += 12 + length
+
+
+def _gif_claim(payload: bytes) -> Claim | None:
+    width, height, flags = struct.unpack_from("<HHB", payload, 6)
+    place = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+    while True:
+        if payload[place] == ord(","):
+            x, y, frame_width, frame_height = struct.unpack_from("<4H", payload, place + 1)
+            return Claim("GIF", (width, height), (frame_width, frame_height), (x, y))
+        if payload[place] == ord(";"):
+            return None
+        if payload[place] == ord("!"):
+            place += 2
+            while payload[place]:
+                place += 1 + payload[place]
+        place += 1
+
+
+def _webp_claim(payload: bytes) -> Claim | None:
+    kind = payload[12:16]
+    if kind == b"VP8L":
+        (bits,) = struct.unpack_from("<I", payload, 21)
+        size = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+        return Claim("WEBP", size, size)
+    if kind == b"VP8 ":
+        width, height = struct.unpack_from("<HH", payload, 26)
+        return Claim("WEBP", (width & 0x3FFF, height & 0x3FFF), (width & 0x3FFF, height & 0x3FFF))
+    if kind != b"VP8X":
+        return None
+    canvas = _int24(payload, 24) + 1, _int24(payload, 27) + 1
+    place = 30
+    while place + 24 <= len(payload):
+        (length,) = struct.unpack_from("<I", payload, place + 4)
+        if payload[place : place + 4] == b"ANMF":
+            corner = 2 * _int24(payload, place + 8), 2 * _int24(payload, place + 11)
+            return Claim("WEBP", canvas, (_int24(payload, place + 14) + 1, _int24(payload, place + 17) + 1), corner)
+        place += 8 + length + length % 2
+    return Claim("WEBP", canvas, canvas)
+
+
+def _int24(payload: bytes, place: int) -> int:
+    return int.from_bytes(payload[place : place + 3], "little")
+
+
+def bits_per_pixel(payload: bytes) -> int:
+    """Of a BMP; 0 where the header is too short to say."""
+    place = 24 if payload[14:18] == b"\x0c\0\0\0" else 28
+    return int.from_bytes(payload[place : place + 2], "little")
+
+
+def png_bits_per_channel(payload: bytes) -> int:
+    return payload[24] if len(payload) > 24 else 0
+
+
+def png_damage(payload: bytes) -> str:
+    """In words, from every chunk's checksum up to IEND, which Pillow does not look at where the picture data lies."""
+    place = 8
+    while place + 12 <= len(payload):
+        length, kind = struct.unpack_from(">I4s", payload, place)
+        if not kind.isalpha():
+            return "damaged PNG: something that is no chunk lies between its chunks"
+        end = place + 8 + length
+        if end + 4 > len(payload):
+            break
+        if zlib.crc32(memoryview(payload)[place + 4 : end]) != int.from_bytes(payload[end : end + 4], "big"):
+            return f"damaged PNG: the checksum of its {kind.decode()} chunk is wrong"
+        if kind == b"IEND":
+            return ""
+        place = end + 4
+    return "cut off: the PNG ends before its end marker"
+
+
+def jpeg_layout(payload: bytes) -> JpegLayout:
+    """Walk the segments up to the scan, then look for the end marker, which cannot occur inside a scan."""
+    place, frame = 2, 0
+    while (found := _JPEG_MARKER.search(payload, place)) is not None:
+        kind = payload[found.start() + 1]
+        if kind in _JPEG_FRAMES:
+            frame = frame or kind
+        if kind == 0xD9:
+            return JpegLayout(*_kind_of_jpeg(frame), found.end())
+        place = found.end() + int.from_bytes(payload[found.end() : found.end() + 2], "big")
+        if kind == 0xDA and (end := _JPEG_END.search(payload, place)) and end.end() == len(payload):
+            return JpegLayout(*_kind_of_jpeg(frame), len(payload))  # The usual picture: nothing lies behind it.
+    return JpegLayout(*_kind_of_jpeg(frame), -1)
+
+
+def _kind_of_jpeg(frame: int) -> tuple[bool, bool]:
+    return frame in (0xC2, 0xC6, 0xCA, 0xCE), 0xC0 <= frame < 0xC8
+
+
+def what_it_is(payload: bytes, readable: Container[str]) -> tuple[str, str]:
+    """Of bytes that Pillow does not open: the format's name, empty where they are no picture, and the reason in words."""
+    name = picture_format(payload)
+    if name in readable:
+        return name, f"damaged {name}: its header cannot be read"
+    if name := name or _other_picture(payload):
+        return name, f"a {name} picture, which this job does not read: convert it to JPEG or PNG"
+    start = payload[:1024].lstrip(b"\xef\xbb\xbf \t\r\n")
+    lower = start.lower()
+    if start.startswith(b"version https://git-lfs"):
+        return "", "a git-LFS pointer, not the photo: run `git lfs pull` in the source folder"
+    if b"<!doctype html" in lower or b"<html" in lower:
+        return "", "an HTML page"
+    if b"<svg" in lower:
+        return "", "an SVG drawing: convert it to PNG"
+    if lower.startswith(b"<?xml"):
+        return "", "an XML document, perhaps the error page of a download"
+    if not payload.strip(b"\0"):
+        return "", "only zero bytes"
+    if payload[4:8] == b"ftyp":
+        return "", "a video: save pictures of it as JPEG or PNG"
+    for magic, reason in _DOCUMENTS:
+        if payload.startswith(magic):
+            return "", reason
+    return "", "text" if _is_text(payload[:1024]) else "not a picture of any kind known here"
+
+
+def _other_picture(payload: bytes) -> str:
+    if payload[4:8] == b"ftyp" and payload[8:12] in _HEIF_BRANDS:
+        return "HEIC"
+    return next((name for place, magic, name in _OTHER_PICTURES if payload[place : place + len(magic)] == magic), "")
+
+
+def _is_text(start: bytes) -> bool:
+    if re.search(rb"[\x00-\x08\x0e-\x1f]", start):
+        return False
+    try:
+        start[: max(1, len(start) - 3)].decode()  # The last character may be cut in two.
+    except UnicodeDecodeError as error:
+        return error.start > len(start) - 8 and len(start) > 16
+    return True

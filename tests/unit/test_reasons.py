@@ -1,0 +1,63 @@
+"""docs/data.md explains every reason that the code can give, and nothing else."""
+
+import ast
+import re
+from pathlib import Path
+
+from job.data import headers
+from tests.unit.reasons import PAGE, documented, pattern, unexplained
+
+JOB = PAGE.parent.parent / "job"
+SOURCES = ("data/decode.py", "data/headers.py", "data/workers.py", "data/sources.py", "stages/split.py")
+# Calls that take a reason, and where among the arguments it is.
+TAKERS = {"BadPhoto": 0, "_quarantined": 3, "_ignored": 1, "_blame": 0, "_set": 2, "append": 0}
+BUILDERS = {"_in_words", "what_it_is", "png_damage"}
+
+
+def texts(node: ast.expr) -> list[str]:
+    """A string as it is, an f-string with what differs replaced by a word, both arms of a choice."""
+    match node:
+        case ast.Constant(value=str()):
+            return [node.value]
+        case ast.JoinedStr():
+            return ["".join(v.value if isinstance(v, ast.Constant) else "x" for v in node.values)]
+        case ast.IfExp():
+            return texts(node.body) + texts(node.orelse)
+        case ast.Tuple():
+            return texts(node.elts[-1])
+        case ast.Call(func=ast.Attribute(value=inner, attr="strip")):
+            return texts(inner)
+    return []
+
+
+def reasons_in_the_code() -> set[str]:
+    found = {reason for _, reason in headers._DOCUMENTS}
+    for name in SOURCES:
+        for node in ast.walk(ast.parse((JOB / name).read_text())):
+            if isinstance(node, ast.Call):
+                place = TAKERS.get(getattr(node.func, "id", getattr(node.func, "attr", "")), 99)
+                found.update(text for argument in node.args[place : place + 1] for text in texts(argument))
+            if isinstance(node, ast.FunctionDef) and node.name in BUILDERS:
+                returns = [n.value for n in ast.walk(node) if isinstance(n, ast.Return) and n.value]
+                found.update(text for value in returns for text in texts(value))
+    return found - {""}
+
+
+def test_every_reason_in_the_code_is_explained():
+    found = reasons_in_the_code()
+    assert len(found) > 40
+    assert [text for text in sorted(found) if unexplained(text)] == []
+
+
+def test_every_explained_reason_is_in_the_code():
+    found = reasons_in_the_code()
+    assert [text for text in documented() if not any(pattern(text).fullmatch(f) for f in found)] == []
+
+
+def test_statuses_are_those_of_the_table():
+    from typing import get_args
+
+    from job.data.examples import Status
+
+    page = Path(PAGE).read_text().split("## ")[0]
+    assert set(re.findall(r"^\| `(\w+)` \| \w", page, re.MULTILINE)) - {"status"} == set(get_args(Status))
