@@ -101,7 +101,13 @@ def _split(job: Job) -> Any:
 def _explore(job: Job) -> Any:
     from job.stages.explore import explore
 
-    return explore(job.config.explore, examples=job.examples, images=job["intake"].images, context=job.context)
+    return explore(
+        job.config.explore,
+        examples=job.examples,
+        images=job["intake"].images,
+        source_notes=job.listing.notes,
+        context=job.context,
+    )
 
 
 def _extract(job: Job) -> Any:

@@ -57,10 +57,10 @@ class TableSource:
         if self.lists_folder:
             entries += self._unnamed({entry.path for row, entry in judged if row.path.strip()})
         entries += _with_own_paths([pair for pair in settled if pair[1].verdict], {entry.path for entry in entries})
-        notes = list(table.notes)
+        notes = table.notes
         if judge.num_extensions_added:
-            notes.append(f"{judge.num_extensions_added:,} rows name a photo without its extension; the photo was found.")
-        return Listing(tuple(sorted(entries, key=attrgetter("path"))), tuple(sorted(class_names)), tuple(notes))
+            notes += (f"{judge.num_extensions_added:,} rows name a photo without its extension; the photo was found.",)
+        return Listing(tuple(sorted(entries, key=attrgetter("path"))), tuple(sorted(class_names)), notes)
 
     def read(self, entries: Sequence[Entry]) -> Iterator[bytes | OSError]:
         return read_files(self.root, (entry.path for entry in entries))

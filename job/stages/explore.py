@@ -1,7 +1,9 @@
 """explore: what is in the data, as numbers in JSON and as pictures that outlive the cache."""
 
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +24,8 @@ FOLDER = "stages/explore"
 SUMMARY = "stages/explore/explore.json"
 
 _PATHS_SHOWN = 20
+# What a reason has of its own for each file: names of other files, quoted text, numbers.
+_PARTICULAR = re.compile(r"(?<= as ).+|(?<=a copy of ).+(?=, which)|'[^']*'|\d+(?:[,.x]\d+)*", re.DOTALL)
 _GROUPS_SHOWN = 40
 # A picture with less contrast is one flat colour to the eye; shares of full brightness.
 _CONSTANT_CONTRAST, _DARK, _BRIGHT = 0.012, 0.06, 0.94
@@ -38,16 +42,21 @@ class Exploration:
         return cls(workdir.read_json(SUMMARY))
 
 
-def explore(config: ExploreConfig, *, examples: Examples, images: ArrayStore, context: Context) -> Exploration:
+def explore(
+    config: ExploreConfig, *, examples: Examples, images: ArrayStore, source_notes: tuple[str, ...], context: Context
+) -> Exploration:
+    """`source_notes` is what the source has to say of itself, for the page."""
     gallery = Gallery(context.workdir, FOLDER, images)
     numbers = {
         "num_files": len(examples),
         "statuses": examples.statuses(),
         "splits": examples.splits(),
         "splits_given": sorted({s for s in examples["given_split"].tolist() if s}),
+        "source_notes": list(source_notes),
         "faults": _by_reason(examples, "quarantined"),
         "conversions": _by_reason(examples, "converted"),
         "ignored": _by_reason(examples, "ignored"),
+        "remarks": _by_reason(examples, "used"),
         "classes": _classes(examples),
         "sizes": _sizes(examples),
         "light": _light(examples),
@@ -62,11 +71,25 @@ def explore(config: ExploreConfig, *, examples: Examples, images: ArrayStore, co
 
 
 def _by_reason(examples: Examples, status: str) -> list[dict[str, Any]]:
-    paths = defaultdict(list)
-    for index in np.flatnonzero(examples["status"] == status):
-        paths[examples["reason"][index]].append(examples["path"][index])
-    ordered = sorted(paths.items(), key=lambda item: (-len(item[1]), item[0]))
-    return [{"reason": reason, "count": len(found), "paths": found[:_PATHS_SHOWN]} for reason, found in ordered]
+    """Reasons that differ only in what is particular to a file are one; what differs is shown beside each file."""
+    chosen = np.flatnonzero((examples["status"] == status) & (examples["reason"] != ""))
+    kinds: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for index in chosen:
+        kinds[tuple(_PARTICULAR.split(examples["reason"][index]))].append(int(index))
+    found = [_reason(kind, examples, indices) for kind, indices in kinds.items()]
+    return sorted(found, key=lambda r: (-r["count"], r["reason"]))
+
+
+def _reason(kind: tuple[str, ...], examples: Examples, indices: list[int]) -> dict[str, Any]:
+    particulars = [_PARTICULAR.findall(examples["reason"][index]) for index in indices]
+    same = [len(set(values)) == 1 for values in zip(*particulars, strict=True)]
+    words = [first if alike else "\N{HORIZONTAL ELLIPSIS}" for first, alike in zip(particulars[0], same, strict=True)]
+    files = [
+        {"path": examples["path"][index], "own": ", ".join(v for v, alike in zip(values, same, strict=True) if not alike)}
+        for index, values in zip(indices[:_PATHS_SHOWN], particulars, strict=False)
+    ]
+    text = "".join(chain.from_iterable(zip_longest(kind, words, fillvalue="")))
+    return {"reason": text, "count": len(indices), "files": files}
 
 
 def _classes(examples: Examples) -> list[dict[str, Any]]:

@@ -10,7 +10,6 @@ import json
 import math
 import re
 import tempfile
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -47,8 +46,6 @@ _UNSEEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200c\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"
 )
-# Reasons that differ from file to file by what stands in these groups belong together.
-_PARTICULARS = (re.compile(r"(?P<own>\d+x\d+ pixels): "), re.compile(r": (?P<own>the same bytes as .+)", re.DOTALL))
 _HEAT_LEVELS = 20
 # A page stays readable, and below some ten megabytes, whatever the data.
 LIMITS = {
@@ -99,6 +96,7 @@ def report(config: ReportConfig, *, run: dict[str, Any], timings: dict[str, dict
         results=_results(made["evaluation"]) if made["evaluation"] else None,
         charts=_charts(made["audit"], made["head"], made["tuning"]),
         run=run,
+        by_table=Path(run["data"]).suffix.lower() in (".csv", ".tsv", ".parquet"),
         settings=_settings(run["config"]),
         provenance=[*_leaves(run.get("versions", {})), *_leaves(run.get("fingerprint", {}))],
         timings={name: times for name, times in timings.items() if name != "report"},  # It is not over yet.
@@ -153,25 +151,9 @@ def _data(explore: Mapping[str, Any], audit: Mapping[str, Any] | None) -> dict[s
         "classes": classes,
         "largest": max(totals),
         "given": given if "train" in given and len(given) > 1 else [],
-        **{kind: _regrouped(explore[kind]) for kind in ("faults", "conversions", "ignored")},
         "crossing": crossing,
         "harmless": [g for g in groups if g not in crossing],
     }
-
-
-def _regrouped(reasons: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Explore's reasons, without what is particular to one file; that goes to the file's path."""
-    counts: dict[str, int] = defaultdict(int)
-    files: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for entry in reasons:
-        reason, own = entry["reason"], ""
-        for pattern in _PARTICULARS:
-            if found := pattern.search(reason):
-                reason, own = reason.replace(found[0], "", 1), found["own"]
-        counts[reason] += entry["count"]
-        files[reason] += [(path, own) for path in entry["paths"]]
-    ordered = sorted(counts, key=lambda reason: (-counts[reason], reason))
-    return [{"reason": r, "count": counts[r], "files": sorted(files[r])[:20]} for r in ordered]
 
 
 def _results(evaluation: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import pytest
 
 from job.config import IntakeConfig, SplitConfig
 from job.data.sources import FolderSource
+from job.galleries import Gallery
 from job.stages.explore import _suspicious
 from job.stages.intake import intake
 from job.stages.split import split
@@ -121,7 +122,7 @@ def test_constant_picture_is_used_and_listed_as_suspicious(folder, context, tmp_
             case.put(folder / "stripes")
     source = FolderSource(folder.resolve())
     found = intake(CONFIG, source=source, listing=source.listing(), context=context)
-    listed = _suspicious(found.examples, found.images, tmp_path)
+    listed = _suspicious(found.examples, Gallery(context.workdir, "gallery", found.images))["shown"]
     assert [(photo["path"], photo["why"]) for photo in listed] == [("stripes/constant.jpg", "one flat colour")]
 
 

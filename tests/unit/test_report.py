@@ -27,6 +27,7 @@ HOSTILE = (
 RUN = {
     "schema": 1,
     "data": "/data/flowers",
+    "labels": None,
     "out": "/out",
     "command": "transfer-job run --data /data/flowers --out /out --set backbone.alpha=0.35",
     "config": Config.load(None, ["backbone.alpha=0.35"]).model_dump(mode="json"),
@@ -35,7 +36,7 @@ RUN = {
     "started": "2026-11-23T15:31:00+00:00",
 }
 TIMINGS = {"intake": {"wall_s": 9.3, "cpu_s": 15.2}, "explore": {"wall_s": 2.1, "cpu_s": 2.0}}
-TIMINGS |= {name: {"wall_s": 1.5, "cpu_s": 1.0} for name in ("extract", "head", "fine_tune", "evaluate")}
+TIMINGS |= {name: {"wall_s": 1.5, "cpu_s": 1.0} for name in ("extract", "audit", "head", "fine_tune", "evaluate")}
 
 
 def explored(context, names=("daisy", "rose")):
@@ -59,34 +60,65 @@ def explored(context, names=("daisy", "rose")):
         "crosses_labels": False,
         "strip": "stages/explore/group.jpg",
     }
-    small = [
-        {
-            "reason": f"{side}x{side} pixels: a side is shorter than intake.min_side_px (8)",
-            "count": 1,
-            "paths": [f"{names[0]}/{side}.png"],
-        }
-        for side in (1, 2)
-    ]
+    small = {
+        "reason": "\N{HORIZONTAL ELLIPSIS} pixels: a side is shorter than intake.min_side_px (8)",
+        "count": 2,
+        "files": [{"path": f"{names[0]}/{side}.png", "own": f"{side}x{side}"} for side in (1, 2)],
+    }
+    told = {"accuracy": 0.6, "accuracy_ci95": [0.55, 0.65], "warning": True, "best_class": names[0], "best_recall": 0.97}
+    facts = [{"fact": "size", "kind": "file", **told}, {"fact": "contrast", "kind": "light", **told, "warning": False}]
     pictures = {"mean": "stages/explore/mean.jpg", "samples": "stages/explore/samples.jpg"}
+    flat = {"path": f"{names[0]}/flat.jpg", "label": names[0], "why": "one flat colour"}
+    flat |= {"thumbnail": "stages/explore/flat.jpg"}
     numbers = {
         "num_files": 50 * len(names) + 3,
         "statuses": {"used": 50 * len(names), "quarantined": 2, "excluded": 1},
         "splits": {"train": 30 * len(names), "val": 8 * len(names), "test": 12 * len(names)},
         "splits_given": ["train", "val"],
-        "faults": small,
+        "faults": [small],
         "conversions": [],
         "ignored": [],
+        "remarks": [],
+        "source_notes": [],
         "classes": [{"class": n, "train": 30, "val": 8, "test": 12, "excluded": 1, "quarantined": 2} for n in names],
+        "shortcuts": {"num_examples": 100, "largest_class": 0.5, "facts": facts, "file": told},
         "sizes": {"width": five, "height": five, "aspect": five, "num_bytes": five}
         | {"formats": {"JPEG": 50 * len(names)}, "modes": {"RGB": 50 * len(names)}, "with_exif": 0},
         "light": {"brightness": light, "contrast": light},
         "duplicates": {"num_groups": 1, "num_photos": 2, "num_crossing_splits": 1, "num_crossing_labels": 0}
-        | {"num_label_conflicts": 0, "groups": [group]},
-        "suspicious": [{"path": f"{names[0]}/flat.jpg", "why": "one flat colour", "thumbnail": "stages/explore/flat.jpg"}],
+        | {"num_label_conflicts": 0, "groups": [group], "label_conflicts": []},
+        "suspicious": {"num_photos": 3, "shown": [flat]},
         "class_pictures": [{"class": n, "num_examples": 50, **pictures} for n in names],
         "figures": {"sizes": "stages/explore/sizes.svg"},
     }
+    for row in numbers["classes"]:
+        row["recall_interval_width"] = 0.3
     context.workdir.write_json("stages/explore/explore.json", numbers)
+
+
+def audited(context, names=("daisy", "rose")):
+    folder = context.workdir.fresh_folder("stages/audit")
+    Image.new("RGB", (16, 16)).save(folder / "photo.jpg")
+    picture = {"thumbnail": "stages/audit/photo.jpg"}
+    explore = context.workdir.read_json("stages/explore/explore.json")
+    issue = {"path": f"train/{names[0]}/wrong.jpg", "given_label": names[0], "suggested_label": names[1], "score": 0.01}
+    group = {**explore["duplicates"]["groups"][0], "exact": False}
+    points = [{"fraction": f, "num_examples": n, "accuracies": a} for f, n, a in ((0.5, 30, [0.6, 0.62]), (1.0, 60, [0.7]))]
+    numbers = {
+        "statuses": {**explore["statuses"], "excluded": 2},
+        "splits": {**explore["splits"], "train": 30 * len(names) - 1},
+        "classes": explore["classes"],
+        "late_copies": {"num_groups": 1, "num_excluded": 1, "num_crossing_splits": 1, "num_crossing_labels": 0}
+        | {"groups": [group]},
+        "label_issues": {"num_examples": 50 * len(names), "num_listed": 9, "num_likely": 4, "agreement": 0.91}
+        | {
+            "by_class": [{"class": names[0], "likely": 4}],
+            "shown": [{**issue, "likely": True, "split": "train", **picture}],
+        },
+        "outliers": [{"path": f"val/{names[0]}/sign.jpg", "label": names[0], "similarity": 0.2, **picture}],
+        "learning_curve": {"num_val": 16, "points": points},
+    }
+    context.workdir.write_json("stages/audit/audit.json", numbers)
 
 
 def trained(context):
@@ -160,6 +192,7 @@ def exported(context, faults=()):
 
 def everything(context, names=("daisy", "rose"), **evaluation):
     explored(context, names)
+    audited(context, names)
     trained(context)
     evaluated(context, names, **evaluation)
     exported(context)
@@ -273,7 +306,7 @@ def test_page_of_the_data_alone_is_complete(context):
     elements = Elements(page)
     assert "No model yet." in top_of(page) and "100 usable photos in 2 classes" in top_of(page)
     sections = {attributes["id"] for attributes in elements.of("section")}
-    assert sections == {"data", "classes", "faults", "duplicates", "suspicious", "times", "again"}
+    assert sections == {"data", "classes", "faults", "duplicates", "shortcuts", "suspicious", "times", "again"}
     assert len(elements.of("img")) == 1 + 2 * 2 + 1 + 1  # Chart, mean and samples of each class, strip, suspicious photo.
     assert "train/daisy/copy.jpg" in elements.text and "a copy of val/daisy/kept.jpg, which is held out" in elements.text
 
@@ -282,11 +315,31 @@ def test_page_of_a_finished_run_has_every_section(context):
     everything(context)
     page = drawn(context)
     sections = {attributes["id"] for attributes in Elements(page).of("section")}
-    assert sections >= {"training", "results", "mistakes", "export"}
+    assert sections >= {"labels", "more-photos", "training", "results", "mistakes", "export"}
     top = top_of(page)
     assert "87.5%" in top and "21 of 24" in top and "69.0% to 95.7%" in top
     assert "Always saying “daisy”" in top and "50.0%" in top
     assert "Exported and checked." in top and "The quality gate, an accuracy of 50.0%, is met." in top
+
+
+def test_what_to_do_first_is_in_order_of_harm_and_leads_to_where_it_is_shown(context):
+    everything(context)
+    page = drawn(context)
+    first = page[page.index("Do this first") : page.index("</ol>")]
+    places = [
+        first.index(f'href="#{section}"')
+        for section in ("shortcuts", "more-photos", "duplicates", "labels", "data", "faults")
+    ]
+    assert places == sorted(places)
+    assert "its size gives 60% of the labels (50% by always naming the largest class)" in html.unescape(first)
+
+
+def test_page_with_features_shows_labels_odd_photos_and_late_copies(context):
+    everything(context)
+    text = Elements(drawn(context)).text
+    assert "daisy given, rose suggested" in text and "4 labels look wrong" in text
+    assert "val/daisy/sign.jpg" in text and "1 more scene is there more than once" in text
+    assert "training 59" in text, "what the audit excluded must be gone from the counts"
 
 
 def test_leak_free_accuracy_is_at_the_top_only_where_there_are_leaks(context):
@@ -335,7 +388,7 @@ def test_faults_that_differ_only_by_size_are_one_reason(context):
     explored(context)
     text = Elements(drawn(context)).text
     assert text.count("a side is shorter than intake.min_side_px (8)") == 1
-    assert "daisy/1.png (1x1 pixels)" in text and "daisy/2.png (2x2 pixels)" in text
+    assert "daisy/1.png (1x1)" in text and "daisy/2.png (2x2)" in text
 
 
 def test_identical_artifacts_give_identical_bytes(context):

@@ -1,0 +1,144 @@
+"""The audit on made-up features: pictures are drawn, features are numbers around a centre for each class."""
+
+import csv
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from job.config import AuditConfig
+from job.data.examples import Examples
+from job.data.stores import StoreWriter
+from job.errors import DataUnusable
+from job.stages.audit import Audit, audit
+from tests.unit.test_registration import SIDE, scene
+
+PER_CLASS, WIDTH = 40, 16
+NAMES = ("daisy", "rose")
+
+
+class Drawn:
+    """Two classes of different scenes, every fourth one held out; then whatever a test changes."""
+
+    def __init__(self):
+        rng = np.random.default_rng(0)
+        centres = rng.normal(size=(2, WIDTH)) * 2
+        self.photos, self.features, self.records = [], [], []
+        for k in range(2 * PER_CLASS):
+            split = ("train", "train", "val", "test")[k // 2 % 4]
+            self.photos.append(np.asarray(scene(k)))
+            self.features.append(centres[k % 2] + rng.normal(size=WIDTH))
+            self.records.append(
+                {"path": f"{k:03d}.jpg", "label": NAMES[k % 2], "split": split, "status": "used", "group": k, "row": k}
+                | {"sha256": rng.bytes(32).hex(), "reason": "", "format": "JPEG", "mode": "RGB", "width": 9, "height": 9}
+                | {"num_bytes": 1, "phash": 0, "brightness": 0.5, "contrast": 0.2, "has_exif": False}
+            )
+
+    def mirror(self, source, copy):
+        """Photo `copy` becomes the mirrored photo `source`; their features are nearly the same."""
+        self.photos[copy] = np.asarray(ImageOps.mirror(Image.fromarray(self.photos[source])))
+        self.features[copy] = self.features[source] + 0.01
+
+    def audit(self, context, **config):
+        images = self._store(context, "images", np.stack(self.photos), (SIDE, SIDE, 3), "uint8")
+        features = self._store(context, "features", np.stack(self.features), (WIDTH,), "float32")
+        examples = Examples.from_records(self.records, NAMES)
+        return audit(AuditConfig(**config), examples=examples, images=images, features=features, context=context)
+
+    def _store(self, context, name, values, shape, dtype):
+        writer = StoreWriter(context.workdir.path(f"cache/{name}"), shape, dtype)
+        writer.write(0, "key", values)
+        return writer.finish(1)
+
+
+@pytest.fixture
+def drawn():
+    return Drawn()
+
+
+def row(found, index):
+    return {name: found.examples[name][index] for name in ("status", "reason", "group")}
+
+
+def test_nothing_is_excluded_where_nothing_is_wrong(drawn, context):
+    found = drawn.audit(context)
+    assert found.numbers["late_copies"]["num_groups"] == 0 and set(found.examples["status"]) == {"used"}
+    loaded = Audit.load(context.workdir)
+    assert loaded.examples.digest == found.examples.digest and loaded.numbers == found.numbers
+
+
+def test_mirrored_training_copy_of_a_held_out_photo_is_excluded(drawn, context):
+    drawn.mirror(source=6, copy=8)  # test, train
+    found = drawn.audit(context)
+    assert row(found, 8)["status"] == "excluded" and row(found, 8)["reason"] == "a copy of 006.jpg, which is held out"
+    assert row(found, 6)["status"] == "used" and row(found, 6)["group"] == row(found, 8)["group"] == 6
+    late = found.numbers["late_copies"]
+    assert (late["num_groups"], late["num_excluded"], late["num_crossing_splits"]) == (1, 1, 1)
+    assert context.workdir.exists(late["groups"][0]["strip"])
+    assert found.numbers["splits"]["train"] == PER_CLASS - 1
+
+
+def test_look_alikes_are_not_called_copies(drawn, context):
+    drawn.features[8] = drawn.features[6] + 0.01
+    assert drawn.audit(context).numbers["late_copies"]["num_groups"] == 0
+
+
+def test_copies_under_two_labels_are_both_excluded(drawn, context):
+    drawn.mirror(source=0, copy=9)
+    found = drawn.audit(context)
+    assert [row(found, k)["status"] for k in (0, 9)] == ["excluded", "excluded"]
+    assert row(found, 9)["reason"] == "label conflict: the same picture as 000.jpg"
+
+
+def test_two_training_copies_of_one_class_stay(drawn, context):
+    drawn.mirror(source=0, copy=8)
+    assert set(drawn.audit(context).examples["status"]) == {"used"}
+
+
+def test_class_that_the_audit_would_empty_ends_the_run_with_its_name(drawn, context):
+    for index, record in enumerate(drawn.records):
+        if record["label"] == "rose" and record["split"] == "train" and index > 3:
+            record["status"] = "quarantined"
+    drawn.mirror(source=7, copy=1)
+    with pytest.raises(DataUnusable, match=r"(?s)rose: 1.*Add photos"):
+        drawn.audit(context)
+
+
+def test_wrong_labels_are_listed_first_and_nothing_is_relabelled(drawn, context):
+    planted = (1, 16, 33)
+    for index in planted:
+        drawn.records[index]["label"] = NAMES[1 - index % 2]
+    found = drawn.audit(context, shown=2)
+    with context.workdir.path("label_issues.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {r["path"] for r in rows[:4]} >= {f"{k:03d}.jpg" for k in planted}
+    wrong = next(r for r in rows if r["path"] == "001.jpg")
+    assert (wrong["given_label"], wrong["suggested_label"], wrong["likely"]) == ("daisy", "rose", "True")
+    assert [float(r["score"]) for r in rows] == sorted(float(r["score"]) for r in rows)
+    assert found.examples["label"][1] == "daisy" and len(found.numbers["label_issues"]["shown"]) == 2
+
+
+def test_path_that_a_spreadsheet_would_compute_is_kept_from_it(drawn, context):
+    drawn.records[1] |= {"label": "daisy", "path": '=HYPERLINK("x")\n,"'}
+    drawn.audit(context)
+    with context.workdir.path("label_issues.csv").open(encoding="utf-8", newline="") as file:
+        paths = [r["path"] for r in csv.DictReader(file)]
+    assert '\'=HYPERLINK("x")\n,"' in paths
+
+
+def test_photo_unlike_all_others_comes_first(drawn, context):
+    drawn.features[11] = -3 * drawn.features[11] + 20 * np.eye(WIDTH)[3]
+    assert drawn.audit(context).numbers["outliers"][0]["path"] == "011.jpg"
+
+
+def test_curve_is_over_training_photos_on_validation_photos(drawn, context):
+    curve = drawn.audit(context).numbers["learning_curve"]
+    assert curve["num_val"] == 20 and [p["num_examples"] for p in curve["points"]] == [4, 10, 20, 40]
+
+
+def test_two_audits_leave_the_same_bytes(drawn, context):
+    drawn.mirror(source=6, copy=8)
+    drawn.audit(context)
+    first = context.workdir.digests(("stages/audit", "label_issues.csv"))
+    drawn.audit(context)
+    assert context.workdir.digests(("stages/audit", "label_issues.csv")) == first and len(first) > 4

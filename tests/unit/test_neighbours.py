@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+from sklearn.decomposition import PCA
+
+from job.data.neighbours import nearest, principal_components
+from job.data.stores import StoreWriter
+
+
+def stored(folder, values):
+    writer = StoreWriter(folder, values.shape[1:], "float32")
+    half = len(values) // 2
+    writer.write(0, "a", values[:half])
+    writer.write(1, "b", values[half:])
+    return writer.finish(2)
+
+
+def test_components_are_those_of_a_pca_up_to_their_signs_and_one_scale(tmp_path):
+    rng = np.random.default_rng(0)
+    values = (rng.normal(size=(90, 12)) * np.linspace(5, 0.1, 12) + 3).astype(np.float32)
+    rows = np.arange(10, 80)
+    ours = principal_components(stored(tmp_path, values), rows, 4)[:, ::-1]
+    theirs = PCA(4).fit_transform(values[rows])
+    correlations = np.abs(np.diag(np.corrcoef(ours.T, theirs.T)[:4, 4:]))
+    assert correlations == pytest.approx(1, abs=1e-4)
+    assert ours.var(axis=0).mean() == pytest.approx(1, rel=1e-3)
+
+
+def test_components_are_no_more_than_there_can_be(tmp_path):
+    values = np.random.default_rng(0).normal(size=(6, 12)).astype(np.float32)
+    assert principal_components(stored(tmp_path, values), np.arange(6), 256).shape == (6, 5)
+
+
+def test_nearest_are_those_of_comparing_all_with_all():
+    vectors = np.random.default_rng(1).normal(size=(300, 8)).astype(np.float32)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    similarity = unit @ unit.T
+    np.fill_diagonal(similarity, -2)
+    found = nearest(vectors, 3)
+    assert (found.position_NM == np.argsort(-similarity, axis=1)[:, :3]).all()
+    assert found.similarity_NM[:, 0] == pytest.approx(similarity.max(axis=1), abs=1e-5)
+
+
+def test_photo_is_not_its_own_neighbour_even_among_many_copies():
+    found = nearest(np.ones((20, 4), np.float32), 5)
+    assert (found.position_NM != np.arange(20)[:, None]).all()
+
+
+def test_fewer_photos_than_neighbours_wanted():
+    assert nearest(np.eye(3, dtype=np.float32), 10).position_NM.shape == (3, 2)
+    assert nearest(np.ones((1, 3), np.float32), 10).pairs(0.5).shape == (0, 2)
+
+
+def test_index_of_a_large_set_finds_nearly_all_planted_copies_and_always_the_same():
+    rng = np.random.default_rng(2)
+    centres = rng.normal(size=(60, 32)) * 2
+    vectors = (centres[rng.integers(0, 60, 12_000)] + rng.normal(size=(12_000, 32))).astype(np.float32)
+    vectors[6000:6500] = vectors[:500] + rng.normal(size=(500, 32)).astype(np.float32) * 0.15
+    pairs = nearest(vectors, 4).pairs(0.9)
+    planted = {(k, 6000 + k) for k in range(500)}
+    assert len(planted & set(map(tuple, pairs.tolist()))) >= 495
+    assert (nearest(vectors, 4).pairs(0.9) == pairs).all()

@@ -1,0 +1,72 @@
+"""Copies that no hash finds are the same scene; photos that are only alike are not."""
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+from scipy.ndimage import gaussian_filter
+
+from job.data.registration import same_scene
+from job.data.stores import ArrayStore, StoreWriter
+
+SIDE = 96
+
+
+def scene(seed, light=0):
+    """A picture with detail at many scales, over a smooth light of its own."""
+    rng = np.random.default_rng(seed)
+    detail = sum(gaussian_filter(rng.normal(size=(SIDE, SIDE, 3)), (s, s, 0)) * s * 30 for s in (1.5, 3, 6))
+    y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE
+    shade = 120 * np.sin(3 * (x + light)) * np.cos(2 * (y - light))
+    return Image.fromarray((128 + shade[..., None] + detail).clip(0, 255).astype(np.uint8))
+
+
+def cropped(photo, share):
+    side = round(SIDE * share)
+    return photo.crop((4, 6, 4 + side, 6 + side)).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+
+
+CHANGES = {
+    "mirrored": ImageOps.mirror,
+    "cropped to 90%": lambda p: cropped(p, 0.9),
+    "cropped to 85%": lambda p: cropped(p, 0.85),
+    "mirrored and cropped": lambda p: ImageOps.mirror(cropped(p, 0.9)),
+    "framed": lambda p: ImageOps.expand(p, 8, "white").resize((SIDE, SIDE), Image.Resampling.BILINEAR),
+    "gray": lambda p: p.convert("L").convert("RGB"),
+    "turned by three degrees": lambda p: p.rotate(3, Image.Resampling.BICUBIC),
+    "darker": lambda p: p.point(lambda v: int(v * 0.7)),
+}
+
+
+@pytest.fixture
+def stored(tmp_path):
+    def store(photos) -> ArrayStore:
+        writer = StoreWriter(tmp_path / "store", (SIDE, SIDE, 3), "uint8")
+        writer.write(0, "key", np.stack([np.asarray(p) for p in photos]))
+        return writer.finish(1)
+
+    return store
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_copy_is_the_same_scene_either_way_round(stored, change):
+    images = stored([scene(1), CHANGES[change](scene(1))])
+    assert same_scene(np.asarray([[0, 1], [1, 0]]), images).tolist() == [True, True]
+
+
+def test_different_scenes_in_the_same_light_are_not_the_same(stored):
+    images = stored([scene(seed) for seed in range(12)])
+    pairs = np.asarray([(i, j) for i in range(12) for j in range(i)])
+    assert not same_scene(pairs, images).any()
+
+
+def test_smooth_pictures_without_detail_are_not_called_the_same(stored):
+    y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE
+    ramps = [np.repeat((40 + 170 * (x * a + y * (1 - a)))[..., None], 3, 2).astype(np.uint8) for a in (0.2, 0.5, 0.8)]
+    flat = [np.full((SIDE, SIDE, 3), v, np.uint8) for v in (10, 200)]
+    images = stored(ramps + flat)
+    pairs = np.asarray([(i, j) for i in range(5) for j in range(i)])
+    assert not same_scene(pairs, images).any()
+
+
+def test_no_pairs_are_no_pairs(stored):
+    assert same_scene(np.empty((0, 2), np.int64), stored([scene(1)])).shape == (0,)
