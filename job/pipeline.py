@@ -92,9 +92,13 @@ def _split(job: Job) -> Any:
     from job.stages.split import split
 
     found = job["intake"]
-    drop = job.config.intake.drop_small_classes
     return split(
-        job.config.split, examples=found.examples, images=found.images, drop_small_classes=drop, context=job.context
+        job.config.split,
+        examples=found.examples,
+        images=found.images,
+        max_quarantined_fraction=job.config.intake.max_quarantined_fraction,
+        drop_small_classes=job.config.intake.drop_small_classes,
+        context=job.context,
     )
 
 
@@ -209,6 +213,12 @@ def _loader(stage: str, artifact: str) -> Callable[[Workdir], Any]:
     return load
 
 
+def _decoding(config: Config) -> Any:
+    """What decides about the pixels and the table of intake; whether its outcome will do is asked later."""
+    asked_later = {"max_quarantined_fraction", "drop_small_classes"}
+    return {name: value for name, value in config.intake.what().items() if name not in asked_later}
+
+
 def _backbone(config: Config) -> Any:
     from job.model import backbones
 
@@ -233,7 +243,7 @@ STAGES: dict[str, Stage] = {
             name="intake",
             schema=2,
             after=(),
-            settings=lambda c: c.intake.what(),
+            settings=_decoding,
             outputs=("stages/intake/table.parquet",),
             run=_intake,
             load=_loader("intake", "Intake"),
@@ -244,7 +254,7 @@ STAGES: dict[str, Stage] = {
             name="split",
             schema=2,
             after=("intake",),
-            settings=lambda c: [c.split.what(), c.intake.drop_small_classes],
+            settings=lambda c: [c.split.what(), c.intake.max_quarantined_fraction, c.intake.drop_small_classes],
             outputs=("stages/split",),
             run=_split,
             load=_loader("split", "SplitExamples"),

@@ -19,11 +19,13 @@ from typing import Any
 from job import __version__
 from job.config import digest_of
 from job.data.stores import ArrayStore
-from job.errors import GateNotMet, UsageError
+from job.errors import DataUnusable, GateNotMet, UsageError
 from job.pipeline import STAGES, Job, record_name, timings
 from job.stages.intake import source_digest
 from job.storage.workdir import Workdir, digest_of_file
 
+# The stages that can look at data on which nobody can train.
+_LOOKING = ("intake", "split", "explore", "report")
 # What users take away. A run that will replace it withdraws it first, so that it never contradicts the rest.
 _PUBLIC = {
     "audit": ("label_issues.csv", "stages/audit"),
@@ -53,7 +55,10 @@ def plan(job: Job, stop_after: str | None = None) -> list[Step]:
         left_out = [] if name == "report" else [s for s in STAGES[name].after if s not in steps]
         before = [s for s in STAGES[name].after if s in steps and steps[s].runs] + left_out
         reason = f"{before[0]} runs before it" if before else _why_stale(job, name, list(steps))
-        if name == "export" and not before and not job["evaluate"].numbers["gate"]["met"]:
+        known = "split" in steps and not steps["split"].runs
+        if name not in _LOOKING and known and job["split"].refusals:
+            steps[name] = Step(name, False, "the data cannot be used as it is")
+        elif name == "export" and not before and not job["evaluate"].numbers["gate"]["met"]:
             steps[name] = Step(name, False, "the quality gate was not met")
         elif not reason or name in _wanted(stop_after):
             steps[name] = Step(name, bool(reason), reason or "nothing that it depends on has changed")
@@ -70,6 +75,7 @@ def run(job: Job, stop_after: str | None = None) -> None:
     """Run what is stale, up to and with `stop_after`, and draw the report of what there is.
 
     Raises:
+        DataUnusable: after the report is written, where nobody can train on the data as it is.
         GateNotMet: after the report is written, where the model is not good enough; nothing is exported then.
         JobError: as the stages do.
     """
@@ -77,6 +83,7 @@ def run(job: Job, stop_after: str | None = None) -> None:
     telemetry = job.context.telemetry
     if not any(step.runs for step in steps):
         publish_examples(job.workdir)
+        _raise_if_refused(job)
         _raise_if_gate_not_met(job, steps)
         return
     job.workdir.write_json("run.json", describe(job))
@@ -84,6 +91,9 @@ def run(job: Job, stop_after: str | None = None) -> None:
     failure: GateNotMet | None = None
     for step in steps:
         job.context.stop.check()
+        if step.stage not in _LOOKING and job["split"].refusals:
+            telemetry.line(f"{step.stage:<10}skipped: the data cannot be used as it is")
+            continue
         if step.stage == "export" and not job["evaluate"].numbers["gate"]["met"]:
             telemetry.line("export    skipped: the quality gate was not met")
             continue
@@ -97,6 +107,7 @@ def run(job: Job, stop_after: str | None = None) -> None:
             telemetry.line(f"{step.stage:<10}skipped: unchanged")
         job.done.append(step.stage)
         publish_examples(job.workdir)
+    _raise_if_refused(job)
     publish_metrics(job)
     if failure:
         raise failure
@@ -263,6 +274,15 @@ def _withdraw(workdir: Workdir, changing: set[str]) -> None:
         if name in stale:
             for public in (record_name(name), *_PUBLIC[name]):
                 workdir.remove(public)
+
+
+def _raise_if_refused(job: Job) -> None:
+    refusals = job["split"].refusals if job.workdir.exists(record_name("split")) else ()
+    if refusals:
+        table, page = job.workdir.path("examples.parquet"), job.workdir.path("report.html")
+        raise DataUnusable(
+            "\n".join(map(str, refusals)) + f"\nEvery file is listed in {table}. The page shows all of it: {page}"
+        )
 
 
 def _raise_if_gate_not_met(job: Job, steps: list[Step]) -> None:

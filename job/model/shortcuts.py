@@ -77,6 +77,8 @@ def _predicted(columns_NF: np.ndarray, labels_N: np.ndarray, fold_N: np.ndarray)
     predicted = np.zeros_like(labels_N)
     for fold in np.unique(fold_N):
         seen, unseen = fold_N != fold, fold_N == fold
+        if not seen.any():  # All photos are copies of one.
+            continue
         tree = DecisionTreeClassifier(max_depth=5, min_samples_leaf=max(3, int(seen.sum()) // 200), random_state=0)
         predicted[unseen] = tree.fit(columns_NF[seen], labels_N[seen]).predict(columns_NF[unseen])
     return predicted

@@ -118,7 +118,6 @@ def _light(examples: Examples) -> dict[str, Any]:
     usable = examples.of()
     return {
         name: {
-            **_five_numbers(examples[name][usable]),
             "by_class": [
                 _five_numbers(examples[name][usable[labels[usable] == k]]) for k in range(len(examples.class_names))
             ],
@@ -127,7 +126,9 @@ def _light(examples: Examples) -> dict[str, Any]:
     }
 
 
-def _five_numbers(values: np.ndarray) -> dict[str, float]:
+def _five_numbers(values: np.ndarray) -> dict[str, float] | None:
+    if not len(values):  # A class without a usable photo.
+        return None
     names = ("min", "p25", "median", "p75", "max")
     return {n: round(float(v), 4) for n, v in zip(names, np.percentile(values, [0, 25, 50, 75, 100]), strict=True)}
 
@@ -195,6 +196,8 @@ def _class_pictures(
     pictures = []
     for label, name in enumerate(examples.class_names):
         members = usable[examples.labels[usable] == label]
+        if not len(members):
+            continue
         mean = (sums[label] / len(members)).round().astype(np.uint8)
         Image.fromarray(mean).resize((TILE_PX, TILE_PX)).save(gallery.folder / f"mean-{label:03d}.jpg", quality=90)
         chosen = members[np.argsort(examples.keys[members], kind="stable")][: config.samples_per_class]

@@ -4,12 +4,9 @@ It is the only reader of untrusted bytes, and it never writes to the source.
 """
 
 import io
-import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
-from itertools import islice
 from typing import Self
 
 import pyarrow as pa
@@ -49,8 +46,7 @@ class Intake:
 def intake(config: IntakeConfig, *, source: Source, listing: Listing, context: Context) -> Intake:
     """
     Raises:
-        DataUnusable: where class names cannot be told apart, no class can be told from another, or too many files
-            are quarantined; the table with every reason is written all the same.
+        DataUnusable: where class names cannot be told apart, or there is only one.
         StorageFailed, Stopped.
     """
     _check_class_names(listing)
@@ -63,7 +59,6 @@ def intake(config: IntakeConfig, *, source: Source, listing: Listing, context: C
     context.workdir.write_bytes(TABLE, examples.to_parquet())
     _remember(context.workdir, listing, examples)
     writer.finish(len(shards))
-    _check_budget(config, examples, context.workdir)
     return Intake(examples, context.workdir)
 
 
@@ -173,25 +168,3 @@ def _check_class_names(listing: Listing) -> None:
         seen[folded] = name
     if len(listing.class_names) < 2:
         raise DataUnusable(f"There is one class, {listing.class_names[0]!r}: a classifier needs two or more.")
-
-
-def _check_budget(config: IntakeConfig, examples: Examples, workdir: Workdir) -> None:
-    quarantined = examples["status"] == "quarantined"
-    candidates = int(quarantined.sum()) + len(examples.of())
-    if quarantined.sum() <= config.max_quarantined_fraction * candidates:
-        return
-    reasons = Counter(re.sub(r"\brow \d+", "row N", r).split(" (")[0] for r in examples["reason"][quarantined])
-    lines = [f"  {count:,} x {reason}" for reason, count in reasons.most_common(12)]
-    paths = [
-        f"  {p}: {r}"
-        for p, r in islice(zip(examples["path"][quarantined], examples["reason"][quarantined], strict=True), 10)
-    ]
-    raise DataUnusable(
-        f"{quarantined.sum():,} of {candidates:,} files are quarantined ({quarantined.sum() / candidates:.1%}), more than "
-        f"intake.max_quarantined_fraction ({config.max_quarantined_fraction:.1%}) allows:\n"
-        + "\n".join(lines)
-        + "\nThe first of them:\n"
-        + "\n".join(paths)
-        + f"\nAll are listed in {workdir.path(TABLE)}. "
-        "Repair or remove them, or raise the limit if you can do without them."
-    )

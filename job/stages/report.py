@@ -90,6 +90,7 @@ def report(config: ReportConfig, *, run: dict[str, Any], timings: dict[str, dict
         title=config.title or _name_of(run["data"]),
         style=style,
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
+        refusals=workdir.read_json("stages/split/refusals.json") or [],
         state=_state(made["evaluation"], made["parity"]),
         data=_data(made["explore"], made["audit"]),
         advice=advice(made["explore"], made["audit"]),

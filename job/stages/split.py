@@ -4,10 +4,11 @@ Given splits are kept. Where the user's own splits tear a group apart, the held-
 excluded. What is not given is drawn by a hash of the group's content, so that new photos do not move old ones.
 """
 
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -20,6 +21,18 @@ from job.errors import DataUnusable
 from job.storage.workdir import Workdir
 
 TABLE = "stages/split/examples.parquet"
+REFUSALS = "stages/split/refusals.json"
+
+
+class Refusal(NamedTuple):
+    """Why nobody can train on this data as it is, the cases, and the way out."""
+
+    finding: str
+    details: list[str]
+    action: str
+
+    def __str__(self) -> str:
+        return "\n".join([self.finding, *(f"  {detail}" for detail in self.details), self.action])
 
 
 @dataclass(frozen=True)
@@ -27,29 +40,41 @@ class SplitExamples:
     """The table with `split`, `group` and, for what may not be trained on or counted, status and reason filled in."""
 
     examples: Examples
+    refusals: tuple[Refusal, ...]  # It can be looked at all the same.
 
     @classmethod
     def load(cls, workdir: Workdir) -> Self:
-        return cls(Examples.load(workdir.path(TABLE)))
+        return cls(Examples.load(workdir.path(TABLE)), tuple(Refusal(*r) for r in workdir.read_json(REFUSALS)))
 
 
 def split(
-    config: SplitConfig, *, examples: Examples, images: ArrayStore, drop_small_classes: bool, context: Context
+    config: SplitConfig,
+    *,
+    examples: Examples,
+    images: ArrayStore,
+    max_quarantined_fraction: float,
+    drop_small_classes: bool,
+    context: Context,
 ) -> SplitExamples:
     """
     Raises:
-        DataUnusable: naming every class that is too small to train and measure, unless those may be dropped.
+        DataUnusable: where there is no usable photo at all. Everything else that forbids training is in `refusals`.
     """
     draft = _Draft(examples)
+    draft.check_budget(max_quarantined_fraction)
     draft.quarantine_label_conflicts()
     draft.group(config.near_duplicate_bits, images)
     draft.exclude_label_conflicts()
     draft.take_given_splits()
     draft.drop_or_refuse_small_classes(drop_small_classes)
+    result = draft.examples()
+    if not len(result.of()):
+        raise DataUnusable("\n".join(map(str, draft.refusals)))
     draft.assign(config)
     result = without_leaks(draft.examples())
+    context.workdir.write_json(REFUSALS, draft.refusals)
     context.workdir.write_bytes(TABLE, result.to_parquet())
-    return SplitExamples(result)
+    return SplitExamples(result, tuple(draft.refusals))
 
 
 class _Draft:
@@ -63,11 +88,26 @@ class _Draft:
         self.group_of = examples["group"].copy()
         self.split = examples["split"].copy()
         self.given = examples["given_split"].copy()
+        self.refusals: list[Refusal] = []
 
     def examples(self) -> Examples:
         columns = {"status": self.status, "reason": self.reason, "group": self.group_of, "split": self.split}
         changed = self._examples.with_columns(**columns)
         return Examples(changed.columns, tuple(self._class_names))
+
+    def check_budget(self, max_quarantined_fraction: float) -> None:
+        quarantined = np.flatnonzero(self.status == "quarantined")
+        candidates = len(quarantined) + len(self._usable())
+        if len(quarantined) <= max_quarantined_fraction * candidates:
+            return
+        kinds = Counter(re.sub(r"\b\d+(x\d+)?\b", "N", self.reason[k]).split(" (")[0] for k in quarantined)
+        self._refuse(
+            f"{len(quarantined):,} of {candidates:,} files are quarantined ({len(quarantined) / candidates:.1%}), more than "
+            f"intake.max_quarantined_fraction ({max_quarantined_fraction:.1%}) allows.",
+            [f"{count:,} x {reason}" for reason, count in kinds.most_common(12)]
+            + [f"{self._path(k)}: {self.reason[k]}" for k in quarantined[:10]],
+            "Repair or remove them, or raise the limit if you can do without them.",
+        )
 
     def quarantine_label_conflicts(self) -> None:
         copies = defaultdict(list)
@@ -98,7 +138,9 @@ class _Draft:
                 self.split[index] = "test" if self.given[index] == held_out else self.given[index]
         elif names & {"val", "test"}:
             found = " and ".join(sorted(n for n in names if n))
-            raise DataUnusable(f"The source has photos for {found} and none for train. Put the training photos into train/.")
+            self._refuse(
+                f"The source has photos for {found} and none for train.", [], "Put the training photos into train/."
+            )
 
     def drop_or_refuse_small_classes(self, drop: bool) -> None:
         """A class needs a group for each split that we make, and two training groups where the splits are given."""
@@ -107,17 +149,18 @@ class _Draft:
             of_class[self._label(index)].append(index)
         problems = {name: p for name in self._class_names if (p := self._problem(name, of_class[name]))}
         if problems and not drop:
-            listed = "\n".join(f"  {name}: {problem}" for name, problem in problems.items())
-            raise DataUnusable(
-                f"Classes that cannot be trained and measured:\n{listed}\n"
-                "Add photos, remove these classes, or say --set intake.drop_small_classes=true to leave them out."
+            self._refuse(
+                "There are classes that cannot be trained and measured.",
+                [f"{name}: {problem}" for name, problem in problems.items()],
+                "Add photos, remove these classes, or say --set intake.drop_small_classes=true to leave them out.",
             )
+            return
         for index in self._usable():
             if self._label(index) in problems:
                 self._set(index, "ignored", f"class left out: {problems[self._label(index)]}")
         self._class_names = [name for name in self._class_names if name not in problems]
         if len(self._class_names) < 2:
-            raise DataUnusable(f"{len(self._class_names)} usable class left: a classifier needs two or more.")
+            self._refuse(f"{len(self._class_names)} usable class left.", [], "A classifier needs two or more: add photos.")
 
     def _problem(self, name: str, indices: list[int]) -> str:
         if not indices:
@@ -152,6 +195,9 @@ class _Draft:
                 self.split[index] = split_of_group[group]
         for index in usable:
             self.split[index] = self.split[index] or "train"
+
+    def _refuse(self, finding: str, details: list[str], action: str) -> None:
+        self.refusals.append(Refusal(finding, details, action))
 
     def _usable(self) -> np.ndarray:
         return np.flatnonzero(np.isin(self.status, ("used", "converted")))

@@ -120,7 +120,7 @@ def test_finished_run_is_left_alone_without_importing_tensorflow(finished_run, p
         ("fine_tune.epochs=3", {"fine_tune", "evaluate", "export", "report"}),
         ("train.seed=9", {"fine_tune", "evaluate", "export", "report"}),
         ("head.c_grid=[0.01]", {"head", "fine_tune", "evaluate", "export", "report"}),
-        ("augment.views=3", {"extract", "head", "fine_tune", "evaluate", "export", "report"}),
+        ("augment.views=3", {"extract", "audit", "head", "fine_tune", "evaluate", "export", "report"}),
         ("explore.samples_per_class=3", {"explore", "report"}),
         ("report.title=Other", {"report"}),
         ("intake.image_size=64", set(STAGES)),

@@ -51,9 +51,8 @@ def outcomes(folder, context, *, until_split):
     found = intake(CONFIG, source=source, listing=source.listing(), context=context)
     table = found.examples
     if until_split:
-        table = split(
-            SplitConfig(seed=0), examples=table, images=found.images, drop_small_classes=False, context=context
-        ).examples
+        limits = {"max_quarantined_fraction": 1, "drop_small_classes": False}
+        table = split(SplitConfig(seed=0), examples=table, images=found.images, **limits, context=context).examples
     columns = [table[name] for name in ("path", "status", "reason", "row", "group", "split")]
     return {path: Outcome(*rest) for path, *rest in zip(*columns, strict=True)}
 

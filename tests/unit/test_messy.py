@@ -86,9 +86,8 @@ def table(shared, tmp_path_factory):
     context = Context(Workdir(Path(tmp_path_factory.mktemp("messy")) / "out"), Telemetry(None))
     config = IntakeConfig(image_size=48, workers=1, max_quarantined_fraction=1)
     found = intake(config, source=source, listing=source.listing(), context=context)
-    return split(
-        SplitConfig(seed=0), examples=found.examples, images=found.images, drop_small_classes=True, context=context
-    ).examples
+    limits = {"max_quarantined_fraction": 1, "drop_small_classes": True}
+    return split(SplitConfig(seed=0), examples=found.examples, images=found.images, **limits, context=context).examples
 
 
 def outcome_of(table):

@@ -1,3 +1,4 @@
+import re
 from collections import Counter
 
 import numpy as np
@@ -15,12 +16,17 @@ from job.stages.split import SplitExamples, split
 from tests.conftest import paint, paint_classes
 
 
-def split_folder(folder, context, config=SplitConfig(seed=0), drop=False):  # noqa: B008
+def made_split(folder, context, config=SplitConfig(seed=0), drop=False, budget=0.5):  # noqa: B008
     source = FolderSource(folder.resolve())
-    found = intake(
-        IntakeConfig(image_size=48, max_quarantined_fraction=0.5), source=source, listing=source.listing(), context=context
-    )
-    return split(config, examples=found.examples, images=found.images, drop_small_classes=drop, context=context).examples
+    found = intake(IntakeConfig(image_size=48), source=source, listing=source.listing(), context=context)
+    limits = {"max_quarantined_fraction": budget, "drop_small_classes": drop}
+    return split(config, examples=found.examples, images=found.images, **limits, context=context)
+
+
+def split_folder(folder, context, **options):
+    done = made_split(folder, context, **options)
+    assert done.refusals == ()
+    return done.examples
 
 
 def made_up(count_per_class, seed=0, **changes):
@@ -46,9 +52,8 @@ def no_images(tmp_path):
 
 
 def split_made_up(examples, images, context, **config):
-    return split(
-        SplitConfig(seed=0, **config), examples=examples, images=images, drop_small_classes=False, context=context
-    ).examples
+    limits = {"max_quarantined_fraction": 0.5, "drop_small_classes": False}
+    return split(SplitConfig(seed=0, **config), examples=examples, images=images, **limits, context=context).examples
 
 
 def by_path(examples, column):
@@ -85,13 +90,39 @@ def test_class_of_two_different_photos_is_refused_or_dropped(tmp_path, context):
     paint(folder / "rare" / "a.jpg", 901)
     paint(folder / "rare" / "b.jpg", 902)
     (folder / "empty").mkdir()
-    with pytest.raises(DataUnusable) as caught:
-        split_folder(folder, context)
-    assert "rare: 2 different photos; train, val and test need one each" in str(caught.value)
-    assert "empty: no usable photos" in str(caught.value) and "intake.drop_small_classes=true" in str(caught.value)
+    (refusal,) = map(str, made_split(folder, context).refusals)
+    assert "rare: 2 different photos; train, val and test need one each" in refusal
+    assert "empty: no usable photos" in refusal and "intake.drop_small_classes=true" in refusal
     done = split_folder(folder, context, drop=True)
     assert done.class_names == ("checks", "stripes")
     assert by_path(done, "status")["rare/a.jpg"] == "ignored"
+
+
+def test_too_many_bad_files_are_refused_with_the_list(tmp_path, context):
+    folder = paint_classes(tmp_path / "photos", per_class=6)
+    for k in range(5):
+        (folder / "checks" / f"pointer-{k}.jpg").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    done = made_split(folder, context, budget=0.2)
+    assert re.search(r"5 of 17 files are quarantined(.|\n)*git lfs pull(.|\n)*checks/pointer-0.jpg", str(done.refusals[0]))
+    assert SplitExamples.load(context.workdir).refusals == done.refusals
+    assert made_split(folder, context, budget=0.3).refusals == ()
+
+
+def test_no_usable_photo_at_all_ends_the_run(tmp_path, context):
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        (tmp_path / "photos" / name / "a.jpg").write_bytes(b"")
+    with pytest.raises(DataUnusable, match=r"(?s)2 of 2 files are quarantined.*0 bytes.*cat: no usable photos"):
+        made_split(tmp_path / "photos", context)
+
+
+def test_one_picture_in_two_files_under_two_classes_is_excluded(tmp_path, context):
+    folder = paint_classes(tmp_path / "photos", per_class=8)
+    scene(folder / "stripes" / "a.png", 4711)
+    Image.open(folder / "stripes" / "a.png").save(folder / "checks" / "b.jpg", quality=90)
+    done = split_folder(folder, context)
+    assert {by_path(done, "status")[p] for p in ("stripes/a.png", "checks/b.jpg")} == {"excluded"}
+    assert by_path(done, "reason")["checks/b.jpg"] == "label conflict: the same picture as stripes/a.png"
 
 
 def test_given_train_and_val_makes_val_the_held_out_split(tmp_path, context):
@@ -117,8 +148,7 @@ def test_given_splits_are_all_kept(tmp_path, context):
 def test_val_without_train_is_refused(tmp_path, context):
     paint_classes(tmp_path / "photos" / "val", per_class=4)
     paint_classes(tmp_path / "photos" / "test", per_class=4)
-    with pytest.raises(DataUnusable, match="none for train"):
-        split_folder(tmp_path / "photos", context)
+    assert "none for train" in made_split(tmp_path / "photos", context).refusals[0].finding
 
 
 def scene(path, seed):
