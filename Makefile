@@ -18,7 +18,9 @@ check: .venv/.dev .venv-lint/.done
 	.venv-lint/bin/shellcheck .ci/run
 
 bench: .venv/.dev
-	.venv/bin/python benchmarks/whole_job.py
+	.venv/bin/python -m benchmarks.whole_job
+	.venv/bin/python -m benchmarks.data_quality
+	.venv/bin/python -m benchmarks.scale
 
 .venv/.dev: requirements/dev.txt pyproject.toml
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv

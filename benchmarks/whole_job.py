@@ -70,6 +70,13 @@ def table(name: str, runs: list[dict]) -> list[str]:
     return lines
 
 
+def machine() -> str:
+    cpu = next(
+        line.split(": ")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")
+    )
+    return f"{cpu}, {len(os.sched_getaffinity(0))} cores, {platform.system()} {platform.machine()}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sets", nargs="+", default=["flowers"], help="folders of ../shared/data")
@@ -78,13 +85,9 @@ def main() -> None:
     options = parser.parse_args()
     if not SHARED.is_dir():
         raise SystemExit(f"{SHARED} is missing: the benchmark needs real photos and weights.")
-    cpu = next(
-        line.split(": ")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")
-    )
-    machine = f"{cpu}, {len(os.sched_getaffinity(0))} cores, {platform.system()} {platform.machine()}"
-    lines = ["# The whole job on real photos", "", f"{machine}, {datetime.date.today()}. No GPU was there.", ""]
+    lines = ["# The whole job on real photos", "", f"{machine()}, {datetime.date.today()}. No GPU was there.", ""]
     lines += [
-        "`python benchmarks/whole_job.py " + " ".join(sys.argv[1:]) + "`: MobileNetV2 0.35 at 160 px, defaults otherwise.",
+        "`python -m benchmarks.whole_job " + " ".join(sys.argv[1:]) + "`: MobileNetV2 0.35 at 160 px, defaults otherwise.",
         "The tutorial's recipe takes 385 s wall, 461 CPU s and reaches 0.864 on `flowers` (not measured in this run).",
         "",
     ]

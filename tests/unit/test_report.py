@@ -342,6 +342,15 @@ def test_page_with_features_shows_labels_odd_photos_and_late_copies(context):
     assert "training 59" in text, "what the audit excluded must be gone from the counts"
 
 
+def test_data_that_cannot_be_used_says_so_at_the_top_and_keeps_the_list_folded(context):
+    explored(context)
+    refusals = [["9 of 20 files are quarantined.", ["9 x 0 bytes", "a<b>.jpg: 0 bytes"], "Repair them."]]
+    context.workdir.write_json("stages/split/refusals.json", refusals)
+    page = drawn(context)
+    assert "Nobody can train on this data as it is. 9 of 20 files are quarantined. Repair them." in top_of(page)
+    assert "a&lt;b&gt;.jpg" in page and "No model yet" not in page
+
+
 def test_leak_free_accuracy_is_at_the_top_only_where_there_are_leaks(context):
     everything(context, num_leaks=2)
     assert "on 22 photos. The other 2 held-out photos have copies" in top_of(drawn(context))
