@@ -173,6 +173,7 @@ class _Walk:
                 self.entries.append(_quarantined(path, label, split, fault))
             elif child.is_dir():
                 if child.name in _JUNK_FOLDERS:
+                    self.entries.append(_junk_folder(path))
                     continue
                 if PurePath(child.name).suffix.lower() in IMAGE_EXTENSIONS:
                     self.entries.append(_ignored(path, "a folder named like a photo"))
@@ -205,6 +206,7 @@ def _folders_beside_files(folder: str, prefix: str, walk: _Walk) -> list[os.DirE
     folders = []
     for child in _children(folder):
         if child.name in _JUNK_FOLDERS or (child.name.startswith(".") and child.is_dir()):
+            walk.entries.append(_junk_folder(prefix + to_text(child.name)))
             continue
         if child.is_dir():
             folders.append(child)
@@ -228,6 +230,11 @@ def _file_entry(file: os.DirEntry[str], path: str, label: str | None, split: Spl
     if not stat.S_ISREG(status.st_mode):
         return _ignored(path, "not a regular file")
     return Entry(path, label, split, status.st_size, str(status.st_mtime_ns))
+
+
+def _junk_folder(path: str) -> Entry:
+    """One entry for the whole of it: what lies in it is nobody's photo."""
+    return _ignored(f"{path}/", "a folder that systems leave beside photos")
 
 
 def _ignored(path: str, reason: str) -> Entry:

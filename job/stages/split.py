@@ -61,8 +61,8 @@ def split(
         DataUnusable: where there is no usable photo at all. Everything else that forbids training is in `refusals`.
     """
     draft = _Draft(examples)
-    draft.check_budget(max_quarantined_fraction)
     draft.quarantine_label_conflicts()
+    draft.check_budget(max_quarantined_fraction)
     draft.group(config.near_duplicate_bits, images)
     draft.exclude_label_conflicts()
     draft.take_given_splits()

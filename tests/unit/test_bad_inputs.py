@@ -28,7 +28,7 @@ CONFIG = IntakeConfig(image_size=48, workers=1, max_quarantined_fraction=1)
 ROWS = sorted({case.row for case in CASES})
 GOOD = {f"{kind}/{kind}-{k:03d}.jpg" for kind in ("stripes", "checks") for k in range(4)}
 # What lies inside an odd folder is a photo like any other.
-FOUND_INSIDE = {16: {"stripes/folder.jpg/in-it.jpg"}}
+FOUND_INSIDE = {16: {"stripes/folder.jpg/in-it.jpg"}, 7: {"stripes/.ipynb_checkpoints/", "stripes/@eaDir/"}}
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,8 @@ def test_what_people_and_systems_leave_behind_is_ignored(tmp_path):
     found = verdicts(tmp_path)
     assert found.pop("cat/a.jpg") == (None, "")
     assert found.pop("stray.jpg") == ("ignored", "outside every class folder")
-    assert all(verdict == "ignored" for verdict, _ in found.values()) and len(found) == 6
+    assert found["cat/.ipynb_checkpoints/"] == ("ignored", "a folder that systems leave beside photos")
+    assert all(verdict == "ignored" for verdict, _ in found.values()) and len(found) == 7
 
 
 def test_links_stay_inside_and_every_file_is_seen_once(tmp_path):

@@ -108,6 +108,17 @@ def test_too_many_bad_files_are_refused_with_the_list(tmp_path, context):
     assert made_split(folder, context, budget=0.3).refusals == ()
 
 
+def test_label_conflicts_count_against_the_budget(tmp_path, context):
+    folder = paint_classes(tmp_path / "photos", per_class=6)
+    for k in range(3):
+        (folder / "stripes" / f"twin-{k}.jpg").write_bytes((folder / "checks" / f"checks-{k:03d}.jpg").read_bytes())
+    (refusal,) = made_split(folder, context, budget=0.2).refusals
+    assert "6 of 15 files are quarantined" in refusal.finding
+    assert (
+        "6 x label conflict: the same bytes as checks" not in refusal.details[0] and "label conflict" in refusal.details[0]
+    )
+
+
 def test_no_usable_photo_at_all_ends_the_run(tmp_path, context):
     for name in ("cat", "dog"):
         (tmp_path / "photos" / name).mkdir(parents=True)
