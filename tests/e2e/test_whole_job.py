@@ -203,7 +203,7 @@ def test_stop_signal_ends_with_143_and_the_same_command_goes_on(painted, tmp_pat
     assert process.returncode == 143, errors
     assert "Stopped by SIGTERM" in errors and "same command goes on" in errors and "Traceback" not in errors
     finished = {p.stem for p in (out / "stages").glob("*.json")}
-    assert finished == {"intake", "split", "explore", "extract", "head"}
+    assert finished == {"intake", "split", "explore", "extract", "audit", "head"}
     again = plan_of(out, painted, *quick_settings("fine_tune.epochs=500"))
     assert not any(again[name] for name in finished) and again["fine_tune"]
 
