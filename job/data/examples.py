@@ -56,11 +56,15 @@ class Examples:
     @classmethod
     def from_records(cls, records: Iterable[Mapping[str, Any]], class_names: Sequence[str]) -> Self:
         records = list(records)
-        columns = {}
-        for field in SCHEMA:
-            values = [r.get(field.name, DEFAULTS.get(field.name)) for r in records]
-            columns[field.name] = np.asarray(values, _numpy_type(field.type))
-        return cls(columns, tuple(class_names))
+        names = [f.name for f in SCHEMA]
+        return cls.from_columns({n: [r.get(n, DEFAULTS.get(n)) for r in records] for n in names}, class_names)
+
+    @classmethod
+    def from_columns(cls, columns: Mapping[str, Sequence[Any]], class_names: Sequence[str]) -> Self:
+        """Columns that are left out hold the default of each row."""
+        num_rows = len(columns["path"])
+        values = {f.name: columns.get(f.name, [DEFAULTS.get(f.name)] * num_rows) for f in SCHEMA}
+        return cls({f.name: np.asarray(values[f.name], _numpy_type(f.type)) for f in SCHEMA}, tuple(class_names))
 
     @classmethod
     def load(cls, path: Path) -> Self:

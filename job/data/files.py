@@ -159,9 +159,10 @@ class LocalFiles:
 
 def read_files(root: Path, paths: Iterable[str]) -> Iterator[bytes | OSError]:
     """The bytes of each file, by its path as `to_text` writes it; an error in the place of what cannot be read."""
+    folder = str(root).rstrip("/")
     for path in paths:
         try:
-            descriptor = os.open(root / from_text(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            descriptor = os.open(f"{folder}/{from_text(path)}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             with open(descriptor, "rb") as file:
                 yield file.read()
         except OSError as error:

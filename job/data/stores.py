@@ -8,7 +8,7 @@ stopped. Rows are read through memory maps by row number.
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ class StoreWriter:
     def __init__(self, folder: Path, row_shape: Sequence[int], dtype: str) -> None:
         self._workdir = Workdir(folder)
         self.row_shape, self._dtype = tuple(row_shape), np.dtype(dtype)
+        self._seen: dict[int, Shard] = {}  # Without `extra`, so that the index can be written without reading it all again.
         folder.mkdir(parents=True, exist_ok=True)
 
     def committed(self, shard: int, key: str) -> Shard | None:
@@ -46,6 +47,7 @@ class StoreWriter:
         file = self._workdir.path(_array_name(shard))
         if found is None or found.key != key or not file.is_file() or digest_of_file(file) != found.sha256:
             return None
+        self._seen[shard] = replace(found, extra=None)
         return found
 
     def open_shard(self, shard: int, capacity: int) -> Path:
@@ -66,7 +68,8 @@ class StoreWriter:
         sync(path)
         os.replace(path, self._workdir.path(_array_name(shard)))
         committed = Shard(key, num_rows, digest, extra)
-        self._workdir.write_json(_record_name(shard), committed.__dict__)
+        self._seen[shard] = replace(committed, extra=None)
+        self._workdir.write_json(_record_name(shard), committed.__dict__, indent=None)
         return committed
 
     def write(self, shard: int, key: str, rows: np.ndarray) -> Shard:
@@ -81,7 +84,7 @@ class StoreWriter:
 
     def finish(self, num_shards: int) -> "ArrayStore":
         """Write the index over shards 0 to `num_shards` - 1 and remove what lies beyond them."""
-        shards = [_read_record(self._workdir, k) for k in range(num_shards)]
+        shards = [self._seen.get(k) or _read_record(self._workdir, k) for k in range(num_shards)]
         index = {
             "row_shape": self.row_shape,
             "dtype": self._dtype.str,

@@ -1,10 +1,13 @@
 """Disposable decode processes: the only place where untrusted bytes meet a parser.
 
-Each process decodes one shard after the other straight into the shard's file and reports every photo as it is done. One
-that crashes or hangs is replaced and its shard goes on behind the photo that broke it, so a bad file costs itself only.
+Each process decodes one shard after the other straight into the shard's file, and writes a line into a pipe for every photo
+as it is done. What is in the pipe outlives the process: one that crashes or hangs is replaced and its shard goes on behind
+the photo that broke it, so a bad file costs itself only. Nobody waits at that pipe, it is emptied every now and then: to be
+woken for every photo takes a good part of the time of the photos (docs/decisions/0007-intake-at-scale.md).
 """
 
 import io
+import json
 import multiprocessing
 import os
 import resource
@@ -12,8 +15,8 @@ import signal
 import time
 import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from hashlib import sha256
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -30,7 +33,9 @@ from job.telemetry import Telemetry
 Record = dict[str, Any]
 
 _READY = "ready"
+_SECONDS_BETWEEN_LOOKS = 0.02  # A pipe holds the records of some 200 photos; then its writer has to wait.
 _FORK_SERVER = multiprocessing.get_context("forkserver")
+_FORK_SERVER.set_forkserver_preload([__name__])  # Imported once, not by each process.
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ def decode_shards(
 
     Raises:
         StorageFailed: where a shard's file cannot be written.
-        Stopped: between photos, where the run is asked to stop.
+        Stopped: soon after the run is asked to stop, without waiting for a shard's end.
     """
     waiting = iter(tasks)
     with ExitStack() as stack:
@@ -76,15 +81,17 @@ def decode_shards(
             workers.append(_Worker(source, rules, limits, context.telemetry))
             stack.callback(workers[-1].close)
             workers[-1].assign(task)
+        following = next(waiting, None)  # Made ready beforehand, because its file may have to wait for the disk.
         while busy := [w for w in workers if w.task is not None]:
             context.stop.check()
-            ready = wait([w.connection for w in busy], timeout=0.25)
+            ready = wait([w.connection for w in busy], timeout=_SECONDS_BETWEEN_LOOKS)
             for worker in busy:
-                finished = worker.receive() if worker.connection in ready else worker.check_time()
-                if finished is not None:
-                    following = next(waiting, None)
+                if worker.connection not in ready:
+                    worker.check_time()
+                elif (finished := worker.receive()) is not None:
                     if following is not None:
                         worker.assign(following)
+                        following = next(waiting, None)
                     yield finished
 
 
@@ -96,13 +103,16 @@ class _Worker:
 
     def _start(self) -> None:
         self.connection, far_end = _FORK_SERVER.Pipe()
-        self._process = _FORK_SERVER.Process(
-            target=_work, args=(far_end, self._source, self._rules, self._limits.memory_mb), daemon=True
-        )
+        self._records, records_far_end = _FORK_SERVER.Pipe(duplex=False)
+        os.set_blocking(self._records.fileno(), False)
+        self._started_line = b""
+        arguments = (far_end, records_far_end, self._source, self._rules, self._limits.memory_mb)
+        self._process = _FORK_SERVER.Process(target=_work, args=arguments, daemon=True)
         self._process.start()
         self._is_ready = False
         self._cpu_s = 0.0
         far_end.close()
+        records_far_end.close()
 
     def assign(self, task: ShardTask) -> None:
         self.task = task
@@ -114,7 +124,7 @@ class _Worker:
             self._replace()
 
     def receive(self) -> ShardTask | None:
-        """Take what the process has sent; give back the task when that was its last photo."""
+        """Take what the process has sent; give back the task when it is done."""
         assert self.task is not None
         try:
             message = self.connection.recv()
@@ -126,19 +136,32 @@ class _Worker:
             )
         if isinstance(message, RuntimeError):
             raise message
-        self._last_news = time.monotonic()  # Starting a process takes its time, which is no photo's fault.
-        self._is_ready = True
         if message == _READY:
+            self._last_news = time.monotonic()  # Starting a process takes its time, which is no photo's fault.
+            self._is_ready = True
             return None
-        record, self._cpu_s = message
-        self.task.records.append(record)
-        return self._finished()
+        self._cpu_s = message
+        self._take_records()
+        return self._given_back()
 
-    def check_time(self) -> ShardTask | None:
-        if self._is_ready and time.monotonic() - self._last_news > self._limits.timeout_s:
+    def check_time(self) -> None:
+        """Take the records that there are, and kill the process where it has been at one photo for too long."""
+        if self._take_records():
+            self._last_news = time.monotonic()
+        elif self._is_ready and time.monotonic() - self._last_news > self._limits.timeout_s:
             self._timed_out = True
             self._process.kill()
-        return None
+
+    def _take_records(self) -> int:
+        """Move what is in the pipe to the task. A line that the end of its process cut short counts as not written."""
+        assert self.task is not None
+        text = self._started_line
+        with suppress(BlockingIOError):
+            while chunk := os.read(self._records.fileno(), 1 << 16):
+                text += chunk
+        *lines, self._started_line = text.split(b"\n")
+        self.task.records += map(json.loads, lines)
+        return len(lines)
 
     def _replace(self) -> ShardTask | None:
         """The process is gone: blame the photo it was at (after a second try, unless it hung) and go on behind it."""
@@ -146,29 +169,31 @@ class _Worker:
         self._process.join()
         if not self._is_ready:
             raise JobError(f"A decode process did not start (exit code {self._process.exitcode}).")
+        if self._take_records():
+            self._timed_out = False  # The photo in question was done when the signal came; the next one is to be spared.
         at, task = len(self.task.records), self.task
-        if self._timed_out:
+        if at == len(task.entries):
+            pass  # It went after its last photo and before it could say so.
+        elif self._timed_out:
             self._blame(f"took longer to decode than intake.decode_timeout_s ({self._limits.timeout_s:g})")
         elif task.crashed_at == at:
             self._blame(f"the decoder crashed on it twice (exit code {self._process.exitcode})")
         else:
             task.crashed_at = at
         self.connection.close()
+        self._records.close()
         self._telemetry.cpu_s_elsewhere += self._cpu_s
         self._start()
         if len(task.records) < len(task.entries):
             self.assign(task)
             return None
-        return self._finished()
+        return self._given_back()
 
     def _blame(self, reason: str) -> None:
         assert self.task is not None
         self.task.records.append(_record(self.task.entries[len(self.task.records)], "quarantined", reason))
 
-    def _finished(self) -> ShardTask | None:
-        assert self.task is not None
-        if len(self.task.records) < len(self.task.entries):
-            return None
+    def _given_back(self) -> ShardTask | None:
         task, self.task = self.task, None
         return task
 
@@ -176,10 +201,11 @@ class _Worker:
         self._process.kill()
         self._process.join()
         self.connection.close()
+        self._records.close()
         self._telemetry.cpu_s_elsewhere += self._cpu_s
 
 
-def _work(connection: Connection, source: Source, rules: DecodeRules, memory_mb: int) -> None:
+def _work(connection: Connection, records: Connection, source: Source, rules: DecodeRules, memory_mb: int) -> None:
     """The process: decode shard after shard until the other end is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means.
     in_use = (
@@ -199,7 +225,8 @@ def _work(connection: Connection, source: Source, rules: DecodeRules, memory_mb:
                     if pixels is not None:
                         _write_all(file, pixels, HEADER_BYTES + row * row_bytes)
                         row += 1
-                    connection.send((record, time.process_time()))
+                    os.write(records.fileno(), json.dumps(record).encode() + b"\n")
+            connection.send(time.process_time())
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
     except OSError as error:
@@ -233,4 +260,4 @@ def _record(
     entry: Entry, status: str, reason: str, facts: Facts | None = None, num_bytes: int | None = None, digest: str = ""
 ) -> Record:
     size = entry.num_bytes if num_bytes is None else num_bytes
-    return {"status": status, "reason": reason, "num_bytes": size, "sha256": digest, **asdict(facts or Facts())}
+    return {"status": status, "reason": reason, "num_bytes": size, "sha256": digest, **vars(facts or Facts())}

@@ -4,11 +4,14 @@ It is the only reader of untrusted bytes, and it never writes to the source.
 """
 
 import io
+from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from hashlib import sha256
-from typing import Self
+from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -17,7 +20,7 @@ from job.context import Context
 from job.data.decode import SCHEMA, DecodeRules
 from job.data.examples import Examples
 from job.data.sources import Entry, Listing, Source
-from job.data.stores import ROWS_PER_SHARD, ArrayStore, StoreWriter
+from job.data.stores import ROWS_PER_SHARD, ArrayStore, Shard, StoreWriter
 from job.data.workers import Limits, Record, ShardTask, decode_shards, usable_cores
 from job.errors import DataUnusable
 from job.storage.workdir import Workdir
@@ -25,6 +28,10 @@ from job.storage.workdir import Workdir
 TABLE = "stages/intake/table.parquet"
 KNOWN = "stages/intake/known.parquet"
 IMAGES = "cache/images"
+# What the table holds where a file was not decoded.
+_BLANK = {"status": "", "reason": "", "format": "", "mode": "", "sha256": "", "width": 0, "height": 0, "phash": 0}
+_BLANK |= {"brightness": 0.0, "contrast": 0.0, "has_exif": False}
+_COMMITS_AHEAD = 4
 
 
 @dataclass(frozen=True)
@@ -100,30 +107,35 @@ def _decode_missing(
     tasks = (ShardTask(k, tuple(shards[k]), writer.open_shard(k, len(shards[k]))) for k in missing)
     workers = usable_cores() if config.workers == "auto" else config.workers
     limits = Limits(min(workers, max(1, len(missing))), config.decode_timeout_s, config.worker_memory_mb)
-    with context.telemetry.progress("decode", sum(len(shards[k]) for k in missing), "photos") as progress:
+    commits: deque[Future[Shard]] = deque()
+    with (
+        context.telemetry.progress("decode", sum(len(shards[k]) for k in missing), "photos") as progress,
+        # A thread, because a worker that is done must not wait until another one's shard is on the disk.
+        ThreadPoolExecutor(1) as thread,
+    ):
         for task in decode_shards(tasks, source, rules, limits, context):
-            writer.commit(task.shard, keys[task.shard], task.file, task.num_rows, task.records)
+            key = keys[task.shard]
+            commits.append(thread.submit(writer.commit, task.shard, key, task.file, task.num_rows, task.records))
             records[task.shard] = task.records
             progress.advance(len(task.records))
+            while commits and (commits[0].done() or len(commits) > _COMMITS_AHEAD):
+                commits.popleft().result()
+        for waiting in commits:
+            waiting.result()
     return records
 
 
 def _table(listing: Listing, records: list[Record]) -> Examples:
     """One row for each entry of the listing; `records` are those of the entries without a verdict, in order."""
-    decoded = iter(records)
-    rows = []
-    next_row = 0
-    for entry in listing.entries:
-        row = {"path": entry.path, "label": entry.label, "given_split": entry.split, "num_bytes": entry.num_bytes}
-        if entry.verdict is None:
-            row |= next(decoded)
-        else:
-            row |= {"status": entry.verdict, "reason": entry.reason}
-        if row["status"] in ("used", "converted"):
-            row["row"] = next_row
-            next_row += 1
-        rows.append({"brightness": 0.0, "contrast": 0.0, "has_exif": False, "width": 0, "height": 0, "phash": 0, **row})
-    return Examples.from_records([{"sha256": "", "format": "", "mode": "", **r} for r in rows], listing.class_names)
+    entries, decoded = listing.entries, iter(records)
+    rows = [next(decoded) if e.verdict is None else {"status": e.verdict, "reason": e.reason} for e in entries]
+    columns: dict[str, list[Any]] = {name: [r.get(name, blank) for r in rows] for name, blank in _BLANK.items()}
+    columns |= {"path": [e.path for e in entries], "label": [e.label for e in entries]}
+    columns |= {"given_split": [e.split for e in entries]}
+    columns["num_bytes"] = [r.get("num_bytes", e.num_bytes) for r, e in zip(rows, entries, strict=True)]
+    has_pixels = np.isin(columns["status"], ("used", "converted"))
+    columns["row"] = np.where(has_pixels, np.cumsum(has_pixels) - 1, -1).tolist()
+    return Examples.from_columns(columns, listing.class_names)
 
 
 def _remember(workdir: Workdir, listing: Listing, examples: Examples) -> None:

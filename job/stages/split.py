@@ -14,7 +14,7 @@ import numpy as np
 
 from job.config import SplitConfig
 from job.context import Context
-from job.data.duplicates import confirmed, group_ids, near_pairs, without_conflicts, without_leaks
+from job.data.duplicates import confirmed, exact_pairs, group_ids, near_pairs, without_conflicts, without_leaks
 from job.data.examples import Examples
 from job.data.stores import ArrayStore
 from job.errors import DataUnusable
@@ -114,16 +114,20 @@ class _Draft:
         for index in self._usable():
             copies[self._examples["sha256"][index]].append(index)
         for indices in copies.values():
-            if len({self._label(i) for i in indices}) > 1:
+            first_with = {self._label(i): i for i in reversed(indices)}
+            if len(first_with) > 1:
                 for index in indices:
-                    other = next(i for i in indices if self._label(i) != self._label(index))
+                    other = min(first for label, first in first_with.items() if label != self._label(index))
                     self._set(index, "quarantined", f"label conflict: the same bytes as {self._path(other)}")
 
     def group(self, max_bits: int, images: ArrayStore) -> None:
         usable = self._usable()
-        pairs = near_pairs(self._examples["phash"][usable], max_bits)
-        pairs = pairs[confirmed(self._examples["row"][usable][pairs], images)]
-        self.group_of[usable] = usable[group_ids(len(usable), pairs)]
+        digest, phash, brightness, row = (self._examples[n][usable] for n in ("sha256", "phash", "brightness", "row"))
+        exact = exact_pairs(digest)
+        first_of_its_bytes = np.setdiff1d(np.arange(len(usable)), exact[:, 1])
+        pairs = first_of_its_bytes[near_pairs(phash[first_of_its_bytes], max_bits, brightness[first_of_its_bytes])]
+        pairs = pairs[confirmed(row[pairs], images)]
+        self.group_of[usable] = usable[group_ids(len(usable), np.concatenate([exact, pairs]))]
 
     def exclude_label_conflicts(self) -> None:
         resolved = without_conflicts(self.examples())

@@ -1,7 +1,10 @@
 """intake and its workers, with real processes."""
 
 import os
+import select
 import shutil
+import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +16,9 @@ from job.context import Context
 from job.data import workers
 from job.data.decode import DecodeRules, decode
 from job.data.sources import FolderSource
+from job.data.stores import HEADER_BYTES, StoreWriter
 from job.data.workers import Limits, ShardTask, decode_shards
-from job.errors import DataUnusable, Stopped
+from job.errors import DataUnusable, Stopped, StorageFailed
 from job.stages.intake import Intake, intake, source_digest
 from job.storage.workdir import Workdir
 from job.telemetry import Telemetry
@@ -111,8 +115,6 @@ class _Source(FolderSource):
             if "crash" in entry.path:
                 os.kill(os.getpid(), 9)
             if "hang" in entry.path:
-                import time
-
                 time.sleep(60)
             yield payload
 
@@ -135,29 +137,58 @@ def test_crashing_and_hanging_photos_cost_only_themselves(folder, context):
     assert len(found.images) == 12
 
 
-def test_killed_worker_costs_nothing(tmp_path, context, monkeypatch):
-    folder = paint_classes(tmp_path / "photos", per_class=100)
-    source = FolderSource(folder.resolve())
+class _Tried(FolderSource):
+    """Writes down each file that a worker begins with."""
+
+    def read(self, entries):
+        for entry, payload in zip(entries, super().read(entries), strict=True):
+            with open(self.log, "a") as log:
+                log.write(entry.path + "\n")
+            yield payload
+
+    @property
+    def log(self):
+        return self.root.parent / "tried"
+
+    def tried(self):
+        return Counter(self.log.read_text().splitlines())
+
+
+def decode_one_shard(source, context, tmp_path, timeout_s=30.0):
     entries = source.listing().entries
-    killed = []
-    start = workers._Worker.receive
-
-    def receive(self):
-        if len(self.task.records) == 60 and not killed:
-            killed.append(self._process.pid)
-            self._process.kill()
-            self._process.join()
-        return start(self)
-
-    monkeypatch.setattr(workers._Worker, "receive", receive)
     store = tmp_path / "shard"
     store.write_bytes(b"")
     rules = DecodeRules(48, "squash", 10**8, 8, 20)
-    (task,) = decode_shards([ShardTask(0, entries, store)], source, rules, Limits(1, 30, 1024), context)
-    assert killed and len(task.records) == 200 and all(r["status"] == "used" for r in task.records)
+    (task,) = decode_shards([ShardTask(0, entries, store)], source, rules, Limits(1, timeout_s, 1024), context)
+    pixels = np.frombuffer(store.read_bytes()[HEADER_BYTES:], np.uint8).reshape(-1, 48, 48, 3)
+    good = [e for e, r in zip(entries, task.records, strict=True) if r["status"] == "used"]
+    assert len(pixels) == len(good)
+    for entry, stored in zip(good, pixels, strict=True):
+        assert np.array_equal(stored, decode((source.root / entry.path).read_bytes(), rules).pixels_HWC)
+    return entries, task.records
 
 
-class _KilledOnce(FolderSource):
+def test_worker_killed_from_outside_costs_one_file_a_second_try(tmp_path, context, monkeypatch):
+    source = _Tried(paint_classes(tmp_path / "photos", per_class=100).resolve())
+    killed = []
+    take = workers._Worker._take_records
+
+    def take_and_kill(self):
+        if source.log.exists() and source.log.read_text().count("\n") >= 60 and not killed:
+            killed.append(self._process.pid)  # With records in the pipe that nobody has read yet.
+            self._process.kill()
+            self._process.join()
+        return take(self)
+
+    monkeypatch.setattr(workers._Worker, "_take_records", take_and_kill)
+    entries, records = decode_one_shard(source, context, tmp_path)
+    assert killed and [r["status"] for r in records] == ["used"] * 200
+    assert [r["num_bytes"] for r in records] == [e.num_bytes for e in entries]
+    tried = source.tried()
+    assert tried.keys() == {e.path for e in entries} and tried.total() <= 201
+
+
+class _KilledOnce(_Tried):
     """Its first reader dies in the middle, as if the system had killed it."""
 
     def read(self, entries):
@@ -178,6 +209,76 @@ def test_worker_killed_in_the_middle_costs_a_second_try_and_no_pixels(folder, co
     assert found.examples.digest == whole.examples.digest
     rows = range(len(whole.images))
     assert np.array_equal(found.images.rows(rows), whole.images.rows(rows))
+    assert {path for path, count in source.tried().items() if count > 1} == {"checks/checks-003.jpg"}
+
+
+class _HangsAt(_Tried):
+    def read(self, entries):
+        for entry, payload in zip(entries, super().read(entries), strict=True):
+            if "hang" in entry.path:
+                time.sleep(600)
+            yield payload
+
+
+def test_hang_is_blamed_on_its_photo_and_costs_no_other_a_second_try(tmp_path, context):
+    folder = paint_classes(tmp_path / "photos", per_class=50)
+    paint(folder / "checks" / "checks-025-hang.jpg", 50)
+    source = _HangsAt(folder.resolve())
+    entries, records = decode_one_shard(source, context, tmp_path, timeout_s=1.0)
+    blamed = {e.path for e, r in zip(entries, records, strict=True) if r["status"] != "used"}
+    assert blamed == {"checks/checks-025-hang.jpg"}
+    assert set(source.tried().values()) == {1} and source.tried().keys() == {e.path for e in entries}
+
+
+def test_photo_that_is_done_just_when_its_time_is_up_is_kept_and_the_next_is_not_blamed(tmp_path, context, monkeypatch):
+    source = _Tried(paint_classes(tmp_path / "photos", per_class=100).resolve())
+    check, ended = workers._Worker.check_time, []
+
+    def end_with_unread_records(self):
+        if self._is_ready and not ended and self._process.is_alive():
+            select.select([self._records.fileno()], [], [])
+            ended.append(True)
+            self._timed_out = True
+            self._process.kill()
+        elif not ended:
+            check(self)
+
+    monkeypatch.setattr(workers._Worker, "check_time", end_with_unread_records)
+    _, records = decode_one_shard(source, context, tmp_path)
+    assert ended and [r["status"] for r in records] == ["used"] * 200
+
+
+def test_shard_that_cannot_be_saved_ends_the_run_and_leaves_no_index(folder, context, monkeypatch):
+    def disk_full(*_):
+        raise StorageFailed("no space left")
+
+    monkeypatch.setattr("job.stages.intake.StoreWriter.commit", disk_full)
+    with pytest.raises(StorageFailed, match="no space left"):
+        take_in(folder, context)
+    assert not list(Path(context.workdir.root).rglob("index.json"))
+
+
+def test_what_is_decoded_when_the_stop_comes_is_saved(tmp_path, context, monkeypatch):
+    monkeypatch.setattr("job.stages.intake.ROWS_PER_SHARD", 4)
+    folder = paint_classes(tmp_path / "photos", per_class=40)
+    commit = StoreWriter.commit
+
+    def commit_and_stop(*arguments):
+        context.stop.request()
+        return commit(*arguments)
+
+    monkeypatch.setattr("job.stages.intake.StoreWriter.commit", commit_and_stop)
+    with pytest.raises(Stopped):
+        take_in(folder, context)
+    saved = {p.name: p.stat().st_ino for p in (context.workdir.root / "cache" / "images").glob("shard-*.npy")}
+    assert 0 < len(saved) < 20
+    monkeypatch.undo()
+    monkeypatch.setattr("job.stages.intake.ROWS_PER_SHARD", 4)
+    again = Context(context.workdir, Telemetry(None))
+    assert len(take_in(folder, again).images) == 80
+    images = context.workdir.root / "cache" / "images"
+    assert all((images / name).stat().st_ino == inode for name, inode in saved.items())
+    assert {p.suffix for p in images.iterdir()} == {".npy", ".json"}
 
 
 def test_memory_limit_turns_a_greedy_photo_away(tmp_path, context):

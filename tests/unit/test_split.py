@@ -1,12 +1,15 @@
 import re
+import tracemalloc
 from collections import Counter
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from job.config import IntakeConfig, SplitConfig
-from job.data.duplicates import confirmed, group_ids, near_pairs
+from job.data.duplicates import confirmed, exact_pairs, group_ids, near_pairs
 from job.data.examples import Examples
 from job.data.sources import FolderSource
 from job.data.stores import StoreWriter
@@ -256,6 +259,53 @@ def test_near_pairs_are_those_of_a_full_comparison():
         distance = np.bitwise_count(hashes[:, None] ^ hashes[None, :])
         expected = {(i, j) for i in range(300) for j in range(i + 1, 300) if distance[i, j] <= bits}
         assert {tuple(p) for p in near_pairs(hashes, bits).tolist()} == expected and expected
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([0, 2**63, 0x0F0F0F0F0F0F0F0F]), st.sets(st.integers(0, 63), max_size=5)), max_size=32
+    ),
+    st.integers(0, 6),
+)
+def test_near_pairs_agree_with_a_full_comparison_whatever_the_hashes(made_of, bits):
+    hashes = np.asarray([base ^ sum(1 << b for b in flipped) for base, flipped in made_of], np.uint64)
+    expected = [
+        [i, j] for i in range(len(hashes)) for j in range(i + 1, len(hashes)) if (hashes[i] ^ hashes[j]).bit_count() <= bits
+    ]
+    assert near_pairs(hashes, bits, np.arange(len(hashes))[::-1]).tolist() == expected
+
+
+def test_mass_of_equal_hashes_makes_few_pairs_and_stays_linked():
+    """Two masses one bit apart, and photos near to both: 25,000 black frames would make 312 million pairs."""
+    rng = np.random.default_rng(0)
+    hashes = np.repeat(np.asarray([7, 6, 6 ^ 2**40, 2**63 - 1], np.uint64), [20_000, 5_000, 10, 1])
+    shuffled = rng.permutation(len(hashes))
+    brightness = rng.random(len(hashes))
+    tracemalloc.start()
+    pairs = near_pairs(hashes[shuffled], 4, brightness)
+    peak_mb = tracemalloc.get_traced_memory()[1] / 2**20
+    tracemalloc.stop()
+    assert len(pairs) <= 6 * len(hashes) and peak_mb < 50
+    lonely = int(np.flatnonzero(shuffled == len(hashes) - 1)[0])
+    groups = group_ids(len(hashes), pairs)
+    assert set(groups.tolist()) == {0, lonely} and (groups == lonely).sum() == 1
+    equal = hashes[shuffled][pairs[:, 0]] == hashes[shuffled][pairs[:, 1]]
+    apart = np.abs(brightness[pairs[equal, 0]] - brightness[pairs[equal, 1]])
+    assert np.median(apart) < 1e-3  # Neighbours in brightness, where copies are.
+
+
+def test_exact_copies_are_linked_in_a_chain():
+    assert exact_pairs(np.asarray(["a", "b", "a", "a", "c", "b"], object)).tolist() == [[0, 2], [2, 3], [1, 5]]
+    assert exact_pairs(np.asarray([], object)).shape == (0, 2)
+
+
+def test_thousands_of_exact_copies_are_one_group(no_images, context):
+    """They need no look at pixels, of which this store has none."""
+    examples = made_up({"a": 50, "b": 50})
+    rows = np.concatenate([np.arange(100), np.full(3_000, 3)])
+    many = Examples({name: column[rows] for name, column in examples.columns.items()}, examples.class_names)
+    done = split_made_up(many, no_images, context)
+    assert len(set(done["group"].tolist())) == 100 and (done["group"] == 3).sum() == 3_001
 
 
 def test_groups_are_connected_components():

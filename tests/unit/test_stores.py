@@ -1,9 +1,11 @@
 import json
+from hashlib import sha256
 
 import numpy as np
 import pytest
 
 from job.data.stores import ArrayStore, StoredViews, StoreWriter
+from job.storage.workdir import Workdir
 
 
 @pytest.fixture
@@ -73,6 +75,32 @@ def test_extra_facts_of_a_shard_come_back(folder):
     path = writer.open_shard(0, capacity=5)
     writer.commit(0, "k", path, 2, extra=[{"path": "ü"}])
     assert writer.committed(0, "k").extra == [{"path": "ü"}] and len(writer.finish(1)) == 2
+
+
+def test_record_is_written_when_its_array_is_on_the_disk(folder, monkeypatch):
+    on_disk, write_json = [], Workdir.write_json
+    monkeypatch.setattr("job.data.stores.sync", lambda path: on_disk.append(path.read_bytes()))
+
+    def after_the_array(self, name, value, **how):
+        assert on_disk == [(folder / "shard-00000.npy").read_bytes()]
+        assert sha256(on_disk[0]).hexdigest() == value["sha256"]
+        write_json(self, name, value, **how)
+
+    monkeypatch.setattr(Workdir, "write_json", after_the_array)
+    StoreWriter(folder, (2,), "float32").write(0, "k", np.ones((3, 2)))
+    assert on_disk and json.loads((folder / "shard-00000.json").read_text())["num_rows"] == 3
+
+
+def test_index_knows_shards_of_this_writer_and_of_earlier_ones(folder):
+    StoreWriter(folder, (2,), "float32").write(0, "a", np.ones((2, 2)))
+    StoreWriter(folder, (2,), "float32").write(1, "b", np.zeros((3, 2)))
+    writer = StoreWriter(folder, (2,), "float32")
+    assert writer.committed(0, "a") and writer.committed(1, "no longer") is None
+    writer.write(2, "c", np.zeros((1, 2)))
+    writer.write(2, "d", np.full((4, 2), 5))
+    store = writer.finish(3)
+    assert [(s.key, s.num_rows) for s in store.shards] == [("a", 2), ("b", 3), ("d", 4)]
+    assert ArrayStore.is_intact(folder) and store.rows([8])[0, 0] == 5
 
 
 def test_views_of_training_photos_are_found(tmp_path):
