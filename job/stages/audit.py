@@ -51,7 +51,7 @@ class Audit:
 def audit(config: AuditConfig, *, examples: Examples, images: ArrayStore, features: ArrayStore, context: Context) -> Audit:
     """
     Raises:
-        DataUnusable: where too little of a class is left once copies are excluded.
+        DataUnusable: where a class has no training photo left once copies are excluded.
         Stopped.
     """
     gallery = Gallery(context.workdir, FOLDER, images)
@@ -97,12 +97,12 @@ def _without_late_copies(
 
 
 def _check_classes(examples: Examples) -> None:
-    train = np.bincount(examples.labels[examples.of("train")], minlength=len(examples.class_names))
-    poor = [f"  {name}: {count}" for name, count in zip(examples.class_names, train, strict=True) if count < 2]
-    if poor:
+    trained = set(examples["label"][examples.of("train")])
+    lost = [name for name in examples.class_names if name not in trained]
+    if lost:
         raise DataUnusable(
-            "Classes with fewer than 2 training photos, once copies of held-out photos and pictures with two labels are "
-            "left out:\n" + "\n".join(poor) + "\nAdd photos, or remove these classes."
+            f"No training photo is left of {', '.join(lost)}, once copies of held-out photos and pictures under two classes "
+            "are left out. Add photos, or remove these classes."
         )
 
 
