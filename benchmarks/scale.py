@@ -11,7 +11,6 @@ import datetime
 import json
 import math
 import os
-import platform
 import re
 import statistics
 import subprocess
@@ -26,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+
 FLOWERS = ROOT.parent / "shared" / "data" / "flowers"
 CROP_PX, IMAGE_SIZE, NUM_CLASSES, NUM_PROCESSES = 128, 96, 5, 2
 
@@ -345,14 +344,13 @@ def main() -> None:
         return
     if not FLOWERS.is_dir():
         raise SystemExit(f"{FLOWERS} is missing: the benchmark needs real photos.")
-    cpu = next(
-        line.split(": ")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")
-    )
+    from benchmarks.whole_job import machine  # The parts run as a script, which has no package around it.
+
     num_cores = len(os.sched_getaffinity(0))
     lines = ["# Scale: intake, duplicates, neighbours", ""]
-    lines += [f"{cpu}, {num_cores} cores, {platform.system()} {platform.machine()}, {datetime.date.today()}.", ""]
+    lines += [f"{machine()}, {datetime.date.today()}.", ""]
     lines += [
-        f"`python benchmarks/scale.py {' '.join(sys.argv[1:])}`".replace(" `", "`") + f": {CROP_PX} px crops of flowers,"
+        f"`python -m benchmarks.scale {' '.join(sys.argv[1:])}`".replace(" `", "`") + f": {CROP_PX} px crops of flowers,"
     ]
     lines += [
         f"stored at {IMAGE_SIZE} px, {NUM_PROCESSES} processes on each side; rounds: {', '.join(map(str, options.rounds))}.",

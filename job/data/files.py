@@ -162,13 +162,26 @@ def read_files(root: Path, paths: Iterable[str]) -> Iterator[bytes | OSError]:
     folder = str(root).rstrip("/")
     for path in paths:
         try:
-            descriptor = os.open(f"{folder}/{from_text(path)}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            with open(descriptor, "rb") as file:
-                yield file.read()
+            yield _read(f"{folder}/{from_text(path)}")
         except OSError as error:
             yield error
         except MemoryError:
             yield OSError(errno.ENOMEM, "the file is larger than the memory of a decode process")
+
+
+def _read(path: str) -> bytes:
+    """The whole file in four system calls where Python's file object makes nine."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        chunks = []
+        wanted = os.fstat(descriptor).st_size + 1  # One more, to see the end without asking again.
+        while chunk := os.read(descriptor, wanted):
+            chunks.append(chunk)
+            if len(chunk) == wanted - 1 and len(chunks) == 1:
+                break
+        return b"".join(chunks)
+    finally:
+        os.close(descriptor)
 
 
 def to_text(name: str) -> str:

@@ -160,7 +160,7 @@ class _Worker:
             while chunk := os.read(self._records.fileno(), 1 << 16):
                 text += chunk
         *lines, self._started_line = text.split(b"\n")
-        self.task.records += map(json.loads, lines)
+        self.task.records += json.loads(b"[" + b",".join(lines) + b"]")
         return len(lines)
 
     def _replace(self) -> ShardTask | None:
