@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+# Share of the labels that the probing head must agree with, before its disagreement says something about labels.
+MIN_AGREEMENT = 0.7
 _THIN = 20  # Held-out photos of a class below which its figures are rough.
 _NAMES_SHOWN = 5
 
@@ -122,12 +124,13 @@ def _about_shortcuts(explore: Mapping[str, Any]) -> Iterator[Advice]:
 
 def _about_labels(audit: Mapping[str, Any]) -> Iterator[Advice]:
     issues = audit["label_issues"]
-    if issues["num_likely"]:
+    if issues["num_likely"] and issues["agreement"] >= MIN_AGREEMENT:
         share = issues["num_likely"] / issues["num_examples"]
         yield Advice(
-            share,
-            f"{_count(issues['num_likely'], 'label looks', 'labels look')} wrong ({100 * share:.1f}%).",
-            "Go through label_issues.csv from the top and correct those that are.",
+            0.5 * share,
+            f"{_count(issues['num_likely'], 'label is', 'labels are')} worth a look ({100 * share:.1f}%): a head that had "
+            "not seen the photo is sure of another class.",
+            "Go through label_issues.csv from the top and correct those that are wrong.",
             "labels",
         )
 

@@ -20,7 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from job import figures
-from job.advice import advice
+from job.advice import MIN_AGREEMENT, advice
 from job.config import Config, ReportConfig
 from job.context import Context
 from job.errors import StorageFailed
@@ -102,6 +102,7 @@ def report(config: ReportConfig, *, run: dict[str, Any], timings: dict[str, dict
         provenance=[*_leaves(run.get("versions", {})), *_leaves(run.get("fingerprint", {}))],
         timings={name: times for name, times in timings.items() if name != "report"},  # It is not over yet.
         limits=LIMITS,
+        min_agreement=MIN_AGREEMENT,
     )
     workdir.write_bytes(PAGE, page.encode("utf-8", "backslashreplace"))
     return Report.load(workdir)

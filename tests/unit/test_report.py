@@ -328,7 +328,7 @@ def test_what_to_do_first_is_in_order_of_harm_and_leads_to_where_it_is_shown(con
     first = page[page.index("Do this first") : page.index("</ol>")]
     places = [
         first.index(f'href="#{section}"')
-        for section in ("shortcuts", "more-photos", "duplicates", "labels", "data", "faults")
+        for section in ("shortcuts", "more-photos", "duplicates", "data", "labels", "faults")
     ]
     assert places == sorted(places)
     assert "its size gives 60% of the labels (50% by always naming the largest class)" in html.unescape(first)
@@ -337,9 +337,19 @@ def test_what_to_do_first_is_in_order_of_harm_and_leads_to_where_it_is_shown(con
 def test_page_with_features_shows_labels_odd_photos_and_late_copies(context):
     everything(context)
     text = Elements(drawn(context)).text
-    assert "daisy given, rose suggested" in text and "4 labels look wrong" in text
+    assert "daisy given, rose suggested" in text and "the label is worth a look: 4 labels" in text
     assert "val/daisy/sign.jpg" in text and "1 more scene is there more than once" in text
     assert "training 59" in text, "what the audit excluded must be gone from the counts"
+
+
+def test_head_that_knows_little_casts_no_doubt_on_labels(context):
+    everything(context)
+    numbers = context.workdir.read_json("stages/audit/audit.json")
+    numbers["label_issues"]["agreement"] = 0.4
+    context.workdir.write_json("stages/audit/audit.json", numbers)
+    page = drawn(context)
+    assert 'href="#labels"' not in page[page.index("Do this first") : page.index("</ol>")]
+    assert "That is too little to doubt labels by" in Elements(page).text
 
 
 def test_data_that_cannot_be_used_says_so_at_the_top_and_keeps_the_list_folded(context):
