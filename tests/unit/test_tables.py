@@ -1,6 +1,5 @@
 """Tables of labels: what each row gets, through the listing, the real intake and split, and the command line."""
 
-import contextlib
 import csv
 import io
 import json
@@ -383,8 +382,12 @@ def test_any_bytes_are_a_table_or_refused(content):
     with tempfile.TemporaryDirectory() as folder:
         for name in ("t.csv", "t.parquet"):
             (Path(folder) / name).write_bytes(content)
-            with contextlib.suppress(DataUnusable):
-                open_source(str(Path(folder) / name)).listing()
+            try:
+                listed = open_source(str(Path(folder) / name)).listing().entries
+            except DataUnusable as refusal:
+                assert name in str(refusal)
+            else:  # There are no photos: a row can only be refused.
+                assert listed and {entry.verdict for entry in listed} == {"quarantined"}
 
 
 @pytest.fixture
