@@ -157,7 +157,8 @@ def headline(job: Job) -> str:
 
 def describe(job: Job) -> dict[str, Any]:
     """The content of run.json."""
-    packages = ("keras", "tensorflow-cpu", "tensorflow", "numpy", "scipy", "scikit-learn", "pillow", "simplejpeg", "pyarrow")
+    packages = ["keras", "tensorflow-cpu", "tensorflow", "numpy", "scipy", "scikit-learn", "cleanlab", "faiss-cpu"]
+    packages += ["pillow", "simplejpeg", "pyarrow"]
     versions = {"transfer-job": __version__, "python": platform.python_version()}
     for package in packages:
         try:
