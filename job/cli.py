@@ -175,16 +175,18 @@ def _config(file: Path | None, assignments: tuple[str, ...], weights: str | None
 
 
 @contextmanager
-def _context(out: Path | None, seed: int = 0) -> Iterator[Any]:
+def _context(out: Path | None, config: Any = None) -> Iterator[Any]:
+    from job.config import Config
     from job.context import Context, StopRequest
     from job.storage.workdir import Workdir
     from job.telemetry import Telemetry
 
+    config = config or Config()
     stop = StopRequest()
     stop.listen()
     telemetry = Telemetry(out / "logs" if out else None)
     try:
-        yield Context(Workdir(out or Path()), telemetry, seed, stop)
+        yield Context(Workdir(out or Path()), telemetry, config.seed, stop, config.cache)
     finally:
         telemetry.close()
 
@@ -194,7 +196,7 @@ def _run(config: Any, data: str, labels: str | None, out: str, stop_after: str |
     from job.pipeline import Job
 
     root = run.make_workdir(out, data).root
-    with _context(root, config.seed) as context:
+    with _context(root, config) as context:
         job = Job(config, data, context, [*shlex.split(run.program()), *sys.argv[1:]], labels=labels)
         run.run(job, stop_after)
         click.echo(run.headline(job))
@@ -207,7 +209,8 @@ def _dry_run(config: Any, data: str, labels: str | None, out: str, stop_after: s
     from job.pipeline import Job
     from job.telemetry import Telemetry
 
-    job = Job(config, data, Context(run.make_workdir(out, data), Telemetry(None), config.seed), labels=labels)
+    context = Context(run.make_workdir(out, data), Telemetry(None), config.seed, caching=config.cache)
+    job = Job(config, data, context, labels=labels)
     click.echo(as_toml(config))
     steps = run.plan(job, stop_after)
     for step in steps:

@@ -122,6 +122,15 @@ class AugmentConfig(Section):
     cval: float = _what(0.0, "The value outside, where fill_mode is constant.", ge=0, le=255)
 
 
+class CacheConfig(Section):
+    dir: str | None = _how(
+        None, "Folder for photos, features and activations, which runs may share; OUT/cache where it is left out."
+    )
+    max_gb: float | None = _how(
+        None, "The stores of a run may take this much; more is refused before the work begins.", gt=0
+    )
+
+
 class ExtractConfig(Section):
     batch_size: int = _what(64, "Pictures in one forward pass of the frozen backbone.", ge=1)
 
@@ -149,6 +158,11 @@ class TrainConfig(Section):
 
 
 class FineTuneConfig(Section):
+    inputs: Literal["auto", "stored", "online"] = _what(
+        "auto",
+        "stored: activations of the stored views; online: photos, augmented anew and run through the frozen layers in every "
+        "epoch; auto decides by the cut point, the views, the disk and the memory, and says why.",
+    )
     epochs: int = _what(10, "Passes over the training photos; 0 leaves fine-tuning out.", ge=0)
     global_batch_size: int = _what(64, "Examples in a step, over all devices.", ge=1)
     learning_rate: float = _what(6e-4, "Peak learning rate of AdamW.", gt=0)
@@ -196,6 +210,7 @@ class Config(Section):
     explore: ExploreConfig = ExploreConfig()
     backbone: BackboneConfig = BackboneConfig()
     augment: AugmentConfig = AugmentConfig()
+    cache: CacheConfig = CacheConfig()
     extract: ExtractConfig = ExtractConfig()
     audit: AuditConfig = AuditConfig()
     head: HeadConfig = HeadConfig()

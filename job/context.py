@@ -3,9 +3,13 @@
 import signal
 import threading
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from types import FrameType
 
+from job.config import CacheConfig
 from job.errors import Stopped
+from job.storage.cache import Cache
 from job.storage.workdir import Workdir
 from job.telemetry import Telemetry
 
@@ -37,7 +41,7 @@ class StopRequest:
 
 @dataclass(frozen=True)
 class Context:
-    """Where a stage works (`workdir`), what it tells (`telemetry`), and whether it should go on (`stop`).
+    """Where a stage works (`workdir`), what it tells (`telemetry`), whether it should go on (`stop`), where its stores lie.
 
     `seed` is the run's; stages that draw have a seed in their own section.
     """
@@ -46,3 +50,11 @@ class Context:
     telemetry: Telemetry
     seed: int = 0
     stop: StopRequest = field(default_factory=StopRequest)
+    caching: CacheConfig = CacheConfig()
+
+    @cached_property
+    def cache(self) -> Cache:
+        """The run's own `cache/`, or the folder that runs share."""
+        shared = self.caching.dir
+        root = self.workdir.path("cache") if shared is None else Path(shared).expanduser().resolve()
+        return Cache(root, is_shared=shared is not None, max_gb=self.caching.max_gb)

@@ -17,6 +17,7 @@ from job.train.cluster import Cluster
 
 if TYPE_CHECKING:
     from job.data.examples import Examples
+    from job.model.inputs import Inputs
     from job.model.network import Network
     from job.stages.extract import Extraction
 
@@ -26,7 +27,7 @@ class Stage:
     """One row of the pipeline.
 
     `schema` is raised when the code changes what comes out. `settings` is the part of the configuration that the outcome
-    depends on. `outputs` last and are checked by digest; `stores` lie under cache/ and are made again only where a later
+    depends on. `outputs` last and are checked by digest; `stores` lie in the cache and are made again only where a later
     stage (one that names this one in `reads_stores_of`) needs them. `count` says how much the stage worked through.
     """
 
@@ -36,7 +37,7 @@ class Stage:
     settings: Callable[[Config], Any]
     outputs: tuple[str, ...]
     run: Callable[[Job], Any]
-    load: Callable[[Workdir], Any]
+    load: Callable[[Context], Any]
     stores: Callable[[Any], Sequence[str]] = lambda _: ()
     reads_stores_of: tuple[str, ...] = ()
     count: Callable[[Job], int] | None = None
@@ -66,6 +67,18 @@ class Job:
         cluster = Cluster(logical_cpus=self.config.cluster.logical_cpus)
         return Network(self.config.backbone, self.config.intake.image_size, cluster, seed=self.config.seed)
 
+    @cached_property
+    def inputs(self) -> Inputs:
+        """What fine-tuning works on, as extract decided."""
+        from job.data.augment import Augmentation
+        from job.model.inputs import OnlineInputs, StoredInputs
+
+        extraction: Extraction = self["extract"]
+        if extraction.inputs.kind == "stored":
+            return StoredInputs(extraction.activations)
+        augmentation = Augmentation(self.config.augment, self.config.intake.image_size)
+        return OnlineInputs(self["intake"].images, self.network, augmentation)
+
     @property
     def examples(self) -> Examples:
         """The table as the last stage that decided about photos left it."""
@@ -75,7 +88,7 @@ class Job:
     def __getitem__(self, stage: str) -> Any:
         """What a stage made, now or in an earlier run."""
         if stage not in self._artifacts:
-            self._artifacts[stage] = STAGES[stage].load(self.workdir)
+            self._artifacts[stage] = STAGES[stage].load(self.context)
         return self._artifacts[stage]
 
     def keep(self, stage: str, artifact: Any) -> None:
@@ -121,6 +134,7 @@ def _extract(job: Job) -> Any:
     return extract(
         job.config.extract,
         job.config.augment,
+        wanted_inputs=job.config.fine_tune.inputs,
         examples=job.examples,
         images=job["intake"].images,
         network=job.network,
@@ -154,7 +168,7 @@ def _fine_tune(job: Job) -> Any:
         job.config.fine_tune,
         examples=job.examples,
         features=job["extract"].features,
-        activations=job["extract"].activations,
+        inputs=job.inputs,
         chosen_head=job["head"].head,
         c=job["head"].c,
         network=job.network,
@@ -171,7 +185,7 @@ def _evaluate(job: Job) -> Any:
         examples=job.examples,
         images=job["intake"].images,
         features=job["extract"].features.plain,
-        activations=job["extract"].activations.plain,
+        inputs=job.inputs,
         chosen_head=job["head"].head,
         tuned_weights=job["fine_tune"].weights,
         network=job.network,
@@ -203,12 +217,12 @@ def _report(job: Job) -> Any:
     return report(job.config.report, run=run, timings=up_to_date, context=job.context)
 
 
-def _loader(stage: str, artifact: str) -> Callable[[Workdir], Any]:
+def _loader(stage: str, artifact: str) -> Callable[[Context], Any]:
     """Import the stage's module only when its artifact is wanted."""
 
-    def load(workdir: Workdir) -> Any:
+    def load(context: Context) -> Any:
         module = importlib.import_module(f"job.stages.{stage}")
-        return getattr(module, artifact).load(workdir)
+        return getattr(module, artifact).load(context)
 
     return load
 
@@ -244,10 +258,10 @@ STAGES: dict[str, Stage] = {
             schema=2,
             after=(),
             settings=_decoding,
-            outputs=("stages/intake/table.parquet",),
+            outputs=("stages/intake/table.parquet", "stages/intake/intake.json"),
             run=_intake,
             load=_loader("intake", "Intake"),
-            stores=lambda _: ("cache/images",),
+            stores=lambda artifact: (artifact.store_name,),
             count=lambda job: len(job["intake"].examples),
         ),
         Stage(
@@ -274,11 +288,11 @@ STAGES: dict[str, Stage] = {
             name="extract",
             schema=1,
             after=("split",),
-            settings=lambda c: [_backbone(c), c.augment.what(), c.extract.what()],
+            settings=lambda c: [_backbone(c), c.augment.what(), c.extract.what(), c.fine_tune.inputs],
             outputs=("stages/extract",),
             run=_extract,
             load=_loader("extract", "Extraction"),
-            stores=lambda artifact: artifact.store_names(),
+            stores=lambda artifact: tuple(artifact.stores.values()),
             reads_stores_of=("intake",),
             count=_num_views,
         ),
@@ -310,7 +324,7 @@ STAGES: dict[str, Stage] = {
             outputs=("stages/fine_tune",),
             run=_fine_tune,
             load=_loader("fine_tune", "FineTuned"),
-            reads_stores_of=("extract",),
+            reads_stores_of=("intake", "extract"),
             count=_num_trained_examples,
         ),
         Stage(

@@ -49,14 +49,14 @@ def predict(model_folder: Path, data: str, out: Path, *, batch_size: int, contex
         context.telemetry.progress("predict", len(readable), "photos") as progress,
     ):
         writer = StoreWriter(Path(scratch), (rules.image_size, rules.image_size, 3), "uint8")
-        tasks = (ShardTask(k, tuple(shard), writer.open_shard(k, len(shard))) for k, shard in enumerate(shards))
+        tasks = (ShardTask(str(k), tuple(shard), writer.open_shard(str(k), len(shard))) for k, shard in enumerate(shards))
         limits = Limits(min(usable_cores(), max(1, len(shards))), _DECODE_TIMEOUT_S, _WORKER_MEMORY_MB)
         for task in decode_shards(tasks, source, rules, limits, context):
-            writer.commit(task.shard, "", task.file, task.num_rows)
-            pixels = np.load(writer.array_path(task.shard), mmap_mode="r")
+            file = writer.array_path(writer.commit(task.key, task.file, task.num_rows))
+            pixels = np.load(file, mmap_mode="r")
             probabilities = [signature(pixels[k : k + batch_size]) for k in range(0, len(pixels), batch_size)]
             rows |= _rows(task, np.concatenate(probabilities) if probabilities else np.empty((0, 0)), card["class_names"])
-            writer.array_path(task.shard).unlink()
+            file.unlink()
             progress.advance(len(task.entries))
     rows = {path: row for path, row in rows.items() if row}
     if not rows:

@@ -18,7 +18,7 @@ from typing import Any
 
 from job import __version__
 from job.config import digest_of
-from job.data.stores import ArrayStore
+from job.data.stores import ArrayStore, sweep
 from job.errors import DataUnusable, GateNotMet, UsageError
 from job.pipeline import STAGES, Job, record_name, timings
 from job.stages.intake import source_digest
@@ -109,6 +109,7 @@ def run(job: Job, stop_after: str | None = None) -> None:
         publish_examples(job.workdir)
     _raise_if_refused(job)
     publish_metrics(job)
+    _sweep(job)
     if failure:
         raise failure
     _raise_if_gate_not_met(job, steps)
@@ -217,7 +218,7 @@ def _run_stage(job: Job, name: str) -> None:
         "schema": stage.schema,
         "key": _key(job, name, job.done),
         "outputs": job.workdir.digests(stage.outputs),
-        "stores": {store: _store_digest(job.workdir, store) for store in stage.stores(artifact)},
+        "stores": {store: ArrayStore(job.context.cache.path(store)).digest for store in stage.stores(artifact)},
         "count": stage.count(job) if stage.count else None,
         "wall_s": round(time.monotonic() - wall, 2),
         "cpu_s": round(_cpu_s(job) - cpu, 2),
@@ -258,11 +259,16 @@ def _key(job: Job, name: str, done: list[str]) -> dict[str, str]:
 
 def _stores_intact(job: Job, name: str) -> bool:
     record = job.workdir.read_json(record_name(name))
-    return record is not None and all(ArrayStore.is_intact(job.workdir.path(store)) for store in record["stores"])
+    return record is not None and all(ArrayStore.is_intact(job.context.cache.path(store)) for store in record["stores"])
 
 
-def _store_digest(workdir: Workdir, store: str) -> str:
-    return ArrayStore(workdir.path(store)).digest
+def _sweep(job: Job) -> None:
+    """Remove stores of earlier settings, where the cache is this run's alone."""
+    cache = job.context.cache
+    if not cache.is_shared:
+        records = [job.workdir.read_json(record_name(name)) for name in STAGES]
+        names = {store for record in records if record for store in record["stores"]}
+        sweep(cache.root, [cache.path(name) for name in names if cache.path(name).exists()])
 
 
 def _withdraw(workdir: Workdir, changing: set[str]) -> None:

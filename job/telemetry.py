@@ -29,6 +29,8 @@ class Telemetry:
         self._events: TextIO | None = None
         self._board: Any = None
         self.cpu_s_elsewhere = 0.0  # Of processes that the kernel does not count as this one's children.
+        self._spent_s: dict[str, float] = {}
+        self._seen: set[int] = set()
 
     def line(self, text: str) -> None:
         """One line for people."""
@@ -44,6 +46,27 @@ class Telemetry:
         record = {"time": round(time.time(), 3), "event": kind, **fields}
         self._events.write(json.dumps(record, ensure_ascii=False) + "\n")
         self._events.flush()
+
+    @contextmanager
+    def spent(self, what: str) -> Iterator[None]:
+        """Count the wall seconds of the block, of the thread that asks, as time of the stage that went into `what`."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._spent_s[what] = self._spent_s.get(what, 0.0) + time.monotonic() - started
+
+    @contextmanager
+    def spent_tracing(self, step: object, what: str) -> Iterator[None]:
+        """The same; the first call of a compiled `step` is tracing and compiling above all, and counted as such."""
+        with self.spent(what if id(step) in self._seen else "tracing"):
+            yield
+        self._seen.add(id(step))
+
+    def take_spent(self) -> dict[str, float]:
+        """What was counted since this was last asked, in seconds."""
+        spent, self._spent_s = self._spent_s, {}
+        return spent
 
     def scalar(self, tag: str, value: float, step: int) -> None:
         """One point of a TensorBoard curve."""

@@ -1,13 +1,14 @@
 """One kind of store for photos, features and activations: N rows of one shape and dtype in shards of `.npy` files.
 
-A shard is committed by its record (`shard-00007.json`: what it was made from, how many rows, digest), written after the
-array; the index comes last. So shards may be written in any order, by anyone, and a half-finished store goes on where it
-stopped. Rows are read through memory maps by row number.
+A shard is found by its key, which says what it was made from: KEY.json names the array, KEY-DIGEST.npy, and is written after
+it. So shards may be written in any order, by anyone, several runs share a folder, and a half-finished store goes on where it
+stopped. A store is an index, a list of shards, written last: index-DIGEST.json. Rows are read through memory maps.
 """
 
 import json
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from job.storage.workdir import Workdir, digest_of_file, sync
 
 ROWS_PER_SHARD = 256
 HEADER_BYTES = 128  # What NumPy pads the header of a .npy file of this kind to.
+_ABANDONED_S = 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -31,84 +33,89 @@ class Shard:
     sha256: str
     extra: Any = None
 
+    @property
+    def array_name(self) -> str:
+        return f"{self.key[:32]}-{self.sha256[:16]}.npy"
+
 
 class StoreWriter:
-    """Fills the folder of a store, shard by shard."""
+    """Adds shards of one shape and dtype to a folder."""
 
     def __init__(self, folder: Path, row_shape: Sequence[int], dtype: str) -> None:
         self._workdir = Workdir(folder)
-        self.row_shape, self._dtype = tuple(row_shape), np.dtype(dtype)
-        self._seen: dict[int, Shard] = {}  # Without `extra`, so that the index can be written without reading it all again.
+        self.row_shape, self.dtype = tuple(row_shape), np.dtype(dtype)
+        self._seen: dict[str, Shard] = {}  # Without `extra`, which may be large.
         folder.mkdir(parents=True, exist_ok=True)
-
-    def committed(self, shard: int, key: str) -> Shard | None:
-        """The shard, if it was made from `key` and its bytes are what they were."""
-        found = _read_record(self._workdir, shard)
-        file = self._workdir.path(_array_name(shard))
-        if found is None or found.key != key or not file.is_file() or digest_of_file(file) != found.sha256:
-            return None
-        self._seen[shard] = replace(found, extra=None)
-        return found
-
-    def open_shard(self, shard: int, capacity: int) -> Path:
-        """A file to write rows into, the first one at HEADER_BYTES; `commit` makes it the shard."""
-        path = self._workdir.path(f".{_array_name(shard)}.part")
-        with path.open("wb") as file:
-            file.truncate(HEADER_BYTES + capacity * self._row_bytes)
-        return path
-
-    def commit(self, shard: int, key: str, path: Path, num_rows: int, extra: Any = None) -> Shard:
-        """Make the first `num_rows` rows of the file from `open_shard` the shard."""
-        with path.open("r+b") as file:
-            header = {"descr": self._dtype.str, "fortran_order": False, "shape": (num_rows, *self.row_shape)}
-            np.lib.format.write_array_header_1_0(file, header)
-            assert file.tell() == HEADER_BYTES
-            file.truncate(HEADER_BYTES + num_rows * self._row_bytes)
-        digest = digest_of_file(path)
-        sync(path)
-        os.replace(path, self._workdir.path(_array_name(shard)))
-        committed = Shard(key, num_rows, digest, extra)
-        self._seen[shard] = replace(committed, extra=None)
-        self._workdir.write_json(_record_name(shard), committed.__dict__, indent=None)
-        return committed
-
-    def write(self, shard: int, key: str, rows: np.ndarray) -> Shard:
-        path = self.open_shard(shard, len(rows))
-        with path.open("r+b") as file:
-            file.seek(HEADER_BYTES)
-            np.ascontiguousarray(rows, self._dtype).tofile(file)
-        return self.commit(shard, key, path, len(rows))
-
-    def array_path(self, shard: int) -> Path:
-        return self._workdir.path(_array_name(shard))
-
-    def finish(self, num_shards: int) -> "ArrayStore":
-        """Write the index over shards 0 to `num_shards` - 1 and remove what lies beyond them."""
-        shards = [self._seen.get(k) or _read_record(self._workdir, k) for k in range(num_shards)]
-        index = {
-            "row_shape": self.row_shape,
-            "dtype": self._dtype.str,
-            "shards": [{"key": s.key, "num_rows": s.num_rows, "sha256": s.sha256} for s in shards if s],
-        }
-        assert len(index["shards"]) == num_shards
-        self._workdir.write_json("index.json", index)
-        kept = {name for k in range(num_shards) for name in (_array_name(k), _record_name(k))}
-        for path in self._workdir.root.iterdir():
-            if path.name not in kept and path.name != "index.json":
-                path.unlink()
-        return ArrayStore(self._workdir.root)
+        for part in folder.glob(".*.part"):  # Of runs that were killed; one that is being written is young.
+            if time.time() - part.stat().st_mtime > _ABANDONED_S:
+                part.unlink(missing_ok=True)
 
     @property
-    def _row_bytes(self) -> int:
-        return int(np.prod(self.row_shape, dtype=np.int64)) * self._dtype.itemsize
+    def row_bytes(self) -> int:
+        return int(np.prod(self.row_shape, dtype=np.int64)) * self.dtype.itemsize
+
+    def committed(self, key: str) -> Shard | None:
+        """The shard that was made from `key`, if its bytes are what they were."""
+        record = self._workdir.read_json(_record_name(key))
+        try:
+            found = Shard(**record) if record else None
+        except TypeError:
+            return None
+        if found is None or found.key != key or not _is_intact(self._workdir.root, found):
+            return None
+        self._seen[key] = replace(found, extra=None)
+        return found
+
+    def open_shard(self, key: str, capacity: int) -> Path:
+        """A file to write rows into, the first one at HEADER_BYTES; `commit` makes it the shard."""
+        path = self._workdir.path(f".{key[:32]}.{os.getpid()}.part")
+        with path.open("wb") as file:
+            file.truncate(HEADER_BYTES + capacity * self.row_bytes)
+        return path
+
+    def commit(self, key: str, path: Path, num_rows: int, extra: Any = None) -> Shard:
+        """Make the first `num_rows` rows of the file from `open_shard` the shard."""
+        with path.open("r+b") as file:
+            header = {"descr": self.dtype.str, "fortran_order": False, "shape": (num_rows, *self.row_shape)}
+            np.lib.format.write_array_header_1_0(file, header)
+            assert file.tell() == HEADER_BYTES
+            file.truncate(HEADER_BYTES + num_rows * self.row_bytes)
+        shard = Shard(key, num_rows, digest_of_file(path), extra)
+        sync(path)
+        os.replace(path, self.array_path(shard))
+        self._workdir.write_json(_record_name(key), shard.__dict__, indent=None)
+        self._seen[key] = replace(shard, extra=None)
+        return shard
+
+    def write(self, key: str, rows: np.ndarray) -> Shard:
+        path = self.open_shard(key, len(rows))
+        with path.open("r+b") as file:
+            file.seek(HEADER_BYTES)
+            np.ascontiguousarray(rows, self.dtype).tofile(file)
+        return self.commit(key, path, len(rows))
+
+    def array_path(self, shard: Shard) -> Path:
+        return self._workdir.path(shard.array_name)
+
+    def finish(self, keys: Sequence[str]) -> "ArrayStore":
+        """The store of these shards, in this order, all of them seen by this writer."""
+        shards = [self._seen[key] for key in keys]
+        index = {
+            "row_shape": self.row_shape,
+            "dtype": self.dtype.str,
+            "shards": [{"key": s.key, "num_rows": s.num_rows, "sha256": s.sha256} for s in shards],
+        }
+        name = f"index-{digest_of(index)[:16]}.json"
+        self._workdir.write_json(name, index)
+        return ArrayStore(self._workdir.path(name))
 
 
 class ArrayStore:
-    """A complete store. Raises FileNotFoundError where the index is missing."""
+    """A complete store, by the file of its index. Raises FileNotFoundError where that is missing."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        index = json.loads((folder / "index.json").read_text())
+    def __init__(self, index_file: Path) -> None:
+        self.index_file = index_file
+        index = json.loads(index_file.read_text())
         self.row_shape: tuple[int, ...] = tuple(index["row_shape"])
         self.dtype = np.dtype(index["dtype"])
         self.shards = tuple(Shard(**shard) for shard in index["shards"])
@@ -116,34 +123,55 @@ class ArrayStore:
         self._starts = np.cumsum([0, *(s.num_rows for s in self.shards)])
 
     @staticmethod
-    def is_intact(folder: Path) -> bool:
+    def is_intact(index_file: Path) -> bool:
         """Whether the store is complete and every byte is what it was."""
         try:
-            store = ArrayStore(folder)
-            return all(digest_of_file(folder / _array_name(k)) == s.sha256 for k, s in enumerate(store.shards))
+            return all(_is_intact(index_file.parent, shard) for shard in ArrayStore(index_file).shards)
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
+    @property
+    def num_bytes(self) -> int:
+        return len(self) * int(np.prod(self.row_shape, dtype=np.int64)) * self.dtype.itemsize
+
     def shard_range(self, shard: int) -> range:
         """The row numbers in a shard."""
         return range(int(self._starts[shard]), int(self._starts[shard + 1]))
 
     def rows(self, numbers: np.ndarray | Sequence[int]) -> np.ndarray:
-        """The rows of these numbers, copied, in this order."""
+        """The rows of these numbers, copied, in this order. They are read in the order of the disk."""
         numbers = np.asarray(numbers, np.int64)
         gathered = np.empty((len(numbers), *self.row_shape), self.dtype)
-        shard_of_row = np.searchsorted(self._starts, numbers, side="right") - 1
-        for shard in np.unique(shard_of_row):
-            here = np.flatnonzero(shard_of_row == shard)
-            gathered[here] = self._arrays[shard][numbers[here] - self._starts[shard]]
+        order = np.argsort(numbers, kind="stable")
+        ends = np.searchsorted(numbers[order], self._starts[1:])
+        start = 0
+        for shard, end in enumerate(ends):
+            if end > start:
+                here = order[start:end]
+                gathered[here] = self._arrays[shard][numbers[here] - self._starts[shard]]
+                start = end
         return gathered
 
     @cached_property
     def _arrays(self) -> list[np.ndarray]:
-        return [np.load(self.folder / _array_name(k), mmap_mode="r") for k in range(len(self.shards))]
+        return [np.load(self.index_file.parent / shard.array_name, mmap_mode="r") for shard in self.shards]
+
+
+def sweep(root: Path, kept: Iterable[Path]) -> None:
+    """Remove every file below `root` that belongs to none of the stores of these index files."""
+    wanted: set[Path] = set()
+    for index_file in kept:
+        store = ArrayStore(index_file)
+        names = [name for s in store.shards for name in (s.array_name, _record_name(s.key))]
+        wanted |= {index_file, *(index_file.parent / name for name in names)}
+    for path in sorted(root.rglob("*"), reverse=True):  # What lies in a folder before the folder.
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+        elif not path.is_dir() and path not in wanted:
+            path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -175,17 +203,10 @@ class StoredViews:
         return gathered
 
 
-def _array_name(shard: int) -> str:
-    return f"shard-{shard:05d}.npy"
+def _record_name(key: str) -> str:
+    return f"{key[:32]}.json"
 
 
-def _record_name(shard: int) -> str:
-    return f"shard-{shard:05d}.json"
-
-
-def _read_record(workdir: Workdir, shard: int) -> Shard | None:
-    record = workdir.read_json(_record_name(shard))
-    try:
-        return Shard(**record) if record else None
-    except TypeError:
-        return None
+def _is_intact(folder: Path, shard: Shard) -> bool:
+    file = folder / shard.array_name
+    return file.is_file() and digest_of_file(file) == shard.sha256

@@ -49,7 +49,7 @@ class Limits:
 class ShardTask:
     """Photos to decode into `file`, good ones in rows one after the other; `records` grows to one for each entry."""
 
-    shard: int
+    key: str
     entries: tuple[Entry, ...]
     file: Path
     records: list[Record] = field(default_factory=list)

@@ -57,28 +57,29 @@ def cut_points(backbone: keras.Model) -> list[CutPoint]:
     return points
 
 
+def below_everything(backbone: keras.Model) -> CutPoint:
+    """The input itself: nothing stays frozen."""
+    tensor = backbone.input
+    return CutPoint(tensor._keras_history.operation.name, tuple(tensor.shape[1:]), 1.0)
+
+
 def choose(unfreeze: float | str, points: list[CutPoint]) -> CutPoint | None:
     """The cut that `backbone.unfreeze` means; None where nothing is to be fine-tuned.
 
     A share picks the smallest tensor within five points of it, because its output is what is stored.
 
     Raises:
-        UsageError: for a name that is no cut point, or `all`, which needs photos and not stored activations.
+        UsageError: for a name that is no cut point.
     """
     if unfreeze == "none":
         return None
-    if unfreeze == "all":
-        raise UsageError(
-            "backbone.unfreeze = all: fine-tuning works on stored activations, so something must stay frozen. "
-            f"The lowest cut is {points[0].name} ({points[0].share_above:.0%} of the multiply-adds above it)."
-        )
     if isinstance(unfreeze, str):
         for point in points:
             if point.name == unfreeze:
                 return point
         names = ", ".join(f"{p.name} ({p.share_above:.0%})" for p in points)
         raise UsageError(
-            f"backbone.unfreeze: {unfreeze!r} is no cut point. Allowed: none, a share between 0 and 1, or one of these, "
+            f"backbone.unfreeze: {unfreeze!r} is no cut point. Allowed: none, all, a share between 0 and 1, or one of these, "
             f"with the share of the multiply-adds above it: {names}"
         )
     distance = {p: abs(p.share_above - unfreeze) for p in points}

@@ -9,10 +9,12 @@ The cast to float16 at the cut belongs to the model, so that stored and computed
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from job.config import BackboneConfig
+from job.data.augment import Augmentation
 from job.model import backbones, cut
 from job.model.heads import Head
 from job.train.cluster import Cluster
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 CUT_DTYPE = "float16"
+_MAX_CONSTANT_BYTES = 500_000_000  # A graph with its constants holds less than 2 GiB.
 
 
 class Network:
@@ -35,8 +38,10 @@ class Network:
 
     @cached_property
     def _built(self) -> tuple[list[keras.Layer], keras.Model]:
-        """The scaling layers and the backbone, with all their variables: inside a replica none can be made."""
-        with self.cluster.strategy.scope():
+        """The scaling layers and the backbone, with all their variables: inside a graph or a replica none can be made."""
+        import tensorflow as tf
+
+        with tf.init_scope(), self.cluster.strategy.scope():
             scaling = backbones.scaling_layers(self.config)
             for layer in scaling:
                 layer.build((None, self.image_size, self.image_size, 3))
@@ -50,6 +55,8 @@ class Network:
 
     @cached_property
     def cut_point(self) -> cut.CutPoint | None:
+        if self.config.unfreeze == "all":
+            return cut.below_everything(self.backbone)
         return cut.choose(self.config.unfreeze, cut.cut_points(self.backbone))
 
     @cached_property
@@ -62,19 +69,52 @@ class Network:
     def feature_width(self) -> int:
         return int(self.backbone.output.shape[-1])
 
-    def activations_and_features(self, pixels_BHWC: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Of pixels from 0 to 255: float16 activations at the cut (empty where there is none), float32 features (B, D)."""
+    @cached_property
+    def _inference(self) -> tuple[Callable[[Any], Any], Callable[[Any], Any] | None]:
+        """Pixels to what lies at the cut, and that to features, for as long as the pre-trained weights are what they are."""
+        frozen, above = self._parts
+        below = _with_constant_weights(frozen)
+        scaling = self._built[0]
+
+        def from_pixels(pixels_BHWC: Any) -> Any:
+            import tensorflow as tf
+
+            scaled = tf.cast(pixels_BHWC, tf.float32)
+            for layer in scaling:
+                scaled = layer(scaled)
+            return below(scaled)
+
+        return from_pixels, _with_constant_weights(above) if above is not None else None
+
+    def activations(self, pixels_BHWC: tf.Tensor) -> tf.Tensor:
+        """Of pixels from 0 to 255: what the tuned layers take, float16 at the cut, or float32 features (B, D) without one."""
         import tensorflow as tf
 
-        frozen, above = self._parts
-        scaled = tf.cast(pixels_BHWC, tf.float32)
-        for layer in self._built[0]:
-            scaled = layer(scaled)
-        below = frozen(scaled, training=False)
-        if above is None:
-            return tf.zeros((tf.shape(below)[0], 0), CUT_DTYPE), below
-        activations = tf.cast(below, CUT_DTYPE)
-        return activations, above(tf.cast(activations, tf.float32), training=False)
+        from_pixels, above = self._inference
+        below = from_pixels(pixels_BHWC)
+        return below if above is None else tf.cast(below, CUT_DTYPE)
+
+    def activations_and_features(self, pixels_BHWC: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """`activations`, and float32 features (B, D)."""
+        import tensorflow as tf
+
+        activations, above = self.activations(pixels_BHWC), self._inference[1]
+        return activations, activations if above is None else above(tf.cast(activations, tf.float32))
+
+    def compiled(self, augmentation: Augmentation | None = None) -> Callable[..., Any]:
+        """`activations_and_features` on all replicas, of photos or of the batches that `Augmentation.host` makes of them."""
+        import tensorflow as tf
+
+        strategy = self.cluster.strategy
+
+        def forward(*batch: Any) -> Any:
+            return self.activations_and_features(augmentation.device(*batch) if augmentation else batch[0])
+
+        @tf.function(autograph=False)
+        def step(*batch: Any) -> Any:
+            return strategy.run(forward, batch)
+
+        return step
 
     def tuned(self, head: Head, precision: str = "float32") -> keras.Model:
         """A trainable copy of the layers above the cut with the head on top: activations to logits (B, C).
@@ -112,6 +152,24 @@ class Network:
             x = keras.ops.cast(keras.ops.cast(x, CUT_DTYPE), "float32")
         logits = tuned(x, training=False)
         return keras.Model(pixels, keras.layers.Softmax(name="probabilities")(logits), name="classifier")
+
+
+def _with_constant_weights(model: keras.Model) -> Callable[[Any], Any]:
+    """Inference with the weights as constants of the graph, so that TensorFlow folds BatchNormalization into convolutions.
+
+    A MobileNetV2 takes two thirds of the time that way (docs/decisions/0008-speed.md).
+    """
+    import keras
+    import tensorflow as tf
+
+    if sum(w.nbytes for w in model.get_weights()) > _MAX_CONSTANT_BYTES:
+        return lambda inputs: model(inputs, training=False)
+    with tf.init_scope():
+        trainable, fixed = (
+            [keras.ops.convert_to_numpy(v) for v in variables]
+            for variables in (model.trainable_variables, model.non_trainable_variables)
+        )
+    return lambda inputs: model.stateless_call(trainable, fixed, inputs, training=False)[0]
 
 
 def _clone(layer: Any, precision: str) -> Any:

@@ -44,8 +44,8 @@ class Audit:
     numbers: dict[str, Any]
 
     @classmethod
-    def load(cls, workdir: Workdir) -> Self:
-        return cls(Examples.load(workdir.path(TABLE)), workdir.read_json(SUMMARY))
+    def load(cls, context: Context) -> Self:
+        return cls(Examples.load(context.workdir.path(TABLE)), context.workdir.read_json(SUMMARY))
 
 
 def audit(config: AuditConfig, *, examples: Examples, images: ArrayStore, features: ArrayStore, context: Context) -> Audit:

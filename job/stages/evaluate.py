@@ -16,9 +16,11 @@ from job.data.stores import ArrayStore
 from job.galleries import Gallery
 from job.model import metrics
 from job.model.heads import Head
+from job.model.inputs import Inputs
 from job.model.network import Network
 from job.storage.workdir import Workdir
-from job.train.cluster import map_batches
+from job.telemetry import Telemetry
+from job.train.feed import all_rows, run_batches
 
 SUMMARY = "stages/evaluate/evaluation.json"
 PREDICTIONS = "predictions.parquet"
@@ -33,8 +35,8 @@ class Evaluation:
     numbers: dict[str, Any]
 
     @classmethod
-    def load(cls, workdir: Workdir) -> Self:
-        return cls(workdir.read_json(SUMMARY))
+    def load(cls, context: Context) -> Self:
+        return cls(context.workdir.read_json(SUMMARY))
 
     @property
     def ships_fine_tuned(self) -> bool:
@@ -47,7 +49,7 @@ def evaluate(
     examples: Examples,
     images: ArrayStore,
     features: ArrayStore,
-    activations: ArrayStore,
+    inputs: Inputs,
     chosen_head: Head,
     tuned_weights: list[np.ndarray] | None,
     network: Network,
@@ -58,7 +60,9 @@ def evaluate(
     rows = examples["row"][both]
     probabilities = {"head": chosen_head.probabilities(features.rows(rows))}
     if tuned_weights is not None:
-        probabilities["fine_tuned"] = _tuned_probabilities(network, chosen_head, tuned_weights, activations.rows(rows))
+        probabilities["fine_tuned"] = _tuned_probabilities(
+            network, chosen_head, tuned_weights, inputs, rows, context.telemetry
+        )
     on_val = {name: p[: len(val)] for name, p in probabilities.items()}
     shipped, choice = _choose(config, examples, val, on_val, context.seed)
     on_test = {name: p[len(val) :] for name, p in probabilities.items()}
@@ -80,18 +84,26 @@ def evaluate(
     return Evaluation(numbers)
 
 
-def _tuned_probabilities(network: Network, start: Head, weights: list[np.ndarray], inputs: np.ndarray) -> np.ndarray:
+def _tuned_probabilities(
+    network: Network, start: Head, weights: list[np.ndarray], inputs: Inputs, rows: np.ndarray, telemetry: Telemetry
+) -> np.ndarray:
     """In float32 whatever precision trained, because that is what is exported."""
     import tensorflow as tf
 
     model = network.tuned(start)
     model.set_weights(weights)
 
-    @tf.function
-    def forward(batch: Any) -> Any:
-        return network.cluster.strategy.run(lambda x: (model(tf.cast(x, tf.float32), training=False),), (batch,))
+    def on_replica(*arrays: Any) -> Any:
+        return (model(tf.cast(inputs.on_device(arrays, training=False), tf.float32), training=False),)
 
-    return softmax(map_batches(network.cluster, forward, (inputs,), _BATCH_SIZE)[0].astype(np.float64), axis=1)
+    @tf.function(autograph=False)
+    def forward(*arrays: Any) -> Any:
+        return network.cluster.strategy.run(on_replica, arrays)
+
+    batches = run_batches(
+        network.cluster, forward, lambda numbers: inputs.plain(rows[numbers]), len(rows), _BATCH_SIZE, telemetry
+    )
+    return softmax(all_rows(batches)[0].astype(np.float64), axis=1)
 
 
 def _choose(

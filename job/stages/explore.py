@@ -38,8 +38,8 @@ class Exploration:
     numbers: dict[str, Any]
 
     @classmethod
-    def load(cls, workdir: Workdir) -> Self:
-        return cls(workdir.read_json(SUMMARY))
+    def load(cls, context: Context) -> Self:
+        return cls(context.workdir.read_json(SUMMARY))
 
 
 def explore(

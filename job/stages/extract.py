@@ -1,41 +1,50 @@
 """extract: run the frozen layers once over every photo and every stored view of the training photos."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import numpy as np
 
 from job.config import AugmentConfig, ExtractConfig, digest_of
 from job.context import Context
-from job.data import augment
+from job.data.augment import Augmentation
 from job.data.examples import Examples
 from job.data.stores import ArrayStore, StoredViews, StoreWriter
 from job.errors import Diverged
+from job.model.cut import CutPoint
+from job.model.inputs import Choice, choose_inputs
 from job.model.network import CUT_DTYPE, Network
-from job.storage.workdir import Workdir
-from job.train.cluster import map_batches
+from job.storage.cache import Cache
+from job.train.feed import run_batches
 
 SUMMARY = "stages/extract/extract.json"
-STORES = {
-    "features": ("cache/features", "cache/features-views"),
-    "activations": ("cache/activations", "cache/activations-views"),
-}
+_WRITES_AHEAD = 4
+_KEPT_FREE = 0.1  # Of the disk, where `auto` decides.
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """The feature store and, where fine-tuning wants it, the activation store at the cut point."""
+    """The feature store and, where fine-tuning wants it, the activation store at the cut point.
 
-    workdir: Workdir
+    `stores` are names in the cache: `features` and `activations` of all photos as they are, `features-views` and
+    `activations-views` of the further views of the training photos.
+    """
+
+    cache: Cache
     num_views: int
     train_rows_T: np.ndarray
-    cut_point: str | None
+    inputs: Choice
+    stores: dict[str, str]
 
     @classmethod
-    def load(cls, workdir: Workdir) -> Self:
-        summary = workdir.read_json(SUMMARY)
-        return cls(workdir, summary["num_views"], np.asarray(summary["train_rows"], np.int64), summary["cut_point"])
+    def load(cls, context: Context) -> Self:
+        summary = context.workdir.read_json(SUMMARY)
+        train_rows = np.asarray(summary["train_rows"], np.int64)
+        return cls(context.cache, summary["num_views"], train_rows, Choice(**summary["inputs"]), summary["stores"])
 
     @property
     def features(self) -> StoredViews:
@@ -44,22 +53,30 @@ class Extraction:
     @property
     def activations(self) -> StoredViews:
         """What the tuned layers take: the activations, or the features where nothing is cut."""
-        return self._views("activations" if self.cut_point else "features")
-
-    def store_names(self) -> list[str]:
-        kinds = ["features", "activations"] if self.cut_point else ["features"]
-        return [name for kind in kinds for name in STORES[kind][: 2 if self.num_views > 1 else 1]]
+        return self._views("activations" if "activations" in self.stores else "features")
 
     def _views(self, kind: str) -> StoredViews:
-        plain, augmented = (self.workdir.path(name) for name in STORES[kind])
-        later = ArrayStore(augmented) if self.num_views > 1 else None
-        return StoredViews(ArrayStore(plain), later, self.train_rows_T, self.num_views)
+        plain, later = (self.stores.get(name) for name in (kind, f"{kind}-views"))
+        stores = [ArrayStore(self.cache.path(name)) if name else None for name in (plain, later)]
+        assert stores[0] is not None
+        return StoredViews(stores[0], stores[1], self.train_rows_T, self.num_views)
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """Views to make: of the photos in these rows of the image store, known by these keys."""
+
+    key: str
+    rows_N: np.ndarray
+    keys_N: np.ndarray
+    views_N: np.ndarray
 
 
 def extract(
     config: ExtractConfig,
     augment_config: AugmentConfig,
     *,
+    wanted_inputs: str,
     examples: Examples,
     images: ArrayStore,
     network: Network,
@@ -69,98 +86,151 @@ def extract(
     """
     Raises:
         Diverged: where activations or features are not finite, or too large for float16.
-        UsageError, StorageFailed: where the backbone cannot be built or its weights do not fit.
+        UsageError, StorageFailed: where the backbone cannot be built, its weights do not fit, or the stores are too large.
         Stopped.
     """
-    point = network.cut_point
     train = examples.in_store_order("train")
     train_rows = examples["row"][train].astype(np.int64)
-    common = [backbone_fingerprint, network.config.unfreeze, point and point.name, network.image_size, CUT_DTYPE]
-    plain = _Filler(network, context.workdir, 0, [s.sha256 for s in images.shards], common)
-    later = _Filler(network, context.workdir, 1, [s.sha256 for s in images.shards], [*common, augment_config.what()])
-    run_plain, run_augmented = _steps(network, augment_config)
-    views = np.arange(1, augment_config.views)
-    with context.telemetry.progress("extract", len(images) + len(train) * len(views), "views") as progress:
-        for shard in range(len(images.shards)):
-            context.stop.check()
-            rows = images.shard_range(shard)
-            here = np.flatnonzero((train_rows >= rows.start) & (train_rows < rows.stop))
-            keys = np.repeat(examples.keys[train[here]], len(views))
-            pixels = None
-            if not plain.done(shard):
-                pixels = images.rows(np.arange(rows.start, rows.stop))
-                plain.write(shard, map_batches(network.cluster, run_plain, (pixels,), config.batch_size))
-            progress.advance(len(rows))
-            if len(views) and not later.done(shard, [int(k) for k in keys]):
-                pixels = images.rows(np.arange(rows.start, rows.stop)) if pixels is None else pixels
-                transforms = augment.draw(augment_config, keys, np.tile(views, len(here)), network.image_size)
-                batch = (
-                    pixels[np.repeat(train_rows[here] - rows.start, len(views))],
-                    transforms.matrices(network.image_size),
-                    transforms.channel_shift.astype(np.float32),
-                    transforms.brightness.astype(np.float32),
-                )
-                later.write(shard, map_batches(network.cluster, run_augmented, batch, config.batch_size))
-            progress.advance(len(keys))
-    plain.finish()
-    if len(views):
-        later.finish()
-    summary = {
-        "num_views": augment_config.views,
-        "train_rows": train_rows.tolist(),
-        "cut_point": point.name if point else None,
-    }
-    if point:
-        summary["cut"] = {"shape": point.shape, "share_above": point.share_above, "values_per_view": point.values_per_view}
+    inputs = _inputs(wanted_inputs, images, len(train), augment_config.views, network, context)
+    point = network.cut_point if inputs.kind == "stored" else None
+    context.telemetry.line(f"  fine-tuning will work on {inputs.kind} inputs: {inputs.why}")
+    made_by = [backbone_fingerprint, network.image_size, point and point.name, CUT_DTYPE, config.batch_size]
+    passes = {"": (_Pass(network, images, None, context, made_by, point), _plain(images))}
+    if augment_config.views > 1:
+        what = {name: value for name, value in augment_config.what().items() if name != "views"}
+        augmentation = Augmentation(augment_config, network.image_size)
+        shards = _augmented(images, train_rows, examples.keys[train], augment_config.views)
+        passes["-views"] = (_Pass(network, images, augmentation, context, [*made_by, what], point), shards)
+    missing = {name: [s for s in shards if not one.has(s)] for name, (one, shards) in passes.items()}
+    needed_bytes = sum(one.bytes_per_view * len(s.rows_N) for one, shards in passes.values() for s in shards)
+    missing_bytes = sum(one.bytes_per_view * len(s.rows_N) for name, (one, _) in passes.items() for s in missing[name])
+    context.cache.reserve(needed_bytes + images.num_bytes, missing_bytes)
+    num_missing = sum(len(s.rows_N) for shards in missing.values() for s in shards)
+    with context.telemetry.progress("extract", num_missing, "views") as progress:
+        for name, (one, _) in passes.items():
+            for count in one.fill(missing[name], config.batch_size):
+                progress.advance(count)
+    stores = {kind + name: one.finish(kind, shards) for name, (one, shards) in passes.items() for kind in one.writers}
+    summary: dict[str, Any] = {"num_views": augment_config.views, "train_rows": train_rows.tolist(), "stores": stores}
+    summary |= {"inputs": asdict(inputs), "cut": network.cut_point and asdict(network.cut_point)}
     context.workdir.write_json(SUMMARY, summary)
-    return Extraction(context.workdir, augment_config.views, train_rows, summary["cut_point"])
+    return Extraction(context.cache, augment_config.views, train_rows, inputs, stores)
 
 
-def _steps(network: Network, augment_config: AugmentConfig) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    import tensorflow as tf
-
-    strategy = network.cluster.strategy
-
-    @tf.function
-    def plain(images: Any) -> Any:
-        return strategy.run(network.activations_and_features, (images,))
-
-    @tf.function
-    def augmented(*batch: Any) -> Any:
-        def forward(*part: Any) -> Any:
-            return network.activations_and_features(augment.apply(augment_config, *part))
-
-        return strategy.run(forward, batch)
-
-    return plain, augmented
+def _inputs(wanted: str, images: ArrayStore, num_train: int, num_views: int, network: Network, context: Context) -> Choice:
+    cache = context.cache
+    allowed = cache.free_bytes * (1 - _KEPT_FREE) if cache.max_gb is None else cache.max_gb * 1e9
+    features = network.feature_width * 4 * (len(images) + num_train * (num_views - 1))
+    return choose_inputs(
+        wanted,
+        num_photos=len(images),
+        num_training_photos=num_train,
+        num_views=num_views,
+        network=network,
+        budget_bytes=allowed - features - (images.num_bytes if cache.max_gb is not None else 0),
+        memory_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+    )
 
 
-class _Filler:
-    """Writes the activations and features of one kind of view (0 plain, 1 augmented), a shard for each shard of photos."""
+def _plain(images: ArrayStore) -> list[_Shard]:
+    """All photos as they are."""
+    shards = []
+    for number, shard in enumerate(images.shards):
+        rows = np.asarray(images.shard_range(number), np.int64)
+        shards.append(_Shard(digest_of(shard.sha256), rows, np.zeros(len(rows), np.uint64), np.zeros(len(rows), np.int64)))
+    return shards
 
-    def __init__(self, network: Network, workdir: Workdir, which: int, image_shards: list[str], common: list[Any]) -> None:
-        self._image_shards, self._common = image_shards, common
-        point = network.cut_point
-        self._writers = [StoreWriter(workdir.path(STORES["features"][which]), (network.feature_width,), "float32")]
-        if point is not None:
-            self._writers.append(StoreWriter(workdir.path(STORES["activations"][which]), point.shape, CUT_DTYPE))
-        self._keys: dict[int, str] = {}
 
-    def done(self, shard: int, examples: list[int] | None = None) -> bool:
-        key = self._keys[shard] = digest_of([self._common, self._image_shards[shard], examples])
-        return all(writer.committed(shard, key) is not None for writer in self._writers)
+def _augmented(images: ArrayStore, train_rows_T: np.ndarray, keys_T: np.ndarray, num_views: int) -> list[_Shard]:
+    """Views 1 and up of the training photos, those of a photo one after the other."""
+    shards = []
+    for number, shard in enumerate(images.shards):
+        rows = images.shard_range(number)
+        here = np.flatnonzero((train_rows_T >= rows.start) & (train_rows_T < rows.stop))
+        key = digest_of([shard.sha256, [int(k) for k in keys_T[here]], num_views])
+        repeated = np.repeat(here, num_views - 1)
+        shards.append(_Shard(key, train_rows_T[repeated], keys_T[repeated], np.tile(np.arange(1, num_views), len(here))))
+    return shards
 
-    def write(self, shard: int, activations_and_features: list[np.ndarray]) -> None:
-        if not activations_and_features:  # No training photo in this shard.
-            activations_and_features = [np.empty((0, *writer.row_shape)) for writer in reversed(self._writers)]
-        for writer, rows in zip(self._writers, reversed(activations_and_features), strict=False):
-            if not np.isfinite(rows).all():
-                raise Diverged(
-                    "The frozen backbone gives numbers that are not finite, or larger than the 65504 that float16 holds. "
-                    "Choose another backbone.unfreeze (another cut point), or check the weights."
-                )
-            writer.write(shard, self._keys[shard], rows)
 
-    def finish(self) -> None:
-        for writer in self._writers:
-            writer.finish(len(self._image_shards))
+class _Pass:
+    """One way of looking at photos, plain or augmented, and the stores that it fills: a shard for each shard of photos."""
+
+    def __init__(
+        self,
+        network: Network,
+        images: ArrayStore,
+        augmentation: Augmentation | None,
+        context: Context,
+        made_by: list[Any],
+        stored_at: CutPoint | None,
+    ) -> None:
+        self._network, self._images, self._augmentation, self._context = network, images, augmentation, context
+        self._made_by = digest_of(made_by)
+        shapes: dict[str, tuple[tuple[int, ...], str]] = {}
+        if stored_at is not None:
+            shapes["activations"] = (stored_at.shape, CUT_DTYPE)
+        shapes["features"] = ((network.feature_width,), "float32")
+        self.writers = {
+            kind: StoreWriter(context.cache.path(f"{kind}-{self._made_by[:16]}"), *shape) for kind, shape in shapes.items()
+        }
+
+    @property
+    def bytes_per_view(self) -> int:
+        return sum(writer.row_bytes for writer in self.writers.values())
+
+    def has(self, shard: _Shard) -> bool:
+        return all(writer.committed(self._key(shard)) is not None for writer in self.writers.values())
+
+    def finish(self, kind: str, shards: list[_Shard]) -> str:
+        """The name of the complete store."""
+        return self._context.cache.name(self.writers[kind].finish([self._key(shard) for shard in shards]).index_file)
+
+    def fill(self, shards: list[_Shard], batch_size: int) -> Iterator[int]:
+        """Make these shards, yielding how many views more were looked at. Batches go on across shards, or many would be
+        half empty; a thread writes."""
+        if not shards:
+            return
+        rows, keys, views = (np.concatenate([getattr(s, axis) for s in shards]) for axis in ("rows_N", "keys_N", "views_N"))
+        network, augmentation, telemetry = self._network, self._augmentation, self._context.telemetry
+
+        def load(numbers: np.ndarray) -> tuple[np.ndarray, ...]:
+            photos = self._images.rows(rows[numbers])
+            return augmentation.host(photos, keys[numbers], views[numbers]) if augmentation else (photos,)
+
+        step = network.compiled(augmentation)
+        held = {kind: np.empty((0, *writer.row_shape), writer.dtype) for kind, writer in self.writers.items()}
+        waiting, writes = deque(shards), deque[Future[Any]]()
+        with ThreadPoolExecutor(1) as thread:
+            for outputs in run_batches(network.cluster, step, load, len(rows), batch_size, telemetry):
+                self._context.stop.check()
+                for kind, output in zip(("activations", "features"), outputs, strict=True):
+                    if kind in held:
+                        held[kind] = np.concatenate([held[kind], _finite(output)])
+                while waiting and len(held["features"]) >= len(waiting[0].rows_N):
+                    shard = waiting.popleft()
+                    for kind, writer in self.writers.items():
+                        done, held[kind] = np.split(held[kind], [len(shard.rows_N)])
+                        writes.append(thread.submit(writer.write, self._key(shard), done))
+                with telemetry.spent("writing"):
+                    while writes and (writes[0].done() or len(writes) > _WRITES_AHEAD):
+                        writes.popleft().result()
+                yield len(outputs[0])
+            for shard in waiting:  # Without a single view.
+                for kind, writer in self.writers.items():
+                    writer.write(self._key(shard), held[kind])
+            with telemetry.spent("writing"):
+                for write in writes:
+                    write.result()
+
+    def _key(self, shard: _Shard) -> str:
+        return digest_of([self._made_by, shard.key])
+
+
+def _finite(output: np.ndarray) -> np.ndarray:
+    if not np.isfinite(output).all():
+        raise Diverged(
+            "The frozen backbone gives numbers that are not finite, or larger than the 65504 that float16 holds. "
+            "Choose another backbone.unfreeze (another cut point), or check the weights."
+        )
+    return output

@@ -1,4 +1,4 @@
-"""fine_tune: train the layers above the cut together with the head, from stored activations."""
+"""fine_tune: train the layers above the cut together with the head, from stored activations or from photos."""
 
 import time
 from dataclasses import asdict, dataclass
@@ -12,6 +12,7 @@ from job.context import Context
 from job.data.examples import Examples
 from job.data.stores import StoredViews
 from job.model.heads import COARSE, Head, class_weights, regression_on_views, smoothed_one_hot
+from job.model.inputs import Inputs
 from job.model.network import Network
 from job.storage.workdir import Workdir
 from job.train.loop import Batch, Trainer
@@ -32,11 +33,11 @@ class FineTuned:
     note: str
 
     @classmethod
-    def load(cls, workdir: Workdir) -> Self:
-        summary = workdir.read_json(SUMMARY)
+    def load(cls, context: Context) -> Self:
+        summary = context.workdir.read_json(SUMMARY)
         weights = None
         if summary["trained"]:
-            with np.load(workdir.path(WEIGHTS), allow_pickle=False) as arrays:
+            with np.load(context.workdir.path(WEIGHTS), allow_pickle=False) as arrays:
                 weights = [arrays[f"{k:04d}"] for k in range(len(arrays))]
         return cls(weights, summary["history"], summary["note"])
 
@@ -46,7 +47,7 @@ def fine_tune(
     *,
     examples: Examples,
     features: StoredViews,
-    activations: StoredViews,
+    inputs: Inputs,
     chosen_head: Head,
     c: float,
     network: Network,
@@ -61,13 +62,22 @@ def fine_tune(
     if config.epochs == 0 or network.config.unfreeze == "none":
         why = "fine_tune.epochs is 0" if config.epochs == 0 else "backbone.unfreeze is none"
         return _save(context.workdir, FineTuned(None, [], f"Nothing was fine-tuned, because {why}."))
-    feed = _Feed(config, examples, activations, train_seed)
-    start = _start(config, examples, features, chosen_head, c)
+    feed = _Feed(config, examples, inputs, train_seed)
+    with context.telemetry.spent("start"):
+        start = _start(config, examples, features, chosen_head, c)
     model = network.tuned(start, config.precision)
-    trainer = Trainer(model, feed.schedule, network.cluster, weight_decay=config.weight_decay, ema=config.ema)
+    trainer = Trainer(
+        model,
+        feed.schedule,
+        network.cluster,
+        inputs,
+        weight_decay=config.weight_decay,
+        ema=config.ema,
+        telemetry=context.telemetry,
+    )
     val = examples.of("val")
-    val_inputs, val_labels = activations.plain.rows(examples["row"][val]), examples.labels[val]
-    history = [{"epoch": 0, **_validate(trainer, val_inputs, val_labels)}]
+    val_rows, val_labels = examples["row"][val].astype(np.int64), examples.labels[val]
+    history = [{"epoch": 0, **_validate(trainer, val_rows, val_labels)}]
     kept = best = (history[0]["val_log_loss"], 0, trainer.final_weights())
     note = f"The last of {config.epochs} epochs is kept."
     started = time.monotonic()
@@ -78,7 +88,7 @@ def fine_tune(
             progress.advance()
 
         for result in trainer.epochs(feed.batch, before_step):
-            history.append({**asdict(result), **_validate(trainer, val_inputs, val_labels)})
+            history.append({**asdict(result), **_validate(trainer, val_rows, val_labels)})
             _tell(context, history[-1])
             loss = history[-1]["val_log_loss"]
             kept = (loss, result.epoch, trainer.final_weights())
@@ -96,14 +106,14 @@ def fine_tune(
 
 
 class _Feed:
-    """Batches of stored activations as a pure function of the step."""
+    """Batches as a pure function of the step."""
 
-    def __init__(self, config: FineTuneConfig, examples: Examples, activations: StoredViews, seed: int) -> None:
+    def __init__(self, config: FineTuneConfig, examples: Examples, inputs: Inputs, seed: int) -> None:
         indices = examples.in_store_order("train")
         by_key = np.argsort(examples.keys[indices], kind="stable")  # Where a photo lies must not matter.
-        self._positions_N = activations.positions_of(examples["row"][indices[by_key]])
+        self._rows_N = examples["row"][indices[by_key]].astype(np.int64)
         self._keys_N = examples.keys[indices][by_key]
-        self._activations = activations
+        self._inputs = inputs
         num_classes = len(examples.class_names)
         labels_N = examples.labels[indices][by_key]
         self._targets_NC = smoothed_one_hot(labels_N, num_classes, config.label_smoothing)
@@ -113,10 +123,10 @@ class _Feed:
 
     def batch(self, step: int) -> Batch:
         chosen = self.schedule.batch(step)
-        views = self.schedule.views(step, self._keys_N[chosen], self._activations.num_views)
+        views = self.schedule.views(step, self._keys_N[chosen], self._inputs.num_views)
         self.seen += len(chosen)
-        inputs = self._activations.training(self._positions_N[chosen], views)
-        return inputs, self._targets_NC[chosen], self._weights_N[chosen]
+        arrays = self._inputs.training(self._rows_N[chosen], self._keys_N[chosen], views)
+        return arrays, self._targets_NC[chosen], self._weights_N[chosen]
 
 
 def _start(config: FineTuneConfig, examples: Examples, features: StoredViews, chosen: Head, c: float) -> Head:
@@ -131,10 +141,10 @@ def _start(config: FineTuneConfig, examples: Examples, features: StoredViews, ch
     return regression.solve(c, chosen, _MAX_HEAD_ITERATIONS, tolerance=COARSE).head
 
 
-def _validate(trainer: Trainer, inputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def _validate(trainer: Trainer, rows: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     from scipy.special import softmax
 
-    probabilities = softmax(trainer.logits(inputs).astype(np.float64), axis=1)
+    probabilities = softmax(trainer.logits(rows).astype(np.float64), axis=1)
     loss = float(log_loss(labels, probabilities, labels=range(probabilities.shape[1])))
     return {"val_log_loss": loss, "val_accuracy": float((probabilities.argmax(1) == labels).mean())}
 

@@ -27,9 +27,9 @@ class ChosenHead:
     path: list[dict[str, Any]]
 
     @classmethod
-    def load(cls, workdir: Workdir) -> Self:
-        summary = workdir.read_json(SUMMARY)
-        with np.load(workdir.path(ARRAYS), allow_pickle=False) as arrays:
+    def load(cls, context: Context) -> Self:
+        summary = context.workdir.read_json(SUMMARY)
+        with np.load(context.workdir.path(ARRAYS), allow_pickle=False) as arrays:
             head = Head(arrays["kernel_DC"], arrays["bias_C"])
         return cls(head, summary["c"], summary["path"])
 

@@ -5,7 +5,7 @@ It is the only reader of untrusted bytes, and it never writes to the source.
 
 import io
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -23,11 +23,12 @@ from job.data.sources import Entry, Listing, Source
 from job.data.stores import ROWS_PER_SHARD, ArrayStore, Shard, StoreWriter
 from job.data.workers import Limits, Record, ShardTask, decode_shards, usable_cores
 from job.errors import DataUnusable
+from job.storage.cache import Cache
 from job.storage.workdir import Workdir
 
 TABLE = "stages/intake/table.parquet"
 KNOWN = "stages/intake/known.parquet"
-IMAGES = "cache/images"
+SUMMARY = "stages/intake/intake.json"
 # What the table holds where a file was not decoded.
 _BLANK = {"status": "", "reason": "", "format": "", "mode": "", "sha256": "", "width": 0, "height": 0, "phash": 0}
 _BLANK |= {"brightness": 0.0, "contrast": 0.0, "has_exif": False}
@@ -39,15 +40,18 @@ class Intake:
     """Every file found, and the image store (uint8, N x size x size x 3) that `examples["row"]` points into."""
 
     examples: Examples
-    workdir: Workdir
+    cache: Cache
+    store_name: str
 
     @classmethod
-    def load(cls, workdir: Workdir) -> Self:
-        return cls(Examples.load(workdir.path(TABLE)), workdir)
+    def load(cls, context: Context) -> Self:
+        return cls(
+            Examples.load(context.workdir.path(TABLE)), context.cache, context.workdir.read_json(SUMMARY)["images"]
+        )
 
     @property
     def images(self) -> ArrayStore:
-        return ArrayStore(self.workdir.path(IMAGES))
+        return ArrayStore(self.cache.path(self.store_name))
 
 
 def intake(config: IntakeConfig, *, source: Source, listing: Listing, context: Context) -> Intake:
@@ -59,14 +63,19 @@ def intake(config: IntakeConfig, *, source: Source, listing: Listing, context: C
     _check_class_names(listing)
     rules = DecodeRules(**{name: getattr(config, name) for name in DecodeRules.__dataclass_fields__})
     entries = [e for e in listing.entries if e.verdict is None]
-    shards = [entries[k : k + ROWS_PER_SHARD] for k in range(0, len(entries), ROWS_PER_SHARD)]
-    writer = StoreWriter(context.workdir.path(IMAGES), (config.image_size, config.image_size, 3), "uint8")
+    shards = {
+        digest_of([[e.path, e.num_bytes, e.version] for e in shard]): tuple(shard)
+        for shard in (entries[k : k + ROWS_PER_SHARD] for k in range(0, len(entries), ROWS_PER_SHARD))
+    }
+    folder = f"images-{digest_of([SCHEMA, source.uri, asdict(rules)])[:16]}"
+    writer = StoreWriter(context.cache.path(folder), (config.image_size, config.image_size, 3), "uint8")
     records_of_shard = _decode_missing(config, shards, source, rules, writer, context)
-    examples = _table(listing, [r for k in range(len(shards)) for r in records_of_shard[k]])
+    examples = _table(listing, [record for key in shards for record in records_of_shard[key]])
     context.workdir.write_bytes(TABLE, examples.to_parquet())
     _remember(context.workdir, listing, examples)
-    writer.finish(len(shards))
-    return Intake(examples, context.workdir)
+    name = context.cache.name(writer.finish(list(shards)).index_file)
+    context.workdir.write_json(SUMMARY, {"images": name})
+    return Intake(examples, context.cache, name)
 
 
 def source_digest(source: Source, listing: Listing, workdir: Workdir) -> str:
@@ -91,32 +100,30 @@ def source_digest(source: Source, listing: Listing, workdir: Workdir) -> str:
 
 def _decode_missing(
     config: IntakeConfig,
-    shards: Sequence[Sequence[Entry]],
+    shards: Mapping[str, tuple[Entry, ...]],
     source: Source,
     rules: DecodeRules,
     writer: StoreWriter,
     context: Context,
-) -> dict[int, list[Record]]:
-    keys = [digest_of([SCHEMA, asdict(rules), [[e.path, e.num_bytes, e.version] for e in shard]]) for shard in shards]
-    records: dict[int, list[Record]] = {}
-    for k, key in enumerate(keys):
-        committed = writer.committed(k, key)
-        if committed is not None:
-            records[k] = committed.extra
-    missing = [k for k in range(len(shards)) if k not in records]
-    tasks = (ShardTask(k, tuple(shards[k]), writer.open_shard(k, len(shards[k]))) for k in missing)
+) -> dict[str, list[Record]]:
+    """The records of each shard, by its key: from the store where it is there, else by decoding."""
+    committed = {key: writer.committed(key) for key in shards}
+    records: dict[str, list[Record]] = {key: shard.extra for key, shard in committed.items() if shard}
+    missing = [key for key in shards if key not in records]
+    num_missing = sum(len(shards[key]) for key in missing)
+    context.cache.reserve(sum(map(len, shards.values())) * writer.row_bytes, num_missing * writer.row_bytes)
+    tasks = (ShardTask(key, shards[key], writer.open_shard(key, len(shards[key]))) for key in missing)
     workers = usable_cores() if config.workers == "auto" else config.workers
     limits = Limits(min(workers, max(1, len(missing))), config.decode_timeout_s, config.worker_memory_mb)
     commits: deque[Future[Shard]] = deque()
     with (
-        context.telemetry.progress("decode", sum(len(shards[k]) for k in missing), "photos") as progress,
+        context.telemetry.progress("decode", num_missing, "photos") as progress,
         # A thread, because a worker that is done must not wait until another one's shard is on the disk.
         ThreadPoolExecutor(1) as thread,
     ):
         for task in decode_shards(tasks, source, rules, limits, context):
-            key = keys[task.shard]
-            commits.append(thread.submit(writer.commit, task.shard, key, task.file, task.num_rows, task.records))
-            records[task.shard] = task.records
+            commits.append(thread.submit(writer.commit, task.key, task.file, task.num_rows, task.records))
+            records[task.key] = task.records
             progress.advance(len(task.records))
             while commits and (commits[0].done() or len(commits) > _COMMITS_AHEAD):
                 commits.popleft().result()

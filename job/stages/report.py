@@ -65,8 +65,8 @@ class Report:
     path: Path
 
     @classmethod
-    def load(cls, workdir: Workdir) -> Self:
-        return cls(workdir.path(PAGE))
+    def load(cls, context: Context) -> Self:
+        return cls(context.workdir.path(PAGE))
 
 
 def report(config: ReportConfig, *, run: dict[str, Any], timings: dict[str, dict[str, float]], context: Context) -> Report:
@@ -105,7 +105,7 @@ def report(config: ReportConfig, *, run: dict[str, Any], timings: dict[str, dict
         min_agreement=MIN_AGREEMENT,
     )
     workdir.write_bytes(PAGE, page.encode("utf-8", "backslashreplace"))
-    return Report.load(workdir)
+    return Report.load(context)
 
 
 def _environment(workdir: Workdir) -> Environment:

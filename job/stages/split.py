@@ -43,8 +43,8 @@ class SplitExamples:
     refusals: tuple[Refusal, ...]  # It can be looked at all the same.
 
     @classmethod
-    def load(cls, workdir: Workdir) -> Self:
-        return cls(Examples.load(workdir.path(TABLE)), tuple(Refusal(*r) for r in workdir.read_json(REFUSALS)))
+    def load(cls, context: Context) -> Self:
+        return cls(Examples.load(context.workdir.path(TABLE)), tuple(Refusal(*r) for r in context.workdir.read_json(REFUSALS)))
 
 
 def split(

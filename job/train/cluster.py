@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -84,21 +83,3 @@ class Cluster:
     def padded_size(self, batch_size: int) -> int:
         """The smallest size from `batch_size` on that the replicas can share evenly."""
         return -(-batch_size // self.num_replicas) * self.num_replicas
-
-
-def map_batches(
-    cluster: Cluster, step: Callable[..., Any], arrays: tuple[np.ndarray, ...], batch_size: int
-) -> list[np.ndarray]:
-    """Run a `strategy.run` step over all rows in batches of one size, the last one padded; the results without the padding.
-
-    One size, because another one would be traced again and may round differently.
-    """
-    size = cluster.padded_size(batch_size)
-    outputs: list[list[np.ndarray]] = []
-    for start in range(0, len(arrays[0]), size):
-        batch = tuple(a[start : start + size] for a in arrays)
-        count = len(batch[0])
-        padded = tuple(np.concatenate([a, np.repeat(a[:1], size - count, axis=0)]) if count < size else a for a in batch)
-        results = step(*cluster.scatter(padded))
-        outputs.append([cluster.gather(r)[:count] for r in results])
-    return [np.concatenate(column) for column in zip(*outputs, strict=True)]

@@ -4,22 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from job.errors import Diverged
-from job.train.cluster import Cluster, map_batches
+from job.errors import Diverged, UsageError
+from job.telemetry import Telemetry
+from job.train.cluster import Cluster
+from job.train.feed import Arrays, ahead, all_rows, run_batches
 from job.train.schedule import Schedule
 
 if TYPE_CHECKING:
     import keras
 
-# A step's examples: activations (B, ...), targets (B, C) that sum to one, and weights (B,).
-Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
+# A step's examples: what `Inputs` made of them, targets (B, C) that sum to one, and weights (B,).
+Batch = tuple[Arrays, np.ndarray, np.ndarray]
 
 # Parameters that weight decay would only pull away from where they belong.
 _NOT_DECAYED = ["bias", "gamma", "beta"]
+
+
+class Inputs(Protocol):
+    """What the trained layers take: arrays from the host, which the device turns into the model's input (B, ...)."""
+
+    def plain(self, rows_B: np.ndarray) -> Arrays:
+        """Of photos as they are, by row in the image store."""
+
+    def on_device(self, arrays: Any, *, training: bool) -> Any:
+        """Of a batch for training, or of `plain`."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +49,26 @@ class Trainer:
     """Trains a model from inputs to logits on all replicas of a cluster.
 
     The gradient of a step is that of the weighted mean loss over its whole global batch, however many replicas share
-    it and however short the batch is: short batches are padded with examples of weight zero.
+    it, however short the batch is (short ones are padded with examples of weight zero), and in however many parts a
+    replica has to compute its share, because it does not fit into the memory of the device at once.
     """
 
-    def __init__(self, model: keras.Model, schedule: Schedule, cluster: Cluster, *, weight_decay: float, ema: bool) -> None:
+    def __init__(
+        self,
+        model: keras.Model,
+        schedule: Schedule,
+        cluster: Cluster,
+        inputs: Inputs,
+        *,
+        weight_decay: float,
+        ema: bool,
+        telemetry: Telemetry,
+    ) -> None:
         import keras
-        import tensorflow as tf
 
-        self.model, self.schedule, self.cluster = model, schedule, cluster
-        self._ema = ema
+        self.model, self.schedule, self.cluster, self.inputs = model, schedule, cluster, inputs
+        self._ema, self._telemetry = ema, telemetry
+        self.num_parts = 1
         dtype = "float64" if model.variables[0].dtype == "float64" else "float32"
         self._dtype = dtype
         with cluster.strategy.scope():
@@ -57,39 +80,92 @@ class Trainer:
             )
             self.optimizer.exclude_from_weight_decay(var_names=_NOT_DECAYED)
             self.optimizer.build(model.trainable_variables)
-        jit = bool(tf.config.list_physical_devices("GPU"))  # On this kind of CPU XLA makes depthwise convolutions slower.
+        self._train_step, self._forward = self._compiled_step(), self._compiled_forward()
 
-        def replica_step(inputs: Any, targets: Any, weights: Any) -> tuple[Any, Any]:
+    def _compiled_step(self) -> Callable[..., Any]:
+        import tensorflow as tf
+
+        model, dtype, num_parts = self.model, self._dtype, self.num_parts
+
+        def loss_and_gradients(arrays: Any, targets: Any, shares: Any) -> tuple[Any, Any, list[Any]]:
+            inputs = tf.cast(self.inputs.on_device(arrays, training=True), dtype)
             with tf.GradientTape() as tape:
-                logits = tf.cast(model(tf.cast(inputs, dtype), training=False), dtype)
+                logits = tf.cast(model(inputs, training=False), dtype)
                 losses = tf.nn.softmax_cross_entropy_with_logits(tf.cast(targets, dtype), logits)
-                loss = tf.reduce_sum(losses * tf.cast(weights, dtype))
-            gradients = tape.gradient(loss, model.trainable_variables)
-            self.optimizer.apply(gradients, model.trainable_variables)  # Sums them over the replicas.
+                loss = tf.reduce_sum(losses * tf.cast(shares, dtype))
             correct = tf.cast(tf.argmax(logits, 1) == tf.argmax(targets, 1), dtype)
-            return losses, correct
+            return losses, correct, tape.gradient(loss, model.trainable_variables)
 
-        def replica_forward(inputs: Any) -> tuple[Any]:
-            return (tf.cast(model(tf.cast(inputs, dtype), training=False), dtype),)
+        def replica_step(targets: Any, shares: Any, *arrays: Any) -> tuple[Any, Any]:
+            losses, correct, gradients = [], [], None
+            for part in zip(*(tf.split(a, num_parts) for a in (targets, shares, *arrays)), strict=True):
+                with tf.control_dependencies(gradients or []):  # One part after the other, or memory would hold them all.
+                    more_losses, more_correct, more = loss_and_gradients(part[2:], *part[:2])
+                gradients = [a + b for a, b in zip(gradients, more, strict=True)] if gradients else more
+                losses.append(more_losses)
+                correct.append(more_correct)
+            with tf.control_dependencies(gradients):  # Where memory runs out, no weight has changed yet.
+                self.optimizer.apply(gradients, model.trainable_variables)  # Sums them over the replicas.
+            return tf.concat(losses, 0), tf.concat(correct, 0)
 
-        @tf.function(jit_compile=jit)
+        # On this kind of CPU XLA makes depthwise convolutions slower.
+        @tf.function(jit_compile=bool(tf.config.list_physical_devices("GPU")), autograph=False)
         def train_step(*batch: Any) -> Any:
-            return cluster.strategy.run(replica_step, batch)
+            return self.cluster.strategy.run(replica_step, batch)
 
-        @tf.function
-        def forward(*inputs: Any) -> Any:
-            return cluster.strategy.run(replica_forward, inputs)
+        return train_step
 
-        self._train_step, self._forward = train_step, forward
+    def _compiled_forward(self) -> Callable[..., Any]:
+        import tensorflow as tf
+
+        model, dtype = self.model, self._dtype
+
+        def replica_forward(*arrays: Any) -> tuple[Any]:
+            inputs = tf.cast(self.inputs.on_device(arrays, training=False), dtype)
+            return (tf.cast(model(inputs, training=False), dtype),)
+
+        @tf.function(autograph=False)
+        def forward(*arrays: Any) -> Any:
+            return self.cluster.strategy.run(replica_forward, arrays)
+
+        return forward
 
     def step(self, batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """One optimizer step; losses, hits and weights of the batch's examples, each of shape (B,)."""
-        inputs, targets, weights = batch
+        """One optimizer step; losses, hits and weights of the batch's examples, each of shape (B,).
+
+        Raises:
+            UsageError: where a single example on each replica does not fit into its memory.
+        """
+        import tensorflow as tf
+
+        arrays, targets, weights = batch
         count = len(weights)
         shares = (weights / weights.sum(dtype=np.float64)).astype(self._dtype)
-        size = self.cluster.padded_size(self.schedule.global_batch_size)
-        losses, correct = self._train_step(*self.cluster.scatter(tuple(_padded(a, size) for a in (inputs, targets, shares))))
-        return self.cluster.gather(losses)[:count], self.cluster.gather(correct)[:count], weights
+        while True:
+            unit = self.cluster.num_replicas * self.num_parts
+            size = -(-self.schedule.global_batch_size // unit) * unit
+            padded = self.cluster.scatter(tuple(_padded(a, size) for a in (targets, shares, *arrays)))
+            try:
+                with self._telemetry.spent_tracing(self._train_step, "training"):
+                    losses, correct = self._train_step(*padded)
+                    return self.cluster.gather(losses)[:count], self.cluster.gather(correct)[:count], weights
+            except tf.errors.ResourceExhaustedError as error:
+                self._halve(error)
+
+    def _halve(self, error: Exception) -> None:
+        """Compute each replica's share in twice as many parts from now on: the same examples, the same step, less memory."""
+        if self.num_parts * self.cluster.num_replicas * 2 > self.cluster.padded_size(self.schedule.global_batch_size):
+            raise UsageError(
+                "Not even one example at a time fits into the memory of the device. Unfreeze less (backbone.unfreeze), or "
+                "choose a smaller backbone or intake.image_size."
+            ) from error
+        self.num_parts *= 2
+        per_part = -(-self.schedule.global_batch_size // (self.num_parts * self.cluster.num_replicas))
+        self._telemetry.line(
+            f"  fine-tune: out of memory; the batch is now computed in {self.num_parts} parts, {per_part} examples at a time"
+        )
+        self._telemetry.event("batch_halved", num_parts=self.num_parts, examples_at_a_time=per_part)
+        self._train_step = self._compiled_step()
 
     def epochs(self, batch_of_step: Callable[[int], Batch], before_step: Callable[[int], None]) -> Iterator[EpochResult]:
         """Train from the optimizer's step on to the end of the schedule, yielding after each epoch.
@@ -98,9 +174,10 @@ class Trainer:
             Diverged: where the loss or a variable is no longer a finite number.
         """
         total = np.zeros(3)
-        for step in range(int(_numpy(self.optimizer.iterations)), self.schedule.total_steps):
+        steps = range(int(_numpy(self.optimizer.iterations)), self.schedule.total_steps)
+        for step, batch in zip(steps, ahead(map(batch_of_step, steps), self._telemetry), strict=True):
             before_step(step)
-            losses, correct, weights = self.step(batch_of_step(step))
+            losses, correct, weights = self.step(batch)
             total += [(losses * weights).sum(), (correct * weights).sum(), weights.sum()]
             if (step + 1) % self.schedule.steps_per_epoch == 0:
                 self.check_finite(total[0])
@@ -108,8 +185,9 @@ class Trainer:
                 yield EpochResult(self.schedule.epoch(step) + 1, step + 1, total[0] / total[2], total[1] / total[2], rate)
                 total[:] = 0
 
-    def logits(self, inputs: np.ndarray, batch_size: int = 256) -> np.ndarray:
-        """Of all rows, float of shape (N, C), with the weights that count: the averaged ones where there are such.
+    def logits(self, rows_N: np.ndarray, batch_size: int = 256) -> np.ndarray:
+        """Of photos as they are, by row in the image store: float of shape (N, C), with the weights that count, which are
+        the averaged ones where there are such.
 
         Raises:
             Diverged: where one is not finite, as large but finite weights can make them.
@@ -117,7 +195,17 @@ class Trainer:
         kept = self.model.get_weights() if self._ema else None
         if self._ema:
             self.optimizer.finalize_variable_values(self.model.trainable_variables)
-        result = map_batches(self.cluster, self._forward, (inputs,), batch_size)[0]
+        result = all_rows(
+            run_batches(
+                self.cluster,
+                self._forward,
+                lambda numbers: self.inputs.plain(rows_N[numbers]),
+                len(rows_N),
+                batch_size,
+                self._telemetry,
+                "validation",
+            )
+        )[0]
         if kept is not None:
             self.model.set_weights(kept)
         if not np.isfinite(result).all():

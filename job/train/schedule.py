@@ -59,6 +59,8 @@ class Schedule:
         start = (step - epoch * self.steps_per_epoch) * self.global_batch_size
         return order[start : start + self.global_batch_size]
 
-    def views(self, step: int, keys_B: np.ndarray, num_views: int) -> np.ndarray:
-        """The stored view of each example in this step's epoch: each example goes through its views in turn."""
+    def views(self, step: int, keys_B: np.ndarray, num_views: int | None) -> np.ndarray:
+        """The view of each example in this step's epoch: each goes through its views in turn, or has a new one each time."""
+        if num_views is None:
+            return np.full(len(keys_B), self.epoch(step) + 1)
         return ((keys_B % np.uint64(num_views)).astype(np.int64) + self.epoch(step)) % num_views

@@ -1,0 +1,109 @@
+"""What the tuned layers take: activations that were stored once, or photos that are augmented on the device in every epoch.
+
+Both give a batch in two steps, `training` or `plain` on the host and `on_device` in the graph of the training step, so that
+the host has nothing to do between two steps but to gather rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from job.data.augment import Augmentation
+from job.data.stores import ArrayStore, StoredViews
+from job.model.network import Network
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+Arrays = tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True)
+class StoredInputs:
+    """Activations of all photos and of `num_views` views of the training photos."""
+
+    views: StoredViews
+
+    @property
+    def num_views(self) -> int | None:
+        return self.views.num_views
+
+    def training(self, rows_B: np.ndarray, keys_B: np.ndarray, views_B: np.ndarray) -> Arrays:  # noqa: ARG002
+        """Of training photos, by row in the image store and key, a view each."""
+        return (self.views.training(self.views.positions_of(rows_B), views_B),)
+
+    def plain(self, rows_B: np.ndarray) -> Arrays:
+        return (self.views.plain.rows(rows_B),)
+
+    def on_device(self, arrays: tuple[tf.Tensor, ...], *, training: bool) -> tf.Tensor:  # noqa: ARG002
+        return arrays[0]
+
+
+@dataclass(frozen=True)
+class OnlineInputs:
+    """Photos from the image store. Every epoch has views of its own; the frozen layers run over each of them."""
+
+    images: ArrayStore
+    network: Network
+    augmentation: Augmentation
+
+    @property
+    def num_views(self) -> int | None:
+        """None: there is no end of them, unless there is nothing but the photo itself."""
+        return 1 if self.augmentation.changes_nothing else None
+
+    def training(self, rows_B: np.ndarray, keys_B: np.ndarray, views_B: np.ndarray) -> Arrays:
+        photos = self.images.rows(rows_B)
+        return (photos,) if self.augmentation.changes_nothing else self.augmentation.host(photos, keys_B, views_B)
+
+    def plain(self, rows_B: np.ndarray) -> Arrays:
+        return (self.images.rows(rows_B),)
+
+    def on_device(self, arrays: tuple[tf.Tensor, ...], *, training: bool) -> tf.Tensor:
+        augments = training and not self.augmentation.changes_nothing
+        return self.network.activations(self.augmentation.device(*arrays) if augments else arrays[0])
+
+
+Inputs = StoredInputs | OnlineInputs
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Where fine-tuning takes its inputs from, `stored` or `online`, and why, in words for people."""
+
+    kind: str
+    why: str
+
+
+def choose_inputs(
+    wanted: str,
+    *,
+    num_photos: int,
+    num_training_photos: int,
+    num_views: int,
+    network: Network,
+    budget_bytes: float,
+    memory_bytes: float,
+) -> Choice:
+    """What `fine_tune.inputs` means here. `budget_bytes` is what activations may take on the disk."""
+    point = network.cut_point
+    if point is None:
+        return Choice("stored", "nothing is fine-tuned")
+    if wanted != "auto":
+        return Choice(wanted, f'fine_tune.inputs is "{wanted}"')
+    per_view = point.values_per_view * 2
+    needed = per_view * (num_photos + num_training_photos * (num_views - 1))
+    size = f"{needed / 1e9:,.2f} GB of activations ({per_view:,} bytes for each view)"
+    if point.share_above == 1:
+        return Choice("online", "nothing stays frozen, so there is nothing to store")
+    if needed > budget_bytes:
+        return Choice("online", f"{size} are more than the {budget_bytes / 1e9:,.2f} GB that they may take on the disk")
+    photo = network.image_size**2 * 3
+    if needed > memory_bytes and per_view > photo:
+        return Choice(
+            "online", f"{size} do not fit into the memory of {memory_bytes / 1e9:,.1f} GB, and a photo has only {photo:,} bytes"
+        )
+    return Choice("stored", f"{size} are computed once and read in every epoch")

@@ -1,0 +1,49 @@
+"""Where stores lie that can be made again: photos, features, activations. Several runs may share the place.
+
+A store is found by what it was made from (`data/stores.py`), so sharing needs no lock, and nothing in it goes stale.
+"""
+
+import shutil
+from pathlib import Path
+
+from job.errors import UsageError
+
+_GB = 10**9
+
+
+class Cache:
+    """A folder of stores. `is_shared` where other runs may own some of them, so that nothing of it may be removed."""
+
+    def __init__(self, root: Path, *, is_shared: bool, max_gb: float | None = None) -> None:
+        self.root, self.is_shared, self.max_gb = root, is_shared, max_gb
+
+    def path(self, name: str) -> Path:
+        return self.root / name
+
+    def name(self, path: Path) -> str:
+        """The name of what lies at `path`, which stays the same where the folder is moved or mounted elsewhere."""
+        return path.relative_to(self.root).as_posix()
+
+    @property
+    def free_bytes(self) -> int:
+        existing = next(p for p in (self.root, *self.root.parents) if p.exists())
+        return shutil.disk_usage(existing).free
+
+    def reserve(self, needed_bytes: int, missing_bytes: int) -> None:
+        """Ask before work starts whether this run's stores may take `needed_bytes`, `missing_bytes` of them still to write.
+
+        Raises:
+            UsageError: where they are over the budget, or the disk has not so much left.
+        """
+        if self.max_gb is not None and needed_bytes > self.max_gb * _GB:
+            raise UsageError(
+                f"The stores of this run need {needed_bytes / _GB:.2f} GB under {self.root}; cache.max_gb allows "
+                f"{self.max_gb:g}. Raise it, or store less: fewer augment.views, a smaller intake.image_size, or "
+                'fine_tune.inputs = "online".'
+            )
+        if missing_bytes > self.free_bytes:
+            raise UsageError(
+                f"The stores of this run need {missing_bytes / _GB:.2f} GB more under {self.root}, where "
+                f"{self.free_bytes / _GB:.2f} GB are free. Free some space, give another cache.dir, or store less: fewer "
+                'augment.views, a smaller intake.image_size, or fine_tune.inputs = "online".'
+            )

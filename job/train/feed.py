@@ -1,0 +1,59 @@
+"""Batches into a `strategy.run` step: all of one size, the next one made ready while one is computed."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+
+from job.telemetry import Telemetry
+from job.train.cluster import Cluster
+
+Item = TypeVar("Item")
+Arrays = tuple[np.ndarray, ...]
+_END: Any = object()
+
+
+def ahead(items: Iterator[Item], telemetry: Telemetry) -> Iterator[Item]:
+    """The same items; each is made in a thread while the one before it is used. What remains is waiting for data."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, items, _END)
+        while True:
+            with telemetry.spent("waiting for data"):
+                item = coming.result()
+            if item is _END:
+                return
+            coming = thread.submit(next, items, _END)
+            yield item
+
+
+def run_batches(
+    cluster: Cluster,
+    step: Callable[..., Any],
+    load: Callable[[np.ndarray], Arrays],
+    count: int,
+    batch_size: int,
+    telemetry: Telemetry,
+    what: str = "forward",
+) -> Iterator[list[np.ndarray]]:
+    """Run the step over `count` rows, yielding its outputs batch by batch; `load` makes a batch of row numbers.
+
+    Batches have one size, the last one is padded and the padding taken off again, because another size would be traced
+    again and may round differently.
+    """
+    size = cluster.padded_size(batch_size)
+
+    def batches() -> Iterator[tuple[int, Arrays]]:
+        for start in range(0, count, size):
+            numbers = np.arange(start, min(start + size, count))
+            yield len(numbers), load(np.pad(numbers, (0, size - len(numbers)), mode="edge"))
+
+    for kept, batch in ahead(batches(), telemetry):
+        with telemetry.spent_tracing(step, what):
+            outputs = [cluster.gather(output)[:kept] for output in step(*cluster.scatter(batch))]
+        yield outputs
+
+
+def all_rows(batches: Iterator[list[np.ndarray]]) -> list[np.ndarray]:
+    """The outputs of all batches, one after the other."""
+    return [np.concatenate(column) for column in zip(*batches, strict=True)]
