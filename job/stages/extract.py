@@ -8,7 +8,7 @@ import numpy as np
 
 from job.config import AugmentConfig, ExtractConfig, digest_of
 from job.context import Context
-from job.data import augment
+from job.data.augment import Augmentation
 from job.data.examples import Examples
 from job.data.stores import ArrayStore, StoredViews, StoreWriter
 from job.errors import Diverged
@@ -78,7 +78,8 @@ def extract(
     common = [backbone_fingerprint, network.config.unfreeze, point and point.name, network.image_size, CUT_DTYPE]
     plain = _Filler(network, context.workdir, 0, [s.sha256 for s in images.shards], common)
     later = _Filler(network, context.workdir, 1, [s.sha256 for s in images.shards], [*common, augment_config.what()])
-    run_plain, run_augmented = _steps(network, augment_config)
+    augmentation = Augmentation(augment_config, network.image_size)
+    run_plain, run_augmented = _steps(network, augmentation)
     views = np.arange(1, augment_config.views)
     with context.telemetry.progress("extract", len(images) + len(train) * len(views), "views") as progress:
         for shard in range(len(images.shards)):
@@ -93,13 +94,8 @@ def extract(
             progress.advance(len(rows))
             if len(views) and not later.done(shard, [int(k) for k in keys]):
                 pixels = images.rows(np.arange(rows.start, rows.stop)) if pixels is None else pixels
-                transforms = augment.draw(augment_config, keys, np.tile(views, len(here)), network.image_size)
-                batch = (
-                    pixels[np.repeat(train_rows[here] - rows.start, len(views))],
-                    transforms.matrices(network.image_size),
-                    transforms.channel_shift.astype(np.float32),
-                    transforms.brightness.astype(np.float32),
-                )
+                repeated = pixels[np.repeat(train_rows[here] - rows.start, len(views))]
+                batch = augmentation.host(repeated, keys, np.tile(views, len(here)))
                 later.write(shard, map_batches(network.cluster, run_augmented, batch, config.batch_size))
             progress.advance(len(keys))
     plain.finish()
@@ -116,7 +112,7 @@ def extract(
     return Extraction(context.workdir, augment_config.views, train_rows, summary["cut_point"])
 
 
-def _steps(network: Network, augment_config: AugmentConfig) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def _steps(network: Network, augmentation: Augmentation) -> tuple[Callable[..., Any], Callable[..., Any]]:
     import tensorflow as tf
 
     strategy = network.cluster.strategy
@@ -128,7 +124,7 @@ def _steps(network: Network, augment_config: AugmentConfig) -> tuple[Callable[..
     @tf.function
     def augmented(*batch: Any) -> Any:
         def forward(*part: Any) -> Any:
-            return network.activations_and_features(augment.apply(augment_config, *part))
+            return network.activations_and_features(augmentation.device(*part))
 
         return strategy.run(forward, batch)
 
