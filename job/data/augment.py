@@ -118,8 +118,11 @@ class Augmentation:
         lower = sample(size) + right_share * (sample(size + 1) - sample(size))
         images = upper + lower_share * (lower - upper)
         if config.fill_mode == "constant":
-            covered = _on_photo(x_BHW, size) & _on_photo(y_BHW, size)
-            images = tf.where(covered[..., None], images, tf.constant(config.cval, tf.float32))
+            outside = tf.maximum(tf.abs(x_BHW - inside_x), tf.abs(y_BHW - inside_y)) > _ON_THE_EDGE_PX
+            outside = tf.cast(outside, tf.float32)[
+                ..., None
+            ]  # Arithmetic, because with tf.where the loop takes twice as long.
+            images = images * (1.0 - outside) + config.cval * outside
         return images
 
     def _coloured(self, images_BHWC: tf.Tensor, channel_shift_B: tf.Tensor, brightness_B: tf.Tensor) -> tf.Tensor:
