@@ -40,6 +40,12 @@ def _zoom(value: float | tuple[float, float]) -> float | tuple[float, float]:
     return value
 
 
+def _shift(value: float | tuple[float, ...]) -> float | tuple[float, ...]:
+    if value == () or (not isinstance(value, tuple) and value < 0):
+        raise ValueError("a number, 0 or more (2.0: from -2 to 2; 2: -1, 0 or 1), or a list to choose from")
+    return value
+
+
 def _unfreeze(value: float | str) -> float | str:
     if isinstance(value, float) and not 0 < value < 1:
         raise ValueError("a share lies between 0 and 1; say none or all for the ends")
@@ -99,27 +105,46 @@ class BackboneConfig(Section):
     )
 
 
+_SCALED = "the model itself scales pixels as its pre-trained backbone wants them, before export and after it"
+REFUSED: Mapping[str, str] = {  # Keys of ImageDataGenerator that a user may bring along, with the reason.
+    **dict.fromkeys(("augment.featurewise_center", "augment.featurewise_std_normalization"), _SCALED),
+    **dict.fromkeys(("augment.samplewise_center", "augment.samplewise_std_normalization"), _SCALED),
+    **dict.fromkeys(("augment.rescale", "augment.preprocessing_function"), _SCALED),
+    **dict.fromkeys(("augment.zca_whitening", "augment.zca_epsilon"), "no pre-trained backbone has seen whitened photos"),
+    "augment.data_format": "photos are stored with their channels last, and every stage reads them so",
+    "augment.validation_split": "say split.val_fraction",
+    "augment.dtype": "pictures are float32; say fine_tune.precision for the arithmetic of training",
+}
+
+
 class AugmentConfig(Section):
-    """The vocabulary and the meaning of the values are those of Keras' ImageDataGenerator."""
+    """The vocabulary and the meaning of the values are those of Keras' ImageDataGenerator; see docs/augmentation.md."""
 
     seed: int | None = _what(None, "Seed of the drawn transformations; the run's seed where it is left out.", ge=0, lt=2**63)
-    engine: Literal["batched"] = _what("batched", "batched: one affine warp for a whole batch, on the device.")
+    engine: Literal["batched", "image_data_generator"] = _what(
+        "batched", "batched: one warp for a whole batch, on the device. image_data_generator: Keras' class, one by one."
+    )
     views: int = _what(4, "Stored views of each training photo; the first is the photo itself.", ge=1, le=64)
-    rotation_range: float = _what(20.0, "Degrees to either side.", ge=0, le=180)
-    width_shift_range: float = _what(0.1, "Share of the width (below 1) or pixels, to either side.", ge=0)
-    height_shift_range: float = _what(0.1, "Share of the height (below 1) or pixels, to either side.", ge=0)
-    shear_range: float = _what(0.0, "Shear angle in degrees, to either side.", ge=0, le=80)
+    rotation_range: float = _what(20.0, "Degrees to either side.", ge=0, le=360)
+    width_shift_range: Annotated[int | float | tuple[float, ...], AfterValidator(_shift)] = _what(
+        0.1, "0.1: up to this share of the width to either side; 5.0: pixels; 5: whole pixels below 5; a list: one of these."
+    )
+    height_shift_range: Annotated[int | float | tuple[float, ...], AfterValidator(_shift)] = _what(
+        0.1, "The same for the height."
+    )
+    shear_range: float = _what(0.0, "Shear angle in degrees, to either side.", ge=0, lt=90)
     zoom_range: Annotated[float | tuple[float, float], AfterValidator(_zoom)] = _what(
         (0.6, 1.0), "z for 1 - z to 1 + z, or [low, high]; below 1 enlarges."
     )
     channel_shift_range: float = _what(0.0, "Largest shift of all channels together, of 255.", ge=0, le=255)
     brightness_range: Annotated[tuple[float, float] | None, AfterValidator(_ordered_pair)] = _what(
-        (0.8, 1.2), "[low, high] factors."
+        (0.8, 1.2), "[low, high] factors; [1, 1] leaves it alone."
     )
     horizontal_flip: bool = _what(True, "Mirror half of the views left to right.")
     vertical_flip: bool = _what(False, "Mirror half of the views top to bottom.")
     fill_mode: Literal["nearest", "reflect", "constant", "wrap"] = _what("reflect", "What lies outside the photo.")
     cval: float = _what(0.0, "The value outside, where fill_mode is constant.", ge=0, le=255)
+    interpolation_order: Literal[1] = _what(1, "1: linear, once. Splines of other orders are not computed on the device.")
 
 
 class CacheConfig(Section):
@@ -351,7 +376,9 @@ def _explain(error: ValidationError) -> list[str]:
     lines: dict[str, str] = {}
     for detail in error.errors():
         dotted = _setting(detail["loc"], known)
-        if detail["type"] == "extra_forbidden":
+        if dotted in REFUSED:
+            lines[dotted] = f"{dotted}: refused: {REFUSED[dotted]}"
+        elif detail["type"] == "extra_forbidden":
             close = difflib.get_close_matches(dotted, [*known, *Config.model_fields], n=1, cutoff=0.5)
             lines[dotted] = f"{dotted}: there is no such setting" + (f"; did you mean {close[0]}?" if close else "")
         elif dotted in known:

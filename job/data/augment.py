@@ -1,13 +1,16 @@
 """Random views of photos, in the vocabulary and with the meaning of Keras' ImageDataGenerator.
 
-Rotation, shifts, shear, zoom and flips become one affine warp, computed for a whole batch on the device; then the
-channel shift and the brightness follow. What is drawn is a pure function of (seed, example, view).
+Rotation, shifts, shear, zoom and flips become one affine warp, so that a picture is sampled once; then the channel shift
+and the brightness follow. What is drawn is a pure function of (seed, example, view), whichever engine makes the picture.
+docs/augmentation.md has every argument of ImageDataGenerator and what it means here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +18,146 @@ from job.config import AugmentConfig
 
 if TYPE_CHECKING:
     import tensorflow as tf
+
+# Coordinates are float32: a point that lies on the edge may be computed to lie a little outside.
+_ON_THE_EDGE_PX = 1e-3
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+class Augmentation:
+    """Random views of photos: `host` prepares a batch with NumPy, `device` finishes it in the graph."""
+
+    def __init__(self, config: AugmentConfig, size: int) -> None:
+        """For photos of size x size pixels."""
+        self._config, self._size = config, size
+
+    @property
+    def changes_nothing(self) -> bool:
+        """All ranges are off: views are the photos themselves."""
+        config = self._config
+        return (
+            config.rotation_range == 0
+            and not any(_choices(r).any() for r in (config.width_shift_range, config.height_shift_range))
+            and config.shear_range == 0
+            and _zoom(config) == (1, 1)
+            and config.channel_shift_range == 0
+            and config.brightness_range in (None, (1, 1))
+            and not config.horizontal_flip
+            and not config.vertical_flip
+        )
+
+    def host(self, pixels_BHWC: np.ndarray, keys_B: np.ndarray, views_B: np.ndarray) -> tuple[np.ndarray, ...]:
+        """What `device` wants for these views of uint8 photos of shape (B, size, size, 3), each known by its key (uint64).
+
+        View 0 is the photo itself. No view depends on the batch that it is in.
+        """
+        return self.prepared(pixels_BHWC, draw(self._config, keys_B, views_B, self._size))
+
+    def prepared(self, pixels_BHWC: np.ndarray, transforms: Transforms) -> tuple[np.ndarray, ...]:
+        """The same for transforms that are drawn already.
+
+        Returns:
+            With engine = batched the photos, matrices (B, 8), channel shifts (B,) and brightnesses (B,); with
+            image_data_generator finished pictures, float32 of the photos' shape.
+        """
+        if self._config.engine == "image_data_generator":
+            return (self._by_keras(pixels_BHWC, transforms),)
+        factors = (transforms.channel_shift.astype(np.float32), transforms.brightness.astype(np.float32))
+        return pixels_BHWC, transforms.matrices(self._size), *factors
+
+    def device(self, *batch: tf.Tensor) -> tf.Tensor:
+        """Pictures, float32 from 0 to 255 of shape (B, size, size, 3), from the tensors of what `host` gave."""
+        if self._config.engine == "image_data_generator":
+            return batch[0]
+        return self._compiled(*batch)
+
+    @cached_property
+    def _compiled(self) -> Callable[..., tf.Tensor]:
+        """XLA makes one loop of it, on a CPU a fifth of the cost of TensorFlow's own warp.
+
+        A GPU spends next to nothing on it either way, and XLA there would want a CUDA compiler on the machine.
+        """
+        import tensorflow as tf
+
+        compiled = not tf.config.list_physical_devices("GPU")
+        warped = tf.function(self._warped, jit_compile=compiled, autograph=False)
+        coloured = tf.function(self._coloured, jit_compile=compiled, autograph=False)
+
+        def both(pixels_BHWC: tf.Tensor, matrices_B8: tf.Tensor, shift_B: tf.Tensor, brightness_B: tf.Tensor) -> tf.Tensor:
+            return coloured(warped(pixels_BHWC, matrices_B8), shift_B, brightness_B)
+
+        def at_once(
+            pixels_BHWC: tf.Tensor, matrices_B8: tf.Tensor, shift_B: tf.Tensor, brightness_B: tf.Tensor
+        ) -> tf.Tensor:
+            return self._coloured(self._warped(pixels_BHWC, matrices_B8), shift_B, brightness_B)
+
+        # The channel shift reads the picture three times: in one piece, XLA would warp it three times.
+        return both if self._config.channel_shift_range else tf.function(at_once, jit_compile=compiled, autograph=False)
+
+    def _warped(self, pixels_BHWC: tf.Tensor, matrices_B8: tf.Tensor) -> tf.Tensor:
+        """Bilinear samples at the source of each pixel; the rules for sources outside are those of scipy.ndimage."""
+        import tensorflow as tf
+
+        size, config = self._size, self._config
+        m = tf.unstack(matrices_B8[:, :6, None, None], axis=1)
+        column_W, row_H1 = tf.range(size, dtype=tf.float32), tf.range(size, dtype=tf.float32)[:, None]
+        x_BHW = m[0] * column_W + (m[1] * row_H1 + m[2])
+        y_BHW = m[3] * column_W + (m[4] * row_H1 + m[5])
+        inside_x, inside_y = _folded(x_BHW, size, config.fill_mode), _folded(y_BHW, size, config.fill_mode)
+        left, top = tf.floor(inside_x), tf.floor(inside_y)
+        right_share, lower_share = (inside_x - left)[..., None], (inside_y - top)[..., None]
+        first_of_photo_B = tf.range(tf.shape(pixels_BHWC)[0])[:, None, None] * (size * size)
+        index_BHW = first_of_photo_B + tf.cast(top * size + left, tf.int32)
+        # At the last column and row the neighbour beyond weighs nothing, whatever is read; it only has to be there.
+        flat = tf.pad(tf.reshape(pixels_BHWC, [-1, 3]), [[0, size + 1], [0, 0]])
+
+        def sample(offset: int) -> tf.Tensor:
+            return tf.cast(tf.gather(flat, index_BHW + offset), tf.float32)
+
+        upper = sample(0) + right_share * (sample(1) - sample(0))
+        lower = sample(size) + right_share * (sample(size + 1) - sample(size))
+        images = upper + lower_share * (lower - upper)
+        if config.fill_mode == "constant":
+            outside = tf.maximum(tf.abs(x_BHW - inside_x), tf.abs(y_BHW - inside_y)) > _ON_THE_EDGE_PX
+            outside = tf.cast(outside, tf.float32)[
+                ..., None
+            ]  # Arithmetic, because with tf.where the loop takes twice as long.
+            images = images * (1.0 - outside) + config.cval * outside
+        return images
+
+    def _coloured(self, images_BHWC: tf.Tensor, channel_shift_B: tf.Tensor, brightness_B: tf.Tensor) -> tf.Tensor:
+        """The channel shift is clipped to the warped picture's own range and comes before the brightness, as in Keras."""
+        import tensorflow as tf
+
+        if self._config.channel_shift_range:
+            low = tf.reduce_min(images_BHWC, axis=(1, 2, 3), keepdims=True)
+            high = tf.reduce_max(images_BHWC, axis=(1, 2, 3), keepdims=True)
+            images_BHWC = tf.clip_by_value(images_BHWC + channel_shift_B[:, None, None, None], low, high)
+        if self._config.brightness_range is not None:
+            images_BHWC = tf.clip_by_value(images_BHWC * brightness_B[:, None, None, None], 0.0, 255.0)
+        return images_BHWC
+
+    def _by_keras(self, pixels_BHWC: np.ndarray, transforms: Transforms) -> np.ndarray:
+        """Pictures by the real class, one after the other."""
+        import tensorflow as tf
+
+        config = self._config
+        generator = tf.keras.preprocessing.image.ImageDataGenerator(
+            fill_mode=config.fill_mode,
+            cval=config.cval,
+            interpolation_order=config.interpolation_order,
+            data_format="channels_last",
+            dtype="float32",
+        )
+        images_BHWC = pixels_BHWC.astype(np.float32)
+        for row, image in enumerate(images_BHWC):
+            parameters = transforms.as_keras(row)
+            if not config.channel_shift_range:
+                del parameters["channel_shift_intensity"]
+            if config.brightness_range is None:  # With a brightness, even 1, Keras cuts to whole levels.
+                del parameters["brightness"]
+            images_BHWC[row] = generator.apply_transform(image, parameters)
+        return images_BHWC
 
 
 @dataclass(frozen=True)
@@ -60,63 +203,93 @@ class Transforms:
         matrices = back @ rotate @ shift @ slant @ zoom @ flip @ to_middle
         return matrices.reshape(-1, 9)[:, :8].astype(np.float32)
 
+    def as_keras(self, row: int) -> dict[str, Any]:
+        """One view's parameters as ImageDataGenerator.apply_transform takes them."""
+        names = {"channel_shift": "channel_shift_intensity"}
+        return {names.get(name, name): values[row].item() for name, values in vars(self).items()}
+
 
 def draw(config: AugmentConfig, keys_B: np.ndarray, views_B: np.ndarray, size: int) -> Transforms:
-    """The transforms of these views (1 and up) of the examples with these keys, for pictures of size x size pixels."""
-    uniform = np.empty((len(keys_B), 10))
-    for row, key, view in zip(uniform, keys_B, views_B, strict=True):
-        generator = np.random.Philox(key=[config.seed or 0, int(key)], counter=[0, 0, 0, int(view)])
-        row[:] = np.random.Generator(generator).random(10)
+    """The transforms of these views of the examples with these keys, for pictures of size x size pixels.
 
-    def between(column: int, low: float, high: float) -> np.ndarray:
-        return low + (high - low) * uniform[:, column]
+    View 0 is the photo itself. The distributions are those of ImageDataGenerator.get_random_transform.
+    """
+    uniform = _uniform(config.seed or 0, keys_B, views_B, 12)
+    augmented = np.asarray(views_B) != 0
 
-    def shift(column: int, extent: float) -> np.ndarray:
-        pixels = extent * size if extent < 1 else extent
-        return between(column, -pixels, pixels)
+    def between(column: int, low: float, high: float, unchanged: float = 0.0) -> np.ndarray:
+        return np.where(augmented, low + (high - low) * uniform[column], unchanged)
 
-    zoom = config.zoom_range
-    zoom_low, zoom_high = (1 - zoom, 1 + zoom) if isinstance(zoom, float) else zoom
+    def shift(column: int, extent: float | tuple[float, ...]) -> np.ndarray:
+        unit = size if np.max(extent) < 1 else 1
+        if isinstance(extent, float):
+            return between(column, -extent * unit, extent * unit)
+        choices = _choices(extent)
+        chosen = choices[(uniform[column] * len(choices)).astype(np.int64)]
+        return np.where(augmented, unit * np.where(uniform[column + 1] < 0.5, chosen, -chosen), 0.0)
+
+    def coin(column: int, thrown: bool) -> np.ndarray:
+        return (uniform[column] < 0.5) & thrown & augmented
+
+    zoom = _zoom(config)
     return Transforms(
         theta=between(0, -config.rotation_range, config.rotation_range),
         tx=shift(1, config.width_shift_range),
-        ty=shift(2, config.height_shift_range),
-        shear=between(3, -config.shear_range, config.shear_range),
-        zx=between(4, zoom_low, zoom_high),
-        zy=between(5, zoom_low, zoom_high),
-        flip_horizontal=(uniform[:, 6] < 0.5) & config.horizontal_flip,
-        flip_vertical=(uniform[:, 7] < 0.5) & config.vertical_flip,
-        channel_shift=between(8, -config.channel_shift_range, config.channel_shift_range),
-        brightness=between(9, *(config.brightness_range or (1.0, 1.0))),
+        ty=shift(3, config.height_shift_range),
+        shear=between(5, -config.shear_range, config.shear_range),
+        zx=between(6, *zoom, unchanged=1.0),
+        zy=between(7, *zoom, unchanged=1.0),
+        flip_horizontal=coin(8, config.horizontal_flip),
+        flip_vertical=coin(9, config.vertical_flip),
+        channel_shift=between(10, -config.channel_shift_range, config.channel_shift_range),
+        brightness=between(11, *(config.brightness_range or (1.0, 1.0)), unchanged=1.0),
     )
 
 
-def apply(
-    config: AugmentConfig,
-    images_BHWC: tf.Tensor,
-    matrices_B8: tf.Tensor,
-    channel_shift_B: tf.Tensor,
-    brightness_B: tf.Tensor,
-) -> tf.Tensor:
-    """Augmented pictures, float32 from 0 to 255, from pictures of the same shape.
+def _choices(extent: float | tuple[float, ...]) -> np.ndarray:
+    """What a shift is chosen from, before its sign is; of a float the largest one."""
+    if isinstance(extent, int):
+        return np.arange(max(extent, 1), dtype=np.float64)
+    return np.atleast_1d(np.asarray(extent, np.float64))
 
-    The channel shift is clipped to the warped picture's own range and comes before the brightness, as in Keras.
+
+def _zoom(config: AugmentConfig) -> tuple[float, float]:
+    zoom = config.zoom_range
+    return zoom if isinstance(zoom, tuple) else (1 - zoom, 1 + zoom)
+
+
+def _uniform(seed: int, keys_B: np.ndarray, views_B: np.ndarray, count: int) -> np.ndarray:
+    """Numbers from 0 to below 1, float64 of shape (count, B): `count` outputs of SplitMix64 from the state that the seed,
+    the key and the view are mixed to. Source: Steele, Lea and Flood, Fast splittable pseudorandom number generators, 2014.
     """
+    keys_B, views_B = np.asarray(keys_B).astype(np.uint64), np.asarray(views_B).astype(np.uint64)
+    state_B = _mixed(keys_B ^ _mixed(np.asarray([seed], np.uint64) + _GOLDEN))
+    state_B = _mixed(state_B + views_B * _GOLDEN)
+    bits = _mixed(state_B + np.arange(1, count + 1, dtype=np.uint64)[:, None] * _GOLDEN)
+    return (bits >> np.uint64(11)) * 2.0**-53
+
+
+def _mixed(z: np.ndarray) -> np.ndarray:
+    """SplitMix64's output function: every input bit sways every output bit. uint64, wrapping around."""
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def _folded(coordinates: tf.Tensor, size: int, fill_mode: str) -> tf.Tensor:
+    """Where on the photo, from 0 to size - 1, a coordinate outside is looked up; one on the photo stays what it is."""
     import tensorflow as tf
 
-    images = tf.cast(images_BHWC, tf.float32)
-    images = tf.raw_ops.ImageProjectiveTransformV3(
-        images=images,
-        transforms=matrices_B8,
-        output_shape=tf.shape(images)[1:3],
-        fill_value=config.cval,
-        interpolation="BILINEAR",
-        fill_mode=config.fill_mode.upper(),
-    )
-    if config.channel_shift_range:
-        low = tf.reduce_min(images, axis=(1, 2, 3), keepdims=True)
-        high = tf.reduce_max(images, axis=(1, 2, 3), keepdims=True)
-        images = tf.clip_by_value(images + channel_shift_B[:, None, None, None], low, high)
-    if config.brightness_range is not None:
-        images = tf.clip_by_value(images * brightness_B[:, None, None, None], 0.0, 255.0)
-    return images
+    last = size - 1.0
+    if fill_mode == "reflect":  # d c b a | a b c d | d c b a: a period of 2 size, about the pixels' outer edges.
+        from_edge = coordinates + 0.5
+        from_edge -= 2.0 * size * tf.floor(from_edge / (2.0 * size))
+        coordinates = tf.minimum(from_edge, 2.0 * size - from_edge) - 0.5
+    elif fill_mode == "wrap":  # scipy lays the last pixel on the first one: a period of size - 1.
+        wrapped = coordinates - last * tf.floor(coordinates / last)
+        coordinates = tf.where(_on_photo(coordinates, size), coordinates, wrapped)
+    return tf.clip_by_value(coordinates, 0.0, last)
+
+
+def _on_photo(coordinates: tf.Tensor, size: int) -> tf.Tensor:
+    return (coordinates >= -_ON_THE_EDGE_PX) & (coordinates <= size - 1.0 + _ON_THE_EDGE_PX)

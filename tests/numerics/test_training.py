@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from job.config import AugmentConfig, FineTuneConfig
-from job.data import augment
+from job.config import FineTuneConfig
 from job.errors import Diverged
 from job.model.heads import Head, smoothed_one_hot
 from job.train.loop import Trainer
@@ -156,68 +155,3 @@ def test_two_replicas_equal_one():
     assert found["float32_gradients_of_one_step"] < 1e-5
     assert found["float32_after_one_step"] < 1e-6
     assert found["features"] < 1e-5
-
-
-def test_augmentation_has_the_pictures_of_image_data_generator():
-    """The same drawn numbers, given to the real class; the whole parameter space is the benchmark's and a later test's."""
-    from keras.src.legacy.preprocessing.image import ImageDataGenerator
-
-    size = 40
-    y, x = np.mgrid[0:size, 0:size]
-    photo = np.stack([127 + 90 * np.sin(x / 5), 127 + 90 * np.cos(y / 6), 2.0 * x + 2 * y], -1).astype(np.float32)
-    config = AugmentConfig(
-        seed=1, rotation_range=25, shear_range=12, zoom_range=(0.7, 1.1), vertical_flip=True, fill_mode="nearest"
-    )
-    config = config.model_copy(update={"channel_shift_range": 15.0, "brightness_range": (0.8, 1.1)})
-    keys, views = np.arange(12, dtype=np.uint64), np.arange(12) % 3 + 1
-    drawn = augment.draw(config, keys, views, size)
-    arrays = (drawn.matrices(size), drawn.channel_shift.astype(np.float32), drawn.brightness.astype(np.float32))
-    ours = np.asarray(augment.apply(config, np.repeat(photo[None], 12, 0), *arrays))
-    real = ImageDataGenerator(fill_mode="nearest")
-    for k in range(12):
-        theirs = real.apply_transform(
-            photo,
-            {
-                "theta": drawn.theta[k],
-                "tx": drawn.tx[k],
-                "ty": drawn.ty[k],
-                "shear": drawn.shear[k],
-                "zx": drawn.zx[k],
-                "zy": drawn.zy[k],
-                "flip_horizontal": drawn.flip_horizontal[k],
-                "flip_vertical": drawn.flip_vertical[k],
-                "channel_shift_intensity": drawn.channel_shift[k],
-                "brightness": drawn.brightness[k],
-            },
-        )
-        # Keras cuts to whole levels before Pillow's brightness (a factor of up to 1.1) and after it.
-        assert np.abs(ours[k] - theirs)[3:-3, 3:-3].max() <= 2.2, k
-
-
-def test_views_are_a_function_of_seed_example_and_view():
-    config = AugmentConfig(seed=1)
-    keys, views = np.asarray([7, 8, 9], np.uint64), np.asarray([1, 2, 1])
-    together = augment.draw(config, keys, views, 64).matrices(64)
-    alone = augment.draw(config, keys[1:2], views[1:2], 64).matrices(64)
-    assert np.array_equal(together[1:2], alone)
-    assert not np.array_equal(together, augment.draw(AugmentConfig(seed=2), keys, views, 64).matrices(64))
-    assert not np.array_equal(alone, augment.draw(config, keys[1:2], np.asarray([3]), 64).matrices(64))
-
-
-def test_width_shift_moves_along_the_width():
-    config = AugmentConfig(
-        rotation_range=0,
-        height_shift_range=0,
-        width_shift_range=8,
-        zoom_range=(1, 1),
-        brightness_range=None,
-        horizontal_flip=False,
-    )
-    drawn = augment.draw(config, np.arange(5, dtype=np.uint64), np.ones(5, int), 32)
-    assert np.abs(drawn.tx).max() > 1 and not drawn.ty.any()
-    dot = np.zeros((1, 32, 32, 3), np.float32)
-    dot[0, 16, 16] = 255
-    moved = np.asarray(augment.apply(config, np.repeat(dot, 5, 0), drawn.matrices(32), np.zeros(5, "f"), np.ones(5, "f")))
-    for k in range(5):
-        rows, columns = np.nonzero(moved[k, :, :, 0] > 60)
-        assert set(rows) == {16} and abs(columns.mean() - (16 - drawn.tx[k])) <= 0.75

@@ -36,6 +36,65 @@ def test_seeds_that_are_left_out_are_the_runs():
     assert (config.split.seed, config.augment.seed, config.train.seed) == (7, 1, 7)
 
 
+def test_arguments_of_image_data_generator_that_do_not_fit_are_refused_with_the_reason():
+    with pytest.raises(UsageError) as caught:
+        Config.load(None, ["augment.rescale=0.5", "augment.validation_split=0.2", "augment.zca_whitening=true"])
+    message = str(caught.value)
+    assert "augment.rescale: refused: the model itself scales pixels" in message
+    assert "augment.validation_split: refused: say split.val_fraction" in message
+    assert "augment.zca_whitening: refused: no pre-trained backbone has seen whitened photos" in message
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("width_shift_range=3", 3),
+        ("width_shift_range=3.0", 3.0),
+        ("height_shift_range=0.25", 0.25),
+        ("height_shift_range=[-4, 0, 4]", (-4.0, 0.0, 4.0)),
+        ("rotation_range=360", 360.0),
+        ("zoom_range=0.5", 0.5),
+        ("zoom_range=[0.5, 3]", (0.5, 3.0)),
+        ("brightness_range=[0, 2]", (0.0, 2.0)),
+        ("interpolation_order=1", 1),
+        ("engine=image_data_generator", "image_data_generator"),
+    ],
+)
+def test_augmentation_takes_what_image_data_generator_takes(tmp_path, setting, value):
+    config = Config.load(None, [f"augment.{setting}"])
+    taken = getattr(config.augment, setting.partition("=")[0])
+    assert taken == value and type(taken) is type(value)
+    (tmp_path / "again.toml").write_text(as_toml(config))
+    again = getattr(Config.load(tmp_path / "again.toml").augment, setting.partition("=")[0])
+    assert again == value and type(again) is type(value)  # 3 means whole pixels below 3, and 3.0 anything up to 3.
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("rotation_range=361", "at most 360"),
+        ("rotation_range=-1", "at least 0"),
+        ("width_shift_range=-0.1", "0 or more"),
+        ("height_shift_range=-2", "0 or more"),
+        ("height_shift_range=[]", "a list to choose from"),
+        ("width_shift_range=far", "a whole number or a number or a list of a number"),
+        ("shear_range=90", "below 90"),
+        ("zoom_range=1.0", "0 to below 1"),
+        ("zoom_range=[1.2, 0.8]", "the smaller first"),
+        ("brightness_range=[1.2, 0.8]", "the smaller first"),
+        ("channel_shift_range=256", "at most 255"),
+        ("cval=-1", "at least 0"),
+        ("fill_mode=mirror", "nearest or reflect or constant or wrap"),
+        ("interpolation_order=3", "allowed: 1"),
+        ("engine=keras", "batched or image_data_generator"),
+    ],
+)
+def test_augmentation_out_of_range_is_a_mistake(setting, said):
+    with pytest.raises(UsageError) as caught:
+        Config.load(None, [f"augment.{setting}"])
+    assert f"augment.{setting.partition('=')[0]}: got" in str(caught.value) and said in str(caught.value)
+
+
 @pytest.mark.parametrize("text", ["not toml = = 3", "\x00"])
 def test_broken_file_is_a_usage_error(tmp_path, text):
     (tmp_path / "run.toml").write_text(text)
