@@ -50,7 +50,7 @@ class Context:
     telemetry: Telemetry
     seed: int = 0
     stop: StopRequest = field(default_factory=StopRequest)
-    caching: CacheConfig = CacheConfig()
+    caching: CacheConfig = field(default_factory=CacheConfig)
 
     @cached_property
     def cache(self) -> Cache:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from job.config import digest_of
-from job.storage.workdir import Workdir, digest_of_file, sync
+from job.storage.workdir import Workdir, digest_of_file, own_mark, sync
 
 ROWS_PER_SHARD = 256
 HEADER_BYTES = 128  # What NumPy pads the header of a .npy file of this kind to.
@@ -68,7 +68,7 @@ class StoreWriter:
 
     def open_shard(self, key: str, capacity: int) -> Path:
         """A file to write rows into, the first one at HEADER_BYTES; `commit` makes it the shard."""
-        path = self._workdir.path(f".{key[:32]}.{os.getpid()}.part")
+        path = self._workdir.path(f".{key[:32]}.{own_mark()}.part")
         with path.open("wb") as file:
             file.truncate(HEADER_BYTES + capacity * self.row_bytes)
         return path

@@ -79,8 +79,8 @@ def choose(unfreeze: float | str, points: list[CutPoint]) -> CutPoint | None:
                 return point
         names = ", ".join(f"{p.name} ({p.share_above:.0%})" for p in points)
         raise UsageError(
-            f"backbone.unfreeze: {unfreeze!r} is no cut point. Allowed: none, all, a share between 0 and 1, or one of these, "
-            f"with the share of the multiply-adds above it: {names}"
+            f"backbone.unfreeze: {unfreeze!r} is no cut point. Allowed: none, all, a share between 0 and 1, or one of "
+            f"these, with the share of the multiply-adds above it: {names}"
         )
     distance = {p: abs(p.share_above - unfreeze) for p in points}
     near = [p for p in points if distance[p] <= _TOLERANCE]

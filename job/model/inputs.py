@@ -7,7 +7,7 @@ the host has nothing to do between two steps but to gather rows.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -104,6 +104,7 @@ def choose_inputs(
     photo = network.image_size**2 * 3
     if needed > memory_bytes and per_view > photo:
         return Choice(
-            "online", f"{size} do not fit into the memory of {memory_bytes / 1e9:,.1f} GB, and a photo has only {photo:,} bytes"
+            "online",
+            f"{size} do not fit into the memory of {memory_bytes / 1e9:,.1f} GB, and a photo has only {photo:,} bytes",
         )
     return Choice("stored", f"{size} are computed once and read in every epoch")

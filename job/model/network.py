@@ -17,7 +17,7 @@ from job.config import BackboneConfig
 from job.data.augment import Augmentation
 from job.model import backbones, cut
 from job.model.heads import Head
-from job.train.cluster import Cluster
+from job.train.cluster import Cluster, import_tensorflow
 
 if TYPE_CHECKING:
     import keras
@@ -39,8 +39,7 @@ class Network:
     @cached_property
     def _built(self) -> tuple[list[keras.Layer], keras.Model]:
         """The scaling layers and the backbone, with all their variables: inside a graph or a replica none can be made."""
-        import tensorflow as tf
-
+        tf = import_tensorflow()
         with tf.init_scope(), self.cluster.strategy.scope():
             scaling = backbones.scaling_layers(self.config)
             for layer in scaling:
@@ -87,7 +86,7 @@ class Network:
         return from_pixels, _with_constant_weights(above) if above is not None else None
 
     def activations(self, pixels_BHWC: tf.Tensor) -> tf.Tensor:
-        """Of pixels from 0 to 255: what the tuned layers take, float16 at the cut, or float32 features (B, D) without one."""
+        """Of pixels from 0 to 255: what the tuned layers take, float16 at the cut, or features (B, D) without one."""
         import tensorflow as tf
 
         from_pixels, above = self._inference
@@ -162,13 +161,13 @@ def _with_constant_weights(model: keras.Model) -> Callable[[Any], Any]:
     import keras
     import tensorflow as tf
 
-    if sum(w.nbytes for w in model.get_weights()) > _MAX_CONSTANT_BYTES:
-        return lambda inputs: model(inputs, training=False)
     with tf.init_scope():
         trainable, fixed = (
             [keras.ops.convert_to_numpy(v) for v in variables]
             for variables in (model.trainable_variables, model.non_trainable_variables)
         )
+    if sum(w.nbytes for w in (*trainable, *fixed)) > _MAX_CONSTANT_BYTES:
+        return lambda inputs: model(inputs, training=False)
     return lambda inputs: model.stateless_call(trainable, fixed, inputs, training=False)[0]
 
 

@@ -18,7 +18,6 @@ from job.data.stores import ArrayStore
 from job.galleries import TILE_PX, Gallery, crossings
 from job.model.metrics import wilson
 from job.model.shortcuts import shortcuts
-from job.storage.workdir import Workdir
 
 FOLDER = "stages/explore"
 SUMMARY = "stages/explore/explore.json"

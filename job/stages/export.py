@@ -23,7 +23,7 @@ from job.errors import GateNotMet, JobError
 from job.model import serving
 from job.model.heads import Head
 from job.model.network import Network
-from job.storage.workdir import Workdir, digest_of_file
+from job.storage.workdir import digest_of_file
 
 MODEL = "model"
 PREDICTIONS = "predictions.parquet"
@@ -106,7 +106,7 @@ def _check_parity(
         np.save(expected, np.asarray(predictions[f"{shipped}_probabilities"].to_pylist()))
         request = parity.Request(
             model=str(folder),
-            images=str(images.folder),
+            images=str(images.index_file),
             rows=[int(row_of_path[p]) for p in paths],
             expected=str(expected),
             source=source_uri,

@@ -11,7 +11,6 @@ from job.context import Context
 from job.data.examples import Examples
 from job.data.stores import StoredViews
 from job.model.heads import COARSE, Head, class_weights, regression_on_views, smoothed_one_hot
-from job.storage.workdir import Workdir
 
 ARRAYS = "stages/head/head.npz"
 SUMMARY = "stages/head/head.json"

@@ -45,9 +45,7 @@ class Intake:
 
     @classmethod
     def load(cls, context: Context) -> Self:
-        return cls(
-            Examples.load(context.workdir.path(TABLE)), context.cache, context.workdir.read_json(SUMMARY)["images"]
-        )
+        return cls(Examples.load(context.workdir.path(TABLE)), context.cache, context.workdir.read_json(SUMMARY)["images"])
 
     @property
     def images(self) -> ArrayStore:

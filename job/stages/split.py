@@ -18,7 +18,6 @@ from job.data.duplicates import confirmed, exact_pairs, group_ids, near_pairs, w
 from job.data.examples import Examples
 from job.data.stores import ArrayStore
 from job.errors import DataUnusable
-from job.storage.workdir import Workdir
 
 TABLE = "stages/split/examples.parquet"
 REFUSALS = "stages/split/refusals.json"
@@ -44,7 +43,9 @@ class SplitExamples:
 
     @classmethod
     def load(cls, context: Context) -> Self:
-        return cls(Examples.load(context.workdir.path(TABLE)), tuple(Refusal(*r) for r in context.workdir.read_json(REFUSALS)))
+        return cls(
+            Examples.load(context.workdir.path(TABLE)), tuple(Refusal(*r) for r in context.workdir.read_json(REFUSALS))
+        )
 
 
 def split(

@@ -8,6 +8,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,7 +38,7 @@ class Workdir:
             StorageFailed: where the disk does not take it; the old file, if any, is untouched.
         """
         final = self.path(name)
-        temporary = final.with_name(f".{final.name}.{os.getpid()}.part")
+        temporary = final.with_name(f".{final.name}.{own_mark()}.part")
         with _storage_errors(final):
             final.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -120,6 +121,11 @@ class Workdir:
             for file in files:
                 found[file.relative_to(self.root).as_posix()] = digest_of_file(file)
         return found
+
+
+def own_mark() -> str:
+    """Part of a temporary name that nobody else uses; in containers every process may have the number 1."""
+    return secrets.token_hex(6)
 
 
 def digest_of_file(path: Path) -> str:

@@ -10,9 +10,12 @@ import numpy as np
 from job.config import BackboneConfig, FineTuneConfig
 from job.model.heads import Head, smoothed_one_hot
 from job.model.network import Network
-from job.train.cluster import Cluster, map_batches
+from job.telemetry import Telemetry
+from job.train.cluster import Cluster
+from job.train.feed import all_rows, run_batches
 from job.train.loop import Trainer
 from job.train.schedule import Schedule
+from tests.numerics.test_training import Given
 
 SIZE, EXAMPLES = 32, 24
 
@@ -36,11 +39,11 @@ def main() -> None:
         schedule = Schedule.resolve(settings, num_examples=EXAMPLES, seed=1)
         model = network.tuned(head, precision)
         start = [w.copy() for w in model.get_weights()]
-        trainer = Trainer(model, schedule, network.cluster, weight_decay=1e-3, ema=False)
+        trainer = Trainer(model, schedule, network.cluster, Given(), weight_decay=1e-3, ema=False, telemetry=Telemetry(None))
         seen = 0
         for step in range(limit):
             chosen = schedule.batch(step)
-            losses, _, _ = trainer.step((activations[chosen], targets[chosen], np.ones(len(chosen), np.float32)))
+            losses, _, _ = trainer.step(((activations[chosen],), targets[chosen], np.ones(len(chosen), np.float32)))
             seen += len(losses)
         return model.get_weights(), start, seen, trainer
 
@@ -53,7 +56,7 @@ def main() -> None:
     moments = [[np.asarray(m) for m in run[3].optimizer._momentums] for run in single]
     scale = max(np.abs(m).max() for m in moments[0])
     features = [
-        map_batches(n.cluster, lambda x, n=n: n.cluster.strategy.run(n.activations_and_features, (x,)), (pixels,), 4)[1]
+        all_rows(run_batches(n.cluster, n.compiled(), lambda rows: (pixels[rows],), len(pixels), 4, Telemetry(None)))[1]
         for n in networks
     ]
     print(

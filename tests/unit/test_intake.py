@@ -50,7 +50,7 @@ def test_store_holds_what_the_decoder_gives_in_the_order_of_the_listing(folder, 
 
 def test_table_read_back_is_the_same(folder, context):
     found = take_in(folder, context)
-    again = Intake.load(context.workdir)
+    again = Intake.load(context)
     assert again.examples.digest == found.examples.digest
 
 
@@ -98,13 +98,13 @@ def test_source_digest_changes_with_content_and_not_with_times(folder, context):
 def test_only_the_shard_of_a_changed_file_is_decoded_again(tmp_path, context, monkeypatch):
     monkeypatch.setattr("job.stages.intake.ROWS_PER_SHARD", 4)
     folder = paint_classes(tmp_path / "photos", per_class=6)
-    take_in(folder, context)
-    shards = sorted((context.workdir.root / "cache" / "images").glob("*.npy"))
-    before = {p.name: p.stat().st_ino for p in shards}
+    before = take_in(folder, context).images
+    inodes = {p: p.stat().st_ino for p in before.index_file.parent.glob("*.npy")}
     paint(folder / "checks" / "checks-005.jpg", seed=4711)
-    take_in(folder, context)
-    after = {p.name: p.stat().st_ino for p in shards}
-    assert [name for name in before if before[name] != after[name]] == ["shard-00001.npy"]
+    after = take_in(folder, context).images
+    changed = [k for k, (a, b) in enumerate(zip(before.shards, after.shards, strict=True)) if a != b]
+    assert changed == [1] and all(p.stat().st_ino == inode for p, inode in inodes.items())
+    assert len(list(after.index_file.parent.glob("*.npy"))) == len(inodes) + 1
 
 
 class _Source(FolderSource):
@@ -159,7 +159,7 @@ def decode_one_shard(source, context, tmp_path, timeout_s=30.0):
     store = tmp_path / "shard"
     store.write_bytes(b"")
     rules = DecodeRules(48, "squash", 10**8, 8, 20)
-    (task,) = decode_shards([ShardTask(0, entries, store)], source, rules, Limits(1, timeout_s, 1024), context)
+    (task,) = decode_shards([ShardTask("key", entries, store)], source, rules, Limits(1, timeout_s, 1024), context)
     pixels = np.frombuffer(store.read_bytes()[HEADER_BYTES:], np.uint8).reshape(-1, 48, 48, 3)
     good = [e for e, r in zip(entries, task.records, strict=True) if r["status"] == "used"]
     assert len(pixels) == len(good)
@@ -255,7 +255,7 @@ def test_shard_that_cannot_be_saved_ends_the_run_and_leaves_no_index(folder, con
     monkeypatch.setattr("job.stages.intake.StoreWriter.commit", disk_full)
     with pytest.raises(StorageFailed, match="no space left"):
         take_in(folder, context)
-    assert not list(Path(context.workdir.root).rglob("index.json"))
+    assert not list(Path(context.workdir.root).rglob("index-*.json"))
 
 
 def test_what_is_decoded_when_the_stop_comes_is_saved(tmp_path, context, monkeypatch):
@@ -270,15 +270,13 @@ def test_what_is_decoded_when_the_stop_comes_is_saved(tmp_path, context, monkeyp
     monkeypatch.setattr("job.stages.intake.StoreWriter.commit", commit_and_stop)
     with pytest.raises(Stopped):
         take_in(folder, context)
-    saved = {p.name: p.stat().st_ino for p in (context.workdir.root / "cache" / "images").glob("shard-*.npy")}
+    saved = {p: p.stat().st_ino for p in (context.workdir.root / "cache").rglob("*.npy")}
     assert 0 < len(saved) < 20
     monkeypatch.undo()
     monkeypatch.setattr("job.stages.intake.ROWS_PER_SHARD", 4)
     again = Context(context.workdir, Telemetry(None))
     assert len(take_in(folder, again).images) == 80
-    images = context.workdir.root / "cache" / "images"
-    assert all((images / name).stat().st_ino == inode for name, inode in saved.items())
-    assert {p.suffix for p in images.iterdir()} == {".npy", ".json"}
+    assert all(path.stat().st_ino == inode for path, inode in saved.items())
 
 
 def test_memory_limit_turns_a_greedy_photo_away(tmp_path, context):
@@ -312,4 +310,4 @@ def test_stop_is_obeyed_between_photos(folder, context):
     context.stop.request()
     with pytest.raises(Stopped):
         take_in(folder, context)
-    assert not list(Path(context.workdir.root).rglob("index.json"))
+    assert not list(Path(context.workdir.root).rglob("index-*.json"))

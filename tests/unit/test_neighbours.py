@@ -9,9 +9,9 @@ from job.data.stores import StoreWriter
 def stored(folder, values):
     writer = StoreWriter(folder, values.shape[1:], "float32")
     half = len(values) // 2
-    writer.write(0, "a", values[:half])
-    writer.write(1, "b", values[half:])
-    return writer.finish(2)
+    writer.write("a", values[:half])
+    writer.write("b", values[half:])
+    return writer.finish(["a", "b"])
 
 
 def test_components_are_those_of_a_pca_up_to_their_signs_and_one_scale(tmp_path):

@@ -41,8 +41,8 @@ CHANGES = {
 def stored(tmp_path):
     def store(photos) -> ArrayStore:
         writer = StoreWriter(tmp_path / "store", (SIDE, SIDE, 3), "uint8")
-        writer.write(0, "key", np.stack([np.asarray(p) for p in photos]))
-        return writer.finish(1)
+        writer.write("key", np.stack([np.asarray(p) for p in photos]))
+        return writer.finish(["key"])
 
     return store
 

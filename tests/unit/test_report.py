@@ -417,7 +417,7 @@ def test_identical_artifacts_give_identical_bytes(context):
     timings = {**TIMINGS, "report": {"wall_s": 1.0, "cpu_s": 1.0}}  # As when the page is drawn again later.
     again = report(ReportConfig(), run=RUN, timings=timings, context=context)
     assert again.path.read_text() == first
-    assert Report.load(context.workdir) == again
+    assert Report.load(context) == again
 
 
 def test_the_start_is_the_only_time_on_the_page(context):

@@ -50,8 +50,8 @@ def made_up(count_per_class, seed=0, **changes):
 @pytest.fixture
 def no_images(tmp_path):
     writer = StoreWriter(tmp_path / "images", (48, 48, 3), "uint8")
-    writer.write(0, "k", np.zeros((0, 48, 48, 3)))
-    return writer.finish(1)
+    writer.write("k", np.zeros((0, 48, 48, 3)))
+    return writer.finish(["k"])
 
 
 def split_made_up(examples, images, context, **config):
@@ -107,7 +107,7 @@ def test_too_many_bad_files_are_refused_with_the_list(tmp_path, context):
         (folder / "checks" / f"pointer-{k}.jpg").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     done = made_split(folder, context, budget=0.2)
     assert re.search(r"5 of 17 files are quarantined(.|\n)*git lfs pull(.|\n)*checks/pointer-0.jpg", str(done.refusals[0]))
-    assert SplitExamples.load(context.workdir).refusals == done.refusals
+    assert SplitExamples.load(context).refusals == done.refusals
     assert made_split(folder, context, budget=0.3).refusals == ()
 
 
@@ -231,7 +231,7 @@ def test_exact_copies_inside_the_held_out_split_are_counted_once(tmp_path, conte
 
 def test_table_read_back_is_the_same(tmp_path, context):
     done = split_folder(paint_classes(tmp_path / "photos", per_class=8), context)
-    again = SplitExamples.load(context.workdir).examples
+    again = SplitExamples.load(context).examples
     assert again.digest == done.digest and np.array_equal(again.keys, done.keys)
 
 
@@ -319,6 +319,6 @@ def test_look_alikes_are_not_confirmed_and_copies_are(tmp_path):
     noise = np.asarray(Image.fromarray(rng.integers(0, 255, (12, 12, 3)).astype(np.uint8)).resize((48, 48)), np.float64)
     pictures = [photo, photo * 0.9 + 12, photo * 0.6 + noise * 0.4, np.full_like(photo, 9), np.full_like(photo, 9.4)]
     writer = StoreWriter(tmp_path, (48, 48, 3), "uint8")
-    writer.write(0, "k", np.stack(pictures).round())
+    writer.write("k", np.stack(pictures).round())
     pairs = np.asarray([[0, 1], [0, 2], [3, 4], [0, 3]])
-    assert confirmed(pairs, writer.finish(1)).tolist() == [True, False, True, False]
+    assert confirmed(pairs, writer.finish(["k"])).tolist() == [True, False, True, False]

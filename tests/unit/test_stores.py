@@ -1,10 +1,12 @@
 import json
+import os
+import time
 from hashlib import sha256
 
 import numpy as np
 import pytest
 
-from job.data.stores import ArrayStore, StoredViews, StoreWriter
+from job.data.stores import ArrayStore, StoredViews, StoreWriter, sweep
 from job.storage.workdir import Workdir
 
 
@@ -16,39 +18,36 @@ def folder(tmp_path):
 def filled(folder, sizes=(3, 0, 4), keys="abc"):
     writer = StoreWriter(folder, (2, 2), "float16")
     start = 0
-    for shard, (size, key) in enumerate(zip(sizes, keys, strict=True)):
-        writer.write(shard, key, np.arange(start * 4, (start + size) * 4, dtype=np.float16).reshape(size, 2, 2))
+    for size, key in zip(sizes, keys, strict=True):
+        writer.write(key, np.arange(start * 4, (start + size) * 4, dtype=np.float16).reshape(size, 2, 2))
         start += size
-    return writer.finish(len(sizes))
+    return writer.finish(list(keys))
 
 
 def test_rows_come_back_by_number_in_any_order(folder):
     store = filled(folder)
     assert len(store) == 7 and store.row_shape == (2, 2) and store.shard_range(2) == range(3, 7)
     assert store.rows([6, 0, 3, 3])[:, 0, 0].tolist() == [24, 0, 12, 12]
-    assert ArrayStore(folder).digest == store.digest
+    assert store.rows([]).shape == (0, 2, 2) and store.num_bytes == 7 * 8
+    assert ArrayStore(store.index_file).digest == store.digest
 
 
 def test_shard_files_are_plain_npy(folder):
-    filled(folder)
-    assert np.load(folder / "shard-00002.npy").shape == (4, 2, 2)
+    assert sorted(np.load(file).shape[0] for file in filled(folder).index_file.parent.glob("*.npy")) == [0, 3, 4]
 
 
 def test_half_filled_store_goes_on_where_it_stopped(folder):
-    writer = StoreWriter(folder, (2,), "float32")
-    writer.write(1, "b", np.ones((2, 2)))
+    StoreWriter(folder, (2,), "float32").write("b", np.ones((2, 2)))
     again = StoreWriter(folder, (2,), "float32")
-    assert again.committed(0, "a") is None and again.committed(1, "b").num_rows == 2
-    assert again.committed(1, "made from something else") is None
-    with pytest.raises(FileNotFoundError):
-        ArrayStore(folder)
+    assert again.committed("a") is None and again.committed("b").num_rows == 2
+    assert again.committed("made from something else") is None
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "record"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "record", "index"])
 def test_damage_is_noticed_by_digest(folder, damage):
-    filled(folder)
-    file = folder / "shard-00000.npy"
-    assert ArrayStore.is_intact(folder)
+    store = filled(folder)
+    file = folder / store.shards[0].array_name
+    assert ArrayStore.is_intact(store.index_file)
     if damage == "truncate":
         file.write_bytes(file.read_bytes()[:-1])
     elif damage == "flip":
@@ -58,23 +57,16 @@ def test_damage_is_noticed_by_digest(folder, damage):
     elif damage == "remove":
         file.unlink()
     else:
-        (folder / "index.json").write_text("{")
-    assert not ArrayStore.is_intact(folder)
-    assert (StoreWriter(folder, (2, 2), "float16").committed(0, "a") is None) == (damage != "record")
-
-
-def test_finish_removes_what_lies_beyond(folder):
-    filled(folder, sizes=(1, 1, 1))
-    filled(folder, sizes=(1, 1), keys="ab")
-    assert sorted(p.name for p in folder.iterdir() if p.suffix == ".npy") == ["shard-00000.npy", "shard-00001.npy"]
-    assert len(json.loads((folder / "index.json").read_text())["shards"]) == 2
+        (store.index_file if damage == "index" else folder / "a.json").write_text("{")
+    assert ArrayStore.is_intact(store.index_file) == (damage == "record")
+    assert (StoreWriter(folder, (2, 2), "float16").committed("a") is None) == (damage != "index")
 
 
 def test_extra_facts_of_a_shard_come_back(folder):
     writer = StoreWriter(folder, (1,), "uint8")
-    path = writer.open_shard(0, capacity=5)
-    writer.commit(0, "k", path, 2, extra=[{"path": "ü"}])
-    assert writer.committed(0, "k").extra == [{"path": "ü"}] and len(writer.finish(1)) == 2
+    path = writer.open_shard("k", capacity=5)
+    writer.commit("k", path, 2, extra=[{"path": "ü"}])
+    assert writer.committed("k").extra == [{"path": "ü"}] and len(writer.finish(["k"])) == 2
 
 
 def test_record_is_written_when_its_array_is_on_the_disk(folder, monkeypatch):
@@ -82,32 +74,69 @@ def test_record_is_written_when_its_array_is_on_the_disk(folder, monkeypatch):
     monkeypatch.setattr("job.data.stores.sync", lambda path: on_disk.append(path.read_bytes()))
 
     def after_the_array(self, name, value, **how):
-        assert on_disk == [(folder / "shard-00000.npy").read_bytes()]
-        assert sha256(on_disk[0]).hexdigest() == value["sha256"]
+        (array,) = folder.glob("*.npy")
+        assert on_disk == [array.read_bytes()] and sha256(on_disk[0]).hexdigest() == value["sha256"]
         write_json(self, name, value, **how)
 
     monkeypatch.setattr(Workdir, "write_json", after_the_array)
-    StoreWriter(folder, (2,), "float32").write(0, "k", np.ones((3, 2)))
-    assert on_disk and json.loads((folder / "shard-00000.json").read_text())["num_rows"] == 3
+    StoreWriter(folder, (2,), "float32").write("k", np.ones((3, 2)))
+    assert on_disk and json.loads((folder / "k.json").read_text())["num_rows"] == 3
 
 
-def test_index_knows_shards_of_this_writer_and_of_earlier_ones(folder):
-    StoreWriter(folder, (2,), "float32").write(0, "a", np.ones((2, 2)))
-    StoreWriter(folder, (2,), "float32").write(1, "b", np.zeros((3, 2)))
+def test_store_is_put_together_from_shards_of_this_writer_and_of_earlier_ones(folder):
+    StoreWriter(folder, (2,), "float32").write("a", np.ones((2, 2)))
+    StoreWriter(folder, (2,), "float32").write("b", np.zeros((3, 2)))
     writer = StoreWriter(folder, (2,), "float32")
-    assert writer.committed(0, "a") and writer.committed(1, "no longer") is None
-    writer.write(2, "c", np.zeros((1, 2)))
-    writer.write(2, "d", np.full((4, 2), 5))
-    store = writer.finish(3)
-    assert [(s.key, s.num_rows) for s in store.shards] == [("a", 2), ("b", 3), ("d", 4)]
-    assert ArrayStore.is_intact(folder) and store.rows([8])[0, 0] == 5
+    assert writer.committed("a") and writer.committed("b")
+    writer.write("c", np.full((4, 2), 5))
+    store = writer.finish(["c", "a", "b"])
+    assert [(s.key, s.num_rows) for s in store.shards] == [("c", 4), ("a", 2), ("b", 3)]
+    assert ArrayStore.is_intact(store.index_file) and store.rows([3])[0, 0] == 5
+
+
+def test_writers_of_one_shard_that_round_differently_leave_a_whole_one(folder):
+    """Two runs on different machines at once: whatever comes last, array and record belong together."""
+    first, second = (StoreWriter(folder, (2,), "float32") for _ in range(2))
+    slow = first.open_shard("k", 3)
+    second.write("k", np.full((3, 2), 1 + 1e-7))
+    mapped = second.finish(["k"]).rows([0, 1, 2])
+    with slow.open("r+b") as file:
+        file.seek(128)
+        np.ones((3, 2), np.float32).tofile(file)
+    first.commit("k", slow, 3)
+    theirs, ours = second.finish(["k"]), first.finish(["k"])
+    assert ArrayStore.is_intact(theirs.index_file) and ArrayStore.is_intact(ours.index_file)
+    assert np.array_equal(theirs.rows([0, 1, 2]), mapped) and (ours.rows([0, 1, 2]) == 1).all()
+    assert StoreWriter(folder, (2,), "float32").committed("k") is not None
+
+
+def test_what_no_kept_store_needs_is_swept_away(tmp_path):
+    kept = filled(tmp_path / "kept", sizes=(1, 1), keys="ab")
+    also_there = filled(tmp_path / "kept", sizes=(1, 2), keys="ac")
+    filled(tmp_path / "old")
+    (tmp_path / "kept" / ".b.4711.part").write_bytes(b"half")
+    sweep(tmp_path, [kept.index_file])
+    assert ArrayStore.is_intact(kept.index_file) and not also_there.index_file.exists()
+    names = {p.name for p in (tmp_path / "kept").iterdir()}
+    assert names == {kept.index_file.name, "a.json", "b.json", *(s.array_name for s in kept.shards)}
+    assert not (tmp_path / "old").exists()
+
+
+def test_parts_of_runs_that_were_killed_go_when_they_are_old(folder):
+    folder.mkdir()
+    for name, age_s in (("young", 60), ("old", 3 * 24 * 3600)):
+        part = folder / f".{name}.1.part"
+        part.write_bytes(b"half")
+        os.utime(part, (time.time() - age_s,) * 2)
+    StoreWriter(folder, (2,), "float32")
+    assert [p.name for p in folder.iterdir()] == [".young.1.part"]
 
 
 def test_views_of_training_photos_are_found(tmp_path):
     plain = StoreWriter(tmp_path / "plain", (1,), "float32")
-    plain.write(0, "k", np.arange(5).reshape(5, 1))
+    plain.write("k", np.arange(5).reshape(5, 1))
     later = StoreWriter(tmp_path / "later", (1,), "float32")
-    later.write(0, "k", np.asarray([[10.1], [10.2], [30.1], [30.2]]))  # Photos in rows 1 and 3, views 1 and 2.
-    views = StoredViews(plain.finish(1), later.finish(1), np.asarray([1, 3]), 3)
+    later.write("k", np.asarray([[10.1], [10.2], [30.1], [30.2]]))  # Photos in rows 1 and 3, views 1 and 2.
+    views = StoredViews(plain.finish(["k"]), later.finish(["k"]), np.asarray([1, 3]), 3)
     gathered = views.training(np.asarray([0, 1, 1, 0]), np.asarray([0, 0, 2, 1]))
     assert np.allclose(gathered[:, 0], [1, 3, 30.2, 10.1])
