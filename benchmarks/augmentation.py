@@ -135,6 +135,7 @@ def main() -> None:
         f"`{command}`: {options.batch} photos of flowers at a time, uint8 in, float32 out, drawing included.",
         f"Medians of {options.rounds} rounds, lowest to highest in brackets; the ways take turns in each round.",
         "`ImageProjectiveTransformV3` is TensorFlow's own warp, with the same colours after it.",
+        "Others may be at work on the machine, which sways views/s more than CPU ms.",
         "",
     ]
     for size in options.sizes:

@@ -75,24 +75,23 @@ class Augmentation:
     def _compiled(self) -> Callable[..., tf.Tensor]:
         """XLA makes one loop of it, on a CPU a fifth of the cost of TensorFlow's own warp.
 
-        A GPU spends next to nothing on it either way, and XLA there would want a CUDA compiler on the machine.
+        On a GPU the operations run one by one: XLA there needs parts of CUDA that not every machine has.
         """
         import tensorflow as tf
 
-        compiled = not tf.config.list_physical_devices("GPU")
-        warped = tf.function(self._warped, jit_compile=compiled, autograph=False)
-        coloured = tf.function(self._coloured, jit_compile=compiled, autograph=False)
+        no_gpu = not tf.config.list_physical_devices("GPU")
 
-        def both(pixels_BHWC: tf.Tensor, matrices_B8: tf.Tensor, shift_B: tf.Tensor, brightness_B: tf.Tensor) -> tf.Tensor:
-            return coloured(warped(pixels_BHWC, matrices_B8), shift_B, brightness_B)
+        def compiled(step: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
+            return tf.function(step, jit_compile=no_gpu, autograph=False)
 
-        def at_once(
-            pixels_BHWC: tf.Tensor, matrices_B8: tf.Tensor, shift_B: tf.Tensor, brightness_B: tf.Tensor
-        ) -> tf.Tensor:
-            return self._coloured(self._warped(pixels_BHWC, matrices_B8), shift_B, brightness_B)
+        def at_once(pixels_BHWC: tf.Tensor, matrices_B8: tf.Tensor, *colours: tf.Tensor) -> tf.Tensor:
+            return self._coloured(self._warped(pixels_BHWC, matrices_B8), *colours)
 
+        if not self._config.channel_shift_range:
+            return compiled(at_once)
         # The channel shift reads the picture three times: in one piece, XLA would warp it three times.
-        return both if self._config.channel_shift_range else tf.function(at_once, jit_compile=compiled, autograph=False)
+        warped, coloured = compiled(self._warped), compiled(self._coloured)
+        return lambda pixels_BHWC, matrices_B8, *colours: coloured(warped(pixels_BHWC, matrices_B8), *colours)
 
     def _warped(self, pixels_BHWC: tf.Tensor, matrices_B8: tf.Tensor) -> tf.Tensor:
         """Bilinear samples at the source of each pixel; the rules for sources outside are those of scipy.ndimage."""
@@ -118,10 +117,8 @@ class Augmentation:
         lower = sample(size) + right_share * (sample(size + 1) - sample(size))
         images = upper + lower_share * (lower - upper)
         if config.fill_mode == "constant":
-            outside = tf.maximum(tf.abs(x_BHW - inside_x), tf.abs(y_BHW - inside_y)) > _ON_THE_EDGE_PX
-            outside = tf.cast(outside, tf.float32)[
-                ..., None
-            ]  # Arithmetic, because with tf.where the loop takes twice as long.
+            far_off = tf.maximum(tf.abs(x_BHW - inside_x), tf.abs(y_BHW - inside_y)) > _ON_THE_EDGE_PX
+            outside = tf.cast(far_off, tf.float32)[..., None]  # A number, because tf.where doubles the loop's time.
             images = images * (1.0 - outside) + config.cval * outside
         return images
 
