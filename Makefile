@@ -22,6 +22,7 @@ bench: .venv/.dev
 	.venv/bin/python -m benchmarks.data_quality
 	.venv/bin/python -m benchmarks.scale
 	.venv/bin/python -m benchmarks.augmentation
+	.venv/bin/python -m benchmarks.decoding
 
 .venv/.dev: requirements/dev.txt pyproject.toml
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv

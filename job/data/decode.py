@@ -4,7 +4,7 @@ Rules, in this order: content decides the format, never the name; limits are che
 exist; the first frame of several, where it fills its canvas; EXIF orientation turned upright; 16 bits scaled (not
 clipped) to 8; transparency laid over white; everything else converted to RGB; one antialiased bilinear resize. Plain
 JPEGs go through libjpeg-turbo directly (simplejpeg), which gives Pillow's pixels and, unlike Pillow, tells when it had
-to repair the scan.
+to repair the scan. The plainest of them, most photos, do so without any other parser (`_decode_plainest`).
 
 Taken as they are: RGB in 8 bits as a sequential JPEG, as a PNG, as a 24-bit BMP. All else that is taken is `converted`.
 """
@@ -21,7 +21,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from job.data import headers
+from job.data import headers, perceptual
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "AVIF", "ICO", "PPM", "JPEG2000")
 MAX_FRAMES = 1000
@@ -43,8 +43,6 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# The first eight rows of the orthonormal DCT-II of 32 points.
-_DCT_8x32 = np.cos(np.pi / 32 * (np.arange(32) + 0.5)[None, :] * np.arange(8)[:, None]).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -102,6 +100,9 @@ def decode(payload: bytes, rules: DecodeRules) -> Photo:
     """
     if not payload:
         raise BadPhoto("0 bytes", is_image=False)
+    photo = _decode_plainest(payload, rules)
+    if photo is not None:
+        return photo
     facts, in_header = Facts(headers.picture_format(payload)), True
     converted: list[str] = []
     notes: list[str] = []
@@ -140,6 +141,21 @@ def decode(payload: bytes, rules: DecodeRules) -> Photo:
             raise BadPhoto(reason, facts) from error
 
 
+def _decode_plainest(payload: bytes, rules: DecodeRules) -> Photo | None:
+    """The photo of a JPEG about which there is nothing to say; None for all else: the long way has the words for it."""
+    size = headers.plain_jpeg_size(payload)
+    if size is None:
+        return None
+    facts = Facts("JPEG", *size, "RGB")
+    try:
+        _check_pixels(facts, rules)
+        _check_shape(facts, rules)
+        rgb = _decode_plain_jpeg(payload, _needed_size(size, rules), facts)
+        return rgb and _finish(rgb, rules, facts, swap_sides=False, converted=[], notes=[])
+    except (BadPhoto, MemoryError):
+        return None
+
+
 def _open(payload: bytes, kind: str, rules: DecodeRules) -> Image.Image:
     """The picture with nothing decoded yet."""
     claimed = headers.claim(payload)
@@ -174,21 +190,10 @@ def _finish(
 ) -> Photo:
     square = _to_square(rgb, rules)
     gray = square.convert("L")
-    histogram = np.asarray(gray.histogram(), np.float64) / (rules.image_size**2)
-    levels = np.arange(256) / 255
-    brightness = float(histogram @ levels)
     width, height = (facts.height, facts.width) if swap_sides else (facts.width, facts.height)
-    complete = Facts(
-        facts.format,
-        width,
-        height,
-        facts.mode,
-        facts.has_exif,
-        _perceptual_hash(gray),
-        round(brightness, 6),
-        round(float(np.sqrt(histogram @ (levels - brightness) ** 2)), 6),
-    )
-    return Photo(np.asarray(square), complete, "; ".join(converted), "; ".join(notes))
+    looks = perceptual.hash_of(gray), *perceptual.brightness_and_contrast(gray)
+    complete = Facts(facts.format, width, height, facts.mode, facts.has_exif, *looks)
+    return Photo(perceptual.pixels_of(square), complete, "; ".join(converted), "; ".join(notes))
 
 
 def _check_pixels(facts: Facts, rules: DecodeRules) -> None:
@@ -270,8 +275,9 @@ def _needed_size(size: tuple[int, int], rules: DecodeRules) -> tuple[int, int]:
 
 def jpeg_reduction(size: tuple[int, int], needed_size: tuple[int, int]) -> int:
     """By how much a JPEG is scaled down while it is decoded: at most so far that the resize need not enlarge."""
+    (width, height), (needed_width, needed_height) = size, needed_size
     for reduction in JPEG_REDUCTIONS:
-        if all(-(-side // reduction) >= needed for side, needed in zip(size, needed_size, strict=True)):
+        if -(-width // reduction) >= needed_width and -(-height // reduction) >= needed_height:
             return reduction
     return 1
 
@@ -342,7 +348,10 @@ def _decode_plain_jpeg(payload: bytes, needed_size: tuple[int, int], facts: Fact
         if message.startswith("Premature end"):
             raise BadPhoto("cut off: the JPEG ends before the picture does", facts) from None
         raise BadPhoto(f"damaged JPEG: the decoder had to repair it ({message})", facts) from None
-    return None if is_cmyk else Image.fromarray(pixels)
+    if is_cmyk:
+        return None
+    height, width, _ = pixels.shape
+    return Image.frombuffer("RGB", (width, height), pixels, "raw", "RGB", 0, 1)
 
 
 def _scale_to_8_bit(image: Image.Image, facts: Facts) -> Image.Image:
@@ -375,17 +384,6 @@ def _to_square(rgb: Image.Image, rules: DecodeRules) -> Image.Image:
     square = Image.new("RGB", (size, size))
     square.paste(inner, ((size - inner.width) // 2, (size - inner.height) // 2))
     return square
-
-
-def _perceptual_hash(gray: Image.Image) -> int:
-    """64 bits: which of the 8x8 lowest DCT coefficients of a 32x32 thumbnail lie above their median.
-
-    After Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions" (2010).
-    """
-    thumbnail = np.asarray(gray.resize((32, 32), Image.Resampling.BOX), np.float32)
-    coefficients = (_DCT_8x32 @ thumbnail @ _DCT_8x32.T).ravel()
-    bits = coefficients > np.median(coefficients[1:])
-    return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
 def _in_words(error: Exception, name: str, *, in_header: bool) -> str:

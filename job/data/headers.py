@@ -10,6 +10,8 @@ import zlib
 from collections.abc import Container
 from dataclasses import dataclass
 
+import numpy as np
+
 _PICTURE_MAGIC = (
     (b"\xff\xd8", "JPEG"),
     (b"\x89PNG", "PNG"),
@@ -39,6 +41,15 @@ _DOCUMENTS = (
 _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _JPEG_END = re.compile(rb"\xff\xd9")  # Found three times as fast as by bytes.find.
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# Segments that Pillow and libjpeg read the same way and that change nothing: marker, beginning, least length.
+_JPEG_PASSED_OVER = {
+    0xE0: (b"JFIF\0", 16),
+    0xE2: (b"ICC_PROFILE\0", 16),
+    0xFE: (b"", 2),
+    0xDB: (b"", 67),
+    0xC4: (b"", 19),
+    0xDD: (b"", 4),
+}
 
 
 @dataclass(frozen=True)
@@ -191,6 +202,38 @@ def jpeg_layout(payload: bytes) -> JpegLayout:
         if kind == 0xDA and (end := _JPEG_END.search(payload, place)) and end.end() == len(payload):
             return JpegLayout(*_kind_of_jpeg(frame), len(payload))  # The usual picture: nothing lies behind it.
     return JpegLayout(*_kind_of_jpeg(frame), -1)
+
+
+def plain_jpeg_size(payload: bytes) -> tuple[int, int] | None:
+    """Width and height of a JPEG about whose header there is nothing to say; None for all others.
+
+    That is: baseline, three components; before the scan only segments that every reader passes over, one right
+    behind the other (so no EXIF and no further pictures); bytes enough, and none behind the first end marker.
+    """
+    size, place = (0, 0), 2 if payload.startswith(b"\xff\xd8") else len(payload)
+    while place + 4 <= len(payload) and payload[place] == 0xFF:
+        kind, length = payload[place + 1], int.from_bytes(payload[place + 2 : place + 4], "big")
+        start, place = place + 4, place + 2 + length
+        beginning, least = _JPEG_PASSED_OVER.get(kind, (b"", 1 << 16))
+        if kind == 0xDA:
+            layout = JpegLayout(False, True, len(payload))
+            is_whole = all(size) and layout.can_hold(size[0] * size[1], layout.end) and _is_end(payload, place)
+            return size if is_whole else None
+        if kind == 0xC0 and size == (0, 0) and length == 17 and place < len(payload):
+            height, width = struct.unpack_from(">HH", payload, start + 1)
+            size = (width, height)
+        elif length < least or not payload.startswith(beginning, start):
+            return None
+    return None
+
+
+def _is_end(payload: bytes, place: int) -> bool:
+    """Whether the first end marker from this place on is the end of the bytes."""
+    if not 0 < place <= len(payload) - 2 or payload[-2:] != b"\xff\xd9":
+        return False
+    starts = (place, place + 1)  # In steps of two bytes, three times as fast as a regular expression.
+    pairs = [np.frombuffer(payload, "<u2", (len(payload) - start) // 2, start) for start in starts]
+    return sum(int(np.count_nonzero(p == 0xD9FF)) for p in pairs) == 1
 
 
 def _kind_of_jpeg(frame: int) -> tuple[bool, bool]:
