@@ -20,7 +20,7 @@ check: .venv/.dev .venv-lint/.done
 bench: .venv/.dev
 	.venv/bin/python -m benchmarks.side_by_side
 	.venv/bin/python -m benchmarks.data_quality
-	.venv/bin/python -m benchmarks.scale
+	.venv/bin/python -m benchmarks.scale --rounds 3 3 2
 	.venv/bin/python -m benchmarks.gpu
 
 .venv/.dev: requirements/dev.txt pyproject.toml

@@ -244,6 +244,7 @@ BEHIND = """## What stands behind the lines
   start-up, augmentation and writing of the stores in it as well.
 - **Bare step**: forward, backward and AdamW of the layers above the job's cut and a head on float32 tensors in memory. `job`
   is the fine-tuning stage's step, from float16 arrays in memory. The stage as a whole has its start and validation in it.
+  Both, and both forward passes, run with deterministic operations, which the job switches on for a whole process.
 - **Decode**: photos enlarged to that size and saved with JPEG quality 90, on one core. `bare` is simplejpeg at the scale
   that the job chooses and nothing else; `job` is SHA-256 and `job.data.decode.decode`: checks, decode, resize, hash.
 """.splitlines()

@@ -77,6 +77,12 @@ def test_accuracy_difference_is_paired_by_photo_and_averaged_over_repetitions():
     assert accuracy_difference({"0": JOB}, {"0": both_right}) == (0.0, 0.0, 0.0)
 
 
+def test_repetitions_are_no_further_photos():
+    """Else the same photos again would make the interval narrower."""
+    once = accuracy_difference({"0": JOB}, {"0": PEER})
+    assert accuracy_difference({"0": JOB, "1": JOB}, {"0": PEER, "1": PEER}) == once
+
+
 def test_accuracy_of_a_peer_that_was_not_trained_to_the_end_is_not_compared():
     short = {**PEER, "epochs_wanted": 10}
     assert accuracy_difference({"0": JOB}, {"0": short}) is None
