@@ -19,7 +19,8 @@ from benchmarks.limits import activations_of, bare_forward, bare_step, in_turn, 
 from benchmarks.measured import ROOT, machine
 from benchmarks.scale import median_and_spread
 from job.config import AugmentConfig, BackboneConfig
-from job.data import augment
+from job.data.augment import Augmentation
+from job.telemetry import Telemetry
 
 BACKBONES = ("mobilenet_v2", "resnet50", "efficientnet_v2_b0", "convnext_tiny")
 BATCH_SIZES = (64, 256)
@@ -66,39 +67,28 @@ def cases(config: BackboneConfig, network: Any, image_size: int, batch_size: int
 def augmentation(network: Any, pixels_NHWC: np.ndarray, batch_size: int, *, forward: bool) -> dict[str, Callable[[], int]]:
     """The drawing of views and the engine on the device, as the extract stage does; with `forward` the network behind it."""
     import tensorflow as tf
+    from job.train.feed import run_batches
 
-    from job.train.cluster import map_batches
-
-    prepare, finish = _engine(AugmentConfig(), pixels_NHWC.shape[1])
+    engine = Augmentation(AugmentConfig(), pixels_NHWC.shape[1])
     keys, views = np.arange(len(pixels_NHWC), dtype=np.uint64), np.ones(len(pixels_NHWC), np.int64)
 
     @tf.function
-    def run(*batch: Any) -> Any:
+    def only_views(*batch: Any) -> Any:
         def on_replica(*part: Any) -> Any:
-            pictures = finish(*part)
-            return network.activations_and_features(pictures) if forward else (tf.reduce_mean(pictures, axis=(1, 2, 3)),)
+            return (tf.reduce_mean(engine.device(*part), axis=(1, 2, 3)),)  # Pictures would have to be fetched.
 
         return network.cluster.strategy.run(on_replica, batch)
 
+    def load(numbers: np.ndarray) -> tuple[np.ndarray, ...]:
+        return engine.host(pixels_NHWC[numbers], keys[numbers], views[numbers])
+
+    step = network.compiled(engine) if forward else only_views
+
     def work() -> int:
-        map_batches(network.cluster, run, prepare(pixels_NHWC, keys, views), batch_size)
-        return len(keys)
+        batches = run_batches(network.cluster, step, load, len(keys), batch_size, Telemetry(None))
+        return sum(len(outputs[0]) for outputs in batches)
 
     return {"job": work}
-
-
-def _engine(config: AugmentConfig, size: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """What makes a batch ready on the host, and what finishes it on the device."""
-    if hasattr(augment, "Augmentation"):
-        augmentation = augment.Augmentation(config, size)
-        return augmentation.host, augmentation.device
-
-    def prepare(pixels: np.ndarray, keys: np.ndarray, views: np.ndarray) -> tuple[np.ndarray, ...]:
-        drawn = augment.draw(config, keys, views, size)
-        numbers = (drawn.matrices(size), drawn.channel_shift, drawn.brightness)
-        return (pixels, *(a.astype(np.float32) for a in numbers))
-
-    return prepare, lambda *batch: augment.apply(config, *batch)
 
 
 def rows(backbone: str, image_size: int, batch_size: int, *, on_gpu: bool, rounds: int, seconds: float) -> Iterator[str]:

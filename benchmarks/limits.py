@@ -11,7 +11,7 @@ import argparse
 import io
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from PIL import Image
 
 from job.config import BackboneConfig, ExtractConfig, FineTuneConfig, IntakeConfig
 from job.data.decode import DecodeRules, decode, jpeg_reduction
+from job.telemetry import Telemetry
 
 PARTS = ("forward", "step", "decode")
 DECODED_SIZES = {"500x375": ((500, 375), 60), "4000x3000": ((4000, 3000), 6)}  # Width and height, and how many photos.
@@ -94,19 +95,26 @@ def bare_forward(config: BackboneConfig, pixels_NHWC: np.ndarray, batch_size: in
 
 def job_forward(network: Any, pixels_NHWC: np.ndarray, batch_size: int) -> Works:
     """As the extract stage does without augmentation: arrays in, activations at the cut and features out."""
-    import tensorflow as tf
-
-    from job.train.cluster import map_batches
-
-    @tf.function
-    def forward(pixels: Any) -> Any:
-        return network.cluster.strategy.run(network.activations_and_features, (pixels,))
+    step = network.compiled()
 
     def run() -> int:
-        map_batches(network.cluster, forward, (pixels_NHWC,), batch_size)
-        return len(pixels_NHWC)
+        return sum(len(features) for _, features in _through(network, step, pixels_NHWC, batch_size))
 
     return {"job": run}
+
+
+def activations_of(network: Any, pixels_NHWC: np.ndarray, batch_size: int) -> np.ndarray:
+    """At the cut, float16."""
+    return np.concatenate([a for a, _ in _through(network, network.compiled(), pixels_NHWC, batch_size)])
+
+
+def _through(network: Any, step: Callable[..., Any], pixels_NHWC: np.ndarray, batch_size: int) -> Iterator[list[np.ndarray]]:
+    from job.train.feed import run_batches
+
+    def load(numbers: np.ndarray) -> tuple[np.ndarray, ...]:
+        return (pixels_NHWC[numbers],)
+
+    return run_batches(network.cluster, step, load, len(pixels_NHWC), batch_size, Telemetry(None))
 
 
 def bare_step(
@@ -146,6 +154,19 @@ def bare_step(
     return {"bare": run}
 
 
+class _InMemory:
+    """The trainer's inputs: activations that lie in memory as they come from the store."""
+
+    def __init__(self, activations_NHWC: np.ndarray) -> None:
+        self._activations_NHWC = activations_NHWC
+
+    def plain(self, rows_B: np.ndarray) -> tuple[np.ndarray, ...]:
+        return (self._activations_NHWC[rows_B],)
+
+    def on_device(self, arrays: Any, *, training: bool) -> Any:  # noqa: ARG002 - the trainer's protocol.
+        return arrays[0]
+
+
 def job_step(network: Any, activations_NHWC: np.ndarray, batch_size: int, precision: str = "float32") -> Works:
     """As the fine-tuning stage does, from float16 arrays in memory."""
     from job.model.heads import Head
@@ -155,10 +176,18 @@ def job_step(network: Any, activations_NHWC: np.ndarray, batch_size: int, precis
     config = FineTuneConfig(global_batch_size=batch_size, epochs=1000)
     schedule = Schedule.resolve(config, num_examples=len(activations_NHWC), seed=0)
     model = network.tuned(Head.zeros(network.feature_width, NUM_CLASSES), precision)
-    trainer = Trainer(model, schedule, network.cluster, weight_decay=config.weight_decay, ema=config.ema)
+    trainer = Trainer(
+        model,
+        schedule,
+        network.cluster,
+        _InMemory(activations_NHWC),
+        weight_decay=config.weight_decay,
+        ema=config.ema,
+        telemetry=Telemetry(None),
+    )
     ones = np.ones(batch_size)
     batches = [
-        (a, t, ones)
+        ((a,), t, ones)
         for a, t in zip(
             _batches(activations_NHWC, batch_size), _batches(_targets(len(activations_NHWC)), batch_size), strict=True
         )
@@ -170,16 +199,6 @@ def job_step(network: Any, activations_NHWC: np.ndarray, batch_size: int, precis
         return len(batches) * batch_size
 
     return {"job": run}
-
-
-def activations_of(network: Any, pixels_NHWC: np.ndarray, batch_size: int) -> np.ndarray:
-    """At the cut, float16."""
-    from job.train.cluster import map_batches
-
-    def forward(pixels: Any) -> Any:
-        return network.cluster.strategy.run(network.activations_and_features, (pixels,))
-
-    return map_batches(network.cluster, forward, (pixels_NHWC,), batch_size)[0]
 
 
 def decode_works(folder: Path, size: tuple[int, int], count: int, image_size: int) -> Works:
