@@ -18,11 +18,12 @@ check: .venv/.dev .venv-lint/.done
 	.venv-lint/bin/shellcheck .ci/run
 
 bench: .venv/.dev
-	.venv/bin/python -m benchmarks.whole_job
-	.venv/bin/python -m benchmarks.data_quality
-	.venv/bin/python -m benchmarks.scale
-	.venv/bin/python -m benchmarks.augmentation
+	.venv/bin/python -m benchmarks.side_by_side
 	.venv/bin/python -m benchmarks.decoding
+	.venv/bin/python -m benchmarks.augmentation
+	.venv/bin/python -m benchmarks.data_quality
+	.venv/bin/python -m benchmarks.scale --rounds 3 3 2
+	.venv/bin/python -m benchmarks.gpu
 
 .venv/.dev: requirements/dev.txt pyproject.toml
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.whole_job import SHARED, machine
+from benchmarks.measured import SHARED, machine
 from job.config import AugmentConfig
 from job.data.augment import Augmentation, draw
 from job.train.cluster import Cluster, import_tensorflow

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.whole_job import ROOT, SHARED, WEIGHTS, machine
+from benchmarks.measured import ROOT, SHARED, WEIGHTS, machine
 from job.config import IntakeConfig
 from job.context import Context
 from job.data.examples import Examples

@@ -233,6 +233,8 @@ def part(*arguments: object) -> Numbers:
 
 
 def median_and_spread(values: list[float], digits: int) -> str:
+    if len(values) == 1:
+        return f"{values[0]:,.{digits}f}"
     return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
 
 
@@ -344,7 +346,7 @@ def main() -> None:
         return
     if not FLOWERS.is_dir():
         raise SystemExit(f"{FLOWERS} is missing: the benchmark needs real photos.")
-    from benchmarks.whole_job import machine  # The parts run as a script, which has no package around it.
+    from benchmarks.measured import machine  # The parts run as a script, which has no package around it.
 
     num_cores = len(os.sched_getaffinity(0))
     lines = ["# Scale: intake, duplicates, neighbours", ""]

@@ -1,0 +1,159 @@
+"""On GPUs: forward pass, extraction, fine-tuning step and augmentation of the job, each beside its bare limit.
+
+Arrays in memory, random weights, nothing but the library's own parts: it needs no photos and no network. The job chooses XLA
+and float32 by itself; the bare limits are measured with XLA off and on, in float32 and in mixed bfloat16. Where there is no
+GPU the result says so instead of a number (`--try-on-cpu` runs the code all the same, on next to nothing).
+"""
+
+import argparse
+import datetime
+import os
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.limits import activations_of, bare_forward, bare_step, in_turn, job_forward, job_step
+from benchmarks.measured import ROOT, machine
+from benchmarks.scale import median_and_spread
+from job.config import AugmentConfig, BackboneConfig
+from job.data.augment import Augmentation
+from job.telemetry import Telemetry
+
+BACKBONES = ("mobilenet_v2", "resnet50", "efficientnet_v2_b0", "convnext_tiny")
+BATCH_SIZES = (64, 256)
+PRECISIONS = ("float32", "mixed_bfloat16")
+NUM_BATCHES = 4
+
+Case = tuple[str, str, str, Callable[[], dict[str, Callable[[], int]]]]  # What, precision, XLA, and what makes the works.
+
+
+def cases(config: BackboneConfig, network: Any, image_size: int, batch_size: int, jits: tuple[bool, ...]) -> Iterator[Case]:
+    import keras
+
+    shape = (NUM_BATCHES * batch_size, image_size, image_size, 3)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    own = "on" if jits[-1] else "off"  # What Trainer chooses.
+    activations = activations_of(network, pixels, batch_size)
+
+    def under(precision: str, make: Callable[[], Any]) -> Any:
+        before = keras.config.dtype_policy()
+        keras.config.set_dtype_policy(precision)
+        try:
+            return make()
+        finally:
+            keras.config.set_dtype_policy(before)
+
+    for precision, jit in product(PRECISIONS, jits):
+        xla = "on" if jit else "off"
+
+        def forward(precision: str = precision, jit: bool = jit) -> Any:
+            return under(precision, lambda: bare_forward(config, pixels, batch_size, jit=jit))
+
+        def step(precision: str = precision, jit: bool = jit) -> Any:
+            return under(precision, lambda: bare_step(config, image_size, activations, batch_size, jit=jit))
+
+        yield "forward", precision, xla, forward
+        yield "step", precision, xla, step
+    yield "forward", "float32", "off", lambda: job_forward(network, pixels, batch_size)
+    for precision in PRECISIONS:
+        yield "step", precision, own, lambda p=precision: job_step(network, activations, batch_size, p)
+    yield "augment", "float32", "off", lambda: augmentation(network, pixels, batch_size, forward=False)
+    yield "augment + forward (extract)", "float32", "off", lambda: augmentation(network, pixels, batch_size, forward=True)
+
+
+def augmentation(network: Any, pixels_NHWC: np.ndarray, batch_size: int, *, forward: bool) -> dict[str, Callable[[], int]]:
+    """The drawing of views and the engine on the device, as the extract stage does; with `forward` the network behind it."""
+    import tensorflow as tf
+
+    from job.train.feed import run_batches
+
+    engine = Augmentation(AugmentConfig(), pixels_NHWC.shape[1])
+    keys, views = np.arange(len(pixels_NHWC), dtype=np.uint64), np.ones(len(pixels_NHWC), np.int64)
+
+    @tf.function
+    def only_views(*batch: Any) -> Any:
+        def on_replica(*part: Any) -> Any:
+            return (tf.reduce_mean(engine.device(*part), axis=(1, 2, 3)),)  # Pictures would have to be fetched.
+
+        return network.cluster.strategy.run(on_replica, batch)
+
+    def load(numbers: np.ndarray) -> tuple[np.ndarray, ...]:
+        return engine.host(pixels_NHWC[numbers], keys[numbers], views[numbers])
+
+    step = network.compiled(engine) if forward else only_views
+
+    def work() -> int:
+        batches = run_batches(network.cluster, step, load, len(keys), batch_size, Telemetry(None))
+        return sum(len(outputs[0]) for outputs in batches)
+
+    return {"job": work}
+
+
+def rows(backbone: str, image_size: int, batch_size: int, *, on_gpu: bool, rounds: int, seconds: float) -> Iterator[str]:
+    """One line for each case, as it is measured."""
+    import tensorflow as tf
+
+    from job.model.network import Network
+    from job.train.cluster import Cluster
+
+    config = BackboneConfig(name=backbone, weights="random")
+    network = Network(config, image_size, Cluster(), seed=0)
+    for what, precision, xla, make in cases(config, network, image_size, batch_size, (False, True) if on_gpu else (False,)):
+        if on_gpu:
+            tf.config.experimental.reset_memory_stats("GPU:0")
+        try:
+            measured = in_turn(make(), rounds, seconds)
+        except tf.errors.OpError as error:  # Out of memory, or nothing that XLA can compile: the others go on.
+            yield f"| {backbone} | {batch_size} | {what} | - | {precision} | {xla} | failed: {type(error).__name__} | - |"
+            continue
+        peak_mb = f"{tf.config.experimental.get_memory_info('GPU:0')['peak'] / 2**20:,.0f}" if on_gpu else "-"
+        for work, found in measured.items():
+            rate = median_and_spread([r["photos"] / r["wall_s"] for r in found], 0)
+            yield f"| {backbone} | {batch_size} | {what} | {work} | {precision} | {xla} | {rate} | {peak_mb} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbones", nargs="+", default=list(BACKBONES))
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=list(BATCH_SIZES))
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--try-on-cpu", action="store_true", help="does the code work? Its figures mean nothing")
+    parser.add_argument("--out", type=Path, help="the table; benchmarks/results/gpu_... where it is left out")
+    options = parser.parse_args()
+    from job.train.cluster import import_tensorflow
+
+    tf = import_tensorflow()
+    gpus = tf.config.list_physical_devices("GPU")
+    names = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]
+    device = f"{len(gpus)}x{names[0].replace(' ', '-')}" if gpus else f"{len(os.sched_getaffinity(0))}-core-cpu"
+    file = options.out or ROOT / "benchmarks" / "results" / f"gpu_{device}_{datetime.date.today()}.md"
+    lines = ["# On GPUs", "", f"{', '.join(names) or 'No GPU was there'}; {machine()}, {datetime.date.today()}.", ""]
+    if not gpus:
+        lines += [
+            "**No GPU was there: nothing here has been measured on one.** `python -m benchmarks.gpu` does where there is."
+        ]
+    if gpus or options.try_on_cpu:
+        lines += [
+            "",
+            f"TensorFlow {tf.__version__}, {options.image_size} px, arrays in memory; photos/s: median (lowest to highest).",
+            "`job`: as the stages do it, on all GPUs. `keras`, `constants`, `bare`: the limit on one GPU.",
+            "",
+            "| backbone | batch | | | precision | XLA | photos/s | peak MB on the device |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        for backbone, batch_size in product(options.backbones, options.batch_sizes):
+            timing = {"rounds": 5, "seconds": 1.0} if gpus else {"rounds": 1, "seconds": 0.0}
+            for line in rows(backbone, options.image_size, batch_size, on_gpu=bool(gpus), **timing):
+                print(line, flush=True)
+                lines.append(line)
+                file.write_text("\n".join(lines) + "\n")
+    file.write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+    print(file)
+
+
+if __name__ == "__main__":
+    main()

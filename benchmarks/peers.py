@@ -1,0 +1,151 @@
+"""What others do with the same photos and weights, written from their public documentation. `side_by_side` starts them.
+
+a  TensorFlow's tutorial "Transfer learning and fine-tuning": image_dataset_from_directory, random flip and rotation inside
+   the model, ten epochs of the head over the frozen base model with Adam at 1e-4, ten more with RMSprop at 1e-5 and the
+   layers from the hundredth on unfrozen, batches of 32, prefetch.
+b  The same on Keras' ImageDataGenerator.flow_from_directory, which does the flips, rotations and scaling itself.
+c  As a, with the decoded pictures kept in memory as the tutorial "Load and preprocess images" does: cache().shuffle(1000).
+"""
+
+import argparse
+import json
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+BATCH_SIZE, LEARNING_RATE, DROPOUT, FINE_TUNE_AT = 32, 1e-4, 0.2, 100
+ROTATION = 0.2  # Of a full turn, to either side.
+RECIPES = ("a", "b", "c")
+
+
+def from_directory(folder: Path, image_size: int, seed: int, *, cached: bool) -> tuple[Any, Any, Any, list[str], list[str]]:
+    """Training, validation and held-out photos, the held-out files in order, and the class names."""
+
+    def dataset(split: str, shuffle: bool) -> Any:
+        return keras.utils.image_dataset_from_directory(
+            folder / split, shuffle=shuffle, seed=seed, batch_size=BATCH_SIZE, image_size=(image_size, image_size)
+        )
+
+    train, val, test = dataset("train", True), dataset("val", False), dataset("test", False)
+    files, names = list(test.file_paths), list(train.class_names)
+    if cached:
+        train, val = train.cache().shuffle(1000), val.cache()
+    return (*(d.prefetch(tf.data.AUTOTUNE) for d in (train, val, test)), files, names)
+
+
+def from_generator(folder: Path, image_size: int, seed: int) -> tuple[Any, Any, Any, list[str], list[str]]:
+    generator = tf.keras.preprocessing.image.ImageDataGenerator
+    scale = keras.applications.mobilenet_v2.preprocess_input
+    augmented = generator(
+        preprocessing_function=scale, rotation_range=360 * ROTATION, horizontal_flip=True, fill_mode="reflect"
+    )
+    plain = generator(preprocessing_function=scale)
+
+    def flow(source: Any, split: str, shuffle: bool) -> Any:
+        return source.flow_from_directory(
+            folder / split,
+            target_size=(image_size, image_size),
+            class_mode="sparse",
+            batch_size=BATCH_SIZE,
+            shuffle=shuffle,
+            seed=seed,
+            interpolation="bilinear",
+        )
+
+    train, val, test = flow(augmented, "train", True), flow(plain, "val", False), flow(plain, "test", False)
+    return train, val, test, list(test.filenames), sorted(train.class_indices, key=train.class_indices.__getitem__)
+
+
+def make_model(
+    weights: Path, alpha: float, image_size: int, num_classes: int, *, augments: bool
+) -> tuple[keras.Model, keras.Model]:
+    """The classifier from pixels (with `augments`, else from scaled ones) to logits, and the base model in it."""
+    shape = (image_size, image_size, 3)
+    base = keras.applications.MobileNetV2(input_shape=shape, include_top=False, weights=str(weights), alpha=alpha)
+    base.trainable = False
+    inputs = x = keras.Input(shape)
+    if augments:
+        x = keras.layers.RandomFlip("horizontal")(x)
+        x = keras.layers.RandomRotation(ROTATION)(x)
+        x = keras.layers.Rescaling(1 / 127.5, offset=-1)(x)
+    x = base(x, training=False)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    x = keras.layers.Dropout(DROPOUT)(x)
+    return keras.Model(inputs, keras.layers.Dense(num_classes)(x)), base
+
+
+class EpochClock(keras.callbacks.Callback):
+    """Seconds of each epoch, its validation included."""
+
+    def __init__(self, phase: str) -> None:
+        super().__init__()
+        self.phase, self.epochs = phase, []
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002 - Keras' signature.
+        self._wall_s, self._cpu_s = time.monotonic(), time.process_time()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
+        wall_s, cpu_s = time.monotonic() - self._wall_s, time.process_time() - self._cpu_s
+        self.epochs.append({"phase": self.phase, "wall_s": wall_s, "cpu_s": cpu_s, "val_accuracy": logs["val_accuracy"]})
+
+
+def train(model: keras.Model, base: keras.Model, train_set: Any, val_set: Any, epochs: int) -> list[dict[str, Any]]:
+    """Both phases of the tutorial, `epochs` each; one entry for each epoch."""
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(LEARNING_RATE), loss=loss, metrics=["accuracy"])
+    frozen = EpochClock("frozen")
+    model.fit(train_set, epochs=epochs, validation_data=val_set, callbacks=[frozen], verbose=0)
+    base.trainable = True
+    for layer in base.layers[:FINE_TUNE_AT]:
+        layer.trainable = False
+    model.compile(keras.optimizers.RMSprop(LEARNING_RATE / 10), loss=loss, metrics=["accuracy"])
+    unfrozen = EpochClock("unfrozen")
+    model.fit(train_set, epochs=2 * epochs, initial_epoch=epochs, validation_data=val_set, callbacks=[unfrozen], verbose=0)
+    return [*frozen.epochs, *unfrozen.epochs]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", choices=RECIPES)
+    parser.add_argument("--folder", type=Path, required=True, help="train/, val/ and test/ with a folder for each class")
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--alpha", type=float, required=True)
+    parser.add_argument("--image-size", type=int, required=True)
+    parser.add_argument("--epochs", type=int, default=10, help="of each of the two phases")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True, help="a JSON file")
+    options = parser.parse_args()
+    started = time.monotonic()
+    keras.utils.set_random_seed(options.seed)
+    if options.recipe == "b":
+        train_set, val_set, test_set, files, names = from_generator(options.folder, options.image_size, options.seed)
+    else:
+        train_set, val_set, test_set, files, names = from_directory(
+            options.folder, options.image_size, options.seed, cached=options.recipe == "c"
+        )
+    model, base = make_model(options.weights, options.alpha, options.image_size, len(names), augments=options.recipe != "b")
+    epochs = train(model, base, train_set, val_set, options.epochs)
+    predicted = model.predict(test_set, verbose=0).argmax(1)
+    labels = np.asarray([names.index(Path(file).parent.name) for file in files])
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    result = {
+        "recipe": options.recipe,
+        "seed": options.seed,
+        "wall_s": time.monotonic() - started,
+        "cpu_s": sum(u.ru_utime + u.ru_stime for u in usage),
+        "peak_mb": max(u.ru_maxrss for u in usage) / 1024,
+        "epochs": epochs,
+        "val_accuracy": epochs[-1]["val_accuracy"],
+        "test_accuracy": float((predicted == labels).mean()),
+        "predicted": {Path(file).name: names[k] for file, k in zip(files, predicted, strict=True)},
+    }
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
