@@ -166,7 +166,7 @@ def main() -> None:
         return
     if not FLOWERS.is_dir():
         raise SystemExit(f"{FLOWERS} is missing: the benchmark needs real photos.")
-    from benchmarks.whole_job import machine
+    from benchmarks.measured import machine
 
     lines = ["# Decoding: intake per core against bare libjpeg-turbo", "", f"{machine()}, {datetime.date.today()}.", ""]
     lines += [f"`python -m benchmarks.decoding`, {options.rounds} rounds, one core.", "", *table(measure(options.rounds))]
