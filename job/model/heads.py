@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.optimize
 from scipy.special import log_softmax, softmax
+from threadpoolctl import threadpool_limits
 
 from job.data.stores import StoredViews
 
@@ -84,14 +85,15 @@ class LogisticRegression:
             return cross_entropy + penalty / 2 * float((kernel**2).sum()), np.append(gradient.ravel(), error.sum(axis=0))
 
         start_kernel = self._axes_DD.T @ start.kernel_DC / scale_D1
-        result = scipy.optimize.minimize(
-            loss_and_gradient,
-            np.append(start_kernel.ravel(), start.bias_C + self._mean_D @ start.kernel_DC),
-            jac=True,
-            method="L-BFGS-B",
-            callback=lambda _: on_iteration(),
-            options={"maxiter": max_iterations, "maxfun": 2 * max_iterations, "gtol": tolerance, "ftol": 0.0},
-        )
+        with threadpool_limits(1, user_api="blas"):  # With so few classes more threads cost CPU time and gain no wall time.
+            result = scipy.optimize.minimize(
+                loss_and_gradient,
+                np.append(start_kernel.ravel(), start.bias_C + self._mean_D @ start.kernel_DC),
+                jac=True,
+                method="L-BFGS-B",
+                callback=lambda _: on_iteration(),
+                options={"maxiter": max_iterations, "maxfun": 2 * max_iterations, "gtol": tolerance, "ftol": 0.0},
+            )
         kernel = self._axes_DD @ (scale_D1 * result.x[:-num_classes].reshape(num_features, num_classes))
         bias = result.x[-num_classes:] - self._mean_D @ kernel
         converged = float(np.abs(result.jac).max()) <= 10 * tolerance

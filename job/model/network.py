@@ -13,6 +13,8 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from job.config import BackboneConfig
 from job.data.augment import Augmentation
 from job.model import backbones, cut
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 CUT_DTYPE = "float16"
-_MAX_CONSTANT_BYTES = 500_000_000  # A graph with its constants holds less than 2 GiB.
+_MAX_CONSTANT_BYTES = 500_000_000
 
 
 class Network:
@@ -72,7 +74,7 @@ class Network:
     def _inference(self) -> tuple[Callable[[Any], Any], Callable[[Any], Any] | None]:
         """Pixels to what lies at the cut, and that to features, for as long as the pre-trained weights are what they are."""
         frozen, above = self._parts
-        below = _with_constant_weights(frozen)
+        below = with_constant_weights(frozen)
         scaling = self._built[0]
 
         def from_pixels(pixels_BHWC: Any) -> Any:
@@ -83,7 +85,7 @@ class Network:
                 scaled = layer(scaled)
             return below(scaled)
 
-        return from_pixels, _with_constant_weights(above) if above is not None else None
+        return from_pixels, with_constant_weights(above) if above is not None else None
 
     def activations(self, pixels_BHWC: tf.Tensor) -> tf.Tensor:
         """Of pixels from 0 to 255: what the tuned layers take, float16 at the cut, or features (B, D) without one."""
@@ -119,7 +121,7 @@ class Network:
         """A trainable copy of the layers above the cut with the head on top: activations to logits (B, C).
 
         The copy starts from the pre-trained weights; `precision` is a Keras dtype policy. The copy always runs in
-        inference mode, so that BatchNormalization keeps its statistics and Dropout does nothing.
+        inference mode, so that Dropout does nothing, and BatchNormalization stays what it is.
         """
         import keras
 
@@ -153,10 +155,15 @@ class Network:
         return keras.Model(pixels, keras.layers.Softmax(name="probabilities")(logits), name="classifier")
 
 
-def _with_constant_weights(model: keras.Model) -> Callable[[Any], Any]:
+def fit_as_constants(model: keras.Model) -> bool:
+    """Whether the weights of a model leave room in a graph, which with its constants holds less than 2 GiB."""
+    return sum(4 * int(np.prod(v.shape)) for v in model.variables) <= _MAX_CONSTANT_BYTES
+
+
+def with_constant_weights(model: keras.Model) -> Callable[[Any], Any]:
     """Inference with the weights as constants of the graph, so that TensorFlow folds BatchNormalization into convolutions.
 
-    A MobileNetV2 takes two thirds of the time that way (docs/decisions/0008-speed.md).
+    A MobileNetV2 takes two thirds of the time that way (docs/decisions/0009-speed.md).
     """
     import keras
     import tensorflow as tf
@@ -166,13 +173,17 @@ def _with_constant_weights(model: keras.Model) -> Callable[[Any], Any]:
             [keras.ops.convert_to_numpy(v) for v in variables]
             for variables in (model.trainable_variables, model.non_trainable_variables)
         )
-    if sum(w.nbytes for w in (*trainable, *fixed)) > _MAX_CONSTANT_BYTES:
+    if not fit_as_constants(model):
         return lambda inputs: model(inputs, training=False)
     return lambda inputs: model.stateless_call(trainable, fixed, inputs, training=False)[0]
 
 
 def _clone(layer: Any, precision: str) -> Any:
-    config = {**layer.get_config(), "trainable": True}  # The original is frozen.
+    import keras
+
+    # The original is frozen. BatchNormalization stays so: its statistics are, and to train gamma and beta alone costs a
+    # quarter of a step and brings nothing measurable (docs/decisions/0009-speed.md).
+    config = {**layer.get_config(), "trainable": not isinstance(layer, keras.layers.BatchNormalization)}
     if "dtype" in config:
         config["dtype"] = precision
     return type(layer).from_config(config)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import xlogy
-from threadpoolctl import threadpool_limits
 
 from job.data.duplicates import folds_of_groups
 from job.model.heads import Head, LogisticRegression, smoothed_one_hot
@@ -98,8 +97,7 @@ class _Probe:
         self._head = Head.zeros(components_NK.shape[1], num_classes)
 
     def at(self, strength: float) -> Head:
-        with threadpool_limits(1, user_api="blas"):  # On matrices this small more threads take ten times the CPU time.
-            self._head = self._regression.solve(strength, self._head, _MAX_ITERATIONS, tolerance=_TOLERANCE).head
+        self._head = self._regression.solve(strength, self._head, _MAX_ITERATIONS, tolerance=_TOLERANCE).head
         return self._head
 
 

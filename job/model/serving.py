@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from job.data.decode import JPEG_REDUCTIONS
+from job.model.network import fit_as_constants, with_constant_weights
 
 if TYPE_CHECKING:
     import keras
@@ -29,9 +30,13 @@ def save(classifier: keras.Model, folder: Path, *, image_size: int, resize: str,
     import tensorflow as tf
 
     names = tf.constant(class_names)
+    forward = with_constant_weights(classifier)
 
-    def answer(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
-        probabilities = classifier(pixels, training=False)
+    pixels_spec = tf.TensorSpec([None, image_size, image_size, 3], tf.uint8, name="pixels")
+
+    @tf.function(input_signature=[pixels_spec], autograph=False)
+    def answer(pixels: tf.Tensor) -> dict[str, tf.Tensor]:  # Traced once, for both signatures.
+        probabilities = forward(pixels)
         count = tf.shape(probabilities)[0]
         return {
             "probabilities": probabilities,
@@ -39,17 +44,17 @@ def save(classifier: keras.Model, folder: Path, *, image_size: int, resize: str,
             "label": tf.gather(names, tf.argmax(probabilities, axis=1)),
         }
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")])
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")], autograph=False)
     def from_bytes(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         one = tf.TensorSpec([image_size, image_size, 3], tf.uint8)
         return answer(tf.map_fn(lambda b: pixels_of(b, image_size, resize), image_bytes, fn_output_signature=one))
 
-    @tf.function(input_signature=[tf.TensorSpec([None, image_size, image_size, 3], tf.uint8, name="pixels")])
+    @tf.function(input_signature=[pixels_spec], autograph=False)
     def from_pixels(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
         return answer(pixels)
 
     module = tf.Module()
-    module.weights = [variable.value for variable in classifier.variables]
+    module.weights = [] if fit_as_constants(classifier) else [variable.value for variable in classifier.variables]
     module.from_bytes, module.from_pixels = from_bytes, from_pixels
     tf.saved_model.save(module, folder, signatures={"serving_default": from_bytes, "pixels": from_pixels})
 
