@@ -20,9 +20,10 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from job.config import BackboneConfig, ExtractConfig, FineTuneConfig, IntakeConfig
+from job.config import BackboneConfig, Config, ExtractConfig, FineTuneConfig, IntakeConfig
 from job.data.decode import DecodeRules, decode, jpeg_reduction
 from job.telemetry import Telemetry
+from job.train.recipe import Recipe
 
 PARTS = ("forward", "step", "decode")
 DECODED_SIZES = {"500x375": ((500, 375), 60), "4000x3000": ((4000, 3000), 6)}  # Width and height, and how many photos.
@@ -131,8 +132,11 @@ def bare_step(
     assert point is not None
     _, above = cut.cut(backbone, point)
     above.trainable = True
+    for layer in above.layers:  # As the job does.
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.trainable = False
     model = keras.Model(above.input, keras.layers.Dense(NUM_CLASSES, dtype="float32")(above.output))
-    optimizer = keras.optimizers.AdamW(FineTuneConfig().learning_rate)
+    optimizer = keras.optimizers.AdamW(1e-3)
     optimizer.build(model.trainable_variables)
 
     @tf.function(jit_compile=jit)
@@ -173,16 +177,16 @@ def job_step(network: Any, activations_NHWC: np.ndarray, batch_size: int, precis
     from job.train.loop import Trainer
     from job.train.schedule import Schedule
 
-    config = FineTuneConfig(global_batch_size=batch_size, epochs=1000)
-    schedule = Schedule.resolve(config, num_examples=len(activations_NHWC), seed=0)
+    recipe = Recipe(epochs=1000, global_batch_size=batch_size, learning_rate=1e-3, views=1)
+    schedule = Schedule.resolve(recipe, num_examples=len(activations_NHWC), warmup_fraction=0.1, seed=0)
     model = network.tuned(Head.zeros(network.feature_width, NUM_CLASSES), precision)
     trainer = Trainer(
         model,
         schedule,
         network.cluster,
         _InMemory(activations_NHWC),
-        weight_decay=config.weight_decay,
-        ema=config.ema,
+        weight_decay=FineTuneConfig().weight_decay,
+        ema=False,
         telemetry=Telemetry(None),
     )
     ones = np.ones(batch_size)
@@ -269,7 +273,7 @@ def measure(
         works = {**bare_forward(config, pixels, batch_size), **job_forward(network, pixels, batch_size)}
         return {"forward": in_turn(works, rounds, seconds)}
     activations = activations_of(network, pixels, batch_size)
-    batch_size = FineTuneConfig().global_batch_size
+    batch_size = Recipe.resolve(Config(), num_examples=2500).global_batch_size
     works = {
         **bare_step(config, image_size, activations, batch_size),
         **job_step(network, activations, batch_size),

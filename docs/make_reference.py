@@ -3,8 +3,9 @@
 import json
 from pathlib import Path
 
-from job.config import allowed, fields
+from job.config import fields
 from job.model.backbones import table
+from job.wording import allowed
 
 HERE = Path(__file__).parent
 

@@ -217,10 +217,9 @@ def _dry_run(config: Any, data: str, labels: str | None, out: str, stop_after: s
         click.echo(f"{step.stage:<10} {'runs' if step.runs else 'skipped'}: {step.reason}")
     if any(step.stage == "extract" and step.runs for step in steps):
         point = job.network.cut_point
-        views = config.augment.views
         cut = (
             f"cut after {point.name}, {point.share_above:.0%} of the multiply-adds are fine-tuned; "
-            f"{point.values_per_view * 2 * views:,} bytes stored for each training photo ({views} views)"
+            f"{point.values_per_view * 2:,} bytes stored for each view"
             if point
             else "nothing is fine-tuned"
         )

@@ -4,18 +4,18 @@ Sections are frozen pydantic models; unknown keys are refused, and all mistakes 
 dotted path, the value given and the values allowed. What a stage depends on is what `digest_of` sees of its sections.
 """
 
-import difflib
 import hashlib
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from job.errors import UsageError
+from job.wording import explain
 
 
 def _how(default: Any, description: str, **limits: Any) -> Any:
@@ -25,6 +25,9 @@ def _how(default: Any, description: str, **limits: Any) -> Any:
 
 def _what(default: Any, description: str, **limits: Any) -> Any:
     return Field(default, description=description, **limits)
+
+
+_BY_SIZE = "auto follows the number of training photos (docs/defaults.md)."
 
 
 def _ordered_pair(pair: tuple[float, float] | None) -> tuple[float, float] | None:
@@ -124,7 +127,9 @@ class AugmentConfig(Section):
     engine: Literal["batched", "image_data_generator"] = _what(
         "batched", "batched: one warp for a whole batch, on the device. image_data_generator: Keras' class, one by one."
     )
-    views: int = _what(4, "Stored views of each training photo; the first is the photo itself.", ge=1, le=64)
+    views: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = _what(
+        "auto", f"Stored views of each training photo; the first is the photo itself. {_BY_SIZE}"
+    )
     rotation_range: float = _what(20.0, "Degrees to either side.", ge=0, le=360)
     width_shift_range: Annotated[int | float | tuple[float, ...], AfterValidator(_shift)] = _what(
         0.1, "0.1: up to this share of the width to either side; 5.0: pixels; 5: whole pixels below 5; a list: one of these."
@@ -188,14 +193,23 @@ class FineTuneConfig(Section):
         "stored: activations of the stored views; online: photos, augmented anew and run through the frozen layers in every "
         "epoch; auto decides by the cut point, the views, the disk and the memory, and says why.",
     )
-    epochs: int = _what(10, "Passes over the training photos; 0 leaves fine-tuning out.", ge=0)
-    global_batch_size: int = _what(64, "Examples in a step, over all devices.", ge=1)
-    learning_rate: float = _what(6e-4, "Peak learning rate of AdamW.", gt=0)
+    epochs: Annotated[int, Field(ge=0)] | Literal["auto"] = _what(
+        "auto", f"Passes over the training photos; 0 leaves fine-tuning out. {_BY_SIZE}"
+    )
+    global_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = _what(
+        "auto",
+        f"Examples in a step, over all devices; one that does not fit into their memory is computed in parts. {_BY_SIZE}",
+    )
+    learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = _what(
+        "auto", f"Peak learning rate of AdamW. {_BY_SIZE}"
+    )
     warmup_fraction: float = _what(0.1, "Share of the steps in which the learning rate rises.", ge=0, le=0.9)
     weight_decay: float = _what(1e-4, "Decoupled weight decay of AdamW.", ge=0)
     label_smoothing: float = _what(0.1, "Share of a label's weight that is spread over all classes.", ge=0, lt=1)
     ema: bool = _what(False, "Evaluate and ship the exponential moving average of the weights.")
-    precision: Literal["float32", "float64", "mixed_bfloat16"] = _what("float32", "Arithmetic of the trained layers.")
+    precision: Literal["auto", "float32", "float64", "mixed_bfloat16"] = _what(
+        "auto", "Arithmetic of the trained layers; auto means mixed_bfloat16 on GPUs that have it, else float32."
+    )
     keep: Literal["last", "best"] = _what("last", "The epoch whose weights are kept; best is by validation log-loss.")
     patience: int = _what(5, "With keep = best: epochs without improvement after which training stops.", ge=1)
     class_weight: Literal["none", "balanced"] = _what("none", "balanced gives every class the same total weight.")
@@ -281,7 +295,7 @@ class Config(Section):
         try:
             config = cls.model_validate(values)
         except ValidationError as error:
-            mistakes.extend(_explain(error))
+            mistakes.extend(explain(error, dict(fields()), cls.model_fields, REFUSED))
         if mistakes or config is None:
             raise UsageError("The configuration has mistakes:\n" + "\n".join(f"  {line}" for line in mistakes))
         return config
@@ -303,44 +317,8 @@ def fields(section: type[Section] = Config, prefix: str = "") -> list[tuple[str,
     return found
 
 
-def allowed(field: FieldInfo) -> str:
-    """The values that a setting takes, in words."""
-    return _in_words(field.annotation, list(field.metadata))
-
-
 def _is_how(field: FieldInfo) -> bool:
     return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("how"))
-
-
-def _in_words(annotation: Any, metadata: list[Any]) -> str:
-    origin = getattr(annotation, "__origin__", None)
-    arguments = get_args(annotation)
-    if origin is Annotated or hasattr(annotation, "__metadata__"):
-        return _in_words(arguments[0], [*metadata, *annotation.__metadata__])
-    if origin is Literal:
-        return " or ".join(str(a) for a in arguments)
-    if origin is tuple:
-        if arguments[-1] is Ellipsis:
-            return f"a list of {_in_words(arguments[0], [])}"
-        return f"[{', '.join(_in_words(a, []) for a in arguments)}]"
-    if arguments:  # a union
-        return " or ".join("left out" if a is type(None) else _in_words(a, metadata) for a in arguments)
-    if annotation is bool:
-        return "true or false"
-    if annotation in (int, float):
-        return ("a whole number" if annotation is int else "a number") + _limits(metadata)
-    return "text"
-
-
-def _limits(metadata: list[Any]) -> str:
-    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-    limits = [
-        f"{word} {getattr(m, name):,}" if isinstance(getattr(m, name), int) else f"{word} {getattr(m, name)}"
-        for name, word in words.items()
-        for m in metadata
-        if getattr(m, name, None) is not None
-    ]
-    return (", " if limits else "") + " and ".join(limits)
 
 
 def _read_toml(file: Path, mistakes: list[str]) -> dict[str, Any]:
@@ -369,33 +347,6 @@ def _put(values: Any, dotted: str, value: Any, mistakes: list[str]) -> None:
             mistakes.append(f"{dotted}: {section} is a value, not a section")
             return
     values[key] = value
-
-
-def _explain(error: ValidationError) -> list[str]:
-    known = dict(fields())
-    lines: dict[str, str] = {}
-    for detail in error.errors():
-        dotted = _setting(detail["loc"], known)
-        if dotted in REFUSED:
-            lines[dotted] = f"{dotted}: refused: {REFUSED[dotted]}"
-        elif detail["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(dotted, [*known, *Config.model_fields], n=1, cutoff=0.5)
-            lines[dotted] = f"{dotted}: there is no such setting" + (f"; did you mean {close[0]}?" if close else "")
-        elif dotted in known:
-            said = f" ({detail['msg'].removeprefix('Value error, ')})" if detail["type"] == "value_error" else ""
-            lines.setdefault(dotted, f"{dotted}: got {detail['input']!r}; allowed: {allowed(known[dotted])}{said}")
-        else:
-            lines[dotted] = f"{dotted}: got {detail['input']!r}; this is a section, with keys of its own"
-    return list(lines.values())
-
-
-def _setting(location: tuple[int | str, ...], known: Mapping[str, FieldInfo]) -> str:
-    """The dotted name of the setting that pydantic's location lies in."""
-    parts = [str(part) for part in location]
-    for end in range(len(parts), 0, -1):
-        if ".".join(parts[:end]) in known:
-            return ".".join(parts[:end])
-    return ".".join(parts)
 
 
 def as_toml(config: Config) -> str:

@@ -14,6 +14,7 @@ from job.context import Context
 from job.data.sources import Listing, Source, open_source
 from job.storage.workdir import Workdir
 from job.train.cluster import Cluster
+from job.train.recipe import Recipe
 
 if TYPE_CHECKING:
     from job.data.examples import Examples
@@ -66,6 +67,11 @@ class Job:
 
         cluster = Cluster(logical_cpus=self.config.cluster.logical_cpus)
         return Network(self.config.backbone, self.config.intake.image_size, cluster, seed=self.config.seed)
+
+    @property
+    def recipe(self) -> Recipe:
+        """What follows from the number of training photos, as split left them."""
+        return Recipe.resolve(self.config, num_examples=len(self["split"].examples.of("train")))
 
     @cached_property
     def inputs(self) -> Inputs:
@@ -134,6 +140,7 @@ def _extract(job: Job) -> Any:
     return extract(
         job.config.extract,
         job.config.augment,
+        num_views=job.recipe.views,
         wanted_inputs=job.config.fine_tune.inputs,
         examples=job.examples,
         images=job["intake"].images,
@@ -166,6 +173,7 @@ def _fine_tune(job: Job) -> Any:
 
     return fine_tune(
         job.config.fine_tune,
+        job.recipe,
         examples=job.examples,
         features=job["extract"].features,
         inputs=job.inputs,
@@ -319,7 +327,7 @@ STAGES: dict[str, Stage] = {
         Stage(
             name="fine_tune",
             schema=1,
-            after=("audit", "extract", "head"),
+            after=("split", "audit", "extract", "head"),
             settings=lambda c: [c.fine_tune.what(), c.train.what()],
             outputs=("stages/fine_tune",),
             run=_fine_tune,

@@ -76,6 +76,7 @@ def extract(
     config: ExtractConfig,
     augment_config: AugmentConfig,
     *,
+    num_views: int,
     wanted_inputs: str,
     examples: Examples,
     images: ArrayStore,
@@ -91,15 +92,15 @@ def extract(
     """
     train = examples.in_store_order("train")
     train_rows = examples["row"][train].astype(np.int64)
-    inputs = _inputs(wanted_inputs, images, len(train), augment_config.views, network, context)
+    inputs = _inputs(wanted_inputs, images, len(train), num_views, network, context)
     point = network.cut_point if inputs.kind == "stored" else None
     context.telemetry.line(f"  fine-tuning will work on {inputs.kind} inputs: {inputs.why}")
     made_by = [backbone_fingerprint, network.image_size, point and point.name, CUT_DTYPE, config.batch_size]
     passes = {"": (_Pass(network, images, None, context, made_by, point), _plain(images))}
-    if augment_config.views > 1:
+    if num_views > 1:
         what = {name: value for name, value in augment_config.what().items() if name != "views"}
         augmentation = Augmentation(augment_config, network.image_size)
-        shards = _augmented(images, train_rows, examples.keys[train], augment_config.views)
+        shards = _augmented(images, train_rows, examples.keys[train], num_views)
         passes["-views"] = (_Pass(network, images, augmentation, context, [*made_by, what], point), shards)
     missing = {name: [s for s in shards if not one.has(s)] for name, (one, shards) in passes.items()}
     needed_bytes = sum(one.bytes_per_view * len(s.rows_N) for one, shards in passes.values() for s in shards)
@@ -111,10 +112,10 @@ def extract(
             for count in one.fill(missing[name], config.batch_size):
                 progress.advance(count)
     stores = {kind + name: one.finish(kind, shards) for name, (one, shards) in passes.items() for kind in one.writers}
-    summary: dict[str, Any] = {"num_views": augment_config.views, "train_rows": train_rows.tolist(), "stores": stores}
+    summary: dict[str, Any] = {"num_views": num_views, "train_rows": train_rows.tolist(), "stores": stores}
     summary |= {"inputs": asdict(inputs), "cut": network.cut_point and asdict(network.cut_point)}
     context.workdir.write_json(SUMMARY, summary)
-    return Extraction(context.cache, augment_config.views, train_rows, inputs, stores)
+    return Extraction(context.cache, num_views, train_rows, inputs, stores)
 
 
 def _inputs(wanted: str, images: ArrayStore, num_train: int, num_views: int, network: Network, context: Context) -> Choice:

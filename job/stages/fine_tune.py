@@ -16,6 +16,7 @@ from job.model.inputs import Inputs
 from job.model.network import Network
 from job.storage.workdir import Workdir
 from job.train.loop import Batch, Trainer
+from job.train.recipe import Recipe
 from job.train.schedule import Schedule
 
 WEIGHTS = "stages/fine_tune/weights.npz"
@@ -31,6 +32,7 @@ class FineTuned:
     weights: list[np.ndarray] | None
     history: list[dict[str, Any]]
     note: str
+    recipe: dict[str, Any]
 
     @classmethod
     def load(cls, context: Context) -> Self:
@@ -39,11 +41,12 @@ class FineTuned:
         if summary["trained"]:
             with np.load(context.workdir.path(WEIGHTS), allow_pickle=False) as arrays:
                 weights = [arrays[f"{k:04d}"] for k in range(len(arrays))]
-        return cls(weights, summary["history"], summary["note"])
+        return cls(weights, summary["history"], summary["note"], summary["recipe"])
 
 
 def fine_tune(
     config: FineTuneConfig,
+    recipe: Recipe,
     *,
     examples: Examples,
     features: StoredViews,
@@ -59,13 +62,14 @@ def fine_tune(
         Diverged: where a number stops being finite.
         Stopped: between steps.
     """
-    if config.epochs == 0 or network.config.unfreeze == "none":
-        why = "fine_tune.epochs is 0" if config.epochs == 0 else "backbone.unfreeze is none"
-        return _save(context.workdir, FineTuned(None, [], f"Nothing was fine-tuned, because {why}."))
-    feed = _Feed(config, examples, inputs, train_seed)
+    if recipe.epochs == 0 or network.config.unfreeze == "none":
+        why = "fine_tune.epochs is 0" if recipe.epochs == 0 else "backbone.unfreeze is none"
+        return _save(context.workdir, FineTuned(None, [], f"Nothing was fine-tuned, because {why}.", {}))
+    feed = _Feed(config, recipe, examples, inputs, train_seed)
     with context.telemetry.spent("start"):
         start = _start(config, examples, features, chosen_head, c)
-    model = network.tuned(start, config.precision)
+    precision = network.cluster.best_precision if config.precision == "auto" else config.precision
+    model = network.tuned(start, precision)
     trainer = Trainer(
         model,
         feed.schedule,
@@ -79,7 +83,7 @@ def fine_tune(
     val_rows, val_labels = examples["row"][val].astype(np.int64), examples.labels[val]
     history = [{"epoch": 0, **_validate(trainer, val_rows, val_labels)}]
     kept = best = (history[0]["val_log_loss"], 0, trainer.final_weights())
-    note = f"The last of {config.epochs} epochs is kept."
+    note = f"The last of {recipe.epochs} epochs is kept."
     started = time.monotonic()
     with context.telemetry.progress("fine-tune", feed.schedule.total_steps, "steps") as progress:
 
@@ -102,13 +106,13 @@ def fine_tune(
         kept, note = best, f"Epoch {best[1]} of {len(history) - 1} is kept, the best by validation log-loss."
     context.telemetry.event("fine_tuned", examples_per_s=feed.seen / max(time.monotonic() - started, 1e-9), note=note)
     weights = [np.asarray(w, np.float32) for w in kept[2]]
-    return _save(context.workdir, FineTuned(weights, history, note))
+    return _save(context.workdir, FineTuned(weights, history, note, {**asdict(recipe), "precision": precision}))
 
 
 class _Feed:
     """Batches as a pure function of the step."""
 
-    def __init__(self, config: FineTuneConfig, examples: Examples, inputs: Inputs, seed: int) -> None:
+    def __init__(self, config: FineTuneConfig, recipe: Recipe, examples: Examples, inputs: Inputs, seed: int) -> None:
         indices = examples.in_store_order("train")
         by_key = np.argsort(examples.keys[indices], kind="stable")  # Where a photo lies must not matter.
         self._rows_N = examples["row"][indices[by_key]].astype(np.int64)
@@ -118,7 +122,9 @@ class _Feed:
         labels_N = examples.labels[indices][by_key]
         self._targets_NC = smoothed_one_hot(labels_N, num_classes, config.label_smoothing)
         self._weights_N = class_weights(labels_N, num_classes, config.class_weight)
-        self.schedule = Schedule.resolve(config, num_examples=len(indices), seed=seed)
+        self.schedule = Schedule.resolve(
+            recipe, num_examples=len(indices), warmup_fraction=config.warmup_fraction, seed=seed
+        )
         self.seen = 0
 
     def batch(self, step: int) -> Batch:
@@ -160,5 +166,6 @@ def _save(workdir: Workdir, result: FineTuned) -> FineTuned:
         with workdir.writing(WEIGHTS) as file, file.open("wb") as stream:
             arrays: dict[str, Any] = {f"{k:04d}": w for k, w in enumerate(result.weights)}
             np.savez(stream, **arrays)
-    workdir.write_json(SUMMARY, {"trained": result.weights is not None, "note": result.note, "history": result.history})
+    summary = {"trained": result.weights is not None, "note": result.note, "history": result.history}
+    workdir.write_json(SUMMARY, {**summary, "recipe": result.recipe})
     return result

@@ -63,6 +63,16 @@ class Cluster:
         return tf.distribute.get_strategy()
 
     @property
+    def best_precision(self) -> str:
+        """The Keras dtype policy to train with: with bfloat16 where every GPU computes it (capability 8 and up)."""
+        import tensorflow as tf
+
+        gpus = tf.config.list_physical_devices("GPU")
+        details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
+        has_bfloat16 = bool(gpus) and all(d.get("compute_capability", (0, 0))[0] >= 8 for d in details)
+        return "mixed_bfloat16" if has_bfloat16 else "float32"
+
+    @property
     def num_replicas(self) -> int:
         return int(self.strategy.num_replicas_in_sync)
 

@@ -8,7 +8,7 @@ from typing import Self
 
 import numpy as np
 
-from job.config import FineTuneConfig
+from job.train.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -24,16 +24,16 @@ class Schedule:
     seed: int
 
     @classmethod
-    def resolve(cls, config: FineTuneConfig, *, num_examples: int, seed: int) -> Self:
-        steps_per_epoch = -(-num_examples // config.global_batch_size)
-        total_steps = steps_per_epoch * config.epochs
+    def resolve(cls, recipe: Recipe, *, num_examples: int, warmup_fraction: float, seed: int) -> Self:
+        steps_per_epoch = -(-num_examples // recipe.global_batch_size)
+        total_steps = steps_per_epoch * recipe.epochs
         return cls(
             num_examples=num_examples,
-            global_batch_size=config.global_batch_size,
+            global_batch_size=recipe.global_batch_size,
             steps_per_epoch=steps_per_epoch,
             total_steps=total_steps,
-            warmup_steps=min(total_steps - 1, round(config.warmup_fraction * total_steps)) if total_steps else 0,
-            peak_learning_rate=config.learning_rate,
+            warmup_steps=min(total_steps - 1, round(warmup_fraction * total_steps)) if total_steps else 0,
+            peak_learning_rate=recipe.learning_rate,
             seed=seed,
         )
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from job.config import FineTuneConfig
 from job.errors import Diverged
 from job.model.heads import Head, smoothed_one_hot
 from job.telemetry import Telemetry
 from job.train.loop import Trainer
+from job.train.recipe import Recipe
 from job.train.schedule import Schedule
 from tests.conftest import ROOT
 
@@ -42,8 +42,8 @@ class Given:
 
 
 def trainer_of(model, network, epochs=2, batch=8, learning_rate=1e-2, **options):
-    config = FineTuneConfig(epochs=epochs, global_batch_size=batch, learning_rate=learning_rate, warmup_fraction=0.0)
-    schedule = Schedule.resolve(config, num_examples=24, seed=2)
+    recipe = Recipe(epochs, batch, learning_rate, views=1)
+    schedule = Schedule.resolve(recipe, num_examples=24, warmup_fraction=0.0, seed=2)
     return Trainer(
         model,
         schedule,

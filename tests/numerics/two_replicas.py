@@ -7,13 +7,14 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 import numpy as np
 
-from job.config import BackboneConfig, FineTuneConfig
+from job.config import BackboneConfig
 from job.model.heads import Head, smoothed_one_hot
 from job.model.network import Network
 from job.telemetry import Telemetry
 from job.train.cluster import Cluster
 from job.train.feed import all_rows, run_batches
 from job.train.loop import Trainer
+from job.train.recipe import Recipe
 from job.train.schedule import Schedule
 from tests.numerics.test_training import Given
 
@@ -35,8 +36,8 @@ def main() -> None:
 
     def trained(network, precision, epochs, limit, learning_rate):
         # Batches of 5: neither the batch nor the last one of an epoch is even for two replicas.
-        settings = FineTuneConfig(epochs=epochs, global_batch_size=5, learning_rate=learning_rate)
-        schedule = Schedule.resolve(settings, num_examples=EXAMPLES, seed=1)
+        recipe = Recipe(epochs, 5, learning_rate, views=1)
+        schedule = Schedule.resolve(recipe, num_examples=EXAMPLES, warmup_fraction=0.1, seed=1)
         model = network.tuned(head, precision)
         start = [w.copy() for w in model.get_weights()]
         trainer = Trainer(model, schedule, network.cluster, Given(), weight_decay=1e-3, ema=False, telemetry=Telemetry(None))
@@ -51,7 +52,7 @@ def main() -> None:
         return float(max(np.abs(a - b).max() for a, b in zip(first, second, strict=True)))
 
     fifty = [trained(network, "float64", 10, 50, 1e-2) for network in networks]
-    single = [trained(network, "float32", 10, 1, FineTuneConfig().learning_rate) for network in networks]
+    single = [trained(network, "float32", 10, 1, 6e-4) for network in networks]
     # After one step AdamW's first moment is a tenth of the gradient.
     moments = [[np.asarray(m) for m in run[3].optimizer._momentums] for run in single]
     scale = max(np.abs(m).max() for m in moments[0])

@@ -2,9 +2,10 @@ import tomllib
 
 import pytest
 
-from job.config import Config, allowed, as_toml, fields
+from job.config import Config, as_toml, fields
 from job.errors import UsageError
 from job.model.backbones import table
+from job.wording import allowed
 from tests.conftest import ROOT
 
 

@@ -3,13 +3,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from job.config import FineTuneConfig
+from job.config import Config
+from job.train.recipe import Recipe
 from job.train.schedule import Schedule
 
 
-def schedule(**changes):
-    config = FineTuneConfig(epochs=3, global_batch_size=8, warmup_fraction=0.2, learning_rate=1.0, **changes)
-    return Schedule.resolve(config, num_examples=20, seed=5)
+def schedule(num_examples=20, epochs=3, global_batch_size=8, seed=5):
+    recipe = Recipe(epochs, global_batch_size, learning_rate=1.0, views=1)
+    return Schedule.resolve(recipe, num_examples=num_examples, warmup_fraction=0.2, seed=seed)
 
 
 def test_every_example_comes_once_in_every_epoch_and_in_another_order():
@@ -23,7 +24,7 @@ def test_every_example_comes_once_in_every_epoch_and_in_another_order():
 
 def test_a_batch_is_a_function_of_seed_and_step_alone():
     assert schedule().batch(7).tolist() == schedule().batch(7).tolist()
-    other = Schedule.resolve(FineTuneConfig(epochs=3, global_batch_size=8), num_examples=20, seed=6)
+    other = schedule(seed=6)
     assert other.batch(7).tolist() != schedule().batch(7).tolist()
 
 
@@ -43,6 +44,16 @@ def test_learning_rate_rises_and_falls():
 
 
 def test_average_reaches_back_over_a_tenth_of_the_steps():
-    plan = Schedule.resolve(FineTuneConfig(epochs=10, global_batch_size=10), num_examples=100, seed=0)
+    plan = schedule(num_examples=100, epochs=10, global_batch_size=10)
     assert plan.ema_decay == pytest.approx(0.9)
-    assert Schedule.resolve(FineTuneConfig(epochs=0), num_examples=10, seed=0).ema_decay == 0
+    assert schedule(epochs=0).ema_decay == 0
+
+
+def test_recipe_follows_the_number_of_photos_and_what_is_said_stands():
+    recipes = [Recipe.resolve(Config(), num_examples=count) for count in (100, 300, 1000, 3000, 50_000, 1_000_000)]
+    assert all(a.epochs >= b.epochs and a.views >= b.views for a, b in pairwise(recipes))
+    assert all(a.global_batch_size <= b.global_batch_size for a, b in pairwise(recipes))
+    said = Config(fine_tune={"epochs": 0, "learning_rate": 0.5, "global_batch_size": 7}, augment={"views": 9})
+    assert Recipe.resolve(said, num_examples=3000) == Recipe(0, 7, 0.5, 9)
+    partly = Recipe.resolve(Config(fine_tune={"epochs": 2}), num_examples=3000)
+    assert partly.epochs == 2 and partly.learning_rate == recipes[3].learning_rate
