@@ -21,6 +21,7 @@ bench: .venv/.dev
 	.venv/bin/python -m benchmarks.side_by_side
 	.venv/bin/python -m benchmarks.decoding
 	.venv/bin/python -m benchmarks.augmentation
+	.venv/bin/python -m benchmarks.fine_tune_memory
 	.venv/bin/python -m benchmarks.data_quality
 	.venv/bin/python -m benchmarks.scale --rounds 3 3 2
 	.venv/bin/python -m benchmarks.gpu

@@ -6,6 +6,7 @@ shortcuts (planted in flowers). One process at a time; the result is a table in 
 
 import argparse
 import datetime
+import json
 import shutil
 import subprocess
 import sys
@@ -88,8 +89,15 @@ def leaks(out: Path) -> list[str]:
     return [*lines, ""]
 
 
+def _stores(out: Path) -> dict[str, str]:
+    return json.loads((out / "stages/extract/extract.json").read_text())["stores"]
+
+
 def wrong_labels(name: str, out: Path) -> list[str]:
-    examples, features = Examples.load(out / "stages/split/examples.parquet"), ArrayStore(out / "cache/features")
+    examples, features = (
+        Examples.load(out / "stages/split/examples.parquet"),
+        ArrayStore(out / "cache" / _stores(out)["features"]),
+    )
     usable = examples.of()
     components = principal_components(features, examples["row"][usable], 256)
     labels, groups, num_classes = examples.labels[usable], examples["group"][usable], len(examples.class_names)

@@ -120,11 +120,13 @@ def intake_part(folder: str, out: str) -> Numbers:
 
 def split_part(out: str) -> Numbers:
     """What split does about copies, over the photos that intake left in `out`."""
+    from job.context import Context
     from job.data.duplicates import confirmed, group_ids, near_pairs
     from job.stages.intake import Intake
     from job.storage.workdir import Workdir
+    from job.telemetry import Telemetry
 
-    found = Intake.load(Workdir(Path(out)))
+    found = Intake.load(Context(Workdir(Path(out)), Telemetry(None)))
     usable = found.examples.of()
     numbers: Numbers = {"before_mb": _now_mb("VmRSS")}
     pairs = _timed(

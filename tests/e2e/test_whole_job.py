@@ -88,7 +88,8 @@ def test_keras_file_loads_in_safe_mode_and_predicts_the_same(finished_run):
         "rows = pq.read_table(out / 'predictions.parquet').to_pylist()\n"
         "examples = Examples.load(out / 'examples.parquet')\n"
         "place = dict(zip(examples['path'], examples['row']))\n"
-        "pixels = ArrayStore(out / 'cache' / 'images').rows([place[r['path']] for r in rows])\n"
+        "name = json.loads((out / 'stages' / 'intake' / 'intake.json').read_text())['images']\n"
+        "pixels = ArrayStore(out / 'cache' / name).rows([place[r['path']] for r in rows])\n"
         "expected = np.asarray([r[shipped + '_probabilities'] for r in rows])\n"
         "print(float(np.abs(model.predict(pixels, verbose=0) - expected).max()))"
     )

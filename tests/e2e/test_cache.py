@@ -1,0 +1,92 @@
+"""Stores that runs share, budgets for them, and runs without them, through the command line."""
+
+import json
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+
+from job.data.stores import ArrayStore
+from tests.conftest import ROOT, paint_classes, quick_settings, run_job
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return paint_classes(tmp_path_factory.mktemp("cache") / "photos", per_class=24)
+
+
+def arguments(photos, out, *settings):
+    return ["run", "--data", photos, "--out", out, *quick_settings("export.parity_photos=4", *settings)]
+
+
+def arrays_below(folder):
+    return {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in folder.rglob("*.npy")}
+
+
+def records_of(out):
+    return {p.stem: json.loads(p.read_text()) for p in (out / "stages").glob("*.json")}
+
+
+def test_two_runs_at_once_share_stores_and_a_third_with_another_seed_begins_at_the_head(photos, tmp_path):
+    cache = tmp_path / "shared"
+    outs = [tmp_path / name for name in ("a", "b", "c")]
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-m", "job", *map(str, arguments(photos, out, f"cache.dir={cache}"))],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for out in outs[:2]
+    ]
+    ended = [process.communicate(timeout=300)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], ended
+    records = [records_of(out) for out in outs[:2]]
+    for name in ("intake", "extract"):
+        assert records[0][name]["stores"] == records[1][name]["stores"]
+        assert all(ArrayStore.is_intact(cache / store) for store in records[0][name]["stores"])
+    first, second = (pq.read_table(out / "predictions.parquet").to_pylist() for out in outs[:2])
+    assert first == second
+
+    before = arrays_below(cache)
+    done = run_job(*arguments(photos, outs[2], f"cache.dir={cache}", "train.seed=9", "head.c_grid=[0.05]"))
+    assert done.returncode == 0, done.stderr
+    assert arrays_below(cache) == before and not (outs[2] / "cache").exists()
+    assert records_of(outs[2])["extract"]["stores"] == records[0]["extract"]["stores"]
+    assert pq.read_table(outs[2] / "predictions.parquet").to_pylist() != first
+
+
+def test_budget_is_refused_before_the_work_begins(photos, tmp_path):
+    done = run_job(*arguments(photos, tmp_path / "out", "cache.max_gb=0.0001"))
+    assert done.returncode == 2 and "cache.max_gb allows 0.0001" in done.stderr, done.stderr
+    assert not list((tmp_path / "out").rglob("*.npy"))
+
+
+def test_budget_that_activations_would_break_sends_fine_tuning_online(photos, tmp_path):
+    """Photos (48 of 7 kB) and features fit, activations of a low cut (18 kB for each view) do not."""
+    low = ("backbone.unfreeze=Conv1_relu", "cache.max_gb=0.0015")
+    done = run_job(*arguments(photos, tmp_path / "out", *low))
+    assert done.returncode == 0, done.stderr
+    assert "online inputs" in done.stderr and "may take on the disk" in done.stderr
+    extracted = json.loads((tmp_path / "out" / "stages/extract/extract.json").read_text())
+    assert extracted["inputs"]["kind"] == "online" and set(extracted["stores"]) == {"features", "features-views"}
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["fine_tuned"] is not None
+
+
+def test_everything_is_trained_where_nothing_is_frozen(photos, tmp_path):
+    done = run_job(*arguments(photos, tmp_path / "out", "backbone.unfreeze=all", "fine_tune.epochs=1", "augment.views=1"))
+    assert done.returncode == 0, done.stderr
+    assert "nothing stays frozen" in done.stderr
+    assert "online inputs, because nothing stays frozen" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_stores_of_earlier_settings_leave_the_runs_own_cache(photos, tmp_path):
+    folders = []
+    for image_size in (48, 64):
+        settings = (f"intake.image_size={image_size}", "fine_tune.epochs=0")
+        done = run_job(*arguments(photos, tmp_path / "out", *settings), "--stop-after", "extract")
+        assert done.returncode == 0, done.stderr
+        folders.append({p.name for p in (tmp_path / "out" / "cache").iterdir()})
+    assert len(folders[0]) == len(folders[1]) and not folders[0] & folders[1]
