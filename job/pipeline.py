@@ -263,7 +263,7 @@ STAGES: dict[str, Stage] = {
     for stage in (
         Stage(
             name="intake",
-            schema=2,
+            schema=3,
             after=(),
             settings=_decoding,
             outputs=("stages/intake/table.parquet", "stages/intake/intake.json"),
@@ -294,7 +294,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             name="extract",
-            schema=1,
+            schema=2,
             after=("split",),
             settings=lambda c: [_backbone(c), c.augment.what(), c.extract.what(), c.fine_tune.inputs],
             outputs=("stages/extract",),
@@ -326,7 +326,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             name="fine_tune",
-            schema=1,
+            schema=2,
             after=("split", "audit", "extract", "head"),
             settings=lambda c: [c.fine_tune.what(), c.train.what()],
             outputs=("stages/fine_tune",),
@@ -347,7 +347,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             name="export",
-            schema=1,
+            schema=2,
             after=("audit", "extract", "head", "fine_tune", "evaluate"),
             settings=lambda c: [c.export.what(), _decoding(c)],
             outputs=("stages/export", "model"),
