@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from job.config import Config
+from job.config import Config, digest_of
 from job.context import Context
 from job.data.sources import Listing, Source, open_source
 from job.storage.workdir import Workdir
@@ -134,7 +134,6 @@ def _explore(job: Job) -> Any:
 
 
 def _extract(job: Job) -> Any:
-    from job.model import backbones
     from job.stages.extract import extract
 
     return extract(
@@ -145,7 +144,7 @@ def _extract(job: Job) -> Any:
         examples=job.examples,
         images=job["intake"].images,
         network=job.network,
-        backbone_fingerprint=backbones.fingerprint(job.config.backbone),
+        backbone_fingerprint=digest_of(_backbone_weights(job.config)),
         context=job.context,
     )
 
@@ -241,11 +240,14 @@ def _decoding(config: Config) -> Any:
     return {name: value for name, value in config.intake.what().items() if name not in asked_later}
 
 
-def _backbone(config: Config) -> Any:
+def _backbone_weights(config: Config) -> list[Any]:
     from job.model import backbones
 
-    seed = config.seed if config.backbone.weights == "random" else None
-    return [backbones.fingerprint(config.backbone), config.backbone.unfreeze, config.intake.image_size, seed]
+    return [backbones.fingerprint(config.backbone), config.seed if config.backbone.weights == "random" else None]
+
+
+def _backbone(config: Config) -> Any:
+    return [*_backbone_weights(config), config.backbone.unfreeze, config.intake.image_size]
 
 
 def _num_trained_examples(job: Job) -> int:

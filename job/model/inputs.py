@@ -96,11 +96,11 @@ def choose_inputs(
         return Choice(wanted, f'fine_tune.inputs is "{wanted}"')
     per_view = point.values_per_view * 2
     needed = per_view * (num_photos + num_training_photos * (num_views - 1))
-    size = f"{needed / 1e9:,.2f} GB of activations ({per_view:,} bytes for each view)"
+    size = f"{needed / 1e6:,.1f} MB of activations ({per_view:,} bytes for each view)"
     if point.share_above == 1:
         return Choice("online", "nothing stays frozen, so there is nothing to store")
     if needed > budget_bytes:
-        return Choice("online", f"{size} are more than the {budget_bytes / 1e9:,.2f} GB that they may take on the disk")
+        return Choice("online", f"{size} are more than the {budget_bytes / 1e6:,.1f} MB that they may take on the disk")
     photo = network.image_size**2 * 3
     if needed > memory_bytes and per_view > photo:
         return Choice(

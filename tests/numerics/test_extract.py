@@ -1,0 +1,108 @@
+"""extract: what is in the stores is what the network gives for each view, however the batches fell."""
+
+import numpy as np
+import pytest
+
+from job.config import AugmentConfig, ExtractConfig, IntakeConfig, SplitConfig
+from job.context import Context
+from job.data.augment import Augmentation
+from job.data.sources import FolderSource
+from job.errors import Diverged
+from job.stages.extract import Extraction, extract
+from job.stages.intake import intake
+from job.stages.split import split
+from job.storage.workdir import Workdir
+from job.telemetry import Telemetry
+from tests.conftest import paint_classes
+from tests.numerics.conftest import SIZE
+
+AUGMENT = AugmentConfig(seed=1)
+VIEWS = 3
+
+
+@pytest.fixture(scope="module")
+def taken_in(tmp_path_factory):
+    """Photos in shards of four; a given split leaves whole shards without a training photo."""
+    folder = tmp_path_factory.mktemp("extract")
+    for part, per_class in (("train", 12), ("val", 6), ("test", 6)):
+        paint_classes(folder / "photos" / part, per_class=per_class)
+    context = Context(Workdir(folder / "out"), Telemetry(None))
+    source = FolderSource((folder / "photos").resolve())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("job.stages.intake.ROWS_PER_SHARD", 4)
+        found = intake(IntakeConfig(image_size=SIZE), source=source, listing=source.listing(), context=context)
+    divided = split(
+        SplitConfig(),
+        examples=found.examples,
+        images=found.images,
+        max_quarantined_fraction=0.0,
+        drop_small_classes=False,
+        context=context,
+    )
+    assert not divided.refusals
+    return found.images, divided.examples
+
+
+def run(context, network, taken_in):
+    images, examples = taken_in
+    return extract(
+        ExtractConfig(batch_size=8),
+        AUGMENT,
+        num_views=VIEWS,
+        wanted_inputs="auto",
+        examples=examples,
+        images=images,
+        network=network,
+        backbone_fingerprint="backbone",
+        context=context,
+    )
+
+
+def test_stores_hold_every_photo_and_every_view_of_the_training_photos(context, network, taken_in):
+    images, examples = taken_in
+    made = run(context, network, taken_in)
+    rows = np.arange(len(images))
+    activations, features = map(np.asarray, network.activations_and_features(images.rows(rows)))
+    assert np.allclose(made.features.plain.rows(rows), features, rtol=1e-3, atol=1e-3)
+    assert np.allclose(made.activations.plain.rows(rows), activations, rtol=2e-3, atol=1e-3)
+    train = examples.in_store_order("train")
+    train_rows, keys = examples["row"][train].astype(int), examples.keys[train]
+    assert made.train_rows_T.tolist() == train_rows.tolist() and len(made.activations.augmented) == len(train) * 2
+    augmentation = Augmentation(AUGMENT, SIZE)
+    for view in range(1, VIEWS):
+        batch = augmentation.host(images.rows(train_rows), keys, np.full(len(train), view))
+        expected = np.asarray(network.activations_and_features(augmentation.device(*batch))[1])
+        stored = made.features.training(np.arange(len(train)), np.full(len(train), view))
+        assert np.allclose(stored, expected, rtol=1e-3, atol=1e-3)
+    again = Extraction.load(context)
+    assert again.stores == made.stores and again.inputs == made.inputs and again.train_rows_T.tolist() == train_rows.tolist()
+
+
+def test_lost_shard_is_the_only_one_that_is_made_again_and_with_the_same_bits(context, network, taken_in):
+    before = run(context, network, taken_in)
+    rows = np.arange(len(taken_in[0]))
+    features = before.features.plain.rows(rows)
+    arrays = sorted(before.features.plain.index_file.parent.glob("*.npy"))
+    lost, content = arrays[2], arrays[2].read_bytes()
+    lost.unlink()
+    inodes = {p: p.stat().st_ino for p in context.cache.root.rglob("*.npy")}
+    after = run(context, network, taken_in)
+    assert lost.read_bytes() == content and after.stores == before.stores
+    made = [p for p, inode in inodes.items() if p.stat().st_ino != inode]
+    assert [p.parent.name.split("-")[0] for p in made] == ["activations"]  # Of the same photos, made in the same pass.
+    assert np.array_equal(after.features.plain.rows(rows), features)
+
+
+def test_numbers_that_float16_does_not_hold_end_as_diverged(context, network, taken_in):
+    class Loud:
+        def __getattr__(self, name):
+            return getattr(network, name)
+
+        def compiled(self, augmentation=None):
+            step = network.compiled(augmentation)
+            return lambda *batch: [
+                output * np.float32(np.inf).astype(output.dtype.as_numpy_dtype) for output in step(*batch)
+            ]
+
+    with pytest.raises(Diverged, match="another cut point"):
+        run(context, Loud(), taken_in)
