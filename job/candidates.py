@@ -57,7 +57,9 @@ def candidates(listed: Sequence[str], image_sizes: Sequence[str], base: Config, 
         mistakes.append(
             "backbone.alpha: the configuration sets it for all; leave it out there and say NAME:alpha=... in --backbones"
         )
-    sizes = [size for text in image_sizes for size in _image_sizes(text, mistakes)] or [base.intake.image_size]
+    sizes = [size for text in image_sizes for size in _image_sizes(text, f"--image-size {text}", mistakes)] or [
+        base.intake.image_size
+    ]
     found: list[Candidate] = []
     for text in (part.strip() for one in listed for part in one.split(",")):
         found += _named(text, sizes, base, cache_dir, mistakes) if text else ()
@@ -68,12 +70,12 @@ def candidates(listed: Sequence[str], image_sizes: Sequence[str], base: Config, 
     return list({candidate.folder: candidate for candidate in found}.values())
 
 
-def _image_sizes(text: str, mistakes: list[str]) -> Iterator[int]:
+def _image_sizes(text: str, where: str, mistakes: list[str]) -> Iterator[int]:
     for part in text.split(","):
         if part.strip().isdecimal():
             yield int(part)
         else:
-            mistakes.append(f"--image-size {text}: {part!r} is no number of pixels; expected 160 or 96,160,224")
+            mistakes.append(f"{where}: {part!r} is no number of pixels; expected 160, or --image-size 96,160,224")
 
 
 def _named(text: str, sizes: Sequence[int], base: Config, cache_dir: Path, mistakes: list[str]) -> list[Candidate]:
@@ -93,16 +95,15 @@ def _named(text: str, sizes: Sequence[int], base: Config, cache_dir: Path, mista
                 f"{where}: {part!r} {again}; expected {_SYNTAX}. A path with a colon or a comma goes to --weights"
             )
         values[key] = value
-    own_sizes = list(_image_sizes(values["image_size"], mistakes)) if "image_size" in values else sizes
+    own_sizes = list(_image_sizes(values["image_size"], where, mistakes)) if "image_size" in values else sizes
     if len(mistakes) > said:
         return []
     flags = {"backbone.name": name, "backbone.weights": values.get("weights", base.backbone.weights)}
+    alpha = [f"backbone.alpha={values['alpha']}"] if "alpha" in values else []
     found = []
     for size in own_sizes:
         try:
-            checked = Config.load(
-                None, [f"backbone.alpha={values['alpha']}"] * ("alpha" in values), {**flags, "intake.image_size": size}
-            )
+            checked = Config.load(None, alpha, {**flags, "intake.image_size": size})
         except UsageError as error:
             mistakes += [f"{where}: {line.strip()}" for line in str(error).splitlines()[1:]]
             continue

@@ -10,7 +10,6 @@ from pathlib import Path
 from job.figures import SERIES, new_figure, save_svg
 
 _WIDTH = 120
-_LONGEST_NAME = 32
 
 
 @dataclass(frozen=True)
@@ -92,10 +91,12 @@ def as_text(rows: Sequence[Row]) -> str:
     distinct = _names(rows)
     cells = [_HEADINGS, *(_cells(row, distinct[row.folder]) for row in rows)]
     widths = [max(len(line[k]) for line in cells if len(line) > k) for k in range(len(_HEADINGS))]
+    widths[0] = min(widths[0], _WIDTH - sum(widths[1:]) - 2 * len(widths[1:]))
     lines = []
-    for line in cells:
-        padded = (cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=False))
-        lines.append("  ".join([line[0].ljust(widths[0]), *padded]).rstrip())
+    for name, *figures in cells:
+        short = name if len(name) <= widths[0] else f"{name[: widths[0] - 1]}…"
+        padded = (figure.rjust(width) for figure, width in zip(figures, widths[1:], strict=False))
+        lines.append("  ".join([short.ljust(widths[0]), *padded]).rstrip())
     for row in rows:
         if row.reason:
             said = f"{distinct[row.folder]} at {row.image_size} px is not ranked: {row.reason}"
@@ -109,8 +110,7 @@ def _names(rows: Sequence[Row]) -> dict[str, str]:
     names = {}
     for row in rows:
         twice = seen.count((row.name, row.image_size)) > 1
-        name = f"{row.name} {row.weights}" if twice else row.name
-        names[row.folder] = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+        names[row.folder] = f"{row.name} {row.weights}" if twice else row.name
     return names
 
 
