@@ -140,6 +140,7 @@ def _too_large(job: Job) -> UsageError:
 
 def measured(network: Network, images: ArrayStore, batch_size: int) -> dict[str, Any]:
     """The cost of one photo, but for the seconds that all took. The median batch counts; the one that compiles does not."""
+    parameters = network.backbone.count_params()  # Built before the step is traced, or it would be traced twice.
     cluster, step = network.cluster, network.compiled()
     numbers = np.arange(cluster.padded_size(batch_size)) % len(images)
     batch = cluster.scatter((images.rows(numbers),))
@@ -154,7 +155,6 @@ def measured(network: Network, images: ArrayStore, batch_size: int) -> dict[str,
             cpus.append(time.process_time() - cpu)
         if sum(walls) > _TIMED_S:
             break
-    parameters = network.backbone.count_params()
     return {
         "multiply_adds": multiply_adds(network.backbone),
         "parameters": parameters,

@@ -162,21 +162,28 @@ def draw(rows: Sequence[Row], chosen: Row, path: Path) -> None:
     """Accuracy with its interval against the multiply-adds of one photo; the recommended candidate stands out."""
     figure, (ax,) = new_figure(7.5, 4.5)
     distinct = _names(rows)
-    ranked = [(row, row.accuracy, row.cost) for row in rows if row.accuracy and row.cost]
-    ranked.sort(key=lambda entry: entry[2].multiply_adds)
-    for number, (row, accuracy, cost) in enumerate(ranked):
+    ranked = [(row, row.accuracy, row.cost.multiply_adds / 1e6) for row in rows if row.accuracy and row.cost]
+    ranked.sort(key=lambda entry: entry[2])
+    middle = (ranked[0][2] * ranked[-1][2]) ** 0.5
+    for number, (row, accuracy, x) in enumerate(ranked):
         colour = SERIES[1] if row is chosen else SERIES[0]
-        x, y = cost.multiply_adds / 1e6, accuracy.accuracy
-        low, high = accuracy.accuracy_ci95
+        y, (low, high) = accuracy.accuracy, accuracy.accuracy_ci95
         ax.errorbar(x, y, [[y - low], [high - y]], fmt="o", color=colour, capsize=3, markersize=5, linewidth=1.2)
-        # Labels of neighbours in cost stand on different sides, so that near ones can be read.
-        above = number % 2 == 0
-        label = f"{distinct[row.folder]}, {row.image_size} px"
+        # Towards the middle, and those of neighbours in cost on different sides, so that near ones can be read.
+        rightwards, above = x <= middle, number % 2 == 0
         ax.annotate(
-            label, (x, y), (6, 5 if above else -5), textcoords="offset points", va="bottom" if above else "top", fontsize=8.5
+            f"{distinct[row.folder]}, {row.image_size} px",
+            (x, y),
+            (6 if rightwards else -6, 5 if above else -5),
+            textcoords="offset points",
+            ha="left" if rightwards else "right",
+            va="bottom" if above else "top",
+            fontsize=8.5,
         )
     ax.set_xscale("log")
-    ax.margins(x=0.25)
+    for axis_ticks in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
+        axis_ticks(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "125" else "")
+    ax.margins(x=0.1)
     ax.set_xlabel("million multiply-adds for one photo")
     ax.set_ylabel("accuracy out of fold, 95% interval")
     save_svg(figure, path)
