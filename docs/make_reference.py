@@ -43,7 +43,7 @@ One without an image size is tried at each `--image-size`, or at `intake.image_s
 - **All candidates share photos and folds**, so the difference to the best is paired, and its interval is narrower
   than those of the two accuracies. Copies are told from pixels, so a few photos may be usable at one image size only;
   they are left out of the comparison, and their number is printed.
-- **Cost**: multiply-adds of one photo; CPU and wall milliseconds of the forward pass in batches of
+- **Cost**: multiply-adds (MACs) of one photo; CPU and wall milliseconds of the forward pass in batches of
   `extract.batch_size`, compiled (the median of some batches, on the device at hand); megabytes of float32 weights;
   feature width; kilobytes stored for a photo, pixels and features; seconds that this machine took for the features of
   all photos.

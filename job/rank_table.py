@@ -80,23 +80,22 @@ def recommended(rows: Sequence[Row]) -> Row:
     return min((row for row in rows if row.accuracy and row.accuracy.not_worse), key=key)
 
 
-_HEADINGS: tuple[str, ...] = (
-    *("backbone", "px", "accuracy", "95% interval", "to the best, 95%", "M mul-adds"),
-    *("CPU ms", "ms", "weights MB", "width", "kB", "s"),
-)
+_HEADINGS = ("backbone", "px", "accuracy, 95%", "points to best", "M MACs", "CPU ms", "ms", "MB", "width", "kB", "s")
 
 
 def as_text(rows: Sequence[Row]) -> str:
-    """Lines of at most 120 columns, in the order of `in_order`. Reasons stand below."""
+    """Lines of at most 120 columns, in the order of `in_order`. MACs are multiply-adds. Reasons stand below."""
     distinct = _names(rows)
     cells = [_HEADINGS, *(_cells(row, distinct[row.folder]) for row in rows)]
     widths = [max(len(line[k]) for line in cells if len(line) > k) for k in range(len(_HEADINGS))]
     widths[0] = min(widths[0], _WIDTH - sum(widths[1:]) - 2 * len(widths[1:]))
     lines = []
     for name, *figures in cells:
-        short = name if len(name) <= widths[0] else f"{name[: widths[0] - 1]}…"
+        if len(name) > widths[0]:  # A line of its own, because a name that is cut short may be another's.
+            lines += textwrap.wrap(name, _WIDTH)
         padded = (figure.rjust(width) for figure, width in zip(figures, widths[1:], strict=False))
-        lines.append("  ".join([short.ljust(widths[0]), *padded]).rstrip())
+        first = name if len(name) <= widths[0] else ""
+        lines.append("  ".join([first.ljust(widths[0]), *padded]).rstrip())
     for row in rows:
         if row.reason:
             said = f"{distinct[row.folder]} at {row.image_size} px is not ranked: {row.reason}"
@@ -123,9 +122,8 @@ def _cells(row: Row, name: str) -> tuple[str, ...]:
     return (
         name,
         str(row.image_size),
-        f"{accuracy.accuracy:.3f}",
-        f"{accuracy.accuracy_ci95[0]:.3f}-{accuracy.accuracy_ci95[1]:.3f}",
-        "" if is_best else f"{accuracy.difference:+.3f} ({low:+.3f} {high:+.3f})",
+        f"{accuracy.accuracy:.3f} ({accuracy.accuracy_ci95[0]:.3f}-{accuracy.accuracy_ci95[1]:.3f})",
+        "" if is_best else f"{100 * accuracy.difference:+.1f} ({100 * low:+.1f} {100 * high:+.1f})",
         f"{cost.multiply_adds / 1e6:,.0f}",
         f"{cost.forward_cpu_ms:.1f}",
         f"{cost.forward_wall_ms:.1f}",
