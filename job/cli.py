@@ -121,6 +121,47 @@ def explore(
 
 
 @main.command()
+@_with_run_options
+@click.option(
+    "--backbones",
+    required=True,
+    multiple=True,
+    metavar="LIST",
+    help="NAME[:alpha=A][:weights=imagenet|random|FILE][:image_size=S], separated by commas. Repeatable.",
+)
+@click.option(
+    "--image-size",
+    "image_sizes",
+    multiple=True,
+    metavar="PIXELS",
+    help="Try each backbone without a size of its own at this size, or at each of 96,160,224. Repeatable.",
+)
+def rank(
+    data: str,
+    labels: str | None,
+    out: str,
+    config_file: Path | None,
+    assignments: tuple[str, ...],
+    weights: str | None,
+    backbones: tuple[str, ...],
+    image_sizes: tuple[str, ...],
+) -> None:
+    """Which backbone? Probe several on features, one pass each: a table and a plot of accuracy against cost."""
+    from job import run
+    from job.candidates import candidates
+    from job.config import Config
+    from job.rank import rank as rank_candidates
+
+    config = Config.load(config_file, assignments, {"backbone.weights": weights})
+    root = run.make_workdir(out, data).root
+    found = candidates(backbones, image_sizes, config, root / "cache")
+    with _context(root, config) as context:
+        click.echo(
+            rank_candidates(found, data, labels=labels, config_file=config_file, assignments=assignments, context=context)
+        )
+
+
+@main.command()
 @click.option("--model", required=True, type=click.Path(path_type=Path), help="The model/ folder of a run.")
 @click.option("--data", required=True, metavar="SOURCE", help="Folder (every file below is looked at), or a table of paths.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="A .parquet or .csv file.")

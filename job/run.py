@@ -115,6 +115,18 @@ def run(job: Job, stop_after: str | None = None) -> None:
     _raise_if_gate_not_met(job, steps)
 
 
+def bring_up_to_date(job: Job, *names: str) -> None:
+    """Run those of these stages that are stale, in this order, and nothing else: no report, nothing withdrawn or swept.
+
+    For work of its own on what the first stages leave. The stages before them must be in `job.done`.
+    """
+    for name in names:
+        job.context.stop.check()
+        if _why_stale(job, name, job.done) or not _stores_intact(job, name):
+            _run_stage(job, name)
+        job.done.append(name)
+
+
 def publish_examples(workdir: Workdir) -> None:
     """examples.parquet: the table as the last stage that decided about photos left it."""
     for stage in ("audit", "split"):

@@ -31,6 +31,7 @@ class Backbone:
     module: str
     scaling: Scaling
     has_alpha: bool = False
+    min_image_size: int = 32
 
 
 BACKBONES: dict[str, Backbone] = {
@@ -57,8 +58,8 @@ BACKBONES: dict[str, Backbone] = {
     "efficientnet_v2_s": Backbone("EfficientNetV2S", "efficientnet_v2", "none"),
     "efficientnet_v2_m": Backbone("EfficientNetV2M", "efficientnet_v2", "none"),
     "efficientnet_v2_l": Backbone("EfficientNetV2L", "efficientnet_v2", "none"),
-    "inception_resnet_v2": Backbone("InceptionResNetV2", "inception_resnet_v2", "tf"),
-    "inception_v3": Backbone("InceptionV3", "inception_v3", "tf"),
+    "inception_resnet_v2": Backbone("InceptionResNetV2", "inception_resnet_v2", "tf", min_image_size=75),
+    "inception_v3": Backbone("InceptionV3", "inception_v3", "tf", min_image_size=75),
     "mobilenet": Backbone("MobileNet", "mobilenet", "tf", has_alpha=True),
     "mobilenet_v2": Backbone("MobileNetV2", "mobilenet_v2", "tf", has_alpha=True),
     "mobilenet_v3_small": Backbone("MobileNetV3Small", "mobilenet_v3", "none", has_alpha=True),
@@ -73,7 +74,7 @@ BACKBONES: dict[str, Backbone] = {
     "resnet152_v2": Backbone("ResNet152V2", "resnet_v2", "tf"),
     "vgg16": Backbone("VGG16", "vgg16", "caffe"),
     "vgg19": Backbone("VGG19", "vgg19", "caffe"),
-    "xception": Backbone("Xception", "xception", "tf"),
+    "xception": Backbone("Xception", "xception", "tf", min_image_size=71),
 }
 
 
@@ -94,6 +95,14 @@ def check(config: BackboneConfig) -> list[str]:
                 f"backbone.weights: {config.weights} is not read; give a .weights.h5, or a legacy .h5 without top"
             )
     return mistakes
+
+
+def check_image_size(name: str, image_size: int) -> list[str]:
+    """The same for a size that the backbone shrinks to nothing."""
+    smallest = BACKBONES[name].min_image_size
+    if image_size >= smallest:
+        return []
+    return [f"image_size: got {image_size}; {name} takes {smallest} px and more"]
 
 
 def fingerprint(config: BackboneConfig) -> str:

@@ -97,6 +97,11 @@ def cut(backbone: keras.Model, point: CutPoint) -> tuple[keras.Model, keras.Mode
     return keras.Model(backbone.input, tensor, name="frozen"), keras.Model(tensor, backbone.output, name="tuned")
 
 
+def multiply_adds(backbone: keras.Model) -> int:
+    """What one photo costs: the multiply-adds of the convolutions and dense layers of a backbone of fixed image size."""
+    return sum(_multiply_adds(operation) for operation in backbone.operations)
+
+
 def _multiply_adds(operation: Any) -> int:
     """Of convolutions and dense layers: each kernel value once for every place of the output."""
     kernels = sum(int(np.prod(w.shape)) for w in getattr(operation, "weights", ()) if len(w.shape) >= 2)

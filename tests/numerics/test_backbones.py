@@ -13,7 +13,7 @@ from job.config import BackboneConfig
 from job.errors import UsageError
 from job.model import backbones
 from job.model.backbones import BACKBONES
-from job.model.cut import choose, cut, cut_points
+from job.model.cut import choose, cut, cut_points, multiply_adds
 from tests.conftest import ROOT
 
 
@@ -39,6 +39,32 @@ def test_scaling_is_that_of_the_models_own_preprocess_input(name):
 def test_number_of_cut_points(name, count):
     model = backbones.build(BackboneConfig(name=name, weights="random"), 64)
     assert len(cut_points(model)) == count
+
+
+@pytest.mark.parametrize("name", [n for n, b in BACKBONES.items() if b.min_image_size > 32] + ["mobilenet_v2"])
+def test_smallest_image_size_of_the_table_is_that_of_keras(name):
+    smallest = BACKBONES[name].min_image_size
+    config = BackboneConfig(name=name, weights="random")
+    with pytest.raises(UsageError):
+        backbones.build(config, smallest - 1)
+    assert backbones.check_image_size(name, smallest - 1) and not backbones.check_image_size(name, smallest)
+
+
+@pytest.mark.parametrize("name", ["densenet121", "efficientnet_b0", "mobilenet_v3_small", "nasnet_mobile", "vgg16"])
+def test_what_the_table_lets_through_can_be_built(name):
+    assert BACKBONES[name].min_image_size == 32
+    backbones.build(BackboneConfig(name=name, weights="random"), 32)
+
+
+def test_multiply_adds_are_those_counted_by_hand():
+    import keras
+
+    pixels = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(4, 3, strides=2, padding="same")(pixels)  # 4 x 4 places, 3 x 3 x 3 x 4 kernel values.
+    x = keras.layers.BatchNormalization()(x)
+    x = keras.layers.DepthwiseConv2D(3, padding="same")(x)  # 4 x 4 places, 3 x 3 x 4 kernel values.
+    x = keras.layers.Dense(5)(keras.layers.GlobalAveragePooling2D()(x))
+    assert multiply_adds(keras.Model(pixels, x)) == 16 * 108 + 16 * 36 + 20
 
 
 def check_halves(name, size=64, unfreeze=0.4):

@@ -1,0 +1,128 @@
+"""What `rank` compares: backbones, each at one image size with its own weights, as they are named on the command line."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from job.config import Config
+from job.errors import UsageError
+from job.model import backbones
+from job.model.backbones import BACKBONES
+
+_KEYS = ("alpha", "weights", "image_size")
+_SYNTAX = "NAME[:alpha=A][:weights=imagenet|random|FILE][:image_size=S], separated by commas"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A backbone that could be chosen. `config` is the run's, with everything that only looks at its plain features."""
+
+    config: Config
+
+    @property
+    def image_size(self) -> int:
+        return self.config.intake.image_size
+
+    @property
+    def label(self) -> str:
+        """For people; candidates that differ only in image size or weights share it."""
+        backbone = self.config.backbone
+        return backbone.name if backbone.alpha is None else f"{backbone.name} {backbone.alpha:g}"
+
+    @property
+    def weights_label(self) -> str:
+        return Path(self.config.backbone.weights).name
+
+    @property
+    def folder(self) -> str:
+        """A name that stays the same from one call to the next: weights from a file are known by their content."""
+        backbone = self.config.backbone
+        weights = backbone.weights
+        if weights not in ("imagenet", "random"):
+            weights = backbones.fingerprint(backbone)[:8]
+        return "-".join([*self.label.split(), f"{self.image_size}px", weights])
+
+
+def candidates(listed: Sequence[str], image_sizes: Sequence[str], base: Config, cache_dir: Path) -> list[Candidate]:
+    """Every backbone of the lists at its own image size, or at each of `image_sizes`, or at that of the configuration.
+
+    Weights are the backbone's own, or those of the configuration. The same backbone named twice is one candidate.
+
+    Raises:
+        UsageError: naming every mistake at once.
+    """
+    mistakes: list[str] = []
+    if base.backbone.alpha is not None:
+        mistakes.append(
+            "backbone.alpha: the configuration sets it for all; leave it out there and say NAME:alpha=... in --backbones"
+        )
+    sizes = [size for text in image_sizes for size in _image_sizes(text, f"--image-size {text}", mistakes)] or [
+        base.intake.image_size
+    ]
+    found: list[Candidate] = []
+    for text in (part.strip() for one in listed for part in one.split(",")):
+        found += _named(text, sizes, base, cache_dir, mistakes) if text else ()
+    if not found and not mistakes:
+        mistakes.append(f"--backbones: there is no name in it; expected {_SYNTAX}")
+    if mistakes:
+        raise UsageError("\n  ".join(["The candidates have mistakes:", *dict.fromkeys(mistakes)]))
+    return list({candidate.folder: candidate for candidate in found}.values())
+
+
+def _image_sizes(text: str, where: str, mistakes: list[str]) -> Iterator[int]:
+    for part in text.split(","):
+        if part.strip().isdecimal():
+            yield int(part)
+        else:
+            mistakes.append(f"{where}: {part!r} is no number of pixels; expected 160, or --image-size 96,160,224")
+
+
+def _named(text: str, sizes: Sequence[int], base: Config, cache_dir: Path, mistakes: list[str]) -> list[Candidate]:
+    """The candidates that one entry of the list means, one for each image size; none where it has mistakes."""
+    name, *parts = text.split(":")
+    where, said = f"--backbones {text}", len(mistakes)
+    if name not in BACKBONES:
+        close = difflib.get_close_matches(name, BACKBONES, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}?" if close else "docs/backbones.md lists them"
+        mistakes.append(f"{where}: there is no backbone {name!r}; {hint}")
+    values: dict[str, str] = {}
+    for part in parts:
+        key, equals, value = part.partition("=")
+        if not equals or not value or key not in _KEYS or key in values:
+            again = "is given twice" if key in values else f"is not one of {', '.join(f'{k}=...' for k in _KEYS)}"
+            mistakes.append(
+                f"{where}: {part!r} {again}; expected {_SYNTAX}. A path with a colon or a comma goes to --weights"
+            )
+        values[key] = value
+    own_sizes = list(_image_sizes(values["image_size"], where, mistakes)) if "image_size" in values else sizes
+    if len(mistakes) > said:
+        return []
+    flags = {"backbone.name": name, "backbone.weights": values.get("weights", base.backbone.weights)}
+    alpha = [f"backbone.alpha={values['alpha']}"] if "alpha" in values else []
+    found = []
+    for size in own_sizes:
+        try:
+            checked = Config.load(None, alpha, {**flags, "intake.image_size": size})
+        except UsageError as error:
+            mistakes += [f"{where}: {line.strip()}" for line in str(error).splitlines()[1:]]
+            continue
+        wrong = [*backbones.check(checked.backbone), *backbones.check_image_size(name, size)]
+        mistakes += [f"{where}: {mistake}" for mistake in wrong]
+        if not wrong:
+            found.append(Candidate(_looking_at_features(base, checked, cache_dir)))
+    return found
+
+
+def _looking_at_features(base: Config, checked: Config, cache_dir: Path) -> Config:
+    """Nothing is cut and no view is drawn, so that extract stores one row of features for each photo and no more."""
+    backbone = checked.backbone.model_copy(update={"unfreeze": "none"})
+    return base.model_copy(
+        update={
+            "backbone": backbone,
+            "intake": base.intake.model_copy(update={"image_size": checked.intake.image_size}),
+            "augment": base.augment.model_copy(update={"views": 1}),
+            "fine_tune": base.fine_tune.model_copy(update={"inputs": "auto"}),
+            "cache": base.cache.model_copy(update={"dir": base.cache.dir or str(cache_dir)}),
+        }
+    )

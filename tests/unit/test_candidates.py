@@ -1,0 +1,93 @@
+import pytest
+
+from job.candidates import candidates
+from job.config import Config
+from job.errors import UsageError
+
+
+def named(*lists, sizes=(), weights="random", tmp_path, **settings):
+    base = Config.load(None, [f"{key}={value}" for key, value in settings.items()], {"backbone.weights": weights})
+    return candidates(lists, sizes, base, tmp_path / "cache")
+
+
+def mistakes_of(*lists, sizes=(), tmp_path, **settings):
+    with pytest.raises(UsageError) as caught:
+        named(*lists, sizes=sizes, tmp_path=tmp_path, **settings)
+    return str(caught.value)
+
+
+def described(found):
+    backbones = [c.config.backbone for c in found]
+    return [(b.name, b.alpha, b.weights, c.image_size) for b, c in zip(backbones, found, strict=True)]
+
+
+def test_each_candidate_has_its_own_keys_and_the_rest_from_the_defaults(tmp_path):
+    file = tmp_path / "a.weights.h5"
+    file.write_bytes(b"weights")
+    found = named(
+        f"mobilenet_v2:alpha=0.35:weights={file}, mobilenet_v2:image_size=96:alpha=0.5",
+        "resnet50",
+        sizes=["128", "64,128"],
+        tmp_path=tmp_path,
+    )
+    assert described(found) == [
+        ("mobilenet_v2", 0.35, str(file), 128),
+        ("mobilenet_v2", 0.35, str(file), 64),
+        ("mobilenet_v2", 0.5, "random", 96),
+        ("resnet50", None, "random", 128),
+        ("resnet50", None, "random", 64),
+    ]
+
+
+def test_without_any_size_it_is_that_of_the_configuration(tmp_path):
+    assert [c.image_size for c in named("resnet50", tmp_path=tmp_path)] == [224]
+    assert [c.image_size for c in named("resnet50", tmp_path=tmp_path, **{"intake.image_size": 100})] == [100]
+
+
+def test_candidates_only_look_at_plain_features_and_share_one_cache(tmp_path):
+    settings = {"fine_tune.inputs": "online", "augment.views": 8, "split.seed": 5, "intake.resize": "crop"}
+    first, second = named("resnet50,vgg16", tmp_path=tmp_path, **settings)
+    for config in (first.config, second.config):
+        assert (config.backbone.unfreeze, config.augment.views, config.fine_tune.inputs) == ("none", 1, "auto")
+        assert (config.split.seed, config.intake.resize, config.cache.dir) == (5, "crop", str(tmp_path / "cache"))
+    own = named("resnet50", tmp_path=tmp_path, **{"cache.dir": "/elsewhere"})
+    assert own[0].config.cache.dir == "/elsewhere"
+
+
+def test_a_backbone_named_twice_is_one_candidate_and_weights_of_other_content_another(tmp_path):
+    for name, content in (("a.h5", b"one"), ("b.h5", b"one"), ("c.h5", b"two")):
+        (tmp_path / name).write_bytes(content)
+    text = ",".join(f"vgg16:weights={tmp_path / name}" for name in ("a.h5", "b.h5", "c.h5"))
+    found = named("resnet50,resnet50:image_size=224", text, tmp_path=tmp_path)
+    assert [c.label for c in found] == ["resnet50", "vgg16", "vgg16"]
+    assert len({c.folder for c in found}) == 3 and all("/" not in c.folder and " " not in c.folder for c in found)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("mobilenetv2", "there is no backbone 'mobilenetv2'; did you mean mobilenet_v2?"),
+        ("zzz", "docs/backbones.md lists them"),
+        ("resnet50:0.5", "'0.5' is not one of alpha=..., weights=..., image_size=..."),
+        ("resnet50:size=64", "'size=64' is not one of"),
+        ("resnet50:image_size=", "'image_size=' is not one of"),
+        ("resnet50:image_size=64:image_size=96", "is given twice"),
+        ("resnet50:alpha=0.5", "resnet50 has no width multiplier"),
+        ("mobilenet_v2:alpha=wide", "backbone.alpha: got 'wide'; allowed: a number"),
+        ("mobilenet_v2:alpha=3", "at most 2"),
+        ("mobilenet_v2:image_size=big", "'big' is no number of pixels"),
+        ("mobilenet_v2:image_size=16", "at least 32"),
+        ("inception_v3:image_size=64", "inception_v3 takes 75 px and more"),
+        ("mobilenet_v2:weights=nowhere.h5", "got 'nowhere.h5'; allowed: imagenet, random, or an existing file"),
+        ("mobilenet_v2:weights=a:b.h5", "A path with a colon or a comma goes to --weights"),
+        (" , ", "there is no name in it; expected NAME[:alpha=A]"),
+    ],
+)
+def test_mistakes_say_where_and_the_way_out(tmp_path, text, said):
+    message = mistakes_of(text, tmp_path=tmp_path)
+    assert said in message and text.strip(" ,") in message
+
+
+def test_all_mistakes_come_at_once(tmp_path):
+    message = mistakes_of("resnet51,xception", sizes=["48", "a lot"], tmp_path=tmp_path, **{"backbone.alpha": 0.5})
+    assert "resnet51" in message and "71 px" in message and "'a lot'" in message and "say NAME:alpha=..." in message
