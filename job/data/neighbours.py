@@ -7,6 +7,7 @@ import numpy as np
 import scipy.linalg
 
 from job.data.stores import ArrayStore
+from job.telemetry import spent_once
 
 _ROWS_AT_ONCE = 4096
 # Below this many photos all are compared with all, which takes less time than building an index.
@@ -54,7 +55,8 @@ def nearest(vectors_NK: np.ndarray, num_neighbours: int) -> Neighbours:
     """Exact for small sets; else by an inverted file over k-means cells (Jegou et al., "Product Quantization for Nearest
     Neighbor Search", 2011), which compares each photo with those of the nearest cells only.
     """
-    import faiss
+    with spent_once("imports"):
+        import faiss
 
     lengths = np.maximum(np.linalg.norm(vectors_NK, axis=1, keepdims=True), 1e-12)
     unit_NK = np.ascontiguousarray(vectors_NK / lengths, np.float32)
