@@ -16,24 +16,27 @@ UNITS = {"intake": "photos", "split": "rows", "explore": "photos", "extract": "v
 UNITS |= {"fine_tune": "examples", "evaluate": "photos"}
 
 _PART_OF = {"decode": "decode", "forward": "forward", "validation": "forward", "training": "training"}
-_PART_OF |= {"waiting for data": "waiting for data"}
-_PART_OF |= dict.fromkeys(("imports", "building", "tracing"), "overhead")
+_PART_OF |= {"start": "training", "waiting for data": "waiting for data"}
+_PART_OF |= dict.fromkeys(("imports", "building", "tracing", "export"), "overhead")
+_PART_OF |= {"solving": "training"}
+# What the rest of a stage is, where it is of one kind.
+_REST_OF = {"head": "solving", "export": "export"}
 # Rates of the loop alone, without what comes before and after it.
 _LOOPS = {"extract": "forward", "fine_tune": "training"}
 
 
-def spent(record: Mapping[str, Any]) -> dict[str, float]:
-    """Wall seconds of a stage by what they went into, the largest first and the rest as "other" at the end."""
+def spent(stage: str, record: Mapping[str, Any]) -> dict[str, float]:
+    """Wall seconds of a stage by what they went into, the largest first and the rest at the end."""
     known = {what: seconds for what, seconds in record.get("spent_s", {}).items() if seconds > 0}
     rest = max(0.0, record["wall_s"] - sum(known.values()))
-    return {**dict(sorted(known.items(), key=lambda item: -item[1])), OTHER: rest}
+    return {**dict(sorted(known.items(), key=lambda item: -item[1])), _REST_OF.get(stage, OTHER): rest}
 
 
 def parts(stage: str, record: Mapping[str, Any]) -> dict[str, float]:
-    """Wall seconds of a stage by `PARTS`. All of export is overhead: it does nothing to the photos or the model."""
+    """Wall seconds of a stage by `PARTS`."""
     found = dict.fromkeys(PARTS, 0.0)
-    for what, seconds in spent(record).items():
-        found["overhead" if stage == "export" else _PART_OF.get(what, OTHER)] += seconds
+    for what, seconds in spent(stage, record).items():
+        found[_PART_OF.get(what, OTHER)] += seconds
     return found
 
 
