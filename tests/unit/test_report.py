@@ -451,14 +451,16 @@ def test_chart_of_the_time_has_a_bar_for_each_part_of_each_stage(context):
     (image,) = Elements(section).of("img")
     svg = base64.b64decode(image["src"].split(",")[1]).decode()
     assert all(f">{part}</text>" in svg for part in (*PARTS, "extract", "seconds"))
-    # The legend has one path in each colour; a bar has another, of a width in proportion.
-    widths = {}
+    edges = {}
     for colour, part in zip(SERIES, PARTS, strict=True):
-        drawn_in = re.findall(rf'<path d="([^"]*)"[^>]*style="[^"]*fill: {colour}', svg)
-        corners = [[float(x) for x in re.findall(r"[ML] (\S+) ", path)] for path in drawn_in]
-        widths[part] = max(max(xs) - min(xs) for xs in corners if len({*xs}) <= 2) if corners else 0
-    assert widths["overhead"] == pytest.approx(2 * widths["forward"], rel=1e-3)
-    assert widths["other"] == pytest.approx(widths["forward"], rel=1e-3)
+        paths = re.findall(rf'<path d="([^"]*)"[^>]*style="[^"]*fill: {colour}', svg)
+        corners = [[float(x) for x in re.findall(r"[ML] (\S+) ", path)] for path in paths]
+        edges[part] = max(((min(xs), max(xs)) for xs in corners), key=lambda e: e[1] - e[0])  # The other is in the legend.
+    width = {part: right - left for part, (left, right) in edges.items()}
+    assert width["overhead"] == pytest.approx(2 * width["forward"], rel=1e-3)
+    assert width["other"] == pytest.approx(width["forward"], rel=1e-3)
+    assert edges["forward"][1] == pytest.approx(edges["overhead"][0])
+    assert edges["overhead"][1] == pytest.approx(edges["other"][0])
 
 
 def test_the_start_is_the_only_time_on_the_page(context):
