@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from job.telemetry import spent_once
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -20,8 +22,9 @@ _DARK_INK, _DARK_GRID = "#e6edf3", "#3d444d"
 
 def new_figure(width_in: float, height_in: float, columns: int = 1) -> tuple["Figure", list["Axes"]]:
     """A figure with `columns` axes side by side, in the report's style."""
-    import matplotlib
-    from matplotlib.figure import Figure
+    with spent_once("imports"):
+        import matplotlib
+        from matplotlib.figure import Figure
 
     matplotlib.rcParams.update(
         {

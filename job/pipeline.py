@@ -283,6 +283,7 @@ STAGES: dict[str, Stage] = {
             run=_split,
             load=_loader("split", "SplitExamples"),
             reads_stores_of=("intake",),
+            count=lambda job: len(job["split"].examples),
         ),
         Stage(
             name="explore",
@@ -293,6 +294,7 @@ STAGES: dict[str, Stage] = {
             run=_explore,
             load=_loader("explore", "Exploration"),
             reads_stores_of=("intake",),
+            count=lambda job: len(job["split"].examples.of()),
         ),
         Stage(
             name="extract",
@@ -315,6 +317,7 @@ STAGES: dict[str, Stage] = {
             run=_audit,
             load=_loader("audit", "Audit"),
             reads_stores_of=("intake", "extract"),
+            count=lambda job: len(job["split"].examples.in_store_order()),
         ),
         Stage(
             name="head",
@@ -346,6 +349,7 @@ STAGES: dict[str, Stage] = {
             run=_evaluate,
             load=_loader("evaluate", "Evaluation"),
             reads_stores_of=("intake", "extract"),
+            count=lambda job: len(job.examples.of("val", "test")),
         ),
         Stage(
             name="export",
@@ -370,10 +374,11 @@ STAGES: dict[str, Stage] = {
 }
 
 
-def timings(workdir: Workdir) -> dict[str, dict[str, float]]:
-    """Wall and CPU seconds of each stage whose record stands, in the order of the pipeline."""
+def timings(workdir: Workdir) -> dict[str, dict[str, Any]]:
+    """What `job.times` reads, of each stage whose record stands, in the order of the pipeline."""
     records = {name: workdir.read_json(record_name(name)) for name in STAGES}
-    return {name: {"wall_s": r["wall_s"], "cpu_s": r["cpu_s"]} for name, r in records.items() if r}
+    kept = ("wall_s", "cpu_s", "count", "spent_s", "done")
+    return {name: {what: r[what] for what in kept if what in r} for name, r in records.items() if r}
 
 
 def record_name(stage: str) -> str:

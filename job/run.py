@@ -4,6 +4,7 @@ A stage is skipped if its record matches everything it depends on, by content: i
 outcome of the stages before it, and the files it left. Records are written last, so a stage that was cut off has none.
 """
 
+import importlib
 import importlib.metadata
 import os
 import platform
@@ -16,13 +17,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from job import __version__
+from job import __version__, times
 from job.config import digest_of
 from job.data.stores import ArrayStore, sweep
 from job.errors import DataUnusable, GateNotMet, UsageError
 from job.pipeline import STAGES, Job, record_name, timings
 from job.stages.intake import source_digest
 from job.storage.workdir import Workdir, digest_of_file
+from job.telemetry import spent_once
 
 # The stages that can look at data on which nobody can train.
 _LOOKING = ("intake", "split", "explore", "report")
@@ -142,14 +144,10 @@ def publish_metrics(job: Job) -> None:
     if not job.workdir.exists(record_name("evaluate")):
         return
     numbers = job["evaluate"].numbers
-    records = {name: job.workdir.read_json(record_name(name)) or {} for name in STAGES}
-    throughput = {
-        f"{name}_{unit}_per_s": round(records[name]["count"] / max(records[name]["wall_s"], 1e-9), 1)
-        for name, unit in (("intake", "photos"), ("extract", "views"), ("fine_tune", "examples"))
-        if records[name].get("count")
-    }
+    records = timings(job.workdir)
     metrics = {"schema": 1, **{k: numbers[k] for k in ("shipped", "class_names", "head", "fine_tuned")}}
-    job.workdir.write_json("metrics.json", {**metrics, "timings": timings(job.workdir), "throughput": throughput})
+    metrics |= {"timings": records, "throughput": times.throughput(records), "share": times.shares(records)}
+    job.workdir.write_json("metrics.json", metrics)
 
 
 def headline(job: Job) -> str:
@@ -222,9 +220,13 @@ def _run_stage(job: Job, name: str) -> None:
     telemetry.line(f"{name:<10}runs")
     telemetry.event("stage_started", stage=name)
     job.workdir.remove(record_name(name))
+    telemetry.take_spent()  # What was spent between stages.
     wall, cpu = time.monotonic(), _cpu_s(job)
+    with spent_once("imports"):
+        importlib.import_module(f"job.stages.{name}")
     artifact = stage.run(job)
     job.keep(name, artifact)
+    spent_s, done = telemetry.take_spent()
     record = {
         "stage": name,
         "schema": stage.schema,
@@ -234,6 +236,8 @@ def _run_stage(job: Job, name: str) -> None:
         "count": stage.count(job) if stage.count else None,
         "wall_s": round(time.monotonic() - wall, 2),
         "cpu_s": round(_cpu_s(job) - cpu, 2),
+        "spent_s": {what: round(seconds, 3) for what, seconds in spent_s.items()},
+        "done": done,
     }
     job.workdir.write_json(record_name(name), record)
     telemetry.line(f"{name:<10}done in {record['wall_s']:.1f} s")

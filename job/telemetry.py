@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,24 @@ from typing import Any, Protocol, TextIO
 import numpy as np
 
 SECONDS_BETWEEN_LINES = 5.0
+
+_once_s: dict[str, float] = {}
+
+
+@contextmanager
+def spent_once(what: str) -> Iterator[None]:
+    """Count the wall seconds of the block as time that went into `what`, whichever run asks: modules and models are made
+    once for a process. They are in no other count, within this block or around it."""
+    started = _now()
+    try:
+        yield
+    finally:
+        _once_s[what] = _once_s.get(what, 0.0) + _now() - started
+
+
+def _now() -> float:
+    """A clock that stands still during what is counted by itself."""
+    return time.monotonic() - sum(_once_s.values())
 
 
 class Progress(Protocol):
@@ -30,7 +49,9 @@ class Telemetry:
         self._board: Any = None
         self.cpu_s_elsewhere = 0.0  # Of processes that the kernel does not count as this one's children.
         self._spent_s: dict[str, float] = {}
-        self._seen: set[int] = set()
+        self._done: dict[str, int] = {}
+        self._once_before_s = dict(_once_s)
+        self._traced: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def line(self, text: str) -> None:
         """One line for people."""
@@ -50,23 +71,33 @@ class Telemetry:
     @contextmanager
     def spent(self, what: str) -> Iterator[None]:
         """Count the wall seconds of the block, of the thread that asks, as time of the stage that went into `what`."""
-        started = time.monotonic()
+        started = _now()
         try:
             yield
         finally:
-            self._spent_s[what] = self._spent_s.get(what, 0.0) + time.monotonic() - started
+            self.add_spent(what, _now() - started)
+
+    def add_spent(self, what: str, seconds: float) -> None:
+        """The same for seconds that were counted elsewhere."""
+        self._spent_s[what] = self._spent_s.get(what, 0.0) + seconds
 
     @contextmanager
-    def spent_tracing(self, step: object, what: str) -> Iterator[None]:
-        """The same; the first call of a compiled `step` is tracing and compiling above all, and counted as such."""
-        with self.spent(what if id(step) in self._seen else "tracing"):
+    def spent_tracing(self, step: object, what: str, count: int) -> Iterator[None]:
+        """The same for `count` examples; the first call of a compiled `step` is tracing and compiling above all, and counted
+        as such, without its examples."""
+        first = step not in self._traced
+        with self.spent("tracing" if first else what):
             yield
-        self._seen.add(id(step))
+        self._traced.add(step)
+        if not first:
+            self._done[what] = self._done.get(what, 0) + count
 
-    def take_spent(self) -> dict[str, float]:
-        """What was counted since this was last asked, in seconds."""
-        spent, self._spent_s = self._spent_s, {}
-        return spent
+    def take_spent(self) -> tuple[dict[str, float], dict[str, int]]:
+        """What was counted since this was last asked: seconds, and the examples that some of them went into."""
+        once_s = {what: seconds - self._once_before_s.get(what, 0.0) for what, seconds in _once_s.items()}
+        taken = {**self._spent_s, **{what: seconds for what, seconds in once_s.items() if seconds}}, self._done
+        self._spent_s, self._done, self._once_before_s = {}, {}, dict(_once_s)
+        return taken
 
     def scalar(self, tag: str, value: float, step: int) -> None:
         """One point of a TensorBoard curve."""
@@ -96,7 +127,8 @@ class Telemetry:
 
     def _writer(self) -> Any:
         if self._board is None:
-            from tensorboardX import SummaryWriter
+            with spent_once("imports"):
+                from tensorboardX import SummaryWriter
 
             assert self._folder is not None
             self._board = SummaryWriter(str(self._folder / "tensorboard"), flush_secs=10)

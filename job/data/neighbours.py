@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 import scipy.linalg
+from threadpoolctl import threadpool_limits
 
 from job.data.stores import ArrayStore
+from job.telemetry import spent_once
 
 _ROWS_AT_ONCE = 4096
 # Below this many photos all are compared with all, which takes less time than building an index.
@@ -28,7 +30,9 @@ def principal_components(features: ArrayStore, rows_N: np.ndarray, num_component
     mean_D = total_D / len(rows_N)
     covariance_DD = products_DD / len(rows_N) - np.outer(mean_D, mean_D)
     kept = min(num_components, width, max(1, len(rows_N) - 1))
-    variances_K, axes_DK = scipy.linalg.eigh(covariance_DD, subset_by_index=(width - kept, width - 1))
+    # On shared cores two threads wait for each other: it takes 40 times as long, and as much processor time.
+    with threadpool_limits(1, user_api="blas"):
+        variances_K, axes_DK = scipy.linalg.eigh(covariance_DD, subset_by_index=(width - kept, width - 1))
     axes_DK = (axes_DK / np.sqrt(max(variances_K.mean(), 1e-12))).astype(np.float32)
     return np.concatenate([(features.rows(part) - mean_D.astype(np.float32)) @ axes_DK for part in parts])
 
@@ -54,7 +58,8 @@ def nearest(vectors_NK: np.ndarray, num_neighbours: int) -> Neighbours:
     """Exact for small sets; else by an inverted file over k-means cells (Jegou et al., "Product Quantization for Nearest
     Neighbor Search", 2011), which compares each photo with those of the nearest cells only.
     """
-    import faiss
+    with spent_once("imports"):
+        import faiss
 
     lengths = np.maximum(np.linalg.norm(vectors_NK, axis=1, keepdims=True), 1e-12)
     unit_NK = np.ascontiguousarray(vectors_NK / lengths, np.float32)

@@ -56,7 +56,9 @@ class LogisticRegression:
         self._mean_D = (self._shares_N1.T @ features_ND)[0]
         centred = features_ND - self._mean_D.astype(np.float32)
         covariance = (centred * self._shares_N1.astype(np.float32)).T @ centred
-        variances, axes = np.linalg.eigh(covariance)
+        # On shared cores two threads wait for each other: it takes 10 times as long, and as much processor time.
+        with threadpool_limits(1, user_api="blas"):
+            variances, axes = np.linalg.eigh(covariance)
         self._variances_D = np.maximum(variances, 0)
         self._axes_DD = axes
         self._rotated_ND = centred @ axes

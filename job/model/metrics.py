@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from job.telemetry import spent_once
+
 # scikit-learn and scipy.stats take half a second to import, which asking a finished run must not wait for.
 
 _RESAMPLES_AT_ONCE = 100
@@ -13,7 +15,8 @@ _RESAMPLES_AT_ONCE = 100
 
 def summary(labels_N: np.ndarray, probabilities_NC: np.ndarray, ece_bins: int) -> dict[str, Any]:
     """The `M` of metrics.json. Means over classes are over those that have examples."""
-    from sklearn.metrics import f1_score, log_loss, recall_score
+    with spent_once("imports"):
+        from sklearn.metrics import f1_score, log_loss, recall_score
 
     predicted = probabilities_NC.argmax(1)
     present = np.unique(labels_N)
@@ -32,7 +35,8 @@ def summary(labels_N: np.ndarray, probabilities_NC: np.ndarray, ece_bins: int) -
 
 def wilson(successes: int, trials: int, confidence: float = 0.95) -> list[float]:
     """Interval of a proportion. Wilson, "Probable inference, the law of succession, and statistical inference" (1927)."""
-    from scipy.stats import norm
+    with spent_once("imports"):
+        from scipy.stats import norm
 
     if trials == 0:
         return [0.0, 1.0]

@@ -19,6 +19,7 @@ from job.config import BackboneConfig
 from job.data.augment import Augmentation
 from job.model import backbones, cut
 from job.model.heads import Head
+from job.telemetry import spent_once
 from job.train.cluster import Cluster, import_tensorflow
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Network:
     def _built(self) -> tuple[list[keras.Layer], keras.Model]:
         """The scaling layers and the backbone, with all their variables: inside a graph or a replica none can be made."""
         tf = import_tensorflow()
-        with tf.init_scope(), self.cluster.strategy.scope():
+        with spent_once("building"), tf.init_scope(), self.cluster.strategy.scope():
             scaling = backbones.scaling_layers(self.config)
             for layer in scaling:
                 layer.build((None, self.image_size, self.image_size, 3))
@@ -125,7 +126,7 @@ class Network:
         """
         import keras
 
-        with self.cluster.strategy.scope():
+        with spent_once("building"), self.cluster.strategy.scope():
             above = self._parts[1]
             if above is None:
                 inputs = keras.Input((self.feature_width,))

@@ -12,6 +12,7 @@ import numpy as np
 from job.data.duplicates import folds_of_groups
 from job.data.examples import Examples
 from job.model.metrics import confusion, wilson
+from job.telemetry import spent_once
 
 # What a small tree is given to tell the class by. Facts of the file have nothing to do with what the photo shows; its light
 # often has, and is reported without a warning of its own.
@@ -72,7 +73,8 @@ def _columns(examples: Examples, indices: np.ndarray) -> dict[str, np.ndarray]:
 
 def _predicted(columns_NF: np.ndarray, labels_N: np.ndarray, fold_N: np.ndarray) -> np.ndarray:
     """Out-of-fold predictions of a small decision tree."""
-    from sklearn.tree import DecisionTreeClassifier
+    with spent_once("imports"):
+        from sklearn.tree import DecisionTreeClassifier
 
     predicted = np.zeros_like(labels_N)
     for fold in np.unique(fold_N):

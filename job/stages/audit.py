@@ -24,6 +24,7 @@ from job.errors import DataUnusable
 from job.galleries import Gallery, crossings
 from job.model.probes import learning_curve, out_of_fold
 from job.storage.workdir import Workdir
+from job.telemetry import spent_once
 
 FOLDER = "stages/audit"
 TABLE = "stages/audit/examples.parquet"
@@ -134,7 +135,8 @@ def _label_issues(
     `likely` ones are those of confident learning (Northcutt et al., "Confident Learning: Estimating Uncertainty in Dataset
     Labels", 2021), as cleanlab computes it.
     """
-    from cleanlab.filter import find_label_issues
+    with spent_once("imports"):
+        from cleanlab.filter import find_label_issues
 
     labels, suggested = examples.labels[indices], probabilities_NC.argmax(1)
     with warnings.catch_warnings():

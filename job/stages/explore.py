@@ -62,9 +62,10 @@ def explore(
         "shortcuts": shortcuts(examples, context.seed),
         "duplicates": _duplicates(examples, gallery),
         "suspicious": _suspicious(examples, gallery),
-        "class_pictures": _class_pictures(config, examples, images, gallery, context),
-        "figures": _figures(examples, gallery.folder),
     }
+    with context.telemetry.spent("drawing"):
+        numbers["class_pictures"] = _class_pictures(config, examples, images, gallery, context)
+        numbers["figures"] = _figures(examples, gallery.folder)
     context.workdir.write_json(SUMMARY, numbers)
     return Exploration(numbers)
 

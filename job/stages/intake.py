@@ -113,6 +113,7 @@ def _decode_missing(
     tasks = (ShardTask(key, shards[key], writer.open_shard(key, len(shards[key]))) for key in missing)
     workers = usable_cores() if config.workers == "auto" else config.workers
     limits = Limits(min(workers, max(1, len(missing))), config.decode_timeout_s, config.worker_memory_mb)
+    cpu_s_before = context.telemetry.cpu_s_elsewhere
     commits: deque[Future[Shard]] = deque()
     with (
         context.telemetry.progress("decode", num_missing, "photos") as progress,
@@ -127,6 +128,9 @@ def _decode_missing(
                 commits.popleft().result()
         for waiting in commits:
             waiting.result()
+    # Processes decode side by side: what each of them took if all did the same, of the cores that there are.
+    decode_cpu_s = context.telemetry.cpu_s_elsewhere - cpu_s_before
+    context.telemetry.add_spent("decode", decode_cpu_s / min(limits.num_workers, usable_cores()))
     return records
 
 

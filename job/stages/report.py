@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from job import figures
+from job import figures, times
 from job.advice import MIN_AGREEMENT, advice
 from job.config import Config, ReportConfig
 from job.context import Context
@@ -47,6 +47,7 @@ _UNSEEN = re.compile(
     "\ud800-\udfff\U000e0000-\U000e007f]"
 )
 _HEAT_LEVELS = 20
+_LEAST_TOLD_S = 0.05
 # A page stays readable, and below some ten megabytes, whatever the data.
 LIMITS = {
     "advice": 8,
@@ -69,11 +70,11 @@ class Report:
         return cls(context.workdir.path(PAGE))
 
 
-def report(config: ReportConfig, *, run: dict[str, Any], timings: dict[str, dict[str, float]], context: Context) -> Report:
+def report(config: ReportConfig, *, run: dict[str, Any], timings: dict[str, dict[str, Any]], context: Context) -> Report:
     """Draw report.html. Needs explore's summary; says what there is to say about models where there are any.
 
-    `run` is the content of run.json, `timings` the wall and CPU seconds of each stage that is up to date; others are not
-    shown.
+    `run` is the content of run.json, `timings` the records (as `job.times` has them) of the stages that are up to date;
+    others are not shown.
 
     Raises:
         StorageFailed: where explore's summary cannot be read, or the page cannot be written.
@@ -83,6 +84,9 @@ def report(config: ReportConfig, *, run: dict[str, Any], timings: dict[str, dict
     made = {name: workdir.read_json(path) if path.split("/")[1] in shown else None for name, path in _ARTIFACTS.items()}
     if made["explore"] is None:
         raise StorageFailed(f"{workdir.path(_ARTIFACTS['explore'])}: missing or damaged. Run the same command again.")
+    known = {name: record for name, record in timings.items() if name != "report"}  # It is not over yet.
+    with context.telemetry.spent("drawing"):
+        charts = _charts(made["audit"], made["head"], made["tuning"], known)
     environment = _environment(workdir)
     style = environment.get_template("report.css.j2").render(heat_levels=_HEAT_LEVELS)
     page = environment.get_template("report.html.j2").render(
@@ -95,12 +99,12 @@ def report(config: ReportConfig, *, run: dict[str, Any], timings: dict[str, dict
         data=_data(made["explore"], made["audit"]),
         advice=advice(made["explore"], made["audit"]),
         results=_results(made["evaluation"]) if made["evaluation"] else None,
-        charts=_charts(made["audit"], made["head"], made["tuning"]),
+        charts=charts,
         run=run,
         by_table=Path(run["data"]).suffix.lower() in (".csv", ".tsv", ".parquet"),
         settings=_settings(run["config"]),
         provenance=[*_leaves(run.get("versions", {})), *_leaves(run.get("fingerprint", {}))],
-        timings={name: times for name, times in timings.items() if name != "report"},  # It is not over yet.
+        times=_times(known),
         limits=LIMITS,
         min_agreement=MIN_AGREEMENT,
     )
@@ -200,14 +204,35 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield prefix + name, value
 
 
+def _times(records: times.Records) -> dict[str, Any]:
+    """A row for each stage, and the shares of the whole."""
+    rows = [
+        {
+            "stage": stage,
+            "wall_s": record["wall_s"],
+            "cpu_s": record["cpu_s"],
+            "rate": times.rate(stage, record),
+            "unit": times.UNITS.get(stage),
+            "spent": [(what, s) for what, s in times.spent(stage, record).items() if s >= _LEAST_TOLD_S],
+        }
+        for stage, record in records.items()
+    ]
+    return {"rows": rows, "shares": times.shares(records)}
+
+
 def _charts(
-    audit: Mapping[str, Any] | None, head: Mapping[str, Any] | None, tuning: Mapping[str, Any] | None
+    audit: Mapping[str, Any] | None,
+    head: Mapping[str, Any] | None,
+    tuning: Mapping[str, Any] | None,
+    records: times.Records,
 ) -> dict[str, str]:
     charts = {"curve": _drawn(_learning_curve_chart(audit["learning_curve"]["points"]))} if audit else {}
     if head:
         charts["head"] = _drawn(_head_chart(head))
     if tuning and len(tuning["history"]) > 1:
         charts["tuning"] = _drawn(_tuning_chart(tuning["history"]))
+    if records:
+        charts["times"] = _drawn(_times_chart(records))
     return charts
 
 
@@ -248,6 +273,23 @@ def _tuning_chart(history: Sequence[Mapping[str, float]]) -> "Figure":
         ax.set(title=title, xlabel="epoch")
         ax.locator_params(axis="x", integer=True)
     axes[2].legend(frameon=False, fontsize=9)
+    return figure
+
+
+def _times_chart(records: times.Records) -> "Figure":
+    """A bar for each stage, the first one on top, with the parts of the whole in their order."""
+    figure, (ax,) = figures.new_figure(9.0, 1.1 + 0.3 * len(records))
+    spent = [times.parts(stage, record) for stage, record in records.items()]
+    end = [0.0] * len(spent)
+    for part, colour in zip(times.PARTS, figures.SERIES, strict=True):
+        widths = [seconds[part] for seconds in spent]
+        ax.barh(list(records), widths, left=end, height=0.7, color=colour, label=part)
+        end = [e + width for e, width in zip(end, widths, strict=True)]
+    ax.set(xlabel="seconds")
+    ax.invert_yaxis()
+    ax.grid(visible=False, axis="y")
+    ax.tick_params(axis="y", length=0)
+    figure.legend(loc="outside upper left", ncols=len(times.PARTS), frameon=False, fontsize=9)
     return figure
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from job.telemetry import spent_once
+
 if TYPE_CHECKING:
     import tensorflow as tf
 
@@ -22,7 +24,8 @@ def import_tensorflow() -> Any:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)
-        import tensorflow
+        with spent_once("imports"):
+            import tensorflow
     finally:
         os.dup2(standard_error, 2)
         os.close(standard_error)

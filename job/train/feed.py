@@ -49,7 +49,7 @@ def run_batches(
             yield len(numbers), load(np.pad(numbers, (0, size - len(numbers)), mode="edge"))
 
     for kept, batch in ahead(batches(), telemetry):
-        with telemetry.spent_tracing(step, what):
+        with telemetry.spent_tracing(step, what, kept):
             outputs = [cluster.gather(output)[:kept] for output in step(*cluster.scatter(batch))]
         yield outputs
 

@@ -146,7 +146,7 @@ class Trainer:
             size = -(-self.schedule.global_batch_size // unit) * unit
             padded = self.cluster.scatter(tuple(_padded(a, size) for a in (targets, shares, *arrays)))
             try:
-                with self._telemetry.spent_tracing(self._train_step, "training"):
+                with self._telemetry.spent_tracing(self._train_step, "training", count):
                     losses, correct = self._train_step(*padded)
                     return self.cluster.gather(losses)[:count], self.cluster.gather(correct)[:count], weights
             except tf.errors.ResourceExhaustedError as error:

@@ -67,7 +67,22 @@ def test_metrics_agree_with_the_predictions(finished_run):
         low, high = metrics[name]["test"]["accuracy_ci95"]
         assert low <= metrics[name]["test"]["accuracy"] <= high
     assert metrics["shipped"] in ("head", "fine_tuned") and set(metrics["timings"]) >= {"intake", "extract", "fine_tune"}
-    assert metrics["throughput"]["intake_photos_per_s"] > 0
+
+
+def test_time_of_every_stage_is_accounted_for(finished_run):
+    metrics = json.loads((finished_run / "metrics.json").read_text())
+    assert set(metrics["timings"]) == set(STAGES)
+    for stage, times in metrics["timings"].items():
+        # CPU seconds of decoding stand for wall seconds, and clocks of processes tick more coarsely.
+        assert sum(times["spent_s"].values()) <= times["wall_s"] + 0.05, stage
+    spent = {what for times in metrics["timings"].values() for what in times["spent_s"]}
+    assert spent >= {"decode", "drawing", "imports", "building", "tracing", "forward", "training", "waiting for data"}
+    assert round(sum(metrics["share"].values()), 9) == 1 and min(metrics["share"].values()) >= 0
+    assert metrics["share"]["overhead"] > metrics["share"]["decode"] > 0  # On 81 small pictures.
+    throughput = metrics["throughput"]
+    assert throughput["extract_forward_views_per_s"] > throughput["extract_views_per_s"] > 0
+    assert throughput["fine_tune_training_examples_per_s"] > throughput["fine_tune_examples_per_s"] > 0
+    assert throughput["intake_photos_per_s"] > 0 and throughput["evaluate_photos_per_s"] > 0
 
 
 def test_exported_model_is_proven_to_agree(finished_run):

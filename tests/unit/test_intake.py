@@ -17,7 +17,7 @@ from job.data import workers
 from job.data.decode import DecodeRules, decode
 from job.data.sources import FolderSource
 from job.data.stores import HEADER_BYTES, StoreWriter
-from job.data.workers import Limits, ShardTask, decode_shards
+from job.data.workers import Limits, ShardTask, decode_shards, usable_cores
 from job.errors import DataUnusable, Stopped, StorageFailed
 from job.stages.intake import Intake, intake, source_digest
 from job.storage.workdir import Workdir
@@ -105,6 +105,21 @@ def test_only_the_shard_of_a_changed_file_is_decoded_again(tmp_path, context, mo
     changed = [k for k, (a, b) in enumerate(zip(before.shards, after.shards, strict=True)) if a != b]
     assert changed == [1] and all(p.stat().st_ino == inode for p, inode in inodes.items())
     assert len(list(after.index_file.parent.glob("*.npy"))) == len(inodes) + 1
+
+
+@pytest.mark.parametrize(("num_workers", "rows_per_shard", "side_by_side"), [(1, 4, 1), (2, 4, 2), (64, 4, 3), (2, 99, 1)])
+def test_time_of_decoding_is_that_of_processes_side_by_side(
+    tmp_path, context, monkeypatch, num_workers, rows_per_shard, side_by_side
+):
+    monkeypatch.setattr("job.stages.intake.ROWS_PER_SHARD", rows_per_shard)
+    folder = paint_classes(tmp_path / "photos", per_class=6)
+    take_in(folder, context, CONFIG.model_copy(update={"workers": num_workers}))
+    cpu_s = context.telemetry.cpu_s_elsewhere
+    assert cpu_s > 0
+    decode_s = context.telemetry.take_spent()[0]["decode"]
+    assert decode_s == pytest.approx(cpu_s / min(side_by_side, usable_cores()))
+    take_in(folder, context)
+    assert context.telemetry.take_spent()[0]["decode"] == 0, "nothing was decoded again"
 
 
 class _Source(FolderSource):

@@ -11,7 +11,9 @@ from PIL import Image
 
 from job.config import Config, ReportConfig
 from job.errors import StorageFailed
+from job.figures import SERIES
 from job.stages.report import Report, _percent, _points, _seconds, report
+from job.times import PARTS
 from tests.conftest import ROOT
 
 HOSTILE = (
@@ -307,7 +309,8 @@ def test_page_of_the_data_alone_is_complete(context):
     assert "No model yet." in top_of(page) and "100 usable photos in 2 classes" in top_of(page)
     sections = {attributes["id"] for attributes in elements.of("section")}
     assert sections == {"data", "classes", "faults", "duplicates", "shortcuts", "suspicious", "times", "again"}
-    assert len(elements.of("img")) == 1 + 2 * 2 + 1 + 1  # Chart, mean and samples of each class, strip, suspicious photo.
+    # Charts of sizes and times, mean and samples of each class, strip, suspicious photo.
+    assert len(elements.of("img")) == 2 + 2 * 2 + 1 + 1
     assert "train/daisy/copy.jpg" in elements.text and "a copy of val/daisy/kept.jpg, which is held out" in elements.text
 
 
@@ -418,6 +421,46 @@ def test_identical_artifacts_give_identical_bytes(context):
     again = report(ReportConfig(), run=RUN, timings=timings, context=context)
     assert again.path.read_text() == first
     assert Report.load(context) == again
+
+
+def test_page_says_where_the_time_went(context):
+    explored(context)
+    timings = {
+        "intake": {"wall_s": 2.0, "cpu_s": 3.0, "count": 3000, "spent_s": {"decode": 1.5}},
+        "extract": {"wall_s": 8.0, "cpu_s": 9.0, "count": 600, "spent_s": {"tracing": 2.0, "forward": 3.5, "writing": 0.04}},
+        "export": {"wall_s": 10.0, "cpu_s": 9.0, "count": None, "spent_s": {}},
+        "report": {"wall_s": 100.0, "cpu_s": 9.0},
+    }
+    page = report(ReportConfig(), run=RUN, timings=timings, context=context).path.read_text()
+    section = page[page.index('<section id="times">') : page.index('<section id="again">')]
+    text = Elements(section).text
+    assert "took 20 s, and 21 s of processor time" in text
+    assert "Of the time, 8% decode, 18% forward, 60% overhead, 15% other." in text
+    words = html.unescape(re.sub(r"<[^>]+>", "|", section))
+    rows = [[cell for cell in row.split("|") if cell.strip(" ,")] for row in words.splitlines()]
+    assert ["intake", "2.0 s", "3.0 s", "1,500 photos", "decode 1.5 s", "other 0.5 s"] in rows
+    assert ["extract", "8.0 s", "9.0 s", "75 views", "forward 3.5 s", "tracing 2.0 s", "other 2.5 s"] in rows
+    assert ["export", "10 s", "9.0 s", "\N{EN DASH}", "export 10 s"] in rows
+
+
+def test_chart_of_the_time_has_a_bar_for_each_part_of_each_stage(context):
+    explored(context)
+    timings = {"extract": {"wall_s": 4.0, "cpu_s": 4.0, "spent_s": {"forward": 1.0, "imports": 2.0}}}
+    page = report(ReportConfig(), run=RUN, timings=timings, context=context).path.read_text()
+    section = page[page.index('<section id="times">') : page.index('<section id="again">')]
+    (image,) = Elements(section).of("img")
+    svg = base64.b64decode(image["src"].split(",")[1]).decode()
+    assert all(f">{part}</text>" in svg for part in (*PARTS, "extract", "seconds"))
+    edges = {}
+    for colour, part in zip(SERIES, PARTS, strict=True):
+        paths = re.findall(rf'<path d="([^"]*)"[^>]*style="[^"]*fill: {colour}', svg)
+        corners = [[float(x) for x in re.findall(r"[ML] (\S+) ", path)] for path in paths]
+        edges[part] = max(((min(xs), max(xs)) for xs in corners), key=lambda e: e[1] - e[0])  # The other is in the legend.
+    width = {part: right - left for part, (left, right) in edges.items()}
+    assert width["overhead"] == pytest.approx(2 * width["forward"], rel=1e-3)
+    assert width["other"] == pytest.approx(width["forward"], rel=1e-3)
+    assert edges["forward"][1] == pytest.approx(edges["overhead"][0])
+    assert edges["overhead"][1] == pytest.approx(edges["other"][0])
 
 
 def test_the_start_is_the_only_time_on_the_page(context):

@@ -2,9 +2,10 @@ import io
 import json
 
 import numpy as np
+import pytest
 
 from job import telemetry
-from job.telemetry import Telemetry
+from job.telemetry import Telemetry, spent_once
 
 
 class _Terminal(io.StringIO):
@@ -53,3 +54,57 @@ def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
     recorder.event("x")
     recorder.scalar("loss", 0.25, 3)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that goes on only when it is told to."""
+
+    class Clock:
+        seconds = 0.0
+
+        def wait(self, seconds):
+            self.seconds += seconds
+
+    at_hand = Clock()
+    monkeypatch.setattr(telemetry.time, "monotonic", lambda: at_hand.seconds)
+    monkeypatch.setattr(telemetry, "_once_s", {})
+    return at_hand
+
+
+def test_what_is_done_once_for_the_process_is_counted_once(clock):
+    recorder = Telemetry(None, io.StringIO())
+    with recorder.spent("forward"):
+        clock.wait(1)
+        with spent_once("building"):
+            clock.wait(2)
+            with spent_once("imports"):
+                clock.wait(4)
+        clock.wait(8)
+    seconds, _ = recorder.take_spent()
+    assert seconds == {"forward": 9, "building": 2, "imports": 4}
+
+
+def test_stages_are_told_what_they_spent_themselves(clock):
+    recorder = Telemetry(None, io.StringIO())
+    with recorder.spent("writing"), spent_once("imports"):
+        clock.wait(1)
+    assert recorder.take_spent()[0] == {"writing": 0, "imports": 1}
+    with spent_once("imports"):
+        clock.wait(2)
+    recorder.add_spent("decode", 0.5)
+    assert recorder.take_spent() == ({"decode": 0.5, "imports": 2}, {})
+    assert Telemetry(None, io.StringIO()).take_spent() == ({}, {})
+
+
+def test_first_call_of_a_step_is_tracing_and_its_examples_do_not_count(clock):
+    def step():
+        """Any object that can be told from another."""
+
+    recorder = Telemetry(None, io.StringIO())
+    for seconds, count in ((9, 64), (1, 64), (2, 10)):
+        with recorder.spent_tracing(step, "forward", count):
+            clock.wait(seconds)
+    with recorder.spent_tracing(lambda: None, "forward", 64):
+        clock.wait(5)
+    assert recorder.take_spent() == ({"tracing": 14, "forward": 3}, {"forward": 74})
