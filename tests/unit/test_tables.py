@@ -450,7 +450,7 @@ def test_changed_label_decodes_nothing_again(painted_table, context):
         source = open_source(str(painted_table))
         config = IntakeConfig(image_size=48, max_quarantined_fraction=0.2)
         found = intake(config, source=source, listing=source.listing(), context=context)
-        (file,) = (context.workdir.root / "cache" / "images").glob("*.npy")
+        (file,) = context.cache.root.rglob("*.npy")
         return found.examples["label"].tolist().count("checks"), file.stat().st_ino
 
     before = shard()
