@@ -1,6 +1,6 @@
-"""Does the exported model agree with what was measured? Run in a fresh process by the export stage:
+"""Does the exported model agree with what was measured? Run in a fresh process by the export stage: `python -m job.parity`.
 
-python -m job.parity REQUEST.json RESULT.json
+The request comes as JSON on standard input, when TensorFlow is imported already; the answer goes to standard output.
 """
 
 import io
@@ -16,6 +16,7 @@ import numpy as np
 from job.data.decode import DecodeRules, decode
 from job.data.sources import Entry, open_source
 from job.data.stores import ArrayStore
+from job.train.cluster import import_tensorflow
 
 # Largest difference of probabilities that float32 arithmetic on the same pixels may make.
 ARRAY_TOLERANCE = 1e-4
@@ -120,9 +121,10 @@ def _exif(request: Request, pixels: np.ndarray, from_pixels: Any, from_bytes: An
 
 
 def main() -> None:
-    request_file, result_file = sys.argv[1:]
-    result = check(Request(**json.loads(Path(request_file).read_text())))
-    Path(result_file).write_text(json.dumps(result))
+    import_tensorflow()
+    request = sys.stdin.read()
+    if request:  # Nothing, where the export ended before it.
+        print(json.dumps(check(Request(**json.loads(request)))))
 
 
 if __name__ == "__main__":

@@ -124,6 +124,7 @@ class Network:
         The copy starts from the pre-trained weights; `precision` is a Keras dtype policy. The copy always runs in
         inference mode, so that Dropout does nothing, and BatchNormalization stays what it is.
         """
+        import_tensorflow()
         import keras
 
         with spent_once("building"), self.cluster.strategy.scope():

@@ -72,7 +72,7 @@ def export(
         )
         classifier.save(folder / "model.keras")
         context.stop.check()
-        result.update(_check_parity(config, folder, rules, examples, images, source_uri, context))
+        result.update(_check_parity(checker, config, folder, rules, examples, images, source_uri, context))
         (folder / "parity.json").write_text(json.dumps(result, indent=2) + "\n")
         card = _model_card(intake, examples, network, folder, tuned_weights is not None)
         (folder / "model.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -83,12 +83,17 @@ def export(
                 f"Nothing was published; the numbers are in {context.workdir.path(PARITY)}."
             )
 
-    context.workdir.publish_folder(MODEL, build)
+    with _start_checker() as checker:  # It imports TensorFlow while the model is saved here.
+        try:
+            context.workdir.publish_folder(MODEL, build)
+        finally:
+            checker.kill()
     context.workdir.write_json(PARITY, result)
     return Exported(result)
 
 
 def _check_parity(
+    checker: subprocess.Popen[str],
     config: ExportConfig,
     folder: Path,
     rules: DecodeRules,
@@ -113,7 +118,7 @@ def _check_parity(
             paths=paths,
             rules=asdict(rules),
         )
-        result = _in_fresh_process(request, Path(scratch))
+        result = _ask(checker, request)
     faults = _faults(config, result)
     return {**result, "faults": faults, "agrees": not faults}
 
@@ -132,15 +137,17 @@ def _faults(config: ExportConfig, result: dict[str, Any]) -> list[str]:
     return faults
 
 
-def _in_fresh_process(request: parity.Request, scratch: Path) -> dict[str, Any]:
-    request_file, result_file = scratch / "request.json", scratch / "result.json"
-    request_file.write_text(json.dumps(asdict(request)))
-    command = [sys.executable, "-m", "job.parity", str(request_file), str(result_file)]
+def _start_checker() -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_PARITY_TIMEOUT_S, check=False)
-    if done.returncode != 0:
-        raise JobError(f"The parity check did not run through:\n{done.stderr[-4000:]}")
-    result: dict[str, Any] = json.loads(result_file.read_text())
+    pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    return subprocess.Popen([sys.executable, "-m", "job.parity"], env=environment, text=True, **pipes)
+
+
+def _ask(checker: subprocess.Popen[str], request: parity.Request) -> dict[str, Any]:
+    answer, said = checker.communicate(json.dumps(asdict(request)), timeout=_PARITY_TIMEOUT_S)
+    if checker.returncode != 0:
+        raise JobError(f"The parity check did not run through:\n{said[-4000:]}")
+    result: dict[str, Any] = json.loads(answer.splitlines()[-1])
     return result
 
 
