@@ -153,7 +153,7 @@ def rank(
     from job.rank import rank as rank_candidates
 
     config = Config.load(config_file, assignments, {"backbone.weights": weights})
-    root = run.make_workdir(out, data).root
+    root = run.make_workdir(out, data, config.cache).root
     found = candidates(backbones, image_sizes, config, root / "cache")
     with _context(root, config) as context:
         click.echo(
@@ -236,7 +236,7 @@ def _run(config: Any, data: str, labels: str | None, out: str, stop_after: str |
     from job import run
     from job.pipeline import Job
 
-    root = run.make_workdir(out, data).root
+    root = run.make_workdir(out, data, config.cache).root
     with _context(root, config) as context:
         job = Job(config, data, context, [*shlex.split(run.program()), *sys.argv[1:]], labels=labels)
         run.run(job, stop_after)
@@ -250,7 +250,7 @@ def _dry_run(config: Any, data: str, labels: str | None, out: str, stop_after: s
     from job.pipeline import Job
     from job.telemetry import Telemetry
 
-    context = Context(run.make_workdir(out, data), Telemetry(None), config.seed, caching=config.cache)
+    context = Context(run.make_workdir(out, data, config.cache), Telemetry(None), config.seed, caching=config.cache)
     job = Job(config, data, context, labels=labels)
     click.echo(as_toml(config))
     steps = run.plan(job, stop_after)
@@ -260,7 +260,7 @@ def _dry_run(config: Any, data: str, labels: str | None, out: str, stop_after: s
         point = job.network.cut_point
         cut = (
             f"cut after {point.name}, {point.share_above:.0%} of the multiply-adds are fine-tuned; "
-            f"{point.values_per_view * 2:,} bytes stored for each view"
+            f"at most {point.values_per_view * 2:,} bytes stored for each view"
             if point
             else "nothing is fine-tuned"
         )

@@ -81,8 +81,8 @@ class IntakeConfig(Section):
     workers: Annotated[int, Field(ge=1)] | Literal["auto"] = _how(
         "auto", "Decode processes; auto means one for each usable core."
     )
-    decode_timeout_s: float = _how(30.0, "A file that takes longer to decode is quarantined.", gt=0)
-    worker_memory_mb: int = _how(2048, "Address space of a decode process, above what it starts with.", ge=256)
+    decode_timeout_s: float = _what(30.0, "A file that takes longer to decode is quarantined.", gt=0)
+    worker_memory_mb: int = _what(2048, "Address space of a decode process, above what it starts with.", ge=256)
 
 
 class SplitConfig(Section):
@@ -153,11 +153,14 @@ class AugmentConfig(Section):
 
 
 class CacheConfig(Section):
-    dir: str | None = _how(
+    dir: Annotated[str, Field(min_length=1)] | None = _how(
         None, "Folder for photos, features and activations, which runs may share; OUT/cache where it is left out."
     )
     max_gb: float | None = _how(
-        None, "The stores of a run may take this much; more is refused before the work begins.", gt=0
+        None,
+        "The stores of a run may take this much. More is refused: photos before they are decoded, the rest before the "
+        "backbone runs.",
+        gt=0,
     )
 
 

@@ -141,6 +141,7 @@ def _extract(job: Job) -> Any:
         job.config.augment,
         num_views=job.recipe.views,
         wanted_inputs=job.config.fine_tune.inputs,
+        fine_tunes=_fine_tunes(job.config),
         examples=job.examples,
         images=job["intake"].images,
         network=job.network,
@@ -250,6 +251,10 @@ def _backbone(config: Config) -> Any:
     return [*_backbone_weights(config), config.backbone.unfreeze, config.intake.image_size]
 
 
+def _fine_tunes(config: Config) -> bool:
+    return config.fine_tune.epochs != 0 and config.backbone.unfreeze != "none"
+
+
 def _num_trained_examples(job: Job) -> int:
     return len(job.examples.of("train")) * max(0, len(job["fine_tune"].history) - 1)
 
@@ -300,7 +305,7 @@ STAGES: dict[str, Stage] = {
             name="extract",
             schema=2,
             after=("split",),
-            settings=lambda c: [_backbone(c), c.augment.what(), c.extract.what(), c.fine_tune.inputs],
+            settings=lambda c: [_backbone(c), c.augment.what(), c.extract.what(), c.fine_tune.inputs, _fine_tunes(c)],
             outputs=("stages/extract",),
             run=_extract,
             load=_loader("extract", "Extraction"),

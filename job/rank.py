@@ -66,19 +66,23 @@ def rank(
     not lose the others.
 
     Raises:
-        DataUnusable: where nobody can train on the data as it is.
-        UsageError, StorageFailed, Diverged: where no candidate at all could be ranked.
+        DataUnusable, UsageError, StorageFailed, Diverged: where no candidate at all could be ranked.
         Stopped.
     """
     jobs = {c.folder: Job(c.config, data, _inside(context, c), labels=labels) for c in candidates}
-    for (
-        candidate
-    ) in candidates:  # All photos first: decoding starts processes, which is better done before TensorFlow is there.
-        context.telemetry.line(f"{candidate.label}, {candidate.image_size} px: photos")
-        _prepare(jobs[candidate.folder], data)
+    # All photos first: decoding starts processes, which is better done before TensorFlow is there.
     costs: dict[str, Cost] = {}
     failures: dict[str, JobError] = {}
     for candidate in candidates:
+        context.telemetry.line(f"{candidate.label}, {candidate.image_size} px: photos")
+        try:
+            _prepare(jobs[candidate.folder], data)
+        except DataUnusable as error:  # At another size fewer photos may look alike.
+            failures[candidate.folder] = error
+            context.telemetry.line(f"  not ranked: {error}")
+    for candidate in candidates:
+        if candidate.folder in failures:
+            continue
         context.telemetry.line(f"{candidate.label}, {candidate.image_size} px: features")
         try:
             costs[candidate.folder] = _extract(jobs[candidate.folder])

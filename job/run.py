@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from job import __version__, times
-from job.config import digest_of
+from job.config import CacheConfig, digest_of
 from job.data.stores import ArrayStore, sweep
 from job.errors import DataUnusable, GateNotMet, UsageError
 from job.pipeline import STAGES, Job, record_name, timings
@@ -91,6 +91,7 @@ def run(job: Job, stop_after: str | None = None) -> None:
     job.workdir.write_json("run.json", describe(job))
     _withdraw(job.workdir, {step.stage for step in steps if step.runs and not step.only_stores})
     failure: GateNotMet | None = None
+    something_ran = False  # Then what comes later may have become stale, even if that was not planned.
     for step in steps:
         job.context.stop.check()
         if step.stage not in _LOOKING and job["split"].refusals:
@@ -99,7 +100,9 @@ def run(job: Job, stop_after: str | None = None) -> None:
         if step.stage == "export" and not job["evaluate"].numbers["gate"]["met"]:
             telemetry.line("export    skipped: the quality gate was not met")
             continue
-        if step.runs and (_why_stale(job, step.stage, job.done) or not _stores_intact(job, step.stage)):
+        stale = _why_stale(job, step.stage, job.done) or (step.runs and not _stores_intact(job, step.stage))
+        if stale and (step.runs or (something_ran and step.stage in _wanted(stop_after))):
+            something_ran = True
             try:
                 _run_stage(job, step.stage)
             except GateNotMet as error:  # Of the export; the page says so, too.
@@ -195,14 +198,17 @@ def describe(job: Job) -> dict[str, Any]:
     }
 
 
-def make_workdir(out: str, data: str) -> Workdir:
+def make_workdir(out: str, data: str, caching: CacheConfig | None = None) -> Workdir:
     """
     Raises:
         UsageError: where the run would write into its own source.
     """
     root = Path(out).resolve()
-    if "://" not in data and root.is_relative_to(Path(data).resolve()):
-        raise UsageError(f"--out {out} lies inside --data {data}: nothing is ever written there. Choose another folder.")
+    for name, folder in (("--out", out), ("cache.dir", caching.dir if caching else None)):
+        if folder and "://" not in data and Path(folder).expanduser().resolve().is_relative_to(Path(data).resolve()):
+            raise UsageError(
+                f"{name} {folder} lies inside --data {data}: nothing is ever written there. Choose another folder."
+            )
     if root.exists() and not root.is_dir():
         raise UsageError(f"--out {out}: this is a file; give a folder.")
     return Workdir(root)

@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from job.config import digest_of
-from job.storage.workdir import Workdir, digest_of_file, own_mark, sync
+from job.storage.workdir import Workdir, digest_of_file, own_mark, storage_errors, sync
 
 ROWS_PER_SHARD = 256
 HEADER_BYTES = 128  # What NumPy pads the header of a .npy file of this kind to.
@@ -45,10 +46,12 @@ class StoreWriter:
         self._workdir = Workdir(folder)
         self.row_shape, self.dtype = tuple(row_shape), np.dtype(dtype)
         self._seen: dict[str, Shard] = {}  # Without `extra`, which may be large.
-        folder.mkdir(parents=True, exist_ok=True)
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         for part in folder.glob(".*.part"):  # Of runs that were killed; one that is being written is young.
-            if time.time() - part.stat().st_mtime > _ABANDONED_S:
-                part.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # Another run has just finished it.
+                if time.time() - part.stat().st_mtime > _ABANDONED_S:
+                    part.unlink()
 
     @property
     def row_bytes(self) -> int:
@@ -69,13 +72,13 @@ class StoreWriter:
     def open_shard(self, key: str, capacity: int) -> Path:
         """A file to write rows into, the first one at HEADER_BYTES; `commit` makes it the shard."""
         path = self._workdir.path(f".{key[:32]}.{own_mark()}.part")
-        with path.open("wb") as file:
+        with storage_errors(path), path.open("wb") as file:
             file.truncate(HEADER_BYTES + capacity * self.row_bytes)
         return path
 
     def commit(self, key: str, path: Path, num_rows: int, extra: Any = None) -> Shard:
         """Make the first `num_rows` rows of the file from `open_shard` the shard."""
-        with path.open("r+b") as file:
+        with storage_errors(path), path.open("r+b") as file:
             header = {"descr": self.dtype.str, "fortran_order": False, "shape": (num_rows, *self.row_shape)}
             np.lib.format.write_array_header_1_0(file, header)
             assert file.tell() == HEADER_BYTES
@@ -89,7 +92,7 @@ class StoreWriter:
 
     def write(self, key: str, rows: np.ndarray) -> Shard:
         path = self.open_shard(key, len(rows))
-        with path.open("r+b") as file:
+        with storage_errors(path), path.open("r+b") as file:
             file.seek(HEADER_BYTES)
             np.ascontiguousarray(rows, self.dtype).tofile(file)
         return self.commit(key, path, len(rows))
@@ -161,10 +164,16 @@ class ArrayStore:
 
 
 def sweep(root: Path, kept: Iterable[Path]) -> None:
-    """Remove every file below `root` that belongs to none of the stores of these index files."""
+    """Remove every file below `root` that belongs to none of the stores of these index files.
+
+    Nothing where one of them cannot be read: what it needs is not known.
+    """
     wanted: set[Path] = set()
     for index_file in kept:
-        store = ArrayStore(index_file)
+        try:
+            store = ArrayStore(index_file)
+        except (OSError, ValueError, KeyError, TypeError):
+            return
         names = [name for s in store.shards for name in (s.array_name, _record_name(s.key))]
         wanted |= {index_file, *(index_file.parent / name for name in names)}
     for path in sorted(root.rglob("*"), reverse=True):  # What lies in a folder before the folder.

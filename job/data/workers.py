@@ -33,6 +33,13 @@ from job.telemetry import Telemetry
 Record = dict[str, Any]
 
 _READY = "ready"
+# How reasons begin that say something about this time and this machine, and not about the photo.
+_PASSING = (
+    "cannot be read: ",
+    "took longer to decode than ",
+    "the decoder crashed on it twice ",
+    "needs more memory to decode than ",
+)
 _SECONDS_BETWEEN_LOOKS = 0.02  # A pipe holds the records of some 200 photos; then its writer has to wait.
 _FORK_SERVER = multiprocessing.get_context("forkserver")
 _FORK_SERVER.set_forkserver_preload([__name__])  # Imported once, not by each process.
@@ -58,6 +65,11 @@ class ShardTask:
     @property
     def num_rows(self) -> int:
         return sum(r["status"] in ("used", "converted") for r in self.records)
+
+
+def is_passing(record: Record) -> bool:
+    """Whether another try may end otherwise."""
+    return record["status"] == "quarantined" and record["reason"].startswith(_PASSING)
 
 
 def usable_cores() -> int:

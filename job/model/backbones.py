@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import re
 import warnings
@@ -108,7 +109,7 @@ def check_image_size(name: str, image_size: int) -> list[str]:
 def fingerprint(config: BackboneConfig) -> str:
     """Digest of what the frozen backbone computes: its name, its width and the content of its weights."""
     is_file = config.weights not in ("imagenet", "random")
-    weights = digest_of_file(Path(config.weights)) if is_file else config.weights
+    weights = digest_of_file(Path(config.weights)) if is_file else [config.weights, importlib.metadata.version("keras")]
     return digest_of([config.name, config.alpha, weights])
 
 

@@ -7,7 +7,7 @@ the host has nothing to do between two steps but to gather rows.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -74,12 +74,12 @@ Inputs = StoredInputs | OnlineInputs
 class Choice:
     """Where fine-tuning takes its inputs from, `stored` or `online`, and why, in words for people."""
 
-    kind: str
+    kind: Literal["stored", "online"]
     why: str
 
 
 def choose_inputs(
-    wanted: str,
+    wanted: Literal["auto", "stored", "online"],
     *,
     num_photos: int,
     num_training_photos: int,
@@ -100,7 +100,7 @@ def choose_inputs(
     if point.share_above == 1:
         return Choice("online", "nothing stays frozen, so there is nothing to store")
     if needed > budget_bytes:
-        return Choice("online", f"{size} are more than the {budget_bytes / 1e6:,.1f} MB that they may take on the disk")
+        return Choice("online", f"{size} are more than they may take on the disk")
     photo = network.image_size**2 * 3
     if needed > memory_bytes and per_view > photo:
         return Choice(

@@ -75,7 +75,8 @@ class Network:
     def _inference(self) -> tuple[Callable[[Any], Any], Callable[[Any], Any] | None]:
         """Pixels to what lies at the cut, and that to features, for as long as the pre-trained weights are what they are."""
         frozen, above = self._parts
-        below = with_constant_weights(frozen)
+        copies = self.cluster.num_replicas  # Of the constants, in one graph.
+        below = with_constant_weights(frozen, copies)
         scaling = self._built[0]
 
         def from_pixels(pixels_BHWC: Any) -> Any:
@@ -86,7 +87,7 @@ class Network:
                 scaled = layer(scaled)
             return below(scaled)
 
-        return from_pixels, with_constant_weights(above) if above is not None else None
+        return from_pixels, with_constant_weights(above, copies) if above is not None else None
 
     def activations(self, pixels_BHWC: tf.Tensor) -> tf.Tensor:
         """Of pixels from 0 to 255: what the tuned layers take, float16 at the cut, or features (B, D) without one."""
@@ -157,12 +158,12 @@ class Network:
         return keras.Model(pixels, keras.layers.Softmax(name="probabilities")(logits), name="classifier")
 
 
-def fit_as_constants(model: keras.Model) -> bool:
+def fit_as_constants(model: keras.Model, copies: int = 1) -> bool:
     """Whether the weights of a model leave room in a graph, which with its constants holds less than 2 GiB."""
-    return sum(4 * int(np.prod(v.shape)) for v in model.variables) <= _MAX_CONSTANT_BYTES
+    return copies * sum(4 * int(np.prod(v.shape)) for v in model.variables) <= _MAX_CONSTANT_BYTES
 
 
-def with_constant_weights(model: keras.Model) -> Callable[[Any], Any]:
+def with_constant_weights(model: keras.Model, copies: int = 1) -> Callable[[Any], Any]:
     """Inference with the weights as constants of the graph, so that TensorFlow folds BatchNormalization into convolutions.
 
     A MobileNetV2 takes two thirds of the time that way (docs/decisions/0009-speed.md).
@@ -175,7 +176,7 @@ def with_constant_weights(model: keras.Model) -> Callable[[Any], Any]:
             [keras.ops.convert_to_numpy(v) for v in variables]
             for variables in (model.trainable_variables, model.non_trainable_variables)
         )
-    if not fit_as_constants(model):
+    if not fit_as_constants(model, copies):
         return lambda inputs: model(inputs, training=False)
     return lambda inputs: model.stateless_call(trainable, fixed, inputs, training=False)[0]
 

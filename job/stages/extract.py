@@ -5,7 +5,8 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from job.config import AugmentConfig, ExtractConfig, digest_of
 from job.context import Context
 from job.data.augment import Augmentation
 from job.data.examples import Examples
-from job.data.stores import ArrayStore, StoredViews, StoreWriter
+from job.data.stores import ROWS_PER_SHARD, ArrayStore, StoredViews, StoreWriter
 from job.errors import Diverged
 from job.model.cut import CutPoint
 from job.model.inputs import Choice, choose_inputs
@@ -22,8 +23,9 @@ from job.storage.cache import Cache
 from job.train.feed import run_batches
 
 SUMMARY = "stages/extract/extract.json"
+SCHEMA = 2  # Raised when the code gives other features or activations for the same photos and settings.
 _WRITES_AHEAD = 4
-_KEPT_FREE = 0.1  # Of the disk, where `auto` decides.
+_KEPT_FREE = 0.1  # Of what is free on the disk, where `auto` decides.
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ def extract(
     augment_config: AugmentConfig,
     *,
     num_views: int,
-    wanted_inputs: str,
+    wanted_inputs: Literal["auto", "stored", "online"],
+    fine_tunes: bool,
     examples: Examples,
     images: ArrayStore,
     network: Network,
@@ -92,16 +95,18 @@ def extract(
     """
     train = examples.in_store_order("train")
     train_rows = examples["row"][train].astype(np.int64)
-    inputs = _inputs(wanted_inputs, images, len(train), num_views, network, context)
-    point = network.cut_point if inputs.kind == "stored" else None
+    cut_name = network.cut_point.name if network.cut_point else None  # Features go through the cut, stored or not.
+    made_by = [SCHEMA, backbone_fingerprint, network.image_size, cut_name, CUT_DTYPE, config.batch_size]
+    what = {name: value for name, value in augment_config.what().items() if name != "views"}
+    folders = {"": digest_of(made_by)[:16], "-views": digest_of([*made_by, what])[:16]}
+    inputs = _inputs(wanted_inputs, fine_tunes, images, len(train), num_views, network, context.cache, folders)
     context.telemetry.line(f"  fine-tuning will work on {inputs.kind} inputs: {inputs.why}")
-    made_by = [backbone_fingerprint, network.image_size, point and point.name, CUT_DTYPE, config.batch_size]
-    passes = {"": (_Pass(network, images, None, context, made_by, point), _plain(images))}
+    point = network.cut_point if inputs.kind == "stored" and fine_tunes else None
+    passes = {"": (_Pass(network, images, None, context, folders[""], point), _plain(images))}
     if num_views > 1:
-        what = {name: value for name, value in augment_config.what().items() if name != "views"}
         augmentation = Augmentation(augment_config, network.image_size)
         shards = _augmented(images, train_rows, examples.keys[train], num_views)
-        passes["-views"] = (_Pass(network, images, augmentation, context, [*made_by, what], point), shards)
+        passes["-views"] = (_Pass(network, images, augmentation, context, folders["-views"], point), shards)
     missing = {name: [s for s in shards if not one.has(s)] for name, (one, shards) in passes.items()}
     needed_bytes = sum(one.bytes_per_view * len(s.rows_N) for one, shards in passes.values() for s in shards)
     missing_bytes = sum(one.bytes_per_view * len(s.rows_N) for name, (one, _) in passes.items() for s in missing[name])
@@ -118,9 +123,21 @@ def extract(
     return Extraction(context.cache, num_views, train_rows, inputs, stores)
 
 
-def _inputs(wanted: str, images: ArrayStore, num_train: int, num_views: int, network: Network, context: Context) -> Choice:
-    cache = context.cache
-    allowed = cache.free_bytes * (1 - _KEPT_FREE) if cache.max_gb is None else cache.max_gb * 1e9
+def _inputs(
+    wanted: Literal["auto", "stored", "online"],
+    fine_tunes: bool,
+    images: ArrayStore,
+    num_train: int,
+    num_views: int,
+    network: Network,
+    cache: Cache,
+    folders: dict[str, str],
+) -> Choice:
+    if not fine_tunes:
+        return Choice("stored", "nothing is fine-tuned")
+    # What is there already, of a run that was killed or of another one, needs no more room.
+    there = sum(p.stat().st_size for name in folders.values() for p in cache.path(f"activations-{name}").glob("*.npy"))
+    allowed = cache.free_bytes * (1 - _KEPT_FREE) + there if cache.max_gb is None else cache.max_gb * 1e9
     features = network.feature_width * 4 * (len(images) + num_train * (num_views - 1))
     return choose_inputs(
         wanted,
@@ -129,8 +146,17 @@ def _inputs(wanted: str, images: ArrayStore, num_train: int, num_views: int, net
         num_views=num_views,
         network=network,
         budget_bytes=allowed - features - (images.num_bytes if cache.max_gb is not None else 0),
-        memory_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        memory_bytes=_memory_bytes(),
     )
+
+
+def _memory_bytes() -> float:
+    """Of the machine, or of the container where that has less."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for file in map(Path, ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")):
+        if file.is_file() and (limit := file.read_text().strip()).isdigit():
+            memory = min(memory, int(limit))
+    return memory
 
 
 def _plain(images: ArrayStore) -> list[_Shard]:
@@ -148,9 +174,11 @@ def _augmented(images: ArrayStore, train_rows_T: np.ndarray, keys_T: np.ndarray,
     for number, shard in enumerate(images.shards):
         rows = images.shard_range(number)
         here = np.flatnonzero((train_rows_T >= rows.start) & (train_rows_T < rows.stop))
-        key = digest_of([shard.sha256, [int(k) for k in keys_T[here]], num_views])
-        repeated = np.repeat(here, num_views - 1)
-        shards.append(_Shard(key, train_rows_T[repeated], keys_T[repeated], np.tile(np.arange(1, num_views), len(here))))
+        repeated, views = np.repeat(here, num_views - 1), np.tile(np.arange(1, num_views), len(here))
+        for start in range(0, len(repeated), ROWS_PER_SHARD):  # However many views, a shard in memory is no larger.
+            part, views_N = repeated[start : start + ROWS_PER_SHARD], views[start : start + ROWS_PER_SHARD]
+            key = digest_of([shard.sha256, [[int(k), int(v)] for k, v in zip(keys_T[part], views_N, strict=True)]])
+            shards.append(_Shard(key, train_rows_T[part], keys_T[part], views_N))
     return shards
 
 
@@ -163,18 +191,16 @@ class _Pass:
         images: ArrayStore,
         augmentation: Augmentation | None,
         context: Context,
-        made_by: list[Any],
+        made_by: str,
         stored_at: CutPoint | None,
     ) -> None:
         self._network, self._images, self._augmentation, self._context = network, images, augmentation, context
-        self._made_by = digest_of(made_by)
+        self._made_by = made_by
         shapes: dict[str, tuple[tuple[int, ...], str]] = {}
         if stored_at is not None:
             shapes["activations"] = (stored_at.shape, CUT_DTYPE)
         shapes["features"] = ((network.feature_width,), "float32")
-        self.writers = {
-            kind: StoreWriter(context.cache.path(f"{kind}-{self._made_by[:16]}"), *shape) for kind, shape in shapes.items()
-        }
+        self.writers = {kind: StoreWriter(context.cache.path(f"{kind}-{made_by}"), *shape) for kind, shape in shapes.items()}
 
     @property
     def bytes_per_view(self) -> int:

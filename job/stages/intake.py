@@ -21,10 +21,10 @@ from job.data.decode import SCHEMA, DecodeRules
 from job.data.examples import Examples
 from job.data.sources import Entry, Listing, Source
 from job.data.stores import ROWS_PER_SHARD, ArrayStore, Shard, StoreWriter
-from job.data.workers import Limits, Record, ShardTask, decode_shards, usable_cores
+from job.data.workers import Limits, Record, ShardTask, decode_shards, is_passing, usable_cores
 from job.errors import DataUnusable
 from job.storage.cache import Cache
-from job.storage.workdir import Workdir
+from job.storage.workdir import Workdir, own_mark
 
 TABLE = "stages/intake/table.parquet"
 KNOWN = "stages/intake/known.parquet"
@@ -67,11 +67,11 @@ def intake(config: IntakeConfig, *, source: Source, listing: Listing, context: C
     }
     folder = f"images-{digest_of([SCHEMA, source.uri, asdict(rules)])[:16]}"
     writer = StoreWriter(context.cache.path(folder), (config.image_size, config.image_size, 3), "uint8")
-    records_of_shard = _decode_missing(config, shards, source, rules, writer, context)
-    examples = _table(listing, [record for key in shards for record in records_of_shard[key]])
+    found = _decode_missing(config, shards, source, rules, writer, context)
+    examples = _table(listing, [record for key in shards for record in found[key].extra])
     context.workdir.write_bytes(TABLE, examples.to_parquet())
     _remember(context.workdir, listing, examples)
-    name = context.cache.name(writer.finish(list(shards)).index_file)
+    name = context.cache.name(writer.finish([found[key].key for key in shards]).index_file)
     context.workdir.write_json(SUMMARY, {"images": name})
     return Intake(examples, context.cache, name)
 
@@ -85,7 +85,8 @@ def source_digest(source: Source, listing: Listing, workdir: Workdir) -> str:
     if known.keys() != {e.path for e in listing.entries if e.verdict is None}:
         return ""
     rows = []
-    changed = [e for e in listing.entries if e.verdict is None and known[e.path][:2] != (e.num_bytes, e.version)]
+    looked_at = [e for e in listing.entries if e.verdict is None]
+    changed = [e for e in looked_at if known[e.path][:2] != (e.num_bytes, e.version) or not known[e.path][2]]
     fresh = {
         entry.path: sha256(payload).hexdigest() if isinstance(payload, bytes) else ""
         for entry, payload in zip(changed, source.read(changed), strict=True)
@@ -103,35 +104,37 @@ def _decode_missing(
     rules: DecodeRules,
     writer: StoreWriter,
     context: Context,
-) -> dict[str, list[Record]]:
-    """The records of each shard, by its key: from the store where it is there, else by decoding."""
-    committed = {key: writer.committed(key) for key in shards}
-    records: dict[str, list[Record]] = {key: shard.extra for key, shard in committed.items() if shard}
-    missing = [key for key in shards if key not in records]
+) -> dict[str, Shard]:
+    """Each shard with its records, by what it is made from: from the store where it is there, else by decoding.
+
+    A shard with a refusal that another try may not repeat gets a key that nobody will look for.
+    """
+    found: dict[str, Shard] = {key: shard for key in shards if (shard := writer.committed(key))}
+    missing = [key for key in shards if key not in found]
     num_missing = sum(len(shards[key]) for key in missing)
     context.cache.reserve(sum(map(len, shards.values())) * writer.row_bytes, num_missing * writer.row_bytes)
     tasks = (ShardTask(key, shards[key], writer.open_shard(key, len(shards[key]))) for key in missing)
     workers = usable_cores() if config.workers == "auto" else config.workers
     limits = Limits(min(workers, max(1, len(missing))), config.decode_timeout_s, config.worker_memory_mb)
     cpu_s_before = context.telemetry.cpu_s_elsewhere
-    commits: deque[Future[Shard]] = deque()
+    commits: deque[tuple[str, Future[Shard]]] = deque()
     with (
         context.telemetry.progress("decode", num_missing, "photos") as progress,
         # A thread, because a worker that is done must not wait until another one's shard is on the disk.
         ThreadPoolExecutor(1) as thread,
     ):
         for task in decode_shards(tasks, source, rules, limits, context):
-            commits.append(thread.submit(writer.commit, task.key, task.file, task.num_rows, task.records))
-            records[task.key] = task.records
+            key = digest_of([task.key, own_mark()]) if any(map(is_passing, task.records)) else task.key
+            commits.append((task.key, thread.submit(writer.commit, key, task.file, task.num_rows, task.records)))
             progress.advance(len(task.records))
-            while commits and (commits[0].done() or len(commits) > _COMMITS_AHEAD):
-                commits.popleft().result()
-        for waiting in commits:
-            waiting.result()
+            while commits and (commits[0][1].done() or len(commits) > _COMMITS_AHEAD):
+                made_from, commit = commits.popleft()
+                found[made_from] = commit.result()
+        found |= {made_from: commit.result() for made_from, commit in commits}
     # Processes decode side by side: what each of them took if all did the same, of the cores that there are.
     decode_cpu_s = context.telemetry.cpu_s_elsewhere - cpu_s_before
     context.telemetry.add_spent("decode", decode_cpu_s / min(limits.num_workers, usable_cores()))
-    return records
+    return found
 
 
 def _table(listing: Listing, records: list[Record]) -> Examples:

@@ -39,7 +39,7 @@ class Workdir:
         """
         final = self.path(name)
         temporary = final.with_name(f".{final.name}.{own_mark()}.part")
-        with _storage_errors(final):
+        with storage_errors(final):
             final.parent.mkdir(parents=True, exist_ok=True)
             try:
                 yield temporary
@@ -74,7 +74,7 @@ class Workdir:
         final = self.path(name)
         versions = self.path("versions")
         temporary = versions / f".{name}.{os.getpid()}.part"
-        with _storage_errors(final):
+        with storage_errors(final):
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             try:
@@ -99,7 +99,7 @@ class Workdir:
 
     def remove(self, name: str) -> None:
         path = self.path(name)
-        with _storage_errors(path):
+        with storage_errors(path):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
@@ -108,7 +108,7 @@ class Workdir:
     def fresh_folder(self, name: str) -> Path:
         """An empty folder for a stage's own files."""
         self.remove(name)
-        with _storage_errors(self.path(name)):
+        with storage_errors(self.path(name)):
             self.path(name).mkdir(parents=True)
         return self.path(name)
 
@@ -151,7 +151,8 @@ def _digest_of_folder(folder: Path) -> str:
 
 
 @contextmanager
-def _storage_errors(path: Path) -> Iterator[None]:
+def storage_errors(path: Path) -> Iterator[None]:
+    """Errors of the system in the block become StorageFailed, with the way out."""
     try:
         yield
     except OSError as error:

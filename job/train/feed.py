@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from job.errors import UsageError
 from job.telemetry import Telemetry
 from job.train.cluster import Cluster
 
@@ -39,13 +40,41 @@ def run_batches(
     """Run the step over `count` rows, yielding its outputs batch by batch; `load` makes a batch of row numbers.
 
     Batches have one size, the last one is padded and the padding taken off again, because another size would be traced
-    again and may round differently.
-    """
-    size = cluster.padded_size(batch_size)
+    again and may round differently. Where one does not fit into the memory of the device, the rest goes on in halves of it.
 
+    Raises:
+        UsageError: where not even one row for each replica fits.
+    """
+    size, start = cluster.padded_size(batch_size), 0
+    while start < count:
+        try:
+            for outputs in _run(cluster, step, load, range(start, count), size, telemetry, what):
+                start += len(outputs[0])
+                yield outputs
+        except Exception as error:
+            if type(error).__name__ != "ResourceExhaustedError":  # TensorFlow's, which is not imported for its name.
+                raise
+            if size <= cluster.num_replicas:
+                raise UsageError(
+                    "Not even one photo at a time fits into the memory of the device. Choose a smaller backbone or "
+                    "intake.image_size."
+                ) from error
+            size = cluster.padded_size(size // 2)
+            telemetry.line(f"  {what}: out of memory; going on with {size} photos at a time")
+
+
+def _run(
+    cluster: Cluster,
+    step: Callable[..., Any],
+    load: Callable[[np.ndarray], Arrays],
+    rows: range,
+    size: int,
+    telemetry: Telemetry,
+    what: str,
+) -> Iterator[list[np.ndarray]]:
     def batches() -> Iterator[tuple[int, Arrays]]:
-        for start in range(0, count, size):
-            numbers = np.arange(start, min(start + size, count))
+        for start in range(rows.start, rows.stop, size):
+            numbers = np.arange(start, min(start + size, rows.stop))
             yield len(numbers), load(np.pad(numbers, (0, size - len(numbers)), mode="edge"))
 
     for kept, batch in ahead(batches(), telemetry):

@@ -156,8 +156,8 @@ class Trainer:
         """Compute each replica's share in twice as many parts from now on: the same examples, the same step, less memory."""
         if self.num_parts * self.cluster.num_replicas * 2 > self.cluster.padded_size(self.schedule.global_batch_size):
             raise UsageError(
-                "Not even one example at a time fits into the memory of the device. Unfreeze less (backbone.unfreeze), or "
-                "choose a smaller backbone or intake.image_size."
+                "Not even the smallest part of a batch fits into the memory of the device. Unfreeze less "
+                "(backbone.unfreeze), or choose a smaller backbone or intake.image_size."
             ) from error
         self.num_parts *= 2
         per_part = -(-self.schedule.global_batch_size // (self.num_parts * self.cluster.num_replicas))

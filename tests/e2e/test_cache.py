@@ -64,6 +64,15 @@ def test_budget_is_refused_before_the_work_begins(photos, tmp_path):
     assert not list((tmp_path / "out").rglob("*.npy"))
 
 
+@pytest.mark.parametrize("place", ["photos", "file"])
+def test_cache_that_cannot_be_there_is_refused(photos, tmp_path, place):
+    (tmp_path / "file").write_text("")
+    folder, code = {"photos": (photos / "cache", 2), "file": (tmp_path / "file" / "cache", 74)}[place]
+    done = run_job(*arguments(photos, tmp_path / "out", f"cache.dir={folder}"))
+    assert done.returncode == code and str(folder) in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert not (photos / "cache").exists()
+
+
 def test_budget_that_activations_would_break_sends_fine_tuning_online(photos, tmp_path):
     """Photos (48 of 7 kB) and features fit, activations of a low cut (18 kB for each view) do not."""
     low = ("backbone.unfreeze=Conv1_relu", "cache.max_gb=0.0015")

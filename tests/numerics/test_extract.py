@@ -3,14 +3,16 @@
 import numpy as np
 import pytest
 
-from job.config import AugmentConfig, ExtractConfig, IntakeConfig, SplitConfig
+from job.config import AugmentConfig, BackboneConfig, ExtractConfig, IntakeConfig, SplitConfig
 from job.context import Context
 from job.data.augment import Augmentation
 from job.data.sources import FolderSource
-from job.errors import Diverged
+from job.errors import Diverged, UsageError
+from job.model.network import Network
 from job.stages.extract import Extraction, extract
 from job.stages.intake import intake
 from job.stages.split import split
+from job.storage.cache import Cache
 from job.storage.workdir import Workdir
 from job.telemetry import Telemetry
 from tests.conftest import paint_classes
@@ -43,13 +45,14 @@ def taken_in(tmp_path_factory):
     return found.images, divided.examples
 
 
-def run(context, network, taken_in):
+def run(context, network, taken_in, wanted="auto"):
     images, examples = taken_in
     return extract(
         ExtractConfig(batch_size=8),
         AUGMENT,
         num_views=VIEWS,
-        wanted_inputs="auto",
+        wanted_inputs=wanted,
+        fine_tunes=True,
         examples=examples,
         images=images,
         network=network,
@@ -106,3 +109,36 @@ def test_numbers_that_float16_does_not_hold_end_as_diverged(context, network, ta
 
     with pytest.raises(Diverged, match="another cut point"):
         run(context, Loud(), taken_in)
+
+
+def test_features_that_went_through_different_cuts_are_different_stores(context, network, taken_in):
+    """Online inputs store no activations, but the features have been through float16 at the cut all the same."""
+    uncut = Network(BackboneConfig(alpha=0.35, weights="random", unfreeze="none"), SIZE, network.cluster, seed=1)
+    made = [run(context, network, taken_in, wanted) for wanted in ("stored", "online")] + [run(context, uncut, taken_in)]
+    assert made[0].stores["features"] == made[1].stores["features"] != made[2].stores["features"]
+    assert "activations" in made[0].stores and "activations" not in made[1].stores
+
+
+def test_a_full_disk_does_not_send_a_run_online_whose_activations_are_there_already(context, network, taken_in, monkeypatch):
+    stored = run(context, network, taken_in)
+    needed = stored.activations.plain.num_bytes + stored.activations.augmented.num_bytes
+    monkeypatch.setattr(Cache, "free_bytes", property(lambda self: 2 * needed))  # Enough for a little of the features.
+    features = (stored.features.plain.num_bytes + stored.features.augmented.num_bytes) * 2
+    monkeypatch.setattr("job.stages.extract._KEPT_FREE", -features / (2 * needed))
+    assert run(context, network, taken_in).inputs.kind == "stored"
+    monkeypatch.setattr(Cache, "free_bytes", property(lambda self: 1))
+    elsewhere = Context(Workdir(context.workdir.root.parent / "elsewhere"), Telemetry(None))
+    with pytest.raises(UsageError, match="are free"):
+        run(elsewhere, network, taken_in)
+
+
+def test_shards_of_views_hold_no_more_rows_than_any_other(context, network, taken_in, monkeypatch):
+    monkeypatch.setattr("job.stages.extract.ROWS_PER_SHARD", 5)
+    made = run(context, network, taken_in)
+    assert max(s.num_rows for s in made.features.augmented.shards) == 5
+    train = taken_in[1].in_store_order("train")
+    assert len(made.features.augmented) == 2 * len(train)
+    monkeypatch.undo()
+    other = run(context, network, taken_in)
+    rows = np.arange(2 * len(train))
+    assert np.allclose(made.features.augmented.rows(rows), other.features.augmented.rows(rows), rtol=1e-3, atol=1e-3)

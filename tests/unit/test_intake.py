@@ -8,6 +8,8 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -150,6 +152,34 @@ def test_crashing_and_hanging_photos_cost_only_themselves(folder, context):
     assert set(reasons) == {"checks/a-crash.jpg", "checks/b-hang.jpg", "checks/z-crash.jpg"}
     assert "crashed on it twice" in reasons["checks/a-crash.jpg"] and "decode_timeout_s" in reasons["checks/b-hang.jpg"]
     assert len(found.images) == 12
+
+
+def test_refusals_of_the_moment_are_not_kept_for_the_next_run(folder, context):
+    """A process that hung or crashed says something about the machine: another run tries these photos again."""
+    for name in ("a-crash.jpg", "b-hang.jpg"):
+        paint(folder / "checks" / name, 50)
+    config = IntakeConfig(image_size=48, max_quarantined_fraction=0.5, decode_timeout_s=1.5, workers=1)
+    source = _Source(folder.resolve())
+    first = intake(config, source=source, listing=source.listing(), context=context)
+    assert first.examples["status"].tolist().count("quarantined") == 2
+    plain = FolderSource(folder.resolve())
+    before = source_digest(plain, plain.listing(), context.workdir)
+    again = take_in(folder, context, config)
+    assert set(again.examples["status"]) == {"used"} and len(again.images) == len(first.images) + 2
+    assert Intake.load(context).store_name != first.store_name
+    assert source_digest(plain, plain.listing(), context.workdir) == before  # The bytes are what they were.
+
+
+def test_photo_that_could_not_be_read_is_read_again_though_size_and_time_are_the_same(folder, context):
+    take_in(folder, context)
+    source = FolderSource(folder.resolve())
+    readable = source_digest(source, source.listing(), context.workdir)
+    known = context.workdir.path("stages/intake/known.parquet")
+    table = pq.read_table(known)
+    digests = table["sha256"].to_pylist()
+    digests[table["path"].to_pylist().index("checks/checks-000.jpg")] = ""  # As an intake leaves it that could not read.
+    pq.write_table(table.set_column(3, "sha256", pa.array(digests)), known)
+    assert source_digest(source, source.listing(), context.workdir) == readable
 
 
 class _Tried(FolderSource):

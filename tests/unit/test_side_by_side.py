@@ -28,7 +28,7 @@ JOB = {
         "fine_tune": {"wall_s": 25.0, "cpu_s": 50.0},
     },
     "counts": {"extract": 2000, "fine_tune": 3000},
-    "throughput": {"extract_views_per_s": 100.0, "extract_loop_views_per_s": 400.0},
+    "throughput": {"extract_views_per_s": 100.0, "extract_forward_views_per_s": 400.0},
     "split": "thhtvh-",
     "labels": "0 1 1",
     "predicted": "0 1 0",
@@ -108,7 +108,7 @@ def test_extract_is_held_against_the_bare_forward_pass_as_a_whole_and_where_the_
     text = table(results(forward=forward))
     assert row(text, "views per wall s, extract stage as a whole / bare forward (keras)")[1] == "0.20"
     assert row(text, "views per CPU s, extract stage as a whole / bare forward (keras)")[1] == "0.20"
-    assert row(text, "`extract_loop_views_per_s` of the run / bare forward (keras)")[1] == "0.80"
+    assert row(text, "`extract_forward_views_per_s` of the run / bare forward (keras)")[1] == "0.80"
     assert "`extract_views_per_s` of the run /" not in text
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from job.data.stores import ArrayStore, StoredViews, StoreWriter, sweep
+from job.errors import StorageFailed
 from job.storage.workdir import Workdir
 
 
@@ -140,3 +141,16 @@ def test_views_of_training_photos_are_found(tmp_path):
     views = StoredViews(plain.finish(["k"]), later.finish(["k"]), np.asarray([1, 3]), 3)
     gathered = views.training(np.asarray([0, 1, 1, 0]), np.asarray([0, 0, 2, 1]))
     assert np.allclose(gathered[:, 0], [1, 3, 30.2, 10.1])
+
+
+def test_nothing_is_swept_while_what_a_kept_store_needs_is_not_known(tmp_path):
+    kept, other = filled(tmp_path / "kept"), filled(tmp_path / "other")
+    kept.index_file.write_text("{")
+    sweep(tmp_path, [kept.index_file])
+    assert ArrayStore.is_intact(other.index_file)
+
+
+def test_folder_that_cannot_be_made_is_a_storage_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageFailed, match="file"):
+        StoreWriter(tmp_path / "file" / "store", (2,), "float32")
