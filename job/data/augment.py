@@ -75,7 +75,8 @@ class Augmentation:
     def _compiled(self) -> Callable[..., tf.Tensor]:
         """XLA makes one loop of it, on a CPU a fifth of the cost of TensorFlow's own warp.
 
-        On a GPU the operations run one by one: XLA there needs parts of CUDA that not every machine has.
+        On a GPU the operations run one by one, or as part of what they are called in: XLA needs parts of CUDA there that
+        not every machine has.
         """
         import tensorflow as tf
 
