@@ -56,6 +56,7 @@ class Job:
         self.labels = labels
         self._artifacts: dict[str, Any] = {}
         self.done: list[str] = []  # The stages of this run that are up to date.
+        self.intact_stores: set[str] = set()  # Those that were read whole; it takes a while, and is done once.
 
     @cached_property
     def listing(self) -> Listing:

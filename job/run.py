@@ -281,13 +281,19 @@ def _key(job: Job, name: str, done: list[str]) -> dict[str, str]:
 
 def _stores_intact(job: Job, name: str) -> bool:
     record = job.workdir.read_json(record_name(name))
-    return record is not None and all(ArrayStore.is_intact(job.context.cache.path(store)) for store in record["stores"])
+    if record is None:
+        return False
+    for store in set(record["stores"]) - job.intact_stores:
+        if not ArrayStore.is_intact(job.context.cache.path(store)):
+            return False
+        job.intact_stores.add(store)
+    return True
 
 
 def _sweep(job: Job) -> None:
     """Remove stores of earlier settings, where the cache is this run's alone."""
     cache = job.context.cache
-    if not cache.is_shared:
+    if cache.may_be_swept:
         records = [job.workdir.read_json(record_name(name)) for name in STAGES]
         names = {store for record in records if record for store in record["stores"]}
         sweep(cache.root, [cache.path(name) for name in names if cache.path(name).exists()])

@@ -7,8 +7,10 @@ import shutil
 from pathlib import Path
 
 from job.errors import UsageError
+from job.storage.workdir import storage_errors
 
 _GB = 10**9
+_SHARED = ".shared"  # Lies in a folder that a run has named as its cache.dir.
 
 
 class Cache:
@@ -16,6 +18,11 @@ class Cache:
 
     def __init__(self, root: Path, *, is_shared: bool, max_gb: float | None = None) -> None:
         self.root, self.is_shared, self.max_gb = root, is_shared, max_gb
+
+    @property
+    def may_be_swept(self) -> bool:
+        """Whether no other run can want anything of it."""
+        return not self.is_shared and not self.path(_SHARED).exists()
 
     def path(self, name: str) -> Path:
         return self.root / name
@@ -35,6 +42,10 @@ class Cache:
         Raises:
             UsageError: where they are over the budget, or the disk has not so much left.
         """
+        if self.is_shared:
+            with storage_errors(self.root):
+                self.root.mkdir(parents=True, exist_ok=True)
+                self.path(_SHARED).touch()
         if self.max_gb is not None and needed_bytes > self.max_gb * _GB:
             raise UsageError(
                 f"The stores of this run need {needed_bytes / _GB:.2f} GB under {self.root}; cache.max_gb allows "
