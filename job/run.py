@@ -157,8 +157,8 @@ def headline(job: Job) -> str:
     """The last line of a run."""
     report = job.workdir.path("report.html")
     if not job.workdir.exists(record_name("evaluate")):
-        statuses = job["explore"].numbers["statuses"] if job.workdir.exists(record_name("explore")) else {}
-        return f"{sum(statuses.values()):,} files looked at. Report: {report}"
+        looked_at = f"{len(job['intake'].examples):,} files looked at."
+        return f"{looked_at} Report: {report}" if report.exists() else looked_at
     numbers = job["evaluate"].numbers
     test = numbers[numbers["shipped"]]["test"]
     low, high = test["accuracy_ci95"]
@@ -217,7 +217,10 @@ def make_workdir(out: str, data: str, caching: CacheConfig | None = None) -> Wor
 def _wanted(stop_after: str | None) -> list[str]:
     """The stages that run where they are stale."""
     names = list(STAGES)
-    return names if stop_after in (None, "report") else [*names[: names.index(str(stop_after)) + 1], "report"]
+    if stop_after in (None, "report"):
+        return names
+    wanted = names[: names.index(str(stop_after)) + 1]
+    return [*wanted, "report"] if "explore" in wanted else wanted  # Without it there is nothing to draw.
 
 
 def _run_stage(job: Job, name: str) -> None:
@@ -315,9 +318,8 @@ def _raise_if_refused(job: Job) -> None:
     refusals = job["split"].refusals if job.workdir.exists(record_name("split")) else ()
     if refusals:
         table, page = job.workdir.path("examples.parquet"), job.workdir.path("report.html")
-        raise DataUnusable(
-            "\n".join(map(str, refusals)) + f"\nEvery file is listed in {table}. The page shows all of it: {page}"
-        )
+        shown = f" The page shows all of it: {page}" if page.exists() else ""
+        raise DataUnusable("\n".join(map(str, refusals)) + f"\nEvery file is listed in {table}.{shown}")
 
 
 def _raise_if_gate_not_met(job: Job, steps: list[Step]) -> None:
