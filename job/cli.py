@@ -4,6 +4,8 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,7 +43,21 @@ def main() -> None:
     """
 
 
+@dataclass(frozen=True)
+class _Call:
+    """What every command that works on photos is told."""
+
+    data: str
+    labels: str | None
+    out: str
+    config_file: Path | None
+    assignments: tuple[str, ...]
+    weights: str | None
+
+
 def _with_run_options(command: Command) -> Command:
+    """The options of `_Call`, which the command gets as its first argument."""
+
     options = (
         click.option(
             "--data",
@@ -77,47 +93,37 @@ def _with_run_options(command: Command) -> Command:
             "--weights", metavar="imagenet|random|FILE", help="Backbone weights; the same as --set backbone.weights=..."
         ),
     )
+
+    @wraps(command)
+    def called(**given: Any) -> Any:
+        call = _Call(**{field.name: given.pop(field.name) for field in fields(_Call)})
+        return command(call, **given)
+
     for option in reversed(options):
-        command = option(command)
-    return command
+        called = option(called)
+    return called  # type: ignore[return-value]
 
 
 @main.command()
 @_with_run_options
 @click.option(
-    "--stop-after", type=click.Choice(STAGE_NAMES), help="Leave out the stages behind this one (the report is drawn)."
+    "--stop-after",
+    type=click.Choice(STAGE_NAMES),
+    help="Leave out the stages behind this one (the report is drawn from explore on).",
 )
 @click.option("--dry-run", is_flag=True, help="Print the resolved configuration and which stages would run, and why.")
-def run(
-    data: str,
-    labels: str | None,
-    out: str,
-    config_file: Path | None,
-    assignments: tuple[str, ...],
-    weights: str | None,
-    stop_after: str | None,
-    dry_run: bool,
-) -> None:
+def run(call: _Call, stop_after: str | None, dry_run: bool) -> None:
     """Run the whole job: intake, split, explore, extract, audit, head, fine_tune, evaluate, export, report."""
-    config = _config(config_file, assignments, weights)
-    if dry_run:
-        _dry_run(config, data, labels, out, stop_after)
-    else:
-        _run(config, data, labels, out, stop_after)
+    config = _config(call.config_file, call.assignments, call.weights)
+    work = _dry_run if dry_run else _run
+    work(config, call.data, call.labels, call.out, stop_after)
 
 
 @main.command()
 @_with_run_options
-def explore(
-    data: str,
-    labels: str | None,
-    out: str,
-    config_file: Path | None,
-    assignments: tuple[str, ...],
-    weights: str | None,
-) -> None:
+def explore(call: _Call) -> None:
     """Only look at the data: the same as run --stop-after explore."""
-    _run(_config(config_file, assignments, weights), data, labels, out, "explore")
+    _run(_config(call.config_file, call.assignments, call.weights), call.data, call.labels, call.out, "explore")
 
 
 @main.command()
@@ -136,29 +142,26 @@ def explore(
     metavar="PIXELS",
     help="Try each backbone without a size of its own at this size, or at each of 96,160,224. Repeatable.",
 )
-def rank(
-    data: str,
-    labels: str | None,
-    out: str,
-    config_file: Path | None,
-    assignments: tuple[str, ...],
-    weights: str | None,
-    backbones: tuple[str, ...],
-    image_sizes: tuple[str, ...],
-) -> None:
+def rank(call: _Call, backbones: tuple[str, ...], image_sizes: tuple[str, ...]) -> None:
     """Which backbone? Probe several on features, one pass each: a table and a plot of accuracy against cost."""
     from job import run
     from job.candidates import candidates
     from job.config import Config
     from job.rank import rank as rank_candidates
 
-    config = Config.load(config_file, assignments, {"backbone.weights": weights})
-    root = run.make_workdir(out, data, config.cache).root
+    config = Config.load(call.config_file, call.assignments, {"backbone.weights": call.weights})
+    root = run.make_workdir(call.out, call.data, config.cache).root
     found = candidates(backbones, image_sizes, config, root / "cache")
     with _context(root, config) as context:
-        click.echo(
-            rank_candidates(found, data, labels=labels, config_file=config_file, assignments=assignments, context=context)
+        table = rank_candidates(
+            found,
+            call.data,
+            labels=call.labels,
+            config_file=call.config_file,
+            assignments=call.assignments,
+            context=context,
         )
+        click.echo(table)
 
 
 @main.command()

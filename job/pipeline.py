@@ -146,7 +146,7 @@ def _extract(job: Job) -> Any:
         examples=job.examples,
         images=job["intake"].images,
         network=job.network,
-        backbone_fingerprint=digest_of(_backbone_weights(job.config)),
+        code_and_weights=digest_of([STAGES["extract"].schema, *_backbone_weights(job.config)]),
         context=job.context,
     )
 

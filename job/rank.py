@@ -70,9 +70,9 @@ def rank(
         Stopped.
     """
     jobs = {c.folder: Job(c.config, data, _inside(context, c), labels=labels) for c in candidates}
-    # All photos first: decoding starts processes, which is better done before TensorFlow is there.
     costs: dict[str, Cost] = {}
     failures: dict[str, JobError] = {}
+    # All photos first: decoding starts processes, which is better done before TensorFlow is there.
     for candidate in candidates:
         context.telemetry.line(f"{candidate.label}, {candidate.image_size} px: photos")
         try:

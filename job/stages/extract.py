@@ -23,7 +23,6 @@ from job.storage.cache import Cache
 from job.train.feed import run_batches
 
 SUMMARY = "stages/extract/extract.json"
-SCHEMA = 2  # Raised when the code gives other features or activations for the same photos and settings.
 _WRITES_AHEAD = 4
 _KEPT_FREE = 0.1  # Of what is free on the disk, where `auto` decides.
 
@@ -84,10 +83,11 @@ def extract(
     examples: Examples,
     images: ArrayStore,
     network: Network,
-    backbone_fingerprint: str,
+    code_and_weights: str,
     context: Context,
 ) -> Extraction:
-    """
+    """`code_and_weights` is a digest of what the frozen layers compute, the version of this stage's code included.
+
     Raises:
         Diverged: where activations or features are not finite, or too large for float16.
         UsageError, StorageFailed: where the backbone cannot be built, its weights do not fit, or the stores are too large.
@@ -96,7 +96,7 @@ def extract(
     train = examples.in_store_order("train")
     train_rows = examples["row"][train].astype(np.int64)
     cut_name = network.cut_point.name if network.cut_point else None  # Features go through the cut, stored or not.
-    made_by = [SCHEMA, backbone_fingerprint, network.image_size, cut_name, CUT_DTYPE, config.batch_size]
+    made_by = [code_and_weights, network.image_size, cut_name, CUT_DTYPE, config.batch_size]
     what = {name: value for name, value in augment_config.what().items() if name != "views"}
     folders = {"": digest_of(made_by)[:16], "-views": digest_of([*made_by, what])[:16]}
     inputs = _inputs(wanted_inputs, fine_tunes, images, len(train), num_views, network, context.cache, folders)

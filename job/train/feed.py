@@ -45,11 +45,19 @@ def run_batches(
     Raises:
         UsageError: where not even one row for each replica fits.
     """
+
+    def batches(start: int, size: int) -> Iterator[tuple[int, Arrays]]:
+        for first in range(start, count, size):
+            numbers = np.arange(first, min(first + size, count))
+            yield len(numbers), load(np.pad(numbers, (0, size - len(numbers)), mode="edge"))
+
     size, start = cluster.padded_size(batch_size), 0
     while start < count:
         try:
-            for outputs in _run(cluster, step, load, range(start, count), size, telemetry, what):
-                start += len(outputs[0])
+            for kept, batch in ahead(batches(start, size), telemetry):
+                with telemetry.spent_tracing(step, what, kept):
+                    outputs = [cluster.gather(output)[:kept] for output in step(*cluster.scatter(batch))]
+                start += kept
                 yield outputs
         except Exception as error:
             if type(error).__name__ != "ResourceExhaustedError":  # TensorFlow's, which is not imported for its name.
@@ -61,26 +69,6 @@ def run_batches(
                 ) from error
             size = cluster.padded_size(size // 2)
             telemetry.line(f"  {what}: out of memory; going on with {size} photos at a time")
-
-
-def _run(
-    cluster: Cluster,
-    step: Callable[..., Any],
-    load: Callable[[np.ndarray], Arrays],
-    rows: range,
-    size: int,
-    telemetry: Telemetry,
-    what: str,
-) -> Iterator[list[np.ndarray]]:
-    def batches() -> Iterator[tuple[int, Arrays]]:
-        for start in range(rows.start, rows.stop, size):
-            numbers = np.arange(start, min(start + size, rows.stop))
-            yield len(numbers), load(np.pad(numbers, (0, size - len(numbers)), mode="edge"))
-
-    for kept, batch in ahead(batches(), telemetry):
-        with telemetry.spent_tracing(step, what, kept):
-            outputs = [cluster.gather(output)[:kept] for output in step(*cluster.scatter(batch))]
-        yield outputs
 
 
 def all_rows(batches: Iterator[list[np.ndarray]]) -> list[np.ndarray]:

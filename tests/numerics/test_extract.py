@@ -45,7 +45,7 @@ def taken_in(tmp_path_factory):
     return found.images, divided.examples
 
 
-def run(context, network, taken_in, wanted="auto"):
+def run(context, network, taken_in, wanted="auto", code_and_weights="1"):
     images, examples = taken_in
     return extract(
         ExtractConfig(batch_size=8),
@@ -56,7 +56,7 @@ def run(context, network, taken_in, wanted="auto"):
         examples=examples,
         images=images,
         network=network,
-        backbone_fingerprint="backbone",
+        code_and_weights=code_and_weights,
         context=context,
     )
 
@@ -142,3 +142,8 @@ def test_shards_of_views_hold_no_more_rows_than_any_other(context, network, take
     other = run(context, network, taken_in)
     rows = np.arange(2 * len(train))
     assert np.allclose(made.features.augmented.rows(rows), other.features.augmented.rows(rows), rtol=1e-3, atol=1e-3)
+
+
+def test_other_code_or_weights_find_nothing_of_what_is_there(context, network, taken_in):
+    first, second = (run(context, network, taken_in, code_and_weights=version) for version in ("1", "2"))
+    assert not set(first.stores.values()) & set(second.stores.values())
