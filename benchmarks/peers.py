@@ -1,8 +1,9 @@
 """What others do with the same photos and weights, written from their public documentation. `side_by_side` starts them.
 
 a  TensorFlow's tutorial "Transfer learning and fine-tuning": image_dataset_from_directory, random flip and rotation inside
-   the model, ten epochs of the head over the frozen base model with Adam at 1e-4, ten more with RMSprop at 1e-5 and the
-   layers from the hundredth on unfrozen, batches of 32, prefetch.
+   the model, ten epochs of the head over the frozen base model with Adam, ten more with RMSprop at a tenth of the rate and
+   the layers from the hundredth on unfrozen, batches of 32, prefetch. At the tutorial's rates, ten times lower, it comes to
+   0.79 on held-out photos of flowers, and at these to 0.86.
 b  The same on Keras' ImageDataGenerator.flow_from_directory, which does the flips, rotations and scaling itself.
 c  As a, with the decoded pictures kept in memory as the tutorial "Load and preprocess images" does: cache().shuffle(1000).
 """
@@ -18,7 +19,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-BATCH_SIZE, LEARNING_RATE, DROPOUT, FINE_TUNE_AT = 32, 1e-4, 0.2, 100
+BATCH_SIZE, LEARNING_RATE, DROPOUT, FINE_TUNE_AT = 32, 1e-3, 0.2, 100
 ROTATION = 0.2  # Of a full turn, to either side.
 RECIPES = ("a", "b", "c")
 
