@@ -23,7 +23,8 @@ from benchmarks import limits
 from benchmarks.measured import ROOT, SHARED, machine, run_measured
 from benchmarks.side_by_side_table import PEERS, table
 from job.data.examples import Examples
-from job.pipeline import STAGES, record_name
+from job.pipeline import STAGES
+from job.records import record_name
 
 RESULTS = ROOT / "benchmarks" / "results"
 _ONCE = ("b", "c")  # They take long, and their distance is far beyond the noise.

@@ -1,4 +1,13 @@
-from job.cli import main
+from job.stop import STOP
+
+
+def start() -> None:
+    """The program. Signals are heard before anything that takes time is imported."""
+    STOP.listen()
+    from job.cli import main
+
+    main()
+
 
 if __name__ == "__main__":
-    main()
+    start()

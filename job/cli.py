@@ -1,5 +1,6 @@
 """The command line: thin commands over the pipeline, and the only translator of errors into exit codes."""
 
+import errno
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -7,18 +8,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 
 from job import __version__
 from job.errors import JobError, Stopped
+from job.stop import STOP
 
 # No import of the pipeline up here: `--help` must not wait for pydantic, pyarrow or TensorFlow.
 
 STAGE_NAMES = ("intake", "split", "explore", "extract", "audit", "head", "fine_tune", "evaluate", "export", "report")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+_OF_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE)
+
+
+def _end(error: JobError) -> NoReturn:
+    click.echo(f"\n{'Stopped' if isinstance(error, Stopped) else 'Error'}: {error}", err=True)
+    sys.exit(error.exit_code)
 
 
 class _Translating(click.Group):
@@ -28,8 +38,13 @@ class _Translating(click.Group):
         try:
             return super().invoke(ctx)
         except JobError as error:
-            click.echo(f"\n{'Stopped' if isinstance(error, Stopped) else 'Error'}: {error}", err=True)
-            sys.exit(error.exit_code)
+            _end(error)
+        except OSError as error:  # Of a library that writes where nobody thought of it.
+            if error.errno not in _OF_STORAGE:
+                raise
+            from job.storage.workdir import storage_failed
+
+            _end(storage_failed(error, Path(error.filename or ".")))
 
 
 @click.group(cls=_Translating, context_settings={"max_content_width": 120})
@@ -152,7 +167,7 @@ def rank(call: _Call, backbones: tuple[str, ...], image_sizes: tuple[str, ...]) 
     config = Config.load(call.config_file, call.assignments, {"backbone.weights": call.weights})
     root = run.make_workdir(call.out, call.data, config.cache).root
     found = candidates(backbones, image_sizes, config, root / "cache")
-    with _context(root, config) as context:
+    with _context(root, config) as context, run.owned(context):
         table = rank_candidates(
             found,
             call.data,
@@ -183,15 +198,22 @@ def report(directory: Path) -> None:
     """Draw the page of a run again from its artifacts, DIR/report.html."""
     from job.config import Config
     from job.errors import UsageError
-    from job.pipeline import timings
+    from job.pipeline import STAGES
+    from job.records import contradictions, timings
+    from job.run import owned
     from job.stages.report import report as draw_report
 
-    with _context(directory) as context:
+    with _context(directory) as context, owned(context):
         described = context.workdir.read_json("run.json")
         if described is None:
             raise UsageError(f"{directory}: there is no run.json in it, so this is not the output of a run.")
+        if mixed := contradictions(context.workdir, {name: stage for name, stage in STAGES.items() if name != "report"}):
+            lines = "\n".join(f"  {line}" for line in mixed)
+            raise UsageError(
+                f"{directory} holds a mix of results:\n{lines}\nRun the job on it again, and it puts that right."
+            )
         config = Config.model_validate(described["config"])
-        drawn = draw_report(config.report, run=described, timings=timings(context.workdir), context=context)
+        drawn = draw_report(config.report, run=described, timings=timings(context.workdir, STAGES), context=context)
         click.echo(f"Report: {drawn.path}")
 
 
@@ -221,16 +243,15 @@ def _config(file: Path | None, assignments: tuple[str, ...], weights: str | None
 @contextmanager
 def _context(out: Path | None, config: Any = None) -> Iterator[Any]:
     from job.config import Config
-    from job.context import Context, StopRequest
+    from job.context import Context
     from job.storage.workdir import Workdir
     from job.telemetry import Telemetry
 
     config = config or Config()
-    stop = StopRequest()
-    stop.listen()
+    STOP.grace_s = config.checkpoint.grace_s
     telemetry = Telemetry(out / "logs" if out else None)
     try:
-        yield Context(Workdir(out or Path()), telemetry, config.seed, stop, config.cache)
+        yield Context(Workdir(out or Path()), telemetry, config.seed, STOP, config.cache, config.checkpoint)
     finally:
         telemetry.close()
 

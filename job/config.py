@@ -164,6 +164,13 @@ class CacheConfig(Section):
     )
 
 
+class CheckpointConfig(Section):
+    every_s: float = _how(30.0, "Seconds between checkpoints of head and fine_tune: what a kill can cost at most.", ge=0)
+    grace_s: float = _how(
+        10.0, "Seconds that a signal leaves the run to save its work; then it ends, with what was saved before.", ge=0
+    )
+
+
 class ExtractConfig(Section):
     batch_size: int = _what(64, "Pictures in one forward pass of the frozen backbone.", ge=1)
 
@@ -253,6 +260,7 @@ class Config(Section):
     backbone: BackboneConfig = BackboneConfig()
     augment: AugmentConfig = AugmentConfig()
     cache: CacheConfig = CacheConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     extract: ExtractConfig = ExtractConfig()
     audit: AuditConfig = AuditConfig()
     head: HeadConfig = HeadConfig()

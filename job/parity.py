@@ -5,6 +5,7 @@ The request comes as JSON on standard input, when TensorFlow is imported already
 
 import io
 import json
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -121,6 +122,8 @@ def _exif(request: Request, pixels: np.ndarray, from_pixels: Any, from_bytes: An
 
 
 def main() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)  # They may reach the whole group; the export decides what they mean.
     import_tensorflow()
     request = sys.stdin.read()
     if request:  # Nothing, where the export ended before it.

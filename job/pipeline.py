@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from job.config import Config, digest_of
 from job.context import Context
 from job.data.sources import Listing, Source, open_source
-from job.storage.workdir import Workdir
+from job.records import outcome, record_name, timings
 from job.train.cluster import Cluster
 from job.train.recipe import Recipe
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from job.model.inputs import Inputs
     from job.model.network import Network
     from job.stages.extract import Extraction
+    from job.train.checkpoint import Checkpoints
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,25 @@ class Job:
         """The table as the last stage that decided about photos left it."""
         examples: Examples = self["audit" if "audit" in self.done else "split"].examples
         return examples
+
+    def made_from(self, stage: str, done: list[str]) -> dict[str, str]:
+        """All that a stage depends on, by content: digests of the source, its settings, and each `done` stage before it."""
+        made_from = {"its settings": digest_of(STAGES[stage].settings(self.config))}
+        if stage == "intake":
+            from job.stages.intake import source_digest
+
+            made_from["the source"] = source_digest(self.source, self.listing, self.workdir)
+        for before in STAGES[stage].after:
+            record = self.workdir.read_json(record_name(before)) if before in done else None
+            if record:
+                made_from[before] = outcome(record)
+        return made_from
+
+    def checkpoints(self, stage: str) -> Checkpoints:
+        from job.train.checkpoint import Checkpoints
+
+        code = {"its code": str(STAGES[stage].schema)}
+        return Checkpoints(self.context, stage, {**code, **self.made_from(stage, self.done)})
 
     def __getitem__(self, stage: str) -> Any:
         """What a stage made, now or in an earlier run."""
@@ -166,7 +186,13 @@ def _audit(job: Job) -> Any:
 def _head(job: Job) -> Any:
     from job.stages.head import head
 
-    return head(job.config.head, examples=job.examples, features=job["extract"].features, context=job.context)
+    return head(
+        job.config.head,
+        examples=job.examples,
+        features=job["extract"].features,
+        checkpoints=job.checkpoints("head"),
+        context=job.context,
+    )
 
 
 def _fine_tune(job: Job) -> Any:
@@ -182,6 +208,7 @@ def _fine_tune(job: Job) -> Any:
         c=job["head"].c,
         network=job.network,
         train_seed=job.config.train.seed or 0,
+        checkpoints=job.checkpoints("fine_tune"),
         context=job.context,
     )
 
@@ -222,8 +249,7 @@ def _report(job: Job) -> Any:
     from job.stages.report import report
 
     run = job.workdir.read_json("run.json")
-    up_to_date = {name: times for name, times in timings(job.workdir).items() if name in job.done}
-    return report(job.config.report, run=run, timings=up_to_date, context=job.context)
+    return report(job.config.report, run=run, timings=timings(job.workdir, job.done), context=job.context)
 
 
 def _loader(stage: str, artifact: str) -> Callable[[Context], Any]:
@@ -258,12 +284,6 @@ def _fine_tunes(config: Config) -> bool:
 
 def _num_trained_examples(job: Job) -> int:
     return len(job.examples.of("train")) * max(0, len(job["fine_tune"].history) - 1)
-
-
-def _num_views(job: Job) -> int:
-    extraction: Extraction = job["extract"]
-    num_augmented = len(extraction.train_rows_T) * (extraction.num_views - 1)
-    return len(extraction.features.plain) + num_augmented
 
 
 STAGES: dict[str, Stage] = {
@@ -312,7 +332,7 @@ STAGES: dict[str, Stage] = {
             load=_loader("extract", "Extraction"),
             stores=lambda artifact: tuple(artifact.stores.values()),
             reads_stores_of=("intake",),
-            count=_num_views,
+            count=lambda job: job["extract"].num_looked_at,
         ),
         Stage(
             name="audit",
@@ -378,15 +398,3 @@ STAGES: dict[str, Stage] = {
         ),
     )
 }
-
-
-def timings(workdir: Workdir) -> dict[str, dict[str, Any]]:
-    """What `job.times` reads, of each stage whose record stands, in the order of the pipeline."""
-    records = {name: workdir.read_json(record_name(name)) for name in STAGES}
-    kept = ("wall_s", "cpu_s", "count", "spent_s", "done")
-    return {name: {what: r[what] for what in kept if what in r} for name, r in records.items() if r}
-
-
-def record_name(stage: str) -> str:
-    """Where a stage's completion record lies."""
-    return f"stages/{stage}.json"

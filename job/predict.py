@@ -16,7 +16,7 @@ from job.data.sources import Entry, open_source
 from job.data.stores import ROWS_PER_SHARD, StoreWriter
 from job.data.workers import Limits, ShardTask, decode_shards, usable_cores
 from job.errors import DataUnusable, UsageError
-from job.storage.workdir import Workdir
+from job.storage.workdir import Workdir, digest_of_file
 from job.train.cluster import import_tensorflow
 
 _BEST = 3
@@ -29,7 +29,7 @@ def predict(model_folder: Path, data: str, out: Path, *, batch_size: int, contex
     Returns a line that says what was done.
 
     Raises:
-        UsageError: where `model_folder` is no exported model, or `out` is neither .parquet nor .csv.
+        UsageError: where `model_folder` is no exported model or not a whole one, or `out` is neither .parquet nor .csv.
         DataUnusable: where there is not a single photo.
     """
     if out.suffix not in (".parquet", ".csv"):
@@ -37,6 +37,7 @@ def predict(model_folder: Path, data: str, out: Path, *, batch_size: int, contex
     card = Workdir(model_folder).read_json("model.json")
     if card is None:
         raise UsageError(f"--model {model_folder}: there is no model.json in it; give the model/ folder of a run.")
+    _check_files(model_folder, card)
     source = open_source(data, labelled=False)
     entries = [e for e in source.listing().entries if e.verdict != "ignored"]
     rules = DecodeRules(card["image_size"], card["resize"], **card["decoder"])
@@ -64,6 +65,20 @@ def predict(model_folder: Path, data: str, out: Path, *, batch_size: int, contex
     _write(out, [rows[path] for path in sorted(rows)])
     failed = sum(bool(row["error"]) for row in rows.values())
     return f"{len(rows) - failed:,} photos labelled, {failed:,} could not be read: {out}"
+
+
+def _check_files(model_folder: Path, card: dict[str, Any]) -> None:
+    """A model with one file of another, or with a changed byte, would answer all the same."""
+    changed = [
+        name
+        for name, digest in card["sha256"].items()
+        if not (model_folder / name).is_file() or digest_of_file(model_folder / name) != digest
+    ]
+    if changed:
+        raise UsageError(
+            f"--model {model_folder}: not what was exported together with its model.json: {', '.join(changed)}. "
+            "Copy the whole folder again, or run the job again."
+        )
 
 
 def _load(model_folder: Path) -> Any:

@@ -27,8 +27,9 @@ from job.model import metrics
 from job.model.cut import multiply_adds
 from job.model.network import Network
 from job.model.probes import out_of_fold
-from job.pipeline import Job, record_name
+from job.pipeline import Job
 from job.rank_table import Accuracy, Cost, Row, as_csv, as_text, draw, in_order, recommended
+from job.records import record_name
 from job.run import bring_up_to_date, program
 from job.storage.workdir import Workdir
 
@@ -106,7 +107,7 @@ def rank(
 
 def _inside(context: Context, candidate: Candidate) -> Context:
     workdir = Workdir(context.workdir.path(candidate.folder))
-    return Context(workdir, context.telemetry, candidate.config.seed, context.stop, candidate.config.cache)
+    return Context(workdir, context.telemetry, candidate.config.seed, context.stop, candidate.config.cache, context.saving)
 
 
 def _prepare(job: Job, data: str) -> None:

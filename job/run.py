@@ -12,18 +12,22 @@ import resource
 import shlex
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from job import __version__, times
-from job.config import CacheConfig, digest_of
-from job.data.stores import ArrayStore, sweep
+from job.config import CacheConfig
+from job.context import Context
+from job.data.stores import ArrayStore, sweep, unwanted
 from job.errors import DataUnusable, GateNotMet, UsageError
-from job.pipeline import STAGES, Job, record_name, timings
-from job.stages.intake import source_digest
-from job.storage.workdir import Workdir, digest_of_file
+from job.pipeline import STAGES, Job
+from job.records import record_name, timings
+from job.storage import lease
+from job.storage.workdir import Workdir, digest_of_file, storage_errors
 from job.telemetry import spent_once
 
 # The stages that can look at data on which nobody can train.
@@ -47,10 +51,11 @@ class Step:
     only_stores: bool = False
 
 
-def plan(job: Job, stop_after: str | None = None) -> list[Step]:
+def plan(job: Job, stop_after: str | None = None, *, reads_stores: bool = True) -> list[Step]:
     """What a run would do. A stage whose predecessors run may turn out to be unchanged when its time comes.
 
-    Stages behind `stop_after` are in it where they are up to date, because the report shows them.
+    Stages behind `stop_after` are in it where they are up to date, because the report shows them. Without `reads_stores`,
+    which takes a while, stages are left out that only make a damaged store again.
     """
     steps: dict[str, Step] = {}
     for name in STAGES:
@@ -66,7 +71,7 @@ def plan(job: Job, stop_after: str | None = None) -> list[Step]:
             steps[name] = Step(name, bool(reason), reason or "nothing that it depends on has changed")
     for name in reversed(list(steps)):
         for provider in STAGES[name].reads_stores_of if steps[name].runs else ():
-            if not steps[provider].runs and not _stores_intact(job, provider):
+            if reads_stores and not steps[provider].runs and not _stores_intact(job, provider):
                 steps[provider] = Step(
                     provider, True, f"{name} needs its store, which is missing or damaged", only_stores=True
                 )
@@ -81,13 +86,41 @@ def run(job: Job, stop_after: str | None = None) -> None:
         GateNotMet: after the report is written, where the model is not good enough; nothing is exported then.
         JobError: as the stages do.
     """
-    steps = plan(job, stop_after)
-    telemetry = job.context.telemetry
-    if not any(step.runs for step in steps):
+    steps = plan(job, stop_after, reads_stores=False)
+    metrics = _metrics(job)
+    is_unfinished = job.workdir.read_json("metrics.json") != metrics or _swept(job)
+    if any(step.runs for step in steps) or is_unfinished:
+        with owned(job.context):
+            _run(job, plan(job, stop_after), stop_after)
+    else:
         publish_examples(job.workdir)
         _raise_if_refused(job)
         _raise_if_gate_not_met(job, steps)
-        return
+
+
+@contextmanager
+def owned(context: Context) -> Iterator[None]:
+    """A block in which nobody else works in the output directory; what killed runs left unfinished there is removed first.
+
+    Raises:
+        TryAgainLater: where somebody does.
+        StorageFailed, Stopped.
+    """
+    workdir = context.workdir
+    with storage_errors(workdir.root):
+        workdir.root.mkdir(parents=True, exist_ok=True)
+        workdir.lease = lease.acquire(workdir.root, context.telemetry.line, context.stop.check)
+    try:
+        workdir.remove_parts(None if context.cache.may_be_swept else context.cache.root)
+        yield
+    finally:
+        workdir.lease.release()
+        workdir.lease = None
+
+
+def _run(job: Job, steps: list[Step], stop_after: str | None) -> None:
+    telemetry = job.context.telemetry
+    _warn_of_another_machine(job)
     job.workdir.write_json("run.json", describe(job))
     _withdraw(job.workdir, {step.stage for step in steps if step.runs and not step.only_stores})
     failure: GateNotMet | None = None
@@ -113,8 +146,10 @@ def run(job: Job, stop_after: str | None = None) -> None:
         job.done.append(step.stage)
         publish_examples(job.workdir)
     _raise_if_refused(job)
-    publish_metrics(job)
-    _sweep(job)
+    if metrics := _metrics(job):
+        job.workdir.write_json("metrics.json", metrics)
+    with job.workdir.held():
+        sweep(_swept(job))
     if failure:
         raise failure
     _raise_if_gate_not_met(job, steps)
@@ -142,15 +177,14 @@ def publish_examples(workdir: Workdir) -> None:
             return
 
 
-def publish_metrics(job: Job) -> None:
-    """metrics.json: the numbers of evaluate, with the times of all stages so far."""
+def _metrics(job: Job) -> dict[str, Any] | None:
+    """The content of metrics.json: the numbers of evaluate, with the times of all stages so far."""
     if not job.workdir.exists(record_name("evaluate")):
-        return
+        return None
     numbers = job["evaluate"].numbers
-    records = timings(job.workdir)
+    records = timings(job.workdir, STAGES)
     metrics = {"schema": 1, **{k: numbers[k] for k in ("shipped", "class_names", "head", "fine_tuned")}}
-    metrics |= {"timings": records, "throughput": times.throughput(records), "share": times.shares(records)}
-    job.workdir.write_json("metrics.json", metrics)
+    return metrics | {"timings": records, "throughput": times.throughput(records), "share": times.shares(records)}
 
 
 def headline(job: Job) -> str:
@@ -188,13 +222,19 @@ def describe(job: Job) -> dict[str, Any]:
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "config": job.config.model_dump(mode="json"),
         "versions": versions,
-        "fingerprint": {
-            "cpu": _cpu_model(),
-            "cores": len(os.sched_getaffinity(0)),
-            "platform": platform.platform(),
-            "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
-            "op_determinism": True,
-        },
+        "fingerprint": fingerprint(),
+    }
+
+
+def fingerprint() -> dict[str, Any]:
+    """What decides about the last bits of a result, beside the configuration and the versions."""
+    variables = ("TF_ENABLE_ONEDNN_OPTS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "platform": platform.platform(),
+        "environment": {name: os.environ[name] for name in variables if name in os.environ},
+        "op_determinism": True,
     }
 
 
@@ -225,7 +265,8 @@ def _wanted(stop_after: str | None) -> list[str]:
 
 def _run_stage(job: Job, name: str) -> None:
     stage = STAGES[name]
-    telemetry = job.context.telemetry
+    telemetry, stop = job.context.telemetry, job.context.stop
+    stop.doing, stop.saved = name, ""
     telemetry.line(f"{name:<10}runs")
     telemetry.event("stage_started", stage=name)
     job.workdir.remove(record_name(name))
@@ -239,7 +280,7 @@ def _run_stage(job: Job, name: str) -> None:
     record = {
         "stage": name,
         "schema": stage.schema,
-        "key": _key(job, name, job.done),
+        "key": job.made_from(name, job.done),
         "outputs": job.workdir.digests(stage.outputs),
         "stores": {store: ArrayStore(job.context.cache.path(store)).digest for store in stage.stores(artifact)},
         "count": stage.count(job) if stage.count else None,
@@ -260,26 +301,13 @@ def _why_stale(job: Job, name: str, done: list[str]) -> str:
         return "it has not been finished before"
     if record.get("schema") != stage.schema:
         return "its code has changed"
-    key = _key(job, name, done)
+    key = job.made_from(name, done)
     changed = [what for what in key if record.get("key", {}).get(what) != key[what]]
     if changed or record["key"].keys() != key.keys():
         return f"{changed[0] if changed else 'what it depends on'} changed"
     outputs = job.workdir.digests(stage.outputs)
     damaged = [path for path, digest in record["outputs"].items() if outputs.get(path) != digest]
     return f"{damaged[0]} is missing or damaged" if damaged else ""
-
-
-def _key(job: Job, name: str, done: list[str]) -> dict[str, str]:
-    """Everything a stage depends on, by content: a digest each for the source, the settings and each stage before."""
-    stage = STAGES[name]
-    key = {"its settings": digest_of(stage.settings(job.config))}
-    if name == "intake":
-        key["the source"] = source_digest(job.source, job.listing, job.workdir)
-    for before in stage.after:
-        record = job.workdir.read_json(record_name(before)) if before in done else None
-        if record:
-            key[before] = digest_of([record["outputs"], record["stores"]])
-    return key
 
 
 def _stores_intact(job: Job, name: str) -> bool:
@@ -293,13 +321,14 @@ def _stores_intact(job: Job, name: str) -> bool:
     return True
 
 
-def _sweep(job: Job) -> None:
-    """Remove stores of earlier settings, where the cache is this run's alone."""
+def _swept(job: Job) -> list[Path]:
+    """The files of stores of earlier settings, where the cache is this run's alone."""
     cache = job.context.cache
-    if cache.may_be_swept:
-        records = [job.workdir.read_json(record_name(name)) for name in STAGES]
-        names = {store for record in records if record for store in record["stores"]}
-        sweep(cache.root, [cache.path(name) for name in names if cache.path(name).exists()])
+    if not cache.may_be_swept:
+        return []
+    records = [job.workdir.read_json(record_name(name)) for name in STAGES]
+    names = {store for record in records if record for store in record["stores"]}
+    return unwanted(cache.root, [cache.path(name) for name in names if cache.path(name).exists()])
 
 
 def _withdraw(workdir: Workdir, changing: set[str]) -> None:
@@ -312,6 +341,17 @@ def _withdraw(workdir: Workdir, changing: set[str]) -> None:
         if name in stale:
             for public in (record_name(name), *_PUBLIC[name]):
                 workdir.remove(public)
+
+
+def _warn_of_another_machine(job: Job) -> None:
+    before, now = job.workdir.read_json("run.json"), fingerprint()
+    if before and any(job.workdir.exists(record_name(name)) for name in STAGES):
+        changed = [what for what in now if before["fingerprint"].get(what) != now[what]]
+        if changed:
+            job.context.telemetry.line(
+                f"Going on where another kind of machine began ({', '.join(changed)}): the last bits may differ from a run "
+                "on one of them alone."
+            )
 
 
 def _raise_if_refused(job: Job) -> None:

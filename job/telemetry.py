@@ -11,6 +11,8 @@ from typing import Any, Protocol, TextIO
 
 import numpy as np
 
+from job.storage.workdir import storage_errors
+
 SECONDS_BETWEEN_LINES = 5.0
 
 _once_s: dict[str, float] = {}
@@ -61,12 +63,13 @@ class Telemetry:
         """One line in logs/events.jsonl."""
         if self._folder is None:
             return
-        if self._events is None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._events = (self._folder / "events.jsonl").open("a", encoding="utf-8", errors="backslashreplace")
         record = {"time": round(time.time(), 3), "event": kind, **fields}
-        self._events.write(json.dumps(record, ensure_ascii=False) + "\n")
-        self._events.flush()
+        with storage_errors(self._folder):
+            if self._events is None:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._events = (self._folder / "events.jsonl").open("a", encoding="utf-8", errors="backslashreplace")
+            self._events.write(json.dumps(record, ensure_ascii=False) + "\n")
+            self._events.flush()
 
     @contextmanager
     def spent(self, what: str) -> Iterator[None]:
@@ -91,6 +94,10 @@ class Telemetry:
         self._traced.add(step)
         if not first:
             self._done[what] = self._done.get(what, 0) + count
+
+    def found_finished(self, count: int) -> None:
+        """So much of what the stage works through was there already, of an earlier run."""
+        self._done["found"] = self._done.get("found", 0) + count
 
     def take_spent(self) -> tuple[dict[str, float], dict[str, int]]:
         """What was counted since this was last asked: seconds, and the examples that some of them went into."""

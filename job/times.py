@@ -1,7 +1,8 @@
 """Where the time of a run went, from the records of its stages (docs/times.md).
 
 A record has `wall_s` and `cpu_s` of the stage, `spent_s` (wall seconds by what they went into), `count` (what the stage
-worked through) and `done` (examples that went through a compiled loop once it was traced).
+worked through) and `done` (examples that went through a compiled loop once it was traced, and how many an earlier run had
+`found` finished).
 """
 
 import math
@@ -52,8 +53,9 @@ def shares(records: Records) -> dict[str, float]:
 
 
 def rate(stage: str, record: Mapping[str, Any]) -> float | None:
-    """What the stage worked through in a second, in `UNITS`; None where it counts nothing."""
-    return record["count"] / max(record["wall_s"], 1e-9) if stage in UNITS and record.get("count") else None
+    """What the stage worked through in a second, in `UNITS`; None where it counts nothing, or found everything there."""
+    worked_through = (record.get("count") or 0) - record.get("done", {}).get("found", 0)
+    return worked_through / max(record["wall_s"], 1e-9) if stage in UNITS and worked_through > 0 else None
 
 
 def throughput(records: Records) -> dict[str, float]:

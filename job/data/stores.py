@@ -84,17 +84,18 @@ class StoreWriter:
             assert file.tell() == HEADER_BYTES
             file.truncate(HEADER_BYTES + num_rows * self.row_bytes)
         shard = Shard(key, num_rows, digest_of_file(path), extra)
-        sync(path)
-        os.replace(path, self.array_path(shard))
+        with storage_errors(path, num_rows * self.row_bytes):
+            sync(path)
+            os.replace(path, self.array_path(shard))
         self._workdir.write_json(_record_name(key), shard.__dict__, indent=None)
         self._seen[key] = replace(shard, extra=None)
         return shard
 
     def write(self, key: str, rows: np.ndarray) -> Shard:
         path = self.open_shard(key, len(rows))
-        with storage_errors(path), path.open("r+b") as file:
+        with storage_errors(path, rows.nbytes), path.open("r+b") as file:
             file.seek(HEADER_BYTES)
-            np.ascontiguousarray(rows, self.dtype).tofile(file)
+            file.write(np.ascontiguousarray(rows, self.dtype).data)
         return self.commit(key, path, len(rows))
 
     def array_path(self, shard: Shard) -> Path:
@@ -163,8 +164,8 @@ class ArrayStore:
         return [np.load(self.index_file.parent / shard.array_name, mmap_mode="r") for shard in self.shards]
 
 
-def sweep(root: Path, kept: Iterable[Path]) -> None:
-    """Remove every file below `root` that belongs to none of the stores of these index files.
+def unwanted(root: Path, kept: Iterable[Path]) -> list[Path]:
+    """Every file below `root` that belongs to none of the stores of these index files.
 
     Nothing where one of them cannot be read: what it needs is not known.
     """
@@ -173,14 +174,18 @@ def sweep(root: Path, kept: Iterable[Path]) -> None:
         try:
             store = ArrayStore(index_file)
         except (OSError, ValueError, KeyError, TypeError):
-            return
+            return []
         names = [name for s in store.shards for name in (s.array_name, _record_name(s.key))]
         wanted |= {index_file, *(index_file.parent / name for name in names)}
-    for path in sorted(root.rglob("*"), reverse=True):  # What lies in a folder before the folder.
-        if path.is_dir() and not any(path.iterdir()):
-            path.rmdir()
-        elif not path.is_dir() and path not in wanted:
-            path.unlink(missing_ok=True)
+    return sorted(path for path in root.rglob("*") if not path.is_dir() and path not in wanted)
+
+
+def sweep(files: Iterable[Path]) -> None:
+    """Remove these files, and the folders that they leave empty."""
+    for path in files:
+        path.unlink(missing_ok=True)
+        if not any(path.parent.iterdir()):
+            path.parent.rmdir()
 
 
 @dataclass(frozen=True)

@@ -219,7 +219,8 @@ class _Worker:
 
 def _work(connection: Connection, records: Connection, source: Source, rules: DecodeRules, memory_mb: int) -> None:
     """The process: decode shard after shard until the other end is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)  # They may reach the whole group; the parent decides what they mean.
     in_use = (
         int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() if Path("/proc/self").exists() else 0
     )

@@ -1,11 +1,15 @@
 """export: write the shipped model as SavedModel and .keras, and publish it once it is proven to agree with training."""
 
+import errno
 import importlib.metadata
 import json
 import os
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -19,16 +23,17 @@ from job.context import Context
 from job.data.decode import DecodeRules
 from job.data.examples import Examples
 from job.data.stores import ArrayStore
-from job.errors import GateNotMet, JobError
+from job.errors import Diverged, GateNotMet, JobError
 from job.model import serving
 from job.model.heads import Head
 from job.model.network import Network
-from job.storage.workdir import digest_of_file
+from job.storage.workdir import digest_of_file, storage_failed
 
 MODEL = "model"
 PREDICTIONS = "predictions.parquet"
 PARITY = "stages/export/parity.json"
 _PARITY_TIMEOUT_S = 1800
+_LOOKS_EVERY_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -63,14 +68,18 @@ def export(
     if tuned_weights is not None:
         tuned.set_weights(tuned_weights)
     classifier = network.assembled(tuned)
+    bad = [v.path for v in classifier.variables if not np.isfinite(np.asarray(v)).all()]
+    if bad:
+        raise Diverged(f"{len(bad)} variables of the model are not finite numbers, {bad[0]} the first. Nothing is exported.")
     rules = DecodeRules(**{name: getattr(intake, name) for name in DecodeRules.__dataclass_fields__})
     result: dict[str, Any] = {}
 
     def build(folder: Path) -> None:
-        serving.save(
-            classifier, folder, image_size=intake.image_size, resize=intake.resize, class_names=examples.class_names
-        )
-        classifier.save(folder / "model.keras")
+        with _tensorflows_storage_errors(folder, sum(4 * int(np.prod(v.shape)) for v in classifier.variables)):
+            serving.save(
+                classifier, folder, image_size=intake.image_size, resize=intake.resize, class_names=examples.class_names
+            )
+            classifier.save(folder / "model.keras")
         context.stop.check()
         result.update(_check_parity(checker, config, folder, rules, examples, images, source_uri, context))
         (folder / "parity.json").write_text(json.dumps(result, indent=2) + "\n")
@@ -90,6 +99,18 @@ def export(
             checker.kill()
     context.workdir.write_json(PARITY, result)
     return Exported(result)
+
+
+@contextmanager
+def _tensorflows_storage_errors(folder: Path, needed_bytes: int) -> Iterator[None]:
+    """TensorFlow and HDF5 have errors of their own for a disk that is full or failing; the system's words are in them."""
+    try:
+        yield
+    except Exception as error:
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
+            if os.strerror(number) in str(error):
+                raise storage_failed(OSError(number, os.strerror(number)), folder, 2 * needed_bytes) from error
+        raise
 
 
 def _check_parity(
@@ -118,7 +139,7 @@ def _check_parity(
             paths=paths,
             rules=asdict(rules),
         )
-        result = _ask(checker, request)
+        result = _ask(checker, request, context)
     faults = _faults(config, result)
     return {**result, "faults": faults, "agrees": not faults}
 
@@ -143,9 +164,18 @@ def _start_checker() -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-m", "job.parity"], env=environment, text=True, **pipes)
 
 
-def _ask(checker: subprocess.Popen[str], request: parity.Request) -> dict[str, Any]:
-    answer, said = checker.communicate(json.dumps(asdict(request)), timeout=_PARITY_TIMEOUT_S)
+def _ask(checker: subprocess.Popen[str], request: parity.Request, context: Context) -> dict[str, Any]:
+    deadline = time.monotonic() + _PARITY_TIMEOUT_S
+    while True:
+        try:
+            answer, said = checker.communicate(json.dumps(asdict(request)), timeout=_LOOKS_EVERY_S)
+            break
+        except subprocess.TimeoutExpired:
+            context.stop.check()
+            if time.monotonic() > deadline:
+                raise JobError(f"The parity check took longer than {_PARITY_TIMEOUT_S} s.") from None
     if checker.returncode != 0:
+        context.stop.check()
         raise JobError(f"The parity check did not run through:\n{said[-4000:]}")
     result: dict[str, Any] = json.loads(answer.splitlines()[-1])
     return result

@@ -48,6 +48,11 @@ class Extraction:
         return cls(context.cache, summary["num_views"], train_rows, Choice(**summary["inputs"]), summary["stores"])
 
     @property
+    def num_looked_at(self) -> int:
+        """Views of all photos that the frozen layers have seen."""
+        return len(self.features.plain) + len(self.train_rows_T) * (self.num_views - 1)
+
+    @property
     def features(self) -> StoredViews:
         return self._views("features")
 
@@ -112,9 +117,10 @@ def extract(
     missing_bytes = sum(one.bytes_per_view * len(s.rows_N) for name, (one, _) in passes.items() for s in missing[name])
     context.cache.reserve(needed_bytes + images.num_bytes, missing_bytes)
     num_missing = sum(len(s.rows_N) for shards in missing.values() for s in shards)
+    context.telemetry.found_finished(sum(len(s.rows_N) for _, shards in passes.values() for s in shards) - num_missing)
     with context.telemetry.progress("extract", num_missing, "views") as progress:
-        for name, (one, _) in passes.items():
-            for count in one.fill(missing[name], config.batch_size):
+        for name, (one, shards) in passes.items():
+            for count in one.fill(shards, missing[name], config.batch_size):
                 progress.advance(count)
     stores = {kind + name: one.finish(kind, shards) for name, (one, shards) in passes.items() for kind in one.writers}
     summary: dict[str, Any] = {"num_views": num_views, "train_rows": train_rows.tolist(), "stores": stores}
@@ -213,27 +219,37 @@ class _Pass:
         """The name of the complete store."""
         return self._context.cache.name(self.writers[kind].finish([self._key(shard) for shard in shards]).index_file)
 
-    def fill(self, shards: list[_Shard], batch_size: int) -> Iterator[int]:
-        """Make these shards, yielding how many views more were looked at. Batches go on across shards, or many would be
-        half empty; a thread writes."""
-        if not shards:
+    def fill(self, shards: list[_Shard], missing: list[_Shard], batch_size: int) -> Iterator[int]:
+        """Make the missing ones of these shards, yielding how many views more were looked at. A thread writes.
+
+        Batches go on across shards, or many would be half empty. They are those of all shards whatever is missing, because
+        the last bits of a row may depend on its place in the batch.
+        """
+        if not missing:
             return
         rows, keys, views = (np.concatenate([getattr(s, axis) for s in shards]) for axis in ("rows_N", "keys_N", "views_N"))
         network, augmentation, telemetry = self._network, self._augmentation, self._context.telemetry
+        size = network.cluster.padded_size(batch_size)
+        is_missing_N = np.repeat([s.key in {m.key for m in missing} for s in shards], [len(s.rows_N) for s in shards])
+        in_batch_N = np.repeat(np.logical_or.reduceat(is_missing_N, np.arange(0, len(rows), size)), size)[: len(rows)]
+        passed = np.flatnonzero(in_batch_N)
 
         def load(numbers: np.ndarray) -> tuple[np.ndarray, ...]:
-            photos = self._images.rows(rows[numbers])
-            return augmentation.host(photos, keys[numbers], views[numbers]) if augmentation else (photos,)
+            here = passed[numbers]
+            photos = self._images.rows(rows[here])
+            return augmentation.host(photos, keys[here], views[here]) if augmentation else (photos,)
 
         step = network.compiled(augmentation)
         held = {kind: np.empty((0, *writer.row_shape), writer.dtype) for kind, writer in self.writers.items()}
-        waiting, writes = deque(shards), deque[Future[Any]]()
+        waiting, writes, num_passed = deque(missing), deque[Future[Any]](), 0
         with ThreadPoolExecutor(1) as thread:
-            for outputs in run_batches(network.cluster, step, load, len(rows), batch_size, telemetry):
+            for outputs in run_batches(network.cluster, step, load, len(passed), size, telemetry):
                 self._context.stop.check()
+                wanted = is_missing_N[passed[num_passed : num_passed + len(outputs[0])]]
+                num_passed += len(outputs[0])
                 for kind, output in zip(("activations", "features"), outputs, strict=True):
                     if kind in held:
-                        held[kind] = np.concatenate([held[kind], _finite(output)])
+                        held[kind] = np.concatenate([held[kind], _finite(output[wanted])])
                 while waiting and len(held["features"]) >= len(waiting[0].rows_N):
                     shard = waiting.popleft()
                     for kind, writer in self.writers.items():
@@ -242,7 +258,7 @@ class _Pass:
                 with telemetry.spent("writing"):
                     while writes and (writes[0].done() or len(writes) > _WRITES_AHEAD):
                         writes.popleft().result()
-                yield len(outputs[0])
+                yield int(wanted.sum())
             for shard in waiting:  # Without a single view.
                 for kind, writer in self.writers.items():
                     writer.write(self._key(shard), held[kind])

@@ -15,6 +15,7 @@ from job.model.heads import COARSE, Head, class_weights, regression_on_views, sm
 from job.model.inputs import Inputs
 from job.model.network import Network
 from job.storage.workdir import Workdir
+from job.train.checkpoint import Checkpoints, TrainState, numbered
 from job.train.loop import Batch, Trainer
 from job.train.recipe import Recipe
 from job.train.schedule import Schedule
@@ -55,9 +56,11 @@ def fine_tune(
     c: float,
     network: Network,
     train_seed: int,
+    checkpoints: Checkpoints,
     context: Context,
 ) -> FineTuned:
-    """
+    """Goes on from the newest checkpoint; training leaves one at its end, too.
+
     Raises:
         Diverged: where a number stops being finite.
         Stopped: between steps.
@@ -66,8 +69,9 @@ def fine_tune(
         why = "fine_tune.epochs is 0" if recipe.epochs == 0 else "backbone.unfreeze is none"
         return _save(context.workdir, FineTuned(None, [], f"Nothing was fine-tuned, because {why}.", {}))
     feed = _Feed(config, recipe, examples, inputs, train_seed)
+    saved = checkpoints.newest()
     with context.telemetry.spent("start"):
-        start = _start(config, examples, features, chosen_head, c)
+        start = chosen_head if saved else _start(config, examples, features, chosen_head, c)
     precision = network.cluster.best_precision if config.precision == "auto" else config.precision
     model = network.tuned(start, precision)
     trainer = Trainer(
@@ -81,32 +85,79 @@ def fine_tune(
     )
     val = examples.of("val")
     val_rows, val_labels = examples["row"][val].astype(np.int64), examples.labels[val]
-    history = [{"epoch": 0, **_validate(trainer, val_rows, val_labels)}]
-    kept = best = (history[0]["val_log_loss"], 0, trainer.final_weights())
-    note = f"The last of {recipe.epochs} epochs is kept."
-    started = time.monotonic()
-    with context.telemetry.progress("fine-tune", feed.schedule.total_steps, "steps") as progress:
+    course = _Course(config, num_classes=len(examples.class_names))
+    if saved:
+        trainer.restore(saved)
+        course.restore(saved)
+        context.telemetry.found_finished(min(saved.step * recipe.global_batch_size, feed.schedule.total_examples))
+    else:
+        course.add({"epoch": 0, **_validate(trainer, val_rows, val_labels)}, trainer)
+    started, num_steps = time.monotonic(), feed.schedule.total_steps - trainer.num_steps_done
+    with checkpoints, context.telemetry.progress("fine-tune", num_steps, "steps") as progress:
 
         def before_step(_step: int) -> None:
-            context.stop.check()
+            checkpoints.offer(lambda: course.state(trainer))
             progress.advance()
 
-        for result in trainer.epochs(feed.batch, before_step):
-            history.append({**asdict(result), **_validate(trainer, val_rows, val_labels)})
-            _tell(context, history[-1])
-            loss = history[-1]["val_log_loss"]
-            kept = (loss, result.epoch, trainer.final_weights())
-            best = min(best, kept, key=lambda k: k[0])
-            if loss > 2 * np.log(len(examples.class_names)):
-                kept, note = best, f"Training collapsed in epoch {result.epoch}; epoch {best[1]} is kept."
+        for result in () if course.is_over else trainer.epochs(feed.batch, before_step):
+            course.add({**asdict(result), **_validate(trainer, val_rows, val_labels)}, trainer)
+            _tell(context, course.history[-1])
+            if course.is_over:
                 break
-            if config.keep == "best" and result.epoch - best[1] >= config.patience:
-                break
-    if config.keep == "best":
-        kept, note = best, f"Epoch {best[1]} of {len(history) - 1} is kept, the best by validation log-loss."
-    context.telemetry.event("fine_tuned", examples_per_s=feed.seen / max(time.monotonic() - started, 1e-9), note=note)
-    weights = [np.asarray(w, np.float32) for w in kept[2]]
-    return _save(context.workdir, FineTuned(weights, history, note, {**asdict(recipe), "precision": precision}))
+        checkpoints.save(course.state(trainer))
+    context.telemetry.event("fine_tuned", examples_per_s=feed.seen / max(time.monotonic() - started, 1e-9))
+    weights, note = course.outcome(trainer)
+    return _save(context.workdir, FineTuned(weights, course.history, note, {**asdict(recipe), "precision": precision}))
+
+
+class _Course:
+    """What has become of training so far: an entry for each epoch, the first one before training, and the best weights."""
+
+    def __init__(self, config: FineTuneConfig, num_classes: int) -> None:
+        self._config, self._collapse = config, 2 * np.log(num_classes)
+        self.history: list[dict[str, Any]] = []
+        self._best_weights: list[np.ndarray] = []
+
+    def add(self, epoch: dict[str, Any], trainer: Trainer) -> None:
+        self.history.append(epoch)
+        if self._best_epoch == epoch["epoch"]:
+            self._best_weights = trainer.final_weights()
+
+    @property
+    def _best_epoch(self) -> int:
+        """The first of the best by validation log-loss."""
+        best = min(self.history, key=lambda epoch: epoch["val_log_loss"])
+        return int(best["epoch"])
+
+    @property
+    def _has_collapsed(self) -> bool:
+        return len(self.history) > 1 and self.history[-1]["val_log_loss"] > self._collapse
+
+    @property
+    def is_over(self) -> bool:
+        """Whether training ends before the end of its schedule."""
+        without_gain = self.history[-1]["epoch"] - self._best_epoch
+        return self._has_collapsed or (self._config.keep == "best" and without_gain >= self._config.patience)
+
+    def outcome(self, trainer: Trainer) -> tuple[list[np.ndarray], str]:
+        """The weights that are kept, and why those."""
+        last, best = self.history[-1]["epoch"], self._best_epoch
+        weights = self._best_weights
+        if self._config.keep == "best":
+            note = f"Epoch {best} of {last} is kept, the best by validation log-loss."
+        elif self._has_collapsed:
+            note = f"Training collapsed in epoch {last}; epoch {best} is kept."
+        else:
+            note, weights = f"The last of {last} epochs is kept.", trainer.final_weights()
+        return [np.asarray(w, np.float32) for w in weights], note
+
+    def state(self, trainer: Trainer) -> TrainState:
+        trained = trainer.state()
+        arrays = {**trained.arrays, **numbered("best", self._best_weights)}
+        return TrainState(trained.step, arrays, {**trained.notes, "history": list(self.history)})
+
+    def restore(self, state: TrainState) -> None:
+        self.history, self._best_weights = list(state.notes["history"]), state.listed("best")
 
 
 class _Feed:

@@ -11,6 +11,7 @@ from job.context import Context
 from job.data.examples import Examples
 from job.data.stores import StoredViews
 from job.model.heads import COARSE, Head, class_weights, regression_on_views, smoothed_one_hot
+from job.train.checkpoint import Checkpoints, TrainState
 
 ARRAYS = "stages/head/head.npz"
 SUMMARY = "stages/head/head.json"
@@ -42,7 +43,9 @@ class _Tried:
     converged: bool
 
 
-def head(config: HeadConfig, *, examples: Examples, features: StoredViews, context: Context) -> ChosenHead:
+def head(
+    config: HeadConfig, *, examples: Examples, features: StoredViews, checkpoints: Checkpoints, context: Context
+) -> ChosenHead:
     """
     Strengths are solved from the strongest regularisation on, each from the solution before it, and no further once
     validation has become worse twice in a row; the chosen one is then solved to the end.
@@ -55,12 +58,17 @@ def head(config: HeadConfig, *, examples: Examples, features: StoredViews, conte
     regression = regression_on_views(features, examples["row"][train], targets_TC, weights_T)
     val = examples.of("val")
     val_features, val_labels = features.plain.rows(examples["row"][val]), examples.labels[val]
-    current = Head.zeros(features.plain.row_shape[0], num_classes)
-    tried: list[tuple[_Tried, Head]] = []
-    with context.telemetry.progress("head", len(config.c_grid), "strengths") as progress:
-        for c in sorted(config.c_grid):
-            context.stop.check()
-            solution = regression.solve(c, current, config.max_iterations, tolerance=COARSE, on_iteration=context.stop.check)
+    tried = _restored(checkpoints.newest())
+    with checkpoints, context.telemetry.progress("head", len(config.c_grid), "strengths") as progress:
+
+        def on_iteration() -> None:
+            checkpoints.offer(lambda: _state(tried))
+
+        for c in sorted(config.c_grid)[len(tried) :]:
+            if _is_enough(tried):
+                break
+            current = tried[-1][1] if tried else Head.zeros(features.plain.row_shape[0], num_classes)
+            solution = regression.solve(c, current, config.max_iterations, tolerance=COARSE, on_iteration=on_iteration)
             current = solution.head
             probabilities = current.probabilities(val_features)
             loss = float(log_loss(val_labels, probabilities, labels=range(num_classes)))
@@ -68,13 +76,27 @@ def head(config: HeadConfig, *, examples: Examples, features: StoredViews, conte
             tried.append((_Tried(c, loss, accuracy, solution.num_iterations, solution.converged), current))
             context.telemetry.scalar("head/val_log_loss", loss, len(tried))
             progress.advance()
-            best, _ = min(tried, key=lambda t: t[0].val_log_loss)
-            if len(tried) - [t for t, _ in tried].index(best) > _WORSE_BEFORE_STOP:
-                break
-    best, coarse = min(tried, key=lambda t: t[0].val_log_loss)
-    chosen = regression.solve(best.c, coarse, config.max_iterations, on_iteration=context.stop.check).head
+        best, coarse = min(tried, key=lambda t: t[0].val_log_loss)
+        chosen = regression.solve(best.c, coarse, config.max_iterations, on_iteration=on_iteration).head
     path = [asdict(t) for t, _ in tried]
     with context.workdir.writing(ARRAYS) as file, file.open("wb") as stream:
         np.savez(stream, kernel_DC=chosen.kernel_DC, bias_C=chosen.bias_C)
     context.workdir.write_json(SUMMARY, {"c": best.c, "path": path})
     return ChosenHead(chosen, best.c, path)
+
+
+def _is_enough(tried: list[tuple[_Tried, Head]]) -> bool:
+    losses = [t.val_log_loss for t, _ in tried]
+    return bool(losses) and len(losses) - losses.index(min(losses)) > _WORSE_BEFORE_STOP
+
+
+def _state(tried: list[tuple[_Tried, Head]]) -> TrainState:
+    heads = {f"{name}-{k:05d}": getattr(h, name) for k, (_, h) in enumerate(tried) for name in ("kernel_DC", "bias_C")}
+    return TrainState(len(tried), heads, {"path": [asdict(t) for t, _ in tried]})
+
+
+def _restored(state: TrainState | None) -> list[tuple[_Tried, Head]]:
+    if state is None:
+        return []
+    heads = map(Head, state.listed("kernel_DC"), state.listed("bias_C"))
+    return [(_Tried(**told), head) for told, head in zip(state.notes["path"], heads, strict=True)]

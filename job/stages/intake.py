@@ -112,6 +112,7 @@ def _decode_missing(
     found: dict[str, Shard] = {key: shard for key in shards if (shard := writer.committed(key))}
     missing = [key for key in shards if key not in found]
     num_missing = sum(len(shards[key]) for key in missing)
+    context.telemetry.found_finished(sum(map(len, shards.values())) - num_missing)
     context.cache.reserve(sum(map(len, shards.values())) * writer.row_bytes, num_missing * writer.row_bytes)
     tasks = (ShardTask(key, shards[key], writer.open_shard(key, len(shards[key]))) for key in missing)
     workers = usable_cores() if config.workers == "auto" else config.workers

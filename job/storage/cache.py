@@ -6,7 +6,7 @@ A store is found by what it was made from (`data/stores.py`), so sharing needs n
 import shutil
 from pathlib import Path
 
-from job.errors import UsageError
+from job.errors import StorageFailed, UsageError
 from job.storage.workdir import storage_errors
 
 _GB = 10**9
@@ -40,7 +40,8 @@ class Cache:
         """Ask before work starts whether this run's stores may take `needed_bytes`, `missing_bytes` of them still to write.
 
         Raises:
-            UsageError: where they are over the budget, or the disk has not so much left.
+            UsageError: where they are over the budget.
+            StorageFailed: where the disk has not so much left.
         """
         if self.is_shared:
             with storage_errors(self.root):
@@ -53,7 +54,7 @@ class Cache:
                 'fine_tune.inputs = "online".'
             )
         if missing_bytes > self.free_bytes:
-            raise UsageError(
+            raise StorageFailed(
                 f"The stores of this run need {missing_bytes / _GB:.2f} GB more under {self.root}, where "
                 f"{self.free_bytes / _GB:.2f} GB are free. Free some space, give another cache.dir, or store less: fewer "
                 'augment.views, a smaller intake.image_size, or fine_tune.inputs = "online".'

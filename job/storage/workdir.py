@@ -11,18 +11,23 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from job.errors import StorageFailed
+from job.storage.lease import Lease
 
 
 class Workdir:
-    """A directory that outlives the run. Names are relative to it, with `/` between their parts."""
+    """A directory that outlives the run. Names are relative to it, with `/` between their parts.
+
+    Where there is a `lease`, a final name appears, changes or goes only while that is held.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.lease: Lease | None = None
 
     def path(self, name: str) -> Path:
         return self.root / name
@@ -31,7 +36,7 @@ class Workdir:
         return self.path(name).exists()
 
     @contextmanager
-    def writing(self, name: str) -> Iterator[Path]:
+    def writing(self, name: str, needed_bytes: int | None = None) -> Iterator[Path]:
         """Give a temporary path to write to; when the block ends well, it becomes `name` in one step.
 
         Raises:
@@ -39,18 +44,27 @@ class Workdir:
         """
         final = self.path(name)
         temporary = final.with_name(f".{final.name}.{own_mark()}.part")
-        with storage_errors(final):
+        with storage_errors(final, needed_bytes):
             final.parent.mkdir(parents=True, exist_ok=True)
             try:
                 yield temporary
                 sync(temporary)
-                os.replace(temporary, final)
+                with self.held():
+                    os.replace(temporary, final)
                 sync(final.parent)
             finally:
                 temporary.unlink(missing_ok=True)
 
+    def held(self) -> AbstractContextManager[None]:
+        """A block in which nobody else can take this directory over. Not to be nested.
+
+        Raises:
+            TryAgainLater: where somebody has.
+        """
+        return self.lease.held() if self.lease else nullcontext()
+
     def write_bytes(self, name: str, data: bytes) -> None:
-        with self.writing(name) as path:
+        with self.writing(name, len(data)) as path:
             path.write_bytes(data)
 
     def write_json(self, name: str, value: Any, indent: int | None = 2) -> None:
@@ -73,37 +87,38 @@ class Workdir:
         """Let `build` fill a new folder, then make `name` point to it in one step; earlier versions are removed."""
         final = self.path(name)
         versions = self.path("versions")
-        temporary = versions / f".{name}.{os.getpid()}.part"
         with storage_errors(final):
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
+            version = add_folder(versions, lambda digest: f"{name}-{digest[:16]}", build, self.held)
+            link = final.with_name(f".{name}.{own_mark()}.part")
             try:
-                build(temporary)
-                for path in sorted(temporary.rglob("*")):
-                    sync(path)
-                version = versions / f"{name}-{_digest_of_folder(temporary)[:16]}"
-                if version.exists():
-                    shutil.rmtree(version)
-                os.replace(temporary, version)
-                sync(versions)
+                link.symlink_to(version.relative_to(final.parent), target_is_directory=True)
+                with self.held():
+                    os.replace(link, final)
             finally:
-                shutil.rmtree(temporary, ignore_errors=True)
-            link = final.with_name(f".{name}.{os.getpid()}.link")
-            link.unlink(missing_ok=True)
-            link.symlink_to(version.relative_to(final.parent), target_is_directory=True)
-            os.replace(link, final)
+                link.unlink(missing_ok=True)
             sync(final.parent)
-        for old in versions.glob(f"{name}-*"):
-            if old != version:
-                shutil.rmtree(old, ignore_errors=True)
+            for old in versions.glob(f"{name}-*"):
+                if old != version:
+                    remove_folder(old)
 
     def remove(self, name: str) -> None:
         path = self.path(name)
-        with storage_errors(path):
+        with storage_errors(path), self.held():
             if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
+                remove_folder(path)
             else:
                 path.unlink(missing_ok=True)
+
+    def remove_parts(self, shared: Path | None = None) -> None:
+        """What earlier owners of the directory were at when they were killed; not below `shared`, which others write to."""
+        with storage_errors(self.root), self.held():
+            for part in sorted(self.root.rglob(".*.part"), reverse=True):
+                if shared is not None and part.is_relative_to(shared):
+                    continue
+                if part.is_dir() and not part.is_symlink():
+                    shutil.rmtree(part)
+                else:
+                    part.unlink(missing_ok=True)
 
     def fresh_folder(self, name: str) -> Path:
         """An empty folder for a stage's own files."""
@@ -121,6 +136,41 @@ class Workdir:
             for file in files:
                 found[file.relative_to(self.root).as_posix()] = digest_of_file(file)
         return found
+
+
+def add_folder(
+    parent: Path,
+    name_of: Callable[[str], str],
+    build: Callable[[Path], None],
+    held: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Path:
+    """Let `build` fill a new folder below `parent`. It appears whole, under a name made from its digest; where there is such
+    a folder, with the same bytes then, that one stays."""
+    temporary = parent / f".{own_mark()}.part"
+    temporary.mkdir(parents=True)
+    try:
+        build(temporary)
+        for path in sorted(temporary.rglob("*")):
+            sync(path)
+        sync(temporary)
+        digest = digest_of_folder(temporary)
+        final = parent / name_of(digest)
+        with held():
+            if final.exists() and digest_of_folder(final) != digest:
+                remove_folder(final)
+            if not final.exists():
+                os.replace(temporary, final)
+        sync(parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return final
+
+
+def remove_folder(folder: Path) -> None:
+    """In one step for everyone who looks; the rest of the work goes on under another name."""
+    temporary = folder.with_name(f".{own_mark()}.part")
+    os.replace(folder, temporary)
+    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def own_mark() -> str:
@@ -143,7 +193,8 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _digest_of_folder(folder: Path) -> str:
+def digest_of_folder(folder: Path) -> str:
+    """SHA-256 of the names and the bytes of all files below a folder."""
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         digest.update(f"{path.relative_to(folder).as_posix()}\0{digest_of_file(path)}\n".encode())
@@ -151,15 +202,28 @@ def _digest_of_folder(folder: Path) -> str:
 
 
 @contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
+def storage_errors(path: Path, needed_bytes: int | None = None) -> Iterator[None]:
     """Errors of the system in the block become StorageFailed, with the way out."""
     try:
         yield
     except OSError as error:
-        where = error.filename or path
-        hint = {
-            errno.ENOSPC: " Free some space and run the same command again.",
-            errno.EACCES: " Give the job's user write access to it.",
-            errno.EROFS: " Choose an --out that can be written to.",
-        }.get(error.errno or 0, "")
-        raise StorageFailed(f"{where}: {error.strerror or error}.{hint}") from error
+        raise storage_failed(error, path, needed_bytes) from error
+
+
+def storage_failed(error: OSError, path: Path, needed_bytes: int | None = None) -> StorageFailed:
+    """The error of a whole operation on `path`, for which `needed_bytes` had to be free where that is known."""
+    where = error.filename or path
+    hint = {
+        errno.ENOSPC: f"{_room(path, needed_bytes)} Free some space and run the same command again.",
+        errno.EDQUOT: f"{_room(path, needed_bytes)} Free some of your quota and run the same command again.",
+        errno.EACCES: " Give the job's user write access to it.",
+        errno.EROFS: " Choose an --out that can be written to.",
+    }.get(error.errno or 0, "")
+    return StorageFailed(f"{where}: {error.strerror or error}.{hint}")
+
+
+def _room(path: Path, needed_bytes: int | None) -> str:
+    existing = next(p for p in (path, *path.parents) if p.exists())
+    free_mb = shutil.disk_usage(existing).free / 1e6
+    needed = "more than that" if needed_bytes is None else f"{max(needed_bytes / 1e6, 0.001):,.3f} MB"
+    return f" {free_mb:,.3f} MB are free there, and this file alone needs {needed}."

@@ -10,6 +10,7 @@ import numpy as np
 
 from job.errors import Diverged, UsageError
 from job.telemetry import Telemetry
+from job.train.checkpoint import TrainState, numbered
 from job.train.cluster import Cluster
 from job.train.feed import Arrays, ahead, all_rows, run_batches
 from job.train.schedule import Schedule
@@ -69,6 +70,7 @@ class Trainer:
         self.model, self.schedule, self.cluster, self.inputs = model, schedule, cluster, inputs
         self._ema, self._telemetry = ema, telemetry
         self.num_parts = 1
+        self._sums = np.zeros(3)  # Of the epoch under way: loss, hits, weights.
         dtype = "float64" if model.variables[0].dtype == "float64" else "float32"
         self._dtype = dtype
         with cluster.strategy.scope():
@@ -173,17 +175,44 @@ class Trainer:
         Raises:
             Diverged: where the loss or a variable is no longer a finite number.
         """
-        total = np.zeros(3)
-        steps = range(int(_numpy(self.optimizer.iterations)), self.schedule.total_steps)
+        steps = range(self.num_steps_done, self.schedule.total_steps)
         for step, batch in zip(steps, ahead(map(batch_of_step, steps), self._telemetry), strict=True):
             before_step(step)
             losses, correct, weights = self.step(batch)
-            total += [(losses * weights).sum(), (correct * weights).sum(), weights.sum()]
+            self._sums += [(losses * weights).sum(), (correct * weights).sum(), weights.sum()]
             if (step + 1) % self.schedule.steps_per_epoch == 0:
-                self.check_finite(total[0])
+                self.check_finite()
+                loss, accuracy = self._sums[:2] / self._sums[2]
+                self._sums[:] = 0
                 rate = self.schedule.learning_rate(step)
-                yield EpochResult(self.schedule.epoch(step) + 1, step + 1, total[0] / total[2], total[1] / total[2], rate)
-                total[:] = 0
+                yield EpochResult(self.schedule.epoch(step) + 1, step + 1, loss, accuracy, rate)
+
+    @property
+    def num_steps_done(self) -> int:
+        return int(_numpy(self.optimizer.iterations))
+
+    def state(self) -> TrainState:
+        """Everything that `restore` needs for the same bits: the model, the optimizer and the epoch under way.
+
+        Raises:
+            Diverged: where a number of it is not finite.
+        """
+        self.check_finite()
+        variables = numbered("variable", [np.array(_numpy(v)) for v in self._variables])
+        return TrainState(self.num_steps_done, {**variables, "sums": self._sums.copy()}, {"num_parts": self.num_parts})
+
+    def restore(self, state: TrainState) -> None:
+        """Go on from what `state` gave, in this process or in another one."""
+        for variable, value in zip(self._variables, state.listed("variable"), strict=True):
+            variable.assign(value)
+        self._sums = state.arrays["sums"].copy()
+        if state.notes["num_parts"] != self.num_parts:
+            self.num_parts = state.notes["num_parts"]
+            self._train_step = self._compiled_step()
+
+    @property
+    def _variables(self) -> list[Any]:
+        return [*self.model.variables, *self.optimizer.variables]
 
     def logits(self, rows_N: np.ndarray, batch_size: int = 256) -> np.ndarray:
         """Of photos as they are, by row in the image store: float of shape (N, C), with the weights that count, which are
@@ -209,7 +238,7 @@ class Trainer:
         if kept is not None:
             self.model.set_weights(kept)
         if not np.isfinite(result).all():
-            self.check_finite(np.nan)
+            raise self._diverged("predictions")
         return result
 
     def final_weights(self) -> list[np.ndarray]:
@@ -221,14 +250,21 @@ class Trainer:
         self.model.set_weights(kept)
         return final
 
-    def check_finite(self, loss: float) -> None:
-        bad = [v.path for v in self.model.variables if not np.isfinite(_numpy(v)).all()]
-        if bad or not np.isfinite(loss):
-            where = f"{len(bad)} variables, {bad[0]} the first" if bad else "the loss"
-            raise Diverged(
-                f"Training diverged: {where} left the finite numbers. Nothing of it was published. "
-                f"Lower fine_tune.learning_rate (it was {self.schedule.peak_learning_rate:g})."
-            )
+    def check_finite(self) -> None:
+        """Look at every variable: a fused kernel can turn NaN into 0, and then the loss tells nothing.
+
+        Raises:
+            Diverged.
+        """
+        bad = [v.path for v in self._variables if not np.isfinite(_numpy(v)).all()]
+        if bad or not np.isfinite(self._sums).all():
+            raise self._diverged(f"{len(bad)} variables, {bad[0]} the first," if bad else "the loss")
+
+    def _diverged(self, what: str) -> Diverged:
+        return Diverged(
+            f"Training diverged: {what} left the finite numbers. Nothing of it was published. "
+            f"Lower fine_tune.learning_rate (it was {self.schedule.peak_learning_rate:g})."
+        )
 
 
 def _numpy(variable: Any) -> np.ndarray:

@@ -38,6 +38,11 @@ class Schedule:
         )
 
     @property
+    def total_examples(self) -> int:
+        """All that training goes through, an example as often as there are epochs."""
+        return self.num_examples * (self.total_steps // self.steps_per_epoch)
+
+    @property
     def ema_decay(self) -> float:
         """The average reaches back over a tenth of the training."""
         return max(0.0, 1 - 10 / max(self.total_steps, 10))

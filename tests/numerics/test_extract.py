@@ -7,7 +7,7 @@ from job.config import AugmentConfig, BackboneConfig, ExtractConfig, IntakeConfi
 from job.context import Context
 from job.data.augment import Augmentation
 from job.data.sources import FolderSource
-from job.errors import Diverged, UsageError
+from job.errors import Diverged, StorageFailed
 from job.model.network import Network
 from job.stages.extract import Extraction, extract
 from job.stages.intake import intake
@@ -128,7 +128,7 @@ def test_a_full_disk_does_not_send_a_run_online_whose_activations_are_there_alre
     assert run(context, network, taken_in).inputs.kind == "stored"
     monkeypatch.setattr(Cache, "free_bytes", property(lambda self: 1))
     elsewhere = Context(Workdir(context.workdir.root.parent / "elsewhere"), Telemetry(None))
-    with pytest.raises(UsageError, match="are free"):
+    with pytest.raises(StorageFailed, match="are free"):
         run(elsewhere, network, taken_in)
 
 

@@ -6,7 +6,7 @@ from hashlib import sha256
 import numpy as np
 import pytest
 
-from job.data.stores import ArrayStore, StoredViews, StoreWriter, sweep
+from job.data.stores import ArrayStore, StoredViews, StoreWriter, sweep, unwanted
 from job.errors import StorageFailed
 from job.storage.workdir import Workdir
 
@@ -116,7 +116,7 @@ def test_what_no_kept_store_needs_is_swept_away(tmp_path):
     also_there = filled(tmp_path / "kept", sizes=(1, 2), keys="ac")
     filled(tmp_path / "old")
     (tmp_path / "kept" / ".b.4711.part").write_bytes(b"half")
-    sweep(tmp_path, [kept.index_file])
+    sweep(unwanted(tmp_path, [kept.index_file]))
     assert ArrayStore.is_intact(kept.index_file) and not also_there.index_file.exists()
     names = {p.name for p in (tmp_path / "kept").iterdir()}
     assert names == {kept.index_file.name, "a.json", "b.json", *(s.array_name for s in kept.shards)}
@@ -146,7 +146,7 @@ def test_views_of_training_photos_are_found(tmp_path):
 def test_nothing_is_swept_while_what_a_kept_store_needs_is_not_known(tmp_path):
     kept, other = filled(tmp_path / "kept"), filled(tmp_path / "other")
     kept.index_file.write_text("{")
-    sweep(tmp_path, [kept.index_file])
+    sweep(unwanted(tmp_path, [kept.index_file]))
     assert ArrayStore.is_intact(other.index_file)
 
 

@@ -33,7 +33,10 @@ def test_full_disk_is_a_storage_error_with_the_path_and_the_way_out(workdir, mon
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(workdir.path("file")))
 
     monkeypatch.setattr("job.storage.workdir.sync", full)
-    with pytest.raises(StorageFailed, match="file: No space left on device. Free some space"):
+    with pytest.raises(
+        StorageFailed,
+        match=r"file: No space left on device\. .* MB are free there, and this file alone needs 0\.001 MB\. Free some space",
+    ):
         workdir.write_bytes("file", b"data")
 
 

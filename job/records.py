@@ -1,0 +1,51 @@
+"""Completion records: what a run knows of the stages that it has finished."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from job.config import digest_of
+from job.storage.workdir import Workdir
+
+if TYPE_CHECKING:
+    from job.pipeline import Stage
+
+
+def record_name(stage: str) -> str:
+    """Where a stage's completion record lies."""
+    return f"stages/{stage}.json"
+
+
+def outcome(record: Mapping[str, Any]) -> str:
+    """A digest of all that a stage left."""
+    return digest_of([record["outputs"], record["stores"]])
+
+
+def timings(workdir: Workdir, stages: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """What `job.times` reads, of each of these stages whose record stands, in this order."""
+    records = {name: workdir.read_json(record_name(name)) for name in stages}
+    kept = ("wall_s", "cpu_s", "count", "spent_s", "done")
+    return {name: {what: r[what] for what in kept if what in r} for name, r in records.items() if r}
+
+
+def contradictions(workdir: Workdir, stages: Mapping[str, Stage]) -> list[str]:
+    """What in a directory does not belong together: files that are not what a stage left, and stages that were made from
+    something else than what is there now. A line each."""
+    found = []
+    records = {name: record for name in stages if (record := workdir.read_json(record_name(name)))}
+    for name, record in records.items():
+        now = workdir.digests(stages[name].outputs)
+        for path in sorted(record["outputs"].keys() | now.keys()):
+            then, is_now = record["outputs"].get(path), now.get(path)
+            if then != is_now and path != "examples.parquet":
+                found.append(f"{path}: {name} left {_short(then)}, there is {_short(is_now)}")
+        for before in stages[name].after:
+            used, left = record["key"].get(before), outcome(records[before]) if before in records else None
+            if used and used != left:
+                found.append(f"{name}: made from {before} {_short(used)}, there is {_short(left)}")
+    return found
+
+
+def _short(digest: str | None) -> str:
+    return digest[:12] if digest else "nothing"

@@ -1,0 +1,135 @@
+"""Checkpoints: everything that a piece of work needs to go on from its middle, saved as one, beside the work.
+
+A checkpoint is a folder with arrays.npz and state.json, named by the step and the SHA-256 of its files, so that every byte
+is checked before it is believed. It appears whole or not at all, and the two newest are kept.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from job.context import Context
+from job.storage.workdir import add_folder, digest_of_folder, remove_folder, storage_errors
+
+_KEPT = 2
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """After `step` steps of some work: its arrays, by name, and what else there is to know, as JSON can say it."""
+
+    step: int
+    arrays: dict[str, np.ndarray]
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def listed(self, name: str) -> list[np.ndarray]:
+        """The arrays that `numbered(name, ...)` gave names."""
+        return [self.arrays[key] for key in sorted(self.arrays) if key.startswith(f"{name}-")]
+
+
+def numbered(name: str, arrays: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """Arrays under names that keep their order."""
+    return {f"{name}-{k:05d}": array for k, array in enumerate(arrays)}
+
+
+class Checkpoints:
+    """The checkpoints of a stage, below `checkpoints/` in the output directory. The end of its block waits for the disk.
+
+    `made_from` is everything that the work depends on, by content: nothing goes on from a checkpoint of other work.
+    """
+
+    def __init__(self, context: Context, stage: str, made_from: dict[str, str]) -> None:
+        self._context, self._stage, self._made_from = context, stage, made_from
+        self._folder = context.workdir.path(f"checkpoints/{stage}")
+        self._mine: list[Path] = []
+        self._saved_at = time.monotonic()
+        self._thread = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error_type: object, *_: object) -> None:
+        self._thread.shutdown()
+        if error_type is None:
+            self.finish()
+
+    def newest(self) -> TrainState | None:
+        """The newest one that is whole and of this work. A line tells of others; they go when there is a new one."""
+        for folder in sorted(self._folder.glob("[0-9]*"), reverse=True):
+            found = _read(folder)
+            if found is None:
+                self._tell(f"the checkpoint {folder} is damaged and left aside")
+                continue
+            made_from, state = found
+            changed = [what for what in self._made_from | made_from if self._made_from.get(what) != made_from.get(what)]
+            if not changed:
+                self._tell(f"going on from the checkpoint at step {state.step:,}")
+                self._mine.append(folder)
+                return state
+            self._tell(f"the checkpoint at step {state.step:,} is left aside, because this changed: {', '.join(changed)}")
+        return None
+
+    def offer(self, state: Callable[[], TrainState]) -> None:
+        """Save the state where it is time to. Where the end of the run is asked for, save it and end.
+
+        Raises:
+            Stopped: with the state on the disk.
+            StorageFailed: where a checkpoint could not be written.
+        """
+        stop = self._context.stop
+        if stop.is_asked:
+            self.save(state())
+            self.finish()
+            stop.check()
+        is_time = time.monotonic() - self._saved_at >= self._context.saving.every_s
+        if is_time and (self._writing is None or self._writing.done()):
+            self.save(state())
+
+    def save(self, state: TrainState) -> None:
+        """Begin to write. The arrays must not change any more.
+
+        Raises:
+            StorageFailed: where the one before it could not be written.
+        """
+        self.finish()
+        self._saved_at = time.monotonic()
+        self._writing = self._thread.submit(self._write, state)
+
+    def finish(self) -> None:
+        """Wait until what was saved is on the disk. Raises: StorageFailed."""
+        if self._writing is not None:
+            self._writing.result()
+
+    def _write(self, state: TrainState) -> None:
+        def build(folder: Path) -> None:
+            with (folder / "arrays.npz").open("wb") as file:
+                np.savez(file, **state.arrays)  # type: ignore[arg-type]  # NumPy's stub knows no names.
+            rest = {"step": state.step, "notes": state.notes, "made_from": self._made_from}
+            (folder / "state.json").write_text(json.dumps(rest))
+
+        with storage_errors(self._folder, sum(array.nbytes for array in state.arrays.values())):
+            new = add_folder(self._folder, lambda digest: f"{state.step:010d}-{digest}", build, self._context.workdir.held)
+            self._mine = [*(folder for folder in self._mine if folder != new), new][-_KEPT:]
+            for old in set(self._folder.glob("[0-9]*")) - set(self._mine):
+                remove_folder(old)
+        self._context.stop.saved = f"everything up to step {state.step:,}"
+        self._context.telemetry.event("checkpoint", stage=self._stage, step=state.step)
+
+    def _tell(self, text: str) -> None:
+        self._context.telemetry.line(f"  {self._stage}: {text}")
+
+
+def _read(folder: Path) -> tuple[dict[str, str], TrainState] | None:
+    """What the work was made from and its state; None where a byte of it is not what was written."""
+    if digest_of_folder(folder) != folder.name.partition("-")[2]:
+        return None
+    rest = json.loads((folder / "state.json").read_text())
+    with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
+        return rest["made_from"], TrainState(rest["step"], dict(arrays), rest["notes"])

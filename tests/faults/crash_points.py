@@ -1,0 +1,199 @@
+"""Stops a run of the storage layer at each of its operations in turn, and looks at what is left. Starts without TensorFlow.
+
+    python -m tests.faults.crash_points crash|full FOLDER
+
+What runs is everything by which a job lasts: lease, leftovers, records, a store of shards, checkpoints, a published model,
+metrics and report, withdrawal and sweep, done twice with other content. After each stop the same is started again and must
+come to the end with the same bytes; and whoever reads in between must find every file whole.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from job.config import CheckpointConfig
+from job.context import Context
+from job.data.stores import ArrayStore, StoreWriter, sweep, unwanted
+from job.errors import StorageFailed
+from job.run import owned
+from job.storage.lease import NAME as LEASE
+from job.storage.workdir import Workdir, digest_of_folder
+from job.telemetry import Telemetry
+from job.train.checkpoint import Checkpoints, TrainState
+from tests.faults.disk import FULL, KILLED, FaultyDisk, in_child
+
+MOMENTS = ("before", "during")  # What is there after an operation is what is there before the next one.
+MODEL_FILES = ("weights", "variables/part", "card.json")
+
+
+def work(out: Path) -> None:
+    """Two rounds of what a job does with the disk; each stage of a round is skipped where its record stands."""
+    context = Context(Workdir(out), Telemetry(out / "logs"), saving=CheckpointConfig(every_s=0))
+    workdir = context.workdir
+    with owned(context):
+        for number in (1, 2):
+            if (workdir.read_json("stages/end.json") or {}).get("round", 0) >= number:
+                continue
+            workdir.write_json("run.json", {"round": number})
+            for public in ("stages/end.json", "metrics.json", "model", "report.html"):
+                workdir.remove(public)
+            _store(context, number)
+            weights = _train(context, number)
+            workdir.publish_folder("model", lambda folder, k=number: _fill(folder, k))  # type: ignore[misc]
+            workdir.write_json("metrics.json", {"round": number, "weights": weights.tolist()})
+            workdir.write_bytes("report.html", b"<html>%d</html>" % number * 500)
+            workdir.write_json("stages/end.json", {"round": number})
+            context.telemetry.event("round", number=number)
+        with workdir.held():
+            sweep(unwanted(context.cache.root, [_store(context, 2).index_file]))
+    context.telemetry.close()
+
+
+def _store(context: Context, number: int) -> ArrayStore:
+    writer = StoreWriter(context.cache.path(f"features-{number}"), (4,), "float32")
+    keys = [f"{number}{k}" * 16 for k in range(3)]
+    for k, key in enumerate(keys):
+        if writer.committed(key) is None:
+            writer.write(key, np.full((5, 4), 10 * number + k, np.float32))
+    return writer.finish(keys)
+
+
+def _train(context: Context, number: int) -> np.ndarray:
+    with Checkpoints(context, "fine_tune", {"round": str(number)}) as checkpoints:
+        saved = checkpoints.newest()
+        weights = saved.arrays["weights"] if saved else np.zeros(3)
+        for step in range(saved.step if saved else 0, 4):
+            weights = weights * 3 + number + step
+            checkpoints.save(TrainState(step + 1, {"weights": weights}))
+    return weights
+
+
+def _fill(folder: Path, number: int) -> None:
+    for name in MODEL_FILES:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps({"round": number}) * 100)
+
+
+def faults(out: Path) -> list[str]:
+    """What a reader would find that is not whole, or does not belong together."""
+    found = []
+    workdir = Workdir(out)
+    for name in ("run.json", "metrics.json", "stages/end.json"):
+        if (out / name).exists() and workdir.read_json(name) is None:
+            found.append(f"{name} cannot be read")
+    if (out / "report.html").exists() and len((out / "report.html").read_bytes()) != 14 * 500:
+        found.append("report.html is cut")
+    model = out / "model"
+    if model.is_symlink() and not model.exists():
+        found.append("model points to nothing")
+    if model.exists():
+        texts = {(model / name).read_text() if (model / name).exists() else "missing" for name in MODEL_FILES}
+        if len(texts) != 1 or "missing" in texts:
+            found.append("model is a mix")
+    ended = workdir.read_json("stages/end.json")
+    if ended and (workdir.read_json("metrics.json") or {}).get("round") != ended["round"]:
+        found.append("the record stands and metrics.json is of another round")
+    for folder in (out / "checkpoints" / "fine_tune").glob("[0-9]*"):
+        if digest_of_folder(folder) != folder.name.partition("-")[2]:
+            found.append(f"checkpoint {folder.name[:10]} is not whole")
+    for record in (out / "cache").glob("*/*.json"):
+        if record.name.startswith("index-") and not ArrayStore.is_intact(record):
+            found.append(f"the store {record.parent.name} has an index and is not whole")
+    return found
+
+
+def content(out: Path) -> dict[str, Any]:
+    """All bytes under final names, but for logs and the lease."""
+    return {
+        p.relative_to(out).as_posix(): p.read_bytes()
+        for p in sorted(out.rglob("*"))
+        if p.is_file() and "logs" not in p.parts and p.name != LEASE
+    }
+
+
+def crash_everywhere(folder: Path) -> dict[str, Any]:
+    reference = folder / "reference"
+    disk = FaultyDisk(reference)
+
+    def counted() -> None:
+        disk.install()
+        work(reference)
+        (folder / "operations.json").write_text(json.dumps([disk.operations, disk.unsynced_renames]))
+
+    code, said = in_child(counted)
+    assert code == 0, said
+    operations, unsynced = json.loads((folder / "operations.json").read_text())
+    expected, problems, num_stops = content(reference), [f"renamed before it was synced: {path}" for path in unsynced], 0
+    for number, operation in enumerate(operations):
+        for moment in MOMENTS:
+            if moment == "during" and not operation.startswith(("write", "pwrite")):
+                continue
+            out = folder / "out"
+            shutil.rmtree(out, ignore_errors=True)
+
+            def stopped(out: Path = out, number: int = number, moment: str = moment) -> None:
+                FaultyDisk(out, number, moment).install()
+                work(out)
+
+            where = f"{moment} {operation} (operation {number})"
+            code, said = in_child(stopped)
+            if code != KILLED:
+                problems.append(f"{where}: was not stopped ({code} {said})")
+            problems += [f"{where}: {fault}" for fault in faults(out)]
+            code, said = in_child(lambda out=out: work(out))  # type: ignore[misc]
+            if code != 0:
+                problems.append(f"{where}: the next start failed: {said}")
+            elif content(out) != expected:
+                names = [n for n in expected.keys() | content(out).keys() if expected.get(n) != content(out).get(n)]
+                problems.append(f"{where}: the next start ended otherwise: {names}")
+            if list(out.rglob(".*.part")) or (out / LEASE).exists():
+                problems.append(f"{where}: leftovers {[p.name for p in out.rglob('.*')]}")
+            num_stops += 1
+    return {"operations": len(operations), "stops": num_stops, "problems": problems}
+
+
+def fill_up_everywhere(folder: Path) -> dict[str, Any]:
+    """The disk is full from the k-th operation on that needs room."""
+    reference = folder / "reference"
+    disk = FaultyDisk(reference)
+
+    def counted() -> None:
+        disk.install()
+        work(reference)
+        (folder / "operations.json").write_text(json.dumps(disk.operations))
+
+    code, said = in_child(counted)
+    assert code == 0, said
+    operations = json.loads((folder / "operations.json").read_text())
+    expected, problems, messages, num_stops = content(reference), [], set(), 0
+    for number, operation in enumerate(operations):
+        if not operation.startswith(("write", "pwrite", "create", "mkdir", "fsync", "replace", "symlink", "truncate")):
+            continue
+        out = folder / "out"
+        shutil.rmtree(out, ignore_errors=True)
+
+        def full(out: Path = out, number: int = number) -> None:
+            FaultyDisk(out, number, error=FULL).install()
+            work(out)
+
+        code, said = in_child(full)
+        where = f"full at {operation} (operation {number})"
+        if code != 1 or not said.startswith(StorageFailed.__name__) or "free there" not in said or str(out) not in said:
+            problems.append(f"{where}: ended with {code}: {said}")
+        messages.add(said)
+        problems += [f"{where}: {fault}" for fault in faults(out)]
+        code, said = in_child(lambda out=out: work(out))  # type: ignore[misc]
+        if code != 0 or content(out) != expected:
+            problems.append(f"{where}: the next start failed or ended otherwise: {said}")
+        num_stops += 1
+    return {"operations": len(operations), "stops": num_stops, "problems": problems, "message": min(messages)}
+
+
+if __name__ == "__main__":
+    sys.setswitchinterval(1e-4)
+    folder = Path(sys.argv[2]).resolve()
+    print(json.dumps({"crash": crash_everywhere, "full": fill_up_everywhere}[sys.argv[1]](folder)))

@@ -1,0 +1,204 @@
+"""Ends the job at instants over its whole duration, starts it again, and compares what is left in the end with what a run
+leaves that nobody disturbed.
+"""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from job.data.stores import ArrayStore
+from job.storage.lease import NAME as LEASE
+from job.storage.workdir import digest_of_file, digest_of_folder
+from tests.conftest import QUICK, ROOT, paint_classes
+
+# Enough training for kills to meet it, with all the state that training can have: an average, a best epoch, patience.
+SETTINGS = (
+    *QUICK,
+    "fine_tune.epochs=30",
+    "fine_tune.global_batch_size=8",
+    "fine_tune.ema=true",
+    "fine_tune.keep=best",
+    "fine_tune.patience=30",
+    "checkpoint.every_s=0.3",
+)
+_STAGE = re.compile(r"^(\w+) +runs$", re.MULTILINE)
+
+
+def command(data: Path, out: Path, *settings: str) -> list[str]:
+    sets = [word for setting in (*SETTINGS, *settings) for word in ("--set", setting)]
+    return [sys.executable, "-m", "job", "run", "--data", str(data), "--out", str(out), *sets]
+
+
+def run(data: Path, out: Path, *settings: str) -> float:
+    """To the end; the seconds it took."""
+    started = time.monotonic()
+    done = subprocess.run(command(data, out, *settings), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return time.monotonic() - started
+
+
+def run_until(data: Path, out: Path, seconds: float, number: signal.Signals) -> tuple[int, str]:
+    """End the run after so many seconds: its exit code, and what it said."""
+    said = out.parent / "said.txt"
+    with said.open("w") as file:
+        process = subprocess.Popen(command(data, out), cwd=ROOT, stdout=file, stderr=file)
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(number)
+        return process.wait(60), said.read_text()
+
+
+def outcome(out: Path) -> dict[str, Any]:
+    """Everything that must be the same to the bit, however often the run was ended on the way."""
+    metrics = json.loads((out / "metrics.json").read_text())
+    names = ["examples.parquet", "predictions.parquet", "label_issues.csv"]
+    names += [f"stages/{name}" for name in ("head/head.npz", "head/head.json", "fine_tune/weights.npz")]
+    names += ["stages/fine_tune/fine_tune.json", "stages/evaluate/evaluation.json", "stages/extract/extract.json"]
+    checkpoints = sorted((out / "checkpoints" / "fine_tune").glob("[0-9]*"))
+    parity = json.loads((out / "model" / "parity.json").read_text())
+    return {
+        "metrics": {k: v for k, v in metrics.items() if k not in ("timings", "throughput", "share")},
+        "files": {name: digest_of_file(out / name) for name in names},
+        "last checkpoint": checkpoints[-1].name,  # With the digest of model, optimizer, average, best epoch, history.
+        "stores": sorted(p.name for p in (out / "cache").rglob("*.npy")),
+        "model": {k: v for k, v in parity.items() if k in ("arrays", "bytes")},
+        "report": digest_of_page((out / "report.html").read_text()),
+    }
+
+
+def digest_of_page(page: str) -> str:
+    """The page without its time stamp, and without the section on where the time went."""
+    page = re.sub(r'<section id="times">.*?</section>', "", page, flags=re.DOTALL)
+    return re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", "", page)
+
+
+def faults(out: Path) -> list[str]:
+    """What is not whole, at any moment after a kill."""
+    found = []
+    for path in out.rglob("*.json"):
+        try:
+            json.loads(path.read_text())
+        except ValueError:
+            found.append(f"{path} is not JSON")
+    if (out / "model").exists():
+        card = json.loads((out / "model" / "model.json").read_text())
+        found += [f"model/{n}" for n, digest in card["sha256"].items() if digest_of_file(out / "model" / n) != digest]
+    for index in (out / "cache").glob("*/index-*.json"):
+        found += [] if ArrayStore.is_intact(index) else [f"{index} is of a store that is not whole"]
+    for stage in (out / "checkpoints").glob("*"):
+        folders = list(stage.glob("[0-9]*"))
+        found += [str(f) for f in folders if digest_of_folder(f) != f.name.partition("-")[2]]
+        found += [f"{len(folders)} checkpoints"] if len(folders) > 3 else []  # Two, and one that is about to go.
+    return found
+
+
+def leftovers(out: Path) -> list[str]:
+    found = [str(p) for p in out.rglob(".*.part")] + [LEASE] * (out / LEASE).exists()
+    too_many = [str(stage) for stage in (out / "checkpoints").glob("*") if len(list(stage.glob("*"))) > 2]
+    return found + too_many
+
+
+@dataclass
+class Tally:
+    """What happened to so many runs that were ended."""
+
+    num_kills: int = 0
+    num_runs: int = 0
+    codes: Counter[int] = field(default_factory=Counter)
+    met_in: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """A run to its end: of which photos, where, how long it took, and what it left."""
+
+    data: Path
+    out: Path
+    duration_s: float
+    outcome: dict[str, Any]
+
+    @classmethod
+    def of(cls, folder: Path) -> Self:
+        data, out = paint_classes(folder / "photos", per_class=40), folder / "out"
+        duration_s = run(data, out)
+        return cls(data, out, duration_s, outcome(out))
+
+
+def kills(undisturbed: Undisturbed, number: signal.Signals, count: int, seed: int = 0) -> Tally:
+    """End runs until so many were met alive. One that was ended is started again, and may be ended again until it finishes.
+
+    All work in the same place, because the page names it.
+    """
+    rng = np.random.default_rng([seed, int(number)])
+    out, tally = undisturbed.out, Tally()
+    while tally.num_kills < count:
+        shutil.rmtree(out)
+        tally.num_runs += 1
+        code = -1
+        while code != 0:
+            seconds = rng.uniform(0.05, 0.6 * undisturbed.duration_s) if tally.num_kills < count else 600
+            code, said = run_until(undisturbed.data, out, seconds, number)
+            tally.codes[code] += 1
+            if code != 0:
+                tally.num_kills += 1
+                stages = _STAGE.findall(said)
+                tally.met_in[stages[-1] if stages else "start"] += 1
+                tally.problems += _wrong_end(code, number, said) + faults(out)
+        tally.problems += leftovers(out)
+        found = outcome(out)
+        tally.problems += [f"another {what}" for what, then in undisturbed.outcome.items() if found[what] != then]
+    return tally
+
+
+def _wrong_end(code: int, number: signal.Signals, said: str) -> list[str]:
+    if number == signal.SIGKILL:
+        return [] if code == -signal.SIGKILL else [f"ended with {code}: {said[-2000:]}"]
+    if code == -number and not said:
+        return []  # Before Python was up.
+    is_told = f"Stopped by {number.name}" in said and "the same command goes on from there" in said
+    return [] if code == 143 and is_told else [f"ended with {code}: {said[-2000:]}"]
+
+
+def cycles(folder: Path, count: int) -> dict[str, Any]:
+    """Kill a training that never ends at each new checkpoint, and go on: what grows?"""
+    data, out = paint_classes(folder / "photos", per_class=40), folder / "out"
+    memory_mb, steps, problems = [], [], []
+    checkpoints = out / "checkpoints" / "fine_tune"
+    for _ in range(count):
+        before = set(checkpoints.glob("[0-9]*"))
+        process = subprocess.Popen(
+            command(data, out, "fine_tune.epochs=100000"), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        while len(set(checkpoints.glob("[0-9]*")) - before) < 2:
+            assert process.poll() is None, "it ended by itself"
+            time.sleep(0.05)
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        memory_mb.append(int(re.findall(r"VmHWM:\s+(\d+)", status)[0]) / 1024)
+        process.kill()
+        process.wait()
+        problems += faults(out)
+        steps.append(int(max(checkpoints.glob("[0-9]*")).name[:10]))
+    assert steps == sorted(set(steps)), "a cycle did not go on"
+    half = count // 2
+    drift = np.median(memory_mb[half:]) / np.median(memory_mb[:half]) - 1
+    files = sum(1 for p in out.rglob("*") if p.is_file() and "tensorboard" not in p.parts)
+    return {
+        "cycles": count,
+        "steps": steps[-1],
+        "memory_mb": memory_mb,
+        "drift": drift,
+        "files": files,
+        "problems": problems,
+    }

@@ -1,0 +1,167 @@
+"""What somebody changes between two runs: exactly what depends on it is done again, and a mix of old and new is refused."""
+
+import json
+import os
+import shutil
+
+import pytest
+
+from job.pipeline import STAGES
+from tests.conftest import paint, paint_classes, quick_settings, run_job
+
+ALL = set(STAGES)
+FROM_EXTRACT = {"extract", "audit", "head", "fine_tune", "evaluate", "export", "report"}
+FROM_HEAD = FROM_EXTRACT - {"extract", "audit"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run over photos that tests may change; each gives them back."""
+    folder = tmp_path_factory.mktemp("stale")
+    paint_classes(folder / "photos", per_class=30)
+    done = run_job("run", "--data", folder / "photos", "--out", folder / "out", *quick_settings())
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def folder(finished):
+    kept = finished.with_name("kept")
+    shutil.copytree(finished, kept, symlinks=True)
+    yield finished
+    shutil.rmtree(finished)
+    kept.rename(finished)
+
+
+def would_run(folder, *settings):
+    call = ("run", "--data", folder / "photos", "--out", folder / "out")
+    done = run_job(*call, "--dry-run", *quick_settings(*settings))
+    assert done.returncode == 0, done.stderr
+    lines = [line.split(maxsplit=2) for line in done.stdout.splitlines()]
+    return {line[0] for line in lines if line and line[0] in STAGES and line[1] == "runs:"}
+
+
+def photo(folder):
+    return folder / "photos" / "stripes" / "stripes-003.jpg"
+
+
+def change_a_byte(folder):
+    data = bytearray(photo(folder).read_bytes())
+    data[len(data) // 2] ^= 1
+    photo(folder).write_bytes(data)
+
+
+def touch(folder):
+    os.utime(photo(folder), (1, 1))
+
+
+def rename(folder):
+    photo(folder).rename(photo(folder).with_name("another.jpg"))
+
+
+def add_class(folder):
+    for k in range(9):
+        paint(folder / "photos" / "dots" / f"{k}.jpg", seed=5000 + k)
+
+
+def rename_class(folder):
+    (folder / "photos" / "stripes").rename(folder / "photos" / "lines")
+
+
+def older_code(folder):
+    file = folder / "out" / "stages" / "head.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "schema": -1}))
+
+
+def cut_output(folder):
+    file = folder / "out" / "stages" / "fine_tune" / "weights.npz"
+    os.truncate(file, file.stat().st_size // 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "runs"),
+    [
+        (change_a_byte, ALL),
+        (touch, set()),
+        (rename, ALL),
+        (add_class, ALL),
+        (rename_class, ALL),
+        (older_code, FROM_HEAD),
+        (cut_output, {"fine_tune", "evaluate", "export", "report"}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_change_makes_stale_what_depends_on_it(folder, change, runs):
+    change(folder)
+    assert would_run(folder) == runs
+
+
+@pytest.mark.parametrize(
+    ("setting", "runs"),
+    [
+        ("seed=5", ALL - {"intake"}),
+        ("intake.image_size=64", ALL),
+        ("backbone.alpha=0.5", FROM_EXTRACT),
+        ("checkpoint.every_s=1", set()),
+    ],
+)
+def test_a_changed_setting_makes_stale_what_depends_on_it(finished, setting, runs):
+    assert would_run(finished, setting) == runs
+
+
+def test_other_weights_make_stale_what_they_go_into(finished, shared):
+    weights = shared / "weights" / "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_224_no_top.h5"
+    assert would_run(finished, f"backbone.weights={weights}") == FROM_EXTRACT
+
+
+def test_cut_shard_is_made_again_with_the_same_bytes_and_nothing_else(folder):
+    shards = sorted((folder / "out" / "cache").glob("activations-*/*.npy"))
+    content, others = shards[0].read_bytes(), {p: p.stat().st_mtime_ns for p in shards[1:]}
+    os.truncate(shards[0], len(content) // 2)
+    done = run_job("run", "--data", folder / "photos", "--out", folder / "out", *quick_settings("fine_tune.epochs=3"))
+    assert done.returncode == 0, done.stderr
+    assert shards[0].read_bytes() == content and {p: p.stat().st_mtime_ns for p in others} == others
+    assert "head      skipped: unchanged" in done.stderr and "fine_tune runs" in done.stderr
+
+
+def test_changed_photo_is_decoded_again_and_one_of_the_same_bytes_changes_nothing(folder):
+    """A new time and the same bytes: asked for by content. Another byte: the run ends as a fresh one would."""
+    touch(folder)
+    call = ("run", "--data", folder / "photos", "--out", folder / "out", *quick_settings())
+    assert "runs" not in run_job(*call).stderr
+    change_a_byte(folder)
+    done = run_job(*call)
+    assert done.returncode == 0 and "intake    runs" in done.stderr, done.stderr
+    fresh = run_job("run", "--data", folder / "photos", "--out", folder / "fresh", *quick_settings())
+    assert fresh.returncode == 0, fresh.stderr
+    for name in ("predictions.parquet", "examples.parquet", "stages/fine_tune/weights.npz", "stages/head/head.npz"):
+        assert (folder / "out" / name).read_bytes() == (folder / "fresh" / name).read_bytes(), name
+
+
+def test_page_of_a_mix_of_two_runs_is_refused_with_what_differs(folder):
+    evaluation = folder / "out" / "stages" / "evaluate" / "evaluation.json"
+    evaluation.write_text(evaluation.read_text().replace('"shipped"', '"shipped" '))
+    page = (folder / "out" / "report.html").read_bytes()
+    done = run_job("report", folder / "out")
+    assert done.returncode == 2 and "a mix of results" in done.stderr
+    assert "stages/evaluate/evaluation.json: evaluate left" in done.stderr and "export: made from" not in done.stderr
+    assert (folder / "out" / "report.html").read_bytes() == page
+
+
+def test_stage_of_another_run_is_refused_with_what_differs(folder):
+    record = folder / "out" / "stages" / "head.json"
+    changed = json.loads(record.read_text())
+    changed["outputs"] = {}
+    record.write_text(json.dumps(changed))
+    done = run_job("report", folder / "out")
+    assert done.returncode == 2 and "fine_tune: made from head" in done.stderr and "head left nothing" in done.stderr
+
+
+def test_model_with_a_changed_byte_is_refused(folder):
+    variables = next((folder / "out" / "model" / "variables").glob("*.data-*"))
+    data = bytearray(variables.read_bytes())
+    data[len(data) // 2] ^= 1
+    variables.write_bytes(data)
+    call = ("--data", folder / "photos", "--out", folder / "labels.csv")
+    done = run_job("predict", "--model", folder / "out" / "model", *call)
+    assert done.returncode == 2 and f"variables/{variables.name}" in done.stderr and not (folder / "labels.csv").exists()

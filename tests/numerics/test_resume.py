@@ -1,0 +1,124 @@
+"""Going on from a checkpoint: the same bits as if nothing had happened, and never from a number that is not finite."""
+
+import numpy as np
+import pytest
+
+from job.config import CheckpointConfig
+from job.context import Context
+from job.errors import Diverged
+from job.model.heads import Head, smoothed_one_hot
+from job.storage.workdir import Workdir
+from job.telemetry import Telemetry
+from job.train.checkpoint import Checkpoints
+from tests.numerics.test_training import trainer_of
+
+NUM_STEPS = 9  # Three epochs of three steps.
+MADE_FROM = {"head": "abc"}
+
+
+@pytest.fixture
+def data(network):
+    rng = np.random.default_rng(6)
+    inputs = rng.normal(0, 1, (24, *network.cut_point.shape)).astype(np.float32)
+    return inputs, smoothed_one_hot(rng.integers(0, 4, 24), 4, 0.1)
+
+
+@pytest.fixture
+def new_trainer(network):
+    rng = np.random.default_rng(5)
+    kernel, bias = rng.normal(0, 0.3, (network.feature_width, 4)), rng.normal(0, 1, 4)
+    head = Head(kernel.astype(np.float32), bias.astype(np.float32))
+    return lambda **options: trainer_of(network.tuned(head), network, epochs=3, learning_rate=1e-3, ema=True, **options)
+
+
+def train(trainer, data, before_step=lambda step: None, until=NUM_STEPS):
+    """The results of the epochs that end before step `until`."""
+    inputs, targets = data
+
+    def batch(step):
+        chosen = trainer.schedule.batch(step)
+        return (inputs[chosen],), targets[chosen], np.linspace(0.5, 1.5, len(chosen), dtype=np.float32)
+
+    class Enough(Exception):
+        pass
+
+    def stop_there(step):
+        if step == until:
+            raise Enough
+        before_step(step)
+
+    results = []
+    try:
+        for result in trainer.epochs(batch, stop_there):
+            results.append(result)
+    except Enough:
+        pass
+    return results
+
+
+def assert_same_bits(first, second):
+    assert first.step == second.step and first.notes == second.notes and first.arrays.keys() == second.arrays.keys()
+    for name in first.arrays:
+        assert first.arrays[name].tobytes() == second.arrays[name].tobytes(), name
+
+
+@pytest.mark.parametrize("step", range(1, NUM_STEPS + 1))
+def test_training_that_goes_on_in_another_trainer_ends_with_the_same_bits(new_trainer, data, tmp_path, step):
+    """Through the disk, within and at the end of epochs: weights, optimizer, average, sums and epoch results."""
+    undisturbed = new_trainer()
+    expected = train(undisturbed, data)
+    first = new_trainer()
+    results = train(first, data, until=step)
+    context = Context(Workdir(tmp_path), Telemetry(None))
+    with Checkpoints(context, "fine_tune", MADE_FROM) as checkpoints:
+        checkpoints.save(first.state())
+    second = new_trainer()
+    second.restore(Checkpoints(context, "fine_tune", MADE_FROM).newest())
+    assert second.num_steps_done == step
+    results += train(second, data)
+    assert results == expected
+    assert_same_bits(second.state(), undisturbed.state())
+    for a, b in zip(second.final_weights(), undisturbed.final_weights(), strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
+def test_what_is_being_written_is_not_what_training_goes_on_to_change(new_trainer, data, tmp_path):
+    trainer = new_trainer()
+    train(trainer, data, until=4)
+    state = trainer.state()
+    copies = {name: array.copy() for name, array in state.arrays.items()}
+    train(trainer, data)
+    for name, array in state.arrays.items():
+        assert array.tobytes() == copies[name].tobytes(), name
+
+
+def test_number_that_is_not_finite_is_noticed_in_any_one_variable_before_a_checkpoint(new_trainer, data, tmp_path):
+    """Of the model, of the moments, of the average: one element of one of them, whatever the loss says."""
+    trainer = new_trainer()
+    train(trainer, data, until=4)
+    context = Context(Workdir(tmp_path), Telemetry(None), saving=CheckpointConfig(every_s=0))
+    with Checkpoints(context, "fine_tune", MADE_FROM) as checkpoints:
+        checkpoints.offer(trainer.state)
+        checkpoints.finish()
+        looked_at = 0
+        for variable in trainer._variables:
+            value = np.array(variable)
+            if value.dtype.kind != "f":
+                continue
+            for bad in (np.nan, np.inf):
+                spoiled = value.copy()
+                spoiled.flat[spoiled.size // 2] = bad
+                variable.assign(spoiled)
+                with pytest.raises(Diverged, match=r"1 variables, .* the first, left the finite numbers.*learning_rate"):
+                    checkpoints.offer(trainer.state)
+            variable.assign(value)
+            looked_at += 1
+        assert looked_at > 3 * len(trainer.model.trainable_variables)
+    assert [int(f.name[:10]) for f in (tmp_path / "checkpoints" / "fine_tune").iterdir()] == [4]
+
+
+def test_inputs_that_are_not_finite_end_the_epoch_as_diverged(new_trainer, data):
+    inputs, targets = data
+    inputs[7, 0] = np.nan
+    with pytest.raises(Diverged):
+        train(new_trainer(), (inputs, targets))

@@ -1,0 +1,160 @@
+"""One run, one owner: real processes hold the lease, die with it, and lose it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from job.errors import TryAgainLater
+from job.storage import lease
+from job.storage.workdir import Workdir
+from tests.conftest import ROOT
+
+# Takes the lease, says so, and tries to publish whenever it is told to.
+HOLDER = """
+import sys
+from pathlib import Path
+from job.errors import TryAgainLater
+from job.storage import lease
+from job.storage.workdir import Workdir
+workdir = Workdir(Path(sys.argv[1]))
+workdir.lease = lease.acquire(workdir.root, lambda text: None, lambda: None)
+print("held", flush=True)
+for line in sys.stdin:
+    try:
+        workdir.write_bytes("result", line.encode())
+        print("published", flush=True)
+    except TryAgainLater as error:
+        print(error, flush=True)
+workdir.lease.release()
+"""
+OWN_NAMESPACE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="a process namespace of one's own needs root")
+
+
+class Holder:
+    def __init__(self, folder, wrapper=()):
+        command = [*wrapper, sys.executable, "-c", HOLDER, str(folder)]
+        self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout.readline() == "held\n"
+        self.pid = self.process.pid
+        if wrapper:
+            found = subprocess.run(["pgrep", "-P", str(self.pid)], capture_output=True, text=True, check=True)
+            self.pid = int(found.stdout)
+
+    def publish(self):
+        self.process.stdin.write("content\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().strip()
+
+
+@pytest.fixture
+def hold(tmp_path):
+    holders = []
+
+    def start(wrapper=()):
+        holders.append(Holder(tmp_path, wrapper))
+        return holders[-1]
+
+    yield start
+    for holder in holders:
+        for pid in {holder.pid, holder.process.pid}:
+            if holder.process.poll() is None:
+                os.kill(pid, signal.SIGKILL)
+        holder.process.wait()
+
+
+def acquire(folder, dead_after_s=60.0):
+    said = []
+    held = lease.acquire(folder, said.append, lambda: None, dead_after_s)
+    return held, said
+
+
+def test_second_owner_is_refused_at_once_and_told_who_the_first_is(tmp_path, hold):
+    holder = hold()
+    started = time.monotonic()
+    with pytest.raises(TryAgainLater, match=f"in use by the run on .*, process {holder.pid}, since .*another --out"):
+        acquire(tmp_path)
+    assert time.monotonic() - started < 5 and holder.publish() == "published"
+
+
+@needs_root
+def test_living_owner_elsewhere_is_known_by_its_touch_within_five_seconds(tmp_path, hold):
+    holder = hold(OWN_NAMESPACE)  # As in another container: its process number says nothing here.
+    started = time.monotonic()
+    with pytest.raises(TryAgainLater, match="in use by the run on .*, process 1, since"):
+        acquire(tmp_path)
+    assert time.monotonic() - started < 5 and holder.publish() == "published"
+
+
+def test_owner_that_was_killed_is_followed_at_once(tmp_path, hold):
+    holder = hold()
+    holder.process.kill()
+    holder.process.wait()
+    started = time.monotonic()
+    held, said = acquire(tmp_path)
+    assert time.monotonic() - started < 2 and "which has ended without a word" in said[0]
+    held.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_owner_whose_number_another_process_has_now_is_dead(tmp_path):
+    here = lease.Owner.here()
+    reused = {**here.__dict__, "token": "0", "born": "1"}
+    (tmp_path / lease.NAME).write_text(json.dumps(reused))
+    acquire(tmp_path)[0].release()
+
+
+@needs_root
+def test_silent_owner_elsewhere_is_followed_and_cannot_publish_any_more(tmp_path, hold):
+    holder = hold(OWN_NAMESPACE)
+    assert holder.publish() == "published"
+    os.kill(holder.pid, signal.SIGSTOP)
+    started = time.monotonic()
+    held, said = acquire(tmp_path, dead_after_s=3)
+    assert 3 < time.monotonic() - started < 6 and "watching for 3 s" in said[0]
+    os.kill(holder.pid, signal.SIGCONT)
+    assert "was taken over by the run on" in holder.publish()
+    assert (tmp_path / "result").read_bytes() == b"content\n"  # What it published while it was the owner stays.
+    workdir = Workdir(tmp_path)
+    workdir.lease = held
+    workdir.write_bytes("result", b"of the new owner")
+    assert "was taken over" in holder.publish() and (tmp_path / "result").read_bytes() == b"of the new owner"
+    held.release()
+
+
+def test_fenced_owner_can_neither_switch_nor_remove(tmp_path):
+    workdir = Workdir(tmp_path)
+    workdir.lease, _ = acquire(tmp_path)
+    workdir.publish_folder("model", lambda folder: (folder / "weights").write_bytes(b"1"))
+    other = {**lease.Owner.here().__dict__, "host": "elsewhere", "token": "other"}
+    (tmp_path / lease.NAME).write_text(json.dumps(other))
+    for act in (
+        lambda: workdir.publish_folder("model", lambda folder: (folder / "weights").write_bytes(b"2")),
+        lambda: workdir.remove("model"),
+        lambda: workdir.write_json("metrics.json", {}),
+        workdir.remove_parts,
+    ):
+        with pytest.raises(TryAgainLater, match="taken over by the run on elsewhere"):
+            act()
+    assert (tmp_path / "model" / "weights").read_bytes() == b"1" and not (tmp_path / "metrics.json").exists()
+    workdir.lease.release()
+    assert json.loads((tmp_path / lease.NAME).read_text())["token"] == "other"  # Not its own to remove any more.
+
+
+def test_owner_that_died_while_it_wrote_its_name_is_none(tmp_path):
+    (tmp_path / lease.NAME).write_text('{"token": "ab')
+    acquire(tmp_path)[0].release()
+
+
+def test_of_many_that_start_at_once_one_gets_the_lease(tmp_path):
+    script = HOLDER.replace("for line in sys.stdin:", "import time\ntime.sleep(1.5)\nfor line in ():")
+    command, pipe = [sys.executable, "-c", script, str(tmp_path)], subprocess.PIPE
+    processes = [subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe) for _ in range(6)]
+    ends = [(p.communicate(timeout=60), p.returncode) for p in processes]
+    assert sorted(code for _, code in ends) == [0, 1, 1, 1, 1, 1]
+    assert all(b"TryAgainLater" in said for (_, said), code in ends if code)
