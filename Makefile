@@ -24,6 +24,7 @@ bench: .venv/.dev
 	.venv/bin/python -m benchmarks.fine_tune_memory
 	.venv/bin/python -m benchmarks.data_quality
 	.venv/bin/python -m benchmarks.scale --rounds 3 3 2
+	.venv/bin/python -m benchmarks.checkpoints
 	.venv/bin/python -m benchmarks.gpu
 
 .venv/.dev: requirements/dev.txt pyproject.toml

@@ -4,9 +4,12 @@ from job.stop import STOP
 def start() -> None:
     """The program. Signals are heard before anything that takes time is imported."""
     STOP.listen()
-    from job.cli import main
+    try:
+        from job.cli import main
 
-    main()
+        main()
+    finally:
+        STOP.ignore()
 
 
 if __name__ == "__main__":

@@ -43,6 +43,11 @@ class StopRequest:
         self._ends = near_end, far_end
         threading.Thread(target=self._watch, daemon=True).start()
 
+    def ignore(self) -> None:
+        """The work is over, and so is what a signal could ask for: the exit code is decided."""
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
     def request(self, by: str = "a request") -> None:
         if not self.is_asked:
             self._by = by

@@ -167,7 +167,8 @@ class ArrayStore:
 def unwanted(root: Path, kept: Iterable[Path]) -> list[Path]:
     """Every file below `root` that belongs to none of the stores of these index files.
 
-    Nothing where one of them cannot be read: what it needs is not known.
+    Other indexes come first: a store ends as it began, without one. Nothing where one of these cannot be read: what it needs
+    is not known.
     """
     wanted: set[Path] = set()
     for index_file in kept:
@@ -177,7 +178,8 @@ def unwanted(root: Path, kept: Iterable[Path]) -> list[Path]:
             return []
         names = [name for s in store.shards for name in (s.array_name, _record_name(s.key))]
         wanted |= {index_file, *(index_file.parent / name for name in names)}
-    return sorted(path for path in root.rglob("*") if not path.is_dir() and path not in wanted)
+    found = [path for path in root.rglob("*") if not path.is_dir() and path not in wanted]
+    return sorted(found, key=lambda path: (not path.name.startswith("index-"), path))
 
 
 def sweep(files: Iterable[Path]) -> None:

@@ -166,11 +166,13 @@ def _start_checker() -> subprocess.Popen[str]:
 
 def _ask(checker: subprocess.Popen[str], request: parity.Request, context: Context) -> dict[str, Any]:
     deadline = time.monotonic() + _PARITY_TIMEOUT_S
+    unsent: str | None = json.dumps(asdict(request))
     while True:
         try:
-            answer, said = checker.communicate(json.dumps(asdict(request)), timeout=_LOOKS_EVERY_S)
+            answer, said = checker.communicate(unsent, timeout=_LOOKS_EVERY_S)
             break
         except subprocess.TimeoutExpired:
+            unsent = None  # It is on its way.
             context.stop.check()
             if time.monotonic() > deadline:
                 raise JobError(f"The parity check took longer than {_PARITY_TIMEOUT_S} s.") from None

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from job.errors import StorageFailed, UsageError
-from job.storage.workdir import storage_errors
+from job.storage.workdir import in_units, storage_errors
 
 _GB = 10**9
 _SHARED = ".shared"  # Lies in a folder that a run has named as its cache.dir.
@@ -49,13 +49,13 @@ class Cache:
                 self.path(_SHARED).touch()
         if self.max_gb is not None and needed_bytes > self.max_gb * _GB:
             raise UsageError(
-                f"The stores of this run need {needed_bytes / _GB:.2f} GB under {self.root}; cache.max_gb allows "
+                f"The stores of this run need {in_units(needed_bytes)} under {self.root}; cache.max_gb allows "
                 f"{self.max_gb:g}. Raise it, or store less: fewer augment.views, a smaller intake.image_size, or "
                 'fine_tune.inputs = "online".'
             )
         if missing_bytes > self.free_bytes:
             raise StorageFailed(
-                f"The stores of this run need {missing_bytes / _GB:.2f} GB more under {self.root}, where "
-                f"{self.free_bytes / _GB:.2f} GB are free. Free some space, give another cache.dir, or store less: fewer "
+                f"The stores of this run need {in_units(missing_bytes)} more under {self.root}, where "
+                f"{in_units(self.free_bytes)} are free. Free some space, give another cache.dir, or store less: fewer "
                 'augment.views, a smaller intake.image_size, or fine_tune.inputs = "online".'
             )

@@ -7,6 +7,7 @@ A folder is published as `versions/DIGEST/` and one atomic switch of a link.
 import errno
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -224,6 +225,11 @@ def storage_failed(error: OSError, path: Path, needed_bytes: int | None = None) 
 
 def _room(path: Path, needed_bytes: int | None) -> str:
     existing = next(p for p in (path, *path.parents) if p.exists())
-    free_mb = shutil.disk_usage(existing).free / 1e6
-    needed = "more than that" if needed_bytes is None else f"{max(needed_bytes / 1e6, 0.001):,.3f} MB"
-    return f" {free_mb:,.3f} MB are free there, and this file alone needs {needed}."
+    needed = "" if needed_bytes is None else f", and this alone needs {in_units(needed_bytes)}"
+    return f" {in_units(shutil.disk_usage(existing).free)} are free there{needed}."
+
+
+def in_units(num_bytes: float) -> str:
+    """12.3 MB, rounded up."""
+    unit, name = next((u for u in ((1e9, "GB"), (1e6, "MB")) if num_bytes >= u[0]), (1e3, "kB"))
+    return f"{math.ceil(10 * num_bytes / unit) / 10:,.1f} {name}"

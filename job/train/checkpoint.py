@@ -1,6 +1,6 @@
 """Checkpoints: everything that a piece of work needs to go on from its middle, saved as one, beside the work.
 
-A checkpoint is a folder with arrays.npz and state.json, named by the step and the SHA-256 of its files, so that every byte
+A checkpoint is a folder with arrays.npy and state.json, named by the step and the SHA-256 of its files, so that every byte
 is checked before it is believed. It appears whole or not at all, and the two newest are kept.
 """
 
@@ -109,9 +109,10 @@ class Checkpoints:
 
     def _write(self, state: TrainState) -> None:
         def build(folder: Path) -> None:
-            with (folder / "arrays.npz").open("wb") as file:
-                np.savez(file, **state.arrays)  # type: ignore[arg-type]  # NumPy's stub knows no names.
-            rest = {"step": state.step, "notes": state.notes, "made_from": self._made_from}
+            with (folder / "arrays.npy").open("wb") as file:  # One after the other: an archive would sum them up once more.
+                for array in state.arrays.values():
+                    np.save(file, array, allow_pickle=False)
+            rest = {"step": state.step, "arrays": list(state.arrays), "notes": state.notes, "made_from": self._made_from}
             (folder / "state.json").write_text(json.dumps(rest))
 
         with storage_errors(self._folder, sum(array.nbytes for array in state.arrays.values())):
@@ -131,5 +132,6 @@ def _read(folder: Path) -> tuple[dict[str, str], TrainState] | None:
     if digest_of_folder(folder) != folder.name.partition("-")[2]:
         return None
     rest = json.loads((folder / "state.json").read_text())
-    with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
-        return rest["made_from"], TrainState(rest["step"], dict(arrays), rest["notes"])
+    with (folder / "arrays.npy").open("rb") as file:
+        arrays = {name: np.load(file, allow_pickle=False) for name in rest["arrays"]}
+    return rest["made_from"], TrainState(rest["step"], arrays, rest["notes"])

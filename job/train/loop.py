@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -181,7 +181,7 @@ class Trainer:
             losses, correct, weights = self.step(batch)
             self._sums += [(losses * weights).sum(), (correct * weights).sum(), weights.sum()]
             if (step + 1) % self.schedule.steps_per_epoch == 0:
-                self.check_finite()
+                self._check_finite(map(_numpy, self._variables))
                 loss, accuracy = self._sums[:2] / self._sums[2]
                 self._sums[:] = 0
                 rate = self.schedule.learning_rate(step)
@@ -197,9 +197,10 @@ class Trainer:
         Raises:
             Diverged: where a number of it is not finite.
         """
-        self.check_finite()
-        variables = numbered("variable", [np.array(_numpy(v)) for v in self._variables])
-        return TrainState(self.num_steps_done, {**variables, "sums": self._sums.copy()}, {"num_parts": self.num_parts})
+        values = [np.array(_numpy(v)) for v in self._variables]
+        self._check_finite(values)
+        arrays = {**numbered("variable", values), "sums": self._sums.copy()}
+        return TrainState(self.num_steps_done, arrays, {"num_parts": self.num_parts})
 
     def restore(self, state: TrainState) -> None:
         """Go on from what `state` gave, in this process or in another one."""
@@ -250,13 +251,13 @@ class Trainer:
         self.model.set_weights(kept)
         return final
 
-    def check_finite(self) -> None:
-        """Look at every variable: a fused kernel can turn NaN into 0, and then the loss tells nothing.
+    def _check_finite(self, values: Iterable[np.ndarray]) -> None:
+        """Look at the value of every variable: a fused kernel can turn NaN into 0, and then the loss tells nothing.
 
         Raises:
             Diverged.
         """
-        bad = [v.path for v in self._variables if not np.isfinite(_numpy(v)).all()]
+        bad = [v.path for v, value in zip(self._variables, values, strict=True) if not np.isfinite(value).all()]
         if bad or not np.isfinite(self._sums).all():
             raise self._diverged(f"{len(bad)} variables, {bad[0]} the first," if bad else "the loss")
 

@@ -80,7 +80,7 @@ def outcome(out: Path) -> dict[str, Any]:
 def digest_of_page(page: str) -> str:
     """The page without its time stamp, and without the section on where the time went."""
     page = re.sub(r'<section id="times">.*?</section>', "", page, flags=re.DOTALL)
-    return re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", "", page)
+    return re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", "", page)
 
 
 def faults(out: Path) -> list[str]:
@@ -139,16 +139,18 @@ class Undisturbed:
 def kills(undisturbed: Undisturbed, number: signal.Signals, count: int, seed: int = 0) -> Tally:
     """End runs until so many were met alive. One that was ended is started again, and may be ended again until it finishes.
 
-    All work in the same place, because the page names it.
+    The instants are spread over the duration of a whole run, in random order. All work in the same place, because the page
+    names it.
     """
     rng = np.random.default_rng([seed, int(number)])
     out, tally = undisturbed.out, Tally()
+    instants = 0.1 + (rng.permutation(count) + rng.uniform(size=count)) / count * undisturbed.duration_s
     while tally.num_kills < count:
         shutil.rmtree(out)
         tally.num_runs += 1
-        code = -1
+        code, before = -1, tally.num_kills
         while code != 0:
-            seconds = rng.uniform(0.05, 0.6 * undisturbed.duration_s) if tally.num_kills < count else 600
+            seconds = float(instants[tally.num_kills]) if tally.num_kills < count else 600.0
             code, said = run_until(undisturbed.data, out, seconds, number)
             tally.codes[code] += 1
             if code != 0:
@@ -156,6 +158,8 @@ def kills(undisturbed: Undisturbed, number: signal.Signals, count: int, seed: in
                 stages = _STAGE.findall(said)
                 tally.met_in[stages[-1] if stages else "start"] += 1
                 tally.problems += _wrong_end(code, number, said) + faults(out)
+        if tally.num_kills == before:  # Faster than the first time: the next instant is no longer within a run.
+            instants *= 0.9
         tally.problems += leftovers(out)
         found = outcome(out)
         tally.problems += [f"another {what}" for what, then in undisturbed.outcome.items() if found[what] != then]

@@ -74,12 +74,12 @@ def flip(path, place):
 
 
 DAMAGE = {
-    "a bit of an array": lambda f: flip(f / "arrays.npz", 0.5),
-    "the first bit": lambda f: flip(f / "arrays.npz", 0.0),
+    "a bit of an array": lambda f: flip(f / "arrays.npy", 0.5),
+    "the first bit": lambda f: flip(f / "arrays.npy", 0.0),
     "a bit of the rest": lambda f: flip(f / "state.json", 0.3),
-    "cut short": lambda f: os.truncate(f / "arrays.npz", 100),
+    "cut short": lambda f: os.truncate(f / "arrays.npy", 100),
     "empty": lambda f: os.truncate(f / "state.json", 0),
-    "a member is missing": lambda f: (f / "arrays.npz").unlink(),
+    "a member is missing": lambda f: (f / "arrays.npy").unlink(),
     "a member too many": lambda f: (f / "more").write_text(""),
     "another name": lambda f: f.rename(f.with_name(f.name[:-1] + ("0" if f.name[-1] != "0" else "1"))),
     "an empty folder": lambda f: [p.unlink() for p in f.iterdir()],
@@ -95,7 +95,7 @@ def test_damaged_newest_one_is_noticed_and_the_previous_one_taken(context, damag
 
 def test_every_single_flipped_bit_is_noticed(context):
     (folder,) = save(context, 5)
-    for name in ("arrays.npz", "state.json"):
+    for name in ("arrays.npy", "state.json"):
         good = (folder / name).read_bytes()
         for place in range(0, len(good), 7):
             flip(folder / name, place / len(good))
@@ -106,7 +106,7 @@ def test_every_single_flipped_bit_is_noticed(context):
 
 def test_damaged_ones_do_not_count_as_kept_and_go_with_the_next(context):
     for folder in save(context, 5, 9)[1:]:
-        flip(folder / "arrays.npz", 0.5)
+        flip(folder / "arrays.npy", 0.5)
     with Checkpoints(context, "fine_tune", MADE_FROM) as checkpoints:
         assert checkpoints.newest().step == 5
         checkpoints.save(state(6))
@@ -127,7 +127,7 @@ def test_full_disk_keeps_the_good_one_and_is_told_at_the_next_question(context, 
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    message = "No space left.*MB are free there, and this file alone needs 0.001 MB"
+    message = "No space left.*GB are free there, and this alone needs 0.9 kB"
     with pytest.raises(StorageFailed, match=message), Checkpoints(context, "fine_tune", MADE_FROM) as checkpoints:
         monkeypatch.setattr("job.storage.workdir.sync", full)
         checkpoints.save(state(6))

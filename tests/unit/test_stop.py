@@ -42,6 +42,16 @@ def test_process_that_cannot_listen_ends_with_143_at_the_deadline_and_says_what_
     assert "Stopped by SIGTERM in fine_tune. Of fine_tune, everything up to step 7 is saved." in said
 
 
+def test_signal_after_the_end_of_the_work_leaves_the_exit_code_alone():
+    """Python gives handlers back to the system long before the process is gone."""
+    body = "import atexit, time\natexit.register(time.sleep, 1)\nSTOP.ignore()\nprint('over', flush=True)"
+    process = start(body)
+    assert process.stdout.readline() == "over\n"
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert process.returncode == 0
+
+
 def test_more_signals_do_no_harm():
     process = start(f"import threading\n{DEAF}", grace=0.5)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):

@@ -35,7 +35,7 @@ def test_full_disk_is_a_storage_error_with_the_path_and_the_way_out(workdir, mon
     monkeypatch.setattr("job.storage.workdir.sync", full)
     with pytest.raises(
         StorageFailed,
-        match=r"file: No space left on device\. .* MB are free there, and this file alone needs 0\.001 MB\. Free some space",
+        match=r"file: No space left on device\. .* GB are free there, and this alone needs 0\.1 kB\. Free some space",
     ):
         workdir.write_bytes("file", b"data")
 
