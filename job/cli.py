@@ -4,7 +4,7 @@ import errno
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
@@ -27,7 +27,8 @@ _OF_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE)
 
 
 def _end(error: JobError) -> NoReturn:
-    click.echo(f"\n{'Stopped' if isinstance(error, Stopped) else 'Error'}: {error}", err=True)
+    with suppress(OSError):  # Whoever listens may be gone; the exit code stands.
+        click.echo(f"\n{'Stopped' if isinstance(error, Stopped) else 'Error'}: {error}", err=True)
     sys.exit(error.exit_code)
 
 

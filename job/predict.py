@@ -34,6 +34,7 @@ def predict(model_folder: Path, data: str, out: Path, *, batch_size: int, contex
     """
     if out.suffix not in (".parquet", ".csv"):
         raise UsageError(f"--out {out}: give a name that ends in .parquet or .csv.")
+    model_folder = model_folder.resolve()  # A run may switch the link to another model in between.
     card = Workdir(model_folder).read_json("model.json")
     if card is None:
         raise UsageError(f"--model {model_folder}: there is no model.json in it; give the model/ folder of a run.")

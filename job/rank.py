@@ -107,6 +107,7 @@ def rank(
 
 def _inside(context: Context, candidate: Candidate) -> Context:
     workdir = Workdir(context.workdir.path(candidate.folder))
+    workdir.lease = context.workdir.lease
     return Context(workdir, context.telemetry, candidate.config.seed, context.stop, candidate.config.cache, context.saving)
 
 

@@ -120,9 +120,10 @@ def owned(context: Context) -> Iterator[None]:
 
 def _run(job: Job, steps: list[Step], stop_after: str | None) -> None:
     telemetry = job.context.telemetry
-    _warn_of_another_machine(job)
-    job.workdir.write_json("run.json", describe(job))
+    described = describe(job)
+    _warn_of_another_machine(job, described)
     _withdraw(job.workdir, {step.stage for step in steps if step.runs and not step.only_stores})
+    job.workdir.write_json("run.json", described)
     failure: GateNotMet | None = None
     something_ran = False  # Then what comes later may have become stale, even if that was not planned.
     for step in steps:
@@ -343,10 +344,11 @@ def _withdraw(workdir: Workdir, changing: set[str]) -> None:
                 workdir.remove(public)
 
 
-def _warn_of_another_machine(job: Job) -> None:
-    before, now = job.workdir.read_json("run.json"), fingerprint()
+def _warn_of_another_machine(job: Job, now: dict[str, Any]) -> None:
+    before = job.workdir.read_json("run.json")
     if before and any(job.workdir.exists(record_name(name)) for name in STAGES):
-        changed = [what for what in now if before["fingerprint"].get(what) != now[what]]
+        changed = [what for what in now["fingerprint"] if before["fingerprint"].get(what) != now["fingerprint"][what]]
+        changed += ["versions"] if before["versions"] != now["versions"] else []
         if changed:
             job.context.telemetry.line(
                 f"Going on where another kind of machine began ({', '.join(changed)}): the last bits may differ from a run "

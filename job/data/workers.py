@@ -15,7 +15,7 @@ import signal
 import time
 import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from multiprocessing.connection import Connection, wait
@@ -87,7 +87,7 @@ def decode_shards(
         Stopped: soon after the run is asked to stop, without waiting for a shard's end.
     """
     waiting = iter(tasks)
-    with ExitStack() as stack:
+    with _stopped_first(context), ExitStack() as stack:
         workers = []
         for _, task in zip(range(limits.num_workers), waiting, strict=False):
             workers.append(_Worker(source, rules, limits, context.telemetry))
@@ -105,6 +105,16 @@ def decode_shards(
                         worker.assign(following)
                         following = next(waiting, None)
                     yield finished
+
+
+@contextmanager
+def _stopped_first(context: Context) -> Iterator[None]:
+    """What fails while the end is asked for may have been met by the same signal, and is not what the run ends with."""
+    try:
+        yield
+    except Exception:
+        context.stop.check()
+        raise
 
 
 class _Worker:

@@ -142,8 +142,9 @@ def _inputs(
     if not fine_tunes:
         return Choice("stored", "nothing is fine-tuned")
     # What is there already, of a run that was killed or of another one, needs no more room.
-    there = sum(p.stat().st_size for name in folders.values() for p in cache.path(f"activations-{name}").glob("*.npy"))
-    allowed = cache.free_bytes * (1 - _KEPT_FREE) + there if cache.max_gb is None else cache.max_gb * 1e9
+    stores = [cache.path(f"{kind}-{name}") for kind in ("activations", "features") for name in folders.values()]
+    there = sum(p.stat().st_size for store in stores for p in store.glob("*.npy"))
+    allowed = (cache.free_bytes + there) * (1 - _KEPT_FREE) if cache.max_gb is None else cache.max_gb * 1e9
     features = network.feature_width * 4 * (len(images) + num_train * (num_views - 1))
     return choose_inputs(
         wanted,

@@ -91,7 +91,8 @@ class Lease:
 
     def _keep_touching(self) -> None:
         while not self._released.wait(_TOUCHED_EVERY_S):
-            with suppress(OSError), _locked(self._file) as descriptor:
+            # Where the lock is held for long, by a thread of this process above all, the next touch will do.
+            with suppress(OSError, TryAgainLater), _locked(self._file) as descriptor:
                 if _read(descriptor) != self._owner:
                     return
                 os.utime(descriptor)

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -17,7 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from job.errors import StorageFailed
+from job.storage.lease import NAME as LEASE
 from job.storage.lease import Lease
+
+_PART = re.compile(r"\.(.+\.)?[0-9a-f]{12}\.part")
 
 
 class Workdir:
@@ -98,9 +102,10 @@ class Workdir:
             finally:
                 link.unlink(missing_ok=True)
             sync(final.parent)
-            for old in versions.glob(f"{name}-*"):
-                if old != version:
-                    remove_folder(old)
+            with self.held():
+                for old in versions.glob(f"{name}-*"):
+                    if old != version:
+                        remove_folder(old)
 
     def remove(self, name: str) -> None:
         path = self.path(name)
@@ -111,15 +116,16 @@ class Workdir:
                 path.unlink(missing_ok=True)
 
     def remove_parts(self, shared: Path | None = None) -> None:
-        """What earlier owners of the directory were at when they were killed; not below `shared`, which others write to."""
-        with storage_errors(self.root), self.held():
-            for part in sorted(self.root.rglob(".*.part"), reverse=True):
-                if shared is not None and part.is_relative_to(shared):
-                    continue
-                if part.is_dir() and not part.is_symlink():
-                    shutil.rmtree(part)
-                else:
-                    part.unlink(missing_ok=True)
+        """What earlier owners of the directory were at when they were killed; not below `shared`, which others write to, and
+        not in a folder below that has an owner of its own."""
+        with storage_errors(self.root):
+            parts = list(_parts_below(self.root, shared))
+            with self.held():
+                for part in parts:
+                    if part.is_dir() and not part.is_symlink():
+                        shutil.rmtree(part)
+                    else:
+                        part.unlink(missing_ok=True)
 
     def fresh_folder(self, name: str) -> Path:
         """An empty folder for a stage's own files."""
@@ -165,6 +171,18 @@ def add_folder(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return final
+
+
+def _parts_below(root: Path, shared: Path | None) -> Iterator[Path]:
+    """Temporary files and folders, by the names that `own_mark` gives them."""
+    for folder, folders, files in os.walk(root):
+        here = Path(folder)
+        if here == shared or (here != root and LEASE in files):
+            folders.clear()
+            continue
+        found = [name for name in (*folders, *files) if _PART.fullmatch(name)]
+        folders[:] = [name for name in folders if name not in found]
+        yield from (here / name for name in found)
 
 
 def remove_folder(folder: Path) -> None:

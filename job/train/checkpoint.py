@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 
@@ -111,20 +111,28 @@ class Checkpoints:
         def build(folder: Path) -> None:
             with (folder / "arrays.npy").open("wb") as file:  # One after the other: an archive would sum them up once more.
                 for array in state.arrays.values():
-                    np.save(file, array, allow_pickle=False)
+                    _append(file, array)
             rest = {"step": state.step, "arrays": list(state.arrays), "notes": state.notes, "made_from": self._made_from}
             (folder / "state.json").write_text(json.dumps(rest))
 
         with storage_errors(self._folder, sum(array.nbytes for array in state.arrays.values())):
             new = add_folder(self._folder, lambda digest: f"{state.step:010d}-{digest}", build, self._context.workdir.held)
             self._mine = [*(folder for folder in self._mine if folder != new), new][-_KEPT:]
-            for old in set(self._folder.glob("[0-9]*")) - set(self._mine):
-                remove_folder(old)
+            with self._context.workdir.held():
+                for old in set(self._folder.glob("[0-9]*")) - set(self._mine):
+                    remove_folder(old)
         self._context.stop.saved = f"everything up to step {state.step:,}"
         self._context.telemetry.event("checkpoint", stage=self._stage, step=state.step)
 
     def _tell(self, text: str) -> None:
         self._context.telemetry.line(f"  {self._stage}: {text}")
+
+
+def _append(file: BinaryIO, array: np.ndarray) -> None:
+    """As NumPy's `save`, which writes past Python and then cannot tell why a disk took only a part."""
+    array = np.asarray(array, order="C")
+    np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+    file.write(array.data)
 
 
 def _read(folder: Path) -> tuple[dict[str, str], TrainState] | None:

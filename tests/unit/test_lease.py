@@ -11,6 +11,7 @@ import pytest
 
 from job.errors import TryAgainLater
 from job.storage import lease
+from job.storage import workdir as workdir_module
 from job.storage.workdir import Workdir
 from tests.conftest import ROOT
 
@@ -20,6 +21,7 @@ import sys
 from pathlib import Path
 from job.errors import TryAgainLater
 from job.storage import lease
+from job.storage import workdir as workdir_module
 from job.storage.workdir import Workdir
 workdir = Workdir(Path(sys.argv[1]))
 workdir.lease = lease.acquire(workdir.root, lambda text: None, lambda: None)
@@ -144,6 +146,51 @@ def test_fenced_owner_can_neither_switch_nor_remove(tmp_path):
     assert (tmp_path / "model" / "weights").read_bytes() == b"1" and not (tmp_path / "metrics.json").exists()
     workdir.lease.release()
     assert json.loads((tmp_path / lease.NAME).read_text())["token"] == "other"  # Not its own to remove any more.
+
+
+def test_owner_that_holds_the_lock_for_long_goes_on_touching_afterwards(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "_LOCK_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(lease, "_TOUCHED_EVERY_S", 0.1)
+    held, _ = acquire(tmp_path)
+    with held.held():
+        time.sleep(1)
+    touched = (tmp_path / lease.NAME).stat().st_mtime_ns
+    time.sleep(0.5)
+    assert (tmp_path / lease.NAME).stat().st_mtime_ns > touched
+    held.release()
+
+
+def test_leftovers_go_but_not_those_of_owners_below_nor_a_users_files(tmp_path):
+    part = f".weights.{'0a' * 6}.part"
+    for folder in ("stages", "inner/checkpoints", "cache"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / part).write_bytes(b"")
+    (tmp_path / "inner" / lease.NAME).write_text("{}")
+    (tmp_path / "stages" / ".photo.part").write_bytes(b"")
+    Workdir(tmp_path).remove_parts(shared=tmp_path / "cache")
+    left = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob(".*.part"))
+    assert left == [f"cache/{part}", f"inner/checkpoints/{part}", "stages/.photo.part"]
+
+
+def test_owner_that_was_fenced_does_not_clean_up_after_itself_either(tmp_path, monkeypatch):
+    """It switched the model and fell asleep; the new owner published; what it wakes up to remove is no longer its own."""
+    workdir = Workdir(tmp_path)
+    workdir.publish_folder("model", lambda folder: (folder / "weights").write_bytes(b"0"))
+    workdir.lease, _ = acquire(tmp_path)
+    real, slept = workdir_module.sync, []
+
+    def sync(path):
+        real(path)
+        if path == tmp_path and not slept:
+            slept.append(path)
+            other = {**lease.Owner.here().__dict__, "host": "elsewhere", "token": "other"}
+            (tmp_path / lease.NAME).write_text(json.dumps(other))
+            Workdir(tmp_path).publish_folder("model", lambda folder: (folder / "weights").write_bytes(b"2"))
+
+    monkeypatch.setattr(workdir_module, "sync", sync)
+    with pytest.raises(TryAgainLater, match="elsewhere"):
+        workdir.publish_folder("model", lambda folder: (folder / "weights").write_bytes(b"1"))
+    assert (tmp_path / "model" / "weights").read_bytes() == b"2"
 
 
 def test_owner_that_died_while_it_wrote_its_name_is_none(tmp_path):
