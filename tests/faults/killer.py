@@ -176,14 +176,15 @@ def _wrong_end(code: int, number: signal.Signals, said: str) -> list[str]:
 
 
 def cycles(folder: Path, count: int) -> dict[str, Any]:
-    """Kill a training that never ends at each new checkpoint, and go on: what grows?"""
+    """Kill a training that never ends at each second checkpoint, and go on: what grows?"""
+    endless = ("fine_tune.epochs=100000", "fine_tune.patience=100000", "fine_tune.learning_rate=1e-6")
     data, out = paint_classes(folder / "photos", per_class=40), folder / "out"
     memory_mb, steps, problems = [], [], []
     checkpoints = out / "checkpoints" / "fine_tune"
     for _ in range(count):
         before = set(checkpoints.glob("[0-9]*"))
         process = subprocess.Popen(
-            command(data, out, "fine_tune.epochs=100000"), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command(data, out, *endless), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         while len(set(checkpoints.glob("[0-9]*")) - before) < 2:
             assert process.poll() is None, "it ended by itself"
