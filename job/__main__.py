@@ -1,4 +1,4 @@
-from job.stop import STOP
+from job.stop import STOP, ignore_signals
 
 
 def start() -> None:
@@ -9,7 +9,7 @@ def start() -> None:
 
         main()
     finally:
-        STOP.ignore()
+        ignore_signals()  # Python gives handlers back to the system before it ends, and the exit code is decided.
 
 
 if __name__ == "__main__":

@@ -200,7 +200,7 @@ def report(directory: Path) -> None:
     from job.config import Config
     from job.errors import UsageError
     from job.pipeline import STAGES
-    from job.records import contradictions, timings
+    from job.records import contradictions, made_with, timings
     from job.run import owned
     from job.stages.report import report as draw_report
 
@@ -214,7 +214,8 @@ def report(directory: Path) -> None:
                 f"{directory} holds a mix of results:\n{lines}\nRun the job on it again, and it puts that right."
             )
         config = Config.model_validate(described["config"])
-        drawn = draw_report(config.report, run=described, timings=timings(context.workdir, STAGES), context=context)
+        shown = timings(context.workdir, made_with(context.workdir, STAGES, described["settings_of_stages"]))
+        drawn = draw_report(config.report, run=described, timings=shown, context=context)
         click.echo(f"Report: {drawn.path}")
 
 

@@ -1,6 +1,7 @@
 """Thumbnails of stored photos that outlive the cache, for the report."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,19 +16,25 @@ _PHOTOS_IN_STRIP = 8
 
 
 class Gallery:
-    """Writes JPEGs into one folder of the output directory, which is emptied first; gives their names relative to it."""
+    """Writes pictures into one folder of the output directory, which is emptied first; gives their names relative to it."""
 
     def __init__(self, workdir: Workdir, folder: str, images: ArrayStore) -> None:
-        self.folder = workdir.fresh_folder(folder)
-        self._name, self._images = folder, images
+        workdir.fresh_folder(folder)
+        self._workdir, self._folder, self._images = workdir, folder, images
+
+    def add(self, name: str, draw: Callable[[Path], None]) -> str:
+        """What `draw` writes to the path that it is given."""
+        with self._workdir.writing(f"{self._folder}/{name}") as path:
+            draw(path)
+        return f"{self._folder}/{name}"
 
     def photo(self, row: int, name: str) -> str:
         """One photo, given by its row in the image store."""
         return self.sheet([row], name, columns=1)
 
     def sheet(self, rows: Sequence[int] | np.ndarray, name: str, columns: int) -> str:
-        figures.contact_sheet(self._images.rows(rows), columns, TILE_PX).save(self.folder / f"{name}.jpg", quality=85)
-        return f"{self._name}/{name}.jpg"
+        drawn = figures.contact_sheet(self._images.rows(rows), columns, TILE_PX)
+        return self.add(f"{name}.jpg", lambda path: drawn.save(path, "JPEG", quality=85))
 
     def copies(self, examples: Examples, indices: Sequence[int], name: str) -> dict[str, Any]:
         """A group of copies: what is to be said of each, and a strip of the first of them."""

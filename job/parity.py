@@ -5,7 +5,6 @@ The request comes as JSON on standard input, when TensorFlow is imported already
 
 import io
 import json
-import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 from job.data.decode import DecodeRules, decode
 from job.data.sources import Entry, open_source
 from job.data.stores import ArrayStore
+from job.stop import ignore_signals
 from job.train.cluster import import_tensorflow
 
 # Largest difference of probabilities that float32 arithmetic on the same pixels may make.
@@ -122,8 +122,7 @@ def _exif(request: Request, pixels: np.ndarray, from_pixels: Any, from_bytes: An
 
 
 def main() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)  # They may reach the whole group; the export decides what they mean.
+    ignore_signals()
     import_tensorflow()
     request = sys.stdin.read()
     if request:  # Nothing, where the export ended before it.

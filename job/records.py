@@ -29,6 +29,18 @@ def timings(workdir: Workdir, stages: Iterable[str]) -> dict[str, dict[str, Any]
     return {name: {what: r[what] for what in kept if what in r} for name, r in records.items() if r}
 
 
+def made_with(workdir: Workdir, stages: Mapping[str, Stage], settings: Mapping[str, str]) -> list[str]:
+    """The stages whose records stand and were made with these settings, given as digests by stage, and from such stages
+    alone. Others are of an earlier run, which a run that stopped early left as they were."""
+    names: list[str] = []
+    for name, stage in stages.items():
+        record = workdir.read_json(record_name(name))
+        before = {b for b in stage.after if record and b in record["key"]}
+        if record and record["key"]["its settings"] == settings[name] and before <= set(names):
+            names.append(name)
+    return names
+
+
 def contradictions(workdir: Workdir, stages: Mapping[str, Stage]) -> list[str]:
     """What in a directory does not belong together: files that are not what a stage left, and stages that were made from
     something else than what is there now. A line each."""

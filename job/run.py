@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from job import __version__, times
-from job.config import CacheConfig
+from job.config import CacheConfig, digest_of
 from job.context import Context
 from job.data.stores import ArrayStore, sweep, unwanted
 from job.errors import DataUnusable, GateNotMet, UsageError
@@ -51,11 +51,10 @@ class Step:
     only_stores: bool = False
 
 
-def plan(job: Job, stop_after: str | None = None, *, reads_stores: bool = True) -> list[Step]:
+def plan(job: Job, stop_after: str | None = None) -> list[Step]:
     """What a run would do. A stage whose predecessors run may turn out to be unchanged when its time comes.
 
-    Stages behind `stop_after` are in it where they are up to date, because the report shows them. Without `reads_stores`,
-    which takes a while, stages are left out that only make a damaged store again.
+    Stages behind `stop_after` are in it where they are up to date, because the report shows them.
     """
     steps: dict[str, Step] = {}
     for name in STAGES:
@@ -71,7 +70,7 @@ def plan(job: Job, stop_after: str | None = None, *, reads_stores: bool = True) 
             steps[name] = Step(name, bool(reason), reason or "nothing that it depends on has changed")
     for name in reversed(list(steps)):
         for provider in STAGES[name].reads_stores_of if steps[name].runs else ():
-            if reads_stores and not steps[provider].runs and not _stores_intact(job, provider):
+            if not steps[provider].runs and not _stores_intact(job, provider):
                 steps[provider] = Step(
                     provider, True, f"{name} needs its store, which is missing or damaged", only_stores=True
                 )
@@ -82,19 +81,20 @@ def run(job: Job, stop_after: str | None = None) -> None:
     """Run what is stale, up to and with `stop_after`, and draw the report of what there is.
 
     Raises:
+        TryAgainLater: where another run works in the same directory; before anything is looked at.
         DataUnusable: after the report is written, where nobody can train on the data as it is.
         GateNotMet: after the report is written, where the model is not good enough; nothing is exported then.
         JobError: as the stages do.
     """
-    steps = plan(job, stop_after, reads_stores=False)
-    metrics = _metrics(job)
-    is_unfinished = job.workdir.read_json("metrics.json") != metrics or _swept(job)
-    if any(step.runs for step in steps) or is_unfinished:
-        with owned(job.context):
-            _run(job, plan(job, stop_after), stop_after)
-    else:
+    with owned(job.context):
+        steps = plan(job, stop_after)
+        failure = _run_stages(job, steps, stop_after) if any(step.runs for step in steps) else None
         publish_examples(job.workdir)
         _raise_if_refused(job)
+        publish_metrics(job)
+        _sweep(job)
+        if failure:
+            raise failure
         _raise_if_gate_not_met(job, steps)
 
 
@@ -118,7 +118,8 @@ def owned(context: Context) -> Iterator[None]:
         workdir.lease = None
 
 
-def _run(job: Job, steps: list[Step], stop_after: str | None) -> None:
+def _run_stages(job: Job, steps: list[Step], stop_after: str | None) -> GateNotMet | None:
+    """Those of the plan. An export that fails its gate is given back, because the page comes after it and says so, too."""
     telemetry = job.context.telemetry
     described = describe(job)
     _warn_of_another_machine(job, described)
@@ -139,21 +140,14 @@ def _run(job: Job, steps: list[Step], stop_after: str | None) -> None:
             something_ran = True
             try:
                 _run_stage(job, step.stage)
-            except GateNotMet as error:  # Of the export; the page says so, too.
+            except GateNotMet as error:
                 failure = error
                 continue
         else:
             telemetry.line(f"{step.stage:<10}skipped: unchanged")
         job.done.append(step.stage)
         publish_examples(job.workdir)
-    _raise_if_refused(job)
-    if metrics := _metrics(job):
-        job.workdir.write_json("metrics.json", metrics)
-    with job.workdir.held():
-        sweep(_swept(job))
-    if failure:
-        raise failure
-    _raise_if_gate_not_met(job, steps)
+    return failure
 
 
 def bring_up_to_date(job: Job, *names: str) -> None:
@@ -178,14 +172,16 @@ def publish_examples(workdir: Workdir) -> None:
             return
 
 
-def _metrics(job: Job) -> dict[str, Any] | None:
-    """The content of metrics.json: the numbers of evaluate, with the times of all stages so far."""
+def publish_metrics(job: Job) -> None:
+    """metrics.json: the numbers of evaluate, with the times of all stages so far."""
     if not job.workdir.exists(record_name("evaluate")):
-        return None
+        return
     numbers = job["evaluate"].numbers
     records = timings(job.workdir, STAGES)
     metrics = {"schema": 1, **{k: numbers[k] for k in ("shipped", "class_names", "head", "fine_tuned")}}
-    return metrics | {"timings": records, "throughput": times.throughput(records), "share": times.shares(records)}
+    metrics |= {"timings": records, "throughput": times.throughput(records), "share": times.shares(records)}
+    if job.workdir.read_json("metrics.json") != metrics:
+        job.workdir.write_json("metrics.json", metrics)
 
 
 def headline(job: Job) -> str:
@@ -222,6 +218,7 @@ def describe(job: Job) -> dict[str, Any]:
         "command": shlex.join(job.command),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "config": job.config.model_dump(mode="json"),
+        "settings_of_stages": {name: digest_of(stage.settings(job.config)) for name, stage in STAGES.items()},
         "versions": versions,
         "fingerprint": fingerprint(),
     }
@@ -322,14 +319,15 @@ def _stores_intact(job: Job, name: str) -> bool:
     return True
 
 
-def _swept(job: Job) -> list[Path]:
-    """The files of stores of earlier settings, where the cache is this run's alone."""
+def _sweep(job: Job) -> None:
+    """Remove stores of earlier settings, where the cache is this run's alone."""
     cache = job.context.cache
-    if not cache.may_be_swept:
-        return []
-    records = [job.workdir.read_json(record_name(name)) for name in STAGES]
-    names = {store for record in records if record for store in record["stores"]}
-    return unwanted(cache.root, [cache.path(name) for name in names if cache.path(name).exists()])
+    if cache.may_be_swept:
+        records = [job.workdir.read_json(record_name(name)) for name in STAGES]
+        names = {store for record in records if record for store in record["stores"]}
+        files = unwanted(cache.root, [cache.path(name) for name in names if cache.path(name).exists()])
+        with job.workdir.held():
+            sweep(files)
 
 
 def _withdraw(workdir: Workdir, changing: set[str]) -> None:

@@ -19,6 +19,12 @@ _GRACE_S = 10.0
 _GO_ON = "Everything finished before is saved: the same command goes on from there."
 
 
+def ignore_signals() -> None:
+    """For a process that somebody else decides about: signals may reach the whole group. And for one whose work is over."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 class StopRequest:
     """Set by a signal, asked between units of work.
 
@@ -43,11 +49,6 @@ class StopRequest:
         signal.set_wakeup_fd(far_end.fileno(), warn_on_full_buffer=False)
         self._ends = near_end, far_end
         threading.Thread(target=self._watch, daemon=True).start()
-
-    def ignore(self) -> None:
-        """The work is over, and so is what a signal could ask for: the exit code is decided."""
-        for number in _SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
 
     def request(self, by: str = "a request") -> None:
         if not self.is_asked:

@@ -5,7 +5,7 @@ import sys
 import time
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -65,6 +65,8 @@ class Telemetry:
             return
         record = {"time": round(time.time(), 3), "event": kind, **fields}
         with storage_errors(self._folder):
+            if self._board is not None:
+                self._board.flush()
             if self._events is None:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 self._events = (self._folder / "events.jsonl").open("a", encoding="utf-8", errors="backslashreplace")
@@ -107,14 +109,14 @@ class Telemetry:
         return taken
 
     def scalar(self, tag: str, value: float, step: int) -> None:
-        """One point of a TensorBoard curve."""
+        """One point of a TensorBoard curve; on the disk with the next event."""
         if self._folder is not None:
-            self._writer().add_scalar(tag, value, step)
+            self._show("scalar", tag, step, value)
 
     def image(self, tag: str, image_HWC: np.ndarray, step: int = 0) -> None:
         """A uint8 picture for TensorBoard."""
         if self._folder is not None:
-            self._writer().add_image(tag, image_HWC, step, dataformats="HWC")
+            self._show("image", tag, step, image_HWC, dataformats="HWC")
 
     @contextmanager
     def progress(self, what: str, total: int, unit: str) -> Iterator[Progress]:
@@ -126,20 +128,25 @@ class Telemetry:
             yield _Lines(self, what, total, unit)
 
     def close(self) -> None:
-        if self._board is not None:
-            self._board.close()
-        if self._events is not None:
-            self._events.close()
+        for file in (self._board, self._events):
+            with suppress(OSError):  # What the run ends with is known by now.
+                if file is not None:
+                    file.close()
         self._board = self._events = None
 
-    def _writer(self) -> Any:
-        if self._board is None:
-            with spent_once("imports"):
-                from tensorboardX import SummaryWriter
+    def _show(self, kind: str, tag: str, step: int, *values: Any, **how: Any) -> None:
+        # The library's own writer has a thread, and waits for it for ever once that has met a full disk.
+        with spent_once("imports"):
+            from tensorboardX import event_file_writer, summary
+            from tensorboardX.proto.event_pb2 import Event
 
-            assert self._folder is not None
-            self._board = SummaryWriter(str(self._folder / "tensorboard"), flush_secs=10)
-        return self._board
+        assert self._folder is not None
+        shown = getattr(summary, kind)(tag, *values, **how)
+        with storage_errors(self._folder):
+            if self._board is None:
+                (self._folder / "tensorboard").mkdir(parents=True, exist_ok=True)
+                self._board = event_file_writer.EventsWriter(str(self._folder / "tensorboard" / "events"))
+            self._board.write_event(Event(summary=shown, step=step, wall_time=time.time()))
 
 
 class _Lines:

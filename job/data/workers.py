@@ -11,7 +11,6 @@ import json
 import multiprocessing
 import os
 import resource
-import signal
 import time
 import traceback
 from collections.abc import Iterable, Iterator
@@ -28,6 +27,7 @@ from job.data.files import IMAGE_EXTENSIONS
 from job.data.sources import Entry, Source
 from job.data.stores import HEADER_BYTES
 from job.errors import JobError, StorageFailed
+from job.stop import ignore_signals
 from job.telemetry import Telemetry
 
 Record = dict[str, Any]
@@ -229,8 +229,7 @@ class _Worker:
 
 def _work(connection: Connection, records: Connection, source: Source, rules: DecodeRules, memory_mb: int) -> None:
     """The process: decode shard after shard until the other end is gone."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)  # They may reach the whole group; the parent decides what they mean.
+    ignore_signals()
     in_use = (
         int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() if Path("/proc/self").exists() else 0
     )

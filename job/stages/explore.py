@@ -3,8 +3,8 @@
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, zip_longest
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -65,7 +65,7 @@ def explore(
     }
     with context.telemetry.spent("drawing"):
         numbers["class_pictures"] = _class_pictures(config, examples, images, gallery, context)
-        numbers["figures"] = _figures(examples, gallery.folder)
+        numbers["figures"] = _figures(examples, gallery)
     context.workdir.write_json(SUMMARY, numbers)
     return Exploration(numbers)
 
@@ -198,21 +198,20 @@ def _class_pictures(
         members = usable[examples.labels[usable] == label]
         if not len(members):
             continue
-        mean = (sums[label] / len(members)).round().astype(np.uint8)
-        Image.fromarray(mean).resize((TILE_PX, TILE_PX)).save(gallery.folder / f"mean-{label:03d}.jpg", quality=90)
+        mean = Image.fromarray((sums[label] / len(members)).round().astype(np.uint8)).resize((TILE_PX, TILE_PX))
         chosen = members[np.argsort(examples.keys[members], kind="stable")][: config.samples_per_class]
         pictures.append(
             {
                 "class": name,
                 "num_examples": len(members),
-                "mean": f"{FOLDER}/mean-{label:03d}.jpg",
+                "mean": gallery.add(f"mean-{label:03d}.jpg", partial(mean.save, format="JPEG", quality=90)),
                 "samples": gallery.sheet(examples["row"][chosen], f"samples-{label:03d}", columns=5),
             }
         )
     return pictures
 
 
-def _figures(examples: Examples, folder: Path) -> dict[str, str]:
+def _figures(examples: Examples, gallery: Gallery) -> dict[str, str]:
     usable = examples.of()
     figure, axes = figures.new_figure(9.0, 2.9, columns=3)
     axes[0].scatter(
@@ -224,5 +223,4 @@ def _figures(examples: Examples, folder: Path) -> dict[str, str]:
         ax.set(title=name.capitalize(), xlabel="share of full scale", ylabel="photos")
     if len(usable) > 1000:  # Thousands of marks would make the page heavy.
         axes[0].collections[0].set_rasterized(True)
-    figures.save_svg(figure, folder / "sizes.svg")
-    return {"sizes": f"{FOLDER}/sizes.svg"}
+    return {"sizes": gallery.add("sizes.svg", lambda path: figures.save_svg(figure, path))}

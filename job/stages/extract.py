@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,9 +20,11 @@ from job.model.cut import CutPoint
 from job.model.inputs import Choice, choose_inputs
 from job.model.network import CUT_DTYPE, Network
 from job.storage.cache import Cache
+from job.storage.workdir import Workdir
 from job.train.feed import run_batches
 
 SUMMARY = "stages/extract/extract.json"
+DECISION = "stages/extract/inputs.json"
 _WRITES_AHEAD = 4
 _KEPT_FREE = 0.1  # Of what is free on the disk, where `auto` decides.
 
@@ -104,7 +106,11 @@ def extract(
     made_by = [code_and_weights, network.image_size, cut_name, CUT_DTYPE, config.batch_size]
     what = {name: value for name, value in augment_config.what().items() if name != "views"}
     folders = {"": digest_of(made_by)[:16], "-views": digest_of([*made_by, what])[:16]}
-    inputs = _inputs(wanted_inputs, fine_tunes, images, len(train), num_views, network, context.cache, folders)
+    inputs = _decided(
+        context.workdir,
+        digest_of([wanted_inputs, fine_tunes, images.digest, len(train), num_views, folders, context.cache.max_gb]),
+        lambda: _inputs(wanted_inputs, fine_tunes, images, len(train), num_views, network, context.cache, folders),
+    )
     context.telemetry.line(f"  fine-tuning will work on {inputs.kind} inputs: {inputs.why}")
     point = network.cut_point if inputs.kind == "stored" and fine_tunes else None
     passes = {"": (_Pass(network, images, None, context, folders[""], point), _plain(images))}
@@ -129,6 +135,16 @@ def extract(
     return Extraction(context.cache, num_views, train_rows, inputs, stores)
 
 
+def _decided(workdir: Workdir, made_from: str, decide: Callable[[], Choice]) -> Choice:
+    """What was decided once stays, though the disk has another amount of room when a run that was killed goes on."""
+    before = workdir.read_json(DECISION)
+    if before and before["made_from"] == made_from:
+        return Choice(**before["inputs"])
+    inputs = decide()
+    workdir.write_json(DECISION, {"made_from": made_from, "inputs": asdict(inputs)})
+    return inputs
+
+
 def _inputs(
     wanted: Literal["auto", "stored", "online"],
     fine_tunes: bool,
@@ -141,7 +157,7 @@ def _inputs(
 ) -> Choice:
     if not fine_tunes:
         return Choice("stored", "nothing is fine-tuned")
-    # What is there already, of a run that was killed or of another one, needs no more room.
+    # What is there already, of another run, needs no more room.
     stores = [cache.path(f"{kind}-{name}") for kind in ("activations", "features") for name in folders.values()]
     there = sum(p.stat().st_size for store in stores for p in store.glob("*.npy"))
     allowed = (cache.free_bytes + there) * (1 - _KEPT_FREE) if cache.max_gb is None else cache.max_gb * 1e9
@@ -231,7 +247,8 @@ class _Pass:
         rows, keys, views = (np.concatenate([getattr(s, axis) for s in shards]) for axis in ("rows_N", "keys_N", "views_N"))
         network, augmentation, telemetry = self._network, self._augmentation, self._context.telemetry
         size = network.cluster.padded_size(batch_size)
-        is_missing_N = np.repeat([s.key in {m.key for m in missing} for s in shards], [len(s.rows_N) for s in shards])
+        missing_keys = {shard.key for shard in missing}
+        is_missing_N = np.repeat([s.key in missing_keys for s in shards], [len(s.rows_N) for s in shards])
         in_batch_N = np.repeat(np.logical_or.reduceat(is_missing_N, np.arange(0, len(rows), size)), size)[: len(rows)]
         passed = np.flatnonzero(in_batch_N)
 

@@ -11,7 +11,7 @@ from job.context import Context
 from job.data.examples import Examples
 from job.data.stores import StoredViews
 from job.model.heads import COARSE, Head, class_weights, regression_on_views, smoothed_one_hot
-from job.train.checkpoint import Checkpoints, TrainState
+from job.train.checkpoint import Checkpoints, TrainState, numbered
 
 ARRAYS = "stages/head/head.npz"
 SUMMARY = "stages/head/head.json"
@@ -91,8 +91,9 @@ def _is_enough(tried: list[tuple[_Tried, Head]]) -> bool:
 
 
 def _state(tried: list[tuple[_Tried, Head]]) -> TrainState:
-    heads = {f"{name}-{k:05d}": getattr(h, name) for k, (_, h) in enumerate(tried) for name in ("kernel_DC", "bias_C")}
-    return TrainState(len(tried), heads, {"path": [asdict(t) for t, _ in tried]})
+    kernels, biases = [head.kernel_DC for _, head in tried], [head.bias_C for _, head in tried]
+    arrays = {**numbered("kernel_DC", kernels), **numbered("bias_C", biases)}
+    return TrainState(len(tried), arrays, {"path": [asdict(t) for t, _ in tried]})
 
 
 def _restored(state: TrainState | None) -> list[tuple[_Tried, Head]]:

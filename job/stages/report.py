@@ -24,7 +24,7 @@ from job.advice import MIN_AGREEMENT, advice
 from job.config import Config, ReportConfig
 from job.context import Context
 from job.errors import StorageFailed
-from job.storage.workdir import Workdir
+from job.storage.workdir import Workdir, in_units
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -121,7 +121,7 @@ def _environment(workdir: Workdir) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "points": _points, "bytes": _bytes}
+    environment.filters |= {"percent": _percent, "points": _points, "bytes": in_units}
     environment.filters |= {"seconds": _seconds, "when": _when, "short": _short}
     environment.filters["setting"] = lambda value: json.dumps(value, ensure_ascii=False)
     environment.globals["picture"] = lambda name: _data_uri(workdir.path(name))
@@ -348,10 +348,6 @@ def _seconds(value: float) -> str:
 
 def _when(iso_time: str) -> str:
     return f"{datetime.fromisoformat(iso_time).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
-
-
-def _bytes(value: float) -> str:
-    return f"{value / 1e6:.1f} MB" if value >= 1e6 else f"{value / 1e3:.1f} kB"
 
 
 def _short(name: str) -> str:

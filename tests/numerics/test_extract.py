@@ -132,6 +132,17 @@ def test_a_full_disk_does_not_send_a_run_online_whose_activations_are_there_alre
         run(elsewhere, network, taken_in)
 
 
+def test_what_was_decided_before_a_kill_stays_though_the_disk_has_another_amount_of_room(
+    context, network, taken_in, monkeypatch
+):
+    monkeypatch.setattr(Cache, "reserve", lambda *_: None)
+    monkeypatch.setattr(Cache, "free_bytes", property(lambda cache: 10**5))
+    assert run(context, network, taken_in).inputs.kind == "online"
+    monkeypatch.setattr(Cache, "free_bytes", property(lambda cache: 10**12))
+    assert run(context, network, taken_in).inputs.kind == "online"
+    assert run(context, network, taken_in, wanted="stored").inputs.kind == "stored"
+
+
 def test_shards_of_views_hold_no_more_rows_than_any_other(context, network, taken_in, monkeypatch):
     monkeypatch.setattr("job.stages.extract.ROWS_PER_SHARD", 5)
     made = run(context, network, taken_in)

@@ -13,7 +13,7 @@ from job.errors import TryAgainLater
 from job.storage import lease
 from job.storage import workdir as workdir_module
 from job.storage.workdir import Workdir
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_job
 
 # Takes the lease, says so, and tries to publish whenever it is told to.
 HOLDER = """
@@ -82,6 +82,13 @@ def test_second_owner_is_refused_at_once_and_told_who_the_first_is(tmp_path, hol
     with pytest.raises(TryAgainLater, match=f"in use by the run on .*, process {holder.pid}, since .*another --out"):
         acquire(tmp_path)
     assert time.monotonic() - started < 5 and holder.publish() == "published"
+
+
+def test_second_start_ends_with_75_before_it_looks_at_the_data(tmp_path, painted, hold):
+    holder = hold()
+    done = run_job("run", "--data", painted, "--out", tmp_path)
+    assert done.returncode == 75 and f"process {holder.pid}" in done.stderr
+    assert "intake" not in done.stderr and not (tmp_path / "run.json").exists()
 
 
 @needs_root

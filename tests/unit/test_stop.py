@@ -11,7 +11,9 @@ import pytest
 from tests.conftest import ROOT
 
 # A process that listens, says so, and then does something for as long as it takes.
-SCRIPT = "from job.stop import STOP\nSTOP.listen()\nSTOP.grace_s = {grace}\nprint('ready', flush=True)\n{body}\n"
+SCRIPT = (
+    "from job.stop import STOP, ignore_signals\nSTOP.listen()\nSTOP.grace_s = {grace}\nprint('ready', flush=True)\n{body}\n"
+)
 ASKS = "import time\nfrom job.errors import Stopped\nwhile True:\n    time.sleep(0.01)\n    STOP.check()"
 # A busy loop in C, between whose bytecodes nothing of Python's runs in the main thread.
 DEAF = "import hashlib\nhashlib.pbkdf2_hmac('sha256', b'a', b'b', 10**9)"
@@ -44,7 +46,7 @@ def test_process_that_cannot_listen_ends_with_143_at_the_deadline_and_says_what_
 
 def test_signal_after_the_end_of_the_work_leaves_the_exit_code_alone():
     """Python gives handlers back to the system long before the process is gone."""
-    body = "import atexit, time\natexit.register(time.sleep, 1)\nSTOP.ignore()\nprint('over', flush=True)"
+    body = "import atexit, time\natexit.register(time.sleep, 1)\nignore_signals()\nprint('over', flush=True)"
     process = start(body)
     assert process.stdout.readline() == "over\n"
     process.send_signal(signal.SIGTERM)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from job import telemetry
+from job.errors import StorageFailed
 from job.telemetry import Telemetry, spent_once
 
 
@@ -46,6 +47,13 @@ def test_scalars_and_pictures_reach_tensorboard(tmp_path):
     recorder.close()
     (file,) = (tmp_path / "logs" / "tensorboard").iterdir()
     assert b"loss" in file.read_bytes() and b"confusion" in file.read_bytes()
+
+
+def test_tensorboard_that_cannot_be_written_ends_the_run_and_holds_nothing_up(tmp_path):
+    telemetry = Telemetry(tmp_path)
+    (tmp_path / "tensorboard").touch()
+    with pytest.raises(StorageFailed, match="tensorboard"):
+        telemetry.scalar("loss", 1.0, 0)
 
 
 def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
