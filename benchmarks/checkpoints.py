@@ -46,10 +46,11 @@ def measure(name: str, alpha: float | None, image_size: int, folder: Path) -> st
     schedule = Schedule.resolve(Recipe(10, _BATCH, 1e-4, 1), num_examples=8 * _BATCH, warmup_fraction=0.1, seed=0)
     context = Context(Workdir(folder), Telemetry(None), saving=CheckpointConfig())
     options = {"weight_decay": 1e-4, "ema": True, "telemetry": context.telemetry}
-    trainer = Trainer(network.tuned(head), schedule, network.cluster, _Given(), **options)
+    trainer = Trainer(network.tuned(head), schedule, network.replicas, _Given(), **options)
     assert network.cut_point is not None
     shape = network.cut_point.shape
-    batch = (np.ones((_BATCH, *shape), np.float16),), np.full((_BATCH, 5), 0.2, np.float32), np.ones(_BATCH, np.float32)
+    activations = np.ones((_BATCH, *shape), np.float16)
+    batch = (lambda _: (activations,)), np.full((_BATCH, 5), 0.2, np.float32), np.ones(_BATCH, np.float32)
     pauses, writes, cpus, size = [], [], [], 0
     with Checkpoints(context, name, {}) as checkpoints:
         for _ in range(_TIMES):

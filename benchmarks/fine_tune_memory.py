@@ -50,13 +50,14 @@ def train(count: int, folder: Path) -> dict[str, float]:
     schedule = Schedule.resolve(Recipe(1, BATCH_SIZE, 1e-3, views=2), num_examples=count, warmup_fraction=0.1, seed=0)
     telemetry = Telemetry(None)
     model = network.tuned(Head.zeros(network.feature_width, NUM_CLASSES))
-    trainer = Trainer(model, schedule, network.cluster, inputs, weight_decay=1e-4, ema=False, telemetry=telemetry)
+    trainer = Trainer(model, schedule, network.replicas, inputs, weight_decay=1e-4, ema=False, telemetry=telemetry)
     targets = smoothed_one_hot(np.arange(count) % NUM_CLASSES, NUM_CLASSES, 0.1)
     ones = np.ones(BATCH_SIZE, np.float32)
     peaks = _Peaks()
     for step in range(NUM_STEPS):
         rows = np.sort(rng.choice(count, BATCH_SIZE, replace=False))
-        trainer.step((inputs.training(rows, rows.astype(np.uint64), rows % 2), targets[rows], ones))
+        arrays = inputs.training(rows, rows.astype(np.uint64), rows % 2)
+        trainer.step(((lambda _, arrays=arrays: arrays), targets[rows], ones))
         if step == 10:
             peaks.start()
     started = time.process_time()

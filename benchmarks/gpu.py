@@ -73,20 +73,16 @@ def augmentation(network: Any, pixels_NHWC: np.ndarray, batch_size: int, *, forw
     engine = Augmentation(AugmentConfig(), pixels_NHWC.shape[1])
     keys, views = np.arange(len(pixels_NHWC), dtype=np.uint64), np.ones(len(pixels_NHWC), np.int64)
 
-    @tf.function
     def only_views(*batch: Any) -> Any:
-        def on_replica(*part: Any) -> Any:
-            return (tf.reduce_mean(engine.device(*part), axis=(1, 2, 3)),)  # Pictures would have to be fetched.
-
-        return network.cluster.strategy.run(on_replica, batch)
+        return (tf.reduce_mean(engine.device(*batch), axis=(1, 2, 3)),)  # Pictures would have to be fetched.
 
     def load(numbers: np.ndarray) -> tuple[np.ndarray, ...]:
         return engine.host(pixels_NHWC[numbers], keys[numbers], views[numbers])
 
-    step = network.compiled(engine) if forward else only_views
+    step = network.compiled(engine) if forward else network.replicas.compiled(only_views)
 
     def work() -> int:
-        batches = run_batches(network.cluster, step, load, len(keys), batch_size, Telemetry(None))
+        batches = run_batches(network.replicas, step, load, len(keys), batch_size, Telemetry(None))
         return sum(len(outputs[0]) for outputs in batches)
 
     return {"job": work}

@@ -115,7 +115,7 @@ def _through(network: Any, step: Callable[..., Any], pixels_NHWC: np.ndarray, ba
     def load(numbers: np.ndarray) -> tuple[np.ndarray, ...]:
         return (pixels_NHWC[numbers],)
 
-    return run_batches(network.cluster, step, load, len(pixels_NHWC), batch_size, Telemetry(None))
+    return run_batches(network.replicas, step, load, len(pixels_NHWC), batch_size, Telemetry(None))
 
 
 def bare_step(
@@ -183,7 +183,7 @@ def job_step(network: Any, activations_NHWC: np.ndarray, batch_size: int, precis
     trainer = Trainer(
         model,
         schedule,
-        network.cluster,
+        network.replicas,
         _InMemory(activations_NHWC),
         weight_decay=FineTuneConfig().weight_decay,
         ema=False,
@@ -191,7 +191,7 @@ def job_step(network: Any, activations_NHWC: np.ndarray, batch_size: int, precis
     )
     ones = np.ones(batch_size)
     batches = [
-        ((a,), t, ones)
+        ((lambda _, a=a: (a,)), t, ones)
         for a, t in zip(
             _batches(activations_NHWC, batch_size), _batches(_targets(len(activations_NHWC)), batch_size), strict=True
         )

@@ -1,6 +1,7 @@
 """The command line: thin commands over the pipeline, and the only translator of errors into exit codes."""
 
 import errno
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -243,7 +244,7 @@ def _config(file: Path | None, assignments: tuple[str, ...], weights: str | None
 
 
 @contextmanager
-def _context(out: Path | None, config: Any = None) -> Iterator[Any]:
+def _context(out: Path | None, config: Any = None, *, logs: bool = True) -> Iterator[Any]:
     from job.config import Config
     from job.context import Context
     from job.storage.workdir import Workdir
@@ -251,7 +252,7 @@ def _context(out: Path | None, config: Any = None) -> Iterator[Any]:
 
     config = config or Config()
     STOP.grace_s = config.checkpoint.grace_s
-    telemetry = Telemetry(out / "logs" if out else None)
+    telemetry = Telemetry(out / "logs" if out and logs else None)
     try:
         yield Context(Workdir(out or Path()), telemetry, config.seed, STOP, config.cache, config.checkpoint)
     finally:
@@ -261,12 +262,19 @@ def _context(out: Path | None, config: Any = None) -> Iterator[Any]:
 def _run(config: Any, data: str, labels: str | None, out: str, stop_after: str | None) -> None:
     from job import run
     from job.pipeline import Job
+    from job.train.cluster import Cluster
 
     root = run.make_workdir(out, data, config.cache).root
-    with _context(root, config) as context:
-        job = Job(config, data, context, [*shlex.split(run.program()), *sys.argv[1:]], labels=labels)
-        run.run(job, stop_after)
-        click.echo(run.headline(job))
+    cluster = Cluster.from_environ(os.environ, logical_cpus=config.cluster.logical_cpus)
+    with _context(root, config, logs=cluster.is_chief) as context:
+        context.telemetry.line(str(cluster))
+        command = [*shlex.split(run.program()), *sys.argv[1:]]
+        job = Job(config, data, context, command, labels=labels, cluster=cluster)
+        if cluster.is_chief:
+            run.run(job, stop_after)
+            click.echo(run.headline(job))
+        else:
+            run.assist(job, stop_after)
 
 
 def _dry_run(config: Any, data: str, labels: str | None, out: str, stop_after: str | None) -> None:

@@ -247,6 +247,7 @@ class ReportConfig(Section):
 
 
 class ClusterConfig(Section):
+    start_timeout_s: float = _how(300.0, "Seconds that the workers of a run wait for each other at the start.", gt=0)
     logical_cpus: int | None = _how(
         None, "Split the CPU into this many TensorFlow devices, to try replicas out.", ge=1, le=64
     )

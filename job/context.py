@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 
 from job.config import CacheConfig, CheckpointConfig
+from job.peers import Alone, Peers
 from job.stop import StopRequest
 from job.storage.cache import Cache
 from job.storage.workdir import Workdir
@@ -13,7 +14,8 @@ from job.telemetry import Telemetry
 
 @dataclass(frozen=True)
 class Context:
-    """Where a stage works (`workdir`), what it tells (`telemetry`), whether it should go on (`stop`), where its stores lie.
+    """Where a stage works (`workdir`), what it tells (`telemetry`), whether it should go on (`stop`), who works with it
+    (`peers`), where its stores lie.
 
     `seed` is the run's; stages that draw have a seed in their own section.
     """
@@ -24,6 +26,7 @@ class Context:
     stop: StopRequest = field(default_factory=StopRequest)
     caching: CacheConfig = field(default_factory=CacheConfig)
     saving: CheckpointConfig = field(default_factory=CheckpointConfig)
+    peers: Peers = field(default_factory=Alone)
 
     @cached_property
     def cache(self) -> Cache:

@@ -45,3 +45,9 @@ class TryAgainLater(JobError):
 
 class Stopped(JobError):
     exit_code = 143
+
+
+def of_code(code: int, text: str) -> JobError:
+    """The error that another worker of the same run ended with."""
+    kinds = {kind.exit_code: kind for kind in JobError.__subclasses__()}
+    return kinds.get(code, JobError)(text)

@@ -31,6 +31,7 @@ class Stage:
     `schema` is raised when the code changes what comes out. `settings` is the part of the configuration that the outcome
     depends on. `outputs` last and are checked by digest; `stores` lie in the cache and are made again only where a later
     stage (one that names this one in `reads_stores_of`) needs them. `count` says how much the stage worked through.
+    Where the work `is_shared`, all workers run it at the same time; other stages are the chief's alone.
     """
 
     name: str
@@ -43,15 +44,24 @@ class Stage:
     stores: Callable[[Any], Sequence[str]] = lambda _: ()
     reads_stores_of: tuple[str, ...] = ()
     count: Callable[[Job], int] | None = None
+    is_shared: bool = False
 
 
 class Job:
     """A run under way: the configuration and what the stages have made so far."""
 
     def __init__(
-        self, config: Config, data: str, context: Context, command: Sequence[str] = (), *, labels: str | None = None
+        self,
+        config: Config,
+        data: str,
+        context: Context,
+        command: Sequence[str] = (),
+        *,
+        labels: str | None = None,
+        cluster: Cluster | None = None,
     ) -> None:
         self.config, self.context, self.command = config, context, command
+        self.cluster = cluster or Cluster(logical_cpus=config.cluster.logical_cpus)
         self.workdir = context.workdir
         self.source: Source = open_source(data, labels)
         self.labels = labels
@@ -67,8 +77,7 @@ class Job:
     def network(self) -> Network:
         from job.model.network import Network
 
-        cluster = Cluster(logical_cpus=self.config.cluster.logical_cpus)
-        return Network(self.config.backbone, self.config.intake.image_size, cluster, seed=self.config.seed)
+        return Network(self.config.backbone, self.config.intake.image_size, self.cluster, seed=self.config.seed)
 
     @property
     def recipe(self) -> Recipe:
@@ -157,6 +166,7 @@ def _explore(job: Job) -> Any:
 def _extract(job: Job) -> Any:
     from job.stages.extract import extract
 
+    job.cluster.join(job.context.stop, job.config.cluster.start_timeout_s)
     return extract(
         job.config.extract,
         job.config.augment,
@@ -198,6 +208,7 @@ def _head(job: Job) -> Any:
 def _fine_tune(job: Job) -> Any:
     from job.stages.fine_tune import fine_tune
 
+    job.cluster.join(job.context.stop, job.config.cluster.start_timeout_s)
     return fine_tune(
         job.config.fine_tune,
         job.recipe,
@@ -299,6 +310,7 @@ STAGES: dict[str, Stage] = {
             load=_loader("intake", "Intake"),
             stores=lambda artifact: (artifact.store_name,),
             count=lambda job: len(job["intake"].examples),
+            is_shared=True,
         ),
         Stage(
             name="split",
@@ -333,6 +345,7 @@ STAGES: dict[str, Stage] = {
             stores=lambda artifact: tuple(artifact.stores.values()),
             reads_stores_of=("intake",),
             count=lambda job: job["extract"].num_looked_at,
+            is_shared=True,
         ),
         Stage(
             name="audit",
@@ -365,6 +378,7 @@ STAGES: dict[str, Stage] = {
             load=_loader("fine_tune", "FineTuned"),
             reads_stores_of=("intake", "extract"),
             count=_num_trained_examples,
+            is_shared=True,
         ),
         Stage(
             name="evaluate",

@@ -147,15 +147,15 @@ def _too_large(job: Job) -> UsageError:
 def measured(network: Network, images: ArrayStore, batch_size: int) -> dict[str, Any]:
     """The cost of one photo, but for the seconds that all took. The median batch counts; the one that compiles does not."""
     parameters = network.backbone.count_params()  # Built before the step is traced, or it would be traced twice.
-    cluster, step = network.cluster, network.compiled()
-    numbers = np.arange(cluster.padded_size(batch_size)) % len(images)
-    batch = cluster.scatter((images.rows(numbers),))
+    replicas, step = network.replicas, network.compiled()
+    numbers = np.arange(replicas.padded_size(batch_size)) % len(images)
+    batch = replicas.scatter((images.rows(numbers),))
     walls: list[float] = []
     cpus: list[float] = []
     for number in range(1 + _MAX_TIMED_BATCHES):
         wall, cpu = time.perf_counter(), time.process_time()
         for output in step(*batch):
-            cluster.gather(output)
+            replicas.gather(output)
         if number:
             walls.append(time.perf_counter() - wall)
             cpus.append(time.process_time() - cpu)

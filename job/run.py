@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from job import __version__, times
 from job.config import CacheConfig, digest_of
 from job.context import Context
 from job.data.stores import ArrayStore, sweep, unwanted
-from job.errors import DataUnusable, GateNotMet, UsageError
+from job.errors import DataUnusable, GateNotMet, JobError, UsageError
+from job.peers import HEARD_WITHIN_S, Chief, Worker
 from job.pipeline import STAGES, Job
 from job.records import record_name, timings
 from job.storage import lease
@@ -86,7 +87,7 @@ def run(job: Job, stop_after: str | None = None) -> None:
         GateNotMet: after the report is written, where the model is not good enough; nothing is exported then.
         JobError: as the stages do.
     """
-    with owned(job.context):
+    with owned(job.context), _chief(job, stop_after):
         steps = plan(job, stop_after)
         failure = _run_stages(job, steps, stop_after) if any(step.runs for step in steps) else None
         publish_examples(job.workdir)
@@ -96,6 +97,77 @@ def run(job: Job, stop_after: str | None = None) -> None:
         if failure:
             raise failure
         _raise_if_gate_not_met(job, steps)
+
+
+def assist(job: Job, stop_after: str | None = None) -> None:
+    """Do this worker's part of a run that another one leads, until that one has finished everything.
+
+    Raises:
+        JobError: that with which the chief ends, or this worker's own.
+    """
+    context, cluster = job.context, job.cluster
+    with Worker(cluster.index, cluster.num_workers, context.stop) as worker, _peers_first(job):
+        is_needed = worker.connect(
+            cluster.control_address,
+            made_from=_made_from(job, stop_after),
+            start_timeout_s=job.config.cluster.start_timeout_s,
+            sees=lambda token: lease.has(context.workdir.root, token),
+            is_needed=lambda: any(step.runs for step in plan(job, stop_after)),
+            tell=context.telemetry.line,
+        )
+        if not is_needed:
+            context.telemetry.line("The run is finished.")
+            return
+        job.context = replace(context, peers=worker)
+        for order in worker.orders():
+            context.telemetry.line(f"{order['stage']:<10}runs, this worker's part")
+            job.done = order["done"]
+            with spent_once("imports"):
+                importlib.import_module(f"job.stages.{order['stage']}")
+            STAGES[order["stage"]].run(job)
+
+
+@contextmanager
+def _chief(job: Job, stop_after: str | None) -> Iterator[None]:
+    """A block in which the other workers of the cluster, if there are any, are led."""
+    cluster, context = job.cluster, job.context
+    if cluster.num_workers == 1:
+        yield
+        return
+    assert context.workdir.lease is not None
+    chief = Chief(
+        cluster.control_address[1],
+        cluster.addresses[1:],
+        made_from=_made_from(job, stop_after),
+        token=context.workdir.lease.token,
+        start_timeout_s=job.config.cluster.start_timeout_s,
+        stop=context.stop,
+        tell=context.telemetry.line,
+    )
+    with chief, _peers_first(job):
+        job.context = replace(context, peers=chief)
+        yield
+
+
+@contextmanager
+def _peers_first(job: Job) -> Iterator[None]:
+    """What fails where a peer is lost, or stopped, fails for that reason: TensorFlow may notice before the peers do."""
+    try:
+        yield
+    except JobError:
+        raise
+    except Exception:
+        deadline = time.monotonic() + HEARD_WITHIN_S
+        while time.monotonic() < deadline:
+            job.context.stop.check()
+            time.sleep(0.05)
+        raise
+
+
+def _made_from(job: Job, stop_after: str | None) -> str:
+    """What all workers of a run must have in common."""
+    what = [__version__, job.config.model_dump(mode="json"), job.source.uri, job.labels, stop_after]
+    return digest_of(what)
 
 
 @contextmanager
@@ -220,7 +292,7 @@ def describe(job: Job) -> dict[str, Any]:
         "config": job.config.model_dump(mode="json"),
         "settings_of_stages": {name: digest_of(stage.settings(job.config)) for name, stage in STAGES.items()},
         "versions": versions,
-        "fingerprint": fingerprint(),
+        "fingerprint": {**fingerprint(), "workers": job.context.peers.count},
     }
 
 
@@ -270,6 +342,8 @@ def _run_stage(job: Job, name: str) -> None:
     job.workdir.remove(record_name(name))
     telemetry.take_spent()  # What was spent between stages.
     wall, cpu = time.monotonic(), _cpu_s(job)
+    if stage.is_shared and isinstance(job.context.peers, Chief):
+        job.context.peers.order(stage=name, done=job.done)
     with spent_once("imports"):
         importlib.import_module(f"job.stages.{name}")
     artifact = stage.run(job)

@@ -1,7 +1,8 @@
-"""Signals that ask for the end, heard in every phase: while modules are imported, while a graph is traced, as PID 1.
+"""What asks for the end of a run, heard in every phase: while modules are imported, while a graph is traced, as PID 1.
 
 Python runs its own handlers between bytecodes of the main thread, which may sit in TensorFlow for a long time. The wakeup
-descriptor is written to at once, and a thread that waits for it ends the process where the main thread does not in time.
+descriptor is written to at once, and a thread that waits for it ends the process where the main thread does not in time. A
+peer that is lost, on another machine, ends a run in the same way.
 """
 
 import os
@@ -10,9 +11,11 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
-from job.errors import Stopped
+from job.errors import JobError, Stopped
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _GRACE_S = 10.0
@@ -26,61 +29,103 @@ def ignore_signals() -> None:
 
 
 class StopRequest:
-    """Set by a signal, asked between units of work.
+    """Set by a signal or a lost peer, asked between units of work.
 
     `doing` is what the run works at, `saved` what of that is already safe, and `grace_s` how long after the first signal the
-    process may take to come to an end by itself; all three may change on the way.
+    process may take to come to an end by itself; all three may change on the way. Where there is a `deferred_to`, somebody
+    else is told of a signal and decides when the work ends; the grace is the same.
     """
 
     def __init__(self) -> None:
         self.is_asked = False  # No Event: a handler that interrupts another one in its lock would wait for ever.
         self._by = "a request"
-        self._standard_error = -1
+        self._error: JobError | None = None
+        self._standard_error = 2
         self.grace_s = _GRACE_S
         self.doing = self.saved = ""
+        self.deferred_to: Callable[[str], None] | None = None
 
     def listen(self) -> None:
         """Let SIGTERM, SIGINT and SIGUSR1 ask for the end of the process. From the main thread, once."""
         self._standard_error = os.dup(2)  # The other one is turned away while TensorFlow is imported.
         near_end, far_end = socket.socketpair()
         far_end.setblocking(False)
-        for number in _SIGNALS:
-            signal.signal(number, self._on_signal)
-        signal.set_wakeup_fd(far_end.fileno(), warn_on_full_buffer=False)
         self._ends = near_end, far_end
+        signal.set_wakeup_fd(far_end.fileno(), warn_on_full_buffer=False)
+        self.listen_again()
         threading.Thread(target=self._watch, daemon=True).start()
 
-    def request(self, by: str = "a request") -> None:
+    def listen_again(self) -> None:
+        """After somebody put handlers of their own in the place of these, if anybody listened."""
+        if hasattr(self, "_ends"):
+            for number in _SIGNALS:
+                signal.signal(number, self._on_signal)
+
+    def request(self, by: str = "a request", error: JobError | None = None) -> None:
+        """Ask for the end, which is `Stopped` where there is no other `error`. What was asked first counts."""
         if not self.is_asked:
-            self._by = by
+            self._by, self._error = by, error
         self.is_asked = True
 
-    def check(self) -> None:
-        """Raises: Stopped, where somebody asked for the end."""
-        if self.is_asked:
-            raise Stopped(self._message())
+    def insist(self, by: str = "a request", error: JobError | None = None, *, within_s: float) -> None:
+        """Ask for the end, and end the process where that has not come in time."""
+        self.request(by, error)
+        threading.Thread(target=self._give_up_after, args=(lambda: within_s, by), daemon=True).start()
 
-    def _message(self) -> str:
+    def check(self) -> None:
+        """Raises: Stopped or what else was asked for, where somebody asked for the end."""
+        if self.is_asked:
+            raise self._end()
+
+    @contextmanager
+    def deadline(self, within_s: float, error: JobError) -> Iterator[None]:
+        """For a block that can wait for ever in code that hears nothing: after so long the process ends with the error."""
+        over = threading.Event()
+
+        def watch() -> None:
+            if not over.wait(within_s):
+                self.end_now(error)
+
+        threading.Thread(target=watch, daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
+
+    def end_now(self, error: JobError) -> None:
+        """End the process, whatever its threads are at."""
+        text = f"\n{'Stopped' if isinstance(error, Stopped) else 'Error'}: {error}\n"
+        try:
+            if select.select([], [self._standard_error], [], 0)[1]:  # A full pipe may be why nothing was heard.
+                os.write(self._standard_error, text.encode("utf-8", "backslashreplace"))
+        finally:
+            os._exit(error.exit_code)
+
+    def _end(self) -> JobError:
+        if self._error:
+            return self._error
         where = f" in {self.doing}" if self.doing else ""
         saved = f" Of {self.doing}, {self.saved} is saved." if self.saved else ""
-        return f"Stopped by {self._by}{where}.{saved} {_GO_ON}"
+        return Stopped(f"Stopped by {self._by}{where}.{saved} {_GO_ON}")
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        self.request(signal.Signals(number).name)
+        if self.deferred_to is None:
+            self.request(signal.Signals(number).name)
 
     def _watch(self) -> None:
         while (number := self._ends[0].recv(1)[0]) not in _SIGNALS:
             pass
-        self.request(signal.Signals(number).name)
+        name = signal.Signals(number).name
+        (self.deferred_to or self.request)(name)
+        self._give_up_after(lambda: self.grace_s, name)
+
+    def _give_up_after(self, grace_s: Callable[[], float], by: str) -> None:
         started = time.monotonic()
-        while time.monotonic() < started + self.grace_s:
+        while time.monotonic() < started + grace_s():
             time.sleep(0.05)
-        text = f"\nStopped: no point to stop at was reached within {self.grace_s:g} s. {self._message()}\n"
-        try:
-            if select.select([], [self._standard_error], [], 0)[1]:  # A full pipe may be why nothing was heard.
-                os.write(self._standard_error, text.encode())
-        finally:
-            os._exit(Stopped.exit_code)
+        self.request(by)
+        error = self._end()
+        self.end_now(type(error)(f"no point to stop at was reached within {grace_s():g} s. {error}"))
 
 
 # Signals are the process's, and so is this.

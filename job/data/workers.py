@@ -8,6 +8,7 @@ woken for every photo takes a good part of the time of the photos (docs/decision
 
 import io
 import json
+import math
 import multiprocessing
 import os
 import resource
@@ -21,6 +22,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from job.cgroups import cpu_quota
 from job.context import Context
 from job.data.decode import BadPhoto, DecodeRules, Facts, decode
 from job.data.files import IMAGE_EXTENSIONS
@@ -73,8 +75,11 @@ def is_passing(record: Record) -> bool:
 
 
 def usable_cores() -> int:
-    """The cores this process may run on."""
-    return len(os.sched_getaffinity(0))
+    """The cores that this process may run on, or as many as its share of their time keeps busy.
+
+    A part of a core counts as one: with 1.5 of them, one worker would leave a third of the time unused.
+    """
+    return math.ceil(min(len(os.sched_getaffinity(0)), cpu_quota()))
 
 
 def decode_shards(

@@ -20,7 +20,7 @@ from job.data.augment import Augmentation
 from job.model import backbones, cut
 from job.model.heads import Head
 from job.telemetry import spent_once
-from job.train.cluster import Cluster, import_tensorflow
+from job.train.cluster import Cluster, Replicas, import_tensorflow
 
 if TYPE_CHECKING:
     import keras
@@ -31,7 +31,7 @@ _MAX_CONSTANT_BYTES = 500_000_000
 
 
 class Network:
-    """A backbone, built and cut once for all stages of a process, on the devices of the cluster.
+    """A backbone, built and cut once for all stages of a process, on the devices of this worker.
 
     Raises (when first used): UsageError, StorageFailed, as `backbones.build`.
     """
@@ -39,11 +39,15 @@ class Network:
     def __init__(self, config: BackboneConfig, image_size: int, cluster: Cluster, *, seed: int) -> None:
         self.config, self.image_size, self.cluster, self._seed = config, image_size, cluster, seed
 
+    @property
+    def replicas(self) -> Replicas:
+        return self.cluster.local
+
     @cached_property
     def _built(self) -> tuple[list[keras.Layer], keras.Model]:
         """The scaling layers and the backbone, with all their variables: inside a graph or a replica none can be made."""
         tf = import_tensorflow()
-        with spent_once("building"), tf.init_scope(), self.cluster.strategy.scope():
+        with spent_once("building"), tf.init_scope(), self.replicas.strategy.scope():
             scaling = backbones.scaling_layers(self.config)
             for layer in scaling:
                 layer.build((None, self.image_size, self.image_size, 3))
@@ -75,7 +79,7 @@ class Network:
     def _inference(self) -> tuple[Callable[[Any], Any], Callable[[Any], Any] | None]:
         """Pixels to what lies at the cut, and that to features, for as long as the pre-trained weights are what they are."""
         frozen, above = self._parts
-        copies = self.cluster.num_replicas  # Of the constants, in one graph.
+        copies = self.replicas.num  # Of the constants, in one graph.
         below = with_constant_weights(frozen, copies)
         scaling = self._built[0]
 
@@ -105,30 +109,24 @@ class Network:
         return activations, activations if above is None else above(tf.cast(activations, tf.float32))
 
     def compiled(self, augmentation: Augmentation | None = None) -> Callable[..., Any]:
-        """`activations_and_features` on all replicas, of photos or of the batches that `Augmentation.host` makes of them."""
-        import tensorflow as tf
-
-        strategy = self.cluster.strategy
+        """`activations_and_features` on this worker's replicas, of photos or of what `Augmentation.host` makes of them."""
 
         def forward(*batch: Any) -> Any:
             return self.activations_and_features(augmentation.device(*batch) if augmentation else batch[0])
 
-        @tf.function(autograph=False)
-        def step(*batch: Any) -> Any:
-            return strategy.run(forward, batch)
+        return self.replicas.compiled(forward)
 
-        return step
-
-    def tuned(self, head: Head, precision: str = "float32") -> keras.Model:
+    def tuned(self, head: Head, precision: str = "float32", replicas: Replicas | None = None) -> keras.Model:
         """A trainable copy of the layers above the cut with the head on top: activations to logits (B, C).
 
-        The copy starts from the pre-trained weights; `precision` is a Keras dtype policy. The copy always runs in
-        inference mode, so that Dropout does nothing, and BatchNormalization stays what it is.
+        The copy starts from the pre-trained weights; `precision` is a Keras dtype policy. It lies on this worker's replicas,
+        or on those of all workers where they train it together; then all must come here. It always runs in inference mode:
+        Dropout does nothing, and BatchNormalization stays what it is.
         """
         import_tensorflow()
         import keras
 
-        with spent_once("building"), self.cluster.strategy.scope():
+        with spent_once("building"), (replicas or self.replicas).strategy.scope():
             above = self._parts[1]
             if above is None:
                 inputs = keras.Input((self.feature_width,))

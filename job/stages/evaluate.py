@@ -96,12 +96,9 @@ def _tuned_probabilities(
     def on_replica(*arrays: Any) -> Any:
         return (model(tf.cast(inputs.on_device(arrays, training=False), tf.float32), training=False),)
 
-    @tf.function(autograph=False)
-    def forward(*arrays: Any) -> Any:
-        return network.cluster.strategy.run(on_replica, arrays)
-
+    forward = network.replicas.compiled(on_replica)
     batches = run_batches(
-        network.cluster, forward, lambda numbers: inputs.plain(rows[numbers]), len(rows), _BATCH_SIZE, telemetry
+        network.replicas, forward, lambda numbers: inputs.plain(rows[numbers]), len(rows), _BATCH_SIZE, telemetry
     )
     return softmax(all_rows(batches)[0].astype(np.float64), axis=1)
 

@@ -1,15 +1,14 @@
 """extract: run the frozen layers once over every photo and every stored view of the training photos."""
 
-import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 
+from job.cgroups import memory_bytes
 from job.config import AugmentConfig, ExtractConfig, digest_of
 from job.context import Context
 from job.data.augment import Augmentation
@@ -20,7 +19,6 @@ from job.model.cut import CutPoint
 from job.model.inputs import Choice, choose_inputs
 from job.model.network import CUT_DTYPE, Network
 from job.storage.cache import Cache
-from job.storage.workdir import Workdir
 from job.train.feed import run_batches
 
 SUMMARY = "stages/extract/extract.json"
@@ -92,8 +90,10 @@ def extract(
     network: Network,
     code_and_weights: str,
     context: Context,
-) -> Extraction:
+) -> Extraction | None:
     """`code_and_weights` is a digest of what the frozen layers compute, the version of this stage's code included.
+
+    Each worker makes its part of the shards; the chief what then still is missing. None for the others.
 
     Raises:
         Diverged: where activations or features are not finite, or too large for float16.
@@ -107,7 +107,7 @@ def extract(
     what = {name: value for name, value in augment_config.what().items() if name != "views"}
     folders = {"": digest_of(made_by)[:16], "-views": digest_of([*made_by, what])[:16]}
     inputs = _decided(
-        context.workdir,
+        context,
         digest_of([wanted_inputs, fine_tunes, images.digest, len(train), num_views, folders, context.cache.max_gb]),
         lambda: _inputs(wanted_inputs, fine_tunes, images, len(train), num_views, network, context.cache, folders),
     )
@@ -124,10 +124,20 @@ def extract(
     context.cache.reserve(needed_bytes + images.num_bytes, missing_bytes)
     num_missing = sum(len(s.rows_N) for shards in missing.values() for s in shards)
     context.telemetry.found_finished(sum(len(s.rows_N) for _, shards in passes.values() for s in shards) - num_missing)
-    with context.telemetry.progress("extract", num_missing, "views") as progress:
+    own = {name: context.peers.own(shards) for name, shards in missing.items()}
+    num_own = sum(len(s.rows_N) for shards in own.values() for s in shards)
+    with context.telemetry.progress("extract", num_own, "views") as progress:
         for name, (one, shards) in passes.items():
-            for count in one.fill(shards, missing[name], config.batch_size):
+            for count in one.fill(shards, own[name], config.batch_size):
                 progress.advance(count)
+    context.peers.meet()
+    if not context.peers.is_chief:
+        return None
+    for name, (one, shards) in passes.items():
+        own_keys = {s.key for s in own[name]}
+        of_others = [s for s in missing[name] if s.key not in own_keys]
+        for _ in one.fill(shards, [s for s in of_others if not one.has(s)], config.batch_size):
+            pass  # Of a worker whose shards do not show here.
     stores = {kind + name: one.finish(kind, shards) for name, (one, shards) in passes.items() for kind in one.writers}
     summary: dict[str, Any] = {"num_views": num_views, "train_rows": train_rows.tolist(), "stores": stores}
     summary |= {"inputs": asdict(inputs), "cut": network.cut_point and asdict(network.cut_point)}
@@ -135,14 +145,16 @@ def extract(
     return Extraction(context.cache, num_views, train_rows, inputs, stores)
 
 
-def _decided(workdir: Workdir, made_from: str, decide: Callable[[], Choice]) -> Choice:
-    """What was decided once stays, though the disk has another amount of room when a run that was killed goes on."""
-    before = workdir.read_json(DECISION)
+def _decided(context: Context, made_from: str, decide: Callable[[], Choice]) -> Choice:
+    """What was decided once stays, though the disk has another amount of room when a run that was killed goes on; and the
+    chief decides for workers whose machines have more or less of it."""
+    before = context.workdir.read_json(DECISION) if context.peers.is_chief else None
     if before and before["made_from"] == made_from:
-        return Choice(**before["inputs"])
-    inputs = decide()
-    workdir.write_json(DECISION, {"made_from": made_from, "inputs": asdict(inputs)})
-    return inputs
+        inputs = Choice(**before["inputs"])
+    elif context.peers.is_chief:
+        inputs = decide()
+        context.workdir.write_json(DECISION, {"made_from": made_from, "inputs": asdict(inputs)})
+    return Choice(**context.peers.same(asdict(inputs) if context.peers.is_chief else {}))
 
 
 def _inputs(
@@ -169,17 +181,8 @@ def _inputs(
         num_views=num_views,
         network=network,
         budget_bytes=allowed - features - (images.num_bytes if cache.max_gb is not None else 0),
-        memory_bytes=_memory_bytes(),
+        memory_bytes=memory_bytes(),
     )
-
-
-def _memory_bytes() -> float:
-    """Of the machine, or of the container where that has less."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for file in map(Path, ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")):
-        if file.is_file() and (limit := file.read_text().strip()).isdigit():
-            memory = min(memory, int(limit))
-    return memory
 
 
 def _plain(images: ArrayStore) -> list[_Shard]:
@@ -236,7 +239,7 @@ class _Pass:
         """The name of the complete store."""
         return self._context.cache.name(self.writers[kind].finish([self._key(shard) for shard in shards]).index_file)
 
-    def fill(self, shards: list[_Shard], missing: list[_Shard], batch_size: int) -> Iterator[int]:
+    def fill(self, shards: list[_Shard], missing: Sequence[_Shard], batch_size: int) -> Iterator[int]:
         """Make the missing ones of these shards, yielding how many views more were looked at. A thread writes.
 
         Batches go on across shards, or many would be half empty. They are those of all shards whatever is missing, because
@@ -246,7 +249,7 @@ class _Pass:
             return
         rows, keys, views = (np.concatenate([getattr(s, axis) for s in shards]) for axis in ("rows_N", "keys_N", "views_N"))
         network, augmentation, telemetry = self._network, self._augmentation, self._context.telemetry
-        size = network.cluster.padded_size(batch_size)
+        size = network.replicas.padded_size(batch_size)
         missing_keys = {shard.key for shard in missing}
         is_missing_N = np.repeat([s.key in missing_keys for s in shards], [len(s.rows_N) for s in shards])
         in_batch_N = np.repeat(np.logical_or.reduceat(is_missing_N, np.arange(0, len(rows), size)), size)[: len(rows)]
@@ -261,7 +264,7 @@ class _Pass:
         held = {kind: np.empty((0, *writer.row_shape), writer.dtype) for kind, writer in self.writers.items()}
         waiting, writes, num_passed = deque(missing), deque[Future[Any]](), 0
         with ThreadPoolExecutor(1) as thread:
-            for outputs in run_batches(network.cluster, step, load, len(passed), size, telemetry):
+            for outputs in run_batches(network.replicas, step, load, len(passed), size, telemetry):
                 self._context.stop.check()
                 wanted = is_missing_N[passed[num_passed : num_passed + len(outputs[0])]]
                 num_passed += len(outputs[0])

@@ -14,8 +14,8 @@ from job.data.stores import StoredViews
 from job.model.heads import COARSE, Head, class_weights, regression_on_views, smoothed_one_hot
 from job.model.inputs import Inputs
 from job.model.network import Network
-from job.storage.workdir import Workdir
 from job.train.checkpoint import Checkpoints, TrainState, numbered
+from job.train.feed import Arrays
 from job.train.loop import Batch, Trainer
 from job.train.recipe import Recipe
 from job.train.schedule import Schedule
@@ -58,8 +58,9 @@ def fine_tune(
     train_seed: int,
     checkpoints: Checkpoints,
     context: Context,
-) -> FineTuned:
-    """Goes on from the newest checkpoint; training leaves one at its end, too.
+) -> FineTuned | None:
+    """Goes on from the newest checkpoint; training leaves one at its end, too. All workers train together, and the chief
+    keeps the result. None for the others.
 
     Raises:
         Diverged: where a number stops being finite.
@@ -67,17 +68,18 @@ def fine_tune(
     """
     if recipe.epochs == 0 or network.config.unfreeze == "none":
         why = "fine_tune.epochs is 0" if recipe.epochs == 0 else "backbone.unfreeze is none"
-        return _save(context.workdir, FineTuned(None, [], f"Nothing was fine-tuned, because {why}.", {}))
+        return _kept(context, FineTuned(None, [], f"Nothing was fine-tuned, because {why}.", {}))
     feed = _Feed(config, recipe, examples, inputs, train_seed)
-    saved = checkpoints.newest()
+    saved = checkpoints.newest_of_chief()
     with context.telemetry.spent("start"):
         start = chosen_head if saved else _start(config, examples, features, chosen_head, c)
-    precision = network.cluster.best_precision if config.precision == "auto" else config.precision
-    model = network.tuned(start, precision)
+    precision = context.peers.same(network.cluster.best_precision if config.precision == "auto" else config.precision)
+    replicas = network.cluster.all
+    model = network.tuned(start, precision, replicas)
     trainer = Trainer(
         model,
         feed.schedule,
-        network.cluster,
+        replicas,
         inputs,
         weight_decay=config.weight_decay,
         ema=config.ema,
@@ -107,7 +109,7 @@ def fine_tune(
         checkpoints.save(course.state(trainer))
     context.telemetry.event("fine_tuned", examples_per_s=feed.seen / max(time.monotonic() - started, 1e-9))
     weights, note = course.outcome(trainer)
-    return _save(context.workdir, FineTuned(weights, course.history, note, {**asdict(recipe), "precision": precision}))
+    return _kept(context, FineTuned(weights, course.history, note, {**asdict(recipe), "precision": precision}))
 
 
 class _Course:
@@ -182,8 +184,12 @@ class _Feed:
         chosen = self.schedule.batch(step)
         views = self.schedule.views(step, self._keys_N[chosen], self._inputs.num_views)
         self.seen += len(chosen)
-        arrays = self._inputs.training(self._rows_N[chosen], self._keys_N[chosen], views)
-        return arrays, self._targets_NC[chosen], self._weights_N[chosen]
+        rows, keys = self._rows_N[chosen], self._keys_N[chosen]
+
+        def load(numbers: np.ndarray) -> Arrays:
+            return self._inputs.training(rows[numbers], keys[numbers], views[numbers])
+
+        return load, self._targets_NC[chosen], self._weights_N[chosen]
 
 
 def _start(config: FineTuneConfig, examples: Examples, features: StoredViews, chosen: Head, c: float) -> Head:
@@ -212,7 +218,10 @@ def _tell(context: Context, epoch: dict[str, Any]) -> None:
     context.telemetry.event("epoch", **epoch)
 
 
-def _save(workdir: Workdir, result: FineTuned) -> FineTuned:
+def _kept(context: Context, result: FineTuned) -> FineTuned | None:
+    if not context.peers.is_chief:
+        return None
+    workdir = context.workdir
     if result.weights is not None:
         with workdir.writing(WEIGHTS) as file, file.open("wb") as stream:
             arrays: dict[str, Any] = {f"{k:04d}": w for k, w in enumerate(result.weights)}

@@ -52,8 +52,9 @@ class Intake:
         return ArrayStore(self.cache.path(self.store_name))
 
 
-def intake(config: IntakeConfig, *, source: Source, listing: Listing, context: Context) -> Intake:
-    """
+def intake(config: IntakeConfig, *, source: Source, listing: Listing, context: Context) -> Intake | None:
+    """Each worker decodes its part of the photos; the chief what then still is missing. None for the others.
+
     Raises:
         DataUnusable: where class names cannot be told apart, or there is only one.
         StorageFailed, Stopped.
@@ -67,7 +68,17 @@ def intake(config: IntakeConfig, *, source: Source, listing: Listing, context: C
     }
     folder = f"images-{digest_of([SCHEMA, source.uri, asdict(rules)])[:16]}"
     writer = StoreWriter(context.cache.path(folder), (config.image_size, config.image_size, 3), "uint8")
-    found = _decode_missing(config, shards, source, rules, writer, context)
+    found: dict[str, Shard] = {key: shard for key in shards if (shard := writer.committed(key))}
+    num_missing = sum(len(shards[key]) for key in shards if key not in found)
+    context.telemetry.found_finished(len(entries) - num_missing)
+    context.cache.reserve(len(entries) * writer.row_bytes, num_missing * writer.row_bytes)
+    own = context.peers.own([key for key in shards if key not in found])
+    found |= _decode(config, {key: shards[key] for key in own}, source, rules, writer, context)
+    context.peers.meet()
+    if not context.peers.is_chief:
+        return None
+    found |= {key: shard for key in shards if key not in found and (shard := writer.committed(key))}
+    found |= _decode(config, {k: v for k, v in shards.items() if k not in found}, source, rules, writer, context)
     examples = _table(listing, [record for key in shards for record in found[key].extra])
     context.workdir.write_bytes(TABLE, examples.to_parquet())
     _remember(context.workdir, listing, examples)
@@ -97,7 +108,7 @@ def source_digest(source: Source, listing: Listing, workdir: Workdir) -> str:
     return digest_of([listing.class_names, rows])
 
 
-def _decode_missing(
+def _decode(
     config: IntakeConfig,
     shards: Mapping[str, tuple[Entry, ...]],
     source: Source,
@@ -105,22 +116,20 @@ def _decode_missing(
     writer: StoreWriter,
     context: Context,
 ) -> dict[str, Shard]:
-    """Each shard with its records, by what it is made from: from the store where it is there, else by decoding.
+    """Each shard with its records, by what it is made from.
 
     A shard with a refusal that another try may not repeat gets a key that nobody will look for.
     """
-    found: dict[str, Shard] = {key: shard for key in shards if (shard := writer.committed(key))}
-    missing = [key for key in shards if key not in found]
-    num_missing = sum(len(shards[key]) for key in missing)
-    context.telemetry.found_finished(sum(map(len, shards.values())) - num_missing)
-    context.cache.reserve(sum(map(len, shards.values())) * writer.row_bytes, num_missing * writer.row_bytes)
-    tasks = (ShardTask(key, shards[key], writer.open_shard(key, len(shards[key]))) for key in missing)
+    found: dict[str, Shard] = {}
+    if not shards:
+        return found
+    tasks = (ShardTask(key, entries, writer.open_shard(key, len(entries))) for key, entries in shards.items())
     workers = usable_cores() if config.workers == "auto" else config.workers
-    limits = Limits(min(workers, max(1, len(missing))), config.decode_timeout_s, config.worker_memory_mb)
+    limits = Limits(min(workers, len(shards)), config.decode_timeout_s, config.worker_memory_mb)
     cpu_s_before = context.telemetry.cpu_s_elsewhere
     commits: deque[tuple[str, Future[Shard]]] = deque()
     with (
-        context.telemetry.progress("decode", num_missing, "photos") as progress,
+        context.telemetry.progress("decode", sum(map(len, shards.values())), "photos") as progress,
         # A thread, because a worker that is done must not wait until another one's shard is on the disk.
         ThreadPoolExecutor(1) as thread,
     ):

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 
 from job.context import Context
+from job.errors import StorageFailed
 from job.storage.workdir import add_folder, digest_of_folder, remove_folder, storage_errors
 
 _KEPT = 2
@@ -76,6 +77,25 @@ class Checkpoints:
             self._tell(f"the checkpoint at step {state.step:,} is left aside, because this changed: {', '.join(changed)}")
         return None
 
+    def newest_of_chief(self) -> TrainState | None:
+        """The same on all workers: the newest one as the chief sees it.
+
+        Raises:
+            StorageFailed: where another worker does not see it, or sees it damaged.
+        """
+        peers = self._context.peers
+        state = self.newest() if peers.is_chief else None
+        name = peers.same(self._mine[-1].name if state else "")
+        if peers.is_chief or not name:
+            return state
+        found = _read(self._folder / name)
+        if found is None:
+            raise StorageFailed(
+                f"{self._folder / name}: this worker cannot read what the chief goes on from. All workers must see the same "
+                "files below --out."
+            )
+        return found[1]
+
     def offer(self, state: Callable[[], TrainState]) -> None:
         """Save the state where it is time to. Where the end of the run is asked for, save it and end.
 
@@ -84,6 +104,9 @@ class Checkpoints:
             StorageFailed: where a checkpoint could not be written.
         """
         stop = self._context.stop
+        if not self._context.peers.is_chief:
+            stop.check()
+            return
         if stop.is_asked:
             self.save(state())
             self.finish()
@@ -93,11 +116,13 @@ class Checkpoints:
             self.save(state())
 
     def save(self, state: TrainState) -> None:
-        """Begin to write. The arrays must not change any more.
+        """Begin to write, on the chief. The arrays must not change any more.
 
         Raises:
             StorageFailed: where the one before it could not be written.
         """
+        if not self._context.peers.is_chief:
+            return
         self.finish()
         self._saved_at = time.monotonic()
         self._writing = self._thread.submit(self._write, state)

@@ -1,19 +1,33 @@
-"""On which devices the job runs. The only place that may read what a scheduler puts into the environment."""
+"""On which devices the job runs. The only place that reads what a scheduler puts into the environment.
+
+A run is one process on one machine, or several workers started with the same command line: as `TF_CONFIG` says, as the tasks
+of one `srun`, or as the pods of an Indexed Job. Worker 0 is the chief.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import sys
-from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from job.errors import TryAgainLater, UsageError
+from job.stop import StopRequest
 from job.telemetry import spent_once
 
 if TYPE_CHECKING:
     import tensorflow as tf
+
+_KUBERNETES_PORT = 2222
+_SLURM_PORTS = range(10_000, 32_000)  # Below those that the system gives to connections that leave the machine.
+_LEAST_PORTS_PER_JOB = 16
 
 
 def import_tensorflow() -> Any:
@@ -33,66 +47,332 @@ def import_tensorflow() -> Any:
     return tensorflow
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """This worker among `num_workers`, and the devices it has. One machine for now.
+class Replicas:
+    """Devices that compute a batch together, each its share: those of this worker, or those of all workers.
 
-    TensorFlow is imported and its devices are set up when `strategy` is first asked for.
+    `num` counts all of them; this worker has `num_local` from number `first` on.
     """
 
-    num_workers: int = 1
+    def __init__(self, strategy: tf.distribute.Strategy, *, num_workers: int = 1, worker: int = 0) -> None:
+        self.strategy = strategy
+        self.num = int(strategy.num_replicas_in_sync)
+        self.num_local = self.num // num_workers
+        self.first = worker * self.num_local
+
+    def padded_size(self, batch_size: int) -> int:
+        """The smallest size from `batch_size` on that the replicas can share evenly."""
+        return -(-batch_size // self.num) * self.num
+
+    def own(self, size: int) -> slice:
+        """What of a batch of this size, a multiple of `num`, this worker computes."""
+        share = size // self.num
+        return slice(self.first * share, (self.first + self.num_local) * share)
+
+    def scatter(self, own: tuple[np.ndarray, ...]) -> Any:
+        """This worker's part of a batch, whose first axis is split evenly over its replicas."""
+        import tensorflow as tf
+
+        def part(replica: Any) -> tuple[tf.Tensor, ...]:
+            k, n = replica.replica_id_in_sync_group - self.first, self.num_local
+            return tuple(tf.constant(a[k * len(a) // n : (k + 1) * len(a) // n]) for a in own)
+
+        return self.strategy.experimental_distribute_values_from_function(part)
+
+    def compiled(self, compute: Callable[..., Any], *, jit: bool = False) -> Callable[..., Any]:
+        """A function of what `scatter` gives that runs `compute` on each replica. Its outputs are tuples of tensors with an
+        example a row, which `gather` puts together."""
+        import tensorflow as tf
+
+        def everywhere(*batch: Any) -> Any:
+            outputs = compute(*batch)
+            if self.num == self.num_local:
+                return outputs
+            return tuple(tf.distribute.get_replica_context().all_gather(output, axis=0) for output in outputs)
+
+        def step(*batch: Any) -> Any:
+            return self.strategy.run(everywhere, batch)
+
+        # A partial, because TensorFlow counts traces by lines of code, and would warn of one that is traced often.
+        compiled: Callable[..., Any] = tf.function(partial(step), jit_compile=jit, autograph=False)
+        return compiled
+
+    def gather(self, output: Any) -> np.ndarray:
+        """One of the outputs: the rows of the whole batch in their order, on every worker."""
+        parts = self.strategy.experimental_local_results(output)
+        return np.concatenate([np.asarray(part) for part in (parts if self.num == self.num_local else parts[:1])])
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """This worker among those with these `addresses` (host:port of TensorFlow's servers), and the devices it has.
+
+    `found` says in words what the environment told. `num_here` workers share this machine, and this one is number
+    `place_here` of them. TensorFlow is imported and its devices are set up when they are first asked for.
+    """
+
+    addresses: tuple[str, ...] = ("localhost:0",)
     index: int = 0
+    found: str = "one machine"
+    num_here: int = 1
+    place_here: int = 0
+    divides_gpus: bool = False
     logical_cpus: int | None = None
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str], *, logical_cpus: int | None = None) -> Self:
+        """
+        Raises:
+            UsageError: where the environment contradicts itself.
+        """
+        if "TF_CONFIG" in environ:
+            found = cls._of_tf_config(environ["TF_CONFIG"])
+        elif "SLURM_STEP_NUM_TASKS" in environ:  # The batch script itself, without srun, has none.
+            found = cls._of_slurm(environ)
+        elif "JOB_COMPLETION_INDEX" in environ:
+            found = cls._of_kubernetes(environ)
+        else:
+            found = cls()
+        if found.num_workers > 1 and logical_cpus:
+            raise UsageError("cluster.logical_cpus is for one machine: TensorFlow takes one CPU device from each worker.")
+        host, port = found.control_address
+        if f"{host}:{port}" in found.addresses:
+            raise UsageError(f"The chief needs port {port}, the one below its own, and a worker on the same machine has it.")
+        return replace(found, logical_cpus=logical_cpus)
+
+    @classmethod
+    def _of_tf_config(cls, text: str) -> Self:
+        try:
+            given = json.loads(text)
+            jobs = {name: list(addresses) for name, addresses in given.get("cluster", {}).items()}
+            addresses = (*jobs.pop("chief", []), *jobs.pop("worker", []))
+            kind, number = given.get("task", {}).get("type", "worker"), int(given.get("task", {}).get("index", 0))
+            has_chief = "chief" in given.get("cluster", {})
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UsageError(f"TF_CONFIG cannot be read ({error}): {text}") from error
+        if not addresses:
+            return cls(found="one machine (TF_CONFIG names no workers)")
+        if jobs or kind not in ("chief", "worker"):
+            raise UsageError(
+                f"TF_CONFIG: only chief and worker are known, not {', '.join(jobs) or kind}. Others have nothing to do here."
+            )
+        index = number if kind == "chief" or not has_chief else number + 1
+        for address in addresses:
+            if not re.fullmatch(r"\S+:\d+", str(address)):
+                raise UsageError(f"TF_CONFIG: {address} is not HOST:PORT.")
+        hosts = [address.rpartition(":")[0] for address in addresses]
+        found = cls._checked(addresses, index, f"TF_CONFIG: {kind} {number}")
+        here = [k for k, host in enumerate(hosts) if host == hosts[index]]
+        return replace(found, num_here=len(here), place_here=here.index(index), divides_gpus=True)
+
+    @classmethod
+    def _of_slurm(cls, environ: Mapping[str, str]) -> Self:
+        """Of a step, which `srun` starts: variables of the job may speak of more tasks and nodes than the step has."""
+        job, index, count = (int(environ[f"SLURM_{name}"]) for name in ("JOB_ID", "PROCID", "STEP_NUM_TASKS"))
+        if count == 1:
+            return cls(found=f"Slurm job {job}: one task")
+        nodes = expand_hosts(environ["SLURM_STEP_NODELIST"])
+        on_nodes = _expand_counts(environ["SLURM_STEP_TASKS_PER_NODE"])
+        order = _task_nodes(on_nodes, environ.get("SLURM_DISTRIBUTION", "block"))
+        if len(on_nodes) != len(nodes) or len(order) != count:
+            raise UsageError(
+                f"Slurm contradicts itself: {count} tasks, nodes {environ['SLURM_STEP_NODELIST']}, tasks on them "
+                f"{environ['SLURM_STEP_TASKS_PER_NODE']}."
+            )
+        ports = max(_LEAST_PORTS_PER_JOB, 1 << count.bit_length())
+        first = _SLURM_PORTS[job * ports % (len(_SLURM_PORTS) - ports)]
+        addresses = tuple(f"{nodes[node]}:{first + 1 + task}" for task, node in enumerate(order))
+        found = cls._checked(addresses, index, f"Slurm job {job}: task {index} of {count} on {len(nodes)} nodes")
+        place = order[:index].count(order[index])
+        if place != int(environ["SLURM_LOCALID"]) or order[index] != int(environ.get("SLURM_NODEID", order[index])):
+            raise UsageError(
+                f"Slurm placed task {index} otherwise than its distribution ({environ.get('SLURM_DISTRIBUTION')}) says. Use "
+                "srun --distribution=block."
+            )
+        visible = [gpu for gpu in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
+        all_visible = str(len(visible)) == environ.get("SLURM_GPUS_ON_NODE")  # Else Slurm has divided them.
+        return replace(found, num_here=on_nodes[order[index]], place_here=place, divides_gpus=all_visible)
+
+    @classmethod
+    def _of_kubernetes(cls, environ: Mapping[str, str]) -> Self:
+        index = int(environ["JOB_COMPLETION_INDEX"])
+        if "CLUSTER_NUM_WORKERS" not in environ:
+            if index:
+                raise UsageError(f"Pod {index} of an Indexed Job has no CLUSTER_NUM_WORKERS: see k8s/overlays/multi-worker.")
+            return cls(found="Kubernetes: one pod")
+        try:
+            count = int(environ["CLUSTER_NUM_WORKERS"])
+        except ValueError as error:
+            raise UsageError(f"CLUSTER_NUM_WORKERS is not a number: {environ['CLUSTER_NUM_WORKERS']}") from error
+        if count == 1 and index == 0:
+            return cls(found="Kubernetes: one pod")
+        missing = [name for name in ("CLUSTER_JOB_NAME", "CLUSTER_SERVICE") if not environ.get(name)]
+        if missing:
+            raise UsageError(
+                f"{' and '.join(missing)} must be set where there are several pods: see k8s/overlays/multi-worker."
+            )
+        job, service = environ["CLUSTER_JOB_NAME"], environ["CLUSTER_SERVICE"]
+        addresses = tuple(f"{job}-{k}.{service}:{_KUBERNETES_PORT}" for k in range(count))
+        return cls._checked(addresses, index, f"Kubernetes Job {job}: pod {index} of {count}")
+
+    @classmethod
+    def _checked(cls, addresses: tuple[str, ...], index: int, found: str) -> Self:
+        if not 0 <= index < len(addresses):
+            raise UsageError(f"{found}: there is no such worker among {len(addresses)} ({', '.join(addresses)}).")
+        if len(set(addresses)) < len(addresses):
+            raise UsageError(f"{found}: two workers have the same address ({', '.join(addresses)}).")
+        return cls(addresses, index, found)
+
+    def __str__(self) -> str:
+        """One line for people."""
+        if self.num_workers == 1:
+            gpus = _num_gpus(os.environ)
+            devices = {0: "no GPU", 1: "one GPU"}.get(gpus, f"{gpus} GPUs")
+            return f"Cluster: {self.found}, {devices}"
+        what = "the chief" if self.is_chief else f"worker {self.index}"
+        shown = ", ".join(self.addresses[:4]) + (", ..." if self.num_workers > 4 else "")
+        return f"Cluster: {self.found}; this is {what} of {self.num_workers} workers: {shown}"
+
+    @property
+    def num_workers(self) -> int:
+        return len(self.addresses)
 
     @property
     def is_chief(self) -> bool:
         return self.index == 0
 
+    @property
+    def control_address(self) -> tuple[str, int]:
+        """Where the chief listens for the others: the port below TensorFlow's."""
+        host, _, port = self.addresses[0].rpartition(":")
+        return host, int(port) - 1
+
     @cached_property
-    def strategy(self) -> tf.distribute.Strategy:
-        """MirroredStrategy over all GPUs (or logical CPUs), or TensorFlow's default where there is one device."""
+    def local(self) -> Replicas:
+        """This worker's devices: all its GPUs (or logical CPUs), or TensorFlow's default where there is one."""
+        tf, gpus = self._set_up
+        if self.logical_cpus and not gpus:
+            return Replicas(tf.distribute.MirroredStrategy([f"/cpu:{k}" for k in range(self.logical_cpus)]))
+        if len(gpus) > 1:
+            devices = [d.name for d in tf.config.list_logical_devices("GPU") if self._is_own(d.name)]
+            return Replicas(tf.distribute.MirroredStrategy(devices))
+        return Replicas(tf.distribute.get_strategy())
+
+    @cached_property
+    def all(self) -> Replicas:
+        """The devices of all workers, which must all come here; then they compute in step.
+
+        With several workers this must be asked for before TensorFlow computes anything.
+        """
+        if self.num_workers == 1:
+            return self.local
+        tf, gpus = self._set_up
+        spec = tf.train.ClusterSpec({"worker": list(self.addresses)})
+        resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+            spec, task_type="worker", task_id=self.index, num_accelerators={"GPU": len(gpus)}, rpc_layer="grpc"
+        )
+        strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
+        return Replicas(strategy, num_workers=self.num_workers, worker=self.index)
+
+    def join(self, stop: StopRequest, start_timeout_s: float) -> None:
+        """Connect TensorFlow's servers. All workers must come here; the process ends where one does not.
+
+        Raises:
+            TryAgainLater: where a server does not start.
+        """
+        failed = "TensorFlow's servers did not find each other"
+        hint = f"Every worker must reach the others at {', '.join(self.addresses)}. Start all again."
+        tf = import_tensorflow()
+        with stop.deadline(start_timeout_s, TryAgainLater(f"{failed} within cluster.start_timeout_s. {hint}")):
+            try:
+                self.all  # noqa: B018 - it is made when it is first asked for.
+            except tf.errors.OpError as error:
+                raise TryAgainLater(f"{failed}: {error.message}. {hint}") from error
+        stop.listen_again()  # TensorFlow has a handler of its own for SIGTERM, which keeps the process alive.
+
+    @cached_property
+    def _set_up(self) -> tuple[Any, list[Any]]:
+        """TensorFlow, and this worker's GPUs."""
         tf = import_tensorflow()
         gpus = tf.config.list_physical_devices("GPU")
+        if self.divides_gpus and self.num_here > 1 and gpus:
+            gpus = own_gpus(gpus, self.num_here, self.place_here)
+            tf.config.set_visible_devices(gpus, "GPU")
         for gpu in gpus:
             tf.config.experimental.set_memory_growth(gpu, True)
         if not gpus:
             tf.config.experimental.enable_op_determinism()
-        if self.logical_cpus and not gpus:
-            cpu = tf.config.list_physical_devices("CPU")[0]
-            tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * self.logical_cpus)
-            return tf.distribute.MirroredStrategy([f"/cpu:{k}" for k in range(self.logical_cpus)])
-        if len(gpus) > 1:
-            return tf.distribute.MirroredStrategy()
-        return tf.distribute.get_strategy()
+            if self.logical_cpus:
+                cpu = tf.config.list_physical_devices("CPU")[0]
+                logical = [tf.config.LogicalDeviceConfiguration()] * self.logical_cpus
+                tf.config.set_logical_device_configuration(cpu, logical)
+        return tf, gpus
+
+    def _is_own(self, device: str) -> bool:
+        """Whether a logical device is this worker's: once the servers are connected, the list has everyone's."""
+        return "/job:worker" not in device or f"/task:{self.index}/" in device
 
     @property
     def best_precision(self) -> str:
         """The Keras dtype policy to train with: with bfloat16 where every GPU computes it (capability 8 and up)."""
-        import tensorflow as tf
-
-        gpus = tf.config.list_physical_devices("GPU")
+        tf, gpus = self._set_up
         details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
         has_bfloat16 = bool(gpus) and all(d.get("compute_capability", (0, 0))[0] >= 8 for d in details)
         return "mixed_bfloat16" if has_bfloat16 else "float32"
 
-    @property
-    def num_replicas(self) -> int:
-        return int(self.strategy.num_replicas_in_sync)
 
-    def scatter(self, batch: tuple[np.ndarray, ...]) -> Any:
-        """A batch whose first axis is split evenly over the replicas; its length must be a multiple of their number."""
-        import tensorflow as tf
+def own_gpus(gpus: list[Any], num_here: int, place_here: int) -> list[Any]:
+    """The part of a machine's GPUs that belongs to one of the workers on it.
 
-        def part(replica: Any) -> tuple[tf.Tensor, ...]:
-            k, n = replica.replica_id_in_sync_group, self.num_replicas
-            return tuple(tf.constant(a[k * len(a) // n : (k + 1) * len(a) // n]) for a in batch)
+    Raises:
+        UsageError: where there are not enough for all.
+    """
+    share = len(gpus) // num_here
+    if not share:
+        raise UsageError(
+            f"{num_here} workers on this machine share {len(gpus)} GPUs: start at most one worker for each GPU."
+        )
+    return gpus[place_here * share : (place_here + 1) * share]
 
-        return self.strategy.experimental_distribute_values_from_function(part)
 
-    def gather(self, per_replica: Any) -> np.ndarray:
-        """The results of the replicas, one after the other."""
-        return np.concatenate([np.asarray(part) for part in self.strategy.experimental_local_results(per_replica)])
+def expand_hosts(text: str) -> list[str]:
+    """Slurm's list of hosts in its short form: `n[1-3,07],login` is n1, n2, n3, n07, login."""
+    hosts: list[str] = []
+    for item in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text):
+        names = [""]
+        for fixed, listed in re.findall(r"([^\[]+)|\[([^\]]*)\]", item):
+            parts = [fixed] if fixed else [number for part in listed.split(",") for number in _numbers(part)]
+            names = [name + part for name in names for part in parts]
+        hosts += names
+    return hosts
 
-    def padded_size(self, batch_size: int) -> int:
-        """The smallest size from `batch_size` on that the replicas can share evenly."""
-        return -(-batch_size // self.num_replicas) * self.num_replicas
+
+def _numbers(part: str) -> list[str]:
+    first, _, last = part.partition("-")
+    return [f"{k:0{len(first)}d}" for k in range(int(first), int(last or first) + 1)]
+
+
+def _expand_counts(text: str) -> list[int]:
+    """`2(x3),1` is 2, 2, 2, 1."""
+    counts = [re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part) for part in text.split(",")]
+    return [int(c[1]) for c in counts if c for _ in range(int(c[2] or 1))]
+
+
+def _task_nodes(on_nodes: list[int], distribution: str) -> list[int]:
+    """The node of each task, as Slurm numbers them: node by node, or in turn.
+
+    Raises:
+        UsageError: where that cannot be known.
+    """
+    how = distribution.partition(":")[0].partition(",")[0]
+    if how == "cyclic":
+        return [node for place in range(max(on_nodes)) for node, count in enumerate(on_nodes) if place < count]
+    if how in ("block", "*", ""):
+        return [node for node, count in enumerate(on_nodes) for _ in range(count)]
+    raise UsageError(f"Which task is where does not follow from srun --distribution={distribution}: use block.")
+
+
+def _num_gpus(environ: Mapping[str, str]) -> int:
+    """Of this machine, as far as that can be told without TensorFlow."""
+    there = [path for path in Path("/dev").glob("nvidia*") if path.name.removeprefix("nvidia").isdigit()]
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    return len(there) if visible is None else min(len(there), len([gpu for gpu in visible.split(",") if gpu]))

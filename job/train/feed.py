@@ -1,4 +1,4 @@
-"""Batches into a `strategy.run` step: all of one size, the next one made ready while one is computed."""
+"""Batches into a compiled step: all of one size, the next one made ready while one is computed."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +8,7 @@ import numpy as np
 
 from job.errors import UsageError
 from job.telemetry import Telemetry
-from job.train.cluster import Cluster
+from job.train.cluster import Replicas
 
 Item = TypeVar("Item")
 Arrays = tuple[np.ndarray, ...]
@@ -29,7 +29,7 @@ def ahead(items: Iterator[Item], telemetry: Telemetry) -> Iterator[Item]:
 
 
 def run_batches(
-    cluster: Cluster,
+    replicas: Replicas,
     step: Callable[..., Any],
     load: Callable[[np.ndarray], Arrays],
     count: int,
@@ -37,7 +37,8 @@ def run_batches(
     telemetry: Telemetry,
     what: str = "forward",
 ) -> Iterator[list[np.ndarray]]:
-    """Run the step over `count` rows, yielding its outputs batch by batch; `load` makes a batch of row numbers.
+    """Run a step of these replicas over `count` rows, yielding its outputs batch by batch; `load` makes a batch of row
+    numbers. Where other workers have some of the replicas, all must come here: each loads its part and gets all outputs.
 
     Batches have one size, the last one is padded and the padding taken off again, because another size would be traced
     again and may round differently. Where one does not fit into the memory of the device, the rest goes on in halves of it.
@@ -49,25 +50,26 @@ def run_batches(
     def batches(start: int, size: int) -> Iterator[tuple[int, Arrays]]:
         for first in range(start, count, size):
             numbers = np.arange(first, min(first + size, count))
-            yield len(numbers), load(np.pad(numbers, (0, size - len(numbers)), mode="edge"))
+            padded = np.pad(numbers, (0, size - len(numbers)), mode="edge")
+            yield len(numbers), load(padded[replicas.own(size)])
 
-    size, start = cluster.padded_size(batch_size), 0
+    size, start = replicas.padded_size(batch_size), 0
     while start < count:
         try:
             for kept, batch in ahead(batches(start, size), telemetry):
                 with telemetry.spent_tracing(step, what, kept):
-                    outputs = [cluster.gather(output)[:kept] for output in step(*cluster.scatter(batch))]
+                    outputs = [replicas.gather(output)[:kept] for output in step(*replicas.scatter(batch))]
                 start += kept
                 yield outputs
         except Exception as error:
             if type(error).__name__ != "ResourceExhaustedError":  # TensorFlow's, which is not imported for its name.
                 raise
-            if size <= cluster.num_replicas:
+            if size <= replicas.num or replicas.num > replicas.num_local:  # Others would not know of a smaller batch.
                 raise UsageError(
                     "Not even one photo at a time fits into the memory of the device. Choose a smaller backbone or "
                     "intake.image_size."
                 ) from error
-            size = cluster.padded_size(size // 2)
+            size = replicas.padded_size(size // 2)
             telemetry.line(f"  {what}: out of memory; going on with {size} photos at a time")
 
 

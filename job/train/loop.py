@@ -1,4 +1,4 @@
-"""The training loop: a `strategy.run` step over a Keras model with a Keras optimizer, on batches given by the step."""
+"""The training loop: a compiled step over a Keras model with a Keras optimizer, on batches given by the step."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ import numpy as np
 from job.errors import Diverged, UsageError
 from job.telemetry import Telemetry
 from job.train.checkpoint import TrainState, numbered
-from job.train.cluster import Cluster
+from job.train.cluster import Replicas
 from job.train.feed import Arrays, ahead, all_rows, run_batches
 from job.train.schedule import Schedule
 
 if TYPE_CHECKING:
     import keras
 
-# A step's examples: what `Inputs` made of them, targets (B, C) that sum to one, and weights (B,).
-Batch = tuple[Arrays, np.ndarray, np.ndarray]
+# A step's examples: what makes the arrays of some of them, given by position in the batch (a worker loads its own only);
+# targets (B, C) that sum to one; and weights (B,).
+Batch = tuple[Callable[[np.ndarray], Arrays], np.ndarray, np.ndarray]
 
 # Parameters that weight decay would only pull away from where they belong.
 _NOT_DECAYED = ["bias", "gamma", "beta"]
@@ -47,7 +48,8 @@ class EpochResult:
 
 
 class Trainer:
-    """Trains a model from inputs to logits on all replicas of a cluster.
+    """Trains a model from inputs to logits on replicas that share each batch. Where other workers have some of them, all
+    must do the same at the same time.
 
     The gradient of a step is that of the weighted mean loss over its whole global batch, however many replicas share
     it, however short the batch is (short ones are padded with examples of weight zero), and in however many parts a
@@ -58,7 +60,7 @@ class Trainer:
         self,
         model: keras.Model,
         schedule: Schedule,
-        cluster: Cluster,
+        replicas: Replicas,
         inputs: Inputs,
         *,
         weight_decay: float,
@@ -67,13 +69,13 @@ class Trainer:
     ) -> None:
         import keras
 
-        self.model, self.schedule, self.cluster, self.inputs = model, schedule, cluster, inputs
+        self.model, self.schedule, self.replicas, self.inputs = model, schedule, replicas, inputs
         self._ema, self._telemetry = ema, telemetry
         self.num_parts = 1
         self._sums = np.zeros(3)  # Of the epoch under way: loss, hits, weights.
         dtype = "float64" if model.variables[0].dtype == "float64" else "float32"
         self._dtype = dtype
-        with cluster.strategy.scope():
+        with replicas.strategy.scope():
             self.optimizer = keras.optimizers.AdamW(
                 learning_rate=_Course(schedule),
                 weight_decay=weight_decay,
@@ -111,11 +113,7 @@ class Trainer:
             return tf.concat(losses, 0), tf.concat(correct, 0)
 
         # On this kind of CPU XLA makes depthwise convolutions slower.
-        @tf.function(jit_compile=bool(tf.config.list_physical_devices("GPU")), autograph=False)
-        def train_step(*batch: Any) -> Any:
-            return self.cluster.strategy.run(replica_step, batch)
-
-        return train_step
+        return self.replicas.compiled(replica_step, jit=bool(tf.config.list_physical_devices("GPU")))
 
     def _compiled_forward(self) -> Callable[..., Any]:
         import tensorflow as tf
@@ -126,11 +124,7 @@ class Trainer:
             inputs = tf.cast(self.inputs.on_device(arrays, training=False), dtype)
             return (tf.cast(model(inputs, training=False), dtype),)
 
-        @tf.function(autograph=False)
-        def forward(*arrays: Any) -> Any:
-            return self.cluster.strategy.run(replica_forward, arrays)
-
-        return forward
+        return self.replicas.compiled(replica_forward)
 
     def step(self, batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """One optimizer step; losses, hits and weights of the batch's examples, each of shape (B,).
@@ -138,31 +132,49 @@ class Trainer:
         Raises:
             UsageError: where a single example on each replica does not fit into its memory.
         """
+        return self._compute(batch, self._own_part(batch))
+
+    def _own_part(self, batch: Batch) -> Arrays:
+        """What this worker's replicas get: targets, shares in the loss of the whole batch, and the arrays of the model."""
+        load, targets, weights = batch
+        unit = self.replicas.num * self.num_parts
+        size = -(-self.schedule.global_batch_size // unit) * unit
+        numbers, own = np.arange(len(weights)), self.replicas.own(size)
+        padded = np.pad(numbers, (0, size - len(numbers)))[own]  # Examples are repeated, and count once.
+        shares = np.pad(weights / weights.sum(dtype=np.float64), (0, size - len(numbers)))[own].astype(self._dtype)
+        return (targets[padded], shares, *load(padded))
+
+    def _compute(self, batch: Batch, own_part: Arrays) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         import tensorflow as tf
 
-        arrays, targets, weights = batch
-        count = len(weights)
-        shares = (weights / weights.sum(dtype=np.float64)).astype(self._dtype)
+        count = len(batch[2])
         while True:
-            unit = self.cluster.num_replicas * self.num_parts
-            size = -(-self.schedule.global_batch_size // unit) * unit
-            padded = self.cluster.scatter(tuple(_padded(a, size) for a in (targets, shares, *arrays)))
+            if len(own_part[0]) % (
+                self.replicas.num_local * self.num_parts
+            ):  # Made before the batch had to be computed in parts.
+                own_part = self._own_part(batch)
             try:
                 with self._telemetry.spent_tracing(self._train_step, "training", count):
-                    losses, correct = self._train_step(*padded)
-                    return self.cluster.gather(losses)[:count], self.cluster.gather(correct)[:count], weights
+                    losses, correct = self._train_step(*self.replicas.scatter(own_part))
+                    return self.replicas.gather(losses)[:count], self.replicas.gather(correct)[:count], batch[2]
             except tf.errors.ResourceExhaustedError as error:
                 self._halve(error)
 
     def _halve(self, error: Exception) -> None:
         """Compute each replica's share in twice as many parts from now on: the same examples, the same step, less memory."""
-        if self.num_parts * self.cluster.num_replicas * 2 > self.cluster.padded_size(self.schedule.global_batch_size):
+        size = self.replicas.padded_size(self.schedule.global_batch_size)
+        if self.replicas.num > self.replicas.num_local:
+            raise UsageError(
+                f"{size // self.replicas.num} examples, a replica's share of a batch, do not fit into its memory. Lower "
+                "fine_tune.global_batch_size, unfreeze less (backbone.unfreeze), or start more workers."
+            ) from error
+        if self.num_parts * self.replicas.num * 2 > size:
             raise UsageError(
                 "Not even the smallest part of a batch fits into the memory of the device. Unfreeze less "
                 "(backbone.unfreeze), or choose a smaller backbone or intake.image_size."
             ) from error
         self.num_parts *= 2
-        per_part = -(-self.schedule.global_batch_size // (self.num_parts * self.cluster.num_replicas))
+        per_part = -(-self.schedule.global_batch_size // (self.num_parts * self.replicas.num))
         self._telemetry.line(
             f"  fine-tune: out of memory; the batch is now computed in {self.num_parts} parts, {per_part} examples at a time"
         )
@@ -176,9 +188,10 @@ class Trainer:
             Diverged: where the loss or a variable is no longer a finite number.
         """
         steps = range(self.num_steps_done, self.schedule.total_steps)
-        for step, batch in zip(steps, ahead(map(batch_of_step, steps), self._telemetry), strict=True):
+        batches = ((batch, self._own_part(batch)) for batch in map(batch_of_step, steps))
+        for step, (batch, own_part) in zip(steps, ahead(batches, self._telemetry), strict=True):
             before_step(step)
-            losses, correct, weights = self.step(batch)
+            losses, correct, weights = self._compute(batch, own_part)
             self._sums += [(losses * weights).sum(), (correct * weights).sum(), weights.sum()]
             if (step + 1) % self.schedule.steps_per_epoch == 0:
                 self._check_finite(map(_numpy, self._variables))
@@ -227,7 +240,7 @@ class Trainer:
             self.optimizer.finalize_variable_values(self.model.trainable_variables)
         result = all_rows(
             run_batches(
-                self.cluster,
+                self.replicas,
                 self._forward,
                 lambda numbers: self.inputs.plain(rows_N[numbers]),
                 len(rows_N),
@@ -273,15 +286,6 @@ def _numpy(variable: Any) -> np.ndarray:
     import keras
 
     return keras.ops.convert_to_numpy(variable)
-
-
-def _padded(array: np.ndarray, size: int) -> np.ndarray:
-    """Rows repeated up to `size`; weights are padded with zeros, so repeated rows do not count."""
-    missing = size - len(array)
-    if missing <= 0:
-        return array
-    padding = np.zeros(missing, array.dtype) if array.ndim == 1 else np.repeat(array[:1], missing, axis=0)
-    return np.concatenate([array, padding])
 
 
 def _Course(schedule: Schedule) -> Any:  # noqa: N802 - a class made on demand, because its base needs Keras.

@@ -16,7 +16,7 @@ from job.model.network import Network
 from job.telemetry import Telemetry
 from job.train.cluster import Cluster
 from job.train.feed import all_rows, run_batches
-from tests.numerics.test_training import assert_same_gradients, trainer_of
+from tests.numerics.test_training import assert_same_gradients, batch_of, trainer_of
 
 NOTHING = dict.fromkeys(("rotation_range", "width_shift_range", "height_shift_range"), 0.0) | {
     "zoom_range": (1.0, 1.0),
@@ -46,7 +46,7 @@ def head_for(network):
 
 def stored_inputs(network, pixels, folder):
     """As extract makes them, in batches of the training step's size."""
-    batches = run_batches(network.cluster, network.compiled(), lambda n: (pixels[n],), len(pixels), BATCH, Telemetry(None))
+    batches = run_batches(network.replicas, network.compiled(), lambda n: (pixels[n],), len(pixels), BATCH, Telemetry(None))
     writer = StoreWriter(folder, network.cut_point.shape, "float16")
     writer.write("all", all_rows(batches)[0])
     return StoredInputs(StoredViews(writer.finish(["all"]), None, np.arange(len(pixels)), 1))
@@ -59,7 +59,7 @@ def trained(network, inputs, targets, epochs=2):
     def batch(step):
         chosen = schedule.batch(step)
         views = schedule.views(step, KEYS[chosen], inputs.num_views)
-        return inputs.training(chosen, KEYS[chosen], views), targets[chosen], np.ones(len(chosen), np.float32)
+        return batch_of(inputs.training(chosen, KEYS[chosen], views), targets[chosen], np.ones(len(chosen), np.float32))
 
     results = list(trainer.epochs(batch, lambda step: None))
     return trainer, results
@@ -112,7 +112,7 @@ def test_parts_of_a_batch_add_up_to_the_batch(network, pixels, targets):
     whole, in_parts = (trainer_of(network.tuned(head_for(network)), network, batch=10) for _ in range(2))
     in_parts.num_parts = 4  # Of 3 examples each, the last of which are padding.
     in_parts._train_step = in_parts._compiled_step()
-    batch = ((activations[:10],), targets[:10], np.linspace(0.5, 2, 10, dtype=np.float32))
+    batch = batch_of((activations[:10],), targets[:10], np.linspace(0.5, 2, 10, dtype=np.float32))
     losses = [trainer.step(batch)[0] for trainer in (whole, in_parts)]
     assert np.allclose(*losses, rtol=1e-5) and len(losses[1]) == 10
     assert_same_gradients(whole, in_parts)
@@ -140,7 +140,7 @@ def test_batch_that_does_not_fit_is_halved_until_it_does_and_the_examples_stay_t
     limited._compiled_step = of_a_small_device
     limited._train_step = of_a_small_device()
     activations = np.asarray(network.activations(pixels[:8]))
-    batch = ((activations,), targets[:8], np.ones(8, np.float32))
+    batch = batch_of((activations,), targets[:8], np.ones(8, np.float32))
     losses = [trainer.step(batch)[0] for trainer in (free, limited)]
     assert limited.num_parts == 4 and "computed in 4 parts, 2 examples at a time" in said.getvalue()
     assert np.allclose(*losses, rtol=1e-5)
@@ -161,7 +161,7 @@ def test_single_example_that_does_not_fit_is_an_error_with_the_way_out(network, 
     trainer._train_step = never
     activations = np.asarray(network.activations(pixels[:4]))
     with pytest.raises(UsageError, match=r"Unfreeze less"):
-        trainer.step(((activations,), targets[:4], np.ones(4, np.float32)))
+        trainer.step(batch_of((activations,), targets[:4], np.ones(4, np.float32)))
     assert tried == [1, 2, 4]
 
 
@@ -177,7 +177,7 @@ def test_rows_that_do_not_fit_at_once_go_on_in_smaller_batches(network, pixels, 
             raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
         return [tf.reduce_mean(tf.cast(batch, tf.float32), (1, 2, 3))]
 
-    batches = run_batches(network.cluster, step, lambda n: (pixels[n],), 7, 8, Telemetry(None, said))
+    batches = run_batches(network.replicas, step, lambda n: (pixels[n],), 7, 8, Telemetry(None, said))
     if not fits:
         with pytest.raises(UsageError, match="Not even one photo"):
             list(batches)

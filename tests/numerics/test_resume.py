@@ -10,7 +10,7 @@ from job.model.heads import Head, smoothed_one_hot
 from job.storage.workdir import Workdir
 from job.telemetry import Telemetry
 from job.train.checkpoint import Checkpoints
-from tests.numerics.test_training import trainer_of
+from tests.numerics.test_training import batch_of, trainer_of
 
 NUM_STEPS = 9  # Three epochs of three steps.
 MADE_FROM = {"head": "abc"}
@@ -37,7 +37,7 @@ def train(trainer, data, before_step=lambda step: None, until=NUM_STEPS):
 
     def batch(step):
         chosen = trainer.schedule.batch(step)
-        return (inputs[chosen],), targets[chosen], np.linspace(0.5, 1.5, len(chosen), dtype=np.float32)
+        return batch_of((inputs[chosen],), targets[chosen], np.linspace(0.5, 1.5, len(chosen), dtype=np.float32))
 
     class Enough(Exception):
         pass

@@ -1,9 +1,5 @@
 """What is trained is what is measured: stores, halves and replicas agree with the plain whole."""
 
-import json
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from scipy.special import softmax
@@ -14,7 +10,6 @@ from job.telemetry import Telemetry
 from job.train.loop import Trainer
 from job.train.recipe import Recipe
 from job.train.schedule import Schedule
-from tests.conftest import ROOT
 
 
 @pytest.fixture
@@ -41,13 +36,18 @@ class Given:
         return arrays[0]
 
 
+def batch_of(arrays, targets, weights):
+    """A batch that is there already."""
+    return lambda numbers: tuple(array[numbers] for array in arrays), targets, weights
+
+
 def trainer_of(model, network, epochs=2, batch=8, learning_rate=1e-2, **options):
     recipe = Recipe(epochs, batch, learning_rate, views=1)
     schedule = Schedule.resolve(recipe, num_examples=24, warmup_fraction=0.0, seed=2)
     return Trainer(
         model,
         schedule,
-        network.cluster,
+        network.replicas,
         options.get("inputs", Given()),
         weight_decay=1e-3,
         ema=options.get("ema", False),
@@ -58,7 +58,7 @@ def trainer_of(model, network, epochs=2, batch=8, learning_rate=1e-2, **options)
 def train(trainer, inputs, targets):
     def batch(step):
         chosen = trainer.schedule.batch(step)
-        return (inputs[chosen],), targets[chosen], np.ones(len(chosen), np.float32)
+        return batch_of((inputs[chosen],), targets[chosen], np.ones(len(chosen), np.float32))
 
     return list(trainer.epochs(batch, lambda step: None))
 
@@ -108,12 +108,12 @@ def test_stored_activations_give_the_same_step_as_the_whole_model(network, pixel
     activations = tf.function(below)(pixels[:8])
     ones = np.ones(8, np.float32)
     stored = trainer_of(network.tuned(head), network)
-    stored_losses, _, _ = stored.step(((np.asarray(activations),), targets[:8], ones))
+    stored_losses, _, _ = stored.step(batch_of((np.asarray(activations),), targets[:8], ones))
 
     online = network.tuned(head)
     above = online(keras.ops.cast(below.output, "float32"), training=False)
     whole = trainer_of(keras.Model(below.input, above), network)
-    whole_losses, _, _ = whole.step(((pixels[:8],), targets[:8], ones))
+    whole_losses, _, _ = whole.step(batch_of((pixels[:8],), targets[:8], ones))
     assert np.allclose(stored_losses, whole_losses, rtol=1e-5)
     assert_same_gradients(stored, whole)
 
@@ -133,7 +133,7 @@ def test_short_batch_counts_its_own_examples_only(network, pixels, head, targets
     """24 examples in batches of 16: the second step has 8 and must equal a step of batch size 8 on them."""
     activations = np.asarray(network.activations_and_features(pixels)[0])
     trainers = [trainer_of(network.tuned(head), network, batch=size) for size in (16, 8)]
-    losses = [t.step(((activations[:8],), targets[:8], np.ones(8, np.float32)))[0] for t in trainers]
+    losses = [t.step(batch_of((activations[:8],), targets[:8], np.ones(8, np.float32)))[0] for t in trainers]
     assert np.allclose(*losses, rtol=1e-5) and len(losses[0]) == 8
     assert_same_gradients(*trainers)
 
@@ -141,8 +141,8 @@ def test_short_batch_counts_its_own_examples_only(network, pixels, head, targets
 def test_class_weights_weigh_the_loss(network, pixels, head, targets):
     activations = np.asarray(network.activations_and_features(pixels)[0])[:2]
     weighted, alone = (trainer_of(network.tuned(head), network) for _ in range(2))
-    weighted.step(((activations,), targets[:2], np.asarray([1.0, 0.0], np.float32)))
-    alone.step(((activations[:1],), targets[:1], np.ones(1, np.float32)))
+    weighted.step(batch_of((activations,), targets[:2], np.asarray([1.0, 0.0], np.float32)))
+    alone.step(batch_of((activations[:1],), targets[:1], np.ones(1, np.float32)))
     assert_same_gradients(weighted, alone)
 
 
@@ -178,17 +178,3 @@ def test_other_precisions_compute_the_same_function(network, pixels, head, preci
     plain = softmax(np.asarray(network.tuned(head)(activations, training=False), np.float64), axis=1)
     other = softmax(np.asarray(network.tuned(head, precision)(activations, training=False), np.float64), axis=1)
     assert np.abs(plain - other).max() < (1e-5 if precision == "float64" else 0.1)
-
-
-def test_two_replicas_equal_one():
-    """In a process of its own, because devices are set up before TensorFlow starts."""
-    command = [sys.executable, "-m", "tests.numerics.two_replicas"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["num_replicas"] == [1, 2] and found["num_examples_seen"] == [240, 240]
-    assert found["float64_after_50_steps"] < 1e-10
-    assert found["float64_moved_by"] > 1e-2
-    assert found["float32_gradients_of_one_step"] < 1e-5
-    assert found["float32_after_one_step"] < 1e-6
-    assert found["features"] < 1e-5

@@ -1,0 +1,417 @@
+"""The workers of a run talk: the chief says what to do, the others say that it is done, and everyone hears who is lost.
+
+One connection leads from each worker to the chief, in lines of JSON. A process that died is known at once, because its
+connection is closed; one that hangs is known by its silence. Data goes another way, through the output directory that all
+share. A worker holds nothing that is not on the disk, so it may be ended at any instant.
+"""
+
+import json
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any, Protocol, Self, TypeVar
+
+from job.errors import JobError, TryAgainLater, UsageError, of_code
+from job.stop import StopRequest
+
+Item = TypeVar("Item")
+Message = dict[str, Any]
+
+_BEATS_EVERY_S = 1.0
+_LOST_AFTER_S = 12.0  # Of silence; TensorFlow notices a peer that hangs a little later.
+HEARD_WITHIN_S = 5.0  # After TensorFlow has noticed that a peer is lost, its silence is noticed here.
+_LEAVES_WITHIN_S = 5.0  # Whoever works with a peer that is lost.
+_TRIES_EVERY_S = 0.2
+_SAYS_EVERY_S = 10.0
+_SEES_WITHIN_S = 60.0  # Network file systems show another machine's new file late.
+
+
+class Peers(Protocol):
+    """The workers of a run, as one of them sees them."""
+
+    index: int
+    count: int
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this worker decides and publishes; true where there is one alone."""
+
+    def own(self, items: Sequence[Item]) -> Sequence[Item]:
+        """This worker's part of work that can be divided."""
+
+    def same(self, value: Item) -> Item:
+        """The chief's value, on all workers. Each must come here, in the same order."""
+
+    def meet(self) -> None:
+        """On the chief, wait until all others have come here. They go on."""
+
+
+class Alone:
+    """One worker, which is the chief."""
+
+    index, count, is_chief = 0, 1, True
+
+    def own(self, items: Sequence[Item]) -> Sequence[Item]:
+        return items
+
+    def same(self, value: Item) -> Item:
+        return value
+
+    def meet(self) -> None:
+        return
+
+
+class Chief:
+    """Listens for the others while its block lasts, and tells them how it ended.
+
+    `made_from` is a digest of what a worker must have been started with, `token` what it must see in the output directory.
+    """
+
+    index, is_chief = 0, True
+
+    def __init__(
+        self,
+        port: int,
+        others: Sequence[str],
+        *,
+        made_from: str,
+        token: str,
+        start_timeout_s: float,
+        stop: StopRequest,
+        tell: Callable[[str], None],
+    ) -> None:
+        self.count = len(others) + 1
+        self._others, self._made_from, self._token = others, made_from, token
+        self._start_timeout_s, self._stop, self._tell = start_timeout_s, stop, tell
+        self._workers: dict[int, _Line] = {}
+        self._met = dict.fromkeys(range(1, self.count), 0)
+        self._num_meetings = 0
+        self._refused: dict[str, str] = {}
+        self._changed = threading.Condition()
+        try:
+            self._socket = socket.create_server(("", port), backlog=128)
+        except OSError as error:
+            raise TryAgainLater(
+                f"The chief cannot listen on port {port} ({error.strerror}): another job on this machine may use it."
+            ) from error
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        code = error.exit_code if isinstance(error, JobError) else 1 if error else 0
+        self._stop_listening()
+        for line in list(self._workers.values()):
+            line.say(end=code, text=str(error) if error else "")
+        for line in list(self._workers.values()):
+            line.wait_until_closed(_LEAVES_WITHIN_S)
+
+    def own(self, items: Sequence[Item]) -> Sequence[Item]:
+        return _part(items, 0, self.count)
+
+    def same(self, value: Item) -> Item:
+        for line in self._workers.values():
+            line.say(value=value)
+        return value
+
+    def meet(self) -> None:
+        """
+        Raises:
+            TryAgainLater: where one is lost.
+        """
+        self._num_meetings += 1
+        self._wait(lambda: all(times >= self._num_meetings for times in self._met.values()))
+
+    def order(self, **what: Any) -> None:
+        """Have all others do something, as soon as all are there.
+
+        Raises:
+            TryAgainLater: where one does not come in time.
+        """
+        deadline = time.monotonic() + self._start_timeout_s
+        says_at = time.monotonic() + _SAYS_EVERY_S
+        while missing := [k for k in range(1, self.count) if k not in self._workers]:
+            self._stop.check()
+            who = ", ".join(f"worker {k} ({self._others[k - 1]})" for k in missing)
+            if time.monotonic() > deadline:
+                refused = "".join(f" {who} was refused: {why}" for who, why in self._refused.items())
+                raise TryAgainLater(
+                    f"{who} did not come within cluster.start_timeout_s ({self._start_timeout_s:g}).{refused} Look at its "
+                    "log, and whether it can reach this machine; then start all workers again."
+                )
+            if time.monotonic() > says_at:
+                self._tell(f"Waiting for {who}")
+                says_at += _SAYS_EVERY_S
+            with self._changed:
+                self._changed.wait(_TRIES_EVERY_S)
+        self.same(what)
+
+    def _wait(self, is_over: Callable[[], bool]) -> None:
+        while not is_over():
+            self._stop.check()
+            with self._changed:
+                self._changed.wait(_TRIES_EVERY_S)
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # Closed, because the run is over.
+            while True:
+                connection, (host, *_) = self._socket.accept()
+                threading.Thread(target=self._welcome, args=(_Line(connection), host), daemon=True).start()
+
+    def _stop_listening(self) -> None:
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # What wakes the thread that accepts.
+        self._socket.close()
+
+    def _welcome(self, line: "_Line", host: str) -> None:
+        index = -1
+        with suppress(_Lost, ValueError, KeyError, TypeError):  # Whoever else knocks at a port, too.
+            hello = line.hear()
+            index = int(hello["index"])
+            refusal = self._refusal(index, hello, line)
+            if refusal:
+                self._refused[f"Worker {index}, from {host},"] = refusal
+                line.say(refused=refusal)
+                return
+            line.say(token=self._token)
+            line.keep_beating()
+            self._listen_to(index, line)
+        line.close()
+
+    def _refusal(self, index: int, hello: Message, line: "_Line") -> str:
+        if not 0 < index < self.count or hello["count"] != self.count:
+            return f"it calls itself worker {index} of {hello['count']}, and there are {self.count}."
+        if hello["made_from"] != self._made_from:
+            return "it was started with another command line, configuration or version than the chief."
+        with self._changed:
+            if self._workers.setdefault(index, line) is not line:
+                return "there is such a worker already."
+            self._changed.notify_all()
+        return ""
+
+    def _listen_to(self, index: int, line: "_Line") -> None:
+        name = f"worker {index} ({self._others[index - 1]})"
+        try:
+            while True:
+                message = line.hear()
+                if "met" in message:
+                    self._met[index] += 1
+                elif "signal" in message:
+                    self._stop.insist(f"{message['signal']} of {name}", within_s=self._stop.grace_s)
+                elif "failed" in message:
+                    error = of_code(message["failed"], f"{name} ended: {message['text']}")
+                    self._stop.insist(name, error, within_s=_LEAVES_WITHIN_S)
+                with self._changed:
+                    self._changed.notify_all()
+        except _Lost as lost:
+            self._stop.insist(name, _lost(name, lost), within_s=_LEAVES_WITHIN_S)
+
+
+class Worker:
+    """Does what the chief says, while its block lasts. What ends the block in error is told to the chief."""
+
+    is_chief = False
+
+    def __init__(self, index: int, count: int, stop: StopRequest) -> None:
+        self.index, self.count, self._stop = index, count, stop
+        self._values: deque[Any] = deque()
+        self._changed = threading.Condition()
+        self._ended: JobError | bool = False
+
+    def connect(
+        self,
+        address: tuple[str, int],
+        *,
+        made_from: str,
+        start_timeout_s: float,
+        sees: Callable[[str], bool],
+        is_needed: Callable[[], bool],
+        tell: Callable[[str], None],
+    ) -> bool:
+        """Find the chief; False where nothing is left to do without having found it.
+
+        `sees` tells whether the output directory holds a token, `is_needed` whether the run is not finished.
+
+        Raises:
+            TryAgainLater: where it is not to be found in time.
+            UsageError: where this worker does not belong to it, or sees another output directory.
+        """
+        host, port = address
+        deadline = time.monotonic() + start_timeout_s
+        says_at = time.monotonic()
+        while True:
+            self._stop.check()
+            try:
+                connection = socket.create_connection(address, timeout=2.0)
+                break
+            except OSError as error:  # Not there yet, or its name is not.
+                if time.monotonic() > says_at:
+                    if not is_needed():
+                        return False
+                    tell(f"Waiting for the chief at {host}:{port} ({error.strerror or error})")
+                    says_at = time.monotonic() + _SAYS_EVERY_S
+                if time.monotonic() > deadline:
+                    raise TryAgainLater(
+                        f"The chief at {host}:{port} was not found within cluster.start_timeout_s ({start_timeout_s:g}): "
+                        f"{error.strerror or error}. Look at its log, and whether that can be reached from here; then "
+                        "start all workers again."
+                    ) from error
+                time.sleep(_TRIES_EVERY_S)
+        self._line = _Line(connection)
+        self._line.say(index=self.index, count=self.count, made_from=made_from)
+        try:
+            answer = self._line.hear()
+        except _Lost as lost:
+            raise _lost("The chief", lost) from None
+        if "refused" in answer:
+            raise UsageError(f"The chief at {host}:{port} refused this worker: {answer['refused']}")
+        self._line.keep_beating()
+        self._look_for(answer["token"], sees)
+        self._stop.deferred_to = lambda name: self._line.say(signal=name)
+        threading.Thread(target=self._listen, daemon=True).start()
+        return True
+
+    def _look_for(self, token: str, sees: Callable[[str], bool]) -> None:
+        deadline = time.monotonic() + _SEES_WITHIN_S
+        while not sees(token):
+            self._stop.check()
+            if time.monotonic() > deadline:
+                raise UsageError(
+                    "This worker does not see in --out what the chief wrote there. It must be a folder that all workers "
+                    "share: a network file system, or a volume that can be mounted many times."
+                )
+            time.sleep(_TRIES_EVERY_S)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        self._stop.deferred_to = None
+        if error is not None and not self._ended and hasattr(self, "_line"):
+            code = error.exit_code if isinstance(error, JobError) else 1
+            self._line.say(failed=code, text=str(error))
+
+    def own(self, items: Sequence[Item]) -> Sequence[Item]:
+        return _part(items, self.index, self.count)
+
+    def same(self, value: Item) -> Item:  # noqa: ARG002 - the chief's counts.
+        found: Item = self._next()
+        return found
+
+    def meet(self) -> None:
+        self._line.say(met=True)
+
+    def orders(self) -> Iterator[Message]:
+        """What to do, one after the other, until the run is over.
+
+        Raises:
+            JobError: with the exit code that the chief ends with, where that is not 0.
+        """
+        while (order := self._next()) is not None:
+            yield order
+
+    def _next(self) -> Any:
+        """The chief's next word; None where it is done."""
+        with self._changed:
+            while not self._values and not self._ended:
+                self._changed.wait()
+            if self._values:
+                return self._values.popleft()
+        if isinstance(self._ended, JobError):
+            raise self._ended
+        return None
+
+    def _listen(self) -> None:
+        try:
+            while True:
+                message = self._line.hear()
+                if "end" in message:
+                    code = message["end"]
+                    self._end(of_code(code, f"The chief ended: {message['text']}") if code else True)
+                    return
+                if "value" in message:
+                    with self._changed:
+                        self._values.append(message["value"])
+                        self._changed.notify_all()
+        except _Lost as lost:
+            self._end(_lost("the chief", lost))
+
+    def _end(self, how: JobError | bool) -> None:
+        """The main thread may wait for the chief's next word, and hears it. Or it may work at what nobody wants any more."""
+        with self._changed:
+            self._ended = how
+            self._values.clear()
+            self._changed.notify_all()
+        if isinstance(how, JobError):
+            self._stop.insist("the chief", how, within_s=1.0)
+
+
+class _Lost(Exception):
+    """The other end is gone; the message says how that is known."""
+
+
+class _Line:
+    """A connection that is written to by several threads and read by one."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection, self._writing = connection, threading.Lock()
+        self._closed = threading.Event()
+        connection.settimeout(_LOST_AFTER_S)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._reader = connection.makefile("rb")
+
+    def say(self, **message: Any) -> None:
+        """If there is nobody any more, whoever reads hears of it."""
+        with suppress(OSError), self._writing:
+            self._connection.sendall(json.dumps(message).encode() + b"\n")
+
+    def hear(self) -> Message:
+        """The next message.
+
+        Raises:
+            _Lost.
+        """
+        while True:
+            try:
+                text = self._reader.readline()
+            except TimeoutError:
+                self._closed.set()
+                raise _Lost(f"it has been silent for {_LOST_AFTER_S:g} s") from None
+            except OSError as error:
+                self._closed.set()
+                raise _Lost(error.strerror or str(error)) from None
+            if not text.endswith(b"\n"):
+                self._closed.set()
+                raise _Lost("its connection was closed")
+            message: Message = json.loads(text)
+            if message:
+                return message
+
+    def keep_beating(self) -> None:
+        """Say nothing, every now and then."""
+
+        def beat() -> None:
+            while not self._closed.wait(_BEATS_EVERY_S):
+                self.say()
+
+        threading.Thread(target=beat, daemon=True).start()
+
+    def wait_until_closed(self, within_s: float) -> None:
+        self._closed.wait(within_s)
+
+    def close(self) -> None:
+        self._closed.set()
+        with suppress(OSError):
+            self._connection.close()
+
+
+def _part(items: Sequence[Item], index: int, count: int) -> Sequence[Item]:
+    return items[index * len(items) // count : (index + 1) * len(items) // count]
+
+
+def _lost(name: str, lost: _Lost) -> TryAgainLater:
+    return TryAgainLater(f"{name} is lost: {lost}. Start all workers again, and the run goes on from what is saved.")
