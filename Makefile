@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PIP = $(1)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $(2)
 
-.PHONY: demo test check bench docs lock clean
+.PHONY: demo test check bench image docs lock clean
 
 demo: .venv/.cpu
 	.venv/bin/python -m job demo
@@ -15,7 +15,8 @@ check: .venv/.dev .venv-lint/.done
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
-	.venv-lint/bin/shellcheck .ci/run
+	.venv-lint/bin/shellcheck .ci/* slurm/*
+	.venv-lint/bin/hadolint Dockerfile
 
 bench: .venv/.dev
 	.venv/bin/python -m benchmarks.side_by_side
@@ -26,6 +27,11 @@ bench: .venv/.dev
 	.venv/bin/python -m benchmarks.scale --rounds 3 3 2
 	.venv/bin/python -m benchmarks.checkpoints
 	.venv/bin/python -m benchmarks.gpu
+
+# VARIANT=gpu for the image with CUDA.
+VARIANT ?= cpu
+image:
+	docker build --build-arg VARIANT=$(VARIANT) --build-arg REVISION=$$(git rev-parse HEAD) --tag transfer-job:$(VARIANT) .
 
 .venv/.dev: requirements/dev.txt pyproject.toml
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv

@@ -23,6 +23,14 @@ def cpu_quota(root: Path = _ROOT, membership: Path = _MEMBERSHIP) -> float:
     return min(quotas)
 
 
+def usable_cores() -> int:
+    """The cores that this process may run on, or as many as its share of their time keeps busy.
+
+    A part of a core counts as one: with 1.5 of them, one worker would leave a third of the time unused.
+    """
+    return math.ceil(min(len(os.sched_getaffinity(0)), cpu_quota()))
+
+
 def memory_bytes(root: Path = _ROOT, membership: Path = _MEMBERSHIP) -> int:
     """Of the machine, or less where that is limited."""
     sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]

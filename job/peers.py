@@ -270,13 +270,13 @@ class Worker:
         if "refused" in answer:
             raise UsageError(f"The chief at {host}:{port} refused this worker: {answer['refused']}")
         self._line.keep_beating()
-        self._look_for(answer["token"], sees)
+        self._look_for(answer["token"], sees, start_timeout_s)
         self._stop.deferred_to = lambda name: self._line.say(signal=name)
         threading.Thread(target=self._listen, daemon=True).start()
         return True
 
-    def _look_for(self, token: str, sees: Callable[[str], bool]) -> None:
-        deadline = time.monotonic() + _SEES_WITHIN_S
+    def _look_for(self, token: str, sees: Callable[[str], bool], within_s: float) -> None:
+        deadline = time.monotonic() + min(within_s, _SEES_WITHIN_S)
         while not sees(token):
             self._stop.check()
             if time.monotonic() > deadline:

@@ -10,11 +10,12 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from job.cgroups import usable_cores
 from job.context import Context
 from job.data.decode import DecodeRules
 from job.data.sources import Entry, open_source
 from job.data.stores import ROWS_PER_SHARD, StoreWriter
-from job.data.workers import Limits, ShardTask, decode_shards, usable_cores
+from job.data.workers import Limits, ShardTask, decode_shards
 from job.errors import DataUnusable, UsageError
 from job.storage.workdir import Workdir, digest_of_file
 from job.train.cluster import import_tensorflow

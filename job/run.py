@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from job import __version__, times
+from job.cgroups import usable_cores
 from job.config import CacheConfig, digest_of
 from job.context import Context
 from job.data.stores import ArrayStore, sweep, unwanted
@@ -301,7 +302,7 @@ def fingerprint() -> dict[str, Any]:
     variables = ("TF_ENABLE_ONEDNN_OPTS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
     return {
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "platform": platform.platform(),
         "environment": {name: os.environ[name] for name in variables if name in os.environ},
         "op_determinism": True,

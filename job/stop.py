@@ -52,14 +52,9 @@ class StopRequest:
         far_end.setblocking(False)
         self._ends = near_end, far_end
         signal.set_wakeup_fd(far_end.fileno(), warn_on_full_buffer=False)
-        self.listen_again()
+        for number in _SIGNALS:
+            signal.signal(number, self._on_signal)
         threading.Thread(target=self._watch, daemon=True).start()
-
-    def listen_again(self) -> None:
-        """After somebody put handlers of their own in the place of these, if anybody listened."""
-        if hasattr(self, "_ends"):
-            for number in _SIGNALS:
-                signal.signal(number, self._on_signal)
 
     def request(self, by: str = "a request", error: JobError | None = None) -> None:
         """Ask for the end, which is `Stopped` where there is no other `error`. What was asked first counts."""

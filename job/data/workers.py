@@ -8,7 +8,6 @@ woken for every photo takes a good part of the time of the photos (docs/decision
 
 import io
 import json
-import math
 import multiprocessing
 import os
 import resource
@@ -22,7 +21,6 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from job.cgroups import cpu_quota
 from job.context import Context
 from job.data.decode import BadPhoto, DecodeRules, Facts, decode
 from job.data.files import IMAGE_EXTENSIONS
@@ -72,14 +70,6 @@ class ShardTask:
 def is_passing(record: Record) -> bool:
     """Whether another try may end otherwise."""
     return record["status"] == "quarantined" and record["reason"].startswith(_PASSING)
-
-
-def usable_cores() -> int:
-    """The cores that this process may run on, or as many as its share of their time keeps busy.
-
-    A part of a core counts as one: with 1.5 of them, one worker would leave a third of the time unused.
-    """
-    return math.ceil(min(len(os.sched_getaffinity(0)), cpu_quota()))
 
 
 def decode_shards(

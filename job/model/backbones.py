@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import re
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -126,6 +127,8 @@ def build(config: BackboneConfig, image_size: int, *, seed: int = 0) -> keras.Mo
     arguments: dict[str, Any] = {"alpha": config.alpha} if config.alpha is not None else {}
     if config.weights == "random":
         keras.utils.set_random_seed(seed)
+    elif config.weights == "imagenet":
+        _show_weights_of_read_only_home()
     try:
         model = getattr(keras.applications, backbone.constructor)(
             include_top=False,
@@ -149,6 +152,16 @@ def build(config: BackboneConfig, image_size: int, *, seed: int = 0) -> keras.Mo
     elif config.weights != "imagenet":
         _load_weights(model, Path(config.weights))
     return model
+
+
+def _show_weights_of_read_only_home() -> None:
+    """Keras passes by a home that it cannot write to, as in an image that is read-only, and looks below /tmp."""
+    home, elsewhere = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser(), Path("/tmp/.keras/models")  # noqa: S108
+    if (home / "models").is_dir() and not os.access(home, os.W_OK):
+        elsewhere.mkdir(parents=True, exist_ok=True)
+        for file in (home / "models").glob("*.h5"):
+            with suppress(FileExistsError):
+                (elsewhere / file.name).symlink_to(file)
 
 
 def scaling_layers(config: BackboneConfig) -> list[keras.Layer]:

@@ -126,8 +126,8 @@ class Network:
         import_tensorflow()
         import keras
 
+        above = self._parts[1]  # Not built in the scope of all workers' devices: it is this worker's.
         with spent_once("building"), (replicas or self.replicas).strategy.scope():
-            above = self._parts[1]
             if above is None:
                 inputs = keras.Input((self.feature_width,))
                 features = inputs

@@ -15,13 +15,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from job.cgroups import usable_cores
 from job.config import IntakeConfig, digest_of
 from job.context import Context
 from job.data.decode import SCHEMA, DecodeRules
 from job.data.examples import Examples
 from job.data.sources import Entry, Listing, Source
 from job.data.stores import ROWS_PER_SHARD, ArrayStore, Shard, StoreWriter
-from job.data.workers import Limits, Record, ShardTask, decode_shards, is_passing, usable_cores
+from job.data.workers import Limits, Record, ShardTask, decode_shards, is_passing
 from job.errors import DataUnusable
 from job.storage.cache import Cache
 from job.storage.workdir import Workdir, own_mark

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from job.cgroups import usable_cores
 from job.errors import TryAgainLater, UsageError
 from job.stop import StopRequest
 from job.telemetry import spent_once
@@ -40,6 +41,11 @@ def import_tensorflow() -> Any:
         os.dup2(nowhere, 2)
         with spent_once("imports"):
             import tensorflow
+        if usable_cores() < len(
+            os.sched_getaffinity(0)
+        ):  # A container's share of their time: twice as fast with threads for it.
+            tensorflow.config.threading.set_intra_op_parallelism_threads(usable_cores())
+            tensorflow.config.threading.set_inter_op_parallelism_threads(usable_cores())
     finally:
         os.dup2(standard_error, 2)
         os.close(standard_error)
@@ -270,6 +276,11 @@ class Cluster:
         resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
             spec, task_type="worker", task_id=self.index, num_accelerators={"GPU": len(gpus)}, rpc_layer="grpc"
         )
+        # TensorFlow's coordination service waits for the others with Python's lock held, and then no signal or lost peer can
+        # be heard. There is no public switch (docs/decisions/0012-many-workers.md).
+        from tensorflow.python.eager import context
+
+        context.context().configure_coordination_service("")
         strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
         return Replicas(strategy, num_workers=self.num_workers, worker=self.index)
 
@@ -284,10 +295,9 @@ class Cluster:
         tf = import_tensorflow()
         with stop.deadline(start_timeout_s, TryAgainLater(f"{failed} within cluster.start_timeout_s. {hint}")):
             try:
-                self.all  # noqa: B018 - it is made when it is first asked for.
+                _ = self.all, self.local  # Made when they are first asked for: the second outside the first one's scope.
             except tf.errors.OpError as error:
                 raise TryAgainLater(f"{failed}: {error.message}. {hint}") from error
-        stop.listen_again()  # TensorFlow has a handler of its own for SIGTERM, which keeps the process alive.
 
     @cached_property
     def _set_up(self) -> tuple[Any, list[Any]]:

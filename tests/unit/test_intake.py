@@ -13,13 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from job.cgroups import usable_cores
 from job.config import IntakeConfig
 from job.context import Context
 from job.data import workers
 from job.data.decode import DecodeRules, decode
 from job.data.sources import FolderSource
 from job.data.stores import HEADER_BYTES, StoreWriter
-from job.data.workers import Limits, ShardTask, decode_shards, usable_cores
+from job.data.workers import Limits, ShardTask, decode_shards
 from job.errors import DataUnusable, Stopped, StorageFailed
 from job.stages.intake import Intake, intake, source_digest
 from job.storage.workdir import Workdir

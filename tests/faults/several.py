@@ -1,0 +1,72 @@
+"""Several workers of one run on this machine, as TF_CONFIG tells them, and what becomes of them when one is lost."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.conftest import ROOT
+from tests.faults import killer
+
+
+def free_ports(count: int) -> list[int]:
+    """The port below each, where a chief listens, is very likely free, too."""
+    sockets = [socket.create_server(("localhost", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+class Run:
+    """Workers that were started at the same time, worker 0 the chief. Those of `missing` are not started, and worker 1 may
+    have another output directory or other settings."""
+
+    def __init__(
+        self, data: Path, out: Path, *settings: str, missing: Sequence[int] = (), other: tuple[Path, str] | None = None
+    ) -> None:
+        addresses = [f"localhost:{port}" for port in free_ports(2)]
+        self._logs = [out.parent / f"worker-{k}.txt" for k in range(2)]
+        self.processes: list[subprocess.Popen[bytes] | None] = []
+        for k, log in enumerate(self._logs):
+            task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": k}}
+            with log.open("w") as file:
+                environ = {**os.environ, "TF_CONFIG": json.dumps(task)}
+                command = killer.command(data, other[0], other[1]) if other and k else killer.command(data, out, *settings)
+                started = (
+                    None if k in missing else subprocess.Popen(command, cwd=ROOT, env=environ, stdout=file, stderr=file)
+                )
+                self.processes.append(started)
+
+    def said(self, k: int) -> str:
+        return self._logs[k].read_text()
+
+    def send(self, k: int, number: signal.Signals) -> None:
+        process = self.processes[k]
+        assert process is not None and process.poll() is None, self.said(k)
+        process.send_signal(number)
+
+    def is_running(self) -> bool:
+        return all(process is None or process.poll() is None for process in self.processes)
+
+    def codes(self, within_s: float = 300.0) -> list[int | None]:
+        """The exit codes, None where a worker was not started. What has not ended in time is killed."""
+        deadline = time.monotonic() + within_s
+        found: list[int | None] = []
+        for process in self.processes:
+            try:
+                found.append(process and process.wait(max(0.1, deadline - time.monotonic())))
+            except subprocess.TimeoutExpired:
+                found.append(-999)  # No exit code.
+        self.kill()
+        return found
+
+    def kill(self) -> None:
+        for process in self.processes:
+            if process is not None and process.poll() is None:
+                process.kill()
+                process.wait()

@@ -1,0 +1,145 @@
+"""A worker or the chief that dies, hangs, is stopped or never comes: the others end soon, and the same command goes on."""
+
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from tests.conftest import paint_classes
+from tests.faults import killer
+from tests.faults.several import Run
+
+# A deadline of the contract, in seconds, and some for a machine that has more to do than these processes.
+LEAVES_WITHIN_S, LEAVES_A_HUNG_ONE_WITHIN_S, SPARE_S = 15, 25, 5
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Of two workers to the end: where, how long it took, and what they left."""
+    folder = tmp_path_factory.mktemp("lost")
+    data, out = paint_classes(folder / "photos", per_class=40), folder / "out"
+    started = time.monotonic()
+    run = Run(data, out)
+    assert run.codes() == [0, 0], run.said(0) + run.said(1)
+    return killer.Undisturbed(data, out, time.monotonic() - started, killer.outcome(out))
+
+
+def lose(undisturbed, victim, instants, number=signal.SIGKILL):
+    """End one of two workers after so many seconds, in a run from the start for each; then both go on."""
+    rest, problems = 1 - victim, []
+    for seconds in instants:
+        shutil.rmtree(undisturbed.out)
+        run = Run(undisturbed.data, undisturbed.out)
+        time.sleep(seconds)
+        if not run.is_running():  # Faster than the first time.
+            continue
+        run.send(victim, number)
+        codes = run.codes(LEAVES_WITHIN_S + SPARE_S)
+        if codes[victim] != -number or codes[rest] != 75 or "is lost" not in run.said(rest):
+            problems.append(f"after {seconds:.1f} s: {codes}: {run.said(rest)[-2000:]}")
+        problems += killer.faults(undisturbed.out)
+        again = Run(undisturbed.data, undisturbed.out)
+        if (codes := again.codes()) != [0, 0]:
+            problems.append(f"after {seconds:.1f} s, going on: {codes}: {again.said(0)[-2000:]} {again.said(1)[-2000:]}")
+            continue
+        found = killer.outcome(undisturbed.out)
+        problems += [f"another {what}" for what, then in undisturbed.outcome.items() if found[what] != then]
+        problems += killer.leftovers(undisturbed.out)
+    return problems
+
+
+def instants(undisturbed, count, seed):
+    rng = np.random.default_rng(seed)
+    return 0.5 + (np.arange(count) + rng.uniform(size=count)) / count * (undisturbed.duration_s - 0.5)
+
+
+@pytest.mark.parametrize("victim", [0, 1], ids=["chief", "worker"])
+def test_others_end_with_75_when_one_is_killed_and_the_run_goes_on_to_the_same_bits(undisturbed, victim):
+    assert lose(undisturbed, victim, instants(undisturbed, 3, victim)) == []
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("victim", [0, 1], ids=["chief", "worker"])
+def test_others_end_wherever_one_is_killed(undisturbed, victim):
+    assert lose(undisturbed, victim, instants(undisturbed, 10, 10 + victim)) == []
+
+
+@pytest.mark.parametrize("victim", [0, 1], ids=["chief", "worker"])
+def test_others_end_with_75_when_one_hangs(undisturbed, victim):
+    shutil.rmtree(undisturbed.out)
+    run = Run(undisturbed.data, undisturbed.out, "fine_tune.epochs=2000")
+    wait_for(lambda: "fine_tune runs" in run.said(0), run)
+    time.sleep(3)
+    run.send(victim, signal.SIGSTOP)
+    process = run.processes[1 - victim]
+    assert process.wait(LEAVES_A_HUNG_ONE_WITHIN_S + SPARE_S) == 75, run.said(1 - victim)
+    run.kill()
+
+
+@pytest.mark.parametrize("asked", [0, 1], ids=["chief", "worker"])
+def test_signal_to_any_worker_ends_all_with_143_after_a_checkpoint(undisturbed, asked):
+    shutil.rmtree(undisturbed.out)
+    settings = ("fine_tune.epochs=2000", "checkpoint.every_s=1000")
+    run = Run(undisturbed.data, undisturbed.out, *settings)
+    wait_for(lambda: "fine_tune runs" in run.said(0), run)
+    time.sleep(4)
+    run.send(asked, signal.SIGTERM)
+    assert run.codes(30) == [143, 143], run.said(0) + run.said(1)
+    assert "Stopped by SIGTERM" in run.said(0) and "everything up to step" in run.said(0)
+    assert len(list((undisturbed.out / "checkpoints" / "fine_tune").glob("[0-9]*"))) == 1
+    again = Run(undisturbed.data, undisturbed.out, *settings)
+    wait_for(lambda: "going on from the checkpoint at step" in again.said(0), again)
+    again.kill()
+
+
+@pytest.mark.parametrize("missing", [0, 1], ids=["chief", "worker"])
+def test_worker_that_never_comes_ends_the_others_with_75_and_its_name(tmp_path, painted, missing):
+    run = Run(painted, tmp_path / "out", "cluster.start_timeout_s=3", missing=[missing])
+    codes = run.codes(60)
+    assert codes[1 - missing] == 75
+    said = run.said(1 - missing)
+    assert "cluster.start_timeout_s (3)" in said and "start all workers again" in said
+    assert ("worker 1 (localhost:" if missing else "The chief at localhost:") in said
+
+
+@pytest.mark.parametrize("missing", [0, 1], ids=["chief", "worker"])
+def test_signal_is_obeyed_while_others_are_waited_for(tmp_path, painted, missing):
+    run = Run(painted, tmp_path / "out", missing=[missing])
+    wait_for(lambda: "Cluster:" in run.said(1 - missing), run)
+    time.sleep(2)
+    run.send(1 - missing, signal.SIGTERM)
+    assert run.codes(10 + SPARE_S)[1 - missing] == 143
+
+
+def test_worker_that_was_started_otherwise_is_refused(tmp_path, painted):
+    out = tmp_path / "out"
+    run = Run(painted, out, other=(out, "seed=7"))
+    assert run.processes[1].wait(60) == 2
+    assert "started with another command line, configuration or version than the chief" in run.said(1)
+    run.kill()
+
+
+def test_worker_that_sees_another_output_ends_the_run_with_2(tmp_path, painted, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    short = "cluster.start_timeout_s=8"
+    run = Run(painted, tmp_path / "out", short, other=(tmp_path / "elsewhere" / "out", short))
+    assert run.codes(120) == [2, 2] and "It must be a folder that all workers share" in run.said(1)
+    assert "worker 1 (localhost:" in run.said(0)
+
+
+def test_worker_that_comes_when_all_is_done_ends_with_0(undisturbed):
+    shutil.rmtree(undisturbed.out)
+    assert Run(undisturbed.data, undisturbed.out).codes() == [0, 0]
+    alone = Run(undisturbed.data, undisturbed.out, missing=[0])
+    assert alone.codes(60)[1] == 0 and "The run is finished" in alone.said(1)
+    chief = Run(undisturbed.data, undisturbed.out, missing=[1])
+    assert chief.codes(60)[0] == 0 and "skipped: unchanged" not in chief.said(0)
+
+
+def wait_for(is_so, run, within_s=120):
+    deadline = time.monotonic() + within_s
+    while not is_so():
+        assert run.is_running() and time.monotonic() < deadline, run.said(0) + run.said(1)
+        time.sleep(0.1)

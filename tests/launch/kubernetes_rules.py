@@ -1,0 +1,335 @@
+"""What must hold for rendered manifests, and no schema knows: each rule yields its complaints about one rendered overlay."""
+
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import click
+
+from job import cli
+from job.config import Config
+from job.errors import JobError, Stopped, StorageFailed, TryAgainLater, UsageError
+from job.train.cluster import Cluster
+
+Manifest = dict[str, Any]
+
+JOB_NAME = "batch.kubernetes.io/job-name"  # A label that Kubernetes gives to the pods of a Job.
+GPU = "nvidia.com/gpu"
+RETRIED = (StorageFailed, TryAgainLater, Stopped)
+# https://kubernetes.io/docs/concepts/security/pod-security-standards: what a pod that is "restricted" may mount.
+_RESTRICTED_VOLUMES = {
+    "configMap",
+    "csi",
+    "downwardAPI",
+    "emptyDir",
+    "ephemeral",
+    "persistentVolumeClaim",
+    "projected",
+    "secret",
+}
+
+
+class Rendered:
+    """The objects of one overlay, and the parts of its one Job that rules ask for."""
+
+    def __init__(self, manifests: Sequence[Manifest]) -> None:
+        self._manifests = manifests
+        (self.job,) = self.of("Job")
+        self.spec: Manifest = self.job["spec"]
+        self.pod: Manifest = self.spec["template"]["spec"]
+        (self.container,) = self.pod["containers"]
+        self.is_indexed = self.spec.get("completionMode") == "Indexed"
+        self.env: Manifest = {variable["name"]: variable for variable in self.container.get("env", [])}
+        self.labels: Manifest = {**self.spec["template"]["metadata"]["labels"], JOB_NAME: self.job["metadata"]["name"]}
+
+    def of(self, kind: str) -> list[Manifest]:
+        return [manifest for manifest in self._manifests if manifest["kind"] == kind]
+
+    def names(self, kind: str) -> set[str]:
+        return {manifest["metadata"]["name"] for manifest in self.of(kind)}
+
+    def selected_by(self, selector: Manifest) -> bool:
+        """Whether the labels of the pods fit."""
+        return selector.items() <= self.labels.items()
+
+    def environment(self, index: int = 0) -> dict[str, str]:
+        """What Kubernetes gives to the container of the pod with this completion index."""
+        values = {"JOB_COMPLETION_INDEX": str(index)} if self.is_indexed else {}
+        for name, variable in self.env.items():
+            path = variable.get("valueFrom", {}).get("fieldRef", {}).get("fieldPath", "")
+            label = re.fullmatch(r"metadata\.labels\['(.*)'\]", path)
+            values[name] = self.labels.get(label[1], "") if label else variable.get("value", "")
+        return values
+
+    def volume(self, name: str) -> Manifest:
+        return next((volume for volume in self.pod["volumes"] if volume["name"] == name), {})
+
+    def files(self) -> dict[str, str]:
+        """Path in the container and text of each file that comes from a ConfigMap."""
+        data = {m["metadata"]["name"]: m["data"] for m in self.of("ConfigMap")}
+        return {
+            f"{mount['mountPath']}/{file}": text
+            for mount in self.container["volumeMounts"]
+            for file, text in data.get(self.volume(mount["name"]).get("configMap", {}).get("name"), {}).items()
+        }
+
+    def config(self) -> Config:
+        """The configuration that the container's command line asks for.
+
+        Raises:
+            click.UsageError, UsageError: where the program would refuse it.
+        """
+        name, *rest = self.container["args"]
+        command = cli.main.commands.get(name)
+        if command is None:
+            raise click.UsageError(f"there is no command {name}")
+        given = command.make_context(name, rest).params
+        if not given.get("config_file"):
+            return Config.load(None, given.get("assignments", ()))
+        with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
+            file.write(self.files().get(str(given["config_file"]), f"= {given['config_file']} is in no ConfigMap"))
+            file.flush()
+            return Config.load(Path(file.name), given["assignments"])
+
+
+def verdict(job: Manifest, exit_code: int) -> str:
+    """What the Job's podFailurePolicy says of a container that ended like this, on a node that nobody took away."""
+    for rule in job["spec"]["podFailurePolicy"]["rules"]:
+        if exit_code in rule.get("onExitCodes", {}).get("values", []):
+            return str(rule["action"])
+    return "Count"
+
+
+def exit_codes(error: type[JobError] = JobError) -> dict[str, int]:
+    """Everything that errors.py draws, by name."""
+    codes = {error.__name__: error.exit_code}
+    for kind in error.__subclasses__():
+        codes |= exit_codes(kind)
+    return codes
+
+
+def quantity(text: str | int) -> float:
+    number, unit = re.fullmatch(r"([0-9.]+)(m|[KMGT]i)?", str(text)).groups()  # type: ignore[union-attr]
+    return float(number) * {"m": 1e-3, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, None: 1}[unit]
+
+
+def pods_are_not_restarted_in_place(rendered: Rendered) -> Iterator[str]:
+    if rendered.pod.get("restartPolicy") != "Never":
+        yield "restartPolicy is not Never, which podFailurePolicy asks for"
+    if rendered.spec.get("podReplacementPolicy") != "Failed":
+        yield "podReplacementPolicy is not Failed: two pods could be at one /out"
+
+
+def exit_codes_are_those_of_errors(rendered: Rendered) -> Iterator[str]:
+    rules = rendered.spec["podFailurePolicy"]["rules"]
+    disruption = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    if rules[0] != disruption:
+        yield "the first rule does not ignore disruptions"
+    for rule in rules:
+        by_code = rule.get("onExitCodes")
+        if by_code and (by_code.get("containerName") != rendered.container["name"] or by_code["operator"] != "In"):
+            yield f"{rule['action']} does not name the codes of the container {rendered.container['name']}"
+        if by_code and by_code["values"] != sorted(set(by_code["values"])):
+            yield "the API server wants codes in order, each once"
+    retried = {kind.exit_code for kind in RETRIED}
+    for name, code in exit_codes().items():
+        found = verdict(rendered.job, code)
+        if found not in (("Count", "Ignore") if code in retried else ("FailJob",)):
+            yield f"{code} ({name}): {found}"
+
+
+def the_run_is_bounded(rendered: Rendered) -> Iterator[str]:
+    spec = rendered.spec
+    yield from (f"{name} is missing" for name in ("activeDeadlineSeconds", "ttlSecondsAfterFinished") if not spec.get(name))
+    counted = {"backoffLimitPerIndex", "maxFailedIndexes"} if rendered.is_indexed else {"backoffLimit"}
+    if {"backoffLimit", "backoffLimitPerIndex", "maxFailedIndexes"} & spec.keys() != counted:
+        yield f"attempts are not counted by {' and '.join(sorted(counted))}"
+    elif rendered.is_indexed and spec["maxFailedIndexes"] != 0:
+        yield "the Job goes on when it has lost a worker for good"
+
+
+def workers_know_their_number(rendered: Rendered) -> Iterator[str]:
+    spec = rendered.spec
+    if not rendered.is_indexed:
+        if spec.get("completions", 1) != 1 or spec.get("parallelism", 1) != 1 or "CLUSTER_NUM_WORKERS" in rendered.env:
+            yield "the Job has many pods or is told of them, and is not Indexed"
+        return
+    told = rendered.env.get("CLUSTER_NUM_WORKERS", {}).get("value")
+    if spec["completions"] != spec["parallelism"] or told != str(spec["completions"]):
+        yield f"completions {spec['completions']}, parallelism {spec['parallelism']}, CLUSTER_NUM_WORKERS {told}"
+    if spec["completions"] < 2:
+        yield "one worker needs no other"
+
+
+def workers_find_each_other(rendered: Rendered) -> Iterator[str]:
+    if not rendered.is_indexed:
+        return
+    (service,) = rendered.of("Service")
+    name, job = service["metadata"]["name"], rendered.job["metadata"]["name"]
+    if rendered.pod.get("subdomain") != name:
+        yield f"the pods get no names: their subdomain is {rendered.pod.get('subdomain')}, the Service {name}"
+    given = [f"{job}-{k}.{name}" for k in range(rendered.spec["completions"])]
+    try:
+        sought = [address.partition(":")[0] for address in Cluster.from_environ(rendered.environment()).addresses]
+    except UsageError as error:
+        yield str(error)
+    else:
+        if sought != given:
+            yield f"the program looks for {sought}, and the pods are {given}"
+    if service["spec"].get("clusterIP") != "None" or not service["spec"].get("publishNotReadyAddresses"):
+        yield "the Service does not give every pod a name from the start"
+    if not rendered.selected_by(service["spec"]["selector"]) or JOB_NAME not in service["spec"]["selector"]:
+        yield "the Service does not select the pods of this Job"
+    if len(given[-1].partition(".")[0]) > 63:
+        yield "a worker's name is too long for a host name"
+
+
+def ports_agree(rendered: Rendered) -> Iterator[str]:
+    expected = []
+    if rendered.is_indexed:
+        with suppress(UsageError):  # Another rule's complaint.
+            cluster = Cluster.from_environ(rendered.environment())
+            expected = [cluster.control_address[1], int(cluster.addresses[0].partition(":")[2])]
+    found = {"container": [port["containerPort"] for port in rendered.container.get("ports", [])]}
+    for service in rendered.of("Service"):
+        found["Service"] = [port["port"] for port in service["spec"]["ports"]]
+    for direction, peers in (("ingress", "from"), ("egress", "to")):
+        found[direction] = [
+            port["port"]
+            for policy in rendered.of("NetworkPolicy")
+            for rule in policy["spec"].get(direction, [])
+            if any("podSelector" in peer for peer in rule.get(peers, []))
+            for port in rule.get("ports", [])
+        ]
+    yield from (f"{where}: {ports}, expected {expected}" for where, ports in found.items() if sorted(ports) != expected)
+
+
+def workers_talk_to_workers_only(rendered: Rendered) -> Iterator[str]:
+    policies = [m["spec"] for m in rendered.of("NetworkPolicy")]
+    closed = {kind for p in policies if rendered.selected_by(p["podSelector"]["matchLabels"]) for kind in p["policyTypes"]}
+    if closed != {"Ingress", "Egress"}:
+        yield "the pods are open to everybody"
+    for policy in policies:
+        peers = [peer for rule in policy.get("ingress", []) for peer in rule.get("from", [{}])]
+        peers += [peer for rule in policy.get("egress", []) for peer in rule.get("to", []) if "ipBlock" not in peer]
+        for peer in peers:
+            labels = peer.get("podSelector", {}).get("matchLabels", {})
+            if JOB_NAME not in labels or not rendered.selected_by(labels):
+                yield f"others than the workers of this Job are let in or reached: {peer}"
+
+
+def volumes_exist(rendered: Rendered) -> Iterator[str]:
+    mounts = {mount["name"]: mount for mount in rendered.container["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in rendered.pod["volumes"]}
+    yield from (f"{name} is only mounted, or only there" for name in sorted(mounts.keys() ^ volumes.keys()))
+    for name, volume in volumes.items():
+        if len(volume) != 2:
+            yield f"{name} has {len(volume) - 1} sources"
+        if "configMap" in volume and volume["configMap"]["name"] not in rendered.names("ConfigMap"):
+            yield f"{name}: there is no ConfigMap {volume['configMap']['name']}"
+        claim = volume.get("persistentVolumeClaim", {}).get("claimName")
+        is_read_only = mounts.get(name, {}).get("readOnly")
+        if claim and not is_read_only and claim not in rendered.names("PersistentVolumeClaim"):
+            yield f"{name}: nobody makes the claim {claim}"
+    if rendered.is_indexed and any(
+        m["spec"]["accessModes"] != ["ReadWriteMany"] for m in rendered.of("PersistentVolumeClaim")
+    ):
+        yield "workers on many nodes cannot share a claim that is not ReadWriteMany"
+    folders = [mount["mountPath"] for mount in mounts.values()]
+    values = [variable.get("value", "") for variable in rendered.env.values()]
+    for path in re.findall(r"/[^ =]+", " ".join([*rendered.container["args"], *values])):
+        if not any(Path(path).is_relative_to(folder) for folder in folders):
+            yield f"{path} is in no volume"
+    unwritable = {"/tmp", "/dev/shm"} - set(folders)  # The root file system is read-only.
+    yield from (f"{path} cannot be written to" for path in sorted(unwritable))
+
+
+def sizes_fit(rendered: Rendered) -> Iterator[str]:
+    requests, limits = (rendered.container["resources"].get(kind, {}) for kind in ("requests", "limits"))
+    for name in ("cpu", "memory", "ephemeral-storage"):
+        if name not in requests or name not in limits:
+            yield f"{name} has no request or no limit"
+        elif quantity(requests[name]) > quantity(limits[name]):
+            yield f"{name}: the request {requests[name]} is above the limit {limits[name]}"
+    taken = {"memory": 0.0, "ephemeral-storage": 0.0}
+    for volume in rendered.pod["volumes"]:
+        if (folder := volume.get("emptyDir")) is not None:
+            if "sizeLimit" not in folder:
+                yield f"{volume['name']} may grow without end"
+            where = "memory" if folder.get("medium") == "Memory" else "ephemeral-storage"
+            taken[where] += quantity(folder.get("sizeLimit", 0))
+    for name, total in taken.items():
+        if name in limits and total >= quantity(limits[name]):
+            yield f"scratch folders may take more {name} than the limit {limits[name]}"
+
+
+def gpus_are_consistent(rendered: Rendered) -> Iterator[str]:
+    requests, limits = (rendered.container["resources"].get(kind, {}).get(GPU) for kind in ("requests", "limits"))
+    if requests is None and limits is None:
+        return
+    if requests != limits or not isinstance(limits, int) or limits < 1:
+        yield f"{requests} GPUs asked for, {limits} allowed: Kubernetes gives whole ones, and both must agree"
+    if not any(toleration.get("key") == GPU for toleration in rendered.pod.get("tolerations", [])):
+        yield "nodes with GPUs are kept free for pods that tolerate their taint"
+
+
+def a_stop_has_time_to_save(rendered: Rendered) -> Iterator[str]:
+    given_s = rendered.pod.get("terminationGracePeriodSeconds", 30)
+    with suppress(click.UsageError, UsageError):  # Another rule's complaint.
+        grace_s = rendered.config().checkpoint.grace_s
+        if given_s <= grace_s:
+            yield f"terminationGracePeriodSeconds {given_s} is not above checkpoint.grace_s {grace_s:g}"
+    if given_s > 15 and "cloud.google.com/gke-spot" in rendered.pod.get("nodeSelector", {}):
+        yield f"terminationGracePeriodSeconds {given_s}: spot nodes of GKE give 15"
+
+
+def the_program_takes_its_command_line(rendered: Rendered) -> Iterator[str]:
+    try:
+        rendered.config()
+    except (click.UsageError, UsageError) as error:
+        yield str(error)
+
+
+def pod_is_restricted(rendered: Rendered) -> Iterator[str]:
+    of_pod, of_container = rendered.pod.get("securityContext", {}), rendered.container.get("securityContext", {})
+    expected: dict[str, tuple[Any, Any]] = {
+        "runAsNonRoot": (of_pod.get("runAsNonRoot"), True),
+        "runAsUser": (of_pod.get("runAsUser"), 10001),
+        "fsGroup": (of_pod.get("fsGroup"), 10001),
+        "seccompProfile": (of_pod.get("seccompProfile"), {"type": "RuntimeDefault"}),
+        "automountServiceAccountToken": (rendered.pod.get("automountServiceAccountToken"), False),
+        "allowPrivilegeEscalation": (of_container.get("allowPrivilegeEscalation"), False),
+        "readOnlyRootFilesystem": (of_container.get("readOnlyRootFilesystem"), True),
+        "capabilities": (of_container.get("capabilities"), {"drop": ["ALL"]}),
+    }
+    yield from (f"{name} is {found}" for name, (found, wanted) in expected.items() if found != wanted)
+    yield from (f"{name} is set" for name in ("hostNetwork", "hostPID", "hostIPC") if rendered.pod.get(name))
+    sources = {source for volume in rendered.pod["volumes"] for source in volume.keys() - {"name"}}
+    yield from (f"a volume is of the kind {kind}" for kind in sorted(sources - _RESTRICTED_VOLUMES))
+
+
+RULES: tuple[Callable[[Rendered], Iterator[str]], ...] = (
+    pods_are_not_restarted_in_place,
+    exit_codes_are_those_of_errors,
+    the_run_is_bounded,
+    workers_know_their_number,
+    workers_find_each_other,
+    ports_agree,
+    workers_talk_to_workers_only,
+    volumes_exist,
+    sizes_fit,
+    gpus_are_consistent,
+    a_stop_has_time_to_save,
+    the_program_takes_its_command_line,
+    pod_is_restricted,
+)
+
+
+def complaints(manifests: Sequence[Manifest]) -> dict[str, list[str]]:
+    """What each rule has against these objects, by the name of the rule; empty where all is well."""
+    rendered = Rendered(manifests)
+    found = {rule.__name__: list(rule(rendered)) for rule in RULES}
+    return {name: said for name, said in found.items() if said}

@@ -1,0 +1,128 @@
+"""The image in a real engine: what is in it, under the strictest rules, stopped, short of memory, short of cores."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import docker
+import pytest
+from docker.models.containers import Container
+from docker.models.images import Image
+from docker.models.volumes import Volume
+
+from job.cgroups import usable_cores
+from tests.conftest import ROOT, quick_settings
+from tests.launch.docker_bed import HARDENED, build, ended, said, started
+
+# Training long enough to be stopped in its middle.
+SETTINGS = quick_settings("fine_tune.epochs=60", "fine_tune.global_batch_size=8", "checkpoint.every_s=0.3")
+WEIGHTS = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_224_no_top.h5"
+DEADLINE_S = 300
+
+
+@pytest.fixture
+def volume(docker_engine: docker.DockerClient) -> Iterator[Volume]:
+    """A new one belongs to root, and takes over owner and mode of the folder of the image that it is mounted on."""
+    volume = docker_engine.volumes.create()
+    yield volume
+    volume.remove(force=True)
+
+
+def read_only(*folders: tuple[Path, str]) -> dict[str, dict[str, str]]:
+    return {str(path.resolve()): {"bind": target, "mode": "ro"} for path, target in folders}
+
+
+def wait_until_it_says(container: Container, text: str) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while text not in said(container):
+        container.reload()
+        assert container.status == "running", said(container)
+        assert time.monotonic() < deadline, said(container)
+        time.sleep(0.2)
+
+
+def test_image_is_small_and_says_what_it_is(image: Image) -> None:
+    about = image.attrs["Config"]
+    assert image.attrs["Size"] < 2e9
+    assert about["Entrypoint"] == ["python", "-m", "job"]
+    assert about["User"] == "10001"
+    assert about["Labels"]["org.opencontainers.image.licenses"] == "Apache-2.0"
+    assert not about.get("Healthcheck")
+
+
+def test_without_arguments_it_says_how_it_is_used(image: Image) -> None:
+    code, text = ended(image, **HARDENED)
+    assert code == 0
+    assert "Usage: python -m job [OPTIONS] COMMAND" in text
+
+
+def test_demo_runs_with_nothing_but_a_volume(image: Image, volume: Volume) -> None:
+    mounts = {volume.name: {"bind": "/out", "mode": "rw"}}
+    code, text = ended(image, "demo", user="10001", volumes=mounts, **HARDENED)
+    assert code == 0, text
+    assert "Report: /out/demo-run/run/report.html" in text
+
+
+def test_stopped_container_ends_with_143_and_goes_on(image: Image, volume: Volume, shared: Path) -> None:
+    mounts = read_only((shared / "data" / "tiny-flowers", "/data"), (shared / "weights" / WEIGHTS, "/weights.h5"))
+    mounts[volume.name] = {"bind": "/out", "mode": "rw"}
+    command = ["run", "--data", "/data", "--out", "/out", *SETTINGS, "--weights", "/weights.h5"]
+    with started(image, *command, user="10001", volumes=mounts, **HARDENED) as container:
+        wait_until_it_says(container, "fine_tune runs")
+        first_process = container.exec_run(["cat", "/proc/1/cmdline"]).output.decode().split("\0")
+        container.stop(timeout=60)
+        assert container.wait()["StatusCode"] == 143, said(container)
+        assert "Stopped by SIGTERM in fine_tune" in said(container)
+    assert first_process[:4] == ["python", "-m", "job", "run"]
+    code, text = ended(image, *command, user="10001", volumes=mounts, **HARDENED)
+    assert code == 0, text
+    assert "head      skipped: unchanged" in text
+    assert "Report: /out/report.html" in text
+
+
+def test_run_that_memory_was_too_little_for_goes_on_with_more_as_any_user(
+    image: Image, volume: Volume, painted: Path
+) -> None:
+    painted.chmod(0o755)  # Any user is to read it.
+    mounts = read_only((painted, "/data")) | {volume.name: {"bind": "/out", "mode": "rw"}}
+    command = ["run", "--data", "/data", "--out", "/out", *quick_settings()]
+    options = {"user": "12345:12345", "volumes": mounts, **HARDENED}
+    with started(image, *command, mem_limit="300m", memswap_limit="300m", **options) as container:
+        assert container.wait(timeout=DEADLINE_S)["StatusCode"] == 137, said(container)
+        container.reload()
+        assert container.attrs["State"]["OOMKilled"]
+        assert "explore   done" in said(container)
+    code, text = ended(image, *command, **options)
+    assert code == 0, text
+    assert "explore   skipped: unchanged" in text
+    assert "Report: /out/report.html" in text
+
+
+@pytest.mark.parametrize(
+    ("limits", "cores"),
+    [({}, 1024), ({"cpuset_cpus": "0"}, 1), ({"nano_cpus": 500_000_000}, 1), ({"nano_cpus": 1_500_000_000}, 2)],
+    ids=["none", "one core", "half of a core's time", "one and a half"],
+)
+def test_limits_of_the_container_are_known(image: Image, limits: dict[str, object], cores: int) -> None:
+    ask = "from job import cgroups; print(cgroups.usable_cores(), cgroups.memory_bytes())"
+    code, text = ended(image, "-c", ask, entrypoint="python", mem_limit="512m", **limits, **HARDENED)
+    assert code == 0, text
+    assert text.split() == [str(min(cores, usable_cores())), str(512 * 2**20)]
+
+
+def test_weights_put_in_at_build_time_serve_a_node_without_a_network(
+    docker_engine: docker.DockerClient, image: Image, volume: Volume, shared: Path, painted: Path, tmp_path: Path
+) -> None:
+    for name in ("job", "requirements", "weights"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    for name in ("Dockerfile", ".dockerignore", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copy(shared / "weights" / WEIGHTS, tmp_path / "weights")
+    with_weights = build(docker_engine, "transfer-job:weights", tmp_path)
+    painted.chmod(0o755)
+    mounts = read_only((painted, "/data")) | {volume.name: {"bind": "/out", "mode": "rw"}}
+    command = ["run", "--data", "/data", "--out", "/out", "--weights", "imagenet", "--stop-after", "head"]
+    code, text = ended(with_weights, *command, *quick_settings(), volumes=mounts, **HARDENED)
+    assert code == 0, text
+    assert "head      done" in text

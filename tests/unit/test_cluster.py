@@ -1,0 +1,140 @@
+"""Which workers there are, as schedulers tell it. The variables of Slurm are those that a real one of two nodes gave."""
+
+import json
+
+import pytest
+
+from job.errors import UsageError
+from job.train.cluster import Cluster, expand_hosts, own_gpus
+
+
+def tf_config(kind="worker", index=0, **jobs):
+    return {"TF_CONFIG": json.dumps({"cluster": jobs, "task": {"type": kind, "index": index}})}
+
+
+def slurm(task, count, nodes="n[1-2]", on_nodes="1(x2)", distribution="block", local=0, node=0, **more):
+    numbers = {"JOB_ID": 7, "PROCID": task, "STEP_NUM_TASKS": count, "LOCALID": local, "NODEID": node}
+    texts = {"STEP_NODELIST": nodes, "STEP_TASKS_PER_NODE": on_nodes, "DISTRIBUTION": distribution}
+    return {f"SLURM_{name}": str(value) for name, value in {**numbers, **texts}.items()} | more
+
+
+def kubernetes(index, count="4", **more):
+    names = {"CLUSTER_NUM_WORKERS": count, "CLUSTER_JOB_NAME": "flowers", "CLUSTER_SERVICE": "workers"}
+    return {"JOB_COMPLETION_INDEX": str(index), **names, **more}
+
+
+def hosts(cluster):
+    return [address.rpartition(":")[0] for address in cluster.addresses]
+
+
+@pytest.mark.parametrize(
+    ("environ", "found"),
+    [
+        ({}, "one machine"),
+        # What a batch script itself sees speaks of tasks that srun has not started.
+        ({"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_NNODES": "2"}, "one machine"),
+        (slurm(0, 1, nodes="n1", on_nodes="1"), "Slurm job 7: one task"),
+        ({"JOB_COMPLETION_INDEX": "0"}, "Kubernetes: one pod"),
+        (kubernetes(0, "1"), "Kubernetes: one pod"),
+        (tf_config(), "one machine (TF_CONFIG names no workers)"),
+        (tf_config(worker=["a:1"]), "TF_CONFIG: worker 0"),
+    ],
+)
+def test_one_worker_is_one_machine_whatever_the_scheduler(environ, found):
+    cluster = Cluster.from_environ(environ)
+    assert cluster.num_workers == 1 and cluster.is_chief and cluster.found == found
+    assert str(cluster).startswith(f"Cluster: {found}, ")
+
+
+def test_chief_of_tf_config_is_worker_0():
+    jobs = {"chief": ["a:1"], "worker": ["b:2", "c:3"]}
+    chief, last = (Cluster.from_environ(tf_config(*task, **jobs)) for task in (("chief", 0), ("worker", 1)))
+    assert chief.addresses == last.addresses == ("a:1", "b:2", "c:3")
+    assert (chief.index, last.index) == (0, 2) and chief.is_chief and not last.is_chief
+    assert chief.control_address == ("a", 0)
+
+
+def test_tasks_of_slurm_are_placed_as_they_are_distributed():
+    block = [slurm(0, 3, on_nodes="2,1"), slurm(1, 3, on_nodes="2,1", local=1), slurm(2, 3, on_nodes="2,1", node=1)]
+    found = [Cluster.from_environ(environ) for environ in block]
+    assert [hosts(c) for c in found] == [["n1", "n1", "n2"]] * 3 and [c.index for c in found] == [0, 1, 2]
+    assert [(c.num_here, c.place_here) for c in found] == [(2, 0), (2, 1), (1, 0)]
+    assert len(set(found[0].addresses)) == 3 and len({c.addresses for c in found}) == 1
+
+    cyclic = {"on_nodes": "2,1", "distribution": "cyclic:block"}
+    found = [
+        Cluster.from_environ(slurm(k, 3, **cyclic, node=node, local=local)) for k, node, local in ((1, 1, 0), (2, 0, 1))
+    ]
+    assert [hosts(c) for c in found] == [["n1", "n2", "n1"]] * 2 and [c.place_here for c in found] == [0, 1]
+
+
+def test_jobs_of_slurm_on_one_machine_have_ports_of_their_own():
+    def ports(job):
+        cluster = Cluster.from_environ({**slurm(0, 2, nodes="n1", on_nodes="2"), "SLURM_JOB_ID": str(job)})
+        return {int(address.rpartition(":")[2]) for address in cluster.addresses} | {cluster.control_address[1]}
+
+    taken = [ports(job) for job in range(1, 30)]
+    assert all(len(p) == 3 and min(p) >= 10_000 and max(p) < 32_768 for p in taken)
+    assert len(set().union(*taken)) == 3 * len(taken)
+    assert ports(10**7)  # However many jobs there were.
+
+
+def test_gpus_of_a_machine_are_divided_among_its_workers_unless_slurm_has_done_it():
+    undivided = slurm(1, 2, nodes="n1", on_nodes="2", local=1, CUDA_VISIBLE_DEVICES="0,1", SLURM_GPUS_ON_NODE="2")
+    divided = {**undivided, "CUDA_VISIBLE_DEVICES": "1"}
+    assert Cluster.from_environ(undivided).divides_gpus and not Cluster.from_environ(divided).divides_gpus
+    assert [own_gpus(["a", "b", "c", "d"], 2, k) for k in (0, 1)] == [["a", "b"], ["c", "d"]]
+    with pytest.raises(UsageError, match="3 workers on this machine share 2 GPUs: start at most one"):
+        own_gpus(["a", "b"], 3, 0)
+
+
+def test_pods_of_an_indexed_job_are_known_by_their_service():
+    cluster = Cluster.from_environ(kubernetes(2))
+    assert cluster.addresses[3] == "flowers-3.workers:2222" and cluster.index == 2
+    assert cluster.control_address == ("flowers-0.workers", 2221)
+    assert str(cluster).startswith("Cluster: Kubernetes Job flowers: pod 2 of 4; this is worker 2 of 4 workers: flowers-0.")
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({"TF_CONFIG": "{"}, "TF_CONFIG cannot be read"),
+        ({"TF_CONFIG": "[]"}, "TF_CONFIG cannot be read"),
+        (tf_config(index=2, worker=["a:1", "b:2"]), "TF_CONFIG: worker 2: there is no such worker among 2 (a:1, b:2)"),
+        (tf_config(worker=["a:1", "b:2"], ps=["c:3"]), "only chief and worker are known, not ps"),
+        (tf_config("evaluator", worker=["a:1", "b:2"]), "only chief and worker are known, not evaluator"),
+        (tf_config(worker=["a:1", "b"]), "b is not HOST:PORT"),
+        (tf_config(worker=["a:1", "a:1"]), "two workers have the same address"),
+        (tf_config(worker=["a:5", "a:4"]), "The chief needs port 4, the one below its own"),
+        (slurm(0, 3), "Slurm contradicts itself: 3 tasks, nodes n[1-2], tasks on them 1(x2)"),
+        (slurm(0, 2, distribution="arbitrary"), "does not follow from srun --distribution=arbitrary: use block"),
+        (slurm(1, 2, local=1, node=0), "Slurm placed task 1 otherwise than its distribution (block) says"),
+        (kubernetes(4), "pod 4 of 4: there is no such worker among 4"),
+        (kubernetes(0, "four"), "CLUSTER_NUM_WORKERS is not a number: four"),
+        (kubernetes(0, "0"), "pod 0 of 0: there is no such worker among 0"),
+        ({"JOB_COMPLETION_INDEX": "1"}, "Pod 1 of an Indexed Job has no CLUSTER_NUM_WORKERS"),
+        (kubernetes(0, CLUSTER_SERVICE=""), "CLUSTER_SERVICE must be set where there are several pods"),
+    ],
+)
+def test_contradiction_is_an_error_that_names_it(environ, said):
+    with pytest.raises(UsageError) as error:
+        Cluster.from_environ(environ)
+    assert said in str(error.value)
+
+
+def test_logical_cpus_are_for_one_machine():
+    with pytest.raises(UsageError, match="cluster.logical_cpus is for one machine"):
+        Cluster.from_environ(kubernetes(0), logical_cpus=2)
+
+
+@pytest.mark.parametrize(
+    ("short", "hosts"),
+    [
+        ("n1", ["n1"]),
+        ("n[1-3,07],login", ["n1", "n2", "n3", "n07", "login"]),
+        ("gpu[008-010]", ["gpu008", "gpu009", "gpu010"]),
+        ("r[1-2]n[3,5].site", ["r1n3.site", "r1n5.site", "r2n3.site", "r2n5.site"]),
+    ],
+)
+def test_lists_of_hosts_are_expanded(short, hosts):
+    assert expand_hosts(short) == hosts
