@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from job import __version__
-from job.errors import JobError, Stopped
+from job.errors import JobError, Stopped, UsageError
 from job.stop import STOP
 
 # No import of the pipeline up here: `--help` must not wait for pydantic, pyarrow or TensorFlow.
@@ -199,7 +199,6 @@ def predict(model: Path, data: str, out: Path, batch_size: int) -> None:
 def report(directory: Path) -> None:
     """Draw the page of a run again from its artifacts, DIR/report.html."""
     from job.config import Config
-    from job.errors import UsageError
     from job.pipeline import STAGES
     from job.records import contradictions, made_with, timings
     from job.run import owned
@@ -226,14 +225,16 @@ def report(directory: Path) -> None:
 def demo(out: str, seed: int) -> None:
     """The whole job on pictures that it draws itself, without any network, in about a minute."""
     from job import demo as drawn
+    from job.train.cluster import Cluster
 
+    if Cluster.from_environ(os.environ).num_workers > 1:
+        raise UsageError("The demo is for one worker: they would all draw its pictures. Use run on a folder of photos.")
     data = drawn.draw_photos(Path(out), seed)
     _run(drawn.config(seed), str(data), None, str(Path(out) / "run"), None)
 
 
 def _config(file: Path | None, assignments: tuple[str, ...], weights: str | None) -> Any:
     from job.config import Config
-    from job.errors import UsageError
     from job.model import backbones
 
     config = Config.load(file, assignments, {"backbone.weights": weights})

@@ -89,6 +89,7 @@ class Chief:
         self._workers: dict[int, _Line] = {}
         self._met = dict.fromkeys(range(1, self.count), 0)
         self._num_meetings = 0
+        self._is_over = False
         self._refused: dict[str, str] = {}
         self._changed = threading.Condition()
         try:
@@ -104,6 +105,7 @@ class Chief:
 
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
         code = error.exit_code if isinstance(error, JobError) else 1 if error else 0
+        self._is_over = True  # Then nobody is lost who leaves.
         self._stop_listening()
         for line in list(self._workers.values()):
             line.say(end=code, text=str(error) if error else "")
@@ -208,7 +210,8 @@ class Chief:
                 with self._changed:
                     self._changed.notify_all()
         except _Lost as lost:
-            self._stop.insist(name, _lost(name, lost), within_s=_LEAVES_WITHIN_S)
+            if not self._is_over:
+                self._stop.insist(name, _lost(name, lost), within_s=_LEAVES_WITHIN_S)
 
 
 class Worker:
@@ -242,19 +245,20 @@ class Worker:
         """
         host, port = address
         deadline = time.monotonic() + start_timeout_s
-        says_at = time.monotonic()
+        says_at: float | None = None
         while True:
             self._stop.check()
             try:
                 connection = socket.create_connection(address, timeout=2.0)
                 break
             except OSError as error:  # Not there yet, or its name is not.
-                if time.monotonic() > says_at:
-                    if not is_needed():
-                        return False
+                is_late = time.monotonic() > deadline
+                if (says_at is None or is_late) and not is_needed():
+                    return False
+                if says_at is None or time.monotonic() > says_at:
                     tell(f"Waiting for the chief at {host}:{port} ({error.strerror or error})")
                     says_at = time.monotonic() + _SAYS_EVERY_S
-                if time.monotonic() > deadline:
+                if is_late:
                     raise TryAgainLater(
                         f"The chief at {host}:{port} was not found within cluster.start_timeout_s ({start_timeout_s:g}): "
                         f"{error.strerror or error}. Look at its log, and whether that can be reached from here; then "

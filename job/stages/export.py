@@ -4,6 +4,7 @@ import errno
 import importlib.metadata
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from job.context import Context
 from job.data.decode import DecodeRules
 from job.data.examples import Examples
 from job.data.stores import ArrayStore
-from job.errors import Diverged, GateNotMet, JobError
+from job.errors import Diverged, GateNotMet, JobError, TryAgainLater
 from job.model import serving
 from job.model.heads import Head
 from job.model.network import Network
@@ -178,6 +179,11 @@ def _ask(checker: subprocess.Popen[str], request: parity.Request, context: Conte
                 raise JobError(f"The parity check took longer than {_PARITY_TIMEOUT_S} s.") from None
     if checker.returncode != 0:
         context.stop.check()
+        if checker.returncode == -signal.SIGKILL:
+            raise TryAgainLater(
+                "The parity check was killed by the system: two processes with TensorFlow need more memory than there is. "
+                "Give the job more, and the same command goes on."
+            )
         raise JobError(f"The parity check did not run through:\n{said[-4000:]}")
     result: dict[str, Any] = json.loads(answer.splitlines()[-1])
     return result

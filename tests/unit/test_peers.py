@@ -1,0 +1,176 @@
+"""Words between workers, over real connections; tests/faults/test_lost_workers.py has whole runs."""
+
+import json
+import socket
+import threading
+
+import pytest
+
+from job import peers
+from job.errors import Diverged, JobError, Stopped, TryAgainLater, UsageError
+from job.peers import Alone, Chief, Worker
+from job.stop import StopRequest
+
+
+class Heard(StopRequest):
+    """Nobody's process is ended."""
+
+    def insist(self, by="a request", error=None, *, within_s):
+        self.request(by, error)
+
+
+def free_port():
+    with socket.create_server(("localhost", 0)) as server:
+        return server.getsockname()[1]
+
+
+def chief(port, count=2, **options):
+    others = [f"host-{k}:1" for k in range(1, count)]
+    given = {"made_from": "same", "token": "t", "start_timeout_s": 5.0, "stop": Heard(), "tell": lambda text: None}
+    return Chief(port, others, **{**given, **options})
+
+
+def connected(port, index=1, count=2, **options):
+    worker = Worker(index, count, Heard())
+    given = {"made_from": "same", "start_timeout_s": 5.0, "sees": lambda token: token == "t", "is_needed": lambda: True}
+    assert worker.connect(("localhost", port), **{**given, "tell": lambda text: None, **options})
+    return worker
+
+
+def test_work_is_divided_without_a_rest_or_an_overlap():
+    items = list(range(11))
+    parts = [peers._part(items, k, 3) for k in range(3)]
+    assert [x for part in parts for x in part] == items and max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert Alone().own(items) == items and Alone().same("value") == "value"
+
+
+def test_orders_values_and_meetings_come_in_order_and_the_end_is_the_end():
+    port, found = free_port(), []
+
+    def work():
+        with connected(port) as worker:
+            for order in worker.orders():
+                found.append((order["stage"], worker.same("of the worker"), list(worker.own("abcd"))))
+                worker.meet()
+
+    thread = threading.Thread(target=work)
+    with chief(port) as leader:
+        thread.start()
+        for stage in ("intake", "extract"):
+            leader.order(stage=stage)
+            assert leader.same({"choice": stage}) == {"choice": stage} and list(leader.own("abcd")) == ["a", "b"]
+            leader.meet()
+    thread.join(10)
+    assert found == [(stage, {"choice": stage}, ["c", "d"]) for stage in ("intake", "extract")]
+
+
+@pytest.mark.parametrize("error", [Stopped("by a signal"), Diverged("all is NaN"), ValueError("a bug")])
+def test_workers_end_with_the_code_of_the_chief(error):
+    port = free_port()
+    with pytest.raises(type(error)), chief(port) as leader:
+        worker = connected(port)
+        leader.order(stage="extract")
+        assert next(worker.orders()) == {"stage": "extract"}
+        threading.Timer(0.1, worker._line.close).start()  # Its process ends when it has heard.
+        raise error
+    with pytest.raises(JobError, match=f"The chief ended: {error}") as ended:
+        worker.same(None)
+    assert ended.value.exit_code == getattr(error, "exit_code", 1)
+
+
+def test_what_ends_a_worker_ends_the_chief_with_the_same_code():
+    port = free_port()
+    with pytest.raises(UsageError, match=r"worker 1 \(host-1:1\) ended: no such file"), chief(port) as leader:
+        with pytest.raises(UsageError), connected(port) as worker:
+            leader.order(stage="extract")
+            raise UsageError("no such file")
+        worker._line.close()
+        leader.meet()
+
+
+def test_worker_whose_connection_is_closed_is_lost():
+    port = free_port()
+    with (
+        pytest.raises(TryAgainLater, match=r"worker 1 \(host-1:1\) is lost: its connection was closed"),
+        chief(port) as leader,
+    ):
+        worker = connected(port)
+        leader.order(stage="extract")
+        worker._line._connection.shutdown(socket.SHUT_RDWR)
+        leader.meet()
+
+
+def test_silence_is_a_loss_and_beats_are_no_silence(monkeypatch):
+    monkeypatch.setattr(peers, "_LOST_AFTER_S", 0.6)
+    monkeypatch.setattr(peers, "_BEATS_EVERY_S", 0.1)
+    port = free_port()
+    with pytest.raises(TryAgainLater, match=r"is lost: it has been silent for 0.6 s"), chief(port) as leader:
+        worker = connected(port)
+        leader.order(stage="extract")
+        with pytest.raises(TryAgainLater), leader._changed:
+            for _ in range(10):
+                leader._stop.check()
+                leader._changed.wait(0.1)
+            worker._line._closed.set()  # It hangs: nothing is said any more, and the connection stands.
+            raise TryAgainLater
+        leader.meet()
+
+
+def test_missing_workers_are_named_and_so_is_why_one_was_refused():
+    port = free_port()
+    with pytest.raises(TryAgainLater) as error, chief(port, count=3, start_timeout_s=1.0) as leader:
+        connected(port, index=1, count=3)
+        with pytest.raises(UsageError, match="another command line"):
+            connected(port, index=2, count=3, made_from="something else")
+        leader.order(stage="intake")
+    assert "worker 2 (host-2:1) did not come" in str(error.value) and "worker 1" not in str(error.value)
+    assert "Worker 2, from 127.0.0.1, was refused: it was started with another command line" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"index": 1}, "there is such a worker already"),
+        ({"index": 5}, "worker 5 of 2, and there are 2"),
+        ({"count": 3}, "are 2"),
+    ],
+)
+def test_worker_that_does_not_belong_is_refused(options, said):
+    port = free_port()
+    with chief(port) as leader:
+        first = connected(port)
+        with pytest.raises(UsageError, match=said):
+            connected(port, **options)
+        leader.order(stage="intake")
+        assert next(first.orders()) == {"stage": "intake"}
+        first._line.close()
+
+
+def test_whoever_else_knocks_does_no_harm():
+    port = free_port()
+    with chief(port) as leader:
+        for text in (b"GET / HTTP/1.1\r\n\r\n", b'{"index": "x"}\n', b"[1]\n", b"\xff\n", b""):
+            with socket.create_connection(("localhost", port)) as stranger:
+                stranger.sendall(text)
+        worker = connected(port)
+        leader.order(stage="intake")
+        assert next(worker.orders()) == {"stage": "intake"}
+        worker._line.close()
+
+
+def test_worker_finds_out_that_nothing_is_left_to_do():
+    worker = Worker(1, 2, Heard())
+    given = {"made_from": "same", "start_timeout_s": 5.0, "sees": lambda token: True, "tell": lambda text: None}
+    assert not worker.connect(("localhost", free_port()), **given, is_needed=lambda: False)
+
+
+def test_port_that_is_taken_is_worth_a_retry():
+    with socket.create_server(("", 0)) as server, pytest.raises(TryAgainLater, match="cannot listen on port"):
+        chief(server.getsockname()[1])
+
+
+def test_messages_are_lines_of_json():
+    port = free_port()
+    with chief(port), socket.create_connection(("localhost", port)) as connection:
+        connection.sendall(json.dumps({"index": 1, "count": 2, "made_from": "same"}).encode() + b"\n")
+        assert json.loads(connection.makefile().readline()) == {"token": "t"}
