@@ -263,13 +263,14 @@ def _context(out: Path | None, config: Any = None, *, logs: bool = True) -> Iter
 def _run(config: Any, data: str, labels: str | None, out: str, stop_after: str | None) -> None:
     from job import run
     from job.pipeline import Job
+    from job.provenance import program
     from job.train.cluster import Cluster
 
     root = run.make_workdir(out, data, config.cache).root
     cluster = Cluster.from_environ(os.environ, logical_cpus=config.cluster.logical_cpus)
     with _context(root, config, logs=cluster.is_chief) as context:
         context.telemetry.line(str(cluster))
-        command = [*shlex.split(run.program()), *sys.argv[1:]]
+        command = [*shlex.split(program()), *sys.argv[1:]]
         job = Job(config, data, context, command, labels=labels, cluster=cluster)
         if cluster.is_chief:
             run.run(job, stop_after)

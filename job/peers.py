@@ -1,11 +1,9 @@
 """The workers of a run talk: the chief says what to do, the others say that it is done, and everyone hears who is lost.
 
-One connection leads from each worker to the chief, in lines of JSON. A process that died is known at once, because its
-connection is closed; one that hangs is known by its silence. Data goes another way, through the output directory that all
-share. A worker holds nothing that is not on the disk, so it may be ended at any instant.
+One connection leads from each worker to the chief. Data goes another way, through the output directory that all share. A
+worker holds nothing that is not on the disk, so it may be ended at any instant.
 """
 
-import json
 import socket
 import threading
 import time
@@ -14,15 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Protocol, Self, TypeVar
 
+from job.connection import Connection, Lost, Message
 from job.errors import JobError, TryAgainLater, UsageError, of_code
 from job.stop import StopRequest
 
 Item = TypeVar("Item")
-Message = dict[str, Any]
 
-_BEATS_EVERY_S = 1.0
-_LOST_AFTER_S = 12.0  # Of silence; TensorFlow notices a peer that hangs a little later.
-HEARD_WITHIN_S = 5.0  # After TensorFlow has noticed that a peer is lost, its silence is noticed here.
+HEARD_WITHIN_S = 5.0  # What TensorFlow has noticed of a lost peer is known here soon after.
 _LEAVES_WITHIN_S = 5.0  # Whoever works with a peer that is lost.
 _TRIES_EVERY_S = 0.2
 _SAYS_EVERY_S = 10.0
@@ -86,7 +82,7 @@ class Chief:
         self.count = len(others) + 1
         self._others, self._made_from, self._token = others, made_from, token
         self._start_timeout_s, self._stop, self._tell = start_timeout_s, stop, tell
-        self._workers: dict[int, _Line] = {}
+        self._workers: dict[int, Connection] = {}
         self._met = dict.fromkeys(range(1, self.count), 0)
         self._num_meetings = 0
         self._is_over = False
@@ -162,16 +158,16 @@ class Chief:
         with suppress(OSError):  # Closed, because the run is over.
             while True:
                 connection, (host, *_) = self._socket.accept()
-                threading.Thread(target=self._welcome, args=(_Line(connection), host), daemon=True).start()
+                threading.Thread(target=self._welcome, args=(Connection(connection), host), daemon=True).start()
 
     def _stop_listening(self) -> None:
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)  # What wakes the thread that accepts.
         self._socket.close()
 
-    def _welcome(self, line: "_Line", host: str) -> None:
+    def _welcome(self, line: Connection, host: str) -> None:
         index = -1
-        with suppress(_Lost, ValueError, KeyError, TypeError):  # Whoever else knocks at a port, too.
+        with suppress(Lost, ValueError, KeyError, TypeError):  # Whoever else knocks at a port, too.
             hello = line.hear()
             index = int(hello["index"])
             refusal = self._refusal(index, hello, line)
@@ -184,7 +180,7 @@ class Chief:
             self._listen_to(index, line)
         line.close()
 
-    def _refusal(self, index: int, hello: Message, line: "_Line") -> str:
+    def _refusal(self, index: int, hello: Message, line: Connection) -> str:
         if not 0 < index < self.count or hello["count"] != self.count:
             return f"it calls itself worker {index} of {hello['count']}, and there are {self.count}."
         if hello["made_from"] != self._made_from:
@@ -195,7 +191,7 @@ class Chief:
             self._changed.notify_all()
         return ""
 
-    def _listen_to(self, index: int, line: "_Line") -> None:
+    def _listen_to(self, index: int, line: Connection) -> None:
         name = f"worker {index} ({self._others[index - 1]})"
         try:
             while True:
@@ -209,7 +205,7 @@ class Chief:
                     self._stop.insist(name, error, within_s=_LEAVES_WITHIN_S)
                 with self._changed:
                     self._changed.notify_all()
-        except _Lost as lost:
+        except Lost as lost:
             if not self._is_over:
                 self._stop.insist(name, _lost(name, lost), within_s=_LEAVES_WITHIN_S)
 
@@ -265,11 +261,11 @@ class Worker:
                         "start all workers again."
                     ) from error
                 time.sleep(_TRIES_EVERY_S)
-        self._line = _Line(connection)
+        self._line = Connection(connection)
         self._line.say(index=self.index, count=self.count, made_from=made_from)
         try:
             answer = self._line.hear()
-        except _Lost as lost:
+        except Lost as lost:
             raise _lost("The chief", lost) from None
         if "refused" in answer:
             raise UsageError(f"The chief at {host}:{port} refused this worker: {answer['refused']}")
@@ -341,7 +337,7 @@ class Worker:
                     with self._changed:
                         self._values.append(message["value"])
                         self._changed.notify_all()
-        except _Lost as lost:
+        except Lost as lost:
             self._end(_lost("the chief", lost))
 
     def _end(self, how: JobError | bool) -> None:
@@ -354,68 +350,9 @@ class Worker:
             self._stop.insist("the chief", how, within_s=1.0)
 
 
-class _Lost(Exception):
-    """The other end is gone; the message says how that is known."""
-
-
-class _Line:
-    """A connection that is written to by several threads and read by one."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection, self._writing = connection, threading.Lock()
-        self._closed = threading.Event()
-        connection.settimeout(_LOST_AFTER_S)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._reader = connection.makefile("rb")
-
-    def say(self, **message: Any) -> None:
-        """If there is nobody any more, whoever reads hears of it."""
-        with suppress(OSError), self._writing:
-            self._connection.sendall(json.dumps(message).encode() + b"\n")
-
-    def hear(self) -> Message:
-        """The next message.
-
-        Raises:
-            _Lost.
-        """
-        while True:
-            try:
-                text = self._reader.readline()
-            except TimeoutError:
-                self._closed.set()
-                raise _Lost(f"it has been silent for {_LOST_AFTER_S:g} s") from None
-            except OSError as error:
-                self._closed.set()
-                raise _Lost(error.strerror or str(error)) from None
-            if not text.endswith(b"\n"):
-                self._closed.set()
-                raise _Lost("its connection was closed")
-            message: Message = json.loads(text)
-            if message:
-                return message
-
-    def keep_beating(self) -> None:
-        """Say nothing, every now and then."""
-
-        def beat() -> None:
-            while not self._closed.wait(_BEATS_EVERY_S):
-                self.say()
-
-        threading.Thread(target=beat, daemon=True).start()
-
-    def wait_until_closed(self, within_s: float) -> None:
-        self._closed.wait(within_s)
-
-    def close(self) -> None:
-        self._closed.set()
-        with suppress(OSError):
-            self._connection.close()
-
-
 def _part(items: Sequence[Item], index: int, count: int) -> Sequence[Item]:
     return items[index * len(items) // count : (index + 1) * len(items) // count]
 
 
-def _lost(name: str, lost: _Lost) -> TryAgainLater:
+def _lost(name: str, lost: Lost) -> TryAgainLater:
     return TryAgainLater(f"{name} is lost: {lost}. Start all workers again, and the run goes on from what is saved.")

@@ -130,6 +130,10 @@ class Job:
     def keep(self, stage: str, artifact: Any) -> None:
         self._artifacts[stage] = artifact
 
+    def forget(self) -> None:
+        """What was loaded: somebody else may have made it anew."""
+        self._artifacts.clear()
+
 
 def _intake(job: Job) -> Any:
     from job.stages.intake import intake

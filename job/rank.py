@@ -28,9 +28,10 @@ from job.model.cut import multiply_adds
 from job.model.network import Network
 from job.model.probes import out_of_fold
 from job.pipeline import Job
+from job.provenance import program
 from job.rank_table import Accuracy, Cost, Row, as_csv, as_text, draw, in_order, recommended
 from job.records import record_name
-from job.run import bring_up_to_date, program
+from job.run import bring_up_to_date
 from job.storage.workdir import Workdir
 
 _NUM_COMPONENTS = 256  # As in audit.

@@ -6,27 +6,21 @@ outcome of the stages before it, and the files it left. Records are written last
 
 import importlib
 import importlib.metadata
-import os
-import platform
 import resource
-import shlex
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from job import __version__, times
-from job.cgroups import usable_cores
 from job.config import CacheConfig, digest_of
 from job.context import Context
 from job.data.stores import ArrayStore, sweep, unwanted
 from job.errors import DataUnusable, GateNotMet, JobError, UsageError
 from job.peers import HEARD_WITHIN_S, Chief, Worker
 from job.pipeline import STAGES, Job
+from job.provenance import describe, warn_of_another_machine
 from job.records import record_name, timings
 from job.storage import lease
 from job.storage.workdir import Workdir, digest_of_file, storage_errors
@@ -123,6 +117,7 @@ def assist(job: Job, stop_after: str | None = None) -> None:
         for order in worker.orders():
             context.telemetry.line(f"{order['stage']:<10}runs, this worker's part")
             job.done = order["done"]
+            job.forget()
             with spent_once("imports"):
                 importlib.import_module(f"job.stages.{order['stage']}")
             STAGES[order["stage"]].run(job)
@@ -195,7 +190,7 @@ def _run_stages(job: Job, steps: list[Step], stop_after: str | None) -> GateNotM
     """Those of the plan. An export that fails its gate is given back, because the page comes after it and says so, too."""
     telemetry = job.context.telemetry
     described = describe(job)
-    _warn_of_another_machine(job, described)
+    warn_of_another_machine(job, described)
     _withdraw(job.workdir, {step.stage for step in steps if step.runs and not step.only_stores})
     job.workdir.write_json("run.json", described)
     failure: GateNotMet | None = None
@@ -271,42 +266,6 @@ def headline(job: Job) -> str:
         f"Accuracy {test['accuracy']:.3f} ({low:.3f} to {high:.3f}) on {test['num_examples']:,} held-out photos, {what}. "
         f"Report: {report}"
     )
-
-
-def describe(job: Job) -> dict[str, Any]:
-    """The content of run.json."""
-    packages = ["keras", "tensorflow-cpu", "tensorflow", "numpy", "scipy", "scikit-learn", "cleanlab", "faiss-cpu"]
-    packages += ["pillow", "simplejpeg", "pyarrow"]
-    versions = {"transfer-job": __version__, "python": platform.python_version()}
-    for package in packages:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {
-        "schema": 1,
-        "data": job.source.uri,
-        "labels": job.labels and str(Path(job.labels).resolve()),
-        "out": str(job.workdir.root),
-        "command": shlex.join(job.command),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "config": job.config.model_dump(mode="json"),
-        "settings_of_stages": {name: digest_of(stage.settings(job.config)) for name, stage in STAGES.items()},
-        "versions": versions,
-        "fingerprint": {**fingerprint(), "workers": job.context.peers.count},
-    }
-
-
-def fingerprint() -> dict[str, Any]:
-    """What decides about the last bits of a result, beside the configuration and the versions."""
-    variables = ("TF_ENABLE_ONEDNN_OPTS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
-    return {
-        "cpu": _cpu_model(),
-        "cores": usable_cores(),
-        "platform": platform.platform(),
-        "environment": {name: os.environ[name] for name in variables if name in os.environ},
-        "op_determinism": True,
-    }
 
 
 def make_workdir(out: str, data: str, caching: CacheConfig | None = None) -> Workdir:
@@ -417,18 +376,6 @@ def _withdraw(workdir: Workdir, changing: set[str]) -> None:
                 workdir.remove(public)
 
 
-def _warn_of_another_machine(job: Job, now: dict[str, Any]) -> None:
-    before = job.workdir.read_json("run.json")
-    if before and any(job.workdir.exists(record_name(name)) for name in STAGES):
-        changed = [what for what in now["fingerprint"] if before["fingerprint"].get(what) != now["fingerprint"][what]]
-        changed += ["versions"] if before["versions"] != now["versions"] else []
-        if changed:
-            job.context.telemetry.line(
-                f"Going on where another kind of machine began ({', '.join(changed)}): the last bits may differ from a run "
-                "on one of them alone."
-            )
-
-
 def _raise_if_refused(job: Job) -> None:
     refusals = job["split"].refusals if job.workdir.exists(record_name("split")) else ()
     if refusals:
@@ -447,16 +394,3 @@ def _raise_if_gate_not_met(job: Job, steps: list[Step]) -> None:
 def _cpu_s(job: Job) -> float:
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(u.ru_utime + u.ru_stime for u in usage) + job.context.telemetry.cpu_s_elsewhere
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def program() -> str:
-    """How this program was called, for the command that runs it again."""
-    return f"{Path(sys.executable).name} -m job" if Path(sys.argv[0]).name == "__main__.py" else Path(sys.argv[0]).name

@@ -29,18 +29,20 @@ class Run:
     def __init__(
         self, data: Path, out: Path, *settings: str, missing: Sequence[int] = (), other: tuple[Path, str] | None = None
     ) -> None:
-        addresses = [f"localhost:{port}" for port in free_ports(2)]
+        self._addresses = [f"localhost:{port}" for port in free_ports(2)]
         self._logs = [out.parent / f"worker-{k}.txt" for k in range(2)]
-        self.processes: list[subprocess.Popen[bytes] | None] = []
-        for k, log in enumerate(self._logs):
-            task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": k}}
-            with log.open("w") as file:
-                environ = {**os.environ, "TF_CONFIG": json.dumps(task)}
-                command = killer.command(data, other[0], other[1]) if other and k else killer.command(data, out, *settings)
-                started = (
-                    None if k in missing else subprocess.Popen(command, cwd=ROOT, env=environ, stdout=file, stderr=file)
-                )
-                self.processes.append(started)
+        self._commands = [killer.command(data, out, *settings)] * 2
+        if other:
+            self._commands[1] = killer.command(data, *other)
+        self.processes: list[subprocess.Popen[bytes] | None] = [None, None]
+        for k in {0, 1} - set(missing):
+            self.start(k)
+
+    def start(self, k: int) -> None:
+        task = {"cluster": {"worker": self._addresses}, "task": {"type": "worker", "index": k}}
+        environ = {**os.environ, "TF_CONFIG": json.dumps(task)}
+        with self._logs[k].open("w") as file:
+            self.processes[k] = subprocess.Popen(self._commands[k], cwd=ROOT, env=environ, stdout=file, stderr=file)
 
     def said(self, k: int) -> str:
         return self._logs[k].read_text()

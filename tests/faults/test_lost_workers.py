@@ -138,6 +138,19 @@ def test_worker_that_comes_when_all_is_done_ends_with_0(undisturbed):
     assert chief.codes(60)[0] == 0 and "skipped: unchanged" not in chief.said(0)
 
 
+def test_worker_that_came_first_and_looked_at_an_older_run_works_on_the_new_one(undisturbed, tmp_path):
+    out, settings = tmp_path / "out", ("fine_tune.epochs=4", "split.seed=3")
+    shutil.copytree(undisturbed.out, out, symlinks=True)
+    run = Run(undisturbed.data, out, *settings, missing=[0])
+    wait_for(lambda: "Waiting for the chief" in run.said(1), run)
+    run.start(0)
+    assert run.codes() == [0, 0], run.said(0) + run.said(1)
+    fresh = Run(undisturbed.data, tmp_path / "fresh", *settings)
+    assert fresh.codes() == [0, 0]
+    found, expected = killer.outcome(out), killer.outcome(tmp_path / "fresh")
+    assert {what for what in expected if found[what] != expected[what]} <= {"report"}  # It names the folder.
+
+
 def wait_for(is_so, run, within_s=120):
     deadline = time.monotonic() + within_s
     while not is_so():

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from job import peers
+from job import connection, peers
 from job.errors import Diverged, JobError, Stopped, TryAgainLater, UsageError
 from job.peers import Alone, Chief, Worker
 from job.stop import StopRequest
@@ -96,13 +96,13 @@ def test_worker_whose_connection_is_closed_is_lost():
     ):
         worker = connected(port)
         leader.order(stage="extract")
-        worker._line._connection.shutdown(socket.SHUT_RDWR)
+        worker._line._socket.shutdown(socket.SHUT_RDWR)
         leader.meet()
 
 
 def test_silence_is_a_loss_and_beats_are_no_silence(monkeypatch):
-    monkeypatch.setattr(peers, "_LOST_AFTER_S", 0.6)
-    monkeypatch.setattr(peers, "_BEATS_EVERY_S", 0.1)
+    monkeypatch.setattr(connection, "LOST_AFTER_S", 0.6)
+    monkeypatch.setattr(connection, "BEATS_EVERY_S", 0.1)
     port = free_port()
     with pytest.raises(TryAgainLater, match=r"is lost: it has been silent for 0.6 s"), chief(port) as leader:
         worker = connected(port)
@@ -171,6 +171,6 @@ def test_port_that_is_taken_is_worth_a_retry():
 
 def test_messages_are_lines_of_json():
     port = free_port()
-    with chief(port), socket.create_connection(("localhost", port)) as connection:
-        connection.sendall(json.dumps({"index": 1, "count": 2, "made_from": "same"}).encode() + b"\n")
-        assert json.loads(connection.makefile().readline()) == {"token": "t"}
+    with chief(port), socket.create_connection(("localhost", port)) as stranger:
+        stranger.sendall(json.dumps({"index": 1, "count": 2, "made_from": "same"}).encode() + b"\n")
+        assert json.loads(stranger.makefile().readline()) == {"token": "t"}

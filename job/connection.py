@@ -1,0 +1,74 @@
+"""A connection between two workers, in lines of JSON, that tells when the other end is lost.
+
+A process that died is known at once, because its connection is closed; one that hangs is known by its silence.
+"""
+
+import json
+import socket
+import threading
+from contextlib import suppress
+from typing import Any
+
+Message = dict[str, Any]
+
+BEATS_EVERY_S = 1.0
+LOST_AFTER_S = 12.0  # Of silence.
+
+
+class Lost(Exception):
+    """The other end is gone; the message says how that is known."""
+
+
+class Connection:
+    """Written to by several threads and read by one."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        self._socket, self._writing = connected, threading.Lock()
+        self._closed = threading.Event()
+        connected.settimeout(LOST_AFTER_S)
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._reader = connected.makefile("rb")
+
+    def say(self, **message: Any) -> None:
+        """If there is nobody any more, whoever reads hears of it."""
+        with suppress(OSError), self._writing:
+            self._socket.sendall(json.dumps(message).encode() + b"\n")
+
+    def hear(self) -> Message:
+        """The next message.
+
+        Raises:
+            Lost.
+        """
+        while True:
+            try:
+                text = self._reader.readline()
+            except TimeoutError:
+                self._closed.set()
+                raise Lost(f"it has been silent for {LOST_AFTER_S:g} s") from None
+            except OSError as error:
+                self._closed.set()
+                raise Lost(error.strerror or str(error)) from None
+            if not text.endswith(b"\n"):
+                self._closed.set()
+                raise Lost("its connection was closed")
+            message: Message = json.loads(text)
+            if message:
+                return message
+
+    def keep_beating(self) -> None:
+        """Say nothing, every now and then."""
+
+        def beat() -> None:
+            while not self._closed.wait(BEATS_EVERY_S):
+                self.say()
+
+        threading.Thread(target=beat, daemon=True).start()
+
+    def wait_until_closed(self, within_s: float) -> None:
+        self._closed.wait(within_s)
+
+    def close(self) -> None:
+        self._closed.set()
+        with suppress(OSError):
+            self._socket.close()
