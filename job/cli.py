@@ -1,6 +1,5 @@
 """The command line: thin commands over the pipeline, and the only translator of errors into exit codes."""
 
-import errno
 import os
 import shlex
 import sys
@@ -14,7 +13,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from job import __version__
-from job.errors import JobError, Stopped, UsageError
+from job.errors import OF_STORAGE, JobError, Stopped, UsageError
 from job.stop import STOP
 
 # No import of the pipeline up here: `--help` must not wait for pydantic, pyarrow or TensorFlow.
@@ -22,9 +21,6 @@ from job.stop import STOP
 STAGE_NAMES = ("intake", "split", "explore", "extract", "audit", "head", "fine_tune", "evaluate", "export", "report")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-_OF_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE)
 
 
 def _end(error: JobError) -> NoReturn:
@@ -42,7 +38,7 @@ class _Translating(click.Group):
         except JobError as error:
             _end(error)
         except OSError as error:  # Of a library that writes where nobody thought of it.
-            if error.errno not in _OF_STORAGE:
+            if error.errno not in OF_STORAGE:
                 raise
             from job.storage.workdir import storage_failed
 

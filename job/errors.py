@@ -12,6 +12,11 @@ Schedulers decide by the exit code whether to start a job again, so the codes ar
     └── Stopped       143    a signal asked for it, and everything finished is saved: worth a retry
 """
 
+import errno
+
+# What a library may meet that writes or reads where nobody thought of it.
+OF_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE)
+
 
 class JobError(Exception):
     """An error whose message is written for the user: where, what, and the way out."""
@@ -45,6 +50,15 @@ class TryAgainLater(JobError):
 
 class Stopped(JobError):
     exit_code = 143
+
+
+def code_of(error: BaseException | None) -> int:
+    """The exit code of a run that an error ends; 0 where there is none."""
+    if isinstance(error, JobError):
+        return error.exit_code
+    if isinstance(error, OSError) and error.errno in OF_STORAGE:
+        return StorageFailed.exit_code
+    return 1 if error else 0
 
 
 def of_code(code: int, text: str) -> JobError:

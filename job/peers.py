@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any, Protocol, Self, TypeVar
 
 from job.connection import Connection, Lost, Message
-from job.errors import JobError, TryAgainLater, UsageError, of_code
+from job.errors import JobError, TryAgainLater, UsageError, code_of, of_code
 from job.stop import StopRequest
 
 Item = TypeVar("Item")
@@ -86,10 +86,13 @@ class Chief:
         self._met = dict.fromkeys(range(1, self.count), 0)
         self._num_meetings = 0
         self._is_over = False
-        self._refused: dict[str, str] = {}
+        self._refused: dict[int, str] = {}
         self._changed = threading.Condition()
         try:
-            self._socket = socket.create_server(("", port), backlog=128)
+            if socket.has_dualstack_ipv6():
+                self._socket = socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=128)
+            else:
+                self._socket = socket.create_server(("", port), backlog=128)
         except OSError as error:
             raise TryAgainLater(
                 f"The chief cannot listen on port {port} ({error.strerror}): another job on this machine may use it."
@@ -97,16 +100,20 @@ class Chief:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def __enter__(self) -> Self:
+        self._stop.last_word = self._end_now
         return self
 
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
-        code = error.exit_code if isinstance(error, JobError) else 1 if error else 0
         self._is_over = True  # Then nobody is lost who leaves.
         self._stop_listening()
         for line in list(self._workers.values()):
-            line.say(end=code, text=str(error) if error else "")
+            line.say(end=code_of(error), text=str(error) if error else "")
         for line in list(self._workers.values()):
             line.wait_until_closed(_LEAVES_WITHIN_S)
+
+    def _end_now(self, error: JobError) -> None:
+        for line in list(self._workers.values()):
+            line.say_at_once(end=error.exit_code, text=str(error))
 
     def own(self, items: Sequence[Item]) -> Sequence[Item]:
         return _part(items, 0, self.count)
@@ -128,6 +135,7 @@ class Chief:
         """Have all others do something, as soon as all are there.
 
         Raises:
+            UsageError: where one was started otherwise.
             TryAgainLater: where one does not come in time.
         """
         deadline = time.monotonic() + self._start_timeout_s
@@ -135,11 +143,12 @@ class Chief:
         while missing := [k for k in range(1, self.count) if k not in self._workers]:
             self._stop.check()
             who = ", ".join(f"worker {k} ({self._others[k - 1]})" for k in missing)
+            for k in set(missing) & self._refused.keys():
+                raise UsageError(f"Worker {k} ({self._others[k - 1]}) was refused: {self._refused[k]}")
             if time.monotonic() > deadline:
-                refused = "".join(f" {who} was refused: {why}" for who, why in self._refused.items())
                 raise TryAgainLater(
-                    f"{who} did not come within cluster.start_timeout_s ({self._start_timeout_s:g}).{refused} Look at its "
-                    "log, and whether it can reach this machine; then start all workers again."
+                    f"{who} did not come within cluster.start_timeout_s ({self._start_timeout_s:g}). Look at its log, and "
+                    "whether it can reach this machine; then start all workers again."
                 )
             if time.monotonic() > says_at:
                 self._tell(f"Waiting for {who}")
@@ -157,39 +166,44 @@ class Chief:
     def _accept(self) -> None:
         with suppress(OSError):  # Closed, because the run is over.
             while True:
-                connection, (host, *_) = self._socket.accept()
-                threading.Thread(target=self._welcome, args=(Connection(connection), host), daemon=True).start()
+                connection, _ = self._socket.accept()
+                threading.Thread(target=self._welcome, args=(Connection(connection),), daemon=True).start()
 
     def _stop_listening(self) -> None:
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)  # What wakes the thread that accepts.
         self._socket.close()
 
-    def _welcome(self, line: Connection, host: str) -> None:
-        index = -1
+    def _welcome(self, line: Connection) -> None:
         with suppress(Lost, ValueError, KeyError, TypeError):  # Whoever else knocks at a port, too.
             hello = line.hear()
             index = int(hello["index"])
-            refusal = self._refusal(index, hello, line)
-            if refusal:
-                self._refused[f"Worker {index}, from {host},"] = refusal
+            if self._stop.is_asked:
+                pass  # A worker of the next start has met a chief that is about to end: it may come again.
+            elif refusal := self._refusal(index, hello):
+                self._refused[index] = refusal
                 line.say(refused=refusal)
-                return
-            line.say(token=self._token)
-            line.keep_beating()
-            self._listen_to(index, line)
+            elif self._takes(index, line):
+                line.keep_beating()
+                self._listen_to(index, line)
         line.close()
 
-    def _refusal(self, index: int, hello: Message, line: Connection) -> str:
+    def _refusal(self, index: int, hello: Message) -> str:
         if not 0 < index < self.count or hello["count"] != self.count:
             return f"it calls itself worker {index} of {hello['count']}, and there are {self.count}."
         if hello["made_from"] != self._made_from:
             return "it was started with another command line, configuration or version than the chief."
-        with self._changed:
-            if self._workers.setdefault(index, line) is not line:
-                return "there is such a worker already."
-            self._changed.notify_all()
         return ""
+
+    def _takes(self, index: int, line: Connection) -> bool:
+        """False where there is such a worker already, which may be one that is dying."""
+        with self._changed:
+            if index in self._workers:
+                return False
+            line.say(token=self._token)  # Before anybody else can say something to it.
+            self._workers[index] = line
+            self._changed.notify_all()
+        return True
 
     def _listen_to(self, index: int, line: Connection) -> None:
         name = f"worker {index} ({self._others[index - 1]})"
@@ -292,8 +306,7 @@ class Worker:
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
         self._stop.deferred_to = None
         if error is not None and not self._ended and hasattr(self, "_line"):
-            code = error.exit_code if isinstance(error, JobError) else 1
-            self._line.say(failed=code, text=str(error))
+            self._line.say(failed=code_of(error), text=str(error))
 
     def own(self, items: Sequence[Item]) -> Sequence[Item]:
         return _part(items, self.index, self.count)

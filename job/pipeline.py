@@ -170,7 +170,7 @@ def _explore(job: Job) -> Any:
 def _extract(job: Job) -> Any:
     from job.stages.extract import extract
 
-    job.cluster.join(job.context.stop, job.config.cluster.start_timeout_s)
+    job.cluster.join(job.context.peers, job.context.stop, job.config.cluster.start_timeout_s)
     return extract(
         job.config.extract,
         job.config.augment,
@@ -212,7 +212,7 @@ def _head(job: Job) -> Any:
 def _fine_tune(job: Job) -> Any:
     from job.stages.fine_tune import fine_tune
 
-    job.cluster.join(job.context.stop, job.config.cluster.start_timeout_s)
+    job.cluster.join(job.context.peers, job.context.stop, job.config.cluster.start_timeout_s)
     return fine_tune(
         job.config.fine_tune,
         job.recipe,

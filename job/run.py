@@ -17,7 +17,7 @@ from job import __version__, times
 from job.config import CacheConfig, digest_of
 from job.context import Context
 from job.data.stores import ArrayStore, sweep, unwanted
-from job.errors import DataUnusable, GateNotMet, JobError, UsageError
+from job.errors import DataUnusable, GateNotMet, JobError, TryAgainLater, UsageError
 from job.peers import HEARD_WITHIN_S, Chief, Worker
 from job.pipeline import STAGES, Job
 from job.provenance import describe, warn_of_another_machine
@@ -82,8 +82,7 @@ def run(job: Job, stop_after: str | None = None) -> None:
         GateNotMet: after the report is written, where the model is not good enough; nothing is exported then.
         JobError: as the stages do.
     """
-    with owned(job.context), _chief(job, stop_after):
-        steps = plan(job, stop_after)
+    with owned(job.context), _led(job, steps := plan(job, stop_after), stop_after):
         failure = _run_stages(job, steps, stop_after) if any(step.runs for step in steps) else None
         publish_examples(job.workdir)
         _raise_if_refused(job)
@@ -101,6 +100,8 @@ def assist(job: Job, stop_after: str | None = None) -> None:
         JobError: that with which the chief ends, or this worker's own.
     """
     context, cluster = job.context, job.cluster
+    if "extract" in _wanted(stop_after):
+        cluster.prepare()  # Before anybody waits for a word from here.
     with Worker(cluster.index, cluster.num_workers, context.stop) as worker, _peers_first(job):
         is_needed = worker.connect(
             cluster.control_address,
@@ -124,12 +125,14 @@ def assist(job: Job, stop_after: str | None = None) -> None:
 
 
 @contextmanager
-def _chief(job: Job, stop_after: str | None) -> Iterator[None]:
+def _led(job: Job, steps: list[Step], stop_after: str | None) -> Iterator[None]:
     """A block in which the other workers of the cluster, if there are any, are led."""
     cluster, context = job.cluster, job.context
     if cluster.num_workers == 1:
         yield
         return
+    if any(step.runs and step.stage in ("extract", "fine_tune") for step in steps):
+        cluster.prepare()  # Before anybody waits for a word from here.
     assert context.workdir.lease is not None
     chief = Chief(
         cluster.control_address[1],
@@ -150,9 +153,9 @@ def _peers_first(job: Job) -> Iterator[None]:
     """What fails where a peer is lost, or stopped, fails for that reason: TensorFlow may notice before the peers do."""
     try:
         yield
-    except JobError:
-        raise
-    except Exception:
+    except Exception as error:
+        if isinstance(error, JobError) and not isinstance(error, TryAgainLater):
+            raise
         deadline = time.monotonic() + HEARD_WITHIN_S
         while time.monotonic() < deadline:
             job.context.stop.check()

@@ -33,7 +33,8 @@ class StopRequest:
 
     `doing` is what the run works at, `saved` what of that is already safe, and `grace_s` how long after the first signal the
     process may take to come to an end by itself; all three may change on the way. Where there is a `deferred_to`, somebody
-    else is told of a signal and decides when the work ends; the grace is the same.
+    else is told of a signal and decides when the work ends; the grace is the same. `last_word` is told how a process ends
+    that has to be ended.
     """
 
     def __init__(self) -> None:
@@ -44,6 +45,7 @@ class StopRequest:
         self.grace_s = _GRACE_S
         self.doing = self.saved = ""
         self.deferred_to: Callable[[str], None] | None = None
+        self.last_word: Callable[[JobError], None] = lambda _: None
 
     def listen(self) -> None:
         """Let SIGTERM, SIGINT and SIGUSR1 ask for the end of the process. From the main thread, once."""
@@ -91,6 +93,7 @@ class StopRequest:
         """End the process, whatever its threads are at."""
         text = f"\n{'Stopped' if isinstance(error, Stopped) else 'Error'}: {error}\n"
         try:
+            self.last_word(error)
             if select.select([], [self._standard_error], [], 0)[1]:  # A full pipe may be why nothing was heard.
                 os.write(self._standard_error, text.encode("utf-8", "backslashreplace"))
         finally:

@@ -158,10 +158,12 @@ def _show_weights_of_read_only_home() -> None:
     """Keras passes by a home that it cannot write to, as in an image that is read-only, and looks below /tmp."""
     home, elsewhere = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser(), Path("/tmp/.keras/models")  # noqa: S108
     if (home / "models").is_dir() and not os.access(home, os.W_OK):
-        elsewhere.mkdir(parents=True, exist_ok=True)
-        for file in (home / "models").glob("*.h5"):
-            with suppress(FileExistsError):
-                (elsewhere / file.name).symlink_to(file)
+        with suppress(OSError):  # Somebody else's folder, on a machine that many share: then they are downloaded.
+            elsewhere.mkdir(parents=True, exist_ok=True)
+            for file in (home / "models").glob("*.h5"):
+                if not (elsewhere / file.name).exists():
+                    (elsewhere / file.name).unlink(missing_ok=True)
+                    (elsewhere / file.name).symlink_to(file)
 
 
 def scaling_layers(config: BackboneConfig) -> list[keras.Layer]:

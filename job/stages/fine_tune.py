@@ -72,7 +72,8 @@ def fine_tune(
     feed = _Feed(config, recipe, examples, inputs, train_seed)
     saved = checkpoints.newest_of_chief()
     with context.telemetry.spent("start"):
-        start = chosen_head if saved else _start(config, examples, features, chosen_head, c)
+        is_known = saved or not context.peers.is_chief  # Then what is made here is replaced below.
+        start = chosen_head if is_known else _start(config, examples, features, chosen_head, c)
     precision = context.peers.same(network.cluster.best_precision if config.precision == "auto" else config.precision)
     replicas = network.cluster.all
     model = network.tuned(start, precision, replicas)
@@ -88,11 +89,13 @@ def fine_tune(
     val = examples.of("val")
     val_rows, val_labels = examples["row"][val].astype(np.int64), examples.labels[val]
     course = _Course(config, num_classes=len(examples.class_names))
+    if saved is None and context.peers.count > 1:
+        saved = checkpoints.begin_together(course.state(trainer))
     if saved:
         trainer.restore(saved)
         course.restore(saved)
         context.telemetry.found_finished(min(saved.step * recipe.global_batch_size, feed.schedule.total_examples))
-    else:
+    if not course.history:
         course.add({"epoch": 0, **_validate(trainer, val_rows, val_labels)}, trainer)
     started, num_steps = time.monotonic(), feed.schedule.total_steps - trainer.num_steps_done
     with checkpoints, context.telemetry.progress("fine-tune", num_steps, "steps") as progress:

@@ -83,9 +83,21 @@ class Checkpoints:
         Raises:
             StorageFailed: where another worker does not see it, or sees it damaged.
         """
+        return self._same(self.newest() if self._context.peers.is_chief else None)
+
+    def begin_together(self, state: TrainState) -> TrainState:
+        """The chief's, on all workers: what another processor has computed may have other last bits.
+
+        Raises:
+            StorageFailed: where it cannot be written, or not be read by another worker.
+        """
+        self.save(state)
+        self.finish()
+        return self._same(state) or state
+
+    def _same(self, state: TrainState | None) -> TrainState | None:
         peers = self._context.peers
-        state = self.newest() if peers.is_chief else None
-        name = peers.same(self._mine[-1].name if state else "")
+        name = peers.same(self._mine[-1].name if peers.is_chief and state else "")
         if peers.is_chief or not name:
             return state
         found = _read(self._folder / name)

@@ -20,6 +20,7 @@ import numpy as np
 
 from job.cgroups import usable_cores
 from job.errors import TryAgainLater, UsageError
+from job.peers import Peers
 from job.stop import StopRequest
 from job.telemetry import spent_once
 
@@ -33,6 +34,8 @@ _LEAST_PORTS_PER_JOB = 16
 
 def import_tensorflow() -> Any:
     """The module, without the lines about itself that it writes to standard error below Python while it loads."""
+    if "tensorflow" in sys.modules:
+        return sys.modules["tensorflow"]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()
     standard_error = os.dup(2)
@@ -41,9 +44,8 @@ def import_tensorflow() -> Any:
         os.dup2(nowhere, 2)
         with spent_once("imports"):
             import tensorflow
-        if usable_cores() < len(
-            os.sched_getaffinity(0)
-        ):  # A container's share of their time: twice as fast with threads for it.
+        is_given = "TF_NUM_INTRAOP_THREADS" in os.environ
+        if usable_cores() < len(os.sched_getaffinity(0)) and not is_given:  # A share of their time: twice as fast.
             tensorflow.config.threading.set_intra_op_parallelism_threads(usable_cores())
             tensorflow.config.threading.set_inter_op_parallelism_threads(usable_cores())
     finally:
@@ -131,7 +133,7 @@ class Cluster:
             UsageError: where the environment contradicts itself.
         """
         if "TF_CONFIG" in environ:
-            found = cls._of_tf_config(environ["TF_CONFIG"])
+            found = cls._of_tf_config(environ)
         elif "SLURM_STEP_NUM_TASKS" in environ:  # The batch script itself, without srun, has none.
             found = cls._of_slurm(environ)
         elif "JOB_COMPLETION_INDEX" in environ:
@@ -146,7 +148,8 @@ class Cluster:
         return replace(found, logical_cpus=logical_cpus)
 
     @classmethod
-    def _of_tf_config(cls, text: str) -> Self:
+    def _of_tf_config(cls, environ: Mapping[str, str]) -> Self:
+        text = environ["TF_CONFIG"]
         try:
             given = json.loads(text)
             jobs = {name: list(addresses) for name, addresses in given.get("cluster", {}).items()}
@@ -167,8 +170,9 @@ class Cluster:
                 raise UsageError(f"TF_CONFIG: {address} is not HOST:PORT.")
         hosts = [address.rpartition(":")[0] for address in addresses]
         found = cls._checked(addresses, index, f"TF_CONFIG: {kind} {number}")
+        all_visible = "CUDA_VISIBLE_DEVICES" not in environ  # Else whoever started the worker has chosen.
         here = [k for k, host in enumerate(hosts) if host == hosts[index]]
-        return replace(found, num_here=len(here), place_here=here.index(index), divides_gpus=True)
+        return replace(found, num_here=len(here), place_here=here.index(index), divides_gpus=all_visible)
 
     @classmethod
     def _of_slurm(cls, environ: Mapping[str, str]) -> Self:
@@ -276,20 +280,29 @@ class Cluster:
         resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
             spec, task_type="worker", task_id=self.index, num_accelerators={"GPU": len(gpus)}, rpc_layer="grpc"
         )
-        # TensorFlow's coordination service waits for the others with Python's lock held, and then no signal or lost peer can
-        # be heard. There is no public switch (docs/decisions/0012-many-workers.md).
+        # TensorFlow's coordination service waits for the others with Python's lock held, and so do its health checks:
+        # no signal or lost peer can be heard then. There are no public switches (docs/decisions/0012-many-workers.md).
+        from tensorflow.python.distribute.collective_all_reduce_strategy import CollectiveAllReduceExtended
         from tensorflow.python.eager import context
 
         context.context().configure_coordination_service("")
+        CollectiveAllReduceExtended._check_health = lambda _: None
         strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
         return Replicas(strategy, num_workers=self.num_workers, worker=self.index)
 
-    def join(self, stop: StopRequest, start_timeout_s: float) -> None:
+    def prepare(self) -> None:
+        """What takes long and hears nothing meanwhile: import TensorFlow, and find the devices."""
+        assert self._set_up
+
+    def join(self, peers: Peers, stop: StopRequest, start_timeout_s: float) -> None:
         """Connect TensorFlow's servers. All workers must come here; the process ends where one does not.
 
         Raises:
+            UsageError: where this worker has other devices than the chief.
             TryAgainLater: where a server does not start.
         """
+        if self.num_workers > 1:
+            self._check_devices(peers)
         failed = "TensorFlow's servers did not find each other"
         hint = f"Every worker must reach the others at {', '.join(self.addresses)}. Start all again."
         tf = import_tensorflow()
@@ -298,6 +311,15 @@ class Cluster:
                 _ = self.all, self.local  # Made when they are first asked for: the second outside the first one's scope.
             except tf.errors.OpError as error:
                 raise TryAgainLater(f"{failed}: {error.message}. {hint}") from error
+
+    def _check_devices(self, peers: Peers) -> None:
+        num_gpus = len(self._set_up[1])
+        of_chief = peers.same(num_gpus)
+        if num_gpus != of_chief:
+            raise UsageError(
+                f"TensorFlow sees {num_gpus} GPUs here and {of_chief} on the chief. Give all workers the same; if there "
+                "are some that it does not see, nvidia-smi and the variant of the image (cpu or gpu) tell why."
+            )
 
     @cached_property
     def _set_up(self) -> tuple[Any, list[Any]]:

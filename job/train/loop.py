@@ -112,8 +112,9 @@ class Trainer:
                 self.optimizer.apply(gradients, model.trainable_variables)  # Sums them over the replicas.
             return tf.concat(losses, 0), tf.concat(correct, 0)
 
-        # On this kind of CPU XLA makes depthwise convolutions slower.
-        return self.replicas.compiled(replica_step, jit=bool(tf.config.list_physical_devices("GPU")))
+        # On this kind of CPU XLA makes depthwise convolutions slower; and it has no sum over several replicas.
+        jit = self.replicas.num == 1 and bool(tf.config.list_physical_devices("GPU"))
+        return self.replicas.compiled(replica_step, jit=jit)
 
     def _compiled_forward(self) -> Callable[..., Any]:
         import tensorflow as tf

@@ -13,6 +13,7 @@ import numpy as np
 from job.config import BackboneConfig
 from job.model.heads import Head, smoothed_one_hot
 from job.model.network import Network
+from job.peers import Alone
 from job.stop import STOP
 from job.telemetry import Telemetry
 from job.train.cluster import Cluster
@@ -27,7 +28,7 @@ SIZE, EXAMPLES = 32, 24
 
 def main(out: str, logical_cpus: str, addresses: str = "", index: str = "0") -> None:
     cluster = Cluster(tuple(addresses.split(",")), int(index), logical_cpus=int(logical_cpus) or None)
-    cluster.join(STOP, 60)
+    cluster.join(Alone(), STOP, 60)
     network = Network(BackboneConfig(alpha=0.35, weights="random", unfreeze=0.2), SIZE, cluster, seed=3)
     rng = np.random.default_rng(0)
     shape, width = network.cut_point.shape, network.feature_width

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from job.errors import UsageError
+from job.peers import Alone
 from job.train.cluster import Cluster, expand_hosts, own_gpus
 
 
@@ -86,6 +87,23 @@ def test_gpus_of_a_machine_are_divided_among_its_workers_unless_slurm_has_done_i
     assert [own_gpus(["a", "b", "c", "d"], 2, k) for k in (0, 1)] == [["a", "b"], ["c", "d"]]
     with pytest.raises(UsageError, match="3 workers on this machine share 2 GPUs: start at most one"):
         own_gpus(["a", "b"], 3, 0)
+
+
+def test_gpus_chosen_for_a_worker_of_tf_config_are_its_own():
+    given = tf_config(index=1, worker=["a:1", "a:3"])
+    assert Cluster.from_environ(given).divides_gpus and Cluster.from_environ(given).place_here == 1
+    assert not Cluster.from_environ({**given, "CUDA_VISIBLE_DEVICES": "1"}).divides_gpus
+
+
+def test_worker_with_other_devices_than_the_chief_is_told_so(monkeypatch):
+    class OfChief(Alone):
+        def same(self, value):
+            return 1
+
+    cluster = Cluster.from_environ(tf_config(index=1, worker=["a:1", "b:3"]))
+    monkeypatch.setattr(Cluster, "_set_up", (None, []))
+    with pytest.raises(UsageError, match="TensorFlow sees 0 GPUs here and 1 on the chief"):
+        cluster._check_devices(OfChief())
 
 
 def test_pods_of_an_indexed_job_are_known_by_their_service():

@@ -1,5 +1,6 @@
 """Words between workers, over real connections; tests/faults/test_lost_workers.py has whole runs."""
 
+import errno
 import json
 import socket
 import threading
@@ -7,7 +8,7 @@ import threading
 import pytest
 
 from job import connection, peers
-from job.errors import Diverged, JobError, Stopped, TryAgainLater, UsageError
+from job.errors import Diverged, JobError, Stopped, StorageFailed, TryAgainLater, UsageError
 from job.peers import Alone, Chief, Worker
 from job.stop import StopRequest
 
@@ -116,21 +117,29 @@ def test_silence_is_a_loss_and_beats_are_no_silence(monkeypatch):
         leader.meet()
 
 
-def test_missing_workers_are_named_and_so_is_why_one_was_refused():
+def test_missing_workers_are_named():
     port = free_port()
     with pytest.raises(TryAgainLater) as error, chief(port, count=3, start_timeout_s=1.0) as leader:
-        connected(port, index=1, count=3)
-        with pytest.raises(UsageError, match="another command line"):
-            connected(port, index=2, count=3, made_from="something else")
+        worker = connected(port, index=1, count=3)
+        threading.Timer(1.5, worker._line.close).start()
         leader.order(stage="intake")
     assert "worker 2 (host-2:1) did not come" in str(error.value) and "worker 1" not in str(error.value)
-    assert "Worker 2, from 127.0.0.1, was refused: it was started with another command line" in str(error.value)
+
+
+def test_worker_that_was_started_otherwise_ends_both_for_good():
+    port = free_port()
+    with (
+        pytest.raises(UsageError, match=r"Worker 1 \(host-1:1\) was refused: it was started with another"),
+        chief(port) as leader,
+    ):
+        with pytest.raises(UsageError, match="another command line"):
+            connected(port, made_from="something else")
+        leader.order(stage="intake")
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"index": 1}, "there is such a worker already"),
         ({"index": 5}, "worker 5 of 2, and there are 2"),
         ({"count": 3}, "are 2"),
     ],
@@ -144,6 +153,43 @@ def test_worker_that_does_not_belong_is_refused(options, said):
         leader.order(stage="intake")
         assert next(first.orders()) == {"stage": "intake"}
         first._line.close()
+
+
+def test_worker_that_comes_too_early_after_its_predecessor_may_come_again():
+    port = free_port()
+    with pytest.raises(Stopped), chief(port) as leader:
+        first = connected(port)
+        with pytest.raises(TryAgainLater, match="The chief is lost"):
+            connected(port)  # There is such a worker, which may be dying.
+        first._line.close()
+        leader._stop.request()
+        with pytest.raises(TryAgainLater, match="The chief is lost"):
+            connected(port, made_from="the next run")  # The chief is about to end.
+        leader._stop.check()
+
+
+def test_chief_that_has_to_be_ended_says_how():
+    port = free_port()
+    with chief(port) as leader:
+        worker = connected(port)
+        leader.order(stage="extract")
+        assert next(worker.orders()) == {"stage": "extract"}
+        leader._stop.last_word(Stopped("no point to stop at was reached"))
+        with pytest.raises(Stopped, match="The chief ended: no point to stop at"):
+            worker.same(None)
+        worker._line.close()
+
+
+def test_error_of_the_system_has_the_same_code_here_and_there():
+    port = free_port()
+    with pytest.raises(OSError), chief(port) as leader:
+        worker = connected(port)
+        leader.order(stage="extract")
+        assert next(worker.orders()) == {"stage": "extract"}
+        threading.Timer(0.1, worker._line.close).start()
+        raise OSError(errno.ESTALE, "Stale file handle")
+    with pytest.raises(StorageFailed):
+        worker.same(None)
 
 
 def test_whoever_else_knocks_does_no_harm():
