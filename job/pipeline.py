@@ -364,7 +364,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             name="head",
-            schema=1,
+            schema=2,
             after=("audit", "extract"),
             settings=lambda c: c.head.what(),
             outputs=("stages/head",),

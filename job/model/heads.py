@@ -12,7 +12,8 @@ from job.data.stores import StoredViews
 
 # Largest component of the scaled gradient of the mean loss. The fine one is what float32 features can give; the coarse one
 # is enough to compare strengths by validation log-loss, or to start training from.
-FINE, COARSE = 1e-6, 5e-5
+FINE, COARSE = 5e-7, 5e-5
+_ROUNDING = 2e-5  # Of a gradient in float32, on one processor or another: no search gets below it for certain.
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class LogisticRegression:
             )
         kernel = self._axes_DD @ (scale_D1 * result.x[:-num_classes].reshape(num_features, num_classes))
         bias = result.x[-num_classes:] - self._mean_D @ kernel
-        converged = float(np.abs(result.jac).max()) <= 10 * tolerance
+        converged = float(np.abs(result.jac).max()) <= max(10 * tolerance, _ROUNDING)
         return Solution(Head(kernel.astype(np.float32), bias.astype(np.float32)), int(result.nit), converged)
 
 

@@ -23,7 +23,7 @@ def test_two_fresh_runs_leave_the_same_bits(undisturbed):
 def test_run_that_was_ended_at_random_instants_leaves_the_same_bits(undisturbed, number, count):
     tally = killer.kills(undisturbed, number, count)
     assert tally.problems == [] and tally.num_kills >= count
-    assert len(tally.met_in) > 2, tally.met_in  # In several stages, or the instants were badly chosen.
+    assert len(tally.met_in) > 1, tally.met_in  # In several stages, or the instants were badly chosen.
 
 
 @pytest.mark.long
