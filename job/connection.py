@@ -25,8 +25,8 @@ class Connection:
     def __init__(self, connected: socket.socket) -> None:
         self._socket, self._writing = connected, threading.Lock()
         self._closed = threading.Event()
-        connected.settimeout(LOST_AFTER_S)
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.expect_beats()
         self._reader = connected.makefile("rb")
 
     def say(self, **message: Any) -> None:
@@ -52,7 +52,7 @@ class Connection:
                 text = self._reader.readline()
             except TimeoutError:
                 self._closed.set()
-                raise Lost(f"it has been silent for {LOST_AFTER_S:g} s") from None
+                raise Lost(f"it has been silent for {self._patience_s:g} s") from None
             except OSError as error:
                 self._closed.set()
                 raise Lost(error.strerror or str(error)) from None
@@ -62,6 +62,15 @@ class Connection:
             message: Message = json.loads(text)
             if message:
                 return message
+
+    def be_patient(self, within_s: float) -> None:
+        """The other end may be silent for so long: it loads modules, which can keep Python from beating."""
+        self._patience_s = within_s
+        self._socket.settimeout(within_s)
+
+    def expect_beats(self) -> None:
+        """It has said that it is ready."""
+        self.be_patient(LOST_AFTER_S)
 
     def keep_beating(self) -> None:
         """Say nothing, every now and then."""

@@ -85,7 +85,8 @@ class Chief:
         self._workers: dict[int, Connection] = {}
         self._met = dict.fromkeys(range(1, self.count), 0)
         self._num_meetings = 0
-        self._is_over = False
+        self._is_ready = self._is_over = False
+        self._ready: set[int] = set()
         self._refused: dict[int, str] = {}
         self._changed = threading.Condition()
         try:
@@ -110,6 +111,14 @@ class Chief:
             line.say(end=code_of(error), text=str(error) if error else "")
         for line in list(self._workers.values()):
             line.wait_until_closed(_LEAVES_WITHIN_S)
+
+    def be_ready(self) -> None:
+        """From now on silence means a loss: what keeps a process from hearing is done."""
+        with self._changed:
+            self._is_ready = True
+            for line in self._workers.values():
+                line.say(ready=True)
+                line.keep_beating()
 
     def _end_now(self, error: JobError) -> None:
         for line in list(self._workers.values()):
@@ -140,7 +149,7 @@ class Chief:
         """
         deadline = time.monotonic() + self._start_timeout_s
         says_at = time.monotonic() + _SAYS_EVERY_S
-        while missing := [k for k in range(1, self.count) if k not in self._workers]:
+        while missing := [k for k in range(1, self.count) if k not in self._ready]:
             self._stop.check()
             who = ", ".join(f"worker {k} ({self._others[k - 1]})" for k in missing)
             for k in set(missing) & self._refused.keys():
@@ -184,7 +193,6 @@ class Chief:
                 self._refused[index] = refusal
                 line.say(refused=refusal)
             elif self._takes(index, line):
-                line.keep_beating()
                 self._listen_to(index, line)
         line.close()
 
@@ -201,8 +209,11 @@ class Chief:
             if index in self._workers:
                 return False
             line.say(token=self._token)  # Before anybody else can say something to it.
+            line.be_patient(self._start_timeout_s)
             self._workers[index] = line
-            self._changed.notify_all()
+            if self._is_ready:
+                line.say(ready=True)
+                line.keep_beating()
         return True
 
     def _listen_to(self, index: int, line: Connection) -> None:
@@ -210,7 +221,10 @@ class Chief:
         try:
             while True:
                 message = line.hear()
-                if "met" in message:
+                if "ready" in message:
+                    line.expect_beats()
+                    self._ready.add(index)
+                elif "met" in message:
                     self._met[index] += 1
                 elif "signal" in message:
                     self._stop.insist(f"{message['signal']} of {name}", within_s=self._stop.grace_s)
@@ -243,11 +257,13 @@ class Worker:
         start_timeout_s: float,
         sees: Callable[[str], bool],
         is_needed: Callable[[], bool],
+        prepare: Callable[[], None],
         tell: Callable[[str], None],
     ) -> bool:
         """Find the chief; False where nothing is left to do without having found it.
 
-        `sees` tells whether the output directory holds a token, `is_needed` whether the run is not finished.
+        `sees` tells whether the output directory holds a token, `is_needed` whether the run is not finished; `prepare` does
+        what may keep this process from saying anything for a while.
 
         Raises:
             TryAgainLater: where it is not to be found in time.
@@ -283,8 +299,11 @@ class Worker:
             raise _lost("The chief", lost) from None
         if "refused" in answer:
             raise UsageError(f"The chief at {host}:{port} refused this worker: {answer['refused']}")
-        self._line.keep_beating()
         self._look_for(answer["token"], sees, start_timeout_s)
+        prepare()
+        self._line.be_patient(start_timeout_s)
+        self._line.say(ready=True)
+        self._line.keep_beating()
         self._stop.deferred_to = lambda name: self._line.say(signal=name)
         threading.Thread(target=self._listen, daemon=True).start()
         return True
@@ -346,7 +365,9 @@ class Worker:
                     code = message["end"]
                     self._end(of_code(code, f"The chief ended: {message['text']}") if code else True)
                     return
-                if "value" in message:
+                if "ready" in message:
+                    self._line.expect_beats()
+                elif "value" in message:
                     with self._changed:
                         self._values.append(message["value"])
                         self._changed.notify_all()

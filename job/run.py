@@ -100,8 +100,6 @@ def assist(job: Job, stop_after: str | None = None) -> None:
         JobError: that with which the chief ends, or this worker's own.
     """
     context, cluster = job.context, job.cluster
-    if "extract" in _wanted(stop_after):
-        cluster.prepare()  # Before anybody waits for a word from here.
     with Worker(cluster.index, cluster.num_workers, context.stop) as worker, _peers_first(job):
         is_needed = worker.connect(
             cluster.control_address,
@@ -109,6 +107,7 @@ def assist(job: Job, stop_after: str | None = None) -> None:
             start_timeout_s=job.config.cluster.start_timeout_s,
             sees=lambda token: lease.has(context.workdir.root, token),
             is_needed=lambda: any(step.runs for step in plan(job, stop_after)),
+            prepare=cluster.prepare if "extract" in _wanted(stop_after) else lambda: None,
             tell=context.telemetry.line,
         )
         if not is_needed:
@@ -131,8 +130,6 @@ def _led(job: Job, steps: list[Step], stop_after: str | None) -> Iterator[None]:
     if cluster.num_workers == 1:
         yield
         return
-    if any(step.runs and step.stage in ("extract", "fine_tune") for step in steps):
-        cluster.prepare()  # Before anybody waits for a word from here.
     assert context.workdir.lease is not None
     chief = Chief(
         cluster.control_address[1],
@@ -144,6 +141,9 @@ def _led(job: Job, steps: list[Step], stop_after: str | None) -> Iterator[None]:
         tell=context.telemetry.line,
     )
     with chief, _peers_first(job):
+        if any(step.runs and step.stage in ("extract", "fine_tune") for step in steps):
+            cluster.prepare()
+        chief.be_ready()
         job.context = replace(context, peers=chief)
         yield
 

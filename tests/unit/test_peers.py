@@ -4,6 +4,7 @@ import errno
 import json
 import socket
 import threading
+import time
 
 import pytest
 
@@ -28,12 +29,15 @@ def free_port():
 def chief(port, count=2, **options):
     others = [f"host-{k}:1" for k in range(1, count)]
     given = {"made_from": "same", "token": "t", "start_timeout_s": 5.0, "stop": Heard(), "tell": lambda text: None}
-    return Chief(port, others, **{**given, **options})
+    leader = Chief(port, others, **{**given, **options})
+    leader.be_ready()
+    return leader
 
 
 def connected(port, index=1, count=2, **options):
     worker = Worker(index, count, Heard())
     given = {"made_from": "same", "start_timeout_s": 5.0, "sees": lambda token: token == "t", "is_needed": lambda: True}
+    given["prepare"] = lambda: None
     assert worker.connect(("localhost", port), **{**given, "tell": lambda text: None, **options})
     return worker
 
@@ -115,6 +119,17 @@ def test_silence_is_a_loss_and_beats_are_no_silence(monkeypatch):
             worker._line._closed.set()  # It hangs: nothing is said any more, and the connection stands.
             raise TryAgainLater
         leader.meet()
+
+
+def test_silence_is_no_loss_before_somebody_is_ready(monkeypatch):
+    monkeypatch.setattr(connection, "LOST_AFTER_S", 0.3)
+    monkeypatch.setattr(connection, "BEATS_EVERY_S", 0.1)
+    port = free_port()
+    with chief(port) as leader:
+        worker = connected(port, prepare=lambda: time.sleep(1.0))  # It loads modules.
+        leader.order(stage="extract")
+        assert next(worker.orders()) == {"stage": "extract"}
+        worker._line.close()
 
 
 def test_missing_workers_are_named():
@@ -207,6 +222,7 @@ def test_whoever_else_knocks_does_no_harm():
 def test_worker_finds_out_that_nothing_is_left_to_do():
     worker = Worker(1, 2, Heard())
     given = {"made_from": "same", "start_timeout_s": 5.0, "sees": lambda token: True, "tell": lambda text: None}
+    given["prepare"] = lambda: None
     assert not worker.connect(("localhost", free_port()), **given, is_needed=lambda: False)
 
 
