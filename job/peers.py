@@ -309,7 +309,7 @@ class Worker:
         return True
 
     def _look_for(self, token: str, sees: Callable[[str], bool], within_s: float) -> None:
-        deadline = time.monotonic() + min(within_s, _SEES_WITHIN_S)
+        deadline = time.monotonic() + min(within_s / 2, _SEES_WITHIN_S)  # Before the chief stops waiting.
         while not sees(token):
             self._stop.check()
             if time.monotonic() > deadline:
