@@ -1,9 +1,11 @@
 """What tests share: real photos where they are there, drawn ones everywhere, and one finished run for many tests."""
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -109,3 +111,10 @@ def finished_run(painted: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     done = run_job("run", "--data", painted, "--out", out, *quick_settings())
     assert done.returncode == 0, done.stderr
     return out
+
+
+def free_ports(count: int) -> list[int]:
+    """Where nobody listens now. The port below each, where a chief listens, is very likely free, too."""
+    with ExitStack() as sockets:
+        opened = [sockets.enter_context(socket.create_server(("", 0))) for _ in range(count)]
+        return [s.getsockname()[1] for s in opened]

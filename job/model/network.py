@@ -20,7 +20,8 @@ from job.data.augment import Augmentation
 from job.model import backbones, cut
 from job.model.heads import Head
 from job.telemetry import spent_once
-from job.train.cluster import Cluster, Replicas, import_tensorflow
+from job.train.cluster import Cluster, import_tensorflow
+from job.train.replicas import Replicas
 
 if TYPE_CHECKING:
     import keras

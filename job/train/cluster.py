@@ -10,22 +10,21 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
-
-import numpy as np
 
 from job.cgroups import usable_cores
 from job.errors import TryAgainLater, UsageError
 from job.peers import Peers
 from job.stop import StopRequest
 from job.telemetry import spent_once
+from job.train.replicas import Replicas
 
 if TYPE_CHECKING:
-    import tensorflow as tf
+    pass
 
 _KUBERNETES_PORT = 2222
 _SLURM_PORTS = range(10_000, 32_000)  # Below those that the system gives to connections that leave the machine.
@@ -53,61 +52,6 @@ def import_tensorflow() -> Any:
         os.close(standard_error)
         os.close(nowhere)
     return tensorflow
-
-
-class Replicas:
-    """Devices that compute a batch together, each its share: those of this worker, or those of all workers.
-
-    `num` counts all of them; this worker has `num_local` from number `first` on.
-    """
-
-    def __init__(self, strategy: tf.distribute.Strategy, *, num_workers: int = 1, worker: int = 0) -> None:
-        self.strategy = strategy
-        self.num = int(strategy.num_replicas_in_sync)
-        self.num_local = self.num // num_workers
-        self.first = worker * self.num_local
-
-    def padded_size(self, batch_size: int) -> int:
-        """The smallest size from `batch_size` on that the replicas can share evenly."""
-        return -(-batch_size // self.num) * self.num
-
-    def own(self, size: int) -> slice:
-        """What of a batch of this size, a multiple of `num`, this worker computes."""
-        share = size // self.num
-        return slice(self.first * share, (self.first + self.num_local) * share)
-
-    def scatter(self, own: tuple[np.ndarray, ...]) -> Any:
-        """This worker's part of a batch, whose first axis is split evenly over its replicas."""
-        import tensorflow as tf
-
-        def part(replica: Any) -> tuple[tf.Tensor, ...]:
-            k, n = replica.replica_id_in_sync_group - self.first, self.num_local
-            return tuple(tf.constant(a[k * len(a) // n : (k + 1) * len(a) // n]) for a in own)
-
-        return self.strategy.experimental_distribute_values_from_function(part)
-
-    def compiled(self, compute: Callable[..., Any], *, jit: bool = False) -> Callable[..., Any]:
-        """A function of what `scatter` gives that runs `compute` on each replica. Its outputs are tuples of tensors with an
-        example a row, which `gather` puts together."""
-        import tensorflow as tf
-
-        def everywhere(*batch: Any) -> Any:
-            outputs = compute(*batch)
-            if self.num == self.num_local:
-                return outputs
-            return tuple(tf.distribute.get_replica_context().all_gather(output, axis=0) for output in outputs)
-
-        def step(*batch: Any) -> Any:
-            return self.strategy.run(everywhere, batch)
-
-        # A partial, because TensorFlow counts traces by lines of code, and would warn of one that is traced often.
-        compiled: Callable[..., Any] = tf.function(partial(step), jit_compile=jit, autograph=False)
-        return compiled
-
-    def gather(self, output: Any) -> np.ndarray:
-        """One of the outputs: the rows of the whole batch in their order, on every worker."""
-        parts = self.strategy.experimental_local_results(output)
-        return np.concatenate([np.asarray(part) for part in (parts if self.num == self.num_local else parts[:1])])
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 
 from job.errors import UsageError
 from job.telemetry import Telemetry
-from job.train.cluster import Replicas
+from job.train.replicas import Replicas
 
 Item = TypeVar("Item")
 Arrays = tuple[np.ndarray, ...]

@@ -11,8 +11,8 @@ import numpy as np
 from job.errors import Diverged, UsageError
 from job.telemetry import Telemetry
 from job.train.checkpoint import TrainState, numbered
-from job.train.cluster import Replicas
 from job.train.feed import Arrays, ahead, all_rows, run_batches
+from job.train.replicas import Replicas
 from job.train.schedule import Schedule
 
 if TYPE_CHECKING:

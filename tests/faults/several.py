@@ -3,23 +3,13 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, free_ports
 from tests.faults import killer
-
-
-def free_ports(count: int) -> list[int]:
-    """The port below each, where a chief listens, is very likely free, too."""
-    sockets = [socket.create_server(("localhost", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
 
 
 class Run:

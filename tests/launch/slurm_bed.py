@@ -8,7 +8,6 @@ import os
 import platform
 import shutil
 import signal
-import socket
 import stat
 import subprocess
 import time
@@ -17,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.conftest import free_ports
 from tests.launch.beds import missing
 
 _NODES = {"n1": "127.0.0.2", "n2": "127.0.0.3"}
@@ -137,7 +137,7 @@ def _write(folder: Path) -> None:
     (folder / "hosts").write_text(Path("/etc/hosts").read_text() + names)
     for k in range(2):
         os.mknod(folder / f"gpu{k}", 0o666 | stat.S_IFCHR, os.makedev(1, 3))  # As /dev/null.
-    ctld_port, *node_ports = _free_ports(1 + len(_NODES))
+    ctld_port, *node_ports = free_ports(1 + len(_NODES))
     nodes = [
         f"NodeName={node} NodeAddr={address} Port={port} CPUs=4 RealMemory=8000 Gres=gpu:2 State=UNKNOWN"
         for (node, address), port in zip(_NODES.items(), node_ports, strict=True)
@@ -145,12 +145,6 @@ def _write(folder: Path) -> None:
     host = platform.node().partition(".")[0]
     (folder / "slurm.conf").write_text(_CONF.format(host=host, folder=folder, ctld_port=ctld_port, nodes="\n".join(nodes)))
     (folder / "gres.conf").write_text(f"NodeName={','.join(_NODES)} Name=gpu File={folder}/gpu[0-1]\n")
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as sockets:
-        opened = [sockets.enter_context(socket.create_server(("", 0))) for _ in range(count)]
-        return [s.getsockname()[1] for s in opened]
 
 
 @contextmanager

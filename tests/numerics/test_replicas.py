@@ -1,21 +1,12 @@
 """One device, two, and two or three workers: the same examples in the same order, and the same numbers."""
 
-import socket
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT
-
-
-def free_ports(count):
-    sockets = [socket.create_server(("localhost", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
+from tests.conftest import ROOT, free_ports
 
 
 def run(folder, num_workers=1, logical_cpus=0):
