@@ -56,9 +56,9 @@ docs: .venv/.dev
 # Locks carry hashes and no index address. The CPU and GPU locks hold the development lock's versions.
 LOCK = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header
 lock:
-	$(LOCK) pyproject.toml --extra cpu --extra dev --output-file requirements/dev.txt
-	$(LOCK) pyproject.toml --extra cpu --constraint requirements/dev.txt --output-file requirements/cpu.txt
-	$(LOCK) pyproject.toml --extra gpu --constraint requirements/dev.txt --output-file requirements/gpu.txt
+	$(LOCK) pyproject.toml --extra cpu --extra s3 --extra dev --output-file requirements/dev.txt
+	$(LOCK) pyproject.toml --extra cpu --extra s3 --constraint requirements/dev.txt --output-file requirements/cpu.txt
+	$(LOCK) pyproject.toml --extra gpu --extra s3 --constraint requirements/dev.txt --output-file requirements/gpu.txt
 	$(LOCK) requirements/lint.in --output-file requirements/lint.txt
 
 clean:
