@@ -44,7 +44,7 @@ class Candidate:
         return "-".join([*self.label.split(), f"{self.image_size}px", weights])
 
 
-def candidates(listed: Sequence[str], image_sizes: Sequence[str], base: Config, cache_dir: Path) -> list[Candidate]:
+def candidates(listed: Sequence[str], image_sizes: Sequence[str], base: Config, cache_dir: str) -> list[Candidate]:
     """Every backbone of the lists at its own image size, or at each of `image_sizes`, or at that of the configuration.
 
     Weights are the backbone's own, or those of the configuration. The same backbone named twice is one candidate.
@@ -78,7 +78,7 @@ def _image_sizes(text: str, where: str, mistakes: list[str]) -> Iterator[int]:
             mistakes.append(f"{where}: {part!r} is no number of pixels; expected 160, or --image-size 96,160,224")
 
 
-def _named(text: str, sizes: Sequence[int], base: Config, cache_dir: Path, mistakes: list[str]) -> list[Candidate]:
+def _named(text: str, sizes: Sequence[int], base: Config, cache_dir: str, mistakes: list[str]) -> list[Candidate]:
     """The candidates that one entry of the list means, one for each image size; none where it has mistakes."""
     name, *parts = text.split(":")
     where, said = f"--backbones {text}", len(mistakes)
@@ -114,7 +114,7 @@ def _named(text: str, sizes: Sequence[int], base: Config, cache_dir: Path, mista
     return found
 
 
-def _looking_at_features(base: Config, checked: Config, cache_dir: Path) -> Config:
+def _looking_at_features(base: Config, checked: Config, cache_dir: str) -> Config:
     """Nothing is cut and no view is drawn, so that extract stores one row of features for each photo and no more."""
     backbone = checked.backbone.model_copy(update={"unfreeze": "none"})
     return base.model_copy(
@@ -123,6 +123,6 @@ def _looking_at_features(base: Config, checked: Config, cache_dir: Path) -> Conf
             "intake": base.intake.model_copy(update={"image_size": checked.intake.image_size}),
             "augment": base.augment.model_copy(update={"views": 1}),
             "fine_tune": base.fine_tune.model_copy(update={"inputs": "auto"}),
-            "cache": base.cache.model_copy(update={"dir": base.cache.dir or str(cache_dir)}),
+            "cache": base.cache.model_copy(update={"dir": base.cache.dir or cache_dir}),
         }
     )

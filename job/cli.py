@@ -66,6 +66,12 @@ class _Call:
     config_file: Path | None
     assignments: tuple[str, ...]
     weights: str | None
+    tfds_dir: str | None
+
+    @property
+    def flags(self) -> dict[str, str | None]:
+        """Options that stand for a key of the configuration."""
+        return {"backbone.weights": self.weights, "intake.tfds_dir": self.tfds_dir}
 
 
 def _with_run_options(command: Command) -> Command:
@@ -76,7 +82,8 @@ def _with_run_options(command: Command) -> Command:
             "--data",
             required=True,
             metavar="SOURCE",
-            help="Folder of class folders, or of train/, val/ and test/ with them; or a table of path,label[,split].",
+            help="Folder of class folders, or of train/, val/ and test/ with them; or a table of path,label[,split]; here "
+            "or as gs://BUCKET/PREFIX or s3://BUCKET/PREFIX; or tfds:NAME[:VERSION].",
         ),
         click.option(
             "--labels",
@@ -87,7 +94,7 @@ def _with_run_options(command: Command) -> Command:
             "--out",
             required=True,
             metavar="DIR",
-            help="Where everything goes; a second run goes on where the first stopped.",
+            help="Folder or gs://BUCKET/PREFIX where everything goes; a second run goes on where the first stopped.",
         ),
         click.option(
             "--config",
@@ -104,6 +111,11 @@ def _with_run_options(command: Command) -> Command:
         ),
         click.option(
             "--weights", metavar="imagenet|random|FILE", help="Backbone weights; the same as --set backbone.weights=..."
+        ),
+        click.option(
+            "--tfds-dir",
+            metavar="DIR",
+            help="Folder or bucket of prepared tensorflow-datasets; the same as --set intake.tfds_dir=...",
         ),
     )
 
@@ -127,7 +139,7 @@ def _with_run_options(command: Command) -> Command:
 @click.option("--dry-run", is_flag=True, help="Print the resolved configuration and which stages would run, and why.")
 def run(call: _Call, stop_after: str | None, dry_run: bool) -> None:
     """Run the whole job: intake, split, explore, extract, audit, head, fine_tune, evaluate, export, report."""
-    config = _config(call.config_file, call.assignments, call.weights)
+    config = _config(call)
     work = _dry_run if dry_run else _run
     work(config, call.data, call.labels, call.out, stop_after)
 
@@ -136,7 +148,7 @@ def run(call: _Call, stop_after: str | None, dry_run: bool) -> None:
 @_with_run_options
 def explore(call: _Call) -> None:
     """Only look at the data: the same as run --stop-after explore."""
-    _run(_config(call.config_file, call.assignments, call.weights), call.data, call.labels, call.out, "explore")
+    _run(_config(call), call.data, call.labels, call.out, "explore")
 
 
 @main.command()
@@ -157,15 +169,15 @@ def explore(call: _Call) -> None:
 )
 def rank(call: _Call, backbones: tuple[str, ...], image_sizes: tuple[str, ...]) -> None:
     """Which backbone? Probe several on features, one pass each: a table and a plot of accuracy against cost."""
-    from job import run
+    from job import output
     from job.candidates import candidates
     from job.config import Config
     from job.rank import rank as rank_candidates
 
-    config = Config.load(call.config_file, call.assignments, {"backbone.weights": call.weights})
-    root = run.make_workdir(call.out, call.data, config.cache).root
-    found = candidates(backbones, image_sizes, config, root / "cache")
-    with _context(root, config) as context, run.owned(context):
+    config = Config.load(call.config_file, call.assignments, call.flags)
+    workdir = output.make_workdir(call.out, call.data, config.cache)
+    found = candidates(backbones, image_sizes, config, workdir.shown("cache"))
+    with _context(workdir, config) as context, output.owned(context):
         table = rank_candidates(
             found,
             call.data,
@@ -178,29 +190,30 @@ def rank(call: _Call, backbones: tuple[str, ...], image_sizes: tuple[str, ...]) 
 
 
 @main.command()
-@click.option("--model", required=True, type=click.Path(path_type=Path), help="The model/ folder of a run.")
+@click.option("--model", required=True, metavar="DIR", help="The model/ folder of a run, or its URI in a bucket.")
 @click.option("--data", required=True, metavar="SOURCE", help="Folder (every file below is looked at), or a table of paths.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="A .parquet or .csv file.")
+@click.option("--out", required=True, metavar="FILE", help="A .parquet or .csv file, or its URI in a bucket.")
+@click.option("--tfds-dir", metavar="DIR", help="Folder or bucket of prepared tensorflow-datasets, for --data tfds:NAME.")
 @click.option("--batch-size", default=64, show_default=True, type=click.IntRange(1), help="Photos in one forward pass.")
-def predict(model: Path, data: str, out: Path, batch_size: int) -> None:
+def predict(model: str, data: str, out: str, tfds_dir: str | None, batch_size: int) -> None:
     """Label photos with an exported model: path, label, probability, the three best, and what could not be read."""
     from job.predict import predict as predict_photos
 
-    with _context(None) as context:
-        click.echo(predict_photos(model, data, out, batch_size=batch_size, context=context))
+    with _context() as context:
+        click.echo(predict_photos(model, data, out, tfds_dir=tfds_dir, batch_size=batch_size, context=context))
 
 
 @main.command()
-@click.argument("directory", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
-def report(directory: Path) -> None:
+@click.argument("directory", metavar="DIR")
+def report(directory: str) -> None:
     """Draw the page of a run again from its artifacts, DIR/report.html."""
     from job.config import Config
+    from job.output import existing_workdir, owned
     from job.pipeline import STAGES
     from job.records import contradictions, made_with, timings
-    from job.run import owned
     from job.stages.report import report as draw_report
 
-    with _context(directory) as context, owned(context):
+    with _context(existing_workdir(directory)) as context, owned(context):
         described = context.workdir.read_json("run.json")
         if described is None:
             raise UsageError(f"{directory}: there is no run.json in it, so this is not the output of a run.")
@@ -211,8 +224,8 @@ def report(directory: Path) -> None:
             )
         config = Config.model_validate(described["config"])
         shown = timings(context.workdir, made_with(context.workdir, STAGES, described["settings_of_stages"]))
-        drawn = draw_report(config.report, run=described, timings=shown, context=context)
-        click.echo(f"Report: {drawn.path}")
+        draw_report(config.report, run=described, timings=shown, context=context)
+        click.echo(f"Report: {context.workdir.shown('report.html')}")
 
 
 @main.command()
@@ -221,19 +234,22 @@ def report(directory: Path) -> None:
 def demo(out: str, seed: int) -> None:
     """The whole job on pictures that it draws itself, without any network, in about a minute."""
     from job import demo as drawn
+    from job.storage.objects import is_remote
     from job.train.cluster import Cluster
 
     if Cluster.from_environ(os.environ).num_workers > 1:
         raise UsageError("The demo is for one worker: they would all draw its pictures. Use run on a folder of photos.")
+    if is_remote(out):
+        raise UsageError(f"--out {out}: the demo draws its pictures into a folder of this machine; give one.")
     data = drawn.draw_photos(Path(out), seed)
     _run(drawn.config(seed), str(data), None, str(Path(out) / "run"), None)
 
 
-def _config(file: Path | None, assignments: tuple[str, ...], weights: str | None) -> Any:
+def _config(call: _Call) -> Any:
     from job.config import Config
     from job.model import backbones
 
-    config = Config.load(file, assignments, {"backbone.weights": weights})
+    config = Config.load(call.config_file, call.assignments, call.flags)
     mistakes = backbones.check(config.backbone)
     if mistakes:
         raise UsageError("The configuration has mistakes:\n" + "\n".join(f"  {m}" for m in mistakes))
@@ -241,7 +257,7 @@ def _config(file: Path | None, assignments: tuple[str, ...], weights: str | None
 
 
 @contextmanager
-def _context(out: Path | None, config: Any = None, *, logs: bool = True) -> Iterator[Any]:
+def _context(workdir: Any = None, config: Any = None, *, logs: bool = True) -> Iterator[Any]:
     from job.config import Config
     from job.context import Context
     from job.storage.workdir import Workdir
@@ -249,22 +265,22 @@ def _context(out: Path | None, config: Any = None, *, logs: bool = True) -> Iter
 
     config = config or Config()
     STOP.grace_s = config.checkpoint.grace_s
-    telemetry = Telemetry(out / "logs" if out and logs else None)
+    telemetry = Telemetry(workdir.path("logs") if workdir and logs else None)
     try:
-        yield Context(Workdir(out or Path()), telemetry, config.seed, STOP, config.cache, config.checkpoint)
+        yield Context(workdir or Workdir(Path()), telemetry, config.seed, STOP, config.cache, config.checkpoint)
     finally:
         telemetry.close()
 
 
 def _run(config: Any, data: str, labels: str | None, out: str, stop_after: str | None) -> None:
-    from job import run
+    from job import output, run
     from job.pipeline import Job
     from job.provenance import program
     from job.train.cluster import Cluster
 
-    root = run.make_workdir(out, data, config.cache).root
     cluster = Cluster.from_environ(os.environ, logical_cpus=config.cluster.logical_cpus)
-    with _context(root, config, logs=cluster.is_chief) as context:
+    workdir = output.make_workdir(out, data, config.cache, cluster.index)
+    with _context(workdir, config, logs=cluster.is_chief) as context:
         context.telemetry.line(str(cluster))
         command = [*shlex.split(program()), *sys.argv[1:]]
         job = Job(config, data, context, command, labels=labels, cluster=cluster)
@@ -276,16 +292,17 @@ def _run(config: Any, data: str, labels: str | None, out: str, stop_after: str |
 
 
 def _dry_run(config: Any, data: str, labels: str | None, out: str, stop_after: str | None) -> None:
-    from job import run
+    from job import output, run
     from job.config import as_toml
     from job.context import Context
     from job.pipeline import Job
     from job.telemetry import Telemetry
 
-    context = Context(run.make_workdir(out, data, config.cache), Telemetry(None), config.seed, caching=config.cache)
-    job = Job(config, data, context, labels=labels)
-    click.echo(as_toml(config))
-    steps = run.plan(job, stop_after)
+    with output.looked_at(output.make_workdir(out, data, config.cache)) as workdir:
+        context = Context(workdir, Telemetry(None), config.seed, caching=config.cache)
+        job = Job(config, data, context, labels=labels)
+        click.echo(as_toml(config))
+        steps = run.plan(job, stop_after)
     for step in steps:
         click.echo(f"{step.stage:<10} {'runs' if step.runs else 'skipped'}: {step.reason}")
     if any(step.stage == "extract" and step.runs for step in steps):

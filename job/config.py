@@ -78,6 +78,9 @@ class IntakeConfig(Section):
     drop_small_classes: bool = _what(
         False, "Leave out classes that cannot be trained and measured, instead of ending with exit code 65."
     )
+    tfds_dir: str | None = _how(
+        None, "Folder or bucket of prepared tensorflow-datasets, for --data tfds:NAME; left out, TFDS decides."
+    )
     workers: Annotated[int, Field(ge=1)] | Literal["auto"] = _how(
         "auto", "Decode processes; auto means one for each usable core."
     )
@@ -101,7 +104,9 @@ class ExploreConfig(Section):
 class BackboneConfig(Section):
     name: str = _what("mobilenet_v2", "A backbone of keras.applications; docs/backbones.md lists them.")
     alpha: float | None = _what(None, "Width multiplier of the MobileNets; 1.0 where it is left out.", gt=0, le=2)
-    weights: str = _what("imagenet", "imagenet, random, or a file (.weights.h5, or a legacy .h5 without top).")
+    weights: str = _what(
+        "imagenet", "imagenet, random, or a file, here or in a bucket (.weights.h5, or a legacy .h5 without top)."
+    )
     unfreeze: Annotated[float | str, AfterValidator(_unfreeze)] = _what(
         0.4,
         "What is fine-tuned: none, all, the share of the backbone's multiply-adds above the cut, or the layer to cut after.",
@@ -154,7 +159,7 @@ class AugmentConfig(Section):
 
 class CacheConfig(Section):
     dir: Annotated[str, Field(min_length=1)] | None = _how(
-        None, "Folder for photos, features and activations, which runs may share; OUT/cache where it is left out."
+        None, "Folder or bucket for photos, features and activations, which runs may share; OUT/cache where it is left out."
     )
     max_gb: float | None = _how(
         None,

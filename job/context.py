@@ -8,6 +8,7 @@ from job.config import CacheConfig, CheckpointConfig
 from job.peers import Alone, Peers
 from job.stop import StopRequest
 from job.storage.cache import Cache
+from job.storage.objects import is_remote, join, open_objects, scratch
 from job.storage.workdir import Workdir
 from job.telemetry import Telemetry
 
@@ -30,7 +31,13 @@ class Context:
 
     @cached_property
     def cache(self) -> Cache:
-        """The run's own `cache/`, or the folder that runs share."""
+        """The run's own `cache/`, or the folder or bucket that runs share."""
         shared = self.caching.dir
-        root = self.workdir.path("cache") if shared is None else Path(shared).expanduser().resolve()
-        return Cache(root, is_shared=shared is not None, max_gb=self.caching.max_gb)
+        if shared is None:
+            mirror = self.workdir.mirror
+            objects = open_objects(join(mirror.objects.uri, "cache")) if mirror else None
+            root = self.workdir.path("cache")
+        else:
+            objects = open_objects(shared) if is_remote(shared) else None
+            root = scratch(objects.uri) if objects else Path(shared).expanduser().resolve()
+        return Cache(root, is_shared=shared is not None, max_gb=self.caching.max_gb, objects=objects)

@@ -5,6 +5,7 @@ The request comes as JSON on standard input, when TensorFlow is imported already
 
 import io
 import json
+import pickle
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from job.data.decode import DecodeRules, decode
-from job.data.sources import Entry, open_source
 from job.data.stores import ArrayStore
 from job.stop import ignore_signals
 from job.train.cluster import import_tensorflow
@@ -31,14 +31,13 @@ _BATCH_SIZE = 64
 @dataclass(frozen=True)
 class Request:
     """What to compare: `expected` probabilities (a .npy file) of the photos in `rows` of the image store, whose original
-    bytes are what the entries `paths` of `source` hold."""
+    bytes a source reads: `photos` is a file with that source and its entries, pickled by the process that asks."""
 
     model: str
     images: str
     rows: list[int]
     expected: str
-    source: str
-    paths: list[str]
+    photos: str
     rules: dict[str, Any]
 
 
@@ -92,8 +91,8 @@ def _by_bytes(request: Request, signature: Any) -> tuple[np.ndarray, np.ndarray]
 
 
 def _payloads(request: Request) -> Iterator[bytes]:
-    entries = [Entry(path, None, None, 0, "") for path in request.paths]
-    for payload in open_source(request.source, labelled=False).read(entries):
+    source, entries = pickle.loads(Path(request.photos).read_bytes())  # noqa: S301  # The exporting process wrote it.
+    for payload in source.read(entries):
         yield payload if isinstance(payload, bytes) else b""
 
 

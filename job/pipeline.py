@@ -63,7 +63,7 @@ class Job:
         self.config, self.context, self.command = config, context, command
         self.cluster = cluster or Cluster(logical_cpus=config.cluster.logical_cpus)
         self.workdir = context.workdir
-        self.source: Source = open_source(data, labels)
+        self.source: Source = open_source(data, labels, tfds_dir=config.intake.tfds_dir)
         self.labels = labels
         self._artifacts: dict[str, Any] = {}
         self.done: list[str] = []  # The stages of this run that are up to date.
@@ -252,7 +252,8 @@ def _export(job: Job) -> Any:
         job.config.intake,
         examples=job.examples,
         images=job["intake"].images,
-        source_uri=job.source.uri,
+        source=job.source,
+        entries={entry.path: entry for entry in job.listing.entries},
         chosen_head=job["head"].head,
         tuned_weights=job["fine_tune"].weights if job["evaluate"].ships_fine_tuned else None,
         network=job.network,

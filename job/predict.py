@@ -1,9 +1,10 @@
 """Label photos with an exported model. It reads what intake reads: the canonical decoder and the array signature."""
 
+import io
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ from job.data.sources import Entry, open_source
 from job.data.stores import ROWS_PER_SHARD, StoreWriter
 from job.data.workers import Limits, ShardTask, decode_shards
 from job.errors import DataUnusable, UsageError
+from job.storage.objects import is_remote, local_folder, open_objects, split_object
 from job.storage.workdir import Workdir, digest_of_file
 from job.train.cluster import import_tensorflow
 
@@ -24,23 +26,24 @@ _BEST = 3
 _DECODE_TIMEOUT_S, _WORKER_MEMORY_MB = 30.0, 2048
 
 
-def predict(model_folder: Path, data: str, out: Path, *, batch_size: int, context: Context) -> str:
+def predict(model: str, data: str, out: str, *, tfds_dir: str | None, batch_size: int, context: Context) -> str:
     """Write one row for each photo found: path, label, probability, `top_3`, and `error` where it could not be read.
 
     Returns a line that says what was done.
 
     Raises:
-        UsageError: where `model_folder` is no exported model or not a whole one, or `out` is neither .parquet nor .csv.
+        UsageError: where `model` is no exported model or not a whole one, or `out` is neither .parquet nor .csv.
         DataUnusable: where there is not a single photo.
     """
-    if out.suffix not in (".parquet", ".csv"):
+    if not out.endswith((".parquet", ".csv")):
         raise UsageError(f"--out {out}: give a name that ends in .parquet or .csv.")
-    model_folder = model_folder.resolve()  # A run may switch the link to another model in between.
+    # A run may switch the link to another model in between.
+    model_folder = local_folder(model) if is_remote(model) else Path(model).resolve()
     card = Workdir(model_folder).read_json("model.json")
     if card is None:
-        raise UsageError(f"--model {model_folder}: there is no model.json in it; give the model/ folder of a run.")
-    _check_files(model_folder, card)
-    source = open_source(data, labelled=False)
+        raise UsageError(f"--model {model}: there is no model.json in it; give the model/ folder of a run.")
+    _check_files(model, model_folder, card)
+    source = open_source(data, labelled=False, tfds_dir=tfds_dir)
     entries = [e for e in source.listing().entries if e.verdict != "ignored"]
     rules = DecodeRules(card["image_size"], card["resize"], **card["decoder"])
     signature = _load(model_folder)
@@ -69,7 +72,7 @@ def predict(model_folder: Path, data: str, out: Path, *, batch_size: int, contex
     return f"{len(rows) - failed:,} photos labelled, {failed:,} could not be read: {out}"
 
 
-def _check_files(model_folder: Path, card: dict[str, Any]) -> None:
+def _check_files(model: str, model_folder: Path, card: dict[str, Any]) -> None:
     """A model with one file of another, or with a changed byte, would answer all the same."""
     changed = [
         name
@@ -78,7 +81,7 @@ def _check_files(model_folder: Path, card: dict[str, Any]) -> None:
     ]
     if changed:
         raise UsageError(
-            f"--model {model_folder}: not what was exported together with its model.json: {', '.join(changed)}. "
+            f"--model {model}: not what was exported together with its model.json: {', '.join(changed)}. "
             "Copy the whole folder again, or run the job again."
         )
 
@@ -115,7 +118,7 @@ def _row(entry: Entry, probabilities_C: np.ndarray, class_names: list[str]) -> d
     return {"path": entry.path, "label": label, "probability": float(probabilities_C[best[0]]), "top_3": top, "error": ""}
 
 
-def _write(out: Path, rows: list[dict[str, Any]]) -> None:
+def _write(out: str, rows: list[dict[str, Any]]) -> None:
     table = pa.table(
         {
             "path": [row["path"] for row in rows],
@@ -127,9 +130,19 @@ def _write(out: Path, rows: list[dict[str, Any]]) -> None:
             "error": [row["error"] for row in rows],
         }
     )
-    workdir = Workdir(out.resolve().parent)
-    with workdir.writing(out.name) as path:
-        if out.suffix == ".csv":
-            pyarrow.csv.write_csv(table, path)
-        else:
-            pyarrow.parquet.write_table(table, path)
+    if is_remote(out):
+        folder, name = split_object(out)
+        buffer = io.BytesIO()
+        _write_table(table, buffer, name)
+        open_objects(folder).write(name, buffer.getvalue())
+        return
+    final = Path(out).resolve()
+    with Workdir(final.parent).writing(final.name) as path, path.open("wb") as file:
+        _write_table(table, file, final.name)
+
+
+def _write_table(table: pa.Table, file: BinaryIO, name: str) -> None:
+    if name.endswith(".csv"):
+        pyarrow.csv.write_csv(table, file)
+    else:
+        pyarrow.parquet.write_table(table, file)

@@ -14,6 +14,7 @@ from job.cgroups import usable_cores
 from job.config import digest_of
 from job.pipeline import STAGES, Job
 from job.records import record_name
+from job.storage.objects import is_remote
 
 
 def describe(job: Job) -> dict[str, Any]:
@@ -29,8 +30,8 @@ def describe(job: Job) -> dict[str, Any]:
     return {
         "schema": 1,
         "data": job.source.uri,
-        "labels": job.labels and str(Path(job.labels).resolve()),
-        "out": str(job.workdir.root),
+        "labels": job.labels if job.labels is None or is_remote(job.labels) else str(Path(job.labels).resolve()),
+        "out": job.workdir.uri,
         "command": shlex.join(job.command),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "config": job.config.model_dump(mode="json"),

@@ -291,7 +291,7 @@ def _run_command(
     settings += [f"backbone.alpha={backbone.alpha:g}"] if backbone.alpha is not None else []
     settings += [f"intake.image_size={config.intake.image_size}", f"cache.dir={config.cache.dir}"]
     words = [*shlex.split(program()), "run", "--data", data, *(["--labels", labels] if labels else [])]
-    words += ["--out", str(workdir.path("run")), *(["--config", str(config_file)] if config_file else [])]
+    words += ["--out", workdir.shown("run"), *(["--config", str(config_file)] if config_file else [])]
     words += ["--weights", backbone.weights, *(word for setting in settings for word in ("--set", setting))]
     return shlex.join(words)
 
@@ -319,7 +319,7 @@ def _conclusion(rows: Sequence[Row], chosen: Row, photos: Photos, command: str, 
         lines.append(
             f"{photos.num_left_out:,} more are left out: they count as copies, or are in another split, at some image sizes."
         )
-    lines.append(f"Table: {workdir.path('rank.csv')}  Plot: {workdir.path('rank.svg')}")
+    lines.append(f"Table: {workdir.shown('rank.csv')}  Plot: {workdir.shown('rank.svg')}")
     assert chosen.accuracy is not None
     low, high = (100 * bound for bound in chosen.accuracy.difference_ci95)
     name = f"{chosen.name} at {chosen.image_size} px"

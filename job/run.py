@@ -11,19 +11,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from job import __version__, times
-from job.config import CacheConfig, digest_of
-from job.context import Context
-from job.data.stores import ArrayStore, sweep, unwanted
-from job.errors import DataUnusable, GateNotMet, JobError, TryAgainLater, UsageError
+from job.config import digest_of
+from job.data.exchange import complete, open_store, sweep_bucket
+from job.data.stores import ArrayStore, sweep, unwanted, wanted
+from job.errors import DataUnusable, GateNotMet, JobError, TryAgainLater
+from job.output import owned
 from job.peers import HEARD_WITHIN_S, Chief, Worker
 from job.pipeline import STAGES, Job
 from job.provenance import describe, warn_of_another_machine
 from job.records import record_name, timings
-from job.storage import lease
-from job.storage.workdir import Workdir, digest_of_file, storage_errors
+from job.storage.workdir import Workdir, digest_of_file
 from job.telemetry import spent_once
 
 # The stages that can look at data on which nobody can train.
@@ -105,8 +104,8 @@ def assist(job: Job, stop_after: str | None = None) -> None:
             cluster.control_address,
             made_from=_made_from(job, stop_after),
             start_timeout_s=job.config.cluster.start_timeout_s,
-            sees=lambda token: lease.has(context.workdir.root, token),
-            is_needed=lambda: any(step.runs for step in plan(job, stop_after)),
+            sees=context.workdir.is_led_by,
+            is_needed=lambda: _is_needed(job, stop_after),
             prepare=cluster.prepare if "extract" in _wanted(stop_after) else lambda: None,
             tell=context.telemetry.line,
         )
@@ -118,9 +117,15 @@ def assist(job: Job, stop_after: str | None = None) -> None:
             context.telemetry.line(f"{order['stage']:<10}runs, this worker's part")
             job.done = order["done"]
             job.forget()
+            context.workdir.refresh()
             with spent_once("imports"):
                 importlib.import_module(f"job.stages.{order['stage']}")
             STAGES[order["stage"]].run(job)
+
+
+def _is_needed(job: Job, stop_after: str | None) -> bool:
+    job.workdir.refresh()
+    return any(step.runs for step in plan(job, stop_after))
 
 
 @contextmanager
@@ -130,12 +135,11 @@ def _led(job: Job, steps: list[Step], stop_after: str | None) -> Iterator[None]:
     if cluster.num_workers == 1:
         yield
         return
-    assert context.workdir.lease is not None
     chief = Chief(
         cluster.control_address[1],
         cluster.addresses[1:],
         made_from=_made_from(job, stop_after),
-        token=context.workdir.lease.token,
+        token=context.workdir.token,
         start_timeout_s=job.config.cluster.start_timeout_s,
         stop=context.stop,
         tell=context.telemetry.line,
@@ -169,26 +173,6 @@ def _made_from(job: Job, stop_after: str | None) -> str:
     return digest_of(what)
 
 
-@contextmanager
-def owned(context: Context) -> Iterator[None]:
-    """A block in which nobody else works in the output directory; what killed runs left unfinished there is removed first.
-
-    Raises:
-        TryAgainLater: where somebody does.
-        StorageFailed, Stopped.
-    """
-    workdir = context.workdir
-    with storage_errors(workdir.root):
-        workdir.root.mkdir(parents=True, exist_ok=True)
-        workdir.lease = lease.acquire(workdir.root, context.telemetry.line, context.stop.check)
-    try:
-        workdir.remove_parts(None if context.cache.may_be_swept else context.cache.root)
-        yield
-    finally:
-        workdir.lease.release()
-        workdir.lease = None
-
-
 def _run_stages(job: Job, steps: list[Step], stop_after: str | None) -> GateNotMet | None:
     """Those of the plan. An export that fails its gate is given back, because the page comes after it and says so, too."""
     telemetry = job.context.telemetry
@@ -196,6 +180,7 @@ def _run_stages(job: Job, steps: list[Step], stop_after: str | None) -> GateNotM
     warn_of_another_machine(job, described)
     _withdraw(job.workdir, {step.stage for step in steps if step.runs and not step.only_stores})
     job.workdir.write_json("run.json", described)
+    job.workdir.commit()
     failure: GateNotMet | None = None
     something_ran = False  # Then what comes later may have become stale, even if that was not planned.
     for step in steps:
@@ -257,10 +242,10 @@ def publish_metrics(job: Job) -> None:
 
 def headline(job: Job) -> str:
     """The last line of a run."""
-    report = job.workdir.path("report.html")
+    report = job.workdir.shown("report.html")
     if not job.workdir.exists(record_name("evaluate")):
         looked_at = f"{len(job['intake'].examples):,} files looked at."
-        return f"{looked_at} Report: {report}" if report.exists() else looked_at
+        return f"{looked_at} Report: {report}" if job.workdir.exists("report.html") else looked_at
     numbers = job["evaluate"].numbers
     test = numbers[numbers["shipped"]]["test"]
     low, high = test["accuracy_ci95"]
@@ -269,22 +254,6 @@ def headline(job: Job) -> str:
         f"Accuracy {test['accuracy']:.3f} ({low:.3f} to {high:.3f}) on {test['num_examples']:,} held-out photos, {what}. "
         f"Report: {report}"
     )
-
-
-def make_workdir(out: str, data: str, caching: CacheConfig | None = None) -> Workdir:
-    """
-    Raises:
-        UsageError: where the run would write into its own source.
-    """
-    root = Path(out).resolve()
-    for name, folder in (("--out", out), ("cache.dir", caching.dir if caching else None)):
-        if folder and "://" not in data and Path(folder).expanduser().resolve().is_relative_to(Path(data).resolve()):
-            raise UsageError(
-                f"{name} {folder} lies inside --data {data}: nothing is ever written there. Choose another folder."
-            )
-    if root.exists() and not root.is_dir():
-        raise UsageError(f"--out {out}: this is a file; give a folder.")
-    return Workdir(root)
 
 
 def _wanted(stop_after: str | None) -> list[str]:
@@ -317,7 +286,7 @@ def _run_stage(job: Job, name: str) -> None:
         "schema": stage.schema,
         "key": job.made_from(name, job.done),
         "outputs": job.workdir.digests(stage.outputs),
-        "stores": {store: ArrayStore(job.context.cache.path(store)).digest for store in stage.stores(artifact)},
+        "stores": {store: open_store(job.context.cache, store).digest for store in stage.stores(artifact)},
         "count": stage.count(job) if stage.count else None,
         "wall_s": round(time.monotonic() - wall, 2),
         "cpu_s": round(_cpu_s(job) - cpu, 2),
@@ -325,6 +294,7 @@ def _run_stage(job: Job, name: str) -> None:
         "done": done,
     }
     job.workdir.write_json(record_name(name), record)
+    job.workdir.commit()
     telemetry.line(f"{name:<10}done in {record['wall_s']:.1f} s")
     telemetry.event("stage_finished", stage=name, wall_s=record["wall_s"], cpu_s=record["cpu_s"])
 
@@ -350,6 +320,7 @@ def _stores_intact(job: Job, name: str) -> bool:
     if record is None:
         return False
     for store in set(record["stores"]) - job.intact_stores:
+        complete(job.context.cache, store)
         if not ArrayStore.is_intact(job.context.cache.path(store)):
             return False
         job.intact_stores.add(store)
@@ -362,9 +333,12 @@ def _sweep(job: Job) -> None:
     if cache.may_be_swept:
         records = [job.workdir.read_json(record_name(name)) for name in STAGES]
         names = {store for record in records if record for store in record["stores"]}
-        files = unwanted(cache.root, [cache.path(name) for name in names if cache.path(name).exists()])
+        indexes = [cache.path(name) for name in names]
+        there = [index for index in indexes if index.exists()]
         with job.workdir.held():
-            sweep(files)
+            sweep(unwanted(cache.root, there))
+        if there == indexes and (kept := wanted(indexes)) is not None:
+            sweep_bucket(cache, kept)
 
 
 def _withdraw(workdir: Workdir, changing: set[str]) -> None:
@@ -382,8 +356,9 @@ def _withdraw(workdir: Workdir, changing: set[str]) -> None:
 def _raise_if_refused(job: Job) -> None:
     refusals = job["split"].refusals if job.workdir.exists(record_name("split")) else ()
     if refusals:
-        table, page = job.workdir.path("examples.parquet"), job.workdir.path("report.html")
-        shown = f" The page shows all of it: {page}" if page.exists() else ""
+        page = job.workdir.shown("report.html")
+        shown = f" The page shows all of it: {page}" if job.workdir.exists("report.html") else ""
+        table = job.workdir.shown("examples.parquet")
         raise DataUnusable("\n".join(map(str, refusals)) + f"\nEvery file is listed in {table}.{shown}")
 
 

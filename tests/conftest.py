@@ -31,6 +31,8 @@ QUICK = (
     "head.c_grid=[0.01,0.1,1.0]",
 )
 
+pytest_plugins = ["tests.clouds.fixtures"]
+
 RunJob = Callable[..., subprocess.CompletedProcess[str]]
 
 

@@ -1,13 +1,14 @@
-"""Files below a folder, as every source of local files needs them: their names, their links, their bytes."""
+"""Files below a folder, as sources need them: their names, their links, their bytes; and the local ones."""
 
 import errno
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 IMAGE_EXTENSIONS = frozenset(
     [
@@ -37,17 +38,95 @@ IMAGE_EXTENSIONS = frozenset(
     ]
 )
 NO_SUCH_FILE = "there is no such file"
-_OUTSIDE = "it leaves the source folder"
+OUTSIDE = "it leaves the source folder"
 _NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 @dataclass(frozen=True)
 class FoundFile:
-    """A regular file: its path below the root as the file system has it, and whether an extension was added to find it."""
+    """A regular file: its path below the root as the storage has it, and whether an extension was added to find it."""
 
     path: str
-    status: os.stat_result
+    num_bytes: int
+    version: str
     extension_added: bool = False
+
+
+class Child(Protocol):
+    """What lies in a folder: as much of `os.DirEntry` as a walk asks for."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def path(self) -> str: ...
+
+    def is_dir(self) -> bool: ...
+
+    def is_symlink(self) -> bool: ...
+
+
+class Files(Protocol):
+    """Files below a root, in folders. The root itself is the folder "", every other one goes by its child's `path`."""
+
+    @property
+    def uri(self) -> str: ...
+
+    def children(self, folder: str) -> Sequence[Child]:
+        """In the order of their names. Raises: OSError."""
+        ...
+
+    def identity(self, folder: str) -> object:
+        """The same for each way that leads to one folder. Raises: OSError."""
+        ...
+
+    def status(self, file: Child) -> tuple[int, str] | None:
+        """Bytes and version of a regular file, None for what is none. Raises: OSError."""
+        ...
+
+    def link_fault(self, link: str) -> str:
+        """What is wrong with a link; empty where it points to something below the root."""
+        ...
+
+    def find(self, text: str) -> FoundFile | str:
+        """The file that somebody calls `text`, or why there is none that may be opened; see `find_file`."""
+        ...
+
+
+def find_file(
+    text: str, look: Callable[[str], FoundFile | str], with_extension: Callable[[str], Sequence[str]]
+) -> FoundFile | str:
+    """The file that somebody calls `text`, or why there is none that may be opened.
+
+    The plain name goes first. Where it does not exist, it may be written as `to_text` writes it, with the backslashes
+    of Windows, or with blanks around it; and then without the extension, if only one photo is called so.
+    `look` gives the regular file of exactly this name, what is there instead, or the empty string for nothing at all;
+    `with_extension` the paths of the photos that a name without its extension may mean.
+    """
+    fault = ""
+    for spelling in _spellings(text):
+        found = look(spelling)
+        if isinstance(found, FoundFile):
+            return found
+        fault = fault or found
+    for spelling in _spellings(text):
+        names = with_extension(spelling)
+        if len(names) == 1:
+            found = look(names[0])
+            return FoundFile(found.path, found.num_bytes, found.version, True) if isinstance(found, FoundFile) else found
+        if names:
+            return f"{NO_SUCH_FILE}, and several that it may mean: {', '.join(map(to_text, names))}"
+    return fault or NO_SUCH_FILE
+
+
+def by_stem(names: Iterable[str]) -> dict[str, list[str]]:
+    """The photos among names, by what they are without the extension."""
+    stems: dict[str, list[str]] = {}
+    for name in names:
+        stem, _, extension = name.rpartition(".")
+        if stem and f".{extension.lower()}" in IMAGE_EXTENSIONS:
+            stems.setdefault(stem, []).append(name)
+    return stems
 
 
 @dataclass(frozen=True)
@@ -58,31 +137,29 @@ class LocalFiles:
     _fault_of_folder: dict[str, str] = field(default_factory=dict)
     _stems_of_folder: dict[str, dict[str, list[str]]] = field(default_factory=dict)
 
-    def find(self, text: str) -> FoundFile | str:
-        """The file that somebody calls `text`, or why there is none that may be opened.
+    @property
+    def uri(self) -> str:
+        return str(self.root)
 
-        The plain name goes first. Where it does not exist, it may be written as `to_text` writes it, with the backslashes
-        of Windows, or with blanks around it; and then without the extension, if only one photo is called so.
-        """
-        fault = ""
-        for spelling in _spellings(text):
-            found = self._look(spelling)
-            if isinstance(found, FoundFile):
-                return found
-            fault = fault or found
-        for spelling in _spellings(text):
-            names = self._with_extension(spelling)
-            if len(names) == 1:
-                found = self._look(names[0])
-                return FoundFile(found.path, found.status, True) if isinstance(found, FoundFile) else found
-            if names:
-                return f"{NO_SUCH_FILE}, and several that it may mean: {', '.join(map(to_text, names))}"
-        return fault or NO_SUCH_FILE
+    def children(self, folder: str) -> list[os.DirEntry[str]]:
+        """`os.scandir` knows of most children what they are without another look at the disk."""
+        with os.scandir(folder or self.root) as children:
+            return sorted(children, key=lambda child: os.fsencode(child.name))
+
+    def identity(self, folder: str) -> tuple[int, int]:
+        status = os.stat(folder or self.root)  # noqa: PTH116  # A Path for each costs more than all the rest of a listing.
+        return status.st_dev, status.st_ino
+
+    def status(self, file: Child) -> tuple[int, str] | None:
+        status = os.stat(file.path)  # noqa: PTH116
+        return (status.st_size, str(status.st_mtime_ns)) if stat.S_ISREG(status.st_mode) else None
+
+    def find(self, text: str) -> FoundFile | str:
+        return find_file(text, self._look, self._with_extension)
 
     def link_fault(self, link: str) -> str:
-        """What is wrong with a link; empty where it points to something below the root."""
         try:
-            os.stat(link)  # noqa: PTH116  # A Path for each entry costs more than all the rest of a listing.
+            os.stat(link)  # noqa: PTH116
         except OSError:
             return "a link that points to nothing"
         return "" if self._is_inside(os.path.realpath(link)) else "a link that leaves the source folder"
@@ -91,7 +168,7 @@ class LocalFiles:
         """The regular file of this name, what is there instead, or the empty string for nothing at all."""
         path = self._below_root(name)
         if not path:
-            return _OUTSIDE if path is None else ""
+            return OUTSIDE if path is None else ""
         folder = path.rpartition("/")[0]
         if folder not in self._fault_of_folder:
             inside = self._is_inside(os.path.realpath(self._full(folder)))
@@ -109,7 +186,7 @@ class LocalFiles:
         except UnicodeError:  # No file can be called so.
             return ""
         if stat.S_ISREG(status.st_mode):
-            return FoundFile(path, status)
+            return FoundFile(path, status.st_size, str(status.st_mtime_ns))
         return f"it is {'a folder' if stat.S_ISDIR(status.st_mode) else 'not a regular file'}"
 
     def _below_root(self, name: str) -> str | None:
@@ -132,22 +209,17 @@ class LocalFiles:
         folder, _, last = path.rpartition("/")
         if folder not in self._stems_of_folder:
             self._stems_of_folder[folder] = self._stems(folder)
-        return self._stems_of_folder[folder].get(last, [])
+        names = self._stems_of_folder[folder].get(last, [])
+        return [f"{folder}/{name}" for name in names] if folder else names
 
     def _stems(self, folder: str) -> dict[str, list[str]]:
         """The photos in a folder, by their names without the extension."""
-        stems: dict[str, list[str]] = {}
         if self._fault_of_folder.get(folder):
-            return stems
+            return {}
         try:
-            names = sorted(os.listdir(self._full(folder)))  # noqa: PTH208
+            return by_stem(sorted(os.listdir(self._full(folder))))  # noqa: PTH208
         except (OSError, UnicodeError):
-            return stems
-        for name in names:
-            stem, _, extension = name.rpartition(".")
-            if stem and f".{extension.lower()}" in IMAGE_EXTENSIONS:
-                stems.setdefault(stem, []).append(f"{folder}/{name}" if folder else name)
-        return stems
+            return {}
 
     def _full(self, path: str) -> str:
         root = str(self.root)

@@ -52,14 +52,17 @@ class LabelTable:
     notes: tuple[str, ...]
 
 
-def read_rows(table: Path, *, labelled: bool) -> LabelTable:
+def read_rows(file: Path, *, labelled: bool, called: str = "") -> LabelTable:
     """The rows of a .csv, .tsv or .parquet file, with blanks around labels and splits taken away.
+
+    `called` is what messages call it, where that isn't where it lies.
 
     Raises:
         DataUnusable: where it cannot be read, its columns cannot be told, or photos have more than one label.
     """
+    table = called or str(file)
     try:
-        grid = _read_parquet(table) if table.suffix.lower() == ".parquet" else _read_csv(table)
+        grid = _read_parquet(file, table) if file.suffix.lower() == ".parquet" else _read_csv(file, table)
     except OSError as error:
         raise DataUnusable(f"{table}: cannot be read: {error.strerror or error}.") from error
     except (csv.Error, pa.ArrowException, ValueError) as error:  # pyarrow lets names that are not UTF-8 through.
@@ -72,10 +75,10 @@ def read_rows(table: Path, *, labelled: bool) -> LabelTable:
     if labelled:
         _refuse_combined_labels(table, {row.label for row in rows})
     unused = [name for k, name in enumerate(grid.names) if k not in columns.values() and name.strip()]
-    return LabelTable(rows, (f"Columns of {table.name} that are not used: {', '.join(unused)}.",) if unused else ())
+    return LabelTable(rows, (f"Columns of {file.name} that are not used: {', '.join(unused)}.",) if unused else ())
 
 
-def several_labels(table: Path, what: str) -> DataUnusable:
+def several_labels(table: str, what: str) -> DataUnusable:
     """The refusal of a table that labels photos more than once."""
     return DataUnusable(f"{table}: {what}. {_ONE_CLASS}. {_WAY_OUT}.")
 
@@ -89,8 +92,8 @@ class _Grid:
     odd: dict[int, pa.DataType] = field(default_factory=dict)
 
 
-def _read_csv(table: Path) -> _Grid:
-    data = table.read_bytes()
+def _read_csv(file: Path, table: str) -> _Grid:
+    data = file.read_bytes()
     encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
         text = data.decode(encoding)
@@ -124,15 +127,15 @@ def _dialect(text: str) -> dict[str, Any]:
     return {**best, "skipinitialspace": header_line is not None and best["delimiter"] + " " in header_line[1]}
 
 
-def _read_parquet(table: Path) -> _Grid:
-    with pq.ParquetFile(table) as file:
-        schema = file.schema_arrow
+def _read_parquet(file: Path, table: str) -> _Grid:
+    with pq.ParquetFile(file) as opened:
+        schema = opened.schema_arrow
         names = list(schema.names)
         if twice := {name for name in names if names.count(name) > 1}:
             raise DataUnusable(f"{table}: several columns are called {min(twice)!r}. Rename all but one of them.")
         odd = {k: kind for k, kind in enumerate(schema.types) if not _is_text(kind)}
-        columns = file.read(columns=[name for k, name in enumerate(names) if k not in odd])
-        num_rows = file.metadata.num_rows
+        columns = opened.read(columns=[name for k, name in enumerate(names) if k not in odd])
+        num_rows = opened.metadata.num_rows
     cells = [[""] * num_rows if k in odd else _texts(columns.column(name)) for k, name in enumerate(names)]
     return _Grid(names, list(enumerate(map(list, zip(*cells, strict=True)), 1)), odd)
 
@@ -182,7 +185,7 @@ def _plain(name: str) -> str:
     return name.strip().casefold().replace(" ", "_").replace("-", "_")
 
 
-def _column(table: Path, grid: _Grid, kind: str) -> int | None:
+def _column(table: str, grid: _Grid, kind: str) -> int | None:
     for tier in _COLUMN_NAMES[kind]:
         found = [k for k, name in enumerate(grid.names) if _plain(name) in tier]
         if len(found) > 1:
@@ -193,7 +196,7 @@ def _column(table: Path, grid: _Grid, kind: str) -> int | None:
     return None
 
 
-def _check_columns(table: Path, grid: _Grid, columns: dict[str, int | None], labelled: bool) -> None:
+def _check_columns(table: str, grid: _Grid, columns: dict[str, int | None], labelled: bool) -> None:
     """
     Raises:
         DataUnusable: where a column is missing, or holds what is no text.
@@ -243,7 +246,7 @@ def _trimmed(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _refuse_combined_labels(table: Path, labels: Collection[str]) -> None:
+def _refuse_combined_labels(table: str, labels: Collection[str]) -> None:
     """Labels like cat|dog, where cat and dog are labels, too.
 
     `Tomato, red` beside `Tomato, green` and `Apple, red` names single classes in two parts: there every part keeps its

@@ -1,20 +1,19 @@
 """Where photos come from. A source lists entries in a fixed order and reads their bytes; nothing else knows more.
 
-This module has the folder of class folders, with or without split folders above them; `tables.py` has tables. Buckets
-and named data sets will be further classes with the same three members.
+This module has the folder of class folders, with or without split folders above them; `tables.py` has tables, `buckets.py`
+both in object storage, `named.py` the data sets that tensorflow-datasets knows by name.
 """
 
-import os
 import re
-import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path, PurePath
-from typing import Literal, NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
-from job.data.files import IMAGE_EXTENSIONS, LocalFiles, read_files, to_text
+from job.data.files import IMAGE_EXTENSIONS, Child, Files, LocalFiles, read_files, to_text
 from job.errors import DataUnusable, UsageError
+from job.storage.objects import is_remote
 
 Split = Literal["train", "val", "test"]
 
@@ -60,6 +59,14 @@ class Source(Protocol):
     @property
     def uri(self) -> str: ...
 
+    @property
+    def patience_s(self) -> float:
+        """How long the bytes of an entry may be on their way."""
+        ...
+
+    def prepare(self) -> None:
+        """Load what reading needs. Called once in each decode process, before its memory is limited."""
+
     def listing(self) -> Listing: ...
 
     def read(self, entries: Sequence[Entry]) -> Iterator[bytes | OSError]:
@@ -67,18 +74,32 @@ class Source(Protocol):
         ...
 
 
-def open_source(uri: str, labels: str | None = None, *, labelled: bool = True) -> Source:
-    """The source that `--data` and `--labels` name. Where labels are not wanted, every file below a folder is an entry.
+class PhotoFolder(Source, Protocol):
+    """A source that is a folder, wherever it lies: a table may name what is in it."""
+
+    def files(self) -> Files: ...
+
+
+def open_source(uri: str, labels: str | None = None, *, labelled: bool = True, tfds_dir: str | None = None) -> Source:
+    """The source that `--data`, `--labels` and `--tfds-dir` name. Where labels are not wanted, every file is an entry.
 
     Raises:
-        UsageError: for a scheme that does not exist, or a folder or table that is not there.
+        UsageError: for a scheme that does not exist, or a folder, table, bucket or data set that is not there.
     """
-    from job.data.tables import TABLE_EXTENSIONS, TableSource  # It builds on this module, and pyarrow takes its time.
+    # They build on this module, and pyarrow takes its time.
+    from job.data.tables import TABLE_EXTENSIONS, TableSource, local_table
 
+    if uri.startswith("tfds:"):
+        from job.data.named import open_named
+
+        if labels is not None:
+            raise UsageError(f"--labels {labels}: --data {uri} has labels of its own.")
+        return open_named(uri, tfds_dir, labelled=labelled)
+    if is_remote(uri):
+        from job.data.buckets import open_bucket
+
+        return open_bucket(uri, labels, labelled=labelled)
     kinds = f"a table ({', '.join(TABLE_EXTENSIONS)})"
-    scheme = re.match(r"([a-z0-9]+)://|(tfds):", uri)
-    if scheme:
-        raise UsageError(f"--data {uri}: there is no source for {scheme[0]} yet; give a folder of class folders or {kinds}.")
     data = Path(uri)
     if not data.exists():
         raise UsageError(f"--data {uri}: no such folder or table.")
@@ -87,15 +108,13 @@ def open_source(uri: str, labels: str | None = None, *, labelled: bool = True) -
             raise UsageError(f"--data {uri}: this is a file; give a folder of class folders or {kinds}.")
         if labels is not None:
             raise UsageError(f"--labels {labels}: --data {uri} is a table itself; give the folder of the photos as --data.")
-        return TableSource(data.parent.resolve(), data.parent.resolve() / data.name, labelled=labelled)
+        folder = data.parent.resolve()
+        return TableSource(FolderSource(folder), str(folder / data.name), labelled=labelled)
     if labels is None:
         return FolderSource(data.resolve(), labelled)
-    table = Path(labels)
-    if not table.is_file():
-        raise UsageError(f"--labels {labels}: {'this is not a file' if table.exists() else 'no such file'}; give {kinds}.")
-    if table.suffix.lower() not in TABLE_EXTENSIONS:
-        raise UsageError(f"--labels {labels}: give {kinds}.")
-    return TableSource(data.resolve(), table.resolve(), lists_folder=True, labelled=labelled)
+    if is_remote(labels):
+        raise UsageError(f"--labels {labels}: --data {uri} is on this machine; copy the table beside it.")
+    return TableSource(FolderSource(data.resolve()), local_table(labels), lists_folder=True, labelled=labelled)
 
 
 @dataclass(frozen=True)
@@ -108,84 +127,112 @@ class FolderSource:
 
     root: Path
     labelled: bool = True
+    patience_s: ClassVar[float] = 0.0
 
     @property
     def uri(self) -> str:
         return str(self.root)
+
+    def prepare(self) -> None:
+        """Nothing to do."""
 
     def listing(self) -> Listing:
         """
         Raises:
             DataUnusable: where there is no class folder, so that nothing is labelled.
         """
-        walk = _Walk(LocalFiles(self.root))
-        class_names: set[str] = set()
-        if not self.labelled:
-            walk.folder(str(self.root), "", None, None)
-        for folder, split, path in _class_folders(self.root, walk) if self.labelled else ():
-            label = path.rpartition("/")[2]
-            class_names.add(label)
-            walk.class_folder(folder, path, label, split)
-        if self.labelled and not class_names:
-            raise DataUnusable(
-                f"{self.root}: unlabelled: there are no class folders in it ({len(walk.entries):,} files beside none). "
-                "Put the photos of each class into a folder of its own, named like the class, or give a table of labels."
-            )
-        return Listing(tuple(sorted(walk.entries, key=attrgetter("path"))), tuple(sorted(class_names)))
+        return list_files(self.files(), labelled=self.labelled)
+
+    def files(self) -> LocalFiles:
+        return LocalFiles(self.root)
 
     def read(self, entries: Sequence[Entry]) -> Iterator[bytes | OSError]:
         return read_files(self.root, (entry.path for entry in entries))
 
 
+def list_files(files: Files, *, labelled: bool) -> Listing:
+    """Class folders with photos, below the root or below its split folders; all files where labels are not wanted.
+
+    Raises:
+        DataUnusable: where there is no class folder, so that nothing is labelled.
+    """
+    walk = _Walk(files)
+    class_names: set[str] = set()
+    if not labelled:
+        walk.folder("", "", None, None)
+    for folder, split, path in _class_folders(walk) if labelled else ():
+        label = path.rpartition("/")[2]
+        class_names.add(label)
+        walk.class_folder(folder, path, label, split)
+    if labelled and not class_names:
+        raise DataUnusable(
+            f"{files.uri}: unlabelled: there are no class folders in it ({len(walk.entries):,} files beside none). "
+            "Put the photos of each class into a folder of its own, named like the class, or give a table of labels."
+        )
+    return Listing(tuple(sorted(walk.entries, key=attrgetter("path"))), tuple(sorted(class_names)))
+
+
 @dataclass
 class _Walk:
-    """Goes down into folders and gathers an entry for each file.
+    """Goes down into folders and gathers an entry for each file."""
 
-    It asks `os.scandir`, which knows of most entries what they are without another look at the disk.
-    """
-
-    files: LocalFiles
+    files: Files
     entries: list[Entry] = field(default_factory=list)
 
-    def class_folder(self, folder: os.DirEntry[str], path: str, label: str, split: Split | None) -> None:
+    def class_folder(self, folder: Child, path: str, label: str, split: Split | None) -> None:
         fault = self.files.link_fault(folder.path) if folder.is_symlink() else ""
         if fault:
             self.entries.append(_quarantined(path, label, split, fault))
         else:
             self.folder(folder.path, path + "/", label, split)
 
-    def folder(
-        self, folder: str, prefix: str, label: str | None, split: Split | None, seen: set[tuple[int, int]] | None = None
-    ) -> None:
-        seen = set() if seen is None else seen
-        try:
-            status = os.stat(folder)  # noqa: PTH116
-            if (status.st_dev, status.st_ino) in seen:
-                return
-            seen.add((status.st_dev, status.st_ino))
-            children = _children(folder)
-        except OSError as error:
-            self.entries.append(_quarantined(prefix.rstrip("/"), label, split, f"cannot be listed: {error.strerror}"))
-            return
+    def folder(self, folder: str, prefix: str, label: str | None, split: Split | None) -> None:
+        seen: set[object] = set()
+        waiting = [(folder, prefix)]  # No recursion: folders may lie deeper than Python's stack.
+        while waiting:
+            folder, prefix = waiting.pop()
+            try:
+                identity = self.files.identity(folder)
+                if identity in seen:
+                    continue
+                seen.add(identity)
+                children = self.files.children(folder)
+            except OSError as error:
+                self.entries.append(_quarantined(prefix.rstrip("/"), label, split, f"cannot be listed: {error.strerror}"))
+                continue
+            waiting += reversed([(child.path, path + "/") for child, path in self._files(children, prefix, label, split)])
+
+    def _files(
+        self, children: Sequence[Child], prefix: str, label: str | None, split: Split | None
+    ) -> Iterator[tuple[Child, str]]:
+        """An entry for each file; what is given back are the folders beside them, with their paths."""
         for child in children:
             path = prefix + to_text(child.name)
             if child.is_symlink() and (fault := self.files.link_fault(child.path)):
                 self.entries.append(_quarantined(path, label, split, fault))
-            elif child.is_dir():
-                if child.name in _JUNK_FOLDERS:
-                    self.entries.append(_junk_folder(path))
-                    continue
+            elif not child.is_dir():
+                self.entries.append(self._file(child, path, label, split))
+            elif child.name in _JUNK_FOLDERS:
+                self.entries.append(_junk_folder(path))
+            else:
                 if PurePath(child.name).suffix.lower() in IMAGE_EXTENSIONS:
                     self.entries.append(_ignored(path, "a folder named like a photo"))
-                self.folder(child.path, path + "/", label, split, seen)
-            else:
-                self.entries.append(_file_entry(child, path, label, split))
+                yield child, path
+
+    def _file(self, file: Child, path: str, label: str | None, split: Split | None) -> Entry:
+        if _JUNK.fullmatch(file.name):
+            return _ignored(path, "a file that systems and people leave beside photos")
+        try:
+            status = self.files.status(file)
+        except OSError as error:
+            return _quarantined(path, label, split, f"cannot be read: {error.strerror}")
+        return Entry(path, label, split, *status) if status else _ignored(path, "not a regular file")
 
 
-def _class_folders(root: Path, walk: _Walk) -> Iterator[tuple[os.DirEntry[str], Split | None, str]]:
+def _class_folders(walk: _Walk) -> Iterator[tuple[Child, Split | None, str]]:
     """Each class folder with its split and its path; what lies beside them becomes an entry."""
-    folders = _folders_beside_files(str(root), "", walk)
-    splits = [f for f in folders if f.name.lower() in SPLIT_FOLDERS and any(s.is_dir() for s in _children(f.path))]
+    folders = _folders_beside_files("", "", walk)
+    splits = [f for f in folders if f.name.lower() in SPLIT_FOLDERS and any(s.is_dir() for s in walk.files.children(f.path))]
     if not splits:
         yield from ((folder, None, to_text(folder.name)) for folder in folders)
         return
@@ -202,10 +249,10 @@ def _class_folders(root: Path, walk: _Walk) -> Iterator[tuple[os.DirEntry[str], 
             yield from ((c, split, f"{path}/{to_text(c.name)}") for c in classes)
 
 
-def _folders_beside_files(folder: str, prefix: str, walk: _Walk) -> list[os.DirEntry[str]]:
+def _folders_beside_files(folder: str, prefix: str, walk: _Walk) -> list[Child]:
     folders = []
-    for child in _children(folder):
-        if child.name in _JUNK_FOLDERS or (child.name.startswith(".") and child.is_dir()):
+    for child in walk.files.children(folder):
+        if child.name in _JUNK_FOLDERS or (child.name[:1] in ("", ".") and child.is_dir()):
             walk.entries.append(_junk_folder(prefix + to_text(child.name)))
             continue
         if child.is_dir():
@@ -213,23 +260,6 @@ def _folders_beside_files(folder: str, prefix: str, walk: _Walk) -> list[os.DirE
         else:
             walk.entries.append(_ignored(prefix + to_text(child.name), "outside every class folder"))
     return folders
-
-
-def _children(folder: str) -> list[os.DirEntry[str]]:
-    with os.scandir(folder) as children:
-        return sorted(children, key=lambda child: os.fsencode(child.name))
-
-
-def _file_entry(file: os.DirEntry[str], path: str, label: str | None, split: Split | None) -> Entry:
-    if _JUNK.fullmatch(file.name):
-        return _ignored(path, "a file that systems and people leave beside photos")
-    try:
-        status = file.stat()
-    except OSError as error:
-        return _quarantined(path, label, split, f"cannot be read: {error.strerror}")
-    if not stat.S_ISREG(status.st_mode):
-        return _ignored(path, "not a regular file")
-    return Entry(path, label, split, status.st_size, str(status.st_mtime_ns))
 
 
 def _junk_folder(path: str) -> Entry:

@@ -59,7 +59,7 @@ class StoreWriter:
 
     def committed(self, key: str) -> Shard | None:
         """The shard that was made from `key`, if its bytes are what they were."""
-        record = self._workdir.read_json(_record_name(key))
+        record = self._workdir.read_json(record_name(key))
         try:
             found = Shard(**record) if record else None
         except TypeError:
@@ -87,7 +87,7 @@ class StoreWriter:
         with storage_errors(path, num_rows * self.row_bytes):
             sync(path)
             os.replace(path, self.array_path(shard))
-        self._workdir.write_json(_record_name(key), shard.__dict__, indent=None)
+        self._workdir.write_json(record_name(key), shard.__dict__, indent=None)
         self._seen[key] = replace(shard, extra=None)
         return shard
 
@@ -164,21 +164,26 @@ class ArrayStore:
         return [np.load(self.index_file.parent / shard.array_name, mmap_mode="r") for shard in self.shards]
 
 
-def unwanted(root: Path, kept: Iterable[Path]) -> list[Path]:
-    """Every file below `root` that belongs to none of the stores of these index files.
-
-    Other indexes come first: a store ends as it began, without one. Nothing where one of these cannot be read: what it needs
-    is not known.
-    """
-    wanted: set[Path] = set()
+def wanted(kept: Iterable[Path]) -> set[Path] | None:
+    """Every file of the stores with these index files; None where one of them cannot be read: what it needs is not known."""
+    found: set[Path] = set()
     for index_file in kept:
         try:
             store = ArrayStore(index_file)
         except (OSError, ValueError, KeyError, TypeError):
-            return []
-        names = [name for s in store.shards for name in (s.array_name, _record_name(s.key))]
-        wanted |= {index_file, *(index_file.parent / name for name in names)}
-    found = [path for path in root.rglob("*") if not path.is_dir() and path not in wanted]
+            return None
+        names = [name for s in store.shards for name in (s.array_name, record_name(s.key))]
+        found |= {index_file, *(index_file.parent / name for name in names)}
+    return found
+
+
+def unwanted(root: Path, kept: Iterable[Path]) -> list[Path]:
+    """Every file below `root` that belongs to none of the stores of these index files; nothing where that is not known.
+
+    Other indexes come first: a store ends as it began, without one.
+    """
+    needed = wanted(kept)
+    found = [path for path in root.rglob("*") if not path.is_dir() and needed is not None and path not in needed]
     return sorted(found, key=lambda path: (not path.name.startswith("index-"), path))
 
 
@@ -219,7 +224,7 @@ class StoredViews:
         return gathered
 
 
-def _record_name(key: str) -> str:
+def record_name(key: str) -> str:
     return f"{key[:32]}.json"
 
 

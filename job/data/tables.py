@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 
-from job.data.files import FoundFile, LocalFiles, read_files, to_text
+from job.data.files import Files, FoundFile, to_text
 from job.data.rows import Row, read_rows, several_labels
-from job.data.sources import SPLIT_FOLDERS, Entry, FolderSource, Listing
-from job.errors import DataUnusable
+from job.data.sources import SPLIT_FOLDERS, Entry, Listing, PhotoFolder, list_files
+from job.errors import DataUnusable, UsageError
+from job.storage.objects import is_remote, local_copy
 
 TABLE_EXTENSIONS = (".csv", ".tsv", ".parquet")
 # Beyond this share of photos, different labels of one photo are what the table is for, and not a mistake in it.
@@ -18,32 +19,55 @@ _MAX_CONFLICTS = 0.1
 _Judged = tuple[Row, Entry]
 
 
+def local_table(labels: str) -> str:
+    """The whole path of the table that `--labels` names.
+
+    Raises:
+        UsageError: where there is none.
+    """
+    table, kinds = Path(labels), f"a table ({', '.join(TABLE_EXTENSIONS)})"
+    if not table.is_file():
+        raise UsageError(f"--labels {labels}: {'this is not a file' if table.exists() else 'no such file'}; give {kinds}.")
+    if table.suffix.lower() not in TABLE_EXTENSIONS:
+        raise UsageError(f"--labels {labels}: give {kinds}.")
+    return str(table.resolve())
+
+
 @dataclass(frozen=True)
 class TableSource:
-    """A table of path, label and perhaps split; paths are relative to `root`, and nothing outside it is ever opened.
+    """A table of path, label and perhaps split; paths are relative to `photos`, and nothing outside it is ever opened.
 
-    Where `lists_folder` is set, `root` is a folder of photos, and files below it that no row names are listed as well.
+    `table` is a path or the URI of an object. Where `lists_folder` is set, files that no row names are listed as well.
     """
 
-    root: Path
-    table: Path
+    photos: PhotoFolder
+    table: str
     lists_folder: bool = False
     labelled: bool = True
 
     @property
     def uri(self) -> str:
-        return str(self.root if self.lists_folder else self.table)
+        return self.photos.uri if self.lists_folder else self.table
+
+    @property
+    def patience_s(self) -> float:
+        return self.photos.patience_s
+
+    def prepare(self) -> None:
+        self.photos.prepare()
 
     def listing(self) -> Listing:
         """
         Raises:
             DataUnusable: where the table cannot be read, labels nothing, or gives photos several labels.
         """
-        table = read_rows(self.table, labelled=self.labelled)
+        file = local_copy(self.table) if is_remote(self.table) else Path(self.table)
+        table = read_rows(file, labelled=self.labelled, called=self.table)
         class_names = {row.label for row in table.rows} - {""}
         if self.labelled and not class_names:
             raise DataUnusable(f"{self.table}: unlabelled: no row has a label. Fill in the label column.")
-        judge = _Judge(LocalFiles(self.root), self.labelled, any(row.split for row in table.rows))
+        files = self.photos.files()
+        judge = _Judge(files, self.labelled, any(row.split for row in table.rows))
         judged = [(row, judge.entry(row)) for row in table.rows]
         rows_of_photo: dict[str, list[_Judged]] = defaultdict(list)
         for row, entry in judged:
@@ -55,7 +79,7 @@ class TableSource:
             settled += _judge_copies(rows) if len(rows) > 1 else rows
         entries = [entry for _, entry in settled if entry.verdict is None]
         if self.lists_folder:
-            entries += self._unnamed({entry.path for row, entry in judged if row.path.strip()})
+            entries += self._unnamed(files, {entry.path for row, entry in judged if row.path.strip()})
         entries += _with_own_paths([pair for pair in settled if pair[1].verdict], {entry.path for entry in entries})
         notes = table.notes
         if judge.num_extensions_added:
@@ -63,7 +87,7 @@ class TableSource:
         return Listing(tuple(sorted(entries, key=attrgetter("path"))), tuple(sorted(class_names)), notes)
 
     def read(self, entries: Sequence[Entry]) -> Iterator[bytes | OSError]:
-        return read_files(self.root, (entry.path for entry in entries))
+        return self.photos.read(entries)
 
     def _refuse_several_labels(self, rows_of_photo: dict[str, list[_Judged]]) -> None:
         several = [rows for rows in rows_of_photo.values() if len({entry.label for _, entry in rows}) > 1]
@@ -75,10 +99,11 @@ class TableSource:
                 f"{first[1].label!r} in row {first[0].number}, {other[1].label!r} in row {other[0].number})",
             )
 
-    def _unnamed(self, named: Collection[str]) -> Iterator[Entry]:
+    def _unnamed(self, files: Files, named: Collection[str]) -> Iterator[Entry]:
         """What lies below the root and is in no row."""
-        table = to_text(str(self.table.relative_to(self.root))) if self.table.is_relative_to(self.root) else None
-        for entry in FolderSource(self.root, labelled=False).listing().entries:
+        root = files.uri.rstrip("/") + "/"
+        table = to_text(self.table.removeprefix(root)) if self.table.startswith(root) else None
+        for entry in list_files(files, labelled=False).entries:
             if entry.path == table:
                 yield entry._replace(verdict="ignored", reason="the labels table")
             elif entry.path not in named and entry.verdict == "ignored":
@@ -89,7 +114,7 @@ class TableSource:
 
 @dataclass
 class _Judge:
-    files: LocalFiles
+    files: Files
     labelled: bool
     with_splits: bool
     num_extensions_added: int = 0
@@ -105,7 +130,7 @@ class _Judge:
             fault = f"the table names it in row {row.number}, and {found}"
             return Entry(to_text(row.path), label, split, 0, "", "quarantined", fault)
         self.num_extensions_added += found.extension_added
-        path, size, version = to_text(found.path), found.status.st_size, str(found.status.st_mtime_ns)
+        path, size, version = to_text(found.path), found.num_bytes, found.version
         if fault := self._fault(row):
             return Entry(path, label, split, size, "", "quarantined", fault)
         return Entry(path, label, split, size, version)

@@ -151,7 +151,7 @@ class _Worker:
             raise StorageFailed(
                 f"{self.task.file.parent}: {message.strerror}. Free some space and run the same command again."
             )
-        if isinstance(message, RuntimeError):
+        if isinstance(message, (RuntimeError, JobError)):
             raise message
         if message == _READY:
             self._last_news = time.monotonic()  # Starting a process takes its time, which is no photo's fault.
@@ -165,7 +165,7 @@ class _Worker:
         """Take the records that there are, and kill the process where it has been at one photo for too long."""
         if self._take_records():
             self._last_news = time.monotonic()
-        elif self._is_ready and time.monotonic() - self._last_news > self._limits.timeout_s:
+        elif self._is_ready and time.monotonic() - self._last_news > self._limits.timeout_s + self._source.patience_s:
             self._timed_out = True
             self._process.kill()
 
@@ -225,14 +225,12 @@ class _Worker:
 def _work(connection: Connection, records: Connection, source: Source, rules: DecodeRules, memory_mb: int) -> None:
     """The process: decode shard after shard until the other end is gone."""
     ignore_signals()
-    in_use = (
-        int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() if Path("/proc/self").exists() else 0
-    )
-    resource.setrlimit(resource.RLIMIT_AS, (in_use + memory_mb * 2**20, resource.RLIM_INFINITY))
     row_bytes = rules.image_size**2 * 3
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)  # libtiff writes there what it thinks of a file; the record has it in plain words.
     try:
+        source.prepare()
+        _limit_memory(memory_mb)
         connection.send(_READY)
         while True:
             entries, start, row, path = connection.recv()
@@ -246,10 +244,19 @@ def _work(connection: Connection, records: Connection, source: Source, rules: De
             connection.send(time.process_time())
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
+    except JobError as error:
+        connection.send(error)
     except OSError as error:
         connection.send(OSError(error.errno, error.strerror))
     except Exception:  # Not the photo's fault, or `decode` would have said so.
         connection.send(RuntimeError(traceback.format_exc()))
+
+
+def _limit_memory(memory_mb: int) -> None:
+    """What the process takes beyond what it has."""
+    statm = Path("/proc/self/statm")
+    in_use = int(statm.read_text().split()[0]) * resource.getpagesize() if statm.exists() else 0
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + memory_mb * 2**20, resource.RLIM_INFINITY))
 
 
 def _write_all(file: io.FileIO, pixels: memoryview, offset: int) -> None:

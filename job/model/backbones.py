@@ -15,6 +15,7 @@ import numpy as np
 
 from job.config import BackboneConfig, digest_of
 from job.errors import StorageFailed, UsageError
+from job.storage.objects import is_remote, local_copy, parts_of
 from job.storage.workdir import digest_of_file
 
 if TYPE_CHECKING:
@@ -90,7 +91,9 @@ def check(config: BackboneConfig) -> list[str]:
         mistakes.append(f"backbone.alpha: got {config.alpha}; {config.name} has no width multiplier, leave it out")
     if config.weights not in ("imagenet", "random"):
         file = Path(config.weights)
-        if not file.is_file():
+        if is_remote(config.weights):
+            parts_of(config.weights)  # What must not be repeated is refused before anything else is said.
+        if not is_remote(config.weights) and not file.is_file():
             mistakes.append(f"backbone.weights: got {config.weights!r}; allowed: imagenet, random, or an existing file")
         elif file.suffix != ".h5":
             mistakes.append(
@@ -110,7 +113,7 @@ def check_image_size(name: str, image_size: int) -> list[str]:
 def fingerprint(config: BackboneConfig) -> str:
     """Digest of what the frozen backbone computes: its name, its width and the content of its weights."""
     is_file = config.weights not in ("imagenet", "random")
-    weights = digest_of_file(Path(config.weights)) if is_file else [config.weights, importlib.metadata.version("keras")]
+    weights = digest_of_file(_weights_file(config)) if is_file else [config.weights, importlib.metadata.version("keras")]
     return digest_of([config.name, config.alpha, weights])
 
 
@@ -150,8 +153,12 @@ def build(config: BackboneConfig, image_size: int, *, seed: int = 0) -> keras.Mo
     if config.weights == "random":
         _calibrate(model, scaling_layers(config), image_size, seed)
     elif config.weights != "imagenet":
-        _load_weights(model, Path(config.weights))
+        _load_weights(model, _weights_file(config))
     return model
+
+
+def _weights_file(config: BackboneConfig) -> Path:
+    return local_copy(config.weights) if is_remote(config.weights) else Path(config.weights)
 
 
 def _show_weights_of_read_only_home() -> None:

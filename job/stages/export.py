@@ -4,12 +4,13 @@ import errno
 import importlib.metadata
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from job.config import ExportConfig, IntakeConfig
 from job.context import Context
 from job.data.decode import DecodeRules
 from job.data.examples import Examples
+from job.data.sources import Entry, Source
 from job.data.stores import ArrayStore
 from job.errors import Diverged, GateNotMet, JobError, TryAgainLater
 from job.model import serving
@@ -54,13 +56,14 @@ def export(
     *,
     examples: Examples,
     images: ArrayStore,
-    source_uri: str,
+    source: Source,
+    entries: Mapping[str, Entry],
     chosen_head: Head,
     tuned_weights: list[np.ndarray] | None,
     network: Network,
     context: Context,
 ) -> Exported:
-    """`tuned_weights` are those of the shipped model, None where the head alone ships.
+    """`entries` are the source's, by path. `tuned_weights` are the shipped model's, None where the head alone ships.
 
     Raises:
         GateNotMet: where the exported model disagrees with what was measured; nothing is published then.
@@ -82,7 +85,7 @@ def export(
             )
             classifier.save(folder / "model.keras")
         context.stop.check()
-        result.update(_check_parity(checker, config, folder, rules, examples, images, source_uri, context))
+        result.update(_check_parity(checker, config, folder, rules, examples, images, source, entries, context))
         (folder / "parity.json").write_text(json.dumps(result, indent=2) + "\n")
         card = _model_card(intake, examples, network, folder, tuned_weights is not None)
         (folder / "model.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -90,7 +93,7 @@ def export(
             context.workdir.write_json(PARITY, result)
             raise GateNotMet(
                 f"The exported model disagrees with what was measured: {'; '.join(result['faults'])}. "
-                f"Nothing was published; the numbers are in {context.workdir.path(PARITY)}."
+                f"Nothing was published; the numbers are in {context.workdir.shown(PARITY)}."
             )
 
     with _start_checker() as checker:  # It imports TensorFlow while the model is saved here.
@@ -121,7 +124,8 @@ def _check_parity(
     rules: DecodeRules,
     examples: Examples,
     images: ArrayStore,
-    source_uri: str,
+    source: Source,
+    entries: Mapping[str, Entry],
     context: Context,
 ) -> dict[str, Any]:
     predictions = pq.read_table(context.workdir.path(PREDICTIONS)).slice(0, config.parity_photos)
@@ -130,14 +134,15 @@ def _check_parity(
     paths = predictions["path"].to_pylist()
     with tempfile.TemporaryDirectory() as scratch:
         expected = Path(scratch) / "expected.npy"
+        photos = Path(scratch) / "photos.pickle"
+        photos.write_bytes(pickle.dumps((source, [entries[p] for p in paths])))
         np.save(expected, np.asarray(predictions[f"{shipped}_probabilities"].to_pylist()))
         request = parity.Request(
             model=str(folder),
             images=str(images.index_file),
             rows=[int(row_of_path[p]) for p in paths],
             expected=str(expected),
-            source=source_uri,
-            paths=paths,
+            photos=str(photos),
             rules=asdict(rules),
         )
         result = _ask(checker, request, context)

@@ -13,6 +13,7 @@ from job.config import AugmentConfig, ExtractConfig, digest_of
 from job.context import Context
 from job.data.augment import Augmentation
 from job.data.examples import Examples
+from job.data.exchange import Exchange, open_store
 from job.data.stores import ROWS_PER_SHARD, ArrayStore, StoredViews, StoreWriter
 from job.errors import Diverged
 from job.model.cut import CutPoint
@@ -63,7 +64,7 @@ class Extraction:
 
     def _views(self, kind: str) -> StoredViews:
         plain, later = (self.stores.get(name) for name in (kind, f"{kind}-views"))
-        stores = [ArrayStore(self.cache.path(name)) if name else None for name in (plain, later)]
+        stores = [open_store(self.cache, name) if name else None for name in (plain, later)]
         assert stores[0] is not None
         return StoredViews(stores[0], stores[1], self.train_rows_T, self.num_views)
 
@@ -118,31 +119,46 @@ def extract(
         augmentation = Augmentation(augment_config, network.image_size)
         shards = _augmented(images, train_rows, examples.keys[train], num_views)
         passes["-views"] = (_Pass(network, images, augmentation, context, folders["-views"], point), shards)
-    missing = {name: [s for s in shards if not one.has(s)] for name, (one, shards) in passes.items()}
-    needed_bytes = sum(one.bytes_per_view * len(s.rows_N) for one, shards in passes.values() for s in shards)
-    missing_bytes = sum(one.bytes_per_view * len(s.rows_N) for name, (one, _) in passes.items() for s in missing[name])
-    context.cache.reserve(needed_bytes + images.num_bytes, missing_bytes)
-    num_missing = sum(len(s.rows_N) for shards in missing.values() for s in shards)
-    context.telemetry.found_finished(sum(len(s.rows_N) for _, shards in passes.values() for s in shards) - num_missing)
-    own = {name: context.peers.own(shards) for name, shards in missing.items()}
-    num_own = sum(len(s.rows_N) for shards in own.values() for s in shards)
-    with context.telemetry.progress("extract", num_own, "views") as progress:
-        for name, (one, shards) in passes.items():
-            for count in one.fill(shards, own[name], config.batch_size):
-                progress.advance(count)
-    context.peers.meet()
-    if not context.peers.is_chief:
+    stores = _make(passes, config.batch_size, images.num_bytes, context)
+    if stores is None:
         return None
-    for name, (one, shards) in passes.items():
-        own_keys = {s.key for s in own[name]}
-        of_others = [s for s in missing[name] if s.key not in own_keys]
-        for _ in one.fill(shards, [s for s in of_others if not one.has(s)], config.batch_size):
-            pass  # Of a worker whose shards do not show here.
-    stores = {kind + name: one.finish(kind, shards) for name, (one, shards) in passes.items() for kind in one.writers}
     summary: dict[str, Any] = {"num_views": num_views, "train_rows": train_rows.tolist(), "stores": stores}
     summary |= {"inputs": asdict(inputs), "cut": network.cut_point and asdict(network.cut_point)}
     context.workdir.write_json(SUMMARY, summary)
     return Extraction(context.cache, num_views, train_rows, inputs, stores)
+
+
+def _make(
+    passes: dict[str, tuple["_Pass", list[_Shard]]], batch_size: int, images_bytes: int, context: Context
+) -> dict[str, str] | None:
+    """The names of the stores, by kind and pass; None for workers other than the chief."""
+    stored_in = [folder for one, _ in passes.values() for folder in one.folders]
+    with Exchange(context.cache, stored_in) as exchange:
+        for one, shards in passes.values():
+            one.fetch(exchange, shards)
+        missing = {name: [s for s in shards if not one.has(s)] for name, (one, shards) in passes.items()}
+        needed_bytes = sum(one.bytes_per_view * len(s.rows_N) for one, shards in passes.values() for s in shards)
+        missing_bytes = sum(one.bytes_per_view * len(s.rows_N) for name, (one, _) in passes.items() for s in missing[name])
+        context.cache.reserve(needed_bytes + images_bytes, missing_bytes)
+        num_missing = sum(len(s.rows_N) for shards in missing.values() for s in shards)
+        context.telemetry.found_finished(sum(len(s.rows_N) for _, shards in passes.values() for s in shards) - num_missing)
+        own = {name: context.peers.own(shards) for name, shards in missing.items()}
+        num_own = sum(len(s.rows_N) for shards in own.values() for s in shards)
+        with context.telemetry.progress("extract", num_own, "views") as progress:
+            for name, (one, shards) in passes.items():
+                for count in one.fill(shards, own[name], batch_size):
+                    progress.advance(count)
+        exchange.flush()
+        context.peers.meet()
+        if not context.peers.is_chief:
+            return None
+        for name, (one, shards) in passes.items():
+            own_keys = {s.key for s in own[name]}
+            of_others = [s for s in missing[name] if s.key not in own_keys]
+            one.fetch(exchange, of_others)
+            for _ in one.fill(shards, [s for s in of_others if not one.has(s)], batch_size):
+                pass  # Of a worker whose shards do not show here.
+        return {kind + name: one.finish(kind, shards) for name, (one, shards) in passes.items() for kind in one.writers}
 
 
 def _decided(context: Context, made_from: str, decide: Callable[[], Choice]) -> Choice:
@@ -231,6 +247,15 @@ class _Pass:
     @property
     def bytes_per_view(self) -> int:
         return sum(writer.row_bytes for writer in self.writers.values())
+
+    @property
+    def folders(self) -> list[str]:
+        return [f"{kind}-{self._made_by}" for kind in self.writers]
+
+    def fetch(self, exchange: Exchange, shards: Sequence[_Shard]) -> None:
+        """Bring what others have made of these here."""
+        for folder in self.folders:
+            exchange.fetch(folder, [self._key(shard) for shard in shards])
 
     def has(self, shard: _Shard) -> bool:
         return all(writer.committed(self._key(shard)) is not None for writer in self.writers.values())

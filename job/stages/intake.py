@@ -20,6 +20,7 @@ from job.config import IntakeConfig, digest_of
 from job.context import Context
 from job.data.decode import SCHEMA, DecodeRules
 from job.data.examples import Examples
+from job.data.exchange import Exchange, open_store
 from job.data.sources import Entry, Listing, Source
 from job.data.stores import ROWS_PER_SHARD, ArrayStore, Shard, StoreWriter
 from job.data.workers import Limits, Record, ShardTask, decode_shards, is_passing
@@ -50,7 +51,7 @@ class Intake:
 
     @property
     def images(self) -> ArrayStore:
-        return ArrayStore(self.cache.path(self.store_name))
+        return open_store(self.cache, self.store_name)
 
 
 def intake(config: IntakeConfig, *, source: Source, listing: Listing, context: Context) -> Intake | None:
@@ -69,21 +70,25 @@ def intake(config: IntakeConfig, *, source: Source, listing: Listing, context: C
     }
     folder = f"images-{digest_of([SCHEMA, source.uri, asdict(rules)])[:16]}"
     writer = StoreWriter(context.cache.path(folder), (config.image_size, config.image_size, 3), "uint8")
-    found: dict[str, Shard] = {key: shard for key in shards if (shard := writer.committed(key))}
-    num_missing = sum(len(shards[key]) for key in shards if key not in found)
-    context.telemetry.found_finished(len(entries) - num_missing)
-    context.cache.reserve(len(entries) * writer.row_bytes, num_missing * writer.row_bytes)
-    own = context.peers.own([key for key in shards if key not in found])
-    found |= _decode(config, {key: shards[key] for key in own}, source, rules, writer, context)
-    context.peers.meet()
-    if not context.peers.is_chief:
-        return None
-    found |= {key: shard for key in shards if key not in found and (shard := writer.committed(key))}
-    found |= _decode(config, {k: v for k, v in shards.items() if k not in found}, source, rules, writer, context)
+    with Exchange(context.cache, [folder]) as exchange:
+        exchange.fetch(folder, shards)
+        found: dict[str, Shard] = {key: shard for key in shards if (shard := writer.committed(key))}
+        num_missing = sum(len(shards[key]) for key in shards if key not in found)
+        context.telemetry.found_finished(len(entries) - num_missing)
+        context.cache.reserve(len(entries) * writer.row_bytes, num_missing * writer.row_bytes)
+        own = context.peers.own([key for key in shards if key not in found])
+        found |= _decode(config, {key: shards[key] for key in own}, source, rules, writer, context)
+        exchange.flush()
+        context.peers.meet()
+        if not context.peers.is_chief:
+            return None
+        exchange.fetch(folder, shards.keys() - found.keys())
+        found |= {key: shard for key in shards if key not in found and (shard := writer.committed(key))}
+        found |= _decode(config, {k: v for k, v in shards.items() if k not in found}, source, rules, writer, context)
+        name = context.cache.name(writer.finish([found[key].key for key in shards]).index_file)
     examples = _table(listing, [record for key in shards for record in found[key].extra])
     context.workdir.write_bytes(TABLE, examples.to_parquet())
     _remember(context.workdir, listing, examples)
-    name = context.cache.name(writer.finish([found[key].key for key in shards]).index_file)
     context.workdir.write_json(SUMMARY, {"images": name})
     return Intake(examples, context.cache, name)
 

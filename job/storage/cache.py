@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from job.errors import StorageFailed, UsageError
+from job.storage.objects import Objects
 from job.storage.workdir import in_units, storage_errors
 
 _GB = 10**9
@@ -14,10 +15,15 @@ _SHARED = ".shared"  # Lies in a folder that a run has named as its cache.dir.
 
 
 class Cache:
-    """A folder of stores. `is_shared` where other runs may own some of them, so that nothing of it may be removed."""
+    """A folder of stores. `is_shared` where other runs may own some of them, so that nothing of it may be removed.
 
-    def __init__(self, root: Path, *, is_shared: bool, max_gb: float | None = None) -> None:
-        self.root, self.is_shared, self.max_gb = root, is_shared, max_gb
+    `objects`: where the stores last, if that is a bucket (`data/exchange.py`); the folder is then this machine's part.
+    `complete`: names of stores of which everything was brought here.
+    """
+
+    def __init__(self, root: Path, *, is_shared: bool, max_gb: float | None = None, objects: Objects | None = None) -> None:
+        self.root, self.is_shared, self.max_gb, self.objects = root, is_shared, max_gb, objects
+        self.complete: set[str] = set()
 
     @property
     def may_be_swept(self) -> bool:

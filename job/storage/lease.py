@@ -45,6 +45,18 @@ class Owner:
         since = datetime.now(UTC).isoformat(timespec="seconds")
         return cls(secrets.token_hex(8), platform.node(), _world(), os.getpid(), _born(os.getpid()), since)
 
+    @classmethod
+    def parse(cls, text: bytes) -> Self | None:
+        """None where there is no owner, or one that died while it wrote its name."""
+        with suppress(ValueError, TypeError):
+            found: dict[str, Any] = json.loads(text)
+            if found:
+                return cls(**{field.name: found.get(field.name) for field in fields(cls)})  # type: ignore[arg-type]
+        return None
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
     def __str__(self) -> str:
         return f"the run on {self.host}, process {self.pid}, since {self.since}"
 
@@ -130,10 +142,10 @@ def acquire(
                 if other is not None:
                     tell(f"Going on after {other}, which has ended without a word")
                 os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, json.dumps(asdict(owner)).encode(), 0)
+                os.pwrite(descriptor, owner.to_bytes(), 0)
                 return Lease(folder, owner)
         if other.is_dead is False or (seen is not None and (other, touched) != seen):
-            raise _in_use(folder, other)
+            raise in_use(folder, other)
         if seen is None:
             tell(f"{folder} belongs to {other}: watching for {dead_after_s:.0f} s whether it is alive")
             seen = other, touched
@@ -152,7 +164,7 @@ def _locked(file: Path) -> Iterator[int]:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise _in_use(file.parent, _read(descriptor)) from None
+                    raise in_use(file.parent, _read(descriptor)) from None
                 time.sleep(0.01)
                 continue
             except OSError:
@@ -171,14 +183,10 @@ def _is_still(file: Path, descriptor: int) -> bool:
 
 
 def _read(descriptor: int) -> Owner | None:
-    """None where there is no owner, or one that died while it wrote its name."""
-    with suppress(ValueError, TypeError):
-        found: dict[str, Any] = json.loads(os.pread(descriptor, 4096, 0))
-        return Owner(**{field.name: found.get(field.name) for field in fields(Owner)})  # type: ignore[arg-type]
-    return None
+    return Owner.parse(os.pread(descriptor, 4096, 0))
 
 
-def _in_use(folder: Path, owner: Owner | None) -> TryAgainLater:
+def in_use(folder: Path | str, owner: Owner | None) -> TryAgainLater:
     return TryAgainLater(f"{folder} is in use by {owner or 'another run'}. Wait until it has ended, or give another --out.")
 
 

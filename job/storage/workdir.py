@@ -4,6 +4,8 @@ A file appears under its final name whole or not at all: temporary name, fsync, 
 A folder is published as `versions/DIGEST/` and one atomic switch of a link.
 """
 
+from __future__ import annotations
+
 import errno
 import hashlib
 import json
@@ -15,11 +17,15 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from job.errors import StorageFailed
+from job.storage import lease
 from job.storage.lease import NAME as LEASE
 from job.storage.lease import Lease
+
+if TYPE_CHECKING:
+    from job.storage.mirror import Mirror
 
 _PART = re.compile(r"\.(.+\.)?[0-9a-f]{12}\.part")
 
@@ -27,12 +33,42 @@ _PART = re.compile(r"\.(.+\.)?[0-9a-f]{12}\.part")
 class Workdir:
     """A directory that outlives the run. Names are relative to it, with `/` between their parts.
 
-    Where there is a `lease`, a final name appears, changes or goes only while that is held.
+    Where there is a `lease`, a final name appears, changes or goes only while that is held. With a `mirror` it is a bucket
+    that outlives the run, and `root` the local folder that the bucket has as of the last `commit`.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, mirror: Mirror | None = None) -> None:
+        self.root, self.mirror = root, mirror
         self.lease: Lease | None = None
+
+    @property
+    def uri(self) -> str:
+        """What the user calls it."""
+        return self.mirror.objects.uri if self.mirror else str(self.root)
+
+    def shown(self, name: str) -> str:
+        """What the user calls a file in it."""
+        return f"{self.uri}/{name}"
+
+    @property
+    def token(self) -> str:
+        """What nobody but the owner can have written into the lease."""
+        assert self.lease is not None
+        return self.mirror.token if self.mirror else self.lease.token
+
+    def is_led_by(self, token: str) -> bool:
+        """Whether the owner of the lease is the one with this token."""
+        return self.mirror.has(token) if self.mirror else lease.has(self.root, token)
+
+    def commit(self) -> None:
+        """See to it that everything written so far lasts. Raises: TryAgainLater, StorageFailed."""
+        if self.mirror:
+            self.mirror.push()
+
+    def refresh(self) -> None:
+        """See what another worker's machine has committed."""
+        if self.mirror:
+            self.mirror.pull()
 
     def path(self, name: str) -> Path:
         return self.root / name
@@ -180,9 +216,14 @@ def _parts_below(root: Path, shared: Path | None) -> Iterator[Path]:
         if here == shared or (here != root and LEASE in files):
             folders.clear()
             continue
-        found = [name for name in (*folders, *files) if _PART.fullmatch(name)]
+        found = [name for name in (*folders, *files) if is_part(name)]
         folders[:] = [name for name in folders if name not in found]
         yield from (here / name for name in found)
+
+
+def is_part(name: str) -> bool:
+    """Whether a file or folder of this name is unfinished."""
+    return _PART.fullmatch(name) is not None
 
 
 def remove_folder(folder: Path) -> None:

@@ -100,6 +100,7 @@ class Checkpoints:
         name = peers.same(self._mine[-1].name if peers.is_chief and state else "")
         if peers.is_chief or not name:
             return state
+        self._context.workdir.refresh()
         found = _read(self._folder / name)
         if found is None:
             raise StorageFailed(
@@ -158,6 +159,7 @@ class Checkpoints:
             with self._context.workdir.held():
                 for old in set(self._folder.glob("[0-9]*")) - set(self._mine):
                     remove_folder(old)
+        self._context.workdir.commit()
         self._context.stop.saved = f"everything up to step {state.step:,}"
         self._context.telemetry.event("checkpoint", stage=self._stage, step=state.step)
 

@@ -19,7 +19,7 @@ from job.config import CheckpointConfig
 from job.context import Context
 from job.data.stores import ArrayStore, StoreWriter, sweep, unwanted
 from job.errors import StorageFailed
-from job.run import owned
+from job.output import owned
 from job.storage.lease import NAME as LEASE
 from job.storage.workdir import Workdir, digest_of_folder
 from job.telemetry import Telemetry

@@ -34,7 +34,7 @@ SETTINGS = (
 _STAGE = re.compile(r"^(\w+) +runs$", re.MULTILINE)
 
 
-def command(data: Path, out: Path, *settings: str) -> list[str]:
+def command(data: Path | str, out: Path | str, *settings: str) -> list[str]:
     sets = [word for setting in (*SETTINGS, *settings) for word in ("--set", setting)]
     return [sys.executable, "-m", "job", "run", "--data", str(data), "--out", str(out), *sets]
 

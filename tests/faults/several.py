@@ -14,13 +14,20 @@ from tests.faults import killer
 
 class Run:
     """Workers that were started at the same time, worker 0 the chief. Those of `missing` are not started, and worker 1 may
-    have another output directory or other settings."""
+    have another output directory or other settings. `nodes`: for each worker, a folder for what its machine keeps."""
 
     def __init__(
-        self, data: Path, out: Path, *settings: str, missing: Sequence[int] = (), other: tuple[Path, str] | None = None
+        self,
+        data: Path | str,
+        out: Path | str,
+        *settings: str,
+        missing: Sequence[int] = (),
+        other: tuple[Path, str] | None = None,
+        nodes: Sequence[Path] = (),
     ) -> None:
         self._addresses = [f"localhost:{port}" for port in free_ports(2)]
-        self._logs = [out.parent / f"worker-{k}.txt" for k in range(2)]
+        self._nodes = nodes
+        self._logs = [(nodes[k] if nodes else Path(out).parent) / f"worker-{k}.txt" for k in range(2)]
         self._commands = [killer.command(data, out, *settings)] * 2
         if other:
             self._commands[1] = killer.command(data, *other)
@@ -31,6 +38,8 @@ class Run:
     def start(self, k: int) -> None:
         task = {"cluster": {"worker": self._addresses}, "task": {"type": "worker", "index": k}}
         environ = {**os.environ, "TF_CONFIG": json.dumps(task)}
+        if self._nodes:
+            environ["TMPDIR"] = str(self._nodes[k])
         with self._logs[k].open("w") as file:
             self.processes[k] = subprocess.Popen(self._commands[k], cwd=ROOT, env=environ, stdout=file, stderr=file)
 

@@ -39,7 +39,9 @@ def lose(undisturbed, victim, instants, number=signal.SIGKILL):
         codes = run.codes(LEAVES_WITHIN_S + SPARE_S)
         if codes[rest] == 0:  # When all was done, and published, which concerns nobody any more.
             found = killer.outcome(undisturbed.out)
-            problems += [f"after {seconds:.1f} s: 0 without {w}" for w, then in undisturbed.outcome.items() if found[w] != then]
+            problems += [
+                f"after {seconds:.1f} s: 0 without {w}" for w, then in undisturbed.outcome.items() if found[w] != then
+            ]
         elif codes[victim] != -number or codes[rest] != 75 or "is lost" not in run.said(rest):
             problems.append(f"after {seconds:.1f} s: {codes}: {run.said(rest)[-2000:]}")
         problems += killer.faults(undisturbed.out)

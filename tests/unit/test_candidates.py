@@ -7,7 +7,7 @@ from job.errors import UsageError
 
 def named(*lists, sizes=(), weights="random", tmp_path, **settings):
     base = Config.load(None, [f"{key}={value}" for key, value in settings.items()], {"backbone.weights": weights})
-    return candidates(lists, sizes, base, tmp_path / "cache")
+    return candidates(lists, sizes, base, str(tmp_path / "cache"))
 
 
 def mistakes_of(*lists, sizes=(), tmp_path, **settings):
@@ -49,7 +49,7 @@ def test_candidates_only_look_at_plain_features_and_share_one_cache(tmp_path):
     first, second = named("resnet50,vgg16", tmp_path=tmp_path, **settings)
     for config in (first.config, second.config):
         assert (config.backbone.unfreeze, config.augment.views, config.fine_tune.inputs) == ("none", 1, "auto")
-        assert (config.split.seed, config.intake.resize, config.cache.dir) == (5, "crop", str(tmp_path / "cache"))
+        assert (config.split.seed, config.intake.resize, config.cache.dir) == (5, "crop", str(str(tmp_path / "cache")))
     own = named("resnet50", tmp_path=tmp_path, **{"cache.dir": "/elsewhere"})
     assert own[0].config.cache.dir == "/elsewhere"
 

@@ -169,6 +169,10 @@ class Mutants:
     first: int
     count: int
     uri: str = "mutants"
+    patience_s: float = 0.0
+
+    def prepare(self) -> None:
+        pass
 
     def listing(self) -> Listing:
         numbers = range(self.first, self.first + self.count)

@@ -341,8 +341,8 @@ def test_wrong_uses_of_tables_say_the_way_out(photos):
         (photos, photos / "nowhere.csv", "no such file"),
         (photos, photos / "a00.jpg", ".csv, .tsv, .parquet"),
         (photos, photos, "this is not a file"),
-        ("tfds:beans", None, "no source for tfds:"),
-        ("gs://bucket/x", None, "no source for gs://"),
+        ("tfds:beans", photos / "labels.csv", "has labels of its own"),
+        (photos, "gs://bucket/labels.csv", "is on this machine; copy the table beside it"),
     ):
         with pytest.raises(UsageError, match=said):
             open_source(str(data), labels and str(labels))
@@ -514,7 +514,7 @@ def test_class_folder_that_is_a_link_to_elsewhere_is_not_followed(tmp_path):
     assert verdicts(found)["cat"] == ("quarantined", "a link that leaves the source folder")
 
 
-def test_export_check_reads_the_photos_of_a_table_by_what_the_run_calls_its_source(photos):
+def test_export_check_reads_the_photos_of_a_table_through_its_source(photos, tmp_path):
     (photos / "sub").mkdir()
     (photos / "a00.jpg").rename(photos / "sub" / "b.jpg")
     (photos / "sub" / "labels.csv").write_text("id,label\nb,cat\n")
@@ -522,6 +522,7 @@ def test_export_check_reads_the_photos_of_a_table_by_what_the_run_calls_its_sour
         open_source(str(photos / "sub" / "labels.csv")),
         open_source(str(photos / "sub"), str(photos / "sub" / "labels.csv")),
     ):
-        paths = [e.path for e in source.listing().entries if e.verdict is None]
-        request = parity.Request("", "", [], "", source.uri, paths, {})
-        assert paths == ["b.jpg"] and list(parity._payloads(request)) == [b"x"]
+        entries = [e for e in source.listing().entries if e.verdict is None]
+        (tmp_path / "photos.pickle").write_bytes(pickle.dumps((source, entries)))
+        request = parity.Request("", "", [], "", str(tmp_path / "photos.pickle"), {})
+        assert [e.path for e in entries] == ["b.jpg"] and list(parity._payloads(request)) == [b"x"]

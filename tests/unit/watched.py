@@ -20,6 +20,13 @@ class Watched:
     def uri(self) -> str:
         return self.source.uri
 
+    @property
+    def patience_s(self) -> float:
+        return self.source.patience_s
+
+    def prepare(self) -> None:
+        self.source.prepare()
+
     def listing(self) -> Listing:
         return self.source.listing()
 

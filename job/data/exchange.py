@@ -1,0 +1,172 @@
+"""Stores in object storage: shards go up while a stage works, and come down where they are missing.
+
+A shard never changes under its name and is checked by digest before it is used, so nobody has to agree on anything: workers
+that share no disk, a node that goes on after another one, and runs that share a `cache.dir` all meet in the bucket.
+"""
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Self
+
+from job.data.stores import ArrayStore, Shard, record_name
+from job.errors import JobError
+from job.storage.cache import Cache
+from job.storage.objects import Conflict, NoSuchObject, Objects
+from job.storage.workdir import own_mark, storage_errors
+
+_SECONDS_BETWEEN_UPLOADS = 2.0
+_THREADS = 8
+
+
+class Exchange:
+    """Between a stage's stores, in these folders of the cache, and the bucket behind it; does nothing where there is none.
+
+    While the block lasts, a thread uploads what is committed. At its good end everything is in the bucket.
+    """
+
+    def __init__(self, cache: Cache, folders: Sequence[str]) -> None:
+        self._cache, self._folders = cache, folders
+        self._there: set[str] | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._keep_uploading, daemon=True)
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        if self._cache.objects:
+            self._thread.start()
+        return self
+
+    def __exit__(self, error_type: object, *_: object) -> None:
+        self._ended.set()
+        if self._cache.objects and error_type is None:
+            self._thread.join()
+            self.flush()
+
+    def fetch(self, folder: str, keys: Iterable[str]) -> None:
+        """Bring the shards that were made from these keys here, as far as they are in the bucket."""
+        if self._cache.objects:
+            _fetch(self._cache, folder, keys)
+
+    def flush(self) -> None:
+        """Wait until everything that is committed is in the bucket. Raises: StorageFailed, UsageError."""
+        if self._cache.objects:
+            with self._lock:
+                for folder in self._folders:
+                    self._upload(folder, self._cache.objects)
+
+    def _keep_uploading(self) -> None:
+        while not self._ended.wait(_SECONDS_BETWEEN_UPLOADS):
+            try:
+                self.flush()
+            except JobError:  # The flush at the end tries again, and says so.
+                continue
+
+    def _upload(self, folder: str, objects: Objects) -> None:
+        if self._there is None:
+            self._there = {found.name for name in self._folders for found in objects.list(f"{name}/")}
+        there, here = self._there, self._cache.path(folder)
+        records = [p for p in sorted(here.glob("*.json")) if f"{folder}/{p.name}" not in there]
+        shards = [p for p in records if not p.name.startswith("index-")]
+
+        def upload(record: Path) -> None:
+            array = Shard(**json.loads(record.read_text())).array_name
+            for name in (array, record.name):
+                if f"{folder}/{name}" not in there:
+                    _write(objects, f"{folder}/{name}", here / name)
+                    there.add(f"{folder}/{name}")
+
+        with storage_errors(here):
+            _in_threads(upload, shards)
+            for index in (p for p in records if p not in shards):
+                _write(objects, f"{folder}/{index.name}", index)
+                there.add(f"{folder}/{index.name}")
+
+
+def open_store(cache: Cache, name: str) -> ArrayStore:
+    """The store with this name of its index, brought here first where it lies in the bucket.
+
+    Raises:
+        FileNotFoundError: where there is none.
+    """
+    complete(cache, name)
+    return ArrayStore(cache.path(name))
+
+
+def complete(cache: Cache, name: str) -> None:
+    """Bring what is missing of a store here, as far as it is in the bucket."""
+    if cache.objects is None or name in cache.complete:
+        return
+    index = cache.path(name)
+    try:
+        if not index.exists():
+            _download(cache.objects, name, index)
+        _fetch(cache, name.rpartition("/")[0], [shard.key for shard in ArrayStore(index).shards])
+    except (NoSuchObject, ValueError, KeyError, TypeError):  # Whoever opens it finds out.
+        return
+    cache.complete.add(name)
+
+
+def sweep_bucket(cache: Cache, wanted: Iterable[Path]) -> None:
+    """Remove what is not among these files of the cache from the bucket."""
+    if cache.objects:
+        kept = {cache.name(path) for path in wanted}
+        names = [found.name for found in cache.objects.list() if found.name not in kept]
+        _in_threads(cache.objects.remove, sorted(names, key=lambda name: ("/index-" not in name, name)))
+
+
+def _fetch(cache: Cache, folder: str, keys: Iterable[str]) -> None:
+    objects = cache.objects
+    assert objects is not None
+    here = cache.path(folder)
+    missing = [key for key in keys if not _has(here, key)]
+    there = {found.name for found in objects.list(f"{folder}/")} if missing else set()
+
+    def fetch(key: str) -> None:
+        record = here / f".{own_mark()}.part"
+        try:
+            objects.download(f"{folder}/{record_name(key)}", record)
+            array = Shard(**json.loads(record.read_text())).array_name
+            if not (here / array).exists():
+                _download(objects, f"{folder}/{array}", here / array)
+            os.replace(record, here / record_name(key))
+        except (NoSuchObject, ValueError, TypeError):  # Then it is made again.
+            return
+        finally:
+            record.unlink(missing_ok=True)
+
+    with storage_errors(here):
+        here.mkdir(parents=True, exist_ok=True)
+        _in_threads(fetch, [key for key in missing if f"{folder}/{record_name(key)}" in there])
+
+
+def _has(here: Path, key: str) -> bool:
+    try:
+        return (here / Shard(**json.loads((here / record_name(key)).read_text())).array_name).exists()
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _download(objects: Objects, name: str, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f".{own_mark()}.part")
+    try:
+        objects.download(name, part)
+        os.replace(part, file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _write(objects: Objects, name: str, file: Path) -> None:
+    try:
+        objects.write(name, file, replaces="")
+    except Conflict:  # Another worker was first, with the same.
+        return
+
+
+def _in_threads(work: Callable[[str], None] | Callable[[Path], None], items: Sequence[str] | Sequence[Path]) -> None:
+    with ThreadPoolExecutor(_THREADS) as threads:
+        list(threads.map(work, items))

@@ -1,0 +1,92 @@
+"""Stores in a bucket: what one machine has made another one finds."""
+
+import numpy as np
+import pytest
+
+from job.data.exchange import Exchange, complete, open_store, sweep_bucket
+from job.data.stores import ArrayStore, StoreWriter, wanted
+from job.errors import StorageFailed
+from job.storage.cache import Cache
+from job.storage.objects import open_objects
+
+
+@pytest.fixture(params=["google", "amazon"])
+def bed(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def uri(bed):
+    return f"{bed.bucket()}/cache"
+
+
+def cache_on(folder, uri):
+    return Cache(folder, is_shared=False, objects=open_objects(uri))
+
+
+def write(cache, keys, folder="images-1"):
+    writer = StoreWriter(cache.path(folder), (3,), "uint8")
+    for key in keys:
+        writer.write(key * 64, np.full((2, 3), ord(key), np.uint8))
+    return writer
+
+
+def test_another_machine_finds_shards_and_the_whole_store(bed, tmp_path, uri):
+    first, second = cache_on(tmp_path / "a", uri), cache_on(tmp_path / "b", uri)
+    with Exchange(first, ["images-1"]) as exchange:
+        writer = write(first, "ab")
+        exchange.flush()
+        with Exchange(second, ["images-1"]) as other:
+            other.fetch("images-1", ["a" * 64, "b" * 64, "c" * 64])
+        found = StoreWriter(second.path("images-1"), (3,), "uint8")
+        assert found.committed("a" * 64) and found.committed("b" * 64) and not found.committed("c" * 64)
+        name = first.name(writer.finish(["a" * 64, "b" * 64]).index_file)
+    store = open_store(cache_on(tmp_path / "c", uri), name)
+    assert store.rows([0, 3]).tolist() == [[97] * 3, [98] * 3]
+
+
+def test_what_is_there_is_neither_fetched_nor_uploaded_again(bed, tmp_path, uri):
+    cache = cache_on(tmp_path / "a", uri)
+    with Exchange(cache, ["images-1"]):
+        name = cache.name(write(cache, "ab").finish(["a" * 64, "b" * 64]).index_file)
+    bed.requests()
+    with Exchange(cache, ["images-1"]) as exchange:
+        exchange.fetch("images-1", ["a" * 64, "b" * 64])
+    open_store(cache, name)
+    assert {method for method, _, _ in bed.requests()} <= {"GET", "HEAD"}
+    assert open_store(cache, name).rows([0]).tolist() == [[97] * 3]
+
+
+def test_damaged_shard_is_not_taken(bed, tmp_path, uri):
+    cache = cache_on(tmp_path / "a", uri)
+    with Exchange(cache, ["images-1"]):
+        name = cache.name(write(cache, "a").finish(["a" * 64]).index_file)
+    array = next(n for n in bed.names(uri) if n.endswith(".npy"))
+    bed.put(array, bed.get(array)[:-1] + b"x")
+    other = cache_on(tmp_path / "b", uri)
+    complete(other, name)
+    assert not ArrayStore.is_intact(other.path(name))
+
+
+def test_missing_store_raises_where_it_is_opened(tmp_path, uri):
+    with pytest.raises(FileNotFoundError):
+        open_store(cache_on(tmp_path / "a", uri), "images-1/index-2.json")
+
+
+def test_stage_fails_where_its_stores_do_not_reach_the_bucket(bed, tmp_path, uri, monkeypatch):
+    monkeypatch.setattr("job.storage.google.RETRY_FOR_S", 0.5)
+    monkeypatch.setattr("job.storage.s3.RETRY_FOR_S", 0.5)
+    cache = cache_on(tmp_path / "a", uri)
+    failing = bed.faults(statuses={503: 1.0}, only="(POST|PUT) ")
+    with failing, pytest.raises(StorageFailed, match=r"\.npy: (Google.*|S3) failed"), Exchange(cache, ["images-1"]):
+        write(cache, "a")
+
+
+def test_stores_of_earlier_settings_leave_the_bucket(bed, tmp_path, uri):
+    cache = cache_on(tmp_path / "a", uri)
+    with Exchange(cache, ["images-1", "images-2"]):
+        write(cache, "a", "images-1").finish(["a" * 64])
+        kept = write(cache, "b", "images-2").finish(["b" * 64])
+    sweep_bucket(cache, wanted([kept.index_file]))
+    assert {name.split("/")[-2] for name in bed.names(uri)} == {"images-2"}
+    assert open_store(cache_on(tmp_path / "b", uri), cache.name(kept.index_file)).rows([1]).tolist() == [[98] * 3]

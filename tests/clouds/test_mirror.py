@@ -1,0 +1,222 @@
+"""An output directory in a bucket: what is committed, what a fresh node finds, and that only one run can own it."""
+
+import json
+import os
+
+import pytest
+
+from job.errors import StorageFailed, TryAgainLater
+from job.storage import object_lease, objects
+from job.storage.lease import Owner
+from job.storage.mirror import MANIFEST, Mirror
+from job.storage.objects import open_objects
+from job.storage.workdir import Workdir
+
+
+class Node:
+    """A machine with a scratch folder of its own."""
+
+    def __init__(self, folder, uri):
+        folder.mkdir()
+        self.workdir = Workdir(folder, Mirror(folder, open_objects(uri)))
+        self.said = []
+
+    def take_over(self):
+        self.workdir.mirror.take_over(self.said.append, lambda: None)
+        return self.workdir
+
+    def files(self):
+        root = self.workdir.root
+        return {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(params=["google", "amazon"])
+def bed(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def uri(bed):
+    return f"{bed.bucket()}/runs/x"
+
+
+@pytest.fixture
+def node(tmp_path, uri):
+    node = Node(tmp_path / "a", uri)
+    yield node
+    node.workdir.mirror.release()
+
+
+def in_bucket(bed, uri):
+    return {name.removeprefix(f"{uri}/") for name in bed.names(uri)}
+
+
+def test_fresh_node_finds_what_was_committed_and_nothing_else(bed, tmp_path, uri, node):
+    workdir = node.take_over()
+    workdir.write_json("stages/split.json", {"a": 1})
+    workdir.write_bytes("report.html", b"<html>")
+    workdir.publish_folder("model", lambda folder: (folder / "model.json").write_bytes(b"{}") and None)
+    (workdir.root / "cache" / "images").mkdir(parents=True)
+    (workdir.root / "cache" / "images" / "x.npy").write_bytes(b"large")
+    (workdir.root / f".report.html.{'0' * 12}.part").write_bytes(b"half")
+    workdir.commit()
+    workdir.write_bytes("late.json", b"not committed")
+    assert in_bucket(bed, uri) == {".lease", MANIFEST, "stages/split.json", "report.html", "model/model.json"}
+    fresh = Node(tmp_path / "b", uri).workdir
+    fresh.refresh()
+    assert fresh.read_json("stages/split.json") == {"a": 1}
+    assert fresh.path("report.html").read_bytes() == b"<html>"
+    assert fresh.path("model").is_symlink() and fresh.path("model/model.json").read_bytes() == b"{}"
+    assert not fresh.exists("late.json") and not fresh.exists("cache")
+
+
+def test_only_what_changed_is_uploaded(bed, node):
+    workdir = node.take_over()
+    for k in range(20):
+        workdir.write_json(f"stages/{k}.json", k)
+    workdir.commit()
+    bed.requests()
+    workdir.write_json("stages/3.json", "new")
+    workdir.write_json("stages/4.json", 4)
+    workdir.commit()
+    uploads = [path for method, path, _ in bed.requests() if method in ("POST", "PUT")]
+    assert len(uploads) == 2  # The file and the manifest.
+    workdir.commit()
+    assert bed.requests() == []
+
+
+def test_killed_before_the_manifest_nothing_has_changed(bed, tmp_path, uri, node, monkeypatch):
+    workdir = node.take_over()
+    workdir.write_bytes("metrics.json", b"old")
+    workdir.commit()
+    workdir.write_bytes("metrics.json", b"new")
+    workdir.write_bytes("other.json", b"new")
+    monkeypatch.setattr(Mirror, "_commit", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        workdir.commit()
+    assert bed.get(f"{uri}/other.json") == b"new"
+    fresh = Node(tmp_path / "b", uri).workdir
+    fresh.refresh()
+    assert not fresh.exists("other.json")
+    assert not fresh.exists("metrics.json")  # Written over, so it does not count: its stage runs again.
+
+
+def test_what_a_killed_run_left_uncommitted_does_not_stop_the_next(bed, uri, tmp_path):
+    bed.put(f"{uri}/report.html", b"of a run that was killed before it could commit")
+    bed.put(f"{uri}/checkpoints/fine_tune/0000000007-abc/state.json", b"the same")
+    bed.put(f"{uri}/notes.txt", b"the user's own")
+    node = Node(tmp_path / "a", uri)
+    workdir = node.take_over()
+    workdir.write_bytes("report.html", b"new")
+    workdir.commit()
+    assert bed.get(f"{uri}/report.html") == b"new"
+    assert in_bucket(bed, uri) == {".lease", MANIFEST, "report.html", "notes.txt"}
+    workdir.mirror.release()
+
+
+def test_withdrawn_model_is_gone_from_the_bucket(bed, uri, node):
+    workdir = node.take_over()
+    workdir.publish_folder("model", lambda folder: (folder / "a").write_bytes(b"1") and None)
+    workdir.commit()
+    workdir.remove("model")
+    workdir.commit()
+    assert in_bucket(bed, uri) == {".lease", MANIFEST}
+    workdir.publish_folder("model", lambda folder: (folder / "b").write_bytes(b"2") and None)
+    workdir.commit()
+    assert in_bucket(bed, uri) == {".lease", MANIFEST, "model/b"}
+
+
+def test_owner_that_was_taken_over_can_neither_commit_nor_harm(bed, uri, tmp_path, node, monkeypatch):
+    old = node.take_over()
+    old.write_bytes("metrics.json", b"old")
+    old.commit()
+    monkeypatch.setattr(Owner, "is_dead", True)
+    new = Node(tmp_path / "b", uri)
+    new.take_over().write_bytes("metrics.json", b"new")
+    new.workdir.commit()
+    assert "ended without a word" in new.said[0]
+    old.write_bytes("metrics.json", b"from the grave")
+    old.write_bytes("report.html", b"from the grave")
+    with pytest.raises(TryAgainLater, match="taken over"):
+        old.commit()
+    assert bed.get(f"{uri}/metrics.json") == b"new"
+    new.workdir.write_bytes("report.html", b"new")
+    new.workdir.commit()
+    assert bed.get(f"{uri}/report.html") == b"new"
+    new.workdir.mirror.release()
+
+
+def test_folder_of_an_earlier_run_becomes_what_the_bucket_says(tmp_path, uri, node):
+    workdir = node.take_over()
+    workdir.write_bytes("metrics.json", b"committed")
+    workdir.commit()
+    workdir.mirror.release()
+    workdir.write_bytes("metrics.json", b"never committed")
+    workdir.write_bytes("stages/head.json", b"never committed")
+    again = Workdir(workdir.root, Mirror(workdir.root, open_objects(uri)))
+    again.mirror.take_over(lambda _: None, lambda: None)
+    assert again.path("metrics.json").read_bytes() == b"committed" and not again.exists("stages/head.json")
+    again.mirror.release()
+
+
+def test_names_that_lead_out_of_the_folder_are_not_followed(bed, tmp_path, uri):
+    file = {"object": "x", "version": "1", "sha256": "", "num_bytes": 1}
+    links = {"model": "../../etc"}
+    manifest = {"files": {"../evil": file, "/tmp/evil": file}, "links": links, "removed": []}
+    bed.put(f"{uri}/x", b"1")
+    bed.put(f"{uri}/{MANIFEST}", json.dumps(manifest).encode())
+    node = Node(tmp_path / "a", uri)
+    node.workdir.refresh()
+    assert list(tmp_path.iterdir()) == [tmp_path / "a"] and list((tmp_path / "a").iterdir()) == []
+
+
+def test_what_is_no_manifest_is_refused(bed, tmp_path, uri):
+    bed.put(f"{uri}/{MANIFEST}", b"<html>")
+    with pytest.raises(StorageFailed, match="not a manifest"):
+        Node(tmp_path / "a", uri).workdir.refresh()
+
+
+def acquire(uri, said, dead_after_s=2.0):
+    return object_lease.acquire(open_objects(uri), said.append, lambda: None, dead_after_s)
+
+
+def test_live_owner_on_another_machine_is_named(uri, monkeypatch):
+    monkeypatch.setattr(object_lease, "_WRITTEN_EVERY_S", 0.5)
+    lease, said = acquire(uri, []), []
+    monkeypatch.setattr(Owner, "is_dead", None)
+    with pytest.raises(TryAgainLater, match=rf"in use by the run on .*, process {os.getpid()}"):
+        acquire(uri, said, dead_after_s=30)
+    assert "watching for 30 s" in said[0]
+    lease.release()
+    acquire(uri, []).release()
+
+
+def test_silent_owner_is_taken_over(uri, monkeypatch):
+    monkeypatch.setattr(object_lease, "_WRITTEN_EVERY_S", 1000)
+    acquire(uri, [])  # Of a process that hangs.
+    monkeypatch.setattr(Owner, "is_dead", None)
+    said = []
+    acquire(uri, said).release()
+    assert "ended without a word" in said[-1]
+
+
+def test_of_many_that_start_at_once_one_proceeds(uri):
+    from concurrent.futures import ThreadPoolExecutor
+
+    def start(_):
+        try:
+            return acquire(uri, [], dead_after_s=30)
+        except TryAgainLater:
+            return None
+
+    with ThreadPoolExecutor(6) as threads:
+        leases = [lease for lease in threads.map(start, range(6)) if lease]
+    assert len(leases) == 1
+    leases[0].release()
+
+
+def test_scratch_folder_is_the_users_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = objects.scratch("gs://b/x")
+    assert folder == objects.scratch("gs://b/x") != objects.scratch("gs://b/y")
+    assert folder.parent.stat().st_mode & 0o777 == 0o700

@@ -1,0 +1,274 @@
+"""The whole job from a bucket to a bucket, on nodes that keep nothing."""
+
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from job.storage.workdir import digest_of_file
+from tests.conftest import ROOT, quick_settings, run_job
+from tests.faults.several import Run
+
+
+def put_folder(bed, folder, uri):
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        bed.put(f"{uri}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+
+
+def node(folder):
+    """The environment of a machine that has nothing yet."""
+    folder.mkdir()
+    return {"TMPDIR": str(folder)}
+
+
+@pytest.fixture(scope="module")
+def photos(google, painted):
+    uri = f"{google.bucket()}/photos"
+    put_folder(google, painted, uri)
+    return uri
+
+
+@pytest.fixture(scope="module")
+def in_bucket(google, photos, tmp_path_factory):
+    """The output of a whole quick run, made on a node that is gone."""
+    out = f"{google.bucket()}/runs/x"
+    node = tmp_path_factory.mktemp("node")
+    done = run_job("run", "--data", photos, "--out", out, *quick_settings(), TMPDIR=str(node))
+    assert done.returncode == 0, done.stderr
+    assert f"Report: {out}/report.html" in done.stdout
+    return out
+
+
+def fetched(google, out, folder):
+    """What users can take away, under the names that they know."""
+    for uri in google.names(out):
+        path = folder / uri.removeprefix(f"{out}/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(google.get(uri))
+    return folder
+
+
+def names(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def numbers(out):
+    """All that must be the same, wherever photos and results lie."""
+    metrics = json.loads((out / "metrics.json").read_text())
+    table = pq.read_table(out / "predictions.parquet")
+    examples = pq.read_table(out / "examples.parquet")
+    return {
+        "examples": examples.to_pylist(),
+        "head": digest_of_file(out / "stages/head/head.npz"),
+        "weights": digest_of_file(out / "stages/fine_tune/weights.npz"),
+        "predictions": table.to_pylist(),
+        "metrics": {k: v for k, v in metrics.items() if k not in ("timings", "throughput", "share")},
+    }
+
+
+def test_run_in_a_bucket_gives_what_a_run_on_local_folders_gives(google, in_bucket, finished_run, tmp_path):
+    out = fetched(google, in_bucket, tmp_path / "out")
+    assert numbers(out) == numbers(finished_run)
+    assert names(out / "model") == names((finished_run / "model").resolve())
+    assert not (names(finished_run) - names(out)) & {"report.html", "label_issues.csv", "logs/events.jsonl"}
+    assert json.loads((out / "run.json").read_text())["out"] == in_bucket
+
+
+def test_second_run_on_another_node_finds_everything_done(google, photos, in_bucket, tmp_path):
+    before = {uri: google.get(uri) for uri in google.names(in_bucket)}
+    done = run_job("run", "--data", photos, "--out", in_bucket, *quick_settings(), **node(tmp_path / "node"))
+    assert done.returncode == 0 and "runs" not in done.stderr.replace("runs/x", ""), done.stderr
+    after = {uri: google.get(uri) for uri in google.names(in_bucket)}
+    changed = {
+        uri.removeprefix(f"{in_bucket}/") for uri in before.keys() | after.keys() if before.get(uri) != after.get(uri)
+    }
+    assert changed <= {".lease", ".manifest.json"}
+
+
+def test_dry_run_and_report_work_on_a_bucket(google, photos, in_bucket, tmp_path):
+    environment = node(tmp_path / "node")
+    done = run_job(
+        "run", "--data", photos, "--out", in_bucket, *quick_settings("head.c_grid=[1.0]"), "--dry-run", **environment
+    )
+    assert done.returncode == 0 and re.search(r"^head +runs", done.stdout, re.MULTILINE), done.stderr
+    assert re.search(r"^extract +skipped", done.stdout, re.MULTILINE)
+    done = run_job("report", in_bucket, **environment)
+    assert done.returncode == 0 and f"{in_bucket}/report.html" in done.stdout, done.stderr
+
+
+def test_predict_takes_model_photos_and_answer_in_buckets(google, photos, in_bucket, finished_run, tmp_path):
+    out = f"{in_bucket.rpartition('/')[0]}/predictions.csv"
+    there = run_job("predict", "--model", f"{in_bucket}/model", "--data", photos, "--out", out, **node(tmp_path / "node"))
+    assert there.returncode == 0, there.stderr
+    lines = google.get(out).decode().splitlines()
+    assert len(lines) == 1 + 82 and "broken.jpg" in "".join(lines)
+
+
+def test_weights_may_lie_in_a_bucket(google, photos, tmp_path, shared):
+    file = next(Path(shared / "weights").glob("mobilenet_v2_*_0.35_224_no_top.h5"))
+    weights = f"{google.bucket()}/{file.name}"
+    google.put(weights, file.read_bytes())
+    arguments = ("--data", photos, "--out", tmp_path / "out", *quick_settings("intake.image_size=96", "fine_tune.epochs=0"))
+    done = run_job("run", *arguments, "--weights", weights, "--stop-after", "head", **node(tmp_path / "node"))
+    assert done.returncode == 0, done.stderr
+    again = run_job("run", *arguments, "--weights", file, "--stop-after", "head", **node(tmp_path / "other"))
+    assert "extract   skipped: unchanged" in again.stderr or "runs" not in again.stderr, again.stderr
+
+
+def started(environment, *arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", "job", *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+SLOW = ("fine_tune.epochs=30", "fine_tune.global_batch_size=8", "checkpoint.every_s=0.3")
+
+
+def wait_for(found, process, within_s=120.0):
+    deadline = time.monotonic() + within_s
+    while not found():
+        assert time.monotonic() < deadline and process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+
+
+def test_fresh_node_goes_on_at_the_last_checkpoint_after_a_kill(google, photos, tmp_path):
+    arguments = ("run", "--data", photos, "--out", f"{google.bucket()}/x", *quick_settings(*SLOW))
+    out = arguments[4]
+    first = started(node(tmp_path / "first"), *arguments)
+    with first:
+        wait_for(lambda: len([n for n in google.names(f"{out}/checkpoints/fine_tune") if "/0" in n]) >= 2, first)
+        wait_for(lambda: "checkpoints/fine_tune" in google.get(f"{out}/.manifest.json").decode(), first)
+        first.kill()
+    google.requests()
+    second = run_job(*arguments, **node(tmp_path / "second"))
+    assert second.returncode == 0, second.stderr
+    assert "going on from the checkpoint at step" in second.stderr and "ended without a word" in second.stderr
+    assert "extract   skipped: unchanged" in second.stderr and "head      skipped: unchanged" in second.stderr
+    read = [path for method, path, _ in google.requests() if "alt=media" in path and "/photos%2F" in path]
+    held_out = json.loads(google.get(f"{out}/model/parity.json"))["num_photos"]
+    assert len(read) <= held_out  # For the parity check; no photo was decoded anew.
+    undisturbed = f"{google.bucket()}/x"
+    done = run_job("run", "--data", photos, "--out", undisturbed, *quick_settings(*SLOW), **node(tmp_path / "third"))
+    assert done.returncode == 0, done.stderr
+    assert numbers(fetched(google, out, tmp_path / "a")) == numbers(fetched(google, undisturbed, tmp_path / "b"))
+
+
+def test_signal_saves_to_the_bucket_and_ends_with_143(google, photos, tmp_path):
+    out = f"{google.bucket()}/x"
+    settings = quick_settings("fine_tune.epochs=2000", "checkpoint.every_s=1000")
+    process = started(node(tmp_path / "node"), "run", "--data", photos, "--out", out, *settings)
+    with process:
+        wait_for(lambda: "fine_tune" in "".join(google.names(f"{out}/logs")) or _reached(google, out, "head"), process)
+        time.sleep(6)
+        process.send_signal(signal.SIGTERM)
+        said = process.stderr.read()
+        assert process.wait(30) == 143, said
+    assert "everything up to step" in said
+    assert any("checkpoints/fine_tune/" in name for name in google.names(out))
+    again = started(node(tmp_path / "other"), "run", "--data", photos, "--out", out, *settings)
+    with again:
+        line = next(line for line in again.stderr if "going on from the checkpoint" in line or "Error" in line)
+        again.kill()
+    assert "going on from the checkpoint" in line
+
+
+def _reached(google, out, stage):
+    return f"{out}/stages/{stage}.json" in google.names(out)
+
+
+def test_second_start_on_one_output_says_who_holds_it(google, photos, tmp_path):
+    out = f"{google.bucket()}/x"
+    settings = quick_settings("fine_tune.epochs=2000")
+    first = started(node(tmp_path / "first"), "run", "--data", photos, "--out", out, *settings)
+    with first:
+        wait_for(lambda: f"{out}/.lease" in google.names(out), first)
+        second = run_job("run", "--data", photos, "--out", out, *settings, **node(tmp_path / "second"))
+        first.kill()
+    assert second.returncode == 75 and f"{out} is in use by the run on" in second.stderr
+
+
+def test_two_workers_that_share_only_the_bucket_give_what_two_on_one_folder_give(google, photos, painted, tmp_path):
+    out, folders = f"{google.bucket()}/x", [tmp_path / "node-0", tmp_path / "node-1"]
+    for folder in folders:
+        folder.mkdir()
+    run = Run(photos, out, "fine_tune.epochs=3", nodes=folders)
+    assert run.codes() == [0, 0], run.said(0) + run.said(1)
+    together = Run(painted, tmp_path / "out", "fine_tune.epochs=3")
+    assert together.codes() == [0, 0], together.said(0)
+    assert numbers(fetched(google, out, tmp_path / "fetched")) == numbers(tmp_path / "out")
+
+
+def test_run_on_a_service_that_fails_gives_the_same(google, photos, in_bucket, tmp_path):
+    out = f"{google.bucket()}/x"
+    faults = {
+        "statuses": {429: 0.15, 503: 0.15},
+        "resets": 0.05,
+        "shorts": 0.05,
+        "wrong_checksums": 0.05,
+        "lost_answers": 0.05,
+    }
+    with google.faults(**faults):
+        done = run_job("run", "--data", photos, "--out", out, *quick_settings(), **node(tmp_path / "node"))
+    assert done.returncode == 0, done.stderr
+    assert numbers(fetched(google, out, tmp_path / "a")) == numbers(fetched(google, in_bucket, tmp_path / "b"))
+    manifest = json.loads(google.get(f"{out}/.manifest.json"))
+    for file in manifest["files"].values():
+        assert hashlib.sha256(google.get(f"{out}/{file['object']}")).hexdigest() == file["sha256"]
+    assert {uri.removeprefix(f"{out}/") for uri in google.names(out) if "/cache/" not in uri} == {
+        *(file["object"] for file in manifest["files"].values()),
+        ".lease",
+        ".manifest.json",
+    }
+
+
+IMPATIENT = "import sys, job.storage.google as g; g.RETRY_FOR_S = 2.0; from job.cli import main; main(sys.argv[1:])"
+
+
+@pytest.mark.parametrize("only", ["GET .*photos", "(POST|PUT) "], ids=["photos", "results"])
+def test_outage_ends_with_74_and_the_objects_name_and_the_run_goes_on_later(google, photos, tmp_path, only):
+    out, environment = f"{google.bucket()}/x", {**os.environ, **node(tmp_path / "node")}
+    arguments = ["run", "--data", photos, "--out", out, *quick_settings(), "--stop-after", "split"]
+    with google.faults(statuses={503: 1.0}, only=only):
+        done = subprocess.run(
+            [sys.executable, "-c", IMPATIENT, *arguments],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 74 and "Traceback" not in done.stderr, done.stderr
+    assert re.search(r"Error: gs://bucket-\d+\S*: Google Cloud Storage failed for 2 s \(.*same command again", done.stderr)
+    again = run_job(*arguments, **{"TMPDIR": environment["TMPDIR"]})
+    assert again.returncode == 0, again.stderr
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("gs://no-such-bucket/photos", "there is no bucket gs://no-such-bucket"),
+        ("ftp://x/photos", "there is no storage for ftp://"),
+    ],
+)
+@pytest.mark.parametrize("option", ["--data", "--out", "--weights"])
+def test_wrong_place_is_one_clear_line_within_10_s(google, painted, tmp_path, uri, said, option):
+    uri += "/w.h5" if option == "--weights" else ""
+    arguments = {"--data": painted, "--out": tmp_path / "out", option: uri}
+    started = time.monotonic()
+    done = run_job("run", *(word for pair in arguments.items() for word in pair), **node(tmp_path / "node"))
+    assert done.returncode == 2 and time.monotonic() - started < 10
+    assert said in done.stderr or (option == "--weights" and "there is no such object" in done.stderr), done.stderr
+    assert "Traceback" not in done.stderr

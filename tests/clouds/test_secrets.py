@@ -1,0 +1,92 @@
+"""Credentials come from where the clouds' own tools keep them, and no trace of them is in anything that a run leaves."""
+
+import json
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from tests.clouds.test_runs import fetched, put_folder
+from tests.conftest import paint_classes, quick_settings, run_job
+
+
+@pytest.fixture(scope="module")
+def private_key():
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    pem = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    return key.private_bytes(*pem).decode()
+
+
+@pytest.fixture
+def google_secrets(google, private_key, tmp_path):
+    """A service account whose tokens the bed gives out, as application default credentials; and what must not be found."""
+    file = tmp_path / "home" / "account.json"
+    file.parent.mkdir()
+    account = {
+        "type": "service_account",
+        "project_id": "none",
+        "private_key_id": "CANARY-KEY-ID",
+        "private_key": private_key,
+        "client_email": "job@none.iam.gserviceaccount.com",
+        "token_uri": f"{google.url}/token",
+    }
+    file.write_text(json.dumps(account))
+    environment = {
+        "GOOGLE_APPLICATION_CREDENTIALS": str(file),
+        "API_ENDPOINT_OVERRIDE": google.url,
+        "STORAGE_EMULATOR_HOST": "",
+    }
+    return environment, ["CANARY-KEY-ID", private_key.splitlines()[3], google.token]
+
+
+@pytest.fixture
+def amazon_secrets(amazon):
+    canaries = {
+        "AWS_ACCESS_KEY_ID": "AKIACANARYCANARY",
+        "AWS_SECRET_ACCESS_KEY": "CANARY/SECRET",
+        "AWS_SESSION_TOKEN": "CANARY-SESSION",
+    }
+    return canaries, list(canaries.values())
+
+
+def leaks(folder, canaries):
+    return [
+        (path, canary)
+        for path in folder.rglob("*")
+        if path.is_file()
+        for canary in canaries
+        if canary.encode() in path.read_bytes()
+    ]
+
+
+@pytest.mark.parametrize("cloud", ["google", "amazon"])
+def test_nothing_that_a_run_leaves_holds_a_secret(request, cloud, tmp_path):
+    bed = request.getfixturevalue(cloud)
+    environment, canaries = request.getfixturevalue(f"{cloud}_secrets")
+    bucket = bed.bucket()
+    put_folder(bed, paint_classes(tmp_path / "photos", per_class=12), f"{bucket}/photos")
+    node = tmp_path / "node"
+    node.mkdir()
+    settings = quick_settings("fine_tune.epochs=1")
+    arguments = ("run", "--data", f"{bucket}/photos", "--out", f"{bucket}/out", *settings)
+    done = run_job(*arguments, TMPDIR=str(node), **environment)
+    assert done.returncode == 0, done.stderr
+    with bed.faults(statuses={403: 1.0}):
+        refused = run_job(*arguments, TMPDIR=str(node), **environment)
+    assert refused.returncode == 2 and "no permission" in refused.stderr
+    (tmp_path / "left" / "said").mkdir(parents=True)
+    for number, process in enumerate((done, refused)):
+        (tmp_path / "left" / "said" / str(number)).write_text(process.stdout + process.stderr)
+    fetched(bed, f"{bucket}/out", tmp_path / "left" / "out")
+    assert leaks(tmp_path / "left", canaries) == [] and leaks(node, canaries) == []
+    assert leaks(tmp_path / "home", canaries) or cloud == "amazon"  # The search finds what is there.
+
+
+@pytest.mark.parametrize("uri", ["s3://AKIACANARY:CANARYSECRET@bucket/x", "gs://bucket/x?X-Goog-Signature=CANARYSECRET"])
+@pytest.mark.parametrize("option", ["--data", "--out", "--weights"])
+def test_secrets_in_arguments_are_refused_and_not_repeated(tmp_path, painted, uri, option):
+    arguments = {"--data": painted, "--out": tmp_path / "out", option: uri}
+    done = run_job("run", *(word for pair in arguments.items() for word in pair))
+    assert done.returncode == 2 and "credentials never stand in a URI" in done.stderr
+    assert "CANARY" not in done.stdout + done.stderr
+    assert leaks(tmp_path, ["CANARY"]) == []
