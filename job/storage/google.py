@@ -107,12 +107,16 @@ class GoogleObjects:
 
     @cached_property
     def _bucket(self) -> Bucket:
+        from google.auth.transport.requests import Request
         from google.cloud.storage import Client
         from requests.adapters import HTTPAdapter
 
         # Else the client asks for the bucket in a thread of its own, just to name it in traces.
         os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
         client = Client(project="none")  # It stands for billing new buckets, and none is made here.
+        if not client._credentials.valid:  # Else each of the threads would ask for a token of its own.
+            self._retry(client._credentials.refresh)(Request())
+            client._credentials.with_non_blocking_refresh()
         adapter = HTTPAdapter(pool_connections=1, pool_maxsize=self._connections)
         for scheme in ("https://", "http://"):
             client._http.mount(scheme, adapter)

@@ -68,9 +68,14 @@ def test_nothing_that_a_run_leaves_holds_a_secret(request, cloud, tmp_path):
     node = tmp_path / "node"
     node.mkdir()
     settings = quick_settings("fine_tune.epochs=1")
+    bed.requests()
     arguments = ("run", "--data", f"{bucket}/photos", "--out", f"{bucket}/out", *settings)
     done = run_job(*arguments, TMPDIR=str(node), **environment)
     assert done.returncode == 0, done.stderr
+    if (
+        cloud == "google"
+    ):  # One for each process that reads or writes: this one, its decode processes, and its export's check.
+        assert 1 < sum(path == "/token" for _, path, _ in bed.requests()) <= 6
     with bed.faults(statuses={403: 1.0}):
         refused = run_job(*arguments, TMPDIR=str(node), **environment)
     assert refused.returncode == 2 and "no permission" in refused.stderr

@@ -44,7 +44,10 @@ def test_exit_codes_of_the_help_are_those_of_the_errors():
     ("arguments", "said"),
     [
         (["--data", "nowhere"], "no such folder"),
-        (["--data", "ftp://host/x"], "there is no storage for ftp://; there are local paths and gs://BUCKET/PREFIX, s3://BUCKET"),
+        (
+            ["--data", "ftp://host/x"],
+            "there is no storage for ftp://; there are local paths and gs://BUCKET/PREFIX, s3://BUCKET",
+        ),
         (["--data", "pyproject.toml"], "this is a file"),
         (["--data", "tests", "--set", "backbone.name=resnet51"], "allowed: convnext_tiny"),
         (["--data", "tests", "--weights", "weights.pkl"], "existing file"),
