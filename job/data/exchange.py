@@ -5,18 +5,18 @@ that share no disk, a node that goes on after another one, and runs that share a
 """
 
 import json
-import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
 from job.data.stores import ArrayStore, Shard, record_name
 from job.errors import JobError
 from job.storage.cache import Cache
-from job.storage.objects import Conflict, NoSuchObject, Objects
-from job.storage.workdir import own_mark, storage_errors
+from job.storage.objects import Conflict, NoSuchObject, Objects, fetch
+from job.storage.workdir import Workdir, storage_errors
 
 _SECONDS_BETWEEN_UPLOADS = 2.0
 _THREADS = 8
@@ -103,7 +103,7 @@ def complete(cache: Cache, name: str) -> None:
     index = cache.path(name)
     try:
         if not index.exists():
-            _download(cache.objects, name, index)
+            fetch(cache.objects, name, index)
         _fetch(cache, name.rpartition("/")[0], [shard.key for shard in ArrayStore(index).shards])
     except (NoSuchObject, ValueError, KeyError, TypeError):  # Whoever opens it finds out.
         return
@@ -125,22 +125,17 @@ def _fetch(cache: Cache, folder: str, keys: Iterable[str]) -> None:
     missing = [key for key in keys if not _has(here, key)]
     there = {found.name for found in objects.list(f"{folder}/")} if missing else set()
 
-    def fetch(key: str) -> None:
-        record = here / f".{own_mark()}.part"
-        try:
-            objects.download(f"{folder}/{record_name(key)}", record)
-            array = Shard(**json.loads(record.read_text())).array_name
+    def bring(key: str) -> None:
+        with suppress(NoSuchObject, ValueError, TypeError):  # Then it is made again.
+            record = objects.read(f"{folder}/{record_name(key)}")
+            array = Shard(**json.loads(record)).array_name
             if not (here / array).exists():
-                _download(objects, f"{folder}/{array}", here / array)
-            os.replace(record, here / record_name(key))
-        except (NoSuchObject, ValueError, TypeError):  # Then it is made again.
-            return
-        finally:
-            record.unlink(missing_ok=True)
+                fetch(objects, f"{folder}/{array}", here / array)
+            Workdir(here).write_bytes(record_name(key), record)
 
     with storage_errors(here):
         here.mkdir(parents=True, exist_ok=True)
-        _in_threads(fetch, [key for key in missing if f"{folder}/{record_name(key)}" in there])
+        _in_threads(bring, [key for key in missing if f"{folder}/{record_name(key)}" in there])
 
 
 def _has(here: Path, key: str) -> bool:
@@ -148,16 +143,6 @@ def _has(here: Path, key: str) -> bool:
         return (here / Shard(**json.loads((here / record_name(key)).read_text())).array_name).exists()
     except (OSError, ValueError, TypeError):
         return False
-
-
-def _download(objects: Objects, name: str, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{own_mark()}.part")
-    try:
-        objects.download(name, part)
-        os.replace(part, file)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _write(objects: Objects, name: str, file: Path) -> None:

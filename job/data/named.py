@@ -22,7 +22,7 @@ from job.config import digest_of
 from job.data.sources import SPLIT_FOLDERS
 from job.data.tfrecords import NamedSource, Shard
 from job.errors import DataUnusable, StorageFailed, UsageError
-from job.storage.objects import Stored, is_remote, join, new_write_id, open_objects, scratch
+from job.storage.objects import Stored, fetch, is_remote, join, open_objects, scratch
 
 _NAME = re.compile(r"tfds:([A-Za-z]\w*)(?:/(\w[\w.+-]*))?(?::(\d+\.\d+\.\d+))?")
 _PREPARED = re.compile(r"(?:([^/]+)/)?(\d+\.\d+\.\d+)/dataset_info\.json")
@@ -224,21 +224,14 @@ def _fetch(store: str, data_set: _DataSet) -> Path:
     objects = open_objects(join(store, data_set.folder), connections=_DOWNLOADS)
     found = [stored for stored in objects.list() if "/" not in stored.name]
     folder = scratch(f"{objects.uri} {digest_of(found)}")
-    folder.mkdir(parents=True, exist_ok=True)
 
-    def fetch(stored: Stored) -> None:
+    def bring(stored: Stored) -> None:
         file = folder / stored.name
-        if file.is_file() and file.stat().st_size == stored.num_bytes:
-            return
-        part = folder / f".{new_write_id()}.part"
-        try:
-            objects.download(stored.name, part, stored.version)
-            os.replace(part, file)
-        finally:
-            part.unlink(missing_ok=True)
+        if not file.is_file() or file.stat().st_size != stored.num_bytes:
+            fetch(objects, stored.name, file, stored.version)
 
     with ThreadPoolExecutor(_DOWNLOADS) as threads:
-        for _ in threads.map(fetch, found):
+        for _ in threads.map(bring, found):
             pass
     return folder
 

@@ -151,6 +151,17 @@ def scratch(uri: str) -> Path:
     return root / hashlib.sha256(uri.encode()).hexdigest()[:16]
 
 
+def fetch(objects: Objects, name: str, file: Path, version: str | None = None) -> None:
+    """Download an object; the file is there whole or not at all. Raises: NoSuchObject."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f".{new_write_id()}.part")
+    try:
+        objects.download(name, part, version)
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def local_copy(uri: str) -> Path:
     """An object as a local file, which is there already where its version has not changed.
 
@@ -164,13 +175,7 @@ def local_copy(uri: str) -> Path:
         raise UsageError(f"{uri}: there is no such object.")
     file = scratch(f"{uri} {found.version}") / name
     if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(f".{new_write_id()}.part")
-        try:
-            objects.download(name, part, found.version)
-            part.replace(file)
-        finally:
-            part.unlink(missing_ok=True)
+        fetch(objects, name, file, found.version)
     return file
 
 
