@@ -26,6 +26,7 @@ bench: .venv/.dev
 	.venv/bin/python -m benchmarks.data_quality
 	.venv/bin/python -m benchmarks.scale --rounds 3 3 2
 	.venv/bin/python -m benchmarks.checkpoints
+	.venv/bin/python -m benchmarks.buckets
 	.venv/bin/python -m benchmarks.gpu
 
 # VARIANT=gpu for the image with CUDA.
