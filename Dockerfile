@@ -11,13 +11,14 @@ ARG BASE=python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028
 FROM ${BASE} AS build
 ARG VARIANT=cpu
 
-# Dependencies before the source, which changes more often. Nobody in the image needs a pip, tests, headers for C++, or
-# libclang, which TensorFlow asks for and never loads: 0.5 GB.
+# Dependencies before the source, which changes more often. Nobody in the image needs a pip, tests, headers for C++,
+# libclang, which TensorFlow asks for and never loads, or what AWS has beside S3 and signing in: 0.5 GB.
 COPY requirements/${VARIANT}.txt /build/requirements.txt
 RUN python -m venv --without-pip /opt/job \
     && python -m pip --python /opt/job/bin/python install --no-cache-dir --no-compile --require-hashes \
        --requirement /build/requirements.txt \
-    && find /opt/job/lib -type d '(' -name tests -o -name include -o -path '*/clang/native' ')' -prune -exec rm -r '{}' +
+    && find /opt/job/lib -type d \
+       '(' -name tests -o -name include -o -path '*/clang/native' -o -path '*/botocore/data/[!s]*' ')' -prune -exec rm -r '{}' +
 
 # A user who may not write there could never keep the bytecode. It is valid whatever becomes of the files' times.
 RUN python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/job/lib
@@ -42,7 +43,8 @@ ENV PATH=/opt/job/bin:$PATH \
     KERAS_HOME=/opt/keras
 
 # Shows that everything can be imported, and leaves the bytecode of the standard library, which slim images come without.
-RUN python -c "import job.parity, job.predict, job.rank, job.run, cleanlab, faiss, matplotlib.figure, tensorboardX, tensorflow"
+RUN python -c "import job.parity, job.predict, job.rank, job.run, boto3, cleanlab, faiss, google.cloud.storage, \
+    matplotlib.figure, tensorboardX, tensorflow, tensorflow_datasets"
 
 COPY weights /opt/keras/models
 

@@ -315,7 +315,7 @@ class Worker:
             if time.monotonic() > deadline:
                 raise UsageError(
                     "This worker does not see in --out what the chief wrote there. It must be a folder that all workers "
-                    "share: a network file system, or a volume that can be mounted many times."
+                    "share: a network file system, a volume that can be mounted many times, or a bucket."
                 )
             time.sleep(_TRIES_EVERY_S)
 

@@ -6,7 +6,7 @@ that share no disk, a node that goes on after another one, and runs that share a
 
 import json
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -30,7 +30,7 @@ class Exchange:
 
     def __init__(self, cache: Cache, folders: Sequence[str]) -> None:
         self._cache, self._folders = cache, folders
-        self._there: set[str] | None = None
+        self._there: dict[str, set[str]] = {}  # Names in the bucket, by folder, as far as this machine knows.
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep_uploading, daemon=True)
         self._lock = threading.Lock()
@@ -48,8 +48,10 @@ class Exchange:
 
     def fetch(self, folder: str, keys: Iterable[str]) -> None:
         """Bring the shards that were made from these keys here, as far as they are in the bucket."""
-        if self._cache.objects:
-            _fetch(self._cache, folder, keys)
+        if self._cache.objects and (missing := _missing(self._cache, folder, keys)):
+            with self._lock:
+                self._there[folder] = _names(self._cache.objects, folder)
+                _bring(self._cache, folder, missing, self._there[folder])
 
     def flush(self) -> None:
         """Wait until everything that is committed is in the bucket. Raises: StorageFailed, UsageError."""
@@ -66,24 +68,25 @@ class Exchange:
                 continue
 
     def _upload(self, folder: str, objects: Objects) -> None:
-        if self._there is None:
-            self._there = {found.name for name in self._folders for found in objects.list(f"{name}/")}
-        there, here = self._there, self._cache.path(folder)
-        records = [p for p in sorted(here.glob("*.json")) if f"{folder}/{p.name}" not in there]
+        here = self._cache.path(folder)
+        if folder not in self._there:
+            self._there[folder] = _names(objects, folder)
+        there = self._there[folder]
+        records = [p for p in sorted(here.glob("*.json")) if p.name not in there]
         shards = [p for p in records if not p.name.startswith("index-")]
 
         def upload(record: Path) -> None:
             array = Shard(**json.loads(record.read_text())).array_name
             for name in (array, record.name):
-                if f"{folder}/{name}" not in there:
+                if name not in there:
                     _write(objects, f"{folder}/{name}", here / name)
-                    there.add(f"{folder}/{name}")
+                    there.add(name)
 
         with storage_errors(here):
             _in_threads(upload, shards)
             for index in (p for p in records if p not in shards):
                 _write(objects, f"{folder}/{index.name}", index)
-                there.add(f"{folder}/{index.name}")
+                there.add(index.name)
 
 
 def open_store(cache: Cache, name: str) -> ArrayStore:
@@ -104,7 +107,9 @@ def complete(cache: Cache, name: str) -> None:
     try:
         if not index.exists():
             fetch(cache.objects, name, index)
-        _fetch(cache, name.rpartition("/")[0], [shard.key for shard in ArrayStore(index).shards])
+        folder = name.rpartition("/")[0]
+        if missing := _missing(cache, folder, [shard.key for shard in ArrayStore(index).shards]):
+            _bring(cache, folder, missing, _names(cache.objects, folder))
     except (NoSuchObject, ValueError, KeyError, TypeError):  # Whoever opens it finds out.
         return
     cache.complete.add(name)
@@ -118,12 +123,9 @@ def sweep_bucket(cache: Cache, wanted: Iterable[Path]) -> None:
         _in_threads(cache.objects.remove, sorted(names, key=lambda name: ("/index-" not in name, name)))
 
 
-def _fetch(cache: Cache, folder: str, keys: Iterable[str]) -> None:
-    objects = cache.objects
+def _bring(cache: Cache, folder: str, keys: Iterable[str], there: Collection[str]) -> None:
+    objects, here = cache.objects, cache.path(folder)
     assert objects is not None
-    here = cache.path(folder)
-    missing = [key for key in keys if not _has(here, key)]
-    there = {found.name for found in objects.list(f"{folder}/")} if missing else set()
 
     def bring(key: str) -> None:
         with suppress(NoSuchObject, ValueError, TypeError):  # Then it is made again.
@@ -135,7 +137,16 @@ def _fetch(cache: Cache, folder: str, keys: Iterable[str]) -> None:
 
     with storage_errors(here):
         here.mkdir(parents=True, exist_ok=True)
-        _in_threads(bring, [key for key in missing if f"{folder}/{record_name(key)}" in there])
+        _in_threads(bring, [key for key in keys if record_name(key) in there])
+
+
+def _missing(cache: Cache, folder: str, keys: Iterable[str]) -> list[str]:
+    here = cache.path(folder)
+    return [key for key in keys if not _has(here, key)]
+
+
+def _names(objects: Objects, folder: str) -> set[str]:
+    return {found.name.rpartition("/")[2] for found in objects.list(f"{folder}/")}
 
 
 def _has(here: Path, key: str) -> bool:

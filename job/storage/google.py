@@ -107,13 +107,17 @@ class GoogleObjects:
 
     @cached_property
     def _bucket(self) -> Bucket:
+        from google.auth.exceptions import DefaultCredentialsError
         from google.auth.transport.requests import Request
         from google.cloud.storage import Client
         from requests.adapters import HTTPAdapter
 
         # Else the client asks for the bucket in a thread of its own, just to name it in traces.
         os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
-        client = Client(project="none")  # It stands for billing new buckets, and none is made here.
+        try:
+            client = Client(project="none")  # It stands for billing new buckets, and none is made here.
+        except OSError as error:  # The file with the credentials cannot be read.
+            raise DefaultCredentialsError(f"{error.filename}: {error.strerror}") from error
         if not client._credentials.valid:  # Else each of the threads would ask for a token of its own.
             self._retry(client._credentials.refresh)(Request())
             client._credentials.with_non_blocking_refresh()
@@ -172,7 +176,8 @@ class GoogleObjects:
             if isinstance(error, auth.RefreshError) and error.retryable:
                 raise StorageFailed(f"{where}: credentials cannot be renewed now. Run the same command again.") from error
             raise UsageError(
-                f"{where}: no credentials for Google Cloud that work. Run gcloud auth application-default login, or give "
+                f"{where}: no credentials for Google Cloud that work ({_said(error)}). "
+                "Run gcloud auth application-default login, or give "
                 "the machine or the pod a service account (docs/operating.md)."
             ) from error
         except api.BadRequest as error:

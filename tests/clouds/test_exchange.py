@@ -57,6 +57,17 @@ def test_what_is_there_is_neither_fetched_nor_uploaded_again(bed, tmp_path, uri)
     assert open_store(cache, name).rows([0]).tolist() == [[97] * 3]
 
 
+def test_what_was_fetched_does_not_go_up_again(bed, tmp_path, uri):
+    first, second = cache_on(tmp_path / "a", uri), cache_on(tmp_path / "b", uri)
+    with Exchange(second, ["images-1"]) as exchange:
+        exchange.flush()
+        with Exchange(first, ["images-1"]):
+            write(first, "ab")
+        bed.requests()
+        exchange.fetch("images-1", ["a" * 64, "b" * 64])
+    assert {method for method, _, _ in bed.requests()} <= {"GET", "HEAD"}
+
+
 def test_damaged_shard_is_not_taken(bed, tmp_path, uri):
     cache = cache_on(tmp_path / "a", uri)
     with Exchange(cache, ["images-1"]):

@@ -1,7 +1,6 @@
 """What must hold for rendered manifests, and no schema knows: each rule yields its complaints about one rendered overlay."""
 
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -9,16 +8,15 @@ from typing import Any
 
 import click
 
-from job import cli
-from job.config import Config
 from job.errors import JobError, Stopped, StorageFailed, TryAgainLater, UsageError
+from job.storage.objects import is_remote, open_objects
 from job.train.cluster import Cluster
+from tests.launch.rendered import JOB_NAME, Manifest, Rendered, verdict
 
-Manifest = dict[str, Any]
-
-JOB_NAME = "batch.kubernetes.io/job-name"  # A label that Kubernetes gives to the pods of a Job.
 GPU = "nvidia.com/gpu"
 RETRIED = (StorageFailed, TryAgainLater, Stopped)
+# Where pods of GKE get tokens, with Dataplane V2 and without it.
+METADATA = {"169.254.169.254/32": [80, 8080], "169.254.169.252/32": [987, 988]}
 # https://kubernetes.io/docs/concepts/security/pod-security-standards: what a pod that is "restricted" may mount.
 _RESTRICTED_VOLUMES = {
     "configMap",
@@ -32,82 +30,12 @@ _RESTRICTED_VOLUMES = {
 }
 
 
-class Rendered:
-    """The objects of one overlay, and the parts of its one Job that rules ask for."""
-
-    def __init__(self, manifests: Sequence[Manifest]) -> None:
-        self._manifests = manifests
-        (self.job,) = self.of("Job")
-        self.spec: Manifest = self.job["spec"]
-        self.pod: Manifest = self.spec["template"]["spec"]
-        (self.container,) = self.pod["containers"]
-        self.is_indexed = self.spec.get("completionMode") == "Indexed"
-        self.env: Manifest = {variable["name"]: variable for variable in self.container.get("env", [])}
-        self.labels: Manifest = {**self.spec["template"]["metadata"]["labels"], JOB_NAME: self.job["metadata"]["name"]}
-
-    def of(self, kind: str) -> list[Manifest]:
-        return [manifest for manifest in self._manifests if manifest["kind"] == kind]
-
-    def names(self, kind: str) -> set[str]:
-        return {manifest["metadata"]["name"] for manifest in self.of(kind)}
-
-    def selected_by(self, selector: Manifest) -> bool:
-        """Whether the labels of the pods fit."""
-        return selector.items() <= self.labels.items()
-
-    def environment(self, index: int = 0) -> dict[str, str]:
-        """What Kubernetes gives to the container of the pod with this completion index."""
-        values = {"JOB_COMPLETION_INDEX": str(index)} if self.is_indexed else {}
-        for name, variable in self.env.items():
-            path = variable.get("valueFrom", {}).get("fieldRef", {}).get("fieldPath", "")
-            label = re.fullmatch(r"metadata\.labels\['(.*)'\]", path)
-            values[name] = self.labels.get(label[1], "") if label else variable.get("value", "")
-        return values
-
-    def volume(self, name: str) -> Manifest:
-        return next((volume for volume in self.pod["volumes"] if volume["name"] == name), {})
-
-    def files(self) -> dict[str, str]:
-        """Path in the container and text of each file that comes from a ConfigMap."""
-        data = {m["metadata"]["name"]: m["data"] for m in self.of("ConfigMap")}
-        return {
-            f"{mount['mountPath']}/{file}": text
-            for mount in self.container["volumeMounts"]
-            for file, text in data.get(self.volume(mount["name"]).get("configMap", {}).get("name"), {}).items()
-        }
-
-    def config(self) -> Config:
-        """The configuration that the container's command line asks for.
-
-        Raises:
-            click.UsageError, UsageError: where the program would refuse it.
-        """
-        name, *rest = self.container["args"]
-        command = cli.main.commands.get(name)
-        if command is None:
-            raise click.UsageError(f"there is no command {name}")
-        given = command.make_context(name, rest).params
-        if not given.get("config_file"):
-            return Config.load(None, given.get("assignments", ()))
-        with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
-            file.write(self.files().get(str(given["config_file"]), f"= {given['config_file']} is in no ConfigMap"))
-            file.flush()
-            return Config.load(Path(file.name), given["assignments"])
-
-
-def verdict(job: Manifest, exit_code: int) -> str:
-    """What the Job's podFailurePolicy says of a container that ended like this, on a node that nobody took away."""
-    for rule in job["spec"]["podFailurePolicy"]["rules"]:
-        if exit_code in rule.get("onExitCodes", {}).get("values", []):
-            return str(rule["action"])
-    return "Count"
-
-
 def exit_codes(error: type[JobError] = JobError) -> dict[str, int]:
     """Everything that errors.py draws, by name."""
     codes = {error.__name__: error.exit_code}
     for kind in error.__subclasses__():
-        codes |= exit_codes(kind)
+        if kind.__module__ == JobError.__module__:
+            codes |= exit_codes(kind)
     return codes
 
 
@@ -120,7 +48,7 @@ def pods_are_not_restarted_in_place(rendered: Rendered) -> Iterator[str]:
     if rendered.pod.get("restartPolicy") != "Never":
         yield "restartPolicy is not Never, which podFailurePolicy asks for"
     if rendered.spec.get("podReplacementPolicy") != "Failed":
-        yield "podReplacementPolicy is not Failed: two pods could be at one /out"
+        yield "podReplacementPolicy is not Failed: two pods could be at one output"
 
 
 def exit_codes_are_those_of_errors(rendered: Rendered) -> Iterator[str]:
@@ -239,12 +167,42 @@ def volumes_exist(rendered: Rendered) -> Iterator[str]:
     ):
         yield "workers on many nodes cannot share a claim that is not ReadWriteMany"
     folders = [mount["mountPath"] for mount in mounts.values()]
-    values = [variable.get("value", "") for variable in rendered.env.values()]
-    for path in re.findall(r"/[^ =]+", " ".join([*rendered.container["args"], *values])):
+    words = [word.rpartition("=")[2] for word in (*rendered.arguments, *rendered.environment().values())]
+    for path in (word for word in words if word.startswith("/")):
         if not any(Path(path).is_relative_to(folder) for folder in folders):
             yield f"{path} is in no volume"
     unwritable = {"/tmp", "/dev/shm"} - set(folders)  # The root file system is read-only.
     yield from (f"{path} cannot be written to" for path in sorted(unwritable))
+
+
+def photos_and_results_have_a_place(rendered: Rendered) -> Iterator[str]:
+    for place in rendered.places.values():
+        if "$(" in place:
+            yield f"nobody says what {place} is"
+        elif is_remote(place):
+            try:
+                open_objects(place)
+            except UsageError as error:
+                yield str(error)
+    scratch_bytes = quantity(rendered.volume("tmp")["emptyDir"]["sizeLimit"])
+    if is_remote(rendered.places.get("out", "")) and scratch_bytes < 16 * 2**30:
+        yield "what goes to a bucket is made in /tmp first, stores included, and has no room there"
+
+
+def buckets_alone_open_the_metadata_server(rendered: Rendered) -> Iterator[str]:
+    """Whoever reaches it has the permissions of the service account."""
+    if rendered.pod.get("serviceAccountName") not in rendered.names("ServiceAccount"):
+        yield f"there is no service account {rendered.pod.get('serviceAccountName')}"
+    found = {
+        peer["ipBlock"]["cidr"]: sorted(port["port"] for port in rule.get("ports", []))
+        for policy in rendered.of("NetworkPolicy")
+        for rule in policy["spec"].get("egress", [])
+        for peer in rule.get("to", [])
+        if "ipBlock" in peer and "169.254.0.0/16" not in peer["ipBlock"].get("except", [])
+    }
+    wanted = METADATA if any(place.startswith("gs://") for place in rendered.places.values()) else {}
+    if found != wanted:
+        yield f"local addresses that can be reached: {found}, expected {wanted}"
 
 
 def sizes_fit(rendered: Rendered) -> Iterator[str]:
@@ -320,6 +278,8 @@ RULES: tuple[Callable[[Rendered], Iterator[str]], ...] = (
     ports_agree,
     workers_talk_to_workers_only,
     volumes_exist,
+    photos_and_results_have_a_place,
+    buckets_alone_open_the_metadata_server,
     sizes_fit,
     gpus_are_consistent,
     a_stop_has_time_to_save,

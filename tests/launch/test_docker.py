@@ -12,7 +12,9 @@ from docker.models.images import Image
 from docker.models.volumes import Volume
 
 from job.cgroups import usable_cores
+from tests.clouds.fixtures import GoogleBed
 from tests.conftest import ROOT, quick_settings
+from tests.launch.beds import put_folder
 from tests.launch.docker_bed import HARDENED, build, ended, said, started
 
 # Training long enough to be stopped in its middle.
@@ -97,6 +99,31 @@ def test_run_that_memory_was_too_little_for_goes_on_with_more_as_any_user(
     assert code == 0, text
     assert "explore   skipped: unchanged" in text
     assert "Report: /out/report.html" in text
+
+
+def test_container_works_from_bucket_to_bucket_and_another_one_with_other_scratch_goes_on(
+    image: Image, volume: Volume, google: GoogleBed, painted: Path
+) -> None:
+    data, out = put_folder(google, painted, f"{google.bucket()}/photos"), f"{google.bucket()}/runs/first"
+    command = ["run", "--data", data, "--out", out, *quick_settings()]
+    options = {**HARDENED, "network_mode": "host", "user": "10001", "environment": google.environment}
+    code, text = ended(image, *command, "--stop-after", "head", **options)
+    assert code == 0, text
+    on_disk = {"tmpfs": {}, "volumes": {volume.name: {"bind": "/tmp", "mode": "rw"}}}
+    code, text = ended(image, *command, **options | on_disk)
+    assert code == 0, text
+    assert "head      skipped: unchanged" in text
+    assert f"Report: {out}/report.html" in text and f"{out}/report.html" in google.names(out)
+
+
+@pytest.mark.parametrize(
+    ("variable", "scheme"), [("GOOGLE_APPLICATION_CREDENTIALS", "gs"), ("AWS_PROFILE", "s3")], ids=["google", "amazon"]
+)
+def test_missing_credentials_are_said_in_a_line_for_each_service(image: Image, variable: str, scheme: str) -> None:
+    command = ["run", "--data", f"{scheme}://bucket/photos", "--out", "/tmp/out"]
+    code, text = ended(image, *command, environment={variable: "/nowhere"}, **HARDENED)
+    assert code == 2, text
+    assert f"{scheme}://bucket/photos: no credentials" in text and "Traceback" not in text
 
 
 @pytest.mark.parametrize(

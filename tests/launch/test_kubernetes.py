@@ -1,18 +1,12 @@
 """The manifests of k8s/: rendered by kubectl, held against schemas, checkov and our own rules, and acted out.
 
-No API server runs here. What a cluster would do with the pods of multi-worker is done by hand: each has a network, a host
-name and a hosts file of its own, and is started again as its Job says.
+No API server runs here: `pods.py` does what a cluster would do with the pods of multi-worker.
 """
 
-import os
 import re
 import shutil
-import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +15,13 @@ import pytest
 import yaml
 
 from job.config import Config, as_toml
+from tests.clouds.fixtures import GoogleBed
 from tests.conftest import QUICK, ROOT, paint_classes
-from tests.launch.beds import missing
-from tests.launch.kubernetes_rules import GPU, JOB_NAME, Manifest, Rendered, complaints, exit_codes, verdict
+from tests.launch import pods
+from tests.launch.beds import missing, put_folder
+from tests.launch.kubernetes_rules import GPU, complaints, exit_codes
+from tests.launch.pods import Pods
+from tests.launch.rendered import JOB_NAME, Manifest, Rendered, verdict
 
 OVERLAYS = ("cpu-smoke", "single-gpu", "multi-gpu", "multi-worker")
 # A user's own overlay: a second run in a shared namespace, with everything that can be added.
@@ -50,13 +48,23 @@ def k8s(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def rendered(kubectl: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The text of each overlay, and of `everything`."""
-    k8s = Path(shutil.copytree(ROOT / "k8s", tmp_path_factory.mktemp("everything") / "k8s"))
-    edit(k8s / "overlays/single-gpu/kustomization.yaml", "../../components/data-pvc", "../../components/data-bucket")
-    own = k8s.parent / "own"
-    own.mkdir()
-    (own / "kustomization.yaml").write_text(EVERYTHING)
-    return {name: render(kubectl, ROOT / "k8s/overlays" / name) for name in OVERLAYS} | {"everything": render(kubectl, own)}
+    """The text of each overlay, of `everything`, and of one pod with either photos or results in a bucket."""
+    texts = {name: render(kubectl, ROOT / "k8s/overlays" / name) for name in OVERLAYS}
+    for name, kinds in {"everything": ("data", "out"), "data-bucket": ("data",), "out-bucket": ("out",)}.items():
+        k8s = Path(shutil.copytree(ROOT / "k8s", tmp_path_factory.mktemp(name) / "k8s"))
+        use_buckets(k8s, *kinds)
+        own = k8s.parent / "own"
+        own.mkdir()
+        (own / "kustomization.yaml").write_text(EVERYTHING)
+        texts[name] = render(kubectl, own if name == "everything" else k8s / "overlays/single-gpu")
+    return texts
+
+
+def use_buckets(k8s: Path, *kinds: str) -> None:
+    for kind in kinds:
+        edit(
+            k8s / "overlays/single-gpu/kustomization.yaml", f"../../components/{kind}-pvc", f"../../components/{kind}-bucket"
+        )
 
 
 def render(kubectl: str, folder: Path) -> str:
@@ -76,7 +84,7 @@ def manifests(text: str) -> list[Manifest]:
     return list(yaml.safe_load_all(text))
 
 
-each_overlay = pytest.mark.parametrize("name", [*OVERLAYS, "everything"])
+each_overlay = pytest.mark.parametrize("name", [*OVERLAYS, "everything", "data-bucket", "out-bucket"])
 
 
 @each_overlay
@@ -135,7 +143,7 @@ def test_exit_codes_decide_whether_the_job_goes_on(rendered: dict[str, str]) -> 
 def test_the_overlays_differ_as_their_names_say(rendered: dict[str, str]) -> None:
     overlays = {name: Rendered(manifests(text)) for name, text in rendered.items()}
     gpus = {name: overlay.container["resources"]["limits"].get(GPU) for name, overlay in overlays.items()}
-    assert gpus == {"cpu-smoke": None, "single-gpu": 1, "multi-gpu": 4, "multi-worker": 1, "everything": 1}
+    assert gpus == {"cpu-smoke": None, "multi-gpu": 4} | dict.fromkeys(overlays.keys() - {"cpu-smoke", "multi-gpu"}, 1)
     assert {name for name, overlay in overlays.items() if overlay.is_indexed} == {"multi-worker", "everything"}
     assert overlays["cpu-smoke"].container["args"][0] == "demo"
     assert not overlays["cpu-smoke"].of("PersistentVolumeClaim")
@@ -143,20 +151,50 @@ def test_the_overlays_differ_as_their_names_say(rendered: dict[str, str]) -> Non
     assert everything.spec["suspend"] is True
     assert everything.job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"]
     assert everything.pod["nodeSelector"] == {"cloud.google.com/gke-spot": "true"}
-    assert everything.volume("data")["csi"]["driver"] == "gcsfuse.csi.storage.gke.io"
-    assert everything.pod["serviceAccountName"] in everything.names("ServiceAccount")
     assert everything.labels[JOB_NAME] == "transfer-job-b"
+
+
+def test_a_bucket_takes_the_place_of_a_claim(rendered: dict[str, str]) -> None:
+    overlays = {name: Rendered(manifests(text)) for name, text in rendered.items()}
+    photos, results = "gs://my-photos/flowers", "gs://my-results/runs/first"
+    assert {name: tuple(overlay.places.values()) for name, overlay in overlays.items()} == {
+        "cpu-smoke": ("/out",),
+        "single-gpu": ("/data", "/out/run"),
+        "multi-gpu": ("/data", "/out/run"),
+        "multi-worker": ("/data", "/out/run"),
+        "everything": (photos, results),
+        "data-bucket": (photos, "/out/run"),
+        "out-bucket": ("/data", results),
+    }
+    claims = {name: overlay.names("PersistentVolumeClaim") for name, overlay in overlays.items()}
+    assert claims["data-bucket"] == {"transfer-job-out"} and claims["everything"] == claims["out-bucket"] == set()
+    volumes = {name: {volume["name"] for volume in overlay.pod["volumes"]} for name, overlay in overlays.items()}
+    assert volumes["everything"] == {"config", "tmp", "shm"}
 
 
 def test_a_user_of_one_gpu_edits_two_lines(k8s: Path, kubectl: str) -> None:
     overlay = k8s / "overlays/single-gpu"
-    marked = {file: re.findall(r".*# EDIT: .*", file.read_text()) for file in files_of(overlay)}
+    marked = {file: lines_to_edit(file) for file in files_of(overlay)}
     assert sorted(len(lines) for lines in marked.values() if lines) == [1, 1]
     for file in marked:
         file.write_text(file.read_text().replace("registry.example.com", "mine.example.org").replace("photos}", "pictures}"))
     edited = Rendered(manifests(render(kubectl, overlay)))
     assert edited.container["image"] == "mine.example.org/transfer-job:gpu"
     assert edited.volume("data")["persistentVolumeClaim"]["claimName"] == "pictures"
+
+
+def test_a_user_of_buckets_edits_three_lines_more(k8s: Path, kubectl: str) -> None:
+    use_buckets(k8s, "data", "out")
+    marked = [line for file in set(files_of(k8s / "overlays/single-gpu")) for line in lines_to_edit(file)]
+    assert sorted(re.findall(r"registry\.\S+|gs:\S+(?=\")", " ".join(marked))) == [
+        "gs://my-photos/flowers",
+        "gs://my-results/runs/first",
+        "registry.example.com/transfer-job,",
+    ]
+
+
+def lines_to_edit(file: Path) -> list[str]:
+    return re.findall(r".*# EDIT: .*", file.read_text())
 
 
 def files_of(folder: Path) -> Iterator[Path]:
@@ -212,6 +250,17 @@ MISTAKES: list[tuple[str, str, str, str, Any]] = [
     ("single-gpu", "volumes_exist", "Job", POD + "volumes.1.persistentVolumeClaim.claimName", "mine"),
     ("single-gpu", "volumes_exist", "Job", POD + "volumes.2.configMap.name", "transfer-job"),
     ("single-gpu", "volumes_exist", "Job", CONTAINER + "args.2", "--out=/results"),
+    ("single-gpu", "volumes_exist", "Job", CONTAINER + "env.0.value", "/photos"),
+    ("single-gpu", "photos_and_results_have_a_place", "Job", CONTAINER + "env.0", REMOVED),
+    ("out-bucket", "photos_and_results_have_a_place", "Job", CONTAINER + "env.1.value", "gcs://my-results/runs/first"),
+    ("out-bucket", "photos_and_results_have_a_place", "Job", CONTAINER + "env.1.value", "gs://me:secret@my-results/runs"),
+    ("out-bucket", "photos_and_results_have_a_place", "Job", POD + "volumes.1.emptyDir.sizeLimit", "4Gi"),
+    ("out-bucket", "sizes_fit", "Job", CONTAINER + "resources.limits.ephemeral-storage", "8Gi"),
+    ("data-bucket", "buckets_alone_open_the_metadata_server", "NetworkPolicy", "egress.3", REMOVED),
+    ("data-bucket", "buckets_alone_open_the_metadata_server", "NetworkPolicy", "egress.2.ports.0.port", 81),
+    ("data-bucket", "buckets_alone_open_the_metadata_server", "Job", POD + "serviceAccountName", "default"),
+    ("data-bucket", "buckets_alone_open_the_metadata_server", "Job", CONTAINER + "args.1", "--data=/out/photos"),
+    ("single-gpu", "buckets_alone_open_the_metadata_server", "NetworkPolicy", "egress.1.to.0.ipBlock.except", REMOVED),
     ("multi-worker", "volumes_exist", "PersistentVolumeClaim", "accessModes", ["ReadWriteOnce"]),
     ("single-gpu", "sizes_fit", "Job", CONTAINER + "resources.limits.memory", "20Gi"),
     ("single-gpu", "sizes_fit", "Job", CONTAINER + "resources.limits.cpu", REMOVED),
@@ -259,149 +308,90 @@ def test_a_longer_grace_in_run_toml_is_refused_without_the_time_for_it(k8s: Path
     assert "a_stop_has_time_to_save" in complaints(manifests(render(kubectl, k8s / "overlays/single-gpu")))
 
 
-ADDRESSES = ("10.0.0.1", "10.0.0.2")
-DEADLINE_S = 900  # For all attempts together: so that a hang ends.
-
-
 @pytest.fixture
 def networks() -> Iterator[list[str]]:
-    """A network for each of two pods, with a cable between them. In one network they could not both have port 2222, because
-    TensorFlow listens on all addresses."""
-    if os.geteuid() != 0 or not shutil.which("ip"):
-        missing("networks for pods need root and iproute2")
-    names = [f"pod-{os.getpid()}-{k}" for k in range(len(ADDRESSES))]
-    try:
-        for name in names:
-            ip("netns", "add", name)
-        ip("link", "add", "eth0", "netns", names[0], "type", "veth", "peer", "name", "eth0", "netns", names[1])
-        for name, address in zip(names, ADDRESSES, strict=True):
-            ip("-n", name, "address", "add", f"{address}/24", "dev", "eth0")
-            ip("-n", name, "link", "set", "eth0", "up")
-            ip("-n", name, "link", "set", "lo", "up")
+    with pods.networks() as names:
         yield names
-    finally:
-        for name in names:
-            with suppress(subprocess.CalledProcessError):
-                ip("netns", "delete", name)
-
-
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True)
-
-
-class Pods:
-    """The pods of a rendered Indexed Job as processes: with their environment, their command line and their host names."""
-
-    def __init__(self, rendered: Rendered, networks: list[str], folder: Path, data: Path) -> None:
-        self._rendered, self._networks, self._folder = rendered, networks, folder
-        self._name = rendered.job["metadata"]["name"]
-        (service,) = rendered.names("Service")
-        lines = [f"{a} {self._name}-{k}.{service} {self._name}-{k}" for k, a in enumerate(ADDRESSES)]
-        self._hosts = folder / "hosts"
-        self._hosts.write_text("\n".join(["127.0.0.1 localhost", *lines, ""]))
-        self.at = {mount["mountPath"]: folder / mount["name"] for mount in rendered.container["volumeMounts"]}
-        self.at["/data"] = data
-        for path in self.at.values():
-            path.mkdir(exist_ok=True)
-        for name, text in rendered.files().items():
-            self._outside(Path(name)).write_text(text)
-
-    def run(self, meanwhile: Callable[["Pods"], None] = lambda pods: None) -> dict[int, list[int]]:
-        """Start all, and each one that failed again as Kubernetes does it; the exit codes of each index."""
-        exits: dict[int, list[int]] = {k: [] for k in range(len(ADDRESSES))}
-        self.running = {k: self._start(k) for k in exits}
-        waiting: dict[int, float] = {}
-        deadline = time.monotonic() + DEADLINE_S
-        try:
-            while self.running or waiting:
-                assert time.monotonic() < deadline, self.logs()
-                time.sleep(0.1)
-                meanwhile(self)
-                for k in [k for k, process in self.running.items() if process.poll() is not None]:
-                    code = self.running.pop(k).returncode
-                    exits[k].append(128 - code if code < 0 else code)
-                    if code != 0:
-                        assert verdict(self._rendered.job, exits[k][-1]) != "FailJob", self.logs()
-                        waiting[k] = time.monotonic() + 10 * 2 ** (len(exits[k]) - 1)
-                for k in [k for k, since in waiting.items() if since < time.monotonic()]:
-                    del waiting[k]
-                    self.running[k] = self._start(k)
-        finally:
-            for k in list(self.running):
-                self.lose(k)
-        return exits
-
-    def lose(self, k: int) -> None:
-        """Everything that runs in the pod, at once."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.running[k].pid, signal.SIGKILL)
-        self.running[k].wait()
-
-    def log(self, k: int) -> str:
-        return (self._folder / f"log-{k}").read_text()
-
-    def logs(self) -> str:
-        return "\n".join(f"--- worker {k} ---\n{self.log(k)[-4000:]}" for k in range(len(ADDRESSES)))
-
-    def _start(self, k: int) -> "subprocess.Popen[str]":
-        script = 'hostname "$1" && mount --bind "$2" /etc/hosts && shift 2 && exec "$@"'
-        pod = ["ip", "netns", "exec", self._networks[k], "unshare", "--uts", "sh", "-c", script, "pod"]
-        entrypoint = [sys.executable, "-m", "job"]  # The image's; the manifest has the arguments.
-        arguments = [self._mapped(argument) for argument in self._rendered.container["args"]]
-        with (self._folder / f"log-{k}").open("a") as log:
-            return subprocess.Popen(
-                [*pod, f"{self._name}-{k}", self._hosts, *entrypoint, *arguments],
-                cwd=ROOT,
-                env=self._environment(k),
-                stdout=log,
-                stderr=log,
-                text=True,
-                start_new_session=True,
-            )
-
-    def _environment(self, k: int) -> dict[str, str]:
-        """What Kubernetes sets, and what every process needs."""
-        scratch = str(self.at["/tmp"])
-        given = {name: self._mapped(value) for name, value in self._rendered.environment(k).items()}
-        return {"PATH": os.environ["PATH"], "HOME": scratch, "TMPDIR": scratch, **given}
-
-    def _mapped(self, text: str) -> str:
-        """`--out=/out/run`, `/tmp/keras` and the like, with the path's place on this machine."""
-        before, slash, path = text.partition("/")
-        return before + str(self._outside(Path(slash + path))) if slash else text
-
-    def _outside(self, path: Path) -> Path:
-        """Where a path of the container lies on this machine."""
-        (mount,) = (mount for mount in self.at if path.is_relative_to(mount))
-        return self.at[mount] / path.relative_to(mount)
 
 
 @pytest.fixture
-def pods(kubectl: str, k8s: Path, networks: list[str], tmp_path: Path) -> Pods:
-    """Two workers on drawn pictures, with a run.toml for a run of seconds."""
+def two_pods(kubectl: str, k8s: Path, networks: list[str], tmp_path: Path) -> Pods:
+    """Two workers on drawn pictures in a claim, with another claim for the results, and a run.toml for a run of seconds."""
     (k8s / "base/run.toml").write_text(as_toml(Config.load(None, QUICK)))
-    rendered = Rendered(manifests(render(kubectl, k8s / "overlays/multi-worker")))
-    return Pods(rendered, networks, tmp_path, paint_classes(tmp_path / "photos"))
+    made = Pods(Rendered(manifests(render(kubectl, k8s / "overlays/multi-worker"))), networks, tmp_path)
+    paint_classes(made.at["/data"])
+    return made
 
 
-def test_two_pods_find_each_other_and_finish_the_run(pods: Pods) -> None:
-    assert pods.run() == {0: [0], 1: [0]}, pods.logs()
+def test_two_pods_find_each_other_and_finish_the_run(two_pods: Pods) -> None:
+    assert two_pods.run() == {0: [0], 1: [0]}, two_pods.logs()
     for k in (0, 1):
-        assert "2 workers" in pods.log(k).splitlines()[0]
-    assert {"report.html", "metrics.json", "model"} <= {path.name for path in (pods.at["/out"] / "run").iterdir()}
+        assert "2 workers" in two_pods.log(k).splitlines()[0]
+    assert {"report.html", "metrics.json", "model"} <= {path.name for path in (two_pods.at["/out"] / "run").iterdir()}
 
 
-def test_after_a_pod_is_lost_all_come_again_and_finish_the_run(pods: Pods) -> None:
+def test_after_a_pod_is_lost_all_come_again_and_finish_the_run(two_pods: Pods) -> None:
+    split = two_pods.at["/out"] / "run/stages/split.json"
+    exits = two_pods.run(lose_one_when(split.exists))
+    assert_all_came_again(two_pods, exits)
+    assert (two_pods.at["/out"] / "run/report.html").exists()
+
+
+@pytest.fixture
+def bucket(google: GoogleBed, tmp_path: Path) -> str:
+    """Drawn pictures below `photos`."""
+    uri = google.bucket()
+    put_folder(google, paint_classes(tmp_path / "photos"), f"{uri}/photos")
+    return uri
+
+
+@pytest.fixture
+def two_pods_on_a_bucket(
+    kubectl: str, k8s: Path, networks: list[str], google: GoogleBed, bucket: str, tmp_path: Path
+) -> Iterator[Pods]:
+    """The same with photos and results in a bucket, and no volume that outlives a pod."""
+    (k8s / "base/run.toml").write_text(as_toml(Config.load(None, QUICK)))
+    use_buckets(k8s, "data", "out")
+    edit(k8s / "components/data-bucket/job.yaml", "gs://my-photos/flowers", f"{bucket}/photos")
+    edit(k8s / "components/out-bucket/job.yaml", "gs://my-results/runs/first", f"{bucket}/run")
+    rendered = Rendered(manifests(render(kubectl, k8s / "overlays/multi-worker")))
+    with pods.reaching(google.url, networks):
+        yield Pods(rendered, networks, tmp_path, **google.environment)
+
+
+def test_two_pods_with_nothing_but_a_bucket_between_them_finish_the_run(
+    two_pods_on_a_bucket: Pods, google: GoogleBed, bucket: str
+) -> None:
+    made = two_pods_on_a_bucket
+    assert made.at.keys() == {"/etc/transfer-job"}
+    assert made.run() == {0: [0], 1: [0]}, made.logs()
+    names = {name.removeprefix(f"{bucket}/run/").partition("/")[0] for name in google.names(f"{bucket}/run/")}
+    assert {"report.html", "metrics.json", "model", "examples.parquet"} <= names
+
+
+def test_after_a_pod_is_lost_new_ones_with_empty_disks_go_on_from_the_bucket(
+    two_pods_on_a_bucket: Pods, google: GoogleBed, bucket: str
+) -> None:
+    made, split = two_pods_on_a_bucket, f"{bucket}/run/stages/split.json"
+    exits = made.run(lose_one_when(lambda: split in google.names(split)))
+    assert_all_came_again(made, exits)
+    assert "intake    skipped: unchanged" in made.log(0)
+    assert f"{bucket}/run/report.html" in google.names(f"{bucket}/run/")
+
+
+def lose_one_when(has_come_so_far: Callable[[], bool]) -> Callable[[Pods], None]:
     lost: list[int] = []
 
-    def lose_one(pods: Pods) -> None:
-        if not lost and 1 in pods.running and (pods.at["/out"] / "run/stages/split.json").exists():
-            pods.lose(1)
+    def meanwhile(made: Pods) -> None:
+        if not lost and 1 in made.running and has_come_so_far():
+            made.lose(1)
             lost.append(1)
 
-    exits = pods.run(lose_one)
+    return meanwhile
+
+
+def assert_all_came_again(made: Pods, exits: dict[int, list[int]]) -> None:
     assert exits[1][0] == 137
-    assert exits[0][0] == 75, pods.logs()
-    assert {code for codes in exits.values() for code in codes[1:-1]} <= {75}, pods.logs()  # It came before the other left.
+    assert exits[0][0] == 75, made.logs()
+    assert {code for codes in exits.values() for code in codes[1:-1]} <= {75}, made.logs()  # It came before the other left.
     assert [codes[-1] for codes in exits.values()] == [0, 0]
-    assert (pods.at["/out"] / "run/report.html").exists()

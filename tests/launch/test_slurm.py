@@ -16,8 +16,10 @@ import pytest
 
 from job import errors
 from job.config import Config
+from tests.clouds.fixtures import GoogleBed
 from tests.conftest import ROOT, paint_classes, quick_settings
 from tests.faults.killer import faults, leftovers, outcome
+from tests.launch.beds import fetched, put_folder
 from tests.launch.slurm_bed import Slurm, started
 
 RETRIED = {errors.StorageFailed.exit_code, errors.TryAgainLater.exit_code, errors.Stopped.exit_code}
@@ -83,7 +85,12 @@ def stand_in(program: Path, body: str) -> Path:
 
 def before_others(slurm: Slurm, program: Path) -> Slurm:
     """Jobs submitted to this find the program first."""
-    return replace(slurm, environment={**slurm.environment, "PATH": f"{program.parent}:{os.environ['PATH']}"})
+    return told(slurm, PATH=f"{program.parent}:{os.environ['PATH']}")
+
+
+def told(slurm: Slurm, **environment: str) -> Slurm:
+    """Jobs submitted to this have these variables."""
+    return replace(slurm, environment={**slurm.environment, **environment})
 
 
 def bits(out: Path) -> dict[str, Any]:
@@ -164,10 +171,11 @@ def test_containers_get_the_same_arguments_and_see_data_and_output(slurm, undist
         f'echo "apptainer $*"; while [[ $1 != *.sif ]]; do shift; done; shift; exec {sys.executable} -m job "$@"',
     )
     lines = {"DATA": photos, "OUT": tmp_path / "out", "OPTIONS": ["--stop-after", "explore"], "RUNTIME": "apptainer"}
+    lines |= {"SCRATCH": "/tmp"}
     number = before_others(slurm, apptainer).submit(
         edited("single-node", tmp_path, **lines, IMAGE="/images/job.sif"), *WORKER
     )
-    said, mounts = slurm.finished(number) and slurm.log(number), f"{photos}:{photos},{tmp_path}/out:{tmp_path}/out"
+    said, mounts = slurm.finished(number) and slurm.log(number), f"/tmp:/tmp,{photos}:{photos},{tmp_path}/out:{tmp_path}/out"
     assert f"apptainer run --nv --bind {mounts} /images/job.sif run --data {photos} --out {tmp_path}/out" in said
     assert slurm.job(number)["JobState"] == "COMPLETED" and (tmp_path / "out/report.html").exists(), said
 
@@ -177,6 +185,12 @@ def test_containers_get_the_same_arguments_and_see_data_and_output(slurm, undist
     said = slurm.finished(number) and slurm.log(number)
     program = f"--container-image=/images/job.sqsh --container-mounts={mounts} python -m job run --data {photos}"
     assert program in said
+
+    lines |= {"DATA": "gs://bucket/photos", "OUT": "gs://bucket/runs/first", "SCRATCH": tmp_path}
+    number = before_others(slurm, srun).submit(edited("multi-node", tmp_path, **lines), *NOTHING)
+    said = slurm.finished(number) and slurm.log(number)
+    assert f"--container-mounts={tmp_path}:{tmp_path} python -m job run --data gs://bucket/photos" in said
+    assert not (slurm.folder / "gs:").exists()
 
 
 def test_job_at_its_time_limit_saves_starts_again_and_ends_as_one_without_a_limit(slurm, undisturbed, photos, tmp_path):
@@ -220,6 +234,32 @@ def test_two_nodes_end_as_one_does(slurm, one_worker, photos, tmp_path):
     assert job["JobState"] == "COMPLETED", said
     assert "this is the chief of 2 workers: n1:" in said and "this is worker 1 of 2 workers: n1:" in said, said
     assert_equal(tmp_path / "out", one_worker, tolerance=1e-6)
+
+
+def test_two_nodes_with_a_bucket_between_them_end_as_one_does(slurm, one_worker, photos, google: GoogleBed, tmp_path):
+    data, out = put_folder(google, photos, f"{google.bucket()}/photos"), f"{google.bucket()}/runs/first"
+    script = edited("multi-node", tmp_path, DATA=data, OUT=out, OPTIONS=SHORT, SCRATCH=tmp_path)
+    number = told(slurm, **google.environment).submit(script, *WORKER)
+    job, said = slurm.finished(number), slurm.log(number)
+    assert job["JobState"] == "COMPLETED", said
+    assert f"Report: {out}/report.html" in said
+    assert_equal(fetched(google, out, tmp_path / "fetched"), one_worker, tolerance=1e-6)
+
+
+def test_configurations_of_an_array_meet_in_a_bucket(slurm, photos, google: GoogleBed, tmp_path):
+    data, out = put_folder(google, photos, f"{google.bucket()}/photos"), f"{google.bucket()}/runs"
+    settings = quick_settings("backbone.unfreeze=none", "augment.views=1")
+    num_read = []
+    for k in (0, 1):
+        node = tmp_path / f"node-{k}"
+        node.mkdir()
+        script = edited("array", node, DATA=data, OUT=out, SCRATCH=node)
+        script.write_text(script.read_text().replace('"${options[@]}"', shlex.join([*settings, "--stop-after", "extract"])))
+        google.requests()
+        number = told(slurm, **google.environment).submit(script, f"--array={k}", *WORKER)
+        assert slurm.finished(f"{number}_{k}")["JobState"] == "COMPLETED", slurm.log(f"{number}_{k}")
+        num_read.append(sum("/photos%2F" in path for _, path, _ in google.requests()))
+    assert num_read == [320, 0]
 
 
 def test_job_on_a_node_that_is_lost_starts_again_and_ends_the_same(slurm, one_worker, photos, tmp_path):
