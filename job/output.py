@@ -13,6 +13,10 @@ from job.storage.mirror import Mirror
 from job.storage.objects import is_remote, open_objects, scratch
 from job.storage.workdir import Workdir, storage_errors
 
+# The local part of a bucket's directory lies on a disk of this machine, where the touches of its owner show at once; whether
+# the owner on another machine is alive the bucket's own lease decides.
+_SCRATCH_DEAD_AFTER_S = 4.0
+
 
 def make_workdir(out: str, data: str, caching: CacheConfig | None = None, worker: int = 0) -> Workdir:
     """The output directory, or this worker's part of a bucket.
@@ -32,7 +36,10 @@ def existing_workdir(out: str) -> Workdir:
     """That of an earlier run. Raises: UsageError."""
     if not is_remote(out) and not Path(out).is_dir():
         raise UsageError(f"{out}: no such folder.")
-    return _workdir(out)
+    workdir = _workdir(out)
+    if workdir.mirror and not workdir.mirror.exists():
+        raise UsageError(f"{out}: this is not the output of a run.")
+    return workdir
 
 
 @contextmanager
@@ -43,8 +50,9 @@ def looked_at(workdir: Workdir) -> Iterator[Workdir]:
         return
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        glance = Workdir(root, Mirror(root, workdir.mirror.objects))
-        glance.refresh()
+        glance = Workdir(root, Mirror(root, workdir.mirror.objects), is_glance=True)
+        if workdir.mirror.exists():
+            glance.refresh()
         yield glance
 
 
@@ -78,17 +86,19 @@ def owned(context: Context) -> Iterator[None]:
     workdir = context.workdir
     with storage_errors(workdir.root):
         workdir.root.mkdir(parents=True, exist_ok=True)
-        workdir.lease = lease.acquire(workdir.root, context.telemetry.line, context.stop.check)
+        wait_s = _SCRATCH_DEAD_AFTER_S if workdir.mirror else lease.DEAD_AFTER_S
+        tell, check_stop = context.telemetry.line, context.stop.check
+        workdir.lease = lease.acquire(workdir.root, tell, check_stop, wait_s, workdir.uri)
     try:
         workdir.remove_parts(None if context.cache.may_be_swept else context.cache.root)
         if workdir.mirror:
-            workdir.mirror.take_over(context.telemetry.line, context.stop.check)
+            workdir.mirror.take_over(tell, check_stop)
         try:
             yield
         except (DataUnusable, Diverged, GateNotMet, Stopped, UsageError):
-            workdir.commit()
+            workdir.settle()
             raise
-        workdir.commit()
+        workdir.settle()
     finally:
         if workdir.mirror:
             workdir.mirror.release()

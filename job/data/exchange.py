@@ -5,21 +5,22 @@ that share no disk, a node that goes on after another one, and runs that share a
 """
 
 import json
+import re
 import threading
-from collections.abc import Callable, Collection, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
 from job.data.stores import ArrayStore, Shard, record_name
-from job.errors import JobError
-from job.storage.cache import Cache
+from job.errors import JobError, StorageFailed
+from job.storage.cache import SHARED, Cache
 from job.storage.objects import Conflict, NoSuchObject, Objects, fetch
-from job.storage.workdir import Workdir, storage_errors
+from job.storage.parallel import each
+from job.storage.workdir import Workdir, digest_of_file, storage_errors
 
 _SECONDS_BETWEEN_UPLOADS = 2.0
-_THREADS = 8
+_OF_A_STORE = re.compile(r"\w+-[0-9a-f]{16}/([0-9a-f]{32}(-[0-9a-f]{16}\.npy|\.json)|index-[0-9a-f]{16}\.json)")
 
 
 class Exchange:
@@ -31,9 +32,10 @@ class Exchange:
     def __init__(self, cache: Cache, folders: Sequence[str]) -> None:
         self._cache, self._folders = cache, folders
         self._there: dict[str, set[str]] = {}  # Names in the bucket, by folder, as far as this machine knows.
-        self._ended = threading.Event()
+        self._ended, self._given_up = threading.Event(), False
         self._thread = threading.Thread(target=self._keep_uploading, daemon=True)
         self._lock = threading.Lock()
+        self._error: JobError | None = None  # Of the uploads, where trying again is of no use.
 
     def __enter__(self) -> Self:
         if self._cache.objects:
@@ -42,6 +44,7 @@ class Exchange:
 
     def __exit__(self, error_type: object, *_: object) -> None:
         self._ended.set()
+        self._given_up = error_type is not None
         if self._cache.objects and error_type is None:
             self._thread.join()
             self.flush()
@@ -55,6 +58,8 @@ class Exchange:
 
     def flush(self) -> None:
         """Wait until everything that is committed is in the bucket. Raises: StorageFailed, UsageError."""
+        if self._error:
+            raise self._error
         if self._cache.objects:
             with self._lock:
                 for folder in self._folders:
@@ -64,8 +69,11 @@ class Exchange:
         while not self._ended.wait(_SECONDS_BETWEEN_UPLOADS):
             try:
                 self.flush()
-            except JobError:  # The flush at the end tries again, and says so.
+            except StorageFailed:  # The flush at the end tries again, and says so.
                 continue
+            except JobError as error:
+                self._error = error
+                return
 
     def _upload(self, folder: str, objects: Objects) -> None:
         here = self._cache.path(folder)
@@ -78,12 +86,12 @@ class Exchange:
         def upload(record: Path) -> None:
             array = Shard(**json.loads(record.read_text())).array_name
             for name in (array, record.name):
-                if name not in there:
+                if name not in there and not self._given_up:
                     _write(objects, f"{folder}/{name}", here / name)
                     there.add(name)
 
         with storage_errors(here):
-            _in_threads(upload, shards)
+            each(upload, shards)
             for index in (p for p in records if p not in shards):
                 _write(objects, f"{folder}/{index.name}", index)
                 there.add(index.name)
@@ -115,29 +123,50 @@ def complete(cache: Cache, name: str) -> None:
     cache.complete.add(name)
 
 
+def is_listed(cache: Cache, name: str) -> bool:
+    """Whether the bucket has every file of a store, by their names."""
+    assert cache.objects is not None
+    try:
+        if not cache.path(name).exists():
+            fetch(cache.objects, name, cache.path(name))
+        folder = name.rpartition("/")[0]
+        there = _names(cache.objects, folder)
+        return all({s.array_name, record_name(s.key)} <= there for s in ArrayStore(cache.path(name)).shards)
+    except (NoSuchObject, ValueError, KeyError, TypeError):
+        return False
+
+
 def sweep_bucket(cache: Cache, wanted: Iterable[Path]) -> None:
-    """Remove what is not among these files of the cache from the bucket."""
+    """Remove the files of stores that are not among these from the bucket, unless other runs share it."""
     if cache.objects:
-        kept = {cache.name(path) for path in wanted}
-        names = [found.name for found in cache.objects.list() if found.name not in kept]
-        _in_threads(cache.objects.remove, sorted(names, key=lambda name: ("/index-" not in name, name)))
+        kept, there = {cache.name(path) for path in wanted}, {found.name for found in cache.objects.list()}
+        names = {name for name in there - kept if _OF_A_STORE.fullmatch(name)} if SHARED not in there else set()
+        each(cache.objects.remove, sorted(names, key=lambda name: ("/index-" not in name, name)))
 
 
-def _bring(cache: Cache, folder: str, keys: Iterable[str], there: Collection[str]) -> None:
+def _bring(cache: Cache, folder: str, keys: Iterable[str], there: set[str]) -> None:
     objects, here = cache.objects, cache.path(folder)
     assert objects is not None
 
     def bring(key: str) -> None:
         with suppress(NoSuchObject, ValueError, TypeError):  # Then it is made again.
             record = objects.read(f"{folder}/{record_name(key)}")
-            array = Shard(**json.loads(record)).array_name
-            if not (here / array).exists():
-                fetch(objects, f"{folder}/{array}", here / array)
+            shard = Shard(**json.loads(record))
+            file = here / shard.array_name
+            if not file.exists():
+                fetch(objects, f"{folder}/{file.name}", file)
+            if digest_of_file(file) != shard.sha256:
+                file.unlink()
+                for name in (record_name(key), file.name):  # Damaged, so that what is made in its place can go up.
+                    there.discard(name)
+                    with suppress(JobError):
+                        objects.remove(f"{folder}/{name}")
+                return
             Workdir(here).write_bytes(record_name(key), record)
 
     with storage_errors(here):
         here.mkdir(parents=True, exist_ok=True)
-        _in_threads(bring, [key for key in keys if record_name(key) in there])
+        each(bring, [key for key in keys if record_name(key) in there])
 
 
 def _missing(cache: Cache, folder: str, keys: Iterable[str]) -> list[str]:
@@ -161,8 +190,3 @@ def _write(objects: Objects, name: str, file: Path) -> None:
         objects.write(name, file, replaces="")
     except Conflict:  # Another worker was first, with the same.
         return
-
-
-def _in_threads(work: Callable[[str], None] | Callable[[Path], None], items: Sequence[str] | Sequence[Path]) -> None:
-    with ThreadPoolExecutor(_THREADS) as threads:
-        list(threads.map(work, items))

@@ -11,7 +11,7 @@ from job.storage.objects import Objects
 from job.storage.workdir import in_units, storage_errors
 
 _GB = 10**9
-_SHARED = ".shared"  # Lies in a folder that a run has named as its cache.dir.
+SHARED = ".shared"  # Lies in a folder that a run has named as its cache.dir.
 
 
 class Cache:
@@ -28,7 +28,7 @@ class Cache:
     @property
     def may_be_swept(self) -> bool:
         """Whether no other run can want anything of it."""
-        return not self.is_shared and not self.path(_SHARED).exists()
+        return not self.is_shared and not self.path(SHARED).exists()
 
     def path(self, name: str) -> Path:
         return self.root / name
@@ -52,7 +52,9 @@ class Cache:
         if self.is_shared:
             with storage_errors(self.root):
                 self.root.mkdir(parents=True, exist_ok=True)
-                self.path(_SHARED).touch()
+                self.path(SHARED).touch()
+            if self.objects:
+                self.objects.write(SHARED, b"")  # It tells at once whether this run may write there, too.
         if self.max_gb is not None and needed_bytes > self.max_gb * _GB:
             raise UsageError(
                 f"The stores of this run need {in_units(needed_bytes)} under {self.root}; cache.max_gb allows "

@@ -24,7 +24,7 @@ from job.errors import TryAgainLater
 
 NAME = ".lease"
 _TOUCHED_EVERY_S = 1.0
-_DEAD_AFTER_S = 40.0  # Well beyond the few seconds for which network file systems remember old times.
+DEAD_AFTER_S = 40.0  # Well beyond the few seconds for which network file systems remember old times.
 _LOCK_TIMEOUT_S = 3.0
 _LOOKS_EVERY_S = 0.2
 
@@ -123,9 +123,13 @@ def has(folder: Path, token: str) -> bool:
 
 
 def acquire(
-    folder: Path, tell: Callable[[str], None], check_stop: Callable[[], None], dead_after_s: float = _DEAD_AFTER_S
+    folder: Path,
+    tell: Callable[[str], None],
+    check_stop: Callable[[], None],
+    dead_after_s: float = DEAD_AFTER_S,
+    called: str = "",
 ) -> Lease:
-    """The lease on a directory that exists.
+    """The lease on a directory that exists; `called`: the name by which its user knows it.
 
     Raises:
         TryAgainLater: where its owner is alive, within a few seconds.
@@ -145,9 +149,9 @@ def acquire(
                 os.pwrite(descriptor, owner.to_bytes(), 0)
                 return Lease(folder, owner)
         if other.is_dead is False or (seen is not None and (other, touched) != seen):
-            raise in_use(folder, other)
+            raise in_use(called or folder, other)
         if seen is None:
-            tell(f"{folder} belongs to {other}: watching for {dead_after_s:.0f} s whether it is alive")
+            tell(f"{called or folder} belongs to {other}: watching for {dead_after_s:.0f} s whether it is alive")
             seen = other, touched
         check_stop()
         time.sleep(_LOOKS_EVERY_S)

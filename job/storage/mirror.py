@@ -8,10 +8,10 @@ by digest which of a stage's files have to be there, so that such a stage runs a
 
 import json
 import os
+import re
 import stat
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -22,13 +22,15 @@ from job.errors import StorageFailed, TryAgainLater
 from job.storage.lease import NAME as LEASE
 from job.storage.object_lease import ObjectLease, acquire
 from job.storage.objects import Conflict, NoSuchObject, Objects, join
+from job.storage.parallel import each
 from job.storage.workdir import digest_of_file, is_part, own_mark, remove_folder, storage_errors
 
 MANIFEST = ".manifest.json"
 _VERSIONS = "versions"
 _CHECKPOINTS = "checkpoints/"
+_CHECKPOINT = re.compile(r"checkpoints/\w+/\d{10}-[0-9a-f]{64}/(arrays\.npy|state\.json)")
+_SCHEMA = 1
 _READ_WHOLE_BYTES = 32 * 2**20  # Logs grow while they are read; what is larger never changes.
-_THREADS = 8
 _Look = tuple[int, int, int]  # Size, time and number of a file.
 
 
@@ -50,6 +52,7 @@ class Mirror:
         self._files: dict[str, _File] = {}
         self._links: dict[str, str] = {}
         self._removed: set[str] = set()
+        self._absent: set[str] = set()  # Checkpoints in the manifest that were not brought here yet.
         self._version = ""
         self._known: dict[str, tuple[_Look, str]] = {}  # The SHA-256 that a file of this look has.
         self._lock = threading.RLock()
@@ -68,6 +71,11 @@ class Mirror:
         except NoSuchObject:
             return False
 
+    def exists(self) -> bool:
+        """Whether there is such a directory. Raises: UsageError, where there is not even a bucket."""
+        next(self.objects.list(), None)
+        return self.objects.find(MANIFEST) is not None
+
     def take_over(self, tell: Callable[[str], None], check_stop: Callable[[], None]) -> None:
         """Make the directory this run's, and the folder what it is. An owner before this one cannot commit any more.
 
@@ -77,12 +85,25 @@ class Mirror:
         self._lease = acquire(self.objects, tell, check_stop)
         with self._lock:
             self._read_manifest()
-            there = {found.name: found.version for found in self.objects.list()}
-            self._files = {name: file for name, file in self._files.items() if there.get(file.object) == file.version}
-            known = {file.object for file in self._files.values()}
-            self._removed |= {name for name in there if name.startswith(_CHECKPOINTS)} - known  # Of a run that was killed.
-            self._bring()
+            there = self._forget_replaced()
+            if self._version:  # Of a run that was killed before it could commit them.
+                known = {file.object for file in self._files.values()}
+                self._removed |= {name for name in there if _CHECKPOINT.fullmatch(name)} - known
+            self._bring_all()
             self._commit()
+
+    def settle(self) -> None:
+        """Commit, and upload again what an owner before this one, who does not know that it was, has written over."""
+        with self._lock:
+            self.push()
+            self._forget_replaced()
+            self.push()
+
+    def _forget_replaced(self) -> dict[str, str]:
+        """Drop files whose objects are not of the version in the manifest. Returns the versions that there are, by name."""
+        there = {found.name: found.version for found in self.objects.list()}
+        self._files = {name: file for name, file in self._files.items() if there.get(file.object) == file.version}
+        return there
 
     def release(self) -> None:
         if self._lease:
@@ -90,10 +111,15 @@ class Mirror:
             self._lease = None
 
     def pull(self) -> None:
-        """Make the folder what the manifest says. Files that are there already are not fetched again."""
+        """Make the folder what the manifest says, but for checkpoints. What is there already is not fetched again."""
         with self._lock:
             self._read_manifest()
-            self._bring()
+            self._bring_all()
+
+    def bring(self, name: str) -> None:
+        """The same for checkpoints below a folder, which are large and which hardly anybody wants."""
+        with self._lock, storage_errors(self.folder):
+            self._fetch_all([file for file in self._absent if file.startswith(f"{name}/")])
 
     def push(self) -> None:
         """Upload what has changed, and commit it.
@@ -106,32 +132,40 @@ class Mirror:
             aliases = {target: link for link, target in links.items()}
             names = {name: _object_name(name, aliases) for name in self._local_names() if _is_published(name, aliases)}
             changed = [name for name, object_name in names.items() if self._has_changed(name, object_name)]
-            if not changed and self._files.keys() <= names.keys() and links == self._links:
+            if not changed and self._files.keys() <= names.keys() | self._absent and links == self._links:
                 return
-            with ThreadPoolExecutor(_THREADS) as threads:
-                uploads = {name: threads.submit(self._upload, name, names[name]) for name in changed}
-                uploaded = {name: file for name, upload in uploads.items() if (file := upload.result())}
-            kept = {name: file for name, file in self._files.items() if name in names and name not in uploads}
+            if not self.has(self.token):
+                raise self._taken_over()
+            uploads = each(lambda name: self._upload(name, names[name]), changed)
+            uploaded = {name: file for name, file in zip(changed, uploads, strict=True) if file}
+            kept = {n: f for n, f in self._files.items() if n in names.keys() | self._absent and n not in changed}
             self._removed |= {self._files[name].object for name in self._files.keys() - kept.keys()}
             self._files, self._links = {**kept, **uploaded}, links
             self._removed -= {file.object for file in self._files.values()}
             self._commit()
 
-    def _bring(self) -> None:
+    def _bring_all(self) -> None:
         with storage_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             for name in {*self._local_names(), *dict(self._local_links())} - self._files.keys() - self._links.keys():
                 self._path(name).unlink(missing_ok=True)
-            with ThreadPoolExecutor(_THREADS) as threads:
-                lost = [name for name, ok in zip(self._files, threads.map(self._fetch, self._files), strict=True) if not ok]
-            for name in lost:
-                del self._files[name]
+            for path in sorted(self.folder.glob(f"{_CHECKPOINTS}*/*"), reverse=True):
+                if not any(path.iterdir()):
+                    path.rmdir()
+            self._absent = {name for name in self._files if name.startswith(_CHECKPOINTS)}
+            self._fetch_all([name for name in self._files if name not in self._absent])
             for link, target in self._links.items():
                 self._link(link, target)
 
+    def _fetch_all(self, names: Sequence[str]) -> None:
+        for name, is_there in zip(names, each(self._fetch, names), strict=True):
+            self._absent.discard(name)
+            if not is_there:
+                del self._files[name]
+
     def _commit(self) -> None:
         manifest: dict[str, Any] = {
-            "schema": 1,
+            "schema": _SCHEMA,
             "owner": self.token,
             "files": {name: vars(file) for name, file in sorted(self._files.items())},
             "links": self._links,
@@ -141,8 +175,7 @@ class Mirror:
             self._version = self.objects.write(MANIFEST, json.dumps(manifest, indent=1).encode(), self._version)
         except Conflict as error:
             raise self._taken_over() from error
-        with ThreadPoolExecutor(_THREADS) as threads:
-            list(threads.map(self.objects.remove, self._removed))
+        each(self.objects.remove, self._removed)
         self._removed.clear()  # The next manifest will know.
 
     def _read_manifest(self) -> None:
@@ -151,12 +184,16 @@ class Mirror:
             with suppress(NoSuchObject):  # Written again in between.
                 text = self.objects.read(MANIFEST, found.version)
         try:
-            manifest = json.loads(text or b'{"files": {}, "links": {}, "removed": []}')
-        except ValueError as error:
-            raise StorageFailed(f"{join(self.objects.uri, MANIFEST)}: not a manifest. Give another --out.") from error
-        self._files = {name: _File(**file) for name, file in manifest["files"].items() if _is_inside(name)}
-        self._links = {k: v for k, v in manifest["links"].items() if _is_inside(k) and _is_inside(v)}
-        self._removed, self._version = set(manifest["removed"]), found.version if found else ""
+            manifest: Any = json.loads(text) if text else {"schema": _SCHEMA, "files": {}, "links": {}, "removed": []}
+            if manifest["schema"] != _SCHEMA:
+                raise ValueError
+            self._files = {name: _File(**file) for name, file in manifest["files"].items() if _is_inside(name)}
+            self._links = {k: v for k, v in manifest["links"].items() if _is_inside(k) and _is_inside(v)}
+            self._removed, self._version = set(manifest["removed"]), found.version if found else ""
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StorageFailed(
+                f"{join(self.objects.uri, MANIFEST)}: not a manifest that this version reads. Give another --out."
+            ) from error
 
     def _fetch(self, name: str) -> bool:
         """Whether the file is there now; not where its object has been written over."""

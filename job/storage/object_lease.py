@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 
-from job.errors import StorageFailed
+from job.errors import JobError
 from job.storage.lease import NAME, Owner, in_use
 from job.storage.objects import Conflict, NoSuchObject, Objects
 
@@ -38,20 +38,24 @@ class ObjectLease:
 
     def release(self) -> None:
         self._released.set()
-        self._thread.join(_RELEASED_WITHIN_S)
-        with suppress(StorageFailed):  # The next run will wait a little longer.
-            self._objects.write(NAME, _RELEASED, self._version)
+        self._thread.join(_RELEASED_WITHIN_S)  # Where it takes longer, the next run will wait a little.
 
     def _keep_writing(self) -> None:
         while not self._released.wait(_WRITTEN_EVERY_S):
-            try:
-                self._beats += 1  # Where a version is a digest, the same bytes would be the same version.
-                content = {**asdict(self._owner), "beats": self._beats}
-                self._version = self._objects.write(NAME, json.dumps(content).encode(), self._version)
-            except Conflict:  # It was taken over: the next commit says so.
-                return
-            except StorageFailed:
-                continue
+            self._beats += 1  # Where a version is a digest, the same bytes would be the same version.
+            with suppress(JobError):  # The next beat may do, and a commit says what the matter is.
+                self._write(json.dumps({**asdict(self._owner), "beats": self._beats}).encode())
+        with suppress(JobError):
+            self._write(_RELEASED)
+
+    def _write(self, content: bytes) -> None:
+        try:
+            self._version = self._objects.write(NAME, content, self._version)
+        except Conflict:
+            found = self._objects.find(NAME)
+            if found is None or self.token.encode() not in self._objects.read(NAME, found.version):
+                raise
+            self._version = self._objects.write(NAME, content, found.version)  # An own beat, whose answer was lost.
 
 
 def acquire(

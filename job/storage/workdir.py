@@ -34,11 +34,12 @@ class Workdir:
     """A directory that outlives the run. Names are relative to it, with `/` between their parts.
 
     Where there is a `lease`, a final name appears, changes or goes only while that is held. With a `mirror` it is a bucket
-    that outlives the run, and `root` the local folder that the bucket has as of the last `commit`.
+    that outlives the run, and `root` the local folder that the bucket has as of the last `commit`; `is_glance` for one that
+    is only looked at.
     """
 
-    def __init__(self, root: Path, mirror: Mirror | None = None) -> None:
-        self.root, self.mirror = root, mirror
+    def __init__(self, root: Path, mirror: Mirror | None = None, *, is_glance: bool = False) -> None:
+        self.root, self.mirror, self.is_glance = root, mirror, is_glance
         self.lease: Lease | None = None
 
     @property
@@ -65,10 +66,20 @@ class Workdir:
         if self.mirror:
             self.mirror.push()
 
+    def settle(self) -> None:
+        """The last commit of a run."""
+        if self.mirror:
+            self.mirror.settle()
+
     def refresh(self) -> None:
         """See what another worker's machine has committed."""
         if self.mirror:
             self.mirror.pull()
+
+    def bring(self, name: str) -> None:
+        """Have the files below a folder of checkpoints here."""
+        if self.mirror:
+            self.mirror.bring(name)
 
     def path(self, name: str) -> Path:
         return self.root / name

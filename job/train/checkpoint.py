@@ -47,7 +47,8 @@ class Checkpoints:
 
     def __init__(self, context: Context, stage: str, made_from: dict[str, str]) -> None:
         self._context, self._stage, self._made_from = context, stage, made_from
-        self._folder = context.workdir.path(f"checkpoints/{stage}")
+        self._name = f"checkpoints/{stage}"
+        self._folder = context.workdir.path(self._name)
         self._mine: list[Path] = []
         self._saved_at = time.monotonic()
         self._thread = ThreadPoolExecutor(1)
@@ -63,6 +64,7 @@ class Checkpoints:
 
     def newest(self) -> TrainState | None:
         """The newest one that is whole and of this work. A line tells of others; they go when there is a new one."""
+        self._context.workdir.bring(self._name)
         for folder in sorted(self._folder.glob("[0-9]*"), reverse=True):
             found = _read(folder)
             if found is None:
@@ -101,6 +103,7 @@ class Checkpoints:
         if peers.is_chief or not name:
             return state
         self._context.workdir.refresh()
+        self._context.workdir.bring(self._name)
         found = _read(self._folder / name)
         if found is None:
             raise StorageFailed(

@@ -1,11 +1,13 @@
 """Stores in a bucket: what one machine has made another one finds."""
 
+import time
+
 import numpy as np
 import pytest
 
-from job.data.exchange import Exchange, complete, open_store, sweep_bucket
+from job.data.exchange import Exchange, complete, is_listed, open_store, sweep_bucket
 from job.data.stores import ArrayStore, StoreWriter, wanted
-from job.errors import StorageFailed
+from job.errors import StorageFailed, UsageError
 from job.storage.cache import Cache
 from job.storage.objects import open_objects
 
@@ -24,7 +26,7 @@ def cache_on(folder, uri):
     return Cache(folder, is_shared=False, objects=open_objects(uri))
 
 
-def write(cache, keys, folder="images-1"):
+def write(cache, keys, folder="images-1111111111111111"):
     writer = StoreWriter(cache.path(folder), (3,), "uint8")
     for key in keys:
         writer.write(key * 64, np.full((2, 3), ord(key), np.uint8))
@@ -33,12 +35,12 @@ def write(cache, keys, folder="images-1"):
 
 def test_another_machine_finds_shards_and_the_whole_store(bed, tmp_path, uri):
     first, second = cache_on(tmp_path / "a", uri), cache_on(tmp_path / "b", uri)
-    with Exchange(first, ["images-1"]) as exchange:
+    with Exchange(first, ["images-1111111111111111"]) as exchange:
         writer = write(first, "ab")
         exchange.flush()
-        with Exchange(second, ["images-1"]) as other:
-            other.fetch("images-1", ["a" * 64, "b" * 64, "c" * 64])
-        found = StoreWriter(second.path("images-1"), (3,), "uint8")
+        with Exchange(second, ["images-1111111111111111"]) as other:
+            other.fetch("images-1111111111111111", ["a" * 64, "b" * 64, "c" * 64])
+        found = StoreWriter(second.path("images-1111111111111111"), (3,), "uint8")
         assert found.committed("a" * 64) and found.committed("b" * 64) and not found.committed("c" * 64)
         name = first.name(writer.finish(["a" * 64, "b" * 64]).index_file)
     store = open_store(cache_on(tmp_path / "c", uri), name)
@@ -47,11 +49,11 @@ def test_another_machine_finds_shards_and_the_whole_store(bed, tmp_path, uri):
 
 def test_what_is_there_is_neither_fetched_nor_uploaded_again(bed, tmp_path, uri):
     cache = cache_on(tmp_path / "a", uri)
-    with Exchange(cache, ["images-1"]):
+    with Exchange(cache, ["images-1111111111111111"]):
         name = cache.name(write(cache, "ab").finish(["a" * 64, "b" * 64]).index_file)
     bed.requests()
-    with Exchange(cache, ["images-1"]) as exchange:
-        exchange.fetch("images-1", ["a" * 64, "b" * 64])
+    with Exchange(cache, ["images-1111111111111111"]) as exchange:
+        exchange.fetch("images-1111111111111111", ["a" * 64, "b" * 64])
     open_store(cache, name)
     assert {method for method, _, _ in bed.requests()} <= {"GET", "HEAD"}
     assert open_store(cache, name).rows([0]).tolist() == [[97] * 3]
@@ -59,29 +61,35 @@ def test_what_is_there_is_neither_fetched_nor_uploaded_again(bed, tmp_path, uri)
 
 def test_what_was_fetched_does_not_go_up_again(bed, tmp_path, uri):
     first, second = cache_on(tmp_path / "a", uri), cache_on(tmp_path / "b", uri)
-    with Exchange(second, ["images-1"]) as exchange:
+    with Exchange(second, ["images-1111111111111111"]) as exchange:
         exchange.flush()
-        with Exchange(first, ["images-1"]):
+        with Exchange(first, ["images-1111111111111111"]):
             write(first, "ab")
         bed.requests()
-        exchange.fetch("images-1", ["a" * 64, "b" * 64])
+        exchange.fetch("images-1111111111111111", ["a" * 64, "b" * 64])
     assert {method for method, _, _ in bed.requests()} <= {"GET", "HEAD"}
 
 
-def test_damaged_shard_is_not_taken(bed, tmp_path, uri):
+def test_damaged_shard_is_not_taken_and_is_replaced(bed, tmp_path, uri):
     cache = cache_on(tmp_path / "a", uri)
-    with Exchange(cache, ["images-1"]):
+    with Exchange(cache, ["images-1111111111111111"]):
         name = cache.name(write(cache, "a").finish(["a" * 64]).index_file)
     array = next(n for n in bed.names(uri) if n.endswith(".npy"))
-    bed.put(array, bed.get(array)[:-1] + b"x")
+    whole = bed.get(array)
+    bed.put(array, whole[:-1] + b"x")
     other = cache_on(tmp_path / "b", uri)
-    complete(other, name)
-    assert not ArrayStore.is_intact(other.path(name))
+    with Exchange(other, ["images-1111111111111111"]) as exchange:
+        exchange.fetch("images-1111111111111111", ["a" * 64])
+        assert not StoreWriter(other.path("images-1111111111111111"), (3,), "uint8").committed("a" * 64)
+        write(other, "a")
+    assert bed.get(array) == whole
+    complete(cache_on(tmp_path / "c", uri), name)
+    assert ArrayStore.is_intact(tmp_path / "c" / name)
 
 
 def test_missing_store_raises_where_it_is_opened(tmp_path, uri):
     with pytest.raises(FileNotFoundError):
-        open_store(cache_on(tmp_path / "a", uri), "images-1/index-2.json")
+        open_store(cache_on(tmp_path / "a", uri), "images-1111111111111111/index-2222222222222222.json")
 
 
 def test_stage_fails_where_its_stores_do_not_reach_the_bucket(bed, tmp_path, uri, monkeypatch):
@@ -89,15 +97,65 @@ def test_stage_fails_where_its_stores_do_not_reach_the_bucket(bed, tmp_path, uri
     monkeypatch.setattr("job.storage.s3.RETRY_FOR_S", 0.5)
     cache = cache_on(tmp_path / "a", uri)
     failing = bed.faults(statuses={503: 1.0}, only="(POST|PUT) ")
-    with failing, pytest.raises(StorageFailed, match=r"\.npy: (Google.*|S3) failed"), Exchange(cache, ["images-1"]):
+    with (
+        failing,
+        pytest.raises(StorageFailed, match=r"\.npy: (Google.*|S3) failed"),
+        Exchange(cache, ["images-1111111111111111"]),
+    ):
         write(cache, "a")
 
 
 def test_stores_of_earlier_settings_leave_the_bucket(bed, tmp_path, uri):
     cache = cache_on(tmp_path / "a", uri)
-    with Exchange(cache, ["images-1", "images-2"]):
-        write(cache, "a", "images-1").finish(["a" * 64])
-        kept = write(cache, "b", "images-2").finish(["b" * 64])
+    with Exchange(cache, ["images-1111111111111111", "images-2222222222222222"]):
+        write(cache, "a", "images-1111111111111111").finish(["a" * 64])
+        kept = write(cache, "b", "images-2222222222222222").finish(["b" * 64])
     sweep_bucket(cache, wanted([kept.index_file]))
-    assert {name.split("/")[-2] for name in bed.names(uri)} == {"images-2"}
+    assert {name.split("/")[-2] for name in bed.names(uri)} == {"images-2222222222222222"}
     assert open_store(cache_on(tmp_path / "b", uri), cache.name(kept.index_file)).rows([1]).tolist() == [[98] * 3]
+
+
+def test_stores_that_other_runs_share_stay_in_the_bucket(bed, tmp_path, uri):
+    cache = Cache(tmp_path / "a", is_shared=False, objects=open_objects(uri))
+    others = Cache(tmp_path / "b", is_shared=True, objects=open_objects(uri))
+    others.reserve(0, 0)
+    with Exchange(others, ["images-2222222222222222"]):
+        write(others, "b", "images-2222222222222222").finish(["b" * 64])
+    with Exchange(cache, ["images-1111111111111111"]):
+        kept = write(cache, "a", "images-1111111111111111").finish(["a" * 64])
+    before = bed.names(uri)
+    sweep_bucket(cache, wanted([kept.index_file]))
+    assert bed.names(uri) == before and any("images-2222222222222222" in name for name in before)
+
+
+def test_what_is_no_store_stays_in_the_bucket(bed, tmp_path, uri):
+    bed.put(f"{uri}/notes.txt", b"the user's own")
+    sweep_bucket(cache_on(tmp_path / "a", uri), set())
+    assert bed.names(uri) == [f"{uri}/notes.txt"]
+
+
+def test_missing_permission_to_share_stores_is_told_before_work_begins(bed, tmp_path, uri):
+    cache = Cache(tmp_path / "a", is_shared=True, objects=open_objects(uri))
+    with bed.faults(statuses={403: 1.0}, only="^(POST|PUT)"), pytest.raises(UsageError, match="no permission"):
+        cache.reserve(0, 0)
+
+
+def test_after_an_error_nothing_more_goes_up(bed, tmp_path, uri):
+    cache = cache_on(tmp_path / "a", uri)
+    with bed.faults(latency_s=0.3), pytest.raises(ZeroDivisionError), Exchange(cache, ["images-1111111111111111"]):
+        write(cache, "abcdefghijklmnopqrstuvwxyz")
+        time.sleep(2.5)  # The thread has begun.
+        raise ZeroDivisionError
+    time.sleep(1.5)
+    left = len(bed.names(uri))
+    time.sleep(1.0)
+    assert len(bed.names(uri)) == left < 52
+
+
+def test_whether_a_store_is_there_is_known_without_fetching_it(bed, tmp_path, uri):
+    cache = cache_on(tmp_path / "a", uri)
+    with Exchange(cache, ["images-1111111111111111"]):
+        name = cache.name(write(cache, "ab").finish(["a" * 64, "b" * 64]).index_file)
+    other = cache_on(tmp_path / "b", uri)
+    assert is_listed(other, name) and not list((tmp_path / "b").rglob("*.npy"))
+    assert not is_listed(other, "images-1111111111111111/index-0.json")

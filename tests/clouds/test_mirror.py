@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 
 import pytest
 
@@ -102,16 +103,52 @@ def test_killed_before_the_manifest_nothing_has_changed(bed, tmp_path, uri, node
 
 
 def test_what_a_killed_run_left_uncommitted_does_not_stop_the_next(bed, uri, tmp_path):
+    first = Node(tmp_path / "a", uri)
+    first.take_over()
+    first.workdir.mirror.release()
+    checkpoint = f"{uri}/checkpoints/fine_tune/0000000007-{'a' * 64}"
     bed.put(f"{uri}/report.html", b"of a run that was killed before it could commit")
-    bed.put(f"{uri}/checkpoints/fine_tune/0000000007-abc/state.json", b"the same")
+    bed.put(f"{checkpoint}/state.json", b"the same")
+    bed.put(f"{uri}/checkpoints/other-tool/epoch-9.ckpt", b"somebody else's")
     bed.put(f"{uri}/notes.txt", b"the user's own")
-    node = Node(tmp_path / "a", uri)
-    workdir = node.take_over()
+    workdir = Node(tmp_path / "b", uri).take_over()
     workdir.write_bytes("report.html", b"new")
     workdir.commit()
     assert bed.get(f"{uri}/report.html") == b"new"
-    assert in_bucket(bed, uri) == {".lease", MANIFEST, "report.html", "notes.txt"}
+    others = {"notes.txt", "checkpoints/other-tool/epoch-9.ckpt"}
+    assert in_bucket(bed, uri) == {".lease", MANIFEST, "report.html", *others}
     workdir.mirror.release()
+
+
+def test_nothing_is_removed_where_there_was_no_run(bed, uri, node):
+    other = f"checkpoints/fine_tune/0000000007-{'a' * 64}/state.json"
+    bed.put(f"{uri}/{other}", b"of a copy that somebody is making here")
+    node.take_over()
+    assert other in in_bucket(bed, uri)
+
+
+def test_checkpoints_come_here_when_somebody_asks_and_stay_in_the_bucket_when_nobody_does(bed, tmp_path, uri, node):
+    name = f"checkpoints/head/0000000001-{'b' * 64}"
+    workdir = node.take_over()
+    workdir.write_bytes(f"{name}/state.json", b"{}")
+    workdir.write_bytes("run.json", b"1")
+    workdir.commit()
+    workdir.mirror.release()
+    again = Node(tmp_path / "b", uri).take_over()
+    assert again.exists("run.json") and not again.exists("checkpoints")
+    again.write_bytes("run.json", b"2")
+    again.commit()
+    assert f"{name}/state.json" in in_bucket(bed, uri)
+    again.bring("checkpoints/fine_tune")
+    assert not again.exists("checkpoints")
+    again.bring("checkpoints/head")
+    assert again.path(f"{name}/state.json").read_bytes() == b"{}"
+    again.remove(name)
+    again.commit()
+    again.mirror.release()
+    assert f"{name}/state.json" not in in_bucket(bed, uri)
+    workdir.refresh()  # On the node that had them.
+    assert not workdir.exists(name) and workdir.exists("run.json")
 
 
 def test_withdrawn_model_is_gone_from_the_bucket(bed, uri, node):
@@ -146,6 +183,39 @@ def test_owner_that_was_taken_over_can_neither_commit_nor_harm(bed, uri, tmp_pat
     new.workdir.mirror.release()
 
 
+def test_what_such_an_owner_writes_over_all_the_same_is_put_right(bed, uri, tmp_path, node, monkeypatch):
+    old = node.take_over()
+    old.write_bytes("metrics.json", b"old")
+    old.commit()
+    monkeypatch.setattr(Owner, "is_dead", True)
+    new = Node(tmp_path / "b", uri).take_over()
+    monkeypatch.setattr(Mirror, "has", lambda self, token: True)  # It had asked before it was taken over.
+    old.write_bytes("metrics.json", b"from the grave")
+    with pytest.raises(TryAgainLater, match="taken over"):
+        old.commit()
+    assert bed.get(f"{uri}/metrics.json") == b"from the grave"
+    monkeypatch.undo()
+    new.settle()
+    assert bed.get(f"{uri}/metrics.json") == b"old"
+    new.mirror.release()
+    fresh = Node(tmp_path / "c", uri).workdir
+    fresh.refresh()
+    assert fresh.path("metrics.json").read_bytes() == b"old"
+
+
+def test_failing_commit_ends_with_the_first_failure(bed, uri, node, monkeypatch):
+    workdir = node.take_over()
+    for k in range(100):
+        workdir.write_json(f"{k}.json", k)
+    for client in ("google", "s3"):
+        monkeypatch.setattr(f"job.storage.{client}.RETRY_FOR_S", 0.5)
+    workdir.mirror.objects = open_objects(uri)
+    bed.requests()
+    with bed.faults(statuses={503: 1.0}, only="^(POST|PUT)"), pytest.raises(StorageFailed):
+        workdir.commit()
+    assert len(bed.requests()) < 100  # The eight that were tried, several times each.
+
+
 def test_folder_of_an_earlier_run_becomes_what_the_bucket_says(tmp_path, uri, node):
     workdir = node.take_over()
     workdir.write_bytes("metrics.json", b"committed")
@@ -162,7 +232,7 @@ def test_folder_of_an_earlier_run_becomes_what_the_bucket_says(tmp_path, uri, no
 def test_names_that_lead_out_of_the_folder_are_not_followed(bed, tmp_path, uri):
     file = {"object": "x", "version": "1", "sha256": "", "num_bytes": 1}
     links = {"model": "../../etc"}
-    manifest = {"files": {"../evil": file, "/tmp/evil": file}, "links": links, "removed": []}
+    manifest = {"schema": 1, "files": {"../evil": file, "/tmp/evil": file}, "links": links, "removed": []}
     bed.put(f"{uri}/x", b"1")
     bed.put(f"{uri}/{MANIFEST}", json.dumps(manifest).encode())
     node = Node(tmp_path / "a", uri)
@@ -170,8 +240,9 @@ def test_names_that_lead_out_of_the_folder_are_not_followed(bed, tmp_path, uri):
     assert list(tmp_path.iterdir()) == [tmp_path / "a"] and list((tmp_path / "a").iterdir()) == []
 
 
-def test_what_is_no_manifest_is_refused(bed, tmp_path, uri):
-    bed.put(f"{uri}/{MANIFEST}", b"<html>")
+@pytest.mark.parametrize("text", [b"<html>", b"{}", b"[]", b'{"schema": 2, "files": {}, "links": {}, "removed": []}'])
+def test_what_is_no_manifest_is_refused(bed, tmp_path, uri, text):
+    bed.put(f"{uri}/{MANIFEST}", text)
     with pytest.raises(StorageFailed, match="not a manifest"):
         Node(tmp_path / "a", uri).workdir.refresh()
 
@@ -213,6 +284,31 @@ def test_of_many_that_start_at_once_one_proceeds(uri):
         leases = [lease for lease in threads.map(start, range(6)) if lease]
     assert len(leases) == 1
     leases[0].release()
+
+
+def test_owner_that_is_refused_or_not_answered_for_a_while_stays_the_owner(bed, uri, monkeypatch):
+    for client in ("google", "s3"):
+        monkeypatch.setattr(f"job.storage.{client}.RETRY_FOR_S", 0.2)
+    monkeypatch.setattr(object_lease, "_WRITTEN_EVERY_S", 0.2)
+    lease = acquire(uri, [])
+    for fault in ({"statuses": {403: 1.0}}, {"lost_answers": 1.0}, {"statuses": {503: 1.0}}):
+        with bed.faults(**fault):
+            time.sleep(1.0)
+    monkeypatch.setattr(Owner, "is_dead", None)
+    with pytest.raises(TryAgainLater, match="in use"):
+        acquire(uri, [], dead_after_s=30)
+    lease.release()
+    assert bed.get(f"{uri}/.lease") == b"{}"
+
+
+def test_release_is_quick_and_raises_nothing(bed, uri):
+    for fault in ({"statuses": {403: 1.0}}, {"statuses": {503: 1.0}}):
+        lease = acquire(uri, [], dead_after_s=0.5)
+        started = time.monotonic()
+        with bed.faults(**fault):
+            lease.release()
+        assert time.monotonic() - started < 20
+        bed.put(f"{uri}/.lease", b"{}")
 
 
 def test_scratch_folder_is_the_users_alone(tmp_path, monkeypatch):

@@ -234,6 +234,32 @@ def test_run_on_a_service_that_fails_gives_the_same(google, photos, in_bucket, t
     }
 
 
+def test_asking_leaves_nothing_behind(google, photos, in_bucket, tmp_path):
+    out, environment = f"{google.bucket()}/typo", node(tmp_path / "node")
+    done = run_job("report", out, **environment)
+    assert done.returncode == 2 and "not the output of a run" in done.stderr and google.names(out) == []
+    done = run_job("run", "--data", photos, "--out", out, *quick_settings(), "--dry-run", **environment)
+    assert done.returncode == 0 and google.names(out) == []
+    done = run_job("run", "--data", photos, "--out", "gs://no-such-bucket/x", *quick_settings(), "--dry-run", **environment)
+    assert done.returncode == 2 and "there is no bucket" in done.stderr
+    google.requests()
+    settings = quick_settings("fine_tune.epochs=3")
+    done = run_job("run", "--data", photos, "--out", in_bucket, *settings, "--dry-run", **environment)
+    assert done.returncode == 0 and re.search(r"^extract +skipped", done.stdout, re.MULTILINE), done.stdout
+    read = [path for _, path, _ in google.requests() if "alt=media" in path]
+    assert read and not [path for path in read if ".npy" in path or "checkpoints" in path]
+
+
+def test_second_start_on_the_same_machine_names_the_bucket(google, photos, tmp_path):
+    out, environment = f"{google.bucket()}/x", node(tmp_path / "node")
+    first = started(environment, "run", "--data", photos, "--out", out, *quick_settings("fine_tune.epochs=2000"))
+    with first:
+        wait_for(lambda: f"{out}/.lease" in google.names(out), first)
+        second = run_job("run", "--data", photos, "--out", out, *quick_settings("fine_tune.epochs=2000"), **environment)
+        first.kill()
+    assert second.returncode == 75 and f"{out} is in use by the run on" in second.stderr
+
+
 IMPATIENT = "import sys, job.storage.google as g; g.RETRY_FOR_S = 2.0; from job.cli import main; main(sys.argv[1:])"
 
 
