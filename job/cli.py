@@ -171,10 +171,10 @@ def rank(call: _Call, backbones: tuple[str, ...], image_sizes: tuple[str, ...]) 
     """Which backbone? Probe several on features, one pass each: a table and a plot of accuracy against cost."""
     from job import output
     from job.candidates import candidates
-    from job.config import Config
     from job.rank import rank as rank_candidates
 
-    config = Config.load(call.config_file, call.assignments, call.flags)
+    _refuse_credentials(*(part.partition("weights=")[2] for listed in backbones for part in listed.split(",")))
+    config = _loaded(call)
     workdir = output.make_workdir(call.out, call.data, config.cache)
     found = candidates(backbones, image_sizes, config, workdir.shown("cache"))
     with _context(workdir, config) as context, output.owned(context):
@@ -199,6 +199,7 @@ def predict(model: str, data: str, out: str, tfds_dir: str | None, batch_size: i
     """Label photos with an exported model: path, label, probability, the three best, and what could not be read."""
     from job.predict import predict as predict_photos
 
+    _refuse_credentials(model, data, out, tfds_dir)
     with _context() as context:
         click.echo(predict_photos(model, data, out, tfds_dir=tfds_dir, batch_size=batch_size, context=context))
 
@@ -239,17 +240,36 @@ def demo(out: str, seed: int) -> None:
 
     if Cluster.from_environ(os.environ).num_workers > 1:
         raise UsageError("The demo is for one worker: they would all draw its pictures. Use run on a folder of photos.")
+    _refuse_credentials(out)
     if is_remote(out):
         raise UsageError(f"--out {out}: the demo draws its pictures into a folder of this machine; give one.")
     data = drawn.draw_photos(Path(out), seed)
     _run(drawn.config(seed), str(data), None, str(Path(out) / "run"), None)
 
 
-def _config(call: _Call) -> Any:
+def _refuse_credentials(*uris: str | None) -> None:
+    """Before anything can repeat them, in an error or in what a run writes down."""
+    from job.storage.objects import is_remote, parts_of
+
+    for uri in uris:
+        if uri and is_remote(uri):
+            parts_of(uri)
+
+
+def _loaded(call: _Call) -> Any:
     from job.config import Config
+
+    assigned = (assignment.partition("=")[2].strip("\"' ") for assignment in call.assignments)
+    _refuse_credentials(call.data, call.labels, call.out, call.weights, call.tfds_dir, *assigned)
+    config = Config.load(call.config_file, call.assignments, call.flags)
+    _refuse_credentials(config.backbone.weights, config.intake.tfds_dir, config.cache.dir)
+    return config
+
+
+def _config(call: _Call) -> Any:
     from job.model import backbones
 
-    config = Config.load(call.config_file, call.assignments, call.flags)
+    config = _loaded(call)
     mistakes = backbones.check(config.backbone)
     if mistakes:
         raise UsageError("The configuration has mistakes:\n" + "\n".join(f"  {m}" for m in mistakes))

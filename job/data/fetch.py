@@ -17,8 +17,8 @@ from job.storage.objects import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, RETRY_FOR_S, 
 
 THREADS = 32  # Of a decode process. Two with 32 each keep two cores busy at 30 ms latency (benchmarks/buckets.py).
 MAX_BYTES_AHEAD = 64 << 20
-# The last try may begin at the end of all tries.
-PATIENCE_S = RETRY_FOR_S + CONNECT_TIMEOUT_S + READ_TIMEOUT_S
+# The time for trying again begins where the first try ends, and the last try may begin at its end.
+PATIENCE_S = RETRY_FOR_S + 2 * (CONNECT_TIMEOUT_S + READ_TIMEOUT_S)
 _STACK_BYTES = 1 << 20
 _M_ARENA_MAX = -8  # From malloc.h.
 

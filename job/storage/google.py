@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from job.errors import StorageFailed, UsageError
 from job.storage.objects import (
@@ -18,18 +19,23 @@ from job.storage.objects import (
     WRITE_ID,
     Conflict,
     NoSuchObject,
+    Passing,
+    Result,
     Stored,
+    content_type,
     join,
     new_write_id,
     parts_of,
+    tried,
 )
 
 if TYPE_CHECKING:
     from google.cloud.storage import Blob, Bucket
 
-_TIMEOUT = (CONNECT_TIMEOUT_S, READ_TIMEOUT_S)
+_HOW: dict[str, Any] = {"timeout": (CONNECT_TIMEOUT_S, READ_TIMEOUT_S), "retry": None}  # `_tried` knows how long.
+_PART_BYTES = 8 << 20  # Of an upload that is larger than it, and then goes up in parts.
 _QUERY = re.compile(r"(with url: |\?)\S+")  # Upload sessions are addressed by what nobody else should know.
-Result = TypeVar("Result")
+_DAMAGED = re.compile(r"(crc32c|md5)\b.*match", re.IGNORECASE | re.DOTALL)
 
 
 class GoogleObjects:
@@ -39,74 +45,77 @@ class GoogleObjects:
         self.uri, self._connections = uri, connections
         _, self._bucket_name, prefix = parts_of(uri)
         self._prefix = f"{prefix}/" if prefix else ""
+        self._lock = threading.Lock()
 
     def __reduce__(self) -> Any:
         return GoogleObjects, (self.uri, self._connections)
 
     def prepare(self) -> None:
-        with self._translated(""):
-            self._bucket  # noqa: B018
+        self._tried("", lambda: self._bucket)
 
     def list(self, below: str = "") -> Iterator[Stored]:
-        with self._translated("", missing_is_bucket=True):
-            found = self._bucket.client.list_blobs(
-                self._bucket,
-                prefix=self._prefix + below,
-                fields="items(name,size,generation),nextPageToken",
-                timeout=_TIMEOUT,
-                retry=self._retry,
-            )
-            for blob in found:
-                yield Stored(blob.name[len(self._prefix) :], blob.size or 0, str(blob.generation))
+        where = {"prefix": self._prefix + below, "fields": "items(name,size,generation),nextPageToken"}
+
+        def page() -> tuple[list[Stored], str | None]:
+            found = self._bucket.list_blobs(page_token=token, **where, **_HOW)
+            blobs = [(blob.name[len(self._prefix) :], blob.size or 0, str(blob.generation)) for blob in next(found.pages)]
+            return [Stored(*blob) for blob in blobs], found.next_page_token
+
+        token: str | None = None
+        while True:
+            stored, token = self._tried("", page, in_bucket=True)
+            yield from stored
+            if token is None:
+                return
 
     def find(self, name: str) -> Stored | None:
-        with self._translated(name):
-            blob = self._bucket.get_blob(self._prefix + name, timeout=_TIMEOUT, retry=self._retry)
-            return Stored(name, blob.size or 0, str(blob.generation)) if blob else None
+        blob = self._looked_up(name)
+        return Stored(name, blob.size or 0, str(blob.generation)) if blob else None
 
     def read(self, name: str, version: str | None = None) -> bytes:
-        return self._retried(name, lambda: self._blob(name, version).download_as_bytes(**self._how_to_read))
+        return self._tried(name, lambda: self._blob(name, version).download_as_bytes(checksum="crc32c", **_HOW))
 
     def download(self, name: str, file: Path, version: str | None = None) -> None:
-        self._retried(name, lambda: self._blob(name, version).download_to_filename(str(file), **self._how_to_read))
+        self._tried(name, lambda: self._blob(name, version).download_to_filename(str(file), checksum="crc32c", **_HOW))
 
     def write(self, name: str, data: bytes | Path, replaces: str | None = None) -> str:
-        from google.api_core.exceptions import PreconditionFailed
-
         write_id = new_write_id()
-        generation = None if replaces is None else int(replaces or 0)
+        how = _HOW | {
+            "content_type": content_type(name),
+            "checksum": "crc32c",
+            "if_generation_match": None if replaces is None else int(replaces or 0),
+            "retry": lambda request: lambda: self._part_tried(name, request),
+        }
 
         def upload() -> str:
             blob = self._blob(name)
-            blob.metadata = {WRITE_ID: write_id}
-            how: dict[str, Any] = {"if_generation_match": generation, "timeout": _TIMEOUT, "retry": self._retry}
-            try:
-                if isinstance(data, bytes):
-                    blob.upload_from_string(data, "application/octet-stream", checksum="crc32c", **how)
-                else:
-                    blob.upload_from_filename(str(data), checksum="crc32c", **how)
-            except PreconditionFailed:
-                # It may be a second try after one that was done, and whose answer was lost.
-                found = self._bucket.get_blob(self._prefix + name, timeout=_TIMEOUT, retry=self._retry)
-                if found is None or (found.metadata or {}).get(WRITE_ID) != write_id:
-                    raise
-                return str(found.generation)
+            blob.metadata, blob.chunk_size = {WRITE_ID: write_id}, _PART_BYTES
+            if isinstance(data, bytes):
+                blob.upload_from_string(data, **how)
+            else:
+                blob.upload_from_filename(str(data), **how)
             return str(blob.generation)
 
-        with self._translated(name, missing_is_bucket=True):
-            return self._retry(upload)()
+        try:
+            return self._tried(name, upload, in_bucket=True)
+        except Conflict:
+            # It may be a second try after one that was done, and whose answer was lost.
+            found = self._looked_up(name)
+            if found is None or (found.metadata or {}).get(WRITE_ID) != write_id:
+                raise
+            return str(found.generation)
 
     def remove(self, name: str) -> None:
-        from google.api_core.exceptions import NotFound
+        with suppress(NoSuchObject):
+            self._tried(name, lambda: self._bucket.delete_blob(self._prefix + name, **_HOW))
 
-        with self._translated(name):
-            try:
-                self._bucket.delete_blob(self._prefix + name, timeout=_TIMEOUT, retry=self._retry)
-            except NotFound:
-                return
+    @property
+    def _bucket(self) -> Bucket:
+        with self._lock:  # From Python 3.12 on `cached_property` has none.
+            return self._connected
 
     @cached_property
-    def _bucket(self) -> Bucket:
+    def _connected(self) -> Bucket:
         from google.auth.exceptions import DefaultCredentialsError
         from google.auth.transport.requests import Request
         from google.cloud.storage import Client
@@ -119,74 +128,82 @@ class GoogleObjects:
         except OSError as error:  # The file with the credentials cannot be read.
             raise DefaultCredentialsError(f"{error.filename}: {error.strerror}") from error
         if not client._credentials.valid:  # Else each of the threads would ask for a token of its own.
-            self._retry(client._credentials.refresh)(Request())
+            client._credentials.refresh(Request())
             client._credentials.with_non_blocking_refresh()
         adapter = HTTPAdapter(pool_connections=1, pool_maxsize=self._connections)
         for scheme in ("https://", "http://"):
             client._http.mount(scheme, adapter)
         return client.bucket(self._bucket_name)
 
-    @cached_property
-    def _retry(self) -> Any:
-        from google.api_core.retry import Retry
-        from google.cloud.storage.exceptions import DataCorruption
-        from google.cloud.storage.retry import DEFAULT_RETRY
-
-        def may_pass(error: BaseException) -> bool:
-            return isinstance(error, DataCorruption) or DEFAULT_RETRY._predicate(error)
-
-        return Retry(predicate=may_pass, initial=0.2, maximum=8.0, multiplier=2.0, timeout=RETRY_FOR_S)
-
-    @property
-    def _how_to_read(self) -> dict[str, Any]:
-        return {"checksum": "crc32c", "timeout": _TIMEOUT, "retry": None}
-
     def _blob(self, name: str, version: str | None = None) -> Blob:
         return self._bucket.blob(self._prefix + name, generation=None if version is None else int(version))
 
-    def _retried(self, name: str, operation: Callable[[], Result]) -> Result:
-        with self._translated(name):
-            return self._retry(operation)()
+    def _looked_up(self, name: str) -> Blob | None:
+        return self._tried(name, lambda: self._bucket.get_blob(self._prefix + name, **_HOW))
 
-    @contextmanager
-    def _translated(self, name: str, *, missing_is_bucket: bool = False) -> Iterator[None]:
-        """Errors of the client become the house's."""
+    def _tried(self, name: str, operation: Callable[[], Result], *, in_bucket: bool = False) -> Result:
+        return tried(operation, lambda error: self._judged(name, error, in_bucket), RETRY_FOR_S)
+
+    def _part_tried(self, name: str, request: Callable[[], Result]) -> Result:
+        """One request of an upload, which goes on where it was. What ends the upload is left to `_tried`."""
+        return tried(request, lambda error: self._passing(name, error) if _same_may_do(error) else error, RETRY_FOR_S)
+
+    def _passing(self, name: str, error: Exception) -> Passing:
+        return Passing(f"{join(self.uri, name)}: Google Cloud Storage", _said(error))
+
+    def _judged(self, name: str, error: Exception, in_bucket: bool) -> Exception | Passing:
+        """`in_bucket`: what is missing can only be the bucket."""
         from google.api_core import exceptions as api
         from google.auth import exceptions as auth
-        from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
+        from google.cloud.storage.exceptions import InvalidResponse
         from requests import RequestException
         from urllib3.exceptions import HTTPError
 
-        of_connections = (RequestException, HTTPError, ConnectionError)
-        where, bucket = join(self.uri, name), f"gs://{self._bucket_name}"
-        try:
-            yield
-        except api.PreconditionFailed as error:
-            raise Conflict(f"{where}: somebody else has written it in between.") from error
-        except api.NotFound as error:
-            if missing_is_bucket:
-                raise UsageError(f"{where}: there is no bucket {bucket}, or these credentials may not see it.") from error
-            raise NoSuchObject(f"{where}: there is no such object.") from error
-        except (api.Forbidden, api.Unauthorized) as error:
-            raise UsageError(
-                f"{where}: no permission ({_said(error)}). Give the job's account roles/storage.objectViewer on buckets "
+        where, said = join(self.uri, name), _said(error)
+        if _same_may_do(error) or _new_one_may_do(error):
+            return self._passing(name, error)
+        if isinstance(error, api.PreconditionFailed):
+            return Conflict(f"{where}: somebody else has written it in between.")
+        if isinstance(error, api.NotFound) and in_bucket:
+            return UsageError(f"{where}: there is no bucket gs://{self._bucket_name}, or these credentials may not see it.")
+        if isinstance(error, api.NotFound):
+            return NoSuchObject(f"{where}: there is no such object.")
+        if isinstance(error, (api.Forbidden, api.Unauthorized)):
+            return UsageError(
+                f"{where}: no permission ({said}). Give the job's account roles/storage.objectViewer on buckets "
                 "that it reads and roles/storage.objectUser on those that it writes."
-            ) from error
-        except (auth.DefaultCredentialsError, auth.RefreshError) as error:
-            if isinstance(error, auth.RefreshError) and error.retryable:
-                raise StorageFailed(f"{where}: credentials cannot be renewed now. Run the same command again.") from error
-            raise UsageError(
-                f"{where}: no credentials for Google Cloud that work ({_said(error)}). "
-                "Run gcloud auth application-default login, or give "
-                "the machine or the pod a service account (docs/operating.md)."
-            ) from error
-        except api.BadRequest as error:
-            raise UsageError(f"{where}: {_said(error)}.") from error
-        except (api.GoogleAPIError, auth.GoogleAuthError, InvalidResponse, DataCorruption, *of_connections) as error:
-            raise StorageFailed(
-                f"{where}: Google Cloud Storage failed for {RETRY_FOR_S:.0f} s ({_said(error)}). Run the same command "
-                "again: it goes on where it was."
-            ) from error
+            )
+        if isinstance(error, (auth.DefaultCredentialsError, auth.RefreshError)):
+            return UsageError(
+                f"{where}: no credentials for Google Cloud that work ({said}). Run gcloud auth application-default login, "
+                "or give the machine or the pod a service account (docs/operating.md)."
+            )
+        if isinstance(error, api.BadRequest):
+            return UsageError(f"{where}: {said}.")
+        if isinstance(error, (api.GoogleAPIError, auth.GoogleAuthError, InvalidResponse, RequestException, HTTPError)):
+            return StorageFailed(f"{where}: Google Cloud Storage refuses it ({said}); another try would not help.")
+        return error
+
+
+def _same_may_do(error: Exception) -> bool:
+    """Whether the same request may do another time."""
+    from google.auth.exceptions import RefreshError
+    from google.cloud.storage.retry import DEFAULT_RETRY
+
+    return bool(DEFAULT_RETRY._predicate(error)) or (isinstance(error, RefreshError) and error.retryable)
+
+
+def _new_one_may_do(error: Any) -> bool:
+    """Whether a whole transfer may do as a new one: bytes came damaged, or of an upload what had come is gone."""
+    from google.api_core.exceptions import GoogleAPICallError
+    from google.cloud.storage.exceptions import DataCorruption
+
+    if not isinstance(error, GoogleAPICallError):
+        return isinstance(error, DataCorruption)
+    if error.code == 400:
+        return _DAMAGED.search(str(error)) is not None
+    sends_part = error.response is not None and error.response.request.method == "PUT"
+    return sends_part and error.code in (404, 410)
 
 
 def _said(error: Any) -> str:

@@ -5,16 +5,19 @@ written in between. `google.py` and `s3.py` speak to the services.
 """
 
 import hashlib
+import mimetypes
 import os
+import random
 import re
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from job.errors import StorageFailed, UsageError
 
@@ -22,7 +25,9 @@ RETRY_FOR_S = 60.0  # What fails for so long fails the run.
 _THREADS = 8
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 5.0, 20.0
 WRITE_ID = "transfer-job-write"  # The name, in an object's metadata, of what tells one's own write from another's.
-_URI = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://([^/]*)/?(.*)")
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 4.0
+_URI = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://([^/]*)/?(.*)", re.DOTALL)
+Result = TypeVar("Result")
 
 
 class Stored(NamedTuple):
@@ -103,25 +108,26 @@ def open_objects(uri: str, *, connections: int = 32) -> Objects:
     """The objects below SCHEME://BUCKET/PREFIX; nothing is asked of the service yet.
 
     Raises:
-        UsageError: for an unknown scheme, a missing bucket, or credentials in the URI, which are not repeated.
+        UsageError: for an unknown scheme, no bucket, or what may be credentials in the URI, which are not repeated.
     """
     scheme, bucket, prefix = parts_of(uri)
-    if scheme not in SCHEMES:
-        known = ", ".join(f"{name}://BUCKET/PREFIX" for name in SCHEMES)
-        raise UsageError(f"{uri}: there is no storage for {scheme}://; there are local paths and {known}.")
     return SCHEMES[scheme](f"{scheme}://{bucket}/{prefix}".rstrip("/"), connections)
 
 
 def parts_of(uri: str) -> tuple[str, str, str]:
-    """Scheme, bucket and prefix, without a slash at its end."""
+    """Scheme, bucket and prefix, without a slash at its end. See `open_objects`."""
     match = _URI.fullmatch(uri)
     if match is None:
         raise UsageError(f"{uri}: give SCHEME://BUCKET/PREFIX.")
     scheme, bucket, prefix = match.groups()
-    if "@" in bucket or "?" in prefix:
+    if scheme not in SCHEMES:  # Not repeated either: where the credentials are in it, nobody knows.
+        known = ", ".join(f"{name}://BUCKET/PREFIX" for name in SCHEMES)
+        raise UsageError(f"{scheme}://...: there is no storage for {scheme}://; there are local paths and {known}.")
+    if re.search("[:@?]", bucket) or re.search("[@?]", prefix):
         raise UsageError(
-            f"{scheme}://...: credentials never stand in a URI. Sign in once (gcloud auth application-default login, or "
-            "aws configure), or give the machine an account of its own."
+            f"{scheme}://...: credentials never stand in a URI, so that no '@' or '?' may be in it, no ':' in its bucket. "
+            "Sign in once (gcloud auth application-default login, or aws configure), or give the machine an account of its "
+            "own; choose a prefix without these characters."
         )
     if not bucket:
         raise UsageError(f"{uri}: there is no bucket in it; give {scheme}://BUCKET/PREFIX.")
@@ -136,6 +142,45 @@ def split_object(uri: str) -> tuple[str, str]:
     """The URI of an object's folder, and its name in it."""
     folder, _, name = uri.rstrip("/").rpartition("/")
     return folder, name
+
+
+class Passing(NamedTuple):
+    """An error after which another try may do: who failed, and what was said."""
+
+    who: str
+    said: str
+
+
+def tried(operation: Callable[[], Result], judge: Callable[[Exception], Exception | Passing], retry_for_s: float) -> Result:
+    """What the operation gives, tried again until it has failed for `retry_for_s`, counted from its first failure.
+
+    `judge` says what an error means: what is to be raised, perhaps the error itself, or that it may pass.
+    """
+    failing_since, pause_s = None, _FIRST_PAUSE_S
+    while True:
+        try:
+            return operation()
+        except Exception as error:
+            verdict, now = judge(error), time.monotonic()
+            if verdict is error:
+                raise
+            if isinstance(verdict, Exception):
+                raise verdict from error
+            failing_since = now if failing_since is None else failing_since
+            left_s = failing_since + retry_for_s - now
+            if left_s <= 0:
+                raise StorageFailed(
+                    f"{verdict.who} failed for {now - failing_since:.0f} s ({verdict.said}). Run the same command again: "
+                    "it goes on where it was."
+                ) from error
+        time.sleep(min(left_s, random.uniform(0.5, 1.0) * pause_s))  # noqa: S311 - it secures nothing.
+        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+
+def content_type(name: str) -> str:
+    """What a browser is told that the object is."""
+    found, encoding = mimetypes.guess_type(name.rpartition("/")[2])
+    return found if found and not encoding else "application/octet-stream"
 
 
 def new_write_id() -> str:
@@ -172,6 +217,7 @@ def local_copy(uri: str) -> Path:
     objects = open_objects(folder)
     found = objects.find(name)
     if found is None:
+        next(objects.list(name), None)  # It says so where there is not even the bucket.
         raise UsageError(f"{uri}: there is no such object.")
     file = scratch(f"{uri} {found.version}") / name
     if not file.exists():

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import random
 import re
-import time
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from job.errors import JobError, StorageFailed, UsageError
+from job.errors import UsageError
 from job.storage.objects import (
     CONNECT_TIMEOUT_S,
     READ_TIMEOUT_S,
@@ -21,10 +20,14 @@ from job.storage.objects import (
     WRITE_ID,
     Conflict,
     NoSuchObject,
+    Passing,
+    Result,
     Stored,
+    content_type,
     join,
     new_write_id,
     parts_of,
+    tried,
 )
 
 _CHUNK_BYTES = 1 << 20
@@ -32,7 +35,6 @@ _BAD_CREDENTIALS = ("ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "Signa
 # Answered with a status that says that the request is wrong, and yet another try may do.
 _MAY_PASS = ("BadDigest", "ConditionalRequestConflict", "IncompleteBody", "OperationAborted", "RequestTimeout")
 _MD5 = re.compile(r"[0-9a-f]{32}")
-Result = TypeVar("Result")
 
 
 class S3Objects:
@@ -44,6 +46,7 @@ class S3Objects:
         self.uri, self._connections = uri, connections
         _, self._bucket, prefix = parts_of(uri)
         self._prefix = f"{prefix}/" if prefix else ""
+        self._lock = threading.Lock()
 
     def __reduce__(self) -> Any:
         return S3Objects, (self.uri, self._connections)
@@ -80,7 +83,7 @@ class S3Objects:
 
     def write(self, name: str, data: bytes | Path, replaces: str | None = None) -> str:
         write_id = new_write_id()
-        how: dict[str, Any] = {"Metadata": {WRITE_ID: write_id}, "ContentType": "application/octet-stream"}
+        how: dict[str, Any] = {"Metadata": {WRITE_ID: write_id}, "ContentType": content_type(name)}
         if replaces is not None:
             how |= {"IfMatch": f'"{replaces}"'} if replaces else {"IfNoneMatch": "*"}
 
@@ -106,8 +109,13 @@ class S3Objects:
     def remove(self, name: str) -> None:
         self._tried(name, lambda: self._client.delete_object(**self._at(name)))
 
-    @cached_property
+    @property
     def _client(self) -> Any:
+        with self._lock:  # From Python 3.12 on `cached_property` has none.
+            return self._connected
+
+    @cached_property
+    def _connected(self) -> Any:
         from boto3.session import Session
         from botocore.config import Config
         from botocore.exceptions import NoCredentialsError
@@ -149,32 +157,14 @@ class S3Objects:
             raise ChecksumError(checksum_type="md5", expected_checksum=expected, actual_checksum=digest.hexdigest())
 
     def _tried(self, name: str, operation: Callable[[], Result]) -> Result:
-        """What the operation gives, tried again until it has failed for RETRY_FOR_S."""
-        from botocore.exceptions import BotoCoreError, ClientError
-        from urllib3.exceptions import HTTPError
+        return tried(operation, lambda error: self._judged(name, error), RETRY_FOR_S)
 
-        give_up_at, pause_s = None, 0.2
-        while True:
-            try:
-                return operation()
-            except (BotoCoreError, ClientError, HTTPError) as error:
-                if final := self._final(name, error):
-                    raise final from error
-                now = time.monotonic()
-                give_up_at = give_up_at or now + RETRY_FOR_S
-                if now + pause_s > give_up_at:
-                    raise StorageFailed(
-                        f"{join(self.uri, name)}: S3 failed for {RETRY_FOR_S:.0f} s ({_said(error)}). Run the same command "
-                        "again: it goes on where it was."
-                    ) from error
-            time.sleep(random.uniform(0.5, 1.0) * pause_s)  # noqa: S311 - it secures nothing.
-            pause_s = min(2 * pause_s, 4.0)
-
-    def _final(self, name: str, error: Exception) -> JobError | None:
-        """What an error means; nothing where another try may do."""
+    def _judged(self, name: str, error: Exception) -> Exception | Passing:
         from botocore import exceptions as boto
         from urllib3.exceptions import HTTPError
 
+        if not isinstance(error, (boto.BotoCoreError, boto.ClientError, HTTPError)):
+            return error
         where, said = join(self.uri, name), _said(error)
         of_credentials = (
             *(boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError, boto.ProfileNotFound),
@@ -182,7 +172,7 @@ class S3Objects:
         )
         passing = (boto.HTTPClientError, boto.ConnectionError, boto.IncompleteReadError, boto.MetadataRetrievalError)
         if isinstance(error, (HTTPError, *passing, boto.FlexibleChecksumError, boto.ChecksumError)):
-            return None
+            return Passing(f"{where}: S3", said)
         code, status = _code(error), _status(error)
         if isinstance(error, of_credentials) or code in _BAD_CREDENTIALS:
             return UsageError(
@@ -196,12 +186,12 @@ class S3Objects:
             )
         if code == "NoSuchBucket":
             return UsageError(f"{where}: there is no bucket s3://{self._bucket}.")
-        if status == 412 and error.operation_name == "PutObject":  # type: ignore[attr-defined]
+        if status == 412 and error.operation_name == "PutObject":
             return Conflict(f"{where}: somebody else has written it in between.")
         if status in (404, 412):
             return NoSuchObject(f"{where}: there is no such object.")
-        if status in (429, 500, 502, 503, 504) or code in _MAY_PASS:
-            return None
+        if status in (408, 429, 500, 502, 503, 504) or code in _MAY_PASS:
+            return Passing(f"{where}: S3", said)
         return UsageError(f"{where}: {said}.")
 
 

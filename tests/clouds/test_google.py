@@ -4,10 +4,15 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import quote
 
+import google.cloud.storage as client_library
 import pytest
+from google.cloud.storage._media import _helpers as checksums
 
 from job.errors import StorageFailed, UsageError
 from job.storage.objects import Conflict, NoSuchObject, is_remote, local_copy, local_folder, open_objects
@@ -93,6 +98,123 @@ def test_service_that_keeps_failing_ends_with_74_and_the_objects_name(google, ob
         open_objects(objects.uri).read("x")
 
 
+def test_connection_that_breaks_later_than_the_time_to_try_again_is_tried_again(google, objects, monkeypatch):
+    monkeypatch.setattr("job.storage.google.RETRY_FOR_S", 0.5)
+    objects.prepare()
+    for work in (lambda: objects.write("x", b"1234567890"), lambda: objects.read("x"), lambda: list(objects.list())):
+        with google.faults(latency_s=1.0, resets=1.0, times=1):
+            assert work()
+
+
+@pytest.mark.parametrize("status", [410, 501])
+def test_refusal_is_said_at_once_and_not_to_have_lasted(google, objects, status):
+    objects.write("x", b"1")
+    google.requests()
+    with (
+        google.faults(statuses={status: 1.0}),
+        pytest.raises(StorageFailed, match="ü/x: .*another try would not help") as caught,
+    ):
+        objects.read("x")
+    assert "failed for" not in str(caught.value) and len(google.requests()) == 1
+
+
+@pytest.fixture
+def large(tmp_path):
+    file = tmp_path / "large"
+    file.write_bytes(os.urandom(20_000_000))
+    return file
+
+
+def test_only_large_files_go_up_in_parts(google, objects, large, tmp_path):
+    (tmp_path / "small").write_bytes(bytes(8 << 20))
+    google.requests()
+    objects.write("small", tmp_path / "small")
+    assert [method for method, _, _ in google.requests()] == ["POST"]
+    objects.write("large", large)
+    assert [method for method, _, _ in google.requests()] == ["POST", "PUT", "PUT", "PUT"]
+    assert google.get(f"{objects.uri}/large") == large.read_bytes()
+
+
+def test_large_upload_goes_on_where_it_was(google, objects, large):
+    google.requests()
+    with google.faults(statuses={503: 0.3}, resets=0.3, lost_answers=0.2, only="^PUT ", seed=1):
+        version = objects.write("large", large, replaces="")
+    statuses = [(method, status) for method, _, status in google.requests()]
+    assert {("PUT", 503), ("PUT", 0)} <= set(statuses) and [method for method, _ in statuses].count("POST") == 1
+    assert objects.find("large").version == version and google.get(f"{objects.uri}/large") == large.read_bytes()
+
+
+def test_service_that_fails_in_the_middle_of_a_large_upload_ends_it_with_74(google, objects, large, impatient):
+    with google.faults(statuses={503: 1.0}, only="^PUT "), pytest.raises(StorageFailed, match=r"ü/x: .* failed for 1 s"):
+        objects.write("x", large)
+
+
+@pytest.mark.parametrize("status", [404, 410])
+def test_large_upload_that_the_service_has_lost_begins_again(google, objects, large, status):
+    google.requests()
+    with google.faults(statuses={status: 1.0}, only="^PUT ", times=1):
+        objects.write("large", large, replaces="")
+    assert [method for method, _, _ in google.requests()].count("POST") == 2
+    assert google.get(f"{objects.uri}/large") == large.read_bytes()
+
+
+@pytest.mark.parametrize("num_bytes", [1000, 20_000_000])
+def test_upload_that_came_damaged_is_sent_again(google, objects, monkeypatch, num_bytes):
+    right, sent = checksums.prepare_checksum_digest, []
+
+    def wrong_once(digest):
+        sent.append(digest)
+        return right(digest) if len(sent) > 1 else right(bytes(4))
+
+    monkeypatch.setattr(checksums, "prepare_checksum_digest", wrong_once)
+    data = os.urandom(num_bytes)
+    google.requests()
+    objects.write("x", data)
+    assert [status for _, _, status in google.requests()].count(400) == 1 and google.get(f"{objects.uri}/x") == data
+
+
+def test_browsers_are_told_what_an_object_is(google, objects, tmp_path):
+    kinds = {
+        "sub/report.html": "text/html",
+        "a.json": "application/json",
+        "a.csv": "text/csv",
+        "a.svg": "image/svg+xml",
+        "a.jpg": "image/jpeg",
+        "a.csv.gz": "application/octet-stream",
+        "a.npy": "application/octet-stream",
+    }
+    (tmp_path / "file").write_bytes(b"1")
+    told = {}
+    for number, name in enumerate(kinds):
+        objects.write(name, tmp_path / "file" if number % 2 else b"1")
+        bucket, _, key = f"{objects.uri}/{name}".removeprefix("gs://").partition("/")
+        with urllib.request.urlopen(f"{google.url}/storage/v1/b/{bucket}/o/{quote(key, safe='')}?alt=media") as answer:
+            told[name] = answer.headers["Content-Type"]
+    assert told == kinds
+
+
+def test_many_threads_that_begin_at_once_make_one_client(google, objects, monkeypatch):
+    objects.write("x", b"1")
+    made, ready = [], threading.Barrier(16)
+
+    class Counted(client_library.Client):
+        def __init__(self, *args, **kwargs):
+            made.append(self)
+            time.sleep(0.1)
+            super().__init__(*args, **kwargs)
+
+    monkeypatch.setattr(client_library, "Client", Counted)
+    fresh = open_objects(objects.uri)
+
+    def read(_):
+        ready.wait()
+        return fresh.read("x")
+
+    with ThreadPoolExecutor(16) as threads:
+        assert list(threads.map(read, range(16))) == [b"1"] * 16
+    assert len(made) == 1
+
+
 def test_missing_permission_says_what_to_grant(google, objects, impatient):
     with google.faults(statuses={403: 1.0}):
         for work in (lambda: list(objects.list()), lambda: objects.read("x"), lambda: objects.write("x", b"")):
@@ -102,7 +224,8 @@ def test_missing_permission_says_what_to_grant(google, objects, impatient):
 
 def test_missing_bucket_is_named(google):
     objects = open_objects("gs://no-such-bucket/x")
-    for work in (lambda: list(objects.list()), lambda: objects.write("x", b"")):
+    copy = lambda: local_copy("gs://no-such-bucket/x/w.h5")  # noqa: E731
+    for work in (lambda: list(objects.list()), lambda: objects.write("x", b""), copy):
         with pytest.raises(UsageError, match="there is no bucket gs://no-such-bucket"):
             work()
 
@@ -120,10 +243,27 @@ def test_unknown_scheme_names_those_that_there_are():
     assert is_remote("hdfs://x") and not is_remote("C:/x") and not is_remote("tfds:x") and not is_remote("a/b")
 
 
-def test_credentials_in_a_uri_are_refused_and_not_repeated():
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://AKIAKEY:verysecret@bucket/x",
+        "s3://AKIAKEY:very/secret@bucket/x",
+        "s3://AKIAKEY/very/secret@bucket/x",
+        "gs://bucket/x?secret",
+        "gs://bucket?secret",
+        "s3://AKIAKEY:verysecret@bucket/x\ny",
+        "https://AKIAKEY:verysecret@host/x",
+    ],
+)
+def test_credentials_in_a_uri_are_refused_and_not_repeated(uri):
     with pytest.raises(UsageError) as caught:
-        open_objects("s3://AKIAKEY:verysecret@bucket/x")
-    assert "verysecret" not in str(caught.value) and "AKIAKEY" not in str(caught.value)
+        open_objects(uri)
+    assert "secret" not in str(caught.value) and "AKIAKEY" not in str(caught.value)
+
+
+def test_names_of_objects_may_have_what_a_prefix_may_not(objects):
+    version = objects.write("a@b?c:d", b"1", replaces="")
+    assert objects.read("a@b?c:d", version) == b"1" and list(objects.list()) == [("a@b?c:d", 1, version)]
 
 
 def test_local_copies_are_made_once_for_each_version(google, objects, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ import pytest
 from boto3.session import Session
 
 from job.errors import StorageFailed, UsageError
-from job.storage.objects import Conflict, NoSuchObject, open_objects
+from job.storage.objects import Conflict, NoSuchObject, local_copy, open_objects
 from tests.conftest import ROOT, free_ports
 
 FAULTS = {"statuses": {429: 0.1, 503: 0.2}, "resets": 0.05, "shorts": 0.05, "wrong_checksums": 0.05}
@@ -150,6 +150,30 @@ def test_failure_that_does_not_pass_is_said_with_the_name_of_the_object(amazon, 
     assert error.type is StorageFailed and time.monotonic() - began < 10
 
 
+def test_connection_that_breaks_later_than_the_time_to_try_again_is_tried_again(amazon, objects, monkeypatch):
+    monkeypatch.setattr("job.storage.s3.RETRY_FOR_S", 0.5)
+    objects.prepare()
+    for work in (lambda: objects.write("x", b"12345678"), lambda: objects.read("x"), lambda: list(objects.list())):
+        with amazon.faults(latency_s=1.0, resets=1.0, times=1):
+            assert work()
+
+
+def test_time_for_which_the_service_has_failed_is_what_passed(amazon, objects, impatient):
+    objects.write("x", b"1")
+    began = time.monotonic()
+    with amazon.faults(statuses={503: 1.0}), pytest.raises(StorageFailed, match="S3 failed for 1 s"):
+        objects.read("x")
+    assert time.monotonic() - began >= 1.0
+
+
+def test_browsers_are_told_what_an_object_is(amazon, objects):
+    kinds = {"sub/report.html": "text/html", "a.json": "application/json", "a.npy": "application/octet-stream"}
+    for name, kind in kinds.items():
+        objects.write(name, b"1")
+        bucket, _, key = f"{objects.uri}/{name}".removeprefix("s3://").partition("/")
+        assert Session().client("s3").head_object(Bucket=bucket, Key=key)["ContentType"] == kind
+
+
 def test_object_without_a_checksum_is_held_against_its_md5(amazon, objects, impatient, monkeypatch):
     monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
     version = objects.write("x", b"12345678" * 1000)
@@ -175,7 +199,8 @@ def test_refused_permission_is_no_reason_to_try_again(amazon, objects):
 
 def test_missing_bucket_is_said(amazon):
     missing = open_objects("s3://no-such-bucket/x")
-    for operation in (lambda: list(missing.list()), lambda: missing.read("a"), lambda: missing.write("a", b"")):
+    copy = lambda: local_copy("s3://no-such-bucket/x/w.h5")  # noqa: E731
+    for operation in (lambda: list(missing.list()), lambda: missing.read("a"), lambda: missing.write("a", b""), copy):
         with pytest.raises(UsageError, match="there is no bucket s3://no-such-bucket"):
             operation()
     with pytest.raises(UsageError, match="Invalid bucket name"):

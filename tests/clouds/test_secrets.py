@@ -87,11 +87,56 @@ def test_nothing_that_a_run_leaves_holds_a_secret(request, cloud, tmp_path):
     assert leaks(tmp_path / "home", canaries) or cloud == "amazon"  # The search finds what is there.
 
 
-@pytest.mark.parametrize("uri", ["s3://AKIACANARY:CANARYSECRET@bucket/x", "gs://bucket/x?X-Goog-Signature=CANARYSECRET"])
-@pytest.mark.parametrize("option", ["--data", "--out", "--weights"])
-def test_secrets_in_arguments_are_refused_and_not_repeated(tmp_path, painted, uri, option):
-    arguments = {"--data": painted, "--out": tmp_path / "out", option: uri}
-    done = run_job("run", *(word for pair in arguments.items() for word in pair))
-    assert done.returncode == 2 and "credentials never stand in a URI" in done.stderr
+SECRET_URIS = {
+    "key": "s3://AKIACANARY:CANARYSECRET@bucket/x",
+    "key with a slash": "s3://AKIACANARY:CANARY/SECRET@bucket/x",
+    "signature": "gs://bucket/x.csv?X-Goog-Signature=CANARYSECRET",
+}
+
+
+def refused_unsaid(tmp_path, *arguments):
+    done = run_job(*arguments)
+    assert done.returncode == 2 and "credentials never stand in a URI" in done.stderr, done.stderr
     assert "CANARY" not in done.stdout + done.stderr
     assert leaks(tmp_path, ["CANARY"]) == []
+
+
+@pytest.mark.parametrize("uri", SECRET_URIS.values(), ids=SECRET_URIS)
+@pytest.mark.parametrize("option", ["--data", "--labels", "--out", "--weights", "--tfds-dir", "cache.dir"])
+def test_secrets_in_arguments_are_refused_and_not_repeated(tmp_path, painted, uri, option):
+    given = {option: uri} if option.startswith("--") else {"--set": f"{option}={uri}"}
+    arguments = {"--data": painted, "--out": tmp_path / "out", **given}
+    refused_unsaid(tmp_path, "run", *(word for pair in arguments.items() for word in pair))
+
+
+URI = SECRET_URIS["key with a slash"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", "--data", URI, "--out", f"{URI}/out"),
+        ("run", "--data", "gs://bucket/x", "--labels", SECRET_URIS["signature"], "--out", "out"),
+        ("run", "--data", "photos", "--set", f"backbone.wieghts='{URI}'", "--out", "out"),
+        ("explore", "--data", URI, "--labels", "l.csv", "--out", "out"),
+        ("rank", "--data", URI, "--backbones", "mobilenet_v2", "--out", f"{URI}/out"),
+        ("rank", "--data", "photos", "--backbones", f"mobilenet_v2:weights={URI}", "--out", "out"),
+        ("predict", "--model", URI, "--data", "photos", "--out", "out.csv"),
+        ("predict", "--model", "model", "--data", URI, "--out", "out.csv"),
+        ("predict", "--model", "model", "--data", "photos", "--out", URI),
+        ("report", URI),
+        ("demo", "--out", URI),
+    ],
+    ids=lambda arguments: " ".join(arguments).replace(URI, "URI"),
+)
+def test_secrets_are_refused_before_anything_else_is_said(tmp_path, arguments):
+    refused_unsaid(tmp_path, *arguments)
+
+
+def test_secrets_in_the_configuration_are_not_repeated(tmp_path, painted):
+    file = tmp_path / "config.toml"
+    for section, key in (("cache", "dir"), ("backbone", "weights"), ("intake", "tfds_dir")):
+        file.write_text(f'[{section}]\n{key} = "{URI}"\n')
+        done = run_job("run", "--data", painted, "--out", tmp_path / "out", "--config", file)
+        assert done.returncode == 2 and "credentials never stand in a URI" in done.stderr, done.stderr
+        assert "CANARY" not in done.stdout + done.stderr and not (tmp_path / "out").exists()
