@@ -1,6 +1,7 @@
 """Does the exported model agree with what was measured? Run in a fresh process by the export stage: `python -m job.parity`.
 
-The request comes as JSON on standard input, when TensorFlow is imported already; the answer goes to standard output.
+The request comes as JSON on standard input, when TensorFlow is imported already; the answer goes to standard output. An
+error that is written for the user is an answer, too: its exit code and its message.
 """
 
 import io
@@ -16,6 +17,7 @@ import numpy as np
 
 from job.data.decode import DecodeRules, decode
 from job.data.stores import ArrayStore
+from job.errors import JobError, code_of
 from job.stop import ignore_signals
 from job.train.cluster import import_tensorflow
 
@@ -51,10 +53,10 @@ def check(request: Request) -> dict[str, Any]:
     images = ArrayStore(Path(request.images))
     pixels = images.rows(request.rows)
     by_array = _run(pixels, lambda batch: from_pixels(pixels=tf.constant(batch)))
-    by_bytes, readable = _by_bytes(request, lambda batch: from_bytes(image_bytes=tf.constant(batch)))
-    difference = np.abs(by_bytes - expected[readable])
-    best_two = np.sort(expected[readable], axis=1)[:, -2:]
-    changed = by_bytes.argmax(1) != expected[readable].argmax(1)
+    by_bytes, decodable, not_readable = _by_bytes(request, lambda batch: from_bytes(image_bytes=tf.constant(batch)))
+    difference = np.abs(by_bytes - expected[decodable])
+    best_two = np.sort(expected[decodable], axis=1)[:, -2:]
+    changed = by_bytes.argmax(1) != expected[decodable].argmax(1)
     return {
         "num_photos": len(expected),
         "arrays": {
@@ -63,8 +65,9 @@ def check(request: Request) -> dict[str, Any]:
             "changed_labels": int((by_array.argmax(1) != expected.argmax(1)).sum()),
         },
         "bytes": {
-            "num_photos": int(readable.sum()),
-            "not_decodable_in_graph": int((~readable).sum()),
+            "num_photos": int(decodable.sum()),
+            "not_decodable_in_graph": int((~decodable).sum()) - not_readable,
+            "not_readable": not_readable,
             "largest_difference": float(difference.max()) if len(difference) else 0.0,
             "mean_difference": float(difference.mean()) if len(difference) else 0.0,
             "changed_labels": int(changed.sum()),
@@ -81,19 +84,20 @@ def _run(items: Any, signature: Any) -> np.ndarray:
     )
 
 
-def _by_bytes(request: Request, signature: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities of the photos that TensorFlow decodes, and which those are."""
+def _by_bytes(request: Request, signature: Any) -> tuple[np.ndarray, np.ndarray, int]:
+    """Probabilities of the photos that TensorFlow decodes, which those are, and how many are not there as listed."""
     payloads = list(_payloads(request))
-    readable = np.asarray([_decodes_in_graph(p) for p in payloads])
-    chosen = [p for p, ok in zip(payloads, readable, strict=True) if ok]
+    decodable = np.asarray([isinstance(p, bytes) and _decodes_in_graph(p) for p in payloads])
+    chosen = [p for p, ok in zip(payloads, decodable, strict=True) if ok]
     width = np.load(request.expected, mmap_mode="r").shape[1]
-    return (_run(chosen, signature) if chosen else np.empty((0, width))), readable
+    probabilities = _run(chosen, signature) if chosen else np.empty((0, width))
+    return probabilities, decodable, sum(isinstance(p, OSError) for p in payloads)
 
 
-def _payloads(request: Request) -> Iterator[bytes]:
+def _payloads(request: Request) -> Iterator[bytes | OSError]:
     source, entries = pickle.loads(Path(request.photos).read_bytes())  # noqa: S301  # The exporting process wrote it.
-    for payload in source.read(entries):
-        yield payload if isinstance(payload, bytes) else b""
+    source.prepare()
+    yield from source.read(entries)
 
 
 def _decodes_in_graph(payload: bytes) -> bool:
@@ -125,7 +129,14 @@ def main() -> None:
     import_tensorflow()
     request = sys.stdin.read()
     if request:  # Nothing, where the export ended before it.
-        print(json.dumps(check(Request(**json.loads(request)))))
+        print(json.dumps(_answer(Request(**json.loads(request)))))
+
+
+def _answer(request: Request) -> dict[str, Any]:
+    try:
+        return check(request)
+    except JobError as error:
+        return {"code": code_of(error), "message": str(error)}
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from job.data.decode import DecodeRules
 from job.data.sources import Entry, open_source
 from job.data.stores import ROWS_PER_SHARD, StoreWriter
 from job.data.workers import Limits, ShardTask, decode_shards
-from job.errors import DataUnusable, UsageError
-from job.storage.objects import is_remote, local_folder, open_objects, split_object
+from job.errors import DataUnusable, JobError, UsageError, of_code
+from job.storage.objects import is_remote, join, local_folder, open_objects, scratch, split_object
 from job.storage.workdir import Workdir, digest_of_file
 from job.train.cluster import import_tensorflow
 
@@ -32,15 +32,18 @@ def predict(model: str, data: str, out: str, *, tfds_dir: str | None, batch_size
     Returns a line that says what was done.
 
     Raises:
-        UsageError: where `model` is no exported model or not a whole one, or `out` is neither .parquet nor .csv.
+        UsageError: where `model` is no exported model or not a whole one, or `out` is neither .parquet nor .csv, or lies in
+            a bucket that is not there or that these credentials may not see; before any photo is read.
         DataUnusable: where there is not a single photo.
+        StorageFailed: where the bucket does not take the answer, which is kept on this machine then.
     """
     if not out.endswith((".parquet", ".csv")):
         raise UsageError(f"--out {out}: give a name that ends in .parquet or .csv.")
-    # A run may switch the link to another model in between.
-    model_folder = local_folder(model) if is_remote(model) else Path(model).resolve()
-    card = Workdir(model_folder).read_json("model.json")
-    if card is None:
+    if is_remote(out):
+        _is_there(out)  # For its errors, which else would come when the work is done.
+    model_folder = _model_folder(model)
+    card = Workdir(model_folder).read_json("model.json") if model_folder else None
+    if model_folder is None or card is None:
         raise UsageError(f"--model {model}: there is no model.json in it; give the model/ folder of a run.")
     _check_files(model, model_folder, card)
     source = open_source(data, labelled=False, tfds_dir=tfds_dir)
@@ -70,6 +73,23 @@ def predict(model: str, data: str, out: str, *, tfds_dir: str | None, batch_size
     _write(out, [rows[path] for path in sorted(rows)])
     failed = sum(bool(row["error"]) for row in rows.values())
     return f"{len(rows) - failed:,} photos labelled, {failed:,} could not be read: {out}"
+
+
+def _model_folder(model: str) -> Path | None:
+    """The folder, whole and on this machine; None for a prefix that holds no model, whatever else lies below it."""
+    if is_remote(model):
+        return local_folder(model) if _is_there(join(model, "model.json")) else None
+    return Path(model).resolve()  # A run may switch the link to another model in between.
+
+
+def _is_there(uri: str) -> bool:
+    """Whether there is such an object. Raises: UsageError, where there is not even the bucket, or no permission."""
+    folder, name = split_object(uri)
+    objects = open_objects(folder)
+    if objects.find(name):
+        return True
+    next(objects.list(name), None)  # A bucket that is missing is told from an object that is missing only here.
+    return False
 
 
 def _check_files(model: str, model_folder: Path, card: dict[str, Any]) -> None:
@@ -134,7 +154,13 @@ def _write(out: str, rows: list[dict[str, Any]]) -> None:
         folder, name = split_object(out)
         buffer = io.BytesIO()
         _write_table(table, buffer, name)
-        open_objects(folder).write(name, buffer.getvalue())
+        try:
+            open_objects(folder).write(name, buffer.getvalue())
+        except JobError as error:
+            kept = Workdir(scratch(out))
+            kept.write_bytes(name, buffer.getvalue())
+            said = f"{error}\nThe photos are labelled; the answer is in {kept.path(name)}."
+            raise of_code(error.exit_code, said) from error
         return
     final = Path(out).resolve()
     with Workdir(final.parent).writing(final.name) as path, path.open("wb") as file:

@@ -26,7 +26,7 @@ from job.data.decode import DecodeRules
 from job.data.examples import Examples
 from job.data.sources import Entry, Source
 from job.data.stores import ArrayStore
-from job.errors import Diverged, GateNotMet, JobError, TryAgainLater
+from job.errors import Diverged, GateNotMet, JobError, TryAgainLater, of_code
 from job.model import serving
 from job.model.heads import Head
 from job.model.network import Network
@@ -67,6 +67,7 @@ def export(
 
     Raises:
         GateNotMet: where the exported model disagrees with what was measured; nothing is published then.
+        StorageFailed, UsageError: where the photos cannot be read again for that.
     """
     tuned = network.tuned(chosen_head)
     if tuned_weights is not None:
@@ -191,6 +192,8 @@ def _ask(checker: subprocess.Popen[str], request: parity.Request, context: Conte
             )
         raise JobError(f"The parity check did not run through:\n{said[-4000:]}")
     result: dict[str, Any] = json.loads(answer.splitlines()[-1])
+    if "code" in result:
+        raise of_code(result["code"], result["message"])
     return result
 
 

@@ -5,7 +5,7 @@ It is the only reader of untrusted bytes, and it never writes to the source.
 
 import io
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -35,6 +35,8 @@ SUMMARY = "stages/intake/intake.json"
 _BLANK = {"status": "", "reason": "", "format": "", "mode": "", "sha256": "", "width": 0, "height": 0, "phash": 0}
 _BLANK |= {"brightness": 0.0, "contrast": 0.0, "has_exif": False}
 _COMMITS_AHEAD = 4
+# The SHA-256 of what this process has read of a source to compare it, by the source's URI and the entry.
+_compared: dict[tuple[str, Entry], str] = {}
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ def intake(config: IntakeConfig, *, source: Source, listing: Listing, context: C
         name = context.cache.name(writer.finish([found[key].key for key in shards]).index_file)
     examples = _table(listing, [record for key in shards for record in found[key].extra])
     context.workdir.write_bytes(TABLE, examples.to_parquet())
-    _remember(context.workdir, listing, examples)
+    entries_and_digests = zip(listing.entries, examples["sha256"], strict=True)
+    _remember(context.workdir, {e.path: (e.num_bytes, e.version, d) for e, d in entries_and_digests if e.verdict is None})
     context.workdir.write_json(SUMMARY, {"images": name})
     return Intake(examples, context.cache, name)
 
@@ -96,22 +99,32 @@ def intake(config: IntakeConfig, *, source: Source, listing: Listing, context: C
 def source_digest(source: Source, listing: Listing, workdir: Workdir) -> str:
     """What the source holds, by content. A file whose size and version did not change keeps the digest it had.
 
-    Reads only files that changed since the last intake; empty where no earlier intake knows these paths.
+    Reads only files that changed since they were read last, by an intake or here, where the owner of the directory remembers
+    it for the next run. Empty where no earlier intake knows these paths.
     """
     known = _recall(workdir)
-    if known.keys() != {e.path for e in listing.entries if e.verdict is None}:
-        return ""
-    rows = []
     looked_at = [e for e in listing.entries if e.verdict is None]
+    if known.keys() != {e.path for e in looked_at}:
+        return ""
     changed = [e for e in looked_at if known[e.path][:2] != (e.num_bytes, e.version) or not known[e.path][2]]
+    _compare(source, changed)
     fresh = {
-        entry.path: sha256(payload).hexdigest() if isinstance(payload, bytes) else ""
-        for entry, payload in zip(changed, source.read(changed), strict=True)
+        e.path: (e.num_bytes, e.version, digest) for e in changed if (digest := _compared.get((source.uri, e))) is not None
     }
-    for entry in listing.entries:
-        digest = fresh.get(entry.path) or (known[entry.path][2] if entry.path in known else "")
-        rows.append([entry.path, entry.label, entry.split, entry.verdict, entry.reason, digest])
+    known |= fresh
+    if fresh and workdir.lease:
+        _remember(workdir, known)
+    rows = [
+        [e.path, e.label, e.split, e.verdict, e.reason, known[e.path][2] if e.path in known else ""] for e in listing.entries
+    ]
     return digest_of([listing.class_names, rows])
+
+
+def _compare(source: Source, entries: Sequence[Entry]) -> None:
+    unread = [e for e in entries if (source.uri, e) not in _compared]
+    for entry, payload in zip(unread, source.read(unread), strict=True):
+        if isinstance(payload, bytes):
+            _compared[source.uri, entry] = sha256(payload).hexdigest()
 
 
 def _decode(
@@ -166,14 +179,14 @@ def _table(listing: Listing, records: list[Record]) -> Examples:
     return Examples.from_columns(columns, listing.class_names)
 
 
-def _remember(workdir: Workdir, listing: Listing, examples: Examples) -> None:
-    rows = [(e, d) for e, d in zip(listing.entries, examples["sha256"], strict=True) if e.verdict is None]
+def _remember(workdir: Workdir, known: Mapping[str, tuple[int, str, str]]) -> None:
+    """Size, version and SHA-256 of the file at each path; the last is empty where it could not be read."""
     table = pa.table(
         {
-            "path": [e.path for e, _ in rows],
-            "num_bytes": [e.num_bytes for e, _ in rows],
-            "version": [e.version for e, _ in rows],
-            "sha256": [d for _, d in rows],
+            "path": list(known),
+            "num_bytes": [size for size, _, _ in known.values()],
+            "version": [version for _, version, _ in known.values()],
+            "sha256": [digest for _, _, digest in known.values()],
         }
     )
     buffer = io.BytesIO()
@@ -181,7 +194,7 @@ def _remember(workdir: Workdir, listing: Listing, examples: Examples) -> None:
     workdir.write_bytes(KNOWN, buffer.getvalue())
 
 
-def _recall(workdir: Workdir) -> Mapping[str, tuple[int, str, str]]:
+def _recall(workdir: Workdir) -> dict[str, tuple[int, str, str]]:
     try:
         columns = pq.read_table(workdir.path(KNOWN)).to_pydict()
     except (OSError, pa.ArrowInvalid):

@@ -22,7 +22,8 @@ from job.data.sources import FolderSource
 from job.data.stores import HEADER_BYTES, StoreWriter
 from job.data.workers import Limits, ShardTask, decode_shards
 from job.errors import DataUnusable, Stopped, StorageFailed
-from job.stages.intake import Intake, intake, source_digest
+from job.output import owned
+from job.stages.intake import KNOWN, Intake, intake, source_digest
 from job.storage.workdir import Workdir
 from job.telemetry import Telemetry
 from tests.conftest import paint, paint_classes
@@ -198,6 +199,57 @@ class _Tried(FolderSource):
 
     def tried(self):
         return Counter(self.log.read_text().splitlines())
+
+
+@pytest.fixture
+def another_process(monkeypatch):
+    """What this one has read is forgotten, as it is in the next run."""
+    return lambda: monkeypatch.setattr("job.stages.intake._compared", {})
+
+
+def test_touched_photo_is_read_once_and_not_in_every_run(folder, context, another_process):
+    take_in(folder, context)
+    source = _Tried(folder.resolve())
+    before = source_digest(source, source.listing(), context.workdir)
+    assert not source.log.exists(), "nothing has changed"
+    for name in ("checks-000.jpg", "checks-001.jpg"):
+        os.utime(folder / "checks" / name, ns=(1, 1))
+    for _ in range(3):
+        another_process()
+        with owned(context):
+            assert source_digest(source, source.listing(), context.workdir) == before
+    assert source.tried() == {"checks/checks-000.jpg": 1, "checks/checks-001.jpg": 1}
+    paint(folder / "checks" / "checks-000.jpg", seed=4711)
+    for _ in range(2):
+        another_process()
+        with owned(context):
+            assert source_digest(source, source.listing(), context.workdir) != before
+    assert source.tried() == {"checks/checks-000.jpg": 2, "checks/checks-001.jpg": 1}
+
+
+def test_who_does_not_own_the_directory_reads_a_touched_photo_once_and_writes_nothing(folder, context):
+    """The other workers of a run, which ask again and again, and dry runs."""
+    take_in(folder, context)
+    known = context.workdir.path(KNOWN)
+    content = known.read_bytes()
+    os.utime(folder / "checks" / "checks-000.jpg", ns=(1, 1))
+    source = _Tried(folder.resolve())
+    assert len({source_digest(source, source.listing(), context.workdir) for _ in range(3)}) == 1
+    assert source.tried() == {"checks/checks-000.jpg": 1} and known.read_bytes() == content
+
+
+def test_photo_that_is_gone_when_it_is_compared_is_not_taken_for_compared(folder, context, another_process):
+    take_in(folder, context)
+    photo, source = folder / "checks" / "checks-000.jpg", FolderSource(folder.resolve())
+    before = source_digest(source, source.listing(), context.workdir)
+    paint(photo, seed=4711)
+    listing = source.listing()
+    photo.rename(folder.parent / "aside.jpg")
+    with owned(context):
+        source_digest(source, listing, context.workdir)
+    (folder.parent / "aside.jpg").rename(photo)
+    another_process()
+    assert source_digest(source, listing, context.workdir) != before
 
 
 def decode_one_shard(source, context, tmp_path, timeout_s=30.0):

@@ -389,6 +389,15 @@ def test_failed_parity_is_said_at_the_top(context):
     assert "the exported model disagrees" in top and "The check found: EXIF orientation is not honoured." in top
 
 
+def test_photos_that_could_not_be_read_again_are_not_called_undecodable(context):
+    everything(context)
+    parity = context.workdir.read_json("stages/export/parity.json")
+    parity["bytes"] |= {"not_decodable_in_graph": 0, "not_readable": 2}
+    context.workdir.write_json("stages/export/parity.json", parity)
+    page = drawn(context)
+    assert "2 photos have changed or gone since the source was listed" in page and "cannot decode by itself" not in page
+
+
 def test_run_that_ended_before_the_export_says_so(context):
     explored(context)
     trained(context)

@@ -1,0 +1,160 @@
+"""Photos in a bucket that are read once more, by the export's check and by the next run; and what predict asks first."""
+
+import csv
+import re
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from job.config import ExportConfig, IntakeConfig
+from job.context import Context
+from job.data.decode import DecodeRules
+from job.data.sources import open_source
+from job.errors import UsageError
+from job.predict import predict
+from job.stages import export
+from job.stages.intake import Intake
+from job.storage.workdir import Workdir
+from job.telemetry import Telemetry
+from tests.clouds.test_runs import node, put_folder
+from tests.conftest import ROOT, quick_settings, run_job
+
+PHOTO_READ = r"^GET .*photos.*alt=media"
+FAILURES = pytest.mark.parametrize(
+    ("status", "code", "said"),
+    [(503, 74, r"Error: gs://\S+: Google Cloud Storage failed for \d s \("), (403, 2, r"Error: gs://\S+: no permission")],
+)
+
+
+@pytest.fixture
+def impatient(tmp_path):
+    """The environment of a program that tries again for 2 s, and so do the processes that it starts."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text("import job.storage.objects\njob.storage.objects.RETRY_FOR_S = 2.0\n")
+    return {"PYTHONPATH": f"{folder}:{ROOT}", **node(tmp_path / "node")}
+
+
+@pytest.fixture(scope="module")
+def photos(google, painted):
+    uri = f"{google.bucket()}/photos"
+    put_folder(google, painted, uri)
+    return uri
+
+
+@pytest.fixture
+def out(finished_run, tmp_path):
+    """Results of a run over the same photos, when they lay in a local folder."""
+    return shutil.copytree(finished_run, tmp_path / "out", symlinks=True)
+
+
+def photos_read(bed):
+    return [path for method, path, _ in bed.requests() if re.search(PHOTO_READ, f"{method} {path}")]
+
+
+def test_photos_uploaded_again_with_the_same_bytes_are_read_in_one_run_and_not_in_the_next(google, painted, out):
+    uri = f"{google.bucket()}/photos"
+    put_folder(google, painted, uri)
+
+    def num_read_by_a_run():
+        google.requests()
+        done = run_job("run", "--data", uri, "--out", out, *quick_settings())
+        assert done.returncode == 0 and not re.search(r"^\w+ +runs", done.stderr, re.MULTILINE), done.stderr
+        return len(photos_read(google))
+
+    assert num_read_by_a_run() == 82  # Each once, though the plan and the run both ask for them.
+    assert num_read_by_a_run() == 0
+    for name in ("checks/turned.jpg", "stripes/broken.jpg"):
+        google.put(f"{uri}/{name}", (painted / name).read_bytes())
+    assert num_read_by_a_run() == 2
+    assert num_read_by_a_run() == 0
+
+
+@FAILURES
+def test_photos_that_cannot_be_read_for_the_exports_check_end_the_run_as_anywhere_else(
+    google, photos, out, impatient, status, code, said
+):
+    arguments = ("run", "--data", photos, "--out", out, *quick_settings())
+    assert run_job(*arguments, **impatient).returncode == 0
+    (out / "stages" / "export.json").unlink()
+    with google.faults(statuses={status: 1.0}, only=PHOTO_READ):
+        done = run_job(*arguments, **impatient)
+    assert done.returncode == code and re.search(said, done.stderr), done.stderr
+    assert "export    runs" in done.stderr and "Traceback" not in done.stderr and not (out / "model").exists()
+    again = run_job(*arguments, **impatient)
+    assert again.returncode == 0 and (out / "model" / "parity.json").exists(), again.stderr
+
+
+def test_photo_that_has_changed_since_it_was_listed_is_not_counted_as_undecodable(google, painted, finished_run):
+    uri = f"{google.bucket()}/photos"
+    put_folder(google, painted, uri)
+    source = open_source(uri)
+    entries = {e.path: e for e in source.listing().entries}
+    context = Context(Workdir(finished_run), Telemetry(None))
+    taken_in, intake = Intake.load(context), IntakeConfig(image_size=48)
+    rules = DecodeRules(**{name: getattr(intake, name) for name in DecodeRules.__dataclass_fields__})
+    changed = pq.read_table(finished_run / "predictions.parquet")["path"].to_pylist()[1]
+    google.put(f"{uri}/{changed}", (painted / changed).read_bytes())
+    with export._start_checker() as checker:
+        model = (finished_run / "model").resolve()
+        found = export._check_parity(
+            checker, ExportConfig(), model, rules, taken_in.examples, taken_in.images, source, entries, context
+        )
+    counts = {name: found["bytes"][name] for name in ("num_photos", "not_decodable_in_graph", "not_readable")}
+    assert counts == {"num_photos": found["num_photos"] - 1, "not_decodable_in_graph": 0, "not_readable": 1}
+    assert found["agrees"]
+
+
+def labelled(model, data, out, context):
+    return predict(str(model), data, out, tfds_dir=None, batch_size=64, context=context)
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        ("gs://no-such-bucket/answer.csv", "there is no bucket gs://no-such-bucket"),
+        ("s3://no-such-bucket/answer.csv", "there is no bucket s3://no-such-bucket"),
+        ("ftp://x/answer.csv", "there is no storage for ftp://"),
+    ],
+)
+def test_predict_refuses_a_wrong_place_for_its_answer_before_it_reads_a_photo(
+    google, amazon, photos, finished_run, context, out, said
+):
+    google.requests()
+    with pytest.raises(UsageError, match=said):
+        labelled(finished_run / "model", photos, out, context)
+    assert not [path for _, path, _ in google.requests() if "photos" in path]
+
+
+def test_predict_without_permission_for_its_answer_ends_before_it_reads_a_photo(google, photos, finished_run, context):
+    out = f"{google.bucket()}/answer.csv"
+    google.requests()
+    with google.faults(statuses={403: 1.0}, only="answer"), pytest.raises(UsageError, match=r"answer.csv: no permission"):
+        labelled(finished_run / "model", photos, out, context)
+    assert not [path for _, path, _ in google.requests() if "photos" in path]
+
+
+def test_predict_fetches_nothing_of_a_folder_that_is_no_model(google, finished_run, context, tmp_path):
+    whole_run = f"{google.bucket()}/x"
+    put_folder(google, finished_run / "model", f"{whole_run}/model")
+    google.requests()
+    for model in (whole_run, f"{whole_run}/"):
+        with pytest.raises(UsageError, match=r"no model\.json in it; give the model/ folder of a run"):
+            labelled(model, "no-photos", str(tmp_path / "answer.csv"), context)
+    assert not [path for _, path, _ in google.requests() if "alt=media" in path]
+    with pytest.raises(UsageError, match="there is no bucket"):
+        labelled("gs://no-such-bucket/model", "no-photos", str(tmp_path / "answer.csv"), context)
+
+
+@FAILURES
+def test_answer_that_the_bucket_does_not_take_is_kept_on_this_machine(
+    google, painted, finished_run, impatient, status, code, said
+):
+    out = f"{google.bucket()}/answer.csv"
+    with google.faults(statuses={status: 1.0}, only="^(POST|PUT) "):
+        done = run_job("predict", "--model", finished_run / "model", "--data", painted, "--out", out, **impatient)
+    assert done.returncode == code and re.search(said, done.stderr) and "Traceback" not in done.stderr, done.stderr
+    kept = Path(re.search(r"the answer is in (\S+)\.$", done.stderr, re.MULTILINE)[1])
+    assert kept.is_relative_to(impatient["TMPDIR"]) and len(list(csv.DictReader(kept.open()))) == 82
