@@ -6,11 +6,14 @@ the photo that broke it, so a bad file costs itself only. Nobody waits at that p
 woken for every photo takes a good part of the time of the photos (docs/decisions/0007-intake-at-scale.md).
 """
 
+import atexit
 import io
 import json
 import multiprocessing
 import os
 import resource
+import shutil
+import tempfile
 import time
 import traceback
 from collections.abc import Iterable, Iterator
@@ -40,6 +43,7 @@ _PASSING = (
     "the decoder crashed on it twice ",
     "needs more memory to decode than ",
 )
+_MAX_FOLDER_OF_SOCKETS = 107 - len("/pymp-12345678/listener-12345678")
 _SECONDS_BETWEEN_LOOKS = 0.02  # A pipe holds the records of some 200 photos; then its writer has to wait.
 _FORK_SERVER = multiprocessing.get_context("forkserver")
 _FORK_SERVER.set_forkserver_preload([__name__])  # Imported once, not by each process.
@@ -82,6 +86,7 @@ def decode_shards(
         Stopped: soon after the run is asked to stop, without waiting for a shard's end.
     """
     waiting = iter(tasks)
+    _shorten_socket_paths()
     with _stopped_first(context), ExitStack() as stack:
         workers = []
         for _, task in zip(range(limits.num_workers), waiting, strict=False):
@@ -110,6 +115,14 @@ def _stopped_first(context: Context) -> Iterator[None]:
     except Exception:
         context.stop.check()
         raise
+
+
+def _shorten_socket_paths() -> None:
+    """Those of the fork server lie below TMPDIR, which schedulers like to make longer than a socket's path may be."""
+    config = multiprocessing.current_process()._config  # type: ignore[attr-defined]
+    if not config.get("tempdir") and len(os.fsencode(tempfile.gettempdir())) > _MAX_FOLDER_OF_SOCKETS:
+        config["tempdir"] = tempfile.mkdtemp(prefix="pymp-", dir="/tmp")
+        atexit.register(shutil.rmtree, config["tempdir"], ignore_errors=True)
 
 
 class _Worker:

@@ -26,7 +26,7 @@ from job.output import owned
 from job.stages.intake import KNOWN, Intake, intake, source_digest
 from job.storage.workdir import Workdir
 from job.telemetry import Telemetry
-from tests.conftest import paint, paint_classes
+from tests.conftest import paint, paint_classes, quick_settings, run_job
 
 CONFIG = IntakeConfig(image_size=48, max_quarantined_fraction=0.2)
 
@@ -409,3 +409,11 @@ def test_stop_is_obeyed_between_photos(folder, context):
     with pytest.raises(Stopped):
         take_in(folder, context)
     assert not list(Path(context.workdir.root).rglob("index-*.json"))
+
+
+def test_folder_for_temporary_files_may_have_a_long_name(folder, tmp_path):
+    long = tmp_path / ("a" * 60) / ("b" * 60)  # A socket's path has 107 bytes.
+    long.mkdir(parents=True)
+    arguments = ("run", "--data", folder, "--out", tmp_path / "out", "--stop-after", "split", *quick_settings())
+    done = run_job(*arguments, TMPDIR=str(long))
+    assert "AF_UNIX" not in done.stderr and "split     done" in done.stderr, done.stderr

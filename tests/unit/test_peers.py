@@ -165,6 +165,8 @@ def test_worker_that_does_not_belong_is_refused(options, said):
         first = connected(port)
         with pytest.raises(UsageError, match=said):
             connected(port, **options)
+        while 1 not in leader._ready:  # The word of the first one may still be on its way.
+            time.sleep(0.01)
         leader.order(stage="intake")
         assert next(first.orders()) == {"stage": "intake"}
         first._line.close()
