@@ -294,7 +294,7 @@ def _context(workdir: Any = None, config: Any = None, *, logs: bool = True) -> I
 
 def _run(config: Any, data: str, labels: str | None, out: str, stop_after: str | None) -> None:
     from job import output, run
-    from job.pipeline import Job
+    from job.job import Job
     from job.provenance import program
     from job.train.cluster import Cluster
 
@@ -315,7 +315,7 @@ def _dry_run(config: Any, data: str, labels: str | None, out: str, stop_after: s
     from job import output, run
     from job.config import as_toml
     from job.context import Context
-    from job.pipeline import Job
+    from job.job import Job
     from job.telemetry import Telemetry
 
     with output.looked_at(output.make_workdir(out, data, config.cache)) as workdir:

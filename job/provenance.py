@@ -12,7 +12,8 @@ from typing import Any
 from job import __version__
 from job.cgroups import usable_cores
 from job.config import digest_of
-from job.pipeline import STAGES, Job
+from job.job import Job
+from job.pipeline import STAGES
 from job.records import record_name
 from job.storage.objects import is_remote
 

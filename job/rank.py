@@ -23,11 +23,11 @@ from job.data.examples import Examples
 from job.data.neighbours import principal_components
 from job.data.stores import ArrayStore
 from job.errors import DataUnusable, Diverged, JobError, StorageFailed, UsageError
+from job.job import Job
 from job.model import metrics
 from job.model.cut import multiply_adds
 from job.model.network import Network
 from job.model.probes import out_of_fold
-from job.pipeline import Job
 from job.provenance import program
 from job.rank_table import Accuracy, Cost, Row, as_csv, as_text, draw, in_order, recommended
 from job.records import record_name

@@ -17,9 +17,10 @@ from job.config import digest_of
 from job.data.exchange import complete, is_listed, open_store, sweep_bucket
 from job.data.stores import ArrayStore, sweep, unwanted, wanted
 from job.errors import DataUnusable, GateNotMet, JobError, TryAgainLater
+from job.job import Job
 from job.output import owned
 from job.peers import HEARD_WITHIN_S, Chief, Worker
-from job.pipeline import STAGES, Job
+from job.pipeline import STAGES
 from job.provenance import describe, warn_of_another_machine
 from job.records import record_name, timings
 from job.storage.workdir import Workdir, digest_of_file
