@@ -8,7 +8,8 @@ from job.config import CacheConfig, CheckpointConfig
 from job.peers import Alone, Peers
 from job.stop import StopRequest
 from job.storage.cache import Cache
-from job.storage.objects import is_remote, join, open_objects, scratch
+from job.storage.copies import scratch
+from job.storage.objects import is_remote, join, open_objects
 from job.storage.workdir import Workdir
 from job.telemetry import Telemetry
 

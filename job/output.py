@@ -9,8 +9,9 @@ from job.config import CacheConfig
 from job.context import Context
 from job.errors import DataUnusable, Diverged, GateNotMet, Stopped, UsageError
 from job.storage import lease
+from job.storage.copies import scratch
 from job.storage.mirror import Mirror
-from job.storage.objects import is_remote, open_objects, scratch
+from job.storage.objects import is_remote, open_objects
 from job.storage.workdir import Workdir, storage_errors
 
 # The local part of a bucket's directory lies on a disk of this machine, where the touches of its owner show at once; whether

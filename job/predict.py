@@ -18,7 +18,8 @@ from job.data.sources import Entry, open_source
 from job.data.stores import ROWS_PER_SHARD, StoreWriter
 from job.data.workers import Limits, ShardTask, decode_shards
 from job.errors import DataUnusable, JobError, UsageError, of_code
-from job.storage.objects import is_remote, join, local_folder, open_objects, scratch, split_object
+from job.storage.copies import local_folder, scratch
+from job.storage.objects import is_remote, join, open_objects, split_object
 from job.storage.workdir import Workdir, digest_of_file
 from job.train.cluster import import_tensorflow
 

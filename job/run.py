@@ -321,14 +321,18 @@ def _stores_intact(job: Job, name: str) -> bool:
     if record is None:
         return False
     for store in set(record["stores"]) - job.intact_stores:
-        cache = job.context.cache
-        if job.workdir.is_glance and cache.objects:
-            return is_listed(cache, store)  # Who only looks does not fetch what may be large.
-        complete(cache, store)
-        if not ArrayStore.is_intact(cache.path(store)):
+        if not _store_intact(job, store):
             return False
         job.intact_stores.add(store)
     return True
+
+
+def _store_intact(job: Job, store: str) -> bool:
+    cache = job.context.cache
+    if job.workdir.is_glance and cache.objects:
+        return is_listed(cache, store)  # Who only looks does not fetch what may be large.
+    complete(cache, store)
+    return ArrayStore.is_intact(cache.path(store))
 
 
 def _sweep(job: Job) -> None:

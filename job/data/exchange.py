@@ -15,7 +15,8 @@ from typing import Self
 from job.data.stores import ArrayStore, Shard, record_name
 from job.errors import JobError, StorageFailed
 from job.storage.cache import SHARED, Cache
-from job.storage.objects import Conflict, NoSuchObject, Objects, fetch
+from job.storage.copies import fetch
+from job.storage.objects import Conflict, NoSuchObject, Objects
 from job.storage.parallel import each
 from job.storage.workdir import Workdir, digest_of_file, storage_errors
 

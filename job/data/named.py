@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Collection
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from difflib import get_close_matches
@@ -22,13 +22,14 @@ from job.config import digest_of
 from job.data.sources import SPLIT_FOLDERS
 from job.data.tfrecords import NamedSource, Shard
 from job.errors import DataUnusable, StorageFailed, UsageError
-from job.storage.objects import Stored, fetch, is_remote, join, open_objects, scratch
+from job.storage.copies import fetch, scratch
+from job.storage.objects import Stored, is_remote, join, open_objects
+from job.storage.parallel import each
 
 _NAME = re.compile(r"tfds:([A-Za-z]\w*)(?:/(\w[\w.+-]*))?(?::(\d+\.\d+\.\d+))?")
 _PREPARED = re.compile(r"(?:([^/]+)/)?(\d+\.\d+\.\d+)/dataset_info\.json")
 _READABLE = "tfrecord"
 _ANSWER_WITHIN_S = 5.0
-_DOWNLOADS = 16
 
 
 class _DataSet(NamedTuple):
@@ -221,7 +222,7 @@ def _answers(address: str) -> bool:
 
 def _fetch(store: str, data_set: _DataSet) -> Path:
     """The prepared folder as a local copy. A file that is there already is not fetched again."""
-    objects = open_objects(join(store, data_set.folder), connections=_DOWNLOADS)
+    objects = open_objects(join(store, data_set.folder))
     found = [stored for stored in objects.list() if "/" not in stored.name]
     folder = scratch(f"{objects.uri} {digest_of(found)}")
 
@@ -230,9 +231,7 @@ def _fetch(store: str, data_set: _DataSet) -> Path:
         if not file.is_file() or file.stat().st_size != stored.num_bytes:
             fetch(objects, stored.name, file, stored.version)
 
-    with ThreadPoolExecutor(_DOWNLOADS) as threads:
-        for _ in threads.map(bring, found):
-            pass
+    each(bring, found)
     return folder
 
 

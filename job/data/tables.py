@@ -10,7 +10,8 @@ from job.data.files import Files, FoundFile, to_text
 from job.data.rows import Row, read_rows, several_labels
 from job.data.sources import SPLIT_FOLDERS, Entry, Listing, PhotoFolder, list_files
 from job.errors import DataUnusable, UsageError
-from job.storage.objects import is_remote, local_copy
+from job.storage.copies import local_copy
+from job.storage.objects import is_remote
 
 TABLE_EXTENSIONS = (".csv", ".tsv", ".parquet")
 # Beyond this share of photos, different labels of one photo are what the table is for, and not a mistake in it.

@@ -5,7 +5,7 @@ It is the only reader of untrusted bytes, and it never writes to the source.
 
 import io
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -35,8 +35,6 @@ SUMMARY = "stages/intake/intake.json"
 _BLANK = {"status": "", "reason": "", "format": "", "mode": "", "sha256": "", "width": 0, "height": 0, "phash": 0}
 _BLANK |= {"brightness": 0.0, "contrast": 0.0, "has_exif": False}
 _COMMITS_AHEAD = 4
-# The SHA-256 of what this process has read of a source to compare it, by the source's URI and the entry.
-_compared: dict[tuple[str, Entry], str] = {}
 
 
 @dataclass(frozen=True)
@@ -107,9 +105,10 @@ def source_digest(source: Source, listing: Listing, workdir: Workdir) -> str:
     if known.keys() != {e.path for e in looked_at}:
         return ""
     changed = [e for e in looked_at if known[e.path][:2] != (e.num_bytes, e.version) or not known[e.path][2]]
-    _compare(source, changed)
     fresh = {
-        e.path: (e.num_bytes, e.version, digest) for e in changed if (digest := _compared.get((source.uri, e))) is not None
+        e.path: (e.num_bytes, e.version, sha256(payload).hexdigest())
+        for e, payload in zip(changed, source.read(changed), strict=True)
+        if isinstance(payload, bytes)
     }
     known |= fresh
     if fresh and workdir.lease:
@@ -118,13 +117,6 @@ def source_digest(source: Source, listing: Listing, workdir: Workdir) -> str:
         [e.path, e.label, e.split, e.verdict, e.reason, known[e.path][2] if e.path in known else ""] for e in listing.entries
     ]
     return digest_of([listing.class_names, rows])
-
-
-def _compare(source: Source, entries: Sequence[Entry]) -> None:
-    unread = [e for e in entries if (source.uri, e) not in _compared]
-    for entry, payload in zip(unread, source.read(unread), strict=True):
-        if isinstance(payload, bytes):
-            _compared[source.uri, entry] = sha256(payload).hexdigest()
 
 
 def _decode(

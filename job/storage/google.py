@@ -24,10 +24,10 @@ from job.storage.objects import (
     Stored,
     content_type,
     join,
-    new_write_id,
     parts_of,
     tried,
 )
+from job.storage.workdir import own_mark
 
 if TYPE_CHECKING:
     from google.cloud.storage import Blob, Bucket
@@ -79,7 +79,7 @@ class GoogleObjects:
         self._tried(name, lambda: self._blob(name, version).download_to_filename(str(file), checksum="crc32c", **_HOW))
 
     def write(self, name: str, data: bytes | Path, replaces: str | None = None) -> str:
-        write_id = new_write_id()
+        write_id = own_mark()
         how = _HOW | {
             "content_type": content_type(name),
             "checksum": "crc32c",

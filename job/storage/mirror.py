@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from job.errors import StorageFailed, TryAgainLater
+from job.storage.copies import fetch
 from job.storage.lease import NAME as LEASE
 from job.storage.object_lease import ObjectLease, acquire
 from job.storage.objects import Conflict, NoSuchObject, Objects, join
 from job.storage.parallel import each
-from job.storage.workdir import digest_of_file, is_part, own_mark, remove_folder, storage_errors
+from job.storage.workdir import digest_of_file, is_part, remove_folder, storage_errors
 
 MANIFEST = ".manifest.json"
 _VERSIONS = "versions"
@@ -200,20 +201,12 @@ class Mirror:
         file, path = self._files[name], self._path(name)
         if path.is_file() and path.stat().st_size == file.num_bytes and self._digest(name) == file.sha256:
             return True
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{own_mark()}.part")
-        try:
-            self.objects.download(file.object, part, file.version)
-            if digest_of_file(part) != file.sha256:
-                return False
-            os.replace(part, path)
-        except NoSuchObject:
-            path.unlink(missing_ok=True)
-            return False
-        finally:
-            part.unlink(missing_ok=True)
-        self._known[name] = _look(path), file.sha256
-        return True
+        with suppress(NoSuchObject):
+            fetch(self.objects, file.object, path, file.version)
+            if self._digest(name) == file.sha256:
+                return True
+        path.unlink(missing_ok=True)
+        return False
 
     def _digest(self, name: str) -> str:
         """Of a file; asked once for each look that it has."""

@@ -71,21 +71,24 @@ def acquire(
     seen, seen_at = "", time.monotonic()
     while True:
         found = objects.find(NAME)
-        other = None
-        with suppress(NoSuchObject):
-            other = Owner.parse(objects.read(NAME, found.version)) if found else None
-            is_silent = found is not None and found.version == seen and time.monotonic() - seen_at > dead_after_s
-            if other is None or other.is_dead or is_silent:
-                if other is not None:
-                    tell(f"Going on after {other}, which has ended without a word")
-                with suppress(Conflict):
-                    return ObjectLease(objects, owner, objects.write(NAME, owner.to_bytes(), found.version if found else ""))
-                continue
-        if found is not None and other is not None:
-            if other.is_dead is False or (seen and found.version != seen):
-                raise in_use(objects.uri, other)
-            if not seen:
-                tell(f"{objects.uri} belongs to {other}: watching for {dead_after_s:.0f} s whether it is alive")
-                seen, seen_at = found.version, time.monotonic()
+        version, other = (found.version, _owner(objects, found.version)) if found else ("", None)
+        is_silent = version == seen and time.monotonic() - seen_at > dead_after_s
+        if other is None or other.is_dead or is_silent:
+            if other is not None:
+                tell(f"Going on after {other}, which has ended without a word")
+            with suppress(Conflict):
+                return ObjectLease(objects, owner, objects.write(NAME, owner.to_bytes(), version))
+        elif other.is_dead is False or seen not in ("", version):
+            raise in_use(objects.uri, other)
+        elif not seen:
+            tell(f"{objects.uri} belongs to {other}: watching for {dead_after_s:.0f} s whether it is alive")
+            seen, seen_at = version, time.monotonic()
         check_stop()
         time.sleep(_LOOKS_EVERY_S)
+
+
+def _owner(objects: Objects, version: str) -> Owner | None:
+    """None where it has been written again meanwhile, too: then it cannot be replaced either."""
+    with suppress(NoSuchObject):
+        return Owner.parse(objects.read(NAME, version))
+    return None

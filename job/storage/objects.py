@@ -4,25 +4,17 @@ Nothing here knows what the objects are for. An object appears whole or not at a
 written in between. `google.py` and `s3.py` speak to the services.
 """
 
-import hashlib
 import mimetypes
-import os
 import random
 import re
-import secrets
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
 from job.errors import StorageFailed, UsageError
 
 RETRY_FOR_S = 60.0  # What fails for so long fails the run.
-_THREADS = 8
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 5.0, 20.0
 WRITE_ID = "transfer-job-write"  # The name, in an object's metadata, of what tells one's own write from another's.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 4.0
@@ -169,10 +161,8 @@ def tried(operation: Callable[[], Result], judge: Callable[[Exception], Exceptio
             failing_since = now if failing_since is None else failing_since
             left_s = failing_since + retry_for_s - now
             if left_s <= 0:
-                raise StorageFailed(
-                    f"{verdict.who} failed for {now - failing_since:.0f} s ({verdict.said}). Run the same command again: "
-                    "it goes on where it was."
-                ) from error
+                said = f"{verdict.who} failed for {now - failing_since:.0f} s ({verdict.said})"
+                raise StorageFailed(f"{said}. Run the same command again.") from error
         time.sleep(min(left_s, random.uniform(0.5, 1.0) * pause_s))  # noqa: S311 - it secures nothing.
         pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
@@ -181,77 +171,3 @@ def content_type(name: str) -> str:
     """What a browser is told that the object is."""
     found, encoding = mimetypes.guess_type(name.rpartition("/")[2])
     return found if found and not encoding else "application/octet-stream"
-
-
-def new_write_id() -> str:
-    return secrets.token_hex(8)
-
-
-def scratch(uri: str) -> Path:
-    """The local folder for what belongs to `uri`, below TMPDIR: always the same one on a machine, and only this user's."""
-    root = Path(tempfile.gettempdir()) / f"transfer-job-{os.getuid()}"
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if root.is_symlink() or root.stat().st_uid != os.getuid():
-        raise UsageError(f"{root} belongs to somebody else; set TMPDIR to a folder of your own.")
-    return root / hashlib.sha256(uri.encode()).hexdigest()[:16]
-
-
-def fetch(objects: Objects, name: str, file: Path, version: str | None = None) -> None:
-    """Download an object; the file is there whole or not at all. Raises: NoSuchObject."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{new_write_id()}.part")
-    try:
-        objects.download(name, part, version)
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def local_copy(uri: str) -> Path:
-    """An object as a local file, which is there already where its version has not changed.
-
-    Raises:
-        UsageError: where there is none.
-    """
-    folder, name = split_object(uri)
-    objects = open_objects(folder)
-    found = objects.find(name)
-    if found is None:
-        next(objects.list(name), None)  # It says so where there is not even the bucket.
-        raise UsageError(f"{uri}: there is no such object.")
-    file = scratch(f"{uri} {found.version}") / name
-    if not file.exists():
-        fetch(objects, name, file, found.version)
-    return file
-
-
-def local_folder(uri: str) -> Path:
-    """Everything below a prefix as a local folder, which is there already where nothing has changed.
-
-    Raises:
-        UsageError: where there is nothing.
-    """
-    objects = open_objects(uri)
-    found = list(objects.list())
-    folder = scratch(f"{objects.uri} {found}")
-    if not found:
-        raise UsageError(f"{uri}: there is nothing below it.")
-    if not folder.exists():
-        part = folder.with_name(f".{new_write_id()}.part")
-        try:
-            with ThreadPoolExecutor(_THREADS) as threads:
-                list(threads.map(lambda one: _download_below(objects, one, part), found))
-            with suppress(OSError):  # Another process has just done the same.
-                part.rename(folder)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-    return folder
-
-
-def _download_below(objects: Objects, one: Stored, folder: Path) -> None:
-    parts = Path(one.name).parts
-    if one.name.endswith("/") or ".." in parts or one.name.startswith("/"):
-        return
-    file = folder.joinpath(*parts)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    objects.download(one.name, file, one.version)

@@ -1,8 +1,10 @@
 """Transfers side by side."""
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
-from queue import Empty, SimpleQueue
+from contextlib import suppress
+from queue import SimpleQueue
 from typing import TypeVar
 
 _THREADS = 8
@@ -16,39 +18,26 @@ def each(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
     The first error is raised at once, and what has not begun by then is not done. The threads keep no process alive, as
     those of `concurrent.futures` would: what they are at may take as long as a service takes to fail.
     """
-    waiting: SimpleQueue[tuple[int, Item]] = SimpleQueue()
+    waiting = deque(enumerate(items))
     done: SimpleQueue[tuple[int, Result | BaseException]] = SimpleQueue()
-    count = 0
-    for number, item in enumerate(items):
-        waiting.put((number, item))
-        count += 1
 
     def run() -> None:
-        try:
+        with suppress(IndexError):
             while True:
-                number, item = waiting.get_nowait()
+                number, item = waiting.popleft()
                 try:
                     done.put((number, work(item)))
                 except BaseException as error:
                     done.put((number, error))
-        except Empty:
-            return
 
+    count = len(waiting)
     for _ in range(min(_THREADS, count)):
         threading.Thread(target=run, daemon=True).start()
     found: dict[int, Result] = {}
-    for _ in range(count):
+    while len(found) < count:
         number, result = done.get()
         if isinstance(result, BaseException):
-            _drain(waiting)
+            waiting.clear()
             raise result
         found[number] = result
     return [found[number] for number in range(count)]
-
-
-def _drain(queue: "SimpleQueue[tuple[int, Item]]") -> None:
-    try:
-        while True:
-            queue.get_nowait()
-    except Empty:
-        return

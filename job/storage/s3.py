@@ -25,10 +25,10 @@ from job.storage.objects import (
     Stored,
     content_type,
     join,
-    new_write_id,
     parts_of,
     tried,
 )
+from job.storage.workdir import own_mark
 
 _CHUNK_BYTES = 1 << 20
 _BAD_CREDENTIALS = ("ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch", "TokenRefreshRequired")
@@ -82,7 +82,7 @@ class S3Objects:
         self._tried(name, fetch)
 
     def write(self, name: str, data: bytes | Path, replaces: str | None = None) -> str:
-        write_id = new_write_id()
+        write_id = own_mark()
         how: dict[str, Any] = {"Metadata": {WRITE_ID: write_id}, "ContentType": content_type(name)}
         if replaces is not None:
             how |= {"IfMatch": f'"{replaces}"'} if replaces else {"IfNoneMatch": "*"}

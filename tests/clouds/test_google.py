@@ -15,7 +15,8 @@ import pytest
 from google.cloud.storage._media import _helpers as checksums
 
 from job.errors import StorageFailed, UsageError
-from job.storage.objects import Conflict, NoSuchObject, is_remote, local_copy, local_folder, open_objects
+from job.storage.copies import local_copy, local_folder
+from job.storage.objects import Conflict, NoSuchObject, is_remote, open_objects
 from tests.conftest import ROOT
 
 FAULTS = {"statuses": {429: 0.15, 503: 0.15}, "resets": 0.1, "shorts": 0.1, "wrong_checksums": 0.1}

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from job.errors import StorageFailed, TryAgainLater
-from job.storage import object_lease, objects
+from job.storage import copies, object_lease
 from job.storage.lease import Owner
 from job.storage.mirror import MANIFEST, Mirror
 from job.storage.objects import open_objects
@@ -313,6 +313,6 @@ def test_release_is_quick_and_raises_nothing(bed, uri):
 
 def test_scratch_folder_is_the_users_alone(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    folder = objects.scratch("gs://b/x")
-    assert folder == objects.scratch("gs://b/x") != objects.scratch("gs://b/y")
+    folder = copies.scratch("gs://b/x")
+    assert folder == copies.scratch("gs://b/x") != copies.scratch("gs://b/y")
     assert folder.parent.stat().st_mode & 0o777 == 0o700

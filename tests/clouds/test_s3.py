@@ -13,7 +13,8 @@ import pytest
 from boto3.session import Session
 
 from job.errors import StorageFailed, UsageError
-from job.storage.objects import Conflict, NoSuchObject, local_copy, open_objects
+from job.storage.copies import local_copy
+from job.storage.objects import Conflict, NoSuchObject, open_objects
 from tests.conftest import ROOT, free_ports
 
 FAULTS = {"statuses": {429: 0.1, 503: 0.2}, "resets": 0.05, "shorts": 0.05, "wrong_checksums": 0.05}
