@@ -198,6 +198,8 @@ def _new_one_may_do(error: Any) -> bool:
     from google.api_core.exceptions import GoogleAPICallError
     from google.cloud.storage.exceptions import DataCorruption
 
+    if isinstance(error, ValueError):  # Of a part less was kept than was sent, and the client cannot go back in its file.
+        return "stream is in unexpected state" in str(error)
     if not isinstance(error, GoogleAPICallError):
         return isinstance(error, DataCorruption)
     if error.code == 400:

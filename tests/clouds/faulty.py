@@ -33,6 +33,7 @@ class Faults:
     shorts: half of an object with a Content-Length that says so.
     wrong_checksums: an object whose checksum in the headers is not that of its bytes.
     lost_answers: what was asked for is done, and then the connection breaks.
+    halves: of a part of an upload only the first half is kept, which the answer says.
     only: a pattern that is searched in "METHOD path?query"; unless told otherwise, tokens are given without faults.
     """
 
@@ -42,6 +43,7 @@ class Faults:
     shorts: float = 0.0
     wrong_checksums: float = 0.0
     lost_answers: float = 0.0
+    halves: float = 0.0
     only: str = r"^\w+ (?!/token)"
     times: int | None = None
     seed: int = 0
@@ -49,7 +51,7 @@ class Faults:
     def draw(self, rng: random.Random) -> int | str | None:
         """A status, the name of another fault, or nothing."""
         shares: dict[int | str, float] = {int(status): share for status, share in self.statuses.items()}
-        shares |= {kind: getattr(self, kind) for kind in ("resets", "shorts", "wrong_checksums", "lost_answers")}
+        shares |= {kind: getattr(self, kind) for kind in ("resets", "shorts", "wrong_checksums", "lost_answers", "halves")}
         lot = rng.random()
         for kind, share in shares.items():
             if lot < share:
@@ -145,6 +147,8 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(fault, int):
             self._send(self.server.service.error(fault, "This was asked for."), log=True)
             return
+        if fault == "halves" and "Content-Range" in self.headers:
+            body = begun
         answer = self.server.service.answer(self._call(body))
         if fault == "lost_answers":
             self._reset()

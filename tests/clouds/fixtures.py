@@ -189,3 +189,10 @@ def amazon() -> Iterator[AmazonBed]:
     pytest.importorskip("boto3", reason="boto3 is not installed: pip install 'transfer-job[s3]'")
     with started("tests.clouds.amazon") as url, environment(AmazonBed(url).environment):
         yield AmazonBed(url)
+
+
+@pytest.fixture(params=["google", "amazon"])
+def bed(request: pytest.FixtureRequest) -> Bed:
+    """Each of them: the test runs on both."""
+    found: Bed = request.getfixturevalue(request.param)
+    return found

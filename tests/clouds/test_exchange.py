@@ -12,11 +12,6 @@ from job.storage.cache import Cache
 from job.storage.objects import open_objects
 
 
-@pytest.fixture(params=["google", "amazon"])
-def bed(request):
-    return request.getfixturevalue(request.param)
-
-
 @pytest.fixture
 def uri(bed):
     return f"{bed.bucket()}/cache"

@@ -145,6 +145,12 @@ def test_large_upload_goes_on_where_it_was(google, objects, large):
     assert objects.find("large").version == version and google.get(f"{objects.uri}/large") == large.read_bytes()
 
 
+def test_large_upload_of_which_a_part_was_half_kept_is_whole_in_the_end(google, objects, large):
+    with google.faults(halves=1.0, times=1, only="^PUT "):
+        objects.write("x", large)
+    assert google.get(f"{objects.uri}/x") == large.read_bytes()
+
+
 def test_service_that_fails_in_the_middle_of_a_large_upload_ends_it_with_74(google, objects, large, impatient):
     with google.faults(statuses={503: 1.0}, only="^PUT "), pytest.raises(StorageFailed, match=r"ü/x: .* failed for 1 s"):
         objects.write("x", large)

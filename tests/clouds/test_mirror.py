@@ -31,11 +31,6 @@ class Node:
         return {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
-@pytest.fixture(params=["google", "amazon"])
-def bed(request):
-    return request.getfixturevalue(request.param)
-
-
 @pytest.fixture
 def uri(bed):
     return f"{bed.bucket()}/runs/x"

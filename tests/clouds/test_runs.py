@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from job.storage.objects import open_objects
 from job.storage.workdir import digest_of_file
 from tests.conftest import ROOT, quick_settings, run_job
 from tests.faults.several import Run
@@ -248,6 +249,19 @@ def test_asking_leaves_nothing_behind(google, photos, in_bucket, tmp_path):
     assert done.returncode == 0 and re.search(r"^extract +skipped", done.stdout, re.MULTILINE), done.stdout
     read = [path for _, path, _ in google.requests() if "alt=media" in path]
     assert read and not [path for path in read if ".npy" in path or "checkpoints" in path]
+
+
+def test_dry_run_sees_which_store_is_missing(google, photos, in_bucket, tmp_path):
+    settings, environment = quick_settings("fine_tune.epochs=3"), node(tmp_path / "node")
+    packs = {name.split("/")[-2]: name for name in google.names(f"{in_bucket}/cache") if name.endswith(".npy")}
+    assert len(packs) == 5  # Photos; features and activations, each of the photos as they are and of further views.
+    for folder, pack in packs.items():
+        content = google.get(pack)
+        open_objects(in_bucket).remove(pack.removeprefix(f"{in_bucket}/"))
+        done = run_job("run", "--data", photos, "--out", in_bucket, *settings, "--dry-run", **environment)
+        google.put(pack, content)
+        stage = "intake" if folder.startswith("images") else "extract"
+        assert re.search(rf"^{stage} +runs: .* needs its store", done.stdout, re.MULTILINE), done.stdout
 
 
 def test_second_start_on_the_same_machine_names_the_bucket(google, photos, tmp_path):

@@ -90,8 +90,10 @@ each_overlay = pytest.mark.parametrize("name", [*OVERLAYS, "everything", "data-b
 @each_overlay
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_object_fits_the_schema_of_its_kind(rendered: dict[str, str], name: str, version: str) -> None:
-    for manifest in manifests(rendered[name]):
-        kubernetes_validate.validate(manifest, version, strict=True)
+    found = manifests(rendered[name])
+    assert found
+    for manifest in found:
+        kubernetes_validate.validate(manifest, version, strict=True)  # Raises where one does not.
 
 
 @each_overlay

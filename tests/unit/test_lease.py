@@ -115,7 +115,9 @@ def test_owner_whose_number_another_process_has_now_is_dead(tmp_path):
     here = lease.Owner.here()
     reused = {**here.__dict__, "token": "0", "born": "1"}
     (tmp_path / lease.NAME).write_text(json.dumps(reused))
-    acquire(tmp_path)[0].release()
+    held, said = acquire(tmp_path)
+    assert lease.has(tmp_path, held.token) and "ended without a word" in said[0]
+    held.release()
 
 
 @needs_root
@@ -202,7 +204,9 @@ def test_owner_that_was_fenced_does_not_clean_up_after_itself_either(tmp_path, m
 
 def test_owner_that_died_while_it_wrote_its_name_is_none(tmp_path):
     (tmp_path / lease.NAME).write_text('{"token": "ab')
-    acquire(tmp_path)[0].release()
+    held, said = acquire(tmp_path)
+    assert lease.has(tmp_path, held.token) and said == []
+    held.release()
 
 
 def test_of_many_that_start_at_once_one_gets_the_lease(tmp_path):

@@ -7,7 +7,6 @@ import tempfile
 import threading
 import time
 from dataclasses import replace
-from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
@@ -80,11 +79,6 @@ SPLITS = {
 }
 
 
-@pytest.fixture(params=["google", "amazon"])
-def cloud(request):
-    return request.getfixturevalue(request.param)
-
-
 def write(folder, tree):
     for name, content in tree.items():
         if name.endswith("/"):
@@ -95,11 +89,11 @@ def write(folder, tree):
     return str(folder)
 
 
-def put(cloud, tree):
-    uri = f"{cloud.bucket()}/some photos/x"
+def put(bed, tree):
+    uri = f"{bed.bucket()}/some photos/x"
     for name, content in {**tree, "": b""}.items():
-        cloud.put(f"{uri}/{name}", content)
-    cloud.put(f"{uri}-2/cat/a.jpg", b"elsewhere")
+        bed.put(f"{uri}/{name}", content)
+    bed.put(f"{uri}-2/cat/a.jpg", b"elsewhere")
     return uri
 
 
@@ -120,9 +114,9 @@ def outcome(source):
 @pytest.mark.parametrize(
     "tree", [CLASSES, SPLITS, {"a.jpg": b"x", ".git/a.jpg": b"x"}], ids=["classes", "splits", "neither"]
 )
-def test_tree_is_listed_as_the_same_tree_on_disk(cloud, tmp_path, tree, labelled):
+def test_tree_is_listed_as_the_same_tree_on_disk(bed, tmp_path, tree, labelled):
     on_disk = open_source(write(tmp_path, tree), labelled=labelled)
-    in_bucket = open_source(put(cloud, tree), labelled=labelled)
+    in_bucket = open_source(put(bed, tree), labelled=labelled)
     assert outcome(in_bucket) == outcome(on_disk)
     if labelled and len(tree) > 2:
         assert sum(entry.verdict is None for entry in on_disk.listing().entries) > 3
@@ -130,7 +124,7 @@ def test_tree_is_listed_as_the_same_tree_on_disk(cloud, tmp_path, tree, labelled
 
 @pytest.mark.parametrize("name", ["labels.csv", "labels.parquet"])
 @pytest.mark.parametrize("labelled", [True, False])
-def test_table_is_judged_as_the_same_table_on_disk(cloud, tmp_path, name, labelled):
+def test_table_is_judged_as_the_same_table_on_disk(bed, tmp_path, name, labelled):
     tree = {
         **{f"photos/{name}": b"x" for name in AWKWARD},
         **{f"photos/{k:02d}.jpg": b"x" for k in range(30)},
@@ -148,7 +142,7 @@ def test_table_is_judged_as_the_same_table_on_disk(cloud, tmp_path, name, labell
     labels = ["cat" if k % 3 else "dog" for k in range(len(rows))]
     splits = [("train", "val", "test")[k % 3] if k % 11 else "else" for k in range(len(rows))]
     sources = []
-    for root in (write(tmp_path, tree), put(cloud, tree)):
+    for root in (write(tmp_path, tree), put(bed, tree)):
         file = tmp_path / root.partition(":")[0].strip("/").replace("/", "-") / name
         file.parent.mkdir()
         paths = [row.replace("ROOT", f"{root}/photos") for row in rows]
@@ -158,7 +152,7 @@ def test_table_is_judged_as_the_same_table_on_disk(cloud, tmp_path, name, labell
         else:
             pq.write_table(pa.table({"path": paths, "label": labels, "split": splits, "width": [1] * len(rows)}), file)
         if is_remote(root):
-            cloud.put(f"{root}/photos/{name}", file.read_bytes())
+            bed.put(f"{root}/photos/{name}", file.read_bytes())
         else:
             (tmp_path / "photos" / name).write_bytes(file.read_bytes())
         sources += [
@@ -173,11 +167,11 @@ def test_table_is_judged_as_the_same_table_on_disk(cloud, tmp_path, name, labell
     assert sum(entry.verdict is None for entry in found[3].entries) >= 30
 
 
-def test_rows_may_name_photos_by_their_whole_uri_and_nothing_outside_is_read(cloud):
-    uri = cloud.bucket()
-    cloud.put(f"{uri}/a/1.jpg", b"1")
-    cloud.put(f"{uri}/b/2.jpg", b"2")
-    cloud.put(f"{uri}/labels.csv", f"path,label\n{uri}/a/1.jpg,cat\n{uri}/b/2.jpg,dog\n{uri}-2/1.jpg,dog\n".encode())
+def test_rows_may_name_photos_by_their_whole_uri_and_nothing_outside_is_read(bed):
+    uri = bed.bucket()
+    bed.put(f"{uri}/a/1.jpg", b"1")
+    bed.put(f"{uri}/b/2.jpg", b"2")
+    bed.put(f"{uri}/labels.csv", f"path,label\n{uri}/a/1.jpg,cat\n{uri}/b/2.jpg,dog\n{uri}-2/1.jpg,dog\n".encode())
     source = open_source(f"{uri}/labels.csv")
     good, gone, other = source.listing().entries
     assert [good.path, gone.path, other.verdict] == ["a/1.jpg", "b/2.jpg", "quarantined"]
@@ -219,8 +213,8 @@ _OF_FOLDERS = (
 )
 
 
-def test_object_and_folder_of_one_name_are_two_entries_and_both_objects_are_read(cloud):
-    uri = put(cloud, {"cat/a.jpg": b"a", "cat/a.jpg/b.jpg": b"b", "cat": b"c", "dog//c.jpg": b"d", "dog/../d.jpg": b"e"})
+def test_object_and_folder_of_one_name_are_two_entries_and_both_objects_are_read(bed):
+    uri = put(bed, {"cat/a.jpg": b"a", "cat/a.jpg/b.jpg": b"b", "cat": b"c", "dog//c.jpg": b"d", "dog/../d.jpg": b"e"})
     source = open_source(uri)
     entries = source.listing().entries
     assert [e.path for e in entries] == ["cat", "cat/a.jpg", "cat/a.jpg/", "cat/a.jpg/b.jpg", "dog/../d.jpg", "dog//c.jpg"]
@@ -240,12 +234,12 @@ def test_folders_may_lie_deeper_than_the_stack():
     assert list_files(in_bucket, labelled=True) == replace(found, entries=(found.entries[0]._replace(num_bytes=1),))
 
 
-def test_wrong_uses_of_buckets_say_the_way_out(cloud, tmp_path):
-    uri = put(cloud, {"cat/a.jpg": b"x"})
+def test_wrong_uses_of_buckets_say_the_way_out(bed, tmp_path):
+    uri = put(bed, {"cat/a.jpg": b"x"})
     (tmp_path / "labels.csv").write_text("path,label\n")
     for data, labels, said in (
         (f"{uri}/nowhere", None, "no object has a name that begins with"),
-        (f"{cloud.bucket()}-not/x", None, "no bucket"),
+        (f"{bed.bucket()}-not/x", None, "no bucket"),
         (f"{uri}/labels.csv", None, "no such object"),
         (f"{uri}/labels.csv", f"{uri}/labels.csv", "is a table itself"),
         (uri, f"{uri}/labels.txt", r"give a table \(.csv, .tsv, .parquet\)"),
@@ -255,49 +249,49 @@ def test_wrong_uses_of_buckets_say_the_way_out(cloud, tmp_path):
     ):
         with pytest.raises(UsageError, match=said):
             open_source(data, labels).listing()
-    cloud.put(f"{uri}/labels.csv", b"a.jpg,cat\n")
+    bed.put(f"{uri}/labels.csv", b"a.jpg,cat\n")
     with pytest.raises(DataUnusable, match=f"^{re.escape(uri)}/labels.csv: there is no column path"):
         open_source(f"{uri}/labels.csv").listing()
 
 
 @pytest.fixture
-def numbered(cloud):
+def numbered(bed):
     """A bucket with the numbers from 0 to 99 as objects, and what is wanted of it."""
-    uri = cloud.bucket()
-    wanted = [(f"{k:03d}", cloud.put(f"{uri}/{k:03d}", b"%d" % k), 3) for k in range(100)]
-    cloud.requests()
+    uri = bed.bucket()
+    wanted = [(f"{k:03d}", bed.put(f"{uri}/{k:03d}", b"%d" % k), 3) for k in range(100)]
+    bed.requests()
     return open_objects(uri), wanted
 
 
-def test_bytes_come_in_the_order_asked_for_whatever_comes_first(cloud, numbered):
+def test_bytes_come_in_the_order_asked_for_whatever_comes_first(bed, numbered):
     objects, wanted = numbered
     mixed = wanted[::-1] + wanted[::7]
-    with cloud.faults(latency_s=0.05, only="/0[0-9]0"):  # Every tenth is late.
+    with bed.faults(latency_s=0.05, only="/0[0-9]0"):  # Every tenth is late.
         assert list(read_ordered(objects, mixed)) == [b"%d" % int(name) for name, _, _ in mixed]
 
 
-def test_everything_is_right_in_the_end_where_requests_fail(cloud, numbered):
+def test_everything_is_right_in_the_end_where_requests_fail(bed, numbered):
     objects, wanted = numbered
-    with cloud.faults(statuses={429: 0.15, 503: 0.15}, resets=0.05, shorts=0.05, wrong_checksums=0.05):
+    with bed.faults(statuses={429: 0.15, 503: 0.15}, resets=0.05, shorts=0.05, wrong_checksums=0.05):
         assert list(read_ordered(objects, wanted[:60])) == [b"%d" % k for k in range(60)]
-    assert sum(status != 200 for _, _, status in cloud.requests()) > 15
+    assert sum(status != 200 for _, _, status in bed.requests()) > 15
 
 
-def test_version_that_is_gone_is_an_error_in_its_place(cloud, numbered):
+def test_version_that_is_gone_is_an_error_in_its_place(bed, numbered):
     objects, wanted = numbered
-    cloud.put(f"{objects.uri}/001", b"other")
+    bed.put(f"{objects.uri}/001", b"other")
     objects.remove("003")
     found = list(read_ordered(objects, [*wanted[:5], ("001", None, 0)]))
     assert [f for f in found if isinstance(f, bytes)] == [b"0", b"2", b"4", b"other"]
     assert [f.strerror for f in found if isinstance(f, OSError)] == ["it is gone since it was listed"] * 2
 
 
-def test_what_ends_a_run_is_raised_when_its_turn_comes(cloud, numbered, monkeypatch):
+def test_what_ends_a_run_is_raised_when_its_turn_comes(bed, numbered, monkeypatch):
     objects, wanted = numbered
     for service in ("google", "s3"):
         monkeypatch.setattr(f"job.storage.{service}.RETRY_FOR_S", 0.5)
     for status, kind in ((503, StorageFailed), (403, UsageError)):
-        with cloud.faults(statuses={status: 1.0}, only="/007"):
+        with bed.faults(statuses={status: 1.0}, only="/007"):
             reading = read_ordered(objects, wanted)
             assert [next(reading) for _ in range(7)] == [b"%d" % k for k in range(7)]
             with pytest.raises(kind, match=f"{objects.uri}/007"):
@@ -325,12 +319,12 @@ def test_bytes_that_never_come_end_the_run_with_the_name_of_the_object(monkeypat
     objects.may_go_on.set()
 
 
-def settled(cloud):
+def settled(bed):
     """How many objects were asked for when no more were."""
     total, last = 0, -1
     while total != last:
         time.sleep(0.3)
-        last, total = total, total + sum(re.search(r"/\d{3}(\?|$)", path) is not None for _, path, _ in cloud.requests())
+        last, total = total, total + sum(re.search(r"/\d{3}(\?|$)", path) is not None for _, path, _ in bed.requests())
     return total
 
 
@@ -345,19 +339,19 @@ def eventually_no_thread():
     return fetching() == 0
 
 
-def test_reader_that_does_not_read_makes_the_threads_stop_and_one_that_leaves_ends_them(cloud, numbered):
+def test_reader_that_does_not_read_makes_the_threads_stop_and_one_that_leaves_ends_them(bed, numbered):
     objects, wanted = numbered
     reading = read_ordered(objects, wanted, 4)
-    assert settled(cloud) == 0, "nobody has asked yet"
+    assert settled(bed) == 0, "nobody has asked yet"
     next(reading)
-    assert settled(cloud) == 8 and fetching() == 4
+    assert settled(bed) == 8 and fetching() == 4
     next(reading)
-    assert settled(cloud) == 1
+    assert settled(bed) == 1
     reading.close()
-    assert eventually_no_thread() and settled(cloud) == 0
+    assert eventually_no_thread() and settled(bed) == 0
 
 
-def test_threads_are_no_more_than_objects(cloud, numbered):
+def test_threads_are_no_more_than_objects(bed, numbered):
     objects, wanted = numbered
     assert eventually_no_thread()
     reading = read_ordered(objects, wanted[:3])
@@ -366,25 +360,18 @@ def test_threads_are_no_more_than_objects(cloud, numbered):
     assert list(reading) == [b"1", b"2"] and list(read_ordered(objects, [])) == []
 
 
-def test_bytes_ahead_are_bounded_and_a_large_object_passes_alone(cloud, numbered, monkeypatch):
+def test_bytes_ahead_are_bounded_and_a_large_object_passes_alone(bed, numbered, monkeypatch):
     objects, wanted = numbered
     monkeypatch.setattr(fetch, "MAX_BYTES_AHEAD", 30)
     sizes = [10] * 6 + [100] + [10] * 6
     reading = read_ordered(objects, [(name, version, size) for (name, version, _), size in zip(wanted, sizes, strict=False)])
     next(reading)
-    assert settled(cloud) == 3
+    assert settled(bed) == 3
     for k in range(1, 6):
         assert next(reading) == b"%d" % k
-    assert settled(cloud) == 3, "the large one waits for those before it"
-    assert next(reading) == b"6" and settled(cloud) == 1
-    assert next(reading) == b"7" and settled(cloud) == 3
-
-
-@pytest.fixture
-def cloud_for_workers(cloud):
-    """The cloud, for decode processes, too: they have the environment in which their fork server was started."""
-    forkserver._forkserver._stop()
-    return cloud
+    assert settled(bed) == 3, "the large one waits for those before it"
+    assert next(reading) == b"6" and settled(bed) == 1
+    assert next(reading) == b"7" and settled(bed) == 3
 
 
 def take_in(source, context):
@@ -392,32 +379,32 @@ def take_in(source, context):
     return intake(config, source=source, listing=source.listing(), context=context)
 
 
-def test_intake_from_a_bucket_gives_what_intake_from_the_folder_gives(cloud_for_workers, tmp_path, context):
+def test_intake_from_a_bucket_gives_what_intake_from_the_folder_gives(bed, tmp_path, context):
     folder = paint_classes(tmp_path / "photos", per_class=130)
     (folder / "checks" / "broken.jpg").write_bytes(b"<html>")
-    uri = f"{cloud_for_workers.bucket()}/photos"
+    uri = f"{bed.bucket()}/photos"
     for file in folder.rglob("*.jpg"):
-        cloud_for_workers.put(f"{uri}/{file.relative_to(folder)}", file.read_bytes())
+        bed.put(f"{uri}/{file.relative_to(folder)}", file.read_bytes())
     local = take_in(open_source(str(folder)), context)
     source = open_source(uri)
-    with cloud_for_workers.faults(latency_s=0.005, statuses={503: 0.2}, resets=0.05):
+    with bed.faults(latency_s=0.005, statuses={503: 0.2}, resets=0.05):
         found = take_in(source, context)
     assert found.examples.digest == local.examples.digest and found.store_name != local.store_name
     rows = range(len(local.images))
     assert np.array_equal(found.images.rows(rows), local.images.rows(rows))
-    cloud_for_workers.requests()
+    bed.requests()
     assert source_digest(source, source.listing(), context.workdir)
-    assert not any(".jpg" in path for _, path, _ in cloud_for_workers.requests()), "no photo is read again"
+    assert not any(".jpg" in path for _, path, _ in bed.requests()), "no photo is read again"
 
 
-def test_photo_that_changes_between_listing_and_reading_is_quarantined(cloud_for_workers, tmp_path, context):
+def test_photo_that_changes_between_listing_and_reading_is_quarantined(bed, tmp_path, context):
     folder = paint_classes(tmp_path / "photos", per_class=6)
-    uri = f"{cloud_for_workers.bucket()}/photos"
+    uri = f"{bed.bucket()}/photos"
     for file in folder.rglob("*.jpg"):
-        cloud_for_workers.put(f"{uri}/{file.relative_to(folder)}", file.read_bytes())
+        bed.put(f"{uri}/{file.relative_to(folder)}", file.read_bytes())
     source = open_source(uri)
     listing = source.listing()
-    cloud_for_workers.put(f"{uri}/checks/checks-002.jpg", (folder / "checks" / "checks-001.jpg").read_bytes())
+    bed.put(f"{uri}/checks/checks-002.jpg", (folder / "checks" / "checks-001.jpg").read_bytes())
     config = IntakeConfig(image_size=48, max_quarantined_fraction=0.2)
     found = intake(config, source=source, listing=listing, context=context).examples
     reasons = {path: reason for path, reason in zip(found["path"], found["reason"], strict=True) if reason}
@@ -425,10 +412,10 @@ def test_photo_that_changes_between_listing_and_reading_is_quarantined(cloud_for
     assert set(take_in(source, context).examples["status"]) == {"used"}, "the next run lists it anew"
 
 
-def test_decode_process_reads_much_more_than_it_has_memory(cloud_for_workers, tmp_path, context):
-    uri, size = cloud_for_workers.bucket(), 9_000_000
+def test_decode_process_reads_much_more_than_it_has_memory(bed, tmp_path, context):
+    uri, size = bed.bucket(), 9_000_000
     for k in range(36):
-        cloud_for_workers.put(f"{uri}/{k:02d}", bytes([k]) * size)
+        bed.put(f"{uri}/{k:02d}", bytes([k]) * size)
     source = open_source(uri, labelled=False)
     entries = source.listing().entries
     store = tmp_path / "shard"
@@ -440,7 +427,7 @@ def test_decode_process_reads_much_more_than_it_has_memory(cloud_for_workers, tm
     assert not [record["reason"] for record in task.records if "memory" in record["reason"]]
 
 
-def test_threads_take_little_address_space(cloud, numbered):
+def test_threads_take_little_address_space(bed, numbered):
     """It is what the memory of a decode process is limited by; by default 32 threads would take 1 GB of it."""
     code = (
         "import re, sys; from pathlib import Path; from job.data.sources import open_source\n"
