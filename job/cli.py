@@ -94,7 +94,7 @@ def _with_run_options(command: Command) -> Command:
             "--out",
             required=True,
             metavar="DIR",
-            help="Folder or gs://BUCKET/PREFIX where everything goes; a second run goes on where the first stopped.",
+            help="Folder, or gs:// or s3:// prefix, for everything; a second run goes on where the first stopped.",
         ),
         click.option(
             "--config",

@@ -21,6 +21,7 @@ from tests.launch.docker_bed import HARDENED, build, ended, said, started
 SETTINGS = quick_settings("fine_tune.epochs=60", "fine_tune.global_batch_size=8", "checkpoint.every_s=0.3")
 WEIGHTS = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_224_no_top.h5"
 DEADLINE_S = 300
+CANARY = "CANARY-THAT-THE-TESTS-HAVE-PLANTED"
 
 
 @pytest.fixture
@@ -146,6 +147,9 @@ def test_weights_put_in_at_build_time_serve_a_node_without_a_network(
     for name in ("Dockerfile", ".dockerignore", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copy(shared / "weights" / WEIGHTS, tmp_path / "weights")
+    for name in ("account.json", ".config/gcloud/application_default_credentials.json", "weights/key.json", "job/key.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(CANARY)
     with_weights = build(docker_engine, "transfer-job:weights", tmp_path)
     painted.chmod(0o755)
     mounts = read_only((painted, "/data")) | {volume.name: {"bind": "/out", "mode": "rw"}}
@@ -153,3 +157,9 @@ def test_weights_put_in_at_build_time_serve_a_node_without_a_network(
     code, text = ended(with_weights, *command, *quick_settings(), volumes=mounts, **HARDENED)
     assert code == 0, text
     assert "head      done" in text
+    # What people keep beside a checkout stays there.
+    everywhere = ["-rl", "--exclude-dir=proc", "--exclude-dir=sys", "-e", CANARY, "-e", "legacy .h5 without top", "/"]
+    _, found = ended(with_weights, *everywhere, entrypoint="grep", user="0", network="none")
+    assert "job/config.py" in found  # The search finds what is there.
+    assert not [line for line in found.splitlines() if "key.json" in line or "account" in line or "credentials" in line]
+    assert CANARY not in str(with_weights.history())
