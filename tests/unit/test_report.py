@@ -389,6 +389,21 @@ def test_failed_parity_is_said_at_the_top(context):
     assert "the exported model disagrees" in top and "The check found: EXIF orientation is not honoured." in top
 
 
+@pytest.mark.parametrize(
+    ("data", "labels", "said"),
+    [
+        ("/photos", None, "A photo counts as labelled by the folder that it lies in."),
+        ("gs://bucket/photos", None, "A photo counts as labelled by the folder that it lies in."),
+        ("gs://bucket/photos", "gs://bucket/labels.csv", "Labels are those of gs://bucket/labels.csv."),
+        ("gs://bucket/labels.csv", None, "Labels are those of the table."),
+        ("tfds:mnist:3.0.1", None, "Labels are those of the data set."),
+    ],
+)
+def test_page_says_where_labels_come_from(context, data, labels, said):
+    explored(context)
+    assert said in Elements(drawn(context, data=data, labels=labels)).text
+
+
 def test_photos_that_could_not_be_read_again_are_not_called_undecodable(context):
     everything(context)
     parity = context.workdir.read_json("stages/export/parity.json")
