@@ -1,11 +1,12 @@
 """What tests share: real photos where they are there, drawn ones everywhere, and one finished run for many tests."""
 
 import os
+import random
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -116,7 +117,16 @@ def finished_run(painted: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def free_ports(count: int) -> list[int]:
-    """Where nobody listens now. The port below each, where a chief listens, is very likely free, too."""
+    """Where nobody listens now, nor at the port below, where a chief listens.
+
+    None is one that the system may give to a connection that leaves the machine, and none is one of Slurm's jobs.
+    """
     with ExitStack() as sockets:
-        opened = [sockets.enter_context(socket.create_server(("", 0))) for _ in range(count)]
-        return [s.getsockname()[1] for s in opened]
+        found: list[int] = []
+        while len(found) < count:
+            port = random.SystemRandom().randrange(3_001, 10_000, 2)
+            with suppress(OSError):
+                for taken in (port - 1, port):
+                    sockets.enter_context(socket.create_server(("", taken)))
+                found.append(port)
+        return found

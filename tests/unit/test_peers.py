@@ -12,6 +12,7 @@ from job import connection, peers
 from job.errors import Diverged, JobError, Stopped, StorageFailed, TryAgainLater, UsageError
 from job.peers import Alone, Chief, Worker
 from job.stop import StopRequest
+from tests.conftest import free_ports
 
 
 class Heard(StopRequest):
@@ -19,11 +20,6 @@ class Heard(StopRequest):
 
     def insist(self, by="a request", error=None, *, within_s):
         self.request(by, error)
-
-
-def free_port():
-    with socket.create_server(("localhost", 0)) as server:
-        return server.getsockname()[1]
 
 
 def chief(port, count=2, **options):
@@ -50,7 +46,7 @@ def test_work_is_divided_without_a_rest_or_an_overlap():
 
 
 def test_orders_values_and_meetings_come_in_order_and_the_end_is_the_end():
-    port, found = free_port(), []
+    port, found = free_ports(1)[0], []
 
     def work():
         with connected(port) as worker:
@@ -71,7 +67,7 @@ def test_orders_values_and_meetings_come_in_order_and_the_end_is_the_end():
 
 @pytest.mark.parametrize("error", [Stopped("by a signal"), Diverged("all is NaN"), ValueError("a bug")])
 def test_workers_end_with_the_code_of_the_chief(error):
-    port = free_port()
+    port = free_ports(1)[0]
     with pytest.raises(type(error)), chief(port) as leader:
         worker = connected(port)
         leader.order(stage="extract")
@@ -84,7 +80,7 @@ def test_workers_end_with_the_code_of_the_chief(error):
 
 
 def test_what_ends_a_worker_ends_the_chief_with_the_same_code():
-    port = free_port()
+    port = free_ports(1)[0]
     with pytest.raises(UsageError, match=r"worker 1 \(host-1:1\) ended: no such file"), chief(port) as leader:
         with pytest.raises(UsageError), connected(port) as worker:
             leader.order(stage="extract")
@@ -94,7 +90,7 @@ def test_what_ends_a_worker_ends_the_chief_with_the_same_code():
 
 
 def test_worker_whose_connection_is_closed_is_lost():
-    port = free_port()
+    port = free_ports(1)[0]
     with (
         pytest.raises(TryAgainLater, match=r"worker 1 \(host-1:1\) is lost: its connection was closed"),
         chief(port) as leader,
@@ -108,7 +104,7 @@ def test_worker_whose_connection_is_closed_is_lost():
 def test_silence_is_a_loss_and_beats_are_no_silence(monkeypatch):
     monkeypatch.setattr(connection, "LOST_AFTER_S", 0.6)
     monkeypatch.setattr(connection, "BEATS_EVERY_S", 0.1)
-    port = free_port()
+    port = free_ports(1)[0]
     with pytest.raises(TryAgainLater, match=r"is lost: it has been silent for 0.6 s"), chief(port) as leader:
         worker = connected(port)
         leader.order(stage="extract")
@@ -124,7 +120,7 @@ def test_silence_is_a_loss_and_beats_are_no_silence(monkeypatch):
 def test_silence_is_no_loss_before_somebody_is_ready(monkeypatch):
     monkeypatch.setattr(connection, "LOST_AFTER_S", 0.3)
     monkeypatch.setattr(connection, "BEATS_EVERY_S", 0.1)
-    port = free_port()
+    port = free_ports(1)[0]
     with chief(port) as leader:
         worker = connected(port, prepare=lambda: time.sleep(1.0))  # It loads modules.
         leader.order(stage="extract")
@@ -133,7 +129,7 @@ def test_silence_is_no_loss_before_somebody_is_ready(monkeypatch):
 
 
 def test_missing_workers_are_named():
-    port = free_port()
+    port = free_ports(1)[0]
     with pytest.raises(TryAgainLater) as error, chief(port, count=3, start_timeout_s=1.0) as leader:
         worker = connected(port, index=1, count=3)
         threading.Timer(1.5, worker._line.close).start()
@@ -142,7 +138,7 @@ def test_missing_workers_are_named():
 
 
 def test_worker_that_was_started_otherwise_ends_both_for_good():
-    port = free_port()
+    port = free_ports(1)[0]
     with (
         pytest.raises(UsageError, match=r"Worker 1 \(host-1:1\) was refused: it was started with another"),
         chief(port) as leader,
@@ -160,7 +156,7 @@ def test_worker_that_was_started_otherwise_ends_both_for_good():
     ],
 )
 def test_worker_that_does_not_belong_is_refused(options, said):
-    port = free_port()
+    port = free_ports(1)[0]
     with chief(port) as leader:
         first = connected(port)
         with pytest.raises(UsageError, match=said):
@@ -173,7 +169,7 @@ def test_worker_that_does_not_belong_is_refused(options, said):
 
 
 def test_worker_that_comes_too_early_after_its_predecessor_may_come_again():
-    port = free_port()
+    port = free_ports(1)[0]
     with pytest.raises(Stopped), chief(port) as leader:
         first = connected(port)
         with pytest.raises(TryAgainLater, match="The chief is lost"):
@@ -186,7 +182,7 @@ def test_worker_that_comes_too_early_after_its_predecessor_may_come_again():
 
 
 def test_chief_that_has_to_be_ended_says_how():
-    port = free_port()
+    port = free_ports(1)[0]
     with chief(port) as leader:
         worker = connected(port)
         leader.order(stage="extract")
@@ -198,7 +194,7 @@ def test_chief_that_has_to_be_ended_says_how():
 
 
 def test_error_of_the_system_has_the_same_code_here_and_there():
-    port = free_port()
+    port = free_ports(1)[0]
     with pytest.raises(OSError), chief(port) as leader:
         worker = connected(port)
         leader.order(stage="extract")
@@ -210,7 +206,7 @@ def test_error_of_the_system_has_the_same_code_here_and_there():
 
 
 def test_whoever_else_knocks_does_no_harm():
-    port = free_port()
+    port = free_ports(1)[0]
     with chief(port) as leader:
         for text in (b"GET / HTTP/1.1\r\n\r\n", b'{"index": "x"}\n', b"[1]\n", b"\xff\n", b""):
             with socket.create_connection(("localhost", port)) as stranger:
@@ -225,7 +221,7 @@ def test_worker_finds_out_that_nothing_is_left_to_do():
     worker = Worker(1, 2, Heard())
     given = {"made_from": "same", "start_timeout_s": 5.0, "sees": lambda token: True, "tell": lambda text: None}
     given["prepare"] = lambda: None
-    assert not worker.connect(("localhost", free_port()), **given, is_needed=lambda: False)
+    assert not worker.connect(("localhost", free_ports(1)[0]), **given, is_needed=lambda: False)
 
 
 def test_port_that_is_taken_is_worth_a_retry():
@@ -234,7 +230,7 @@ def test_port_that_is_taken_is_worth_a_retry():
 
 
 def test_messages_are_lines_of_json():
-    port = free_port()
+    port = free_ports(1)[0]
     with chief(port), socket.create_connection(("localhost", port)) as stranger:
         stranger.sendall(json.dumps({"index": 1, "count": 2, "made_from": "same"}).encode() + b"\n")
         assert json.loads(stranger.makefile().readline()) == {"token": "t"}
