@@ -8,7 +8,7 @@ demo: .venv/.cpu
 	.venv/bin/python -m job demo
 
 test: .venv/.dev
-	.venv/bin/python -m pytest -m "not long" --numprocesses 2 --dist loadfile
+	.venv/bin/python -m pytest -m "not long" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: .venv/.dev .venv-lint/.done
 	.venv/bin/ruff format --check .

@@ -23,7 +23,15 @@ def undisturbed(tmp_path_factory):
     started = time.monotonic()
     run = Run(data, out)
     assert run.codes() == [0, 0], run.said(0) + run.said(1)
-    return killer.Undisturbed(data, out, time.monotonic() - started, killer.outcome(out))
+    duration_s = time.monotonic() - started
+    shutil.copytree(out, folder / "finished", symlinks=True)
+    return killer.Undisturbed(data, out, duration_s, killer.outcome(out))
+
+
+def finish_again(undisturbed):
+    """Have in its place what it left, whatever a test has made of it since."""
+    shutil.rmtree(undisturbed.out)
+    shutil.copytree(undisturbed.out.parent / "finished", undisturbed.out, symlinks=True)
 
 
 def lose(undisturbed, victim, instants, number=signal.SIGKILL):
@@ -73,7 +81,7 @@ def test_others_end_wherever_one_is_killed(undisturbed, victim):
 
 @pytest.mark.parametrize("victim", [0, 1], ids=["chief", "worker"])
 def test_others_end_with_75_when_one_hangs(undisturbed, victim):
-    shutil.rmtree(undisturbed.out)
+    finish_again(undisturbed)
     run = Run(undisturbed.data, undisturbed.out, "fine_tune.epochs=2000")
     wait_for(lambda: "fine_tune runs" in run.said(0), run)
     time.sleep(3)
@@ -85,7 +93,7 @@ def test_others_end_with_75_when_one_hangs(undisturbed, victim):
 
 @pytest.mark.parametrize("asked", [0, 1], ids=["chief", "worker"])
 def test_signal_to_any_worker_ends_all_with_143_after_a_checkpoint(undisturbed, asked):
-    shutil.rmtree(undisturbed.out)
+    finish_again(undisturbed)
     settings = ("fine_tune.epochs=2000", "checkpoint.every_s=1000")
     run = Run(undisturbed.data, undisturbed.out, *settings)
     wait_for(lambda: "fine_tune runs" in run.said(0), run)
@@ -135,8 +143,7 @@ def test_worker_that_sees_another_output_ends_the_run_with_2(tmp_path, painted, 
 
 
 def test_worker_that_comes_when_all_is_done_ends_with_0(undisturbed):
-    shutil.rmtree(undisturbed.out)
-    assert Run(undisturbed.data, undisturbed.out).codes() == [0, 0]
+    finish_again(undisturbed)
     alone = Run(undisturbed.data, undisturbed.out, missing=[0])
     assert alone.codes(60)[1] == 0 and "The run is finished" in alone.said(1)
     chief = Run(undisturbed.data, undisturbed.out, missing=[1])

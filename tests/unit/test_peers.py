@@ -22,6 +22,12 @@ class Heard(StopRequest):
         self.request(by, error)
 
 
+@pytest.fixture(autouse=True)
+def nobody_takes_long_to_leave(monkeypatch):
+    """The workers here are threads: their connections stay open until the test is over."""
+    monkeypatch.setattr(peers, "_LEAVES_WITHIN_S", 0.2)
+
+
 def chief(port, count=2, **options):
     others = [f"host-{k}:1" for k in range(1, count)]
     given = {"made_from": "same", "token": "t", "start_timeout_s": 5.0, "stop": Heard(), "tell": lambda text: None}
