@@ -15,8 +15,8 @@ from job.storage.objects import is_remote, open_objects
 from job.storage.workdir import Workdir, storage_errors
 
 # The local part of a bucket's directory lies on a disk of this machine, where the touches of its owner show at once; whether
-# the owner on another machine is alive the bucket's own lease decides.
-_SCRATCH_DEAD_AFTER_S = 4.0
+# the owner on another machine is alive the bucket's own lease decides. It is silent while TensorFlow is imported.
+_SCRATCH_DEAD_AFTER_S = 15.0
 
 
 def make_workdir(out: str, data: str, caching: CacheConfig | None = None, worker: int = 0) -> Workdir:
@@ -47,7 +47,7 @@ def existing_workdir(out: str) -> Workdir:
 def looked_at(workdir: Workdir) -> Iterator[Workdir]:
     """The same, to read only: what is in a bucket now is brought to a folder that lasts as long as the block."""
     if workdir.mirror is None:
-        yield workdir
+        yield Workdir(workdir.root, is_glance=True)
         return
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

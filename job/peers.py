@@ -152,7 +152,7 @@ class Chief:
         while missing := [k for k in range(1, self.count) if k not in self._ready]:
             self._stop.check()
             who = ", ".join(f"worker {k} ({self._others[k - 1]})" for k in missing)
-            for k in set(missing) & self._refused.keys():
+            for k in (set(missing) & self._refused.keys()) - self._workers.keys():
                 raise UsageError(f"Worker {k} ({self._others[k - 1]}) was refused: {self._refused[k]}")
             if time.monotonic() > deadline:
                 raise TryAgainLater(
@@ -292,6 +292,7 @@ class Worker:
                     ) from error
                 time.sleep(_TRIES_EVERY_S)
         self._line = Connection(connection)
+        self._line.be_patient(start_timeout_s)
         self._line.say(index=self.index, count=self.count, made_from=made_from)
         try:
             answer = self._line.hear()
@@ -301,10 +302,10 @@ class Worker:
             raise UsageError(f"The chief at {host}:{port} refused this worker: {answer['refused']}")
         self._look_for(answer["token"], sees, start_timeout_s)
         prepare()
-        self._line.be_patient(start_timeout_s)
         self._line.say(ready=True)
         self._line.keep_beating()
         self._stop.deferred_to = lambda name: self._line.say(signal=name)
+        self._stop.check()  # For a signal that came before that.
         threading.Thread(target=self._listen, daemon=True).start()
         return True
 

@@ -1,6 +1,5 @@
 """Label photos with an exported model. It reads what intake reads: the canonical decoder and the array signature."""
 
-import io
 import json
 import tempfile
 from pathlib import Path
@@ -49,16 +48,17 @@ def predict(model: str, data: str, out: str, *, tfds_dir: str | None, batch_size
     _check_files(model, model_folder, card)
     source = open_source(data, labelled=False, tfds_dir=tfds_dir)
     entries = [e for e in source.listing().entries if e.verdict != "ignored"]
+    context.stop.next_time = "Nothing was written: the same command begins again."
     rules = DecodeRules(card["image_size"], card["resize"], **card["decoder"])
     signature = _load(model_folder)
     rows: dict[str, dict[str, Any]] = {e.path: {"path": e.path, "error": e.reason} for e in entries if e.verdict}
     readable = [e for e in entries if e.verdict is None]
     shards = [readable[k : k + ROWS_PER_SHARD] for k in range(0, len(readable), ROWS_PER_SHARD)]
     with (
-        tempfile.TemporaryDirectory() as scratch,
+        tempfile.TemporaryDirectory() as folder,
         context.telemetry.progress("predict", len(readable), "photos") as progress,
     ):
-        writer = StoreWriter(Path(scratch), (rules.image_size, rules.image_size, 3), "uint8")
+        writer = StoreWriter(Path(folder), (rules.image_size, rules.image_size, 3), "uint8")
         tasks = (ShardTask(str(k), tuple(shard), writer.open_shard(str(k), len(shard))) for k, shard in enumerate(shards))
         limits = Limits(min(usable_cores(), max(1, len(shards))), _DECODE_TIMEOUT_S, _WORKER_MEMORY_MB)
         for task in decode_shards(tasks, source, rules, limits, context):
@@ -71,7 +71,7 @@ def predict(model: str, data: str, out: str, *, tfds_dir: str | None, batch_size
     rows = {path: row for path, row in rows.items() if row}
     if not rows:
         raise DataUnusable(f"--data {data}: there are no photos in it.")
-    _write(out, [rows[path] for path in sorted(rows)])
+    _write(out, [rows[path] for path in sorted(rows)], context)
     failed = sum(bool(row["error"]) for row in rows.values())
     return f"{len(rows) - failed:,} photos labelled, {failed:,} could not be read: {out}"
 
@@ -139,7 +139,7 @@ def _row(entry: Entry, probabilities_C: np.ndarray, class_names: list[str]) -> d
     return {"path": entry.path, "label": label, "probability": float(probabilities_C[best[0]]), "top_3": top, "error": ""}
 
 
-def _write(out: str, rows: list[dict[str, Any]]) -> None:
+def _write(out: str, rows: list[dict[str, Any]], context: Context) -> None:
     table = pa.table(
         {
             "path": [row["path"] for row in rows],
@@ -153,17 +153,19 @@ def _write(out: str, rows: list[dict[str, Any]]) -> None:
     )
     if is_remote(out):
         folder, name = split_object(out)
-        buffer = io.BytesIO()
-        _write_table(table, buffer, name)
+        kept = scratch(out) / name
+        _write_file(table, kept)
+        context.stop.next_time = f"The photos are labelled; the answer is in {kept}."
         try:
-            open_objects(folder).write(name, buffer.getvalue())
+            open_objects(folder).write(name, kept)
         except JobError as error:
-            kept = Workdir(scratch(out))
-            kept.write_bytes(name, buffer.getvalue())
-            said = f"{error}\nThe photos are labelled; the answer is in {kept.path(name)}."
-            raise of_code(error.exit_code, said) from error
-        return
-    final = Path(out).resolve()
+            raise of_code(error.exit_code, f"{error}\n{context.stop.next_time}") from error
+        kept.unlink()
+    else:
+        _write_file(table, Path(out).resolve())
+
+
+def _write_file(table: pa.Table, final: Path) -> None:
     with Workdir(final.parent).writing(final.name) as path, path.open("wb") as file:
         _write_table(table, file, final.name)
 

@@ -5,7 +5,6 @@ outcome of the stages before it, and the files it left. Records are written last
 """
 
 import importlib
-import importlib.metadata
 import resource
 import time
 from collections.abc import Iterator
@@ -52,6 +51,18 @@ def plan(job: Job, stop_after: str | None = None) -> list[Step]:
 
     Stages behind `stop_after` are in it where they are up to date, because the report shows them.
     """
+    steps = _stale(job, stop_after)
+    for name in reversed(list(steps)):
+        for provider in STAGES[name].reads_stores_of if steps[name].runs else ():
+            if not steps[provider].runs and not _stores_intact(job, provider):
+                steps[provider] = Step(
+                    provider, True, f"{name} needs its store, which is missing or damaged", only_stores=True
+                )
+    return list(steps.values())
+
+
+def _stale(job: Job, stop_after: str | None) -> dict[str, Step]:
+    """The plan but for stores, which are large."""
     steps: dict[str, Step] = {}
     for name in STAGES:
         left_out = [] if name == "report" else [s for s in STAGES[name].after if s not in steps]
@@ -64,13 +75,7 @@ def plan(job: Job, stop_after: str | None = None) -> list[Step]:
             steps[name] = Step(name, False, "the quality gate was not met")
         elif not reason or name in _wanted(stop_after):
             steps[name] = Step(name, bool(reason), reason or "nothing that it depends on has changed")
-    for name in reversed(list(steps)):
-        for provider in STAGES[name].reads_stores_of if steps[name].runs else ():
-            if not steps[provider].runs and not _stores_intact(job, provider):
-                steps[provider] = Step(
-                    provider, True, f"{name} needs its store, which is missing or damaged", only_stores=True
-                )
-    return list(steps.values())
+    return steps
 
 
 def run(job: Job, stop_after: str | None = None) -> None:
@@ -83,7 +88,8 @@ def run(job: Job, stop_after: str | None = None) -> None:
         JobError: as the stages do.
     """
     with owned(job.context), _led(job, steps := plan(job, stop_after), stop_after):
-        failure = _run_stages(job, steps, stop_after) if any(step.runs for step in steps) else None
+        is_due = any(step.runs for step in steps) or not job.workdir.exists("run.json")  # A kill may have left it out.
+        failure = _run_stages(job, steps, stop_after) if is_due else None
         publish_examples(job.workdir)
         _raise_if_refused(job)
         publish_metrics(job)
@@ -126,7 +132,7 @@ def assist(job: Job, stop_after: str | None = None) -> None:
 
 def _is_needed(job: Job, stop_after: str | None) -> bool:
     job.workdir.refresh()
-    return any(step.runs for step in plan(job, stop_after))
+    return any(step.runs for step in _stale(job, stop_after).values())
 
 
 @contextmanager

@@ -19,7 +19,6 @@ from job.errors import JobError, Stopped
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _GRACE_S = 10.0
-_GO_ON = "Everything finished before is saved: the same command goes on from there."
 
 
 def ignore_signals() -> None:
@@ -31,10 +30,10 @@ def ignore_signals() -> None:
 class StopRequest:
     """Set by a signal or a lost peer, asked between units of work.
 
-    `doing` is what the run works at, `saved` what of that is already safe, and `grace_s` how long after the first signal the
-    process may take to come to an end by itself; all three may change on the way. Where there is a `deferred_to`, somebody
-    else is told of a signal and decides when the work ends; the grace is the same. `last_word` is told how a process ends
-    that has to be ended.
+    `doing` is what the run works at, `saved` what of that is already safe, `next_time` what the same command will do, and
+    `grace_s` how long after the first signal the process may take to come to an end by itself; all may change on the way.
+    Where there is a `deferred_to`, somebody else is told of a signal and decides when the work ends; the grace is the same.
+    `last_word` is told how a process ends that has to be ended.
     """
 
     def __init__(self) -> None:
@@ -44,6 +43,7 @@ class StopRequest:
         self._standard_error = 2
         self.grace_s = _GRACE_S
         self.doing = self.saved = ""
+        self.next_time = "Everything finished before is saved: the same command goes on from there."
         self.deferred_to: Callable[[str], None] | None = None
         self.last_word: Callable[[JobError], None] = lambda _: None
 
@@ -104,7 +104,7 @@ class StopRequest:
             return self._error
         where = f" in {self.doing}" if self.doing else ""
         saved = f" Of {self.doing}, {self.saved} is saved." if self.saved else ""
-        return Stopped(f"Stopped by {self._by}{where}.{saved} {_GO_ON}")
+        return Stopped(f"Stopped by {self._by}{where}.{saved} {self.next_time}")
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if self.deferred_to is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from job.errors import UsageError
 from job.storage.objects import Objects, Stored, open_objects, split_object
 from job.storage.parallel import each
-from job.storage.workdir import own_mark
+from job.storage.workdir import own_mark, sync
 
 
 def scratch(uri: str) -> Path:
@@ -28,6 +28,7 @@ def fetch(objects: Objects, name: str, file: Path, version: str | None = None) -
     part = file.with_name(f".{own_mark()}.part")
     try:
         objects.download(name, part, version)
+        sync(part)
         part.replace(file)
     finally:
         part.unlink(missing_ok=True)

@@ -181,16 +181,19 @@ class GoogleObjects:
         if isinstance(error, api.BadRequest):
             return UsageError(f"{where}: {said}.")
         if isinstance(error, (api.GoogleAPIError, auth.GoogleAuthError, InvalidResponse, RequestException, HTTPError)):
-            return StorageFailed(f"{where}: Google Cloud Storage refuses it ({said}); another try would not help.")
+            return StorageFailed(f"{where}: Google Cloud Storage refuses it ({said}).")
         return error
 
 
 def _same_may_do(error: Exception) -> bool:
     """Whether the same request may do another time."""
-    from google.auth.exceptions import RefreshError
+    from google.auth.exceptions import RefreshError, TransportError
     from google.cloud.storage.retry import DEFAULT_RETRY
 
-    return bool(DEFAULT_RETRY._predicate(error)) or (isinstance(error, RefreshError) and error.retryable)
+    if isinstance(error, RefreshError):  # An error of the transport with nothing beside it is of one that did not answer.
+        cause = error.__cause__
+        return error.retryable or (isinstance(cause, TransportError) and len(cause.args) == 1)
+    return bool(DEFAULT_RETRY._predicate(error))
 
 
 def _new_one_may_do(error: Any) -> bool:

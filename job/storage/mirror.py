@@ -3,7 +3,8 @@
 Objects lie under the names of the files, so that users find them. What counts is the manifest alone: it names every file
 with the version and the SHA-256 of its object, is written after the objects, and only where it is still the one that this
 run has read or written. An object that another version has replaced does not belong to the directory any more; records say
-by digest which of a stage's files have to be there, so that such a stage runs again.
+by digest which of a stage's files have to be there, so that such a stage runs again. Logs, which only grow, are taken as
+they are.
 """
 
 import json
@@ -13,7 +14,7 @@ import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from job.storage.workdir import digest_of_file, is_part, remove_folder, storage_
 
 MANIFEST = ".manifest.json"
 _VERSIONS = "versions"
-_CHECKPOINTS = "checkpoints/"
+_CHECKPOINTS, _LOGS = "checkpoints/", "logs/"
 _CHECKPOINT = re.compile(r"checkpoints/\w+/\d{10}-[0-9a-f]{64}/(arrays\.npy|state\.json)")
 _SCHEMA = 1
 _READ_WHOLE_BYTES = 32 * 2**20  # Logs grow while they are read; what is larger never changes.
@@ -41,7 +42,7 @@ class _File:
 
     object: str
     version: str
-    sha256: str
+    sha256: str  # Empty where it is not known.
     num_bytes: int
 
 
@@ -90,8 +91,8 @@ class Mirror:
             if self._version:  # Of a run that was killed before it could commit them.
                 known = {file.object for file in self._files.values()}
                 self._removed |= {name for name in there if _CHECKPOINT.fullmatch(name)} - known
-            self._bring_all()
             self._commit()
+            self._bring_all()
 
     def settle(self) -> None:
         """Commit, and upload again what an owner before this one, who does not know that it was, has written over."""
@@ -103,7 +104,12 @@ class Mirror:
     def _forget_replaced(self) -> dict[str, str]:
         """Drop files whose objects are not of the version in the manifest. Returns the versions that there are, by name."""
         there = {found.name: found.version for found in self.objects.list()}
-        self._files = {name: file for name, file in self._files.items() if there.get(file.object) == file.version}
+        for name, file in list(self._files.items()):
+            version = there.get(file.object)
+            if version and version != file.version and name.startswith(_LOGS):
+                self._files[name] = replace(file, version=version, sha256="", num_bytes=-1)
+            elif version != file.version:
+                del self._files[name]
         return there
 
     def release(self) -> None:
@@ -137,13 +143,21 @@ class Mirror:
                 return
             if not self.has(self.token):
                 raise self._taken_over()
-            uploads = each(lambda name: self._upload(name, names[name]), changed)
-            uploaded = {name: file for name, file in zip(changed, uploads, strict=True) if file}
+            uploaded = self._upload_all({name: names[name] for name in changed})
             kept = {n: f for n, f in self._files.items() if n in names.keys() | self._absent and n not in changed}
             self._removed |= {self._files[name].object for name in self._files.keys() - kept.keys()}
             self._files, self._links = {**kept, **uploaded}, links
             self._removed -= {file.object for file in self._files.values()}
             self._commit()
+
+    def _upload_all(self, names: dict[str, str]) -> dict[str, _File]:
+        """What replaces an object comes last: a run that is ended before it commits leaves that file without its object."""
+        there = {file.object for file in self._files.values()}
+        uploaded: dict[str, _File] = {}
+        for part in ([n for n in names if names[n] not in there], [n for n in names if names[n] in there]):
+            files = each(lambda name: self._upload(name, names[name]), part)
+            uploaded |= {name: file for name, file in zip(part, files, strict=True) if file}
+        return uploaded
 
     def _bring_all(self) -> None:
         with storage_errors(self.folder):
@@ -203,7 +217,10 @@ class Mirror:
             return True
         with suppress(NoSuchObject):
             fetch(self.objects, file.object, path, file.version)
-            if self._digest(name) == file.sha256:
+            digest = self._digest(name)
+            if not file.sha256:
+                self._files[name] = replace(file, sha256=digest, num_bytes=path.stat().st_size)
+            if file.sha256 in ("", digest):
                 return True
         path.unlink(missing_ok=True)
         return False

@@ -1,7 +1,7 @@
 """One run, one owner, where the output is a bucket: the lease is an object that the owner writes again every few seconds.
 
 Every write asks that the version before it is still there. So of two that want it one succeeds, and an owner whose lease was
-taken over notices with its next write.
+taken over notices with its next commit, which asks for it.
 """
 
 import json

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -34,6 +35,7 @@ _CHUNK_BYTES = 1 << 20
 _BAD_CREDENTIALS = ("ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch", "TokenRefreshRequired")
 # Answered with a status that says that the request is wrong, and yet another try may do.
 _MAY_PASS = ("BadDigest", "ConditionalRequestConflict", "IncompleteBody", "OperationAborted", "RequestTimeout")
+_USER = re.compile(r"//[^/@\s]*@")  # In the address of a service that somebody runs.
 _MD5 = re.compile(r"[0-9a-f]{32}")
 
 
@@ -126,11 +128,13 @@ class S3Objects:
             read_timeout=READ_TIMEOUT_S,
             retries={"mode": "standard", "total_max_attempts": 1},  # `_tried` knows how long, and of bodies, too.
         )
+        os.environ.setdefault("AWS_METADATA_SERVICE_NUM_ATTEMPTS", "3")  # Many processes ask it at once.
         session = Session()
         try:
             client = session.client("s3", config=config)
         except ValueError as error:
-            raise UsageError(f"{self.uri}: {error}. AWS_ENDPOINT_URL, or the profile, gives no address.") from error
+            said = "AWS_ENDPOINT_URL, or the profile, gives no address that is one, like http://localhost:9000"
+            raise UsageError(f"{self.uri}: {said}.") from error
         if session.get_credentials() is None:
             raise NoCredentialsError
         return client
@@ -216,4 +220,5 @@ def _status(error: Any) -> int:
 def _said(error: Any) -> str:
     """What the service said, in one line."""
     message = (getattr(error, "response", None) or {}).get("Error", {}).get("Message") or error
-    return f"{_code(error) or type(error).__name__}: {' '.join(str(message).split())[:300].rstrip('.')}"
+    text = " ".join(_USER.sub("//", str(message)).split())
+    return f"{_code(error) or type(error).__name__}: {text[:300].rstrip('.')}"

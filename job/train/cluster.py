@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from job.cgroups import usable_cores
 from job.errors import TryAgainLater, UsageError
@@ -22,9 +22,6 @@ from job.peers import Peers
 from job.stop import StopRequest
 from job.telemetry import spent_once
 from job.train.replicas import Replicas
-
-if TYPE_CHECKING:
-    pass
 
 _KUBERNETES_PORT = 2222
 _SLURM_PORTS = range(10_000, 32_000)  # Below those that the system gives to connections that leave the machine.

@@ -82,6 +82,31 @@ def test_damaged_shard_is_not_taken_and_is_replaced(bed, tmp_path, uri):
     assert ArrayStore.is_intact(tmp_path / "c" / name)
 
 
+def test_damage_on_this_machine_is_no_damage_in_the_bucket(bed, tmp_path, uri):
+    first, folder = cache_on(tmp_path / "a", uri), "images-1111111111111111"
+    with Exchange(first, [folder]):
+        write(first, "a").finish(["a" * 64])
+    before = bed.names(uri)
+    other = cache_on(tmp_path / "b", uri)
+    array = other.path(folder) / next(name for name in before if name.endswith(".npy")).rpartition("/")[2]
+    array.parent.mkdir(parents=True)
+    array.write_bytes(b"")  # The power failed before it was on the disk.
+    with Exchange(other, [folder]) as exchange:
+        exchange.fetch(folder, ["a" * 64])
+    assert StoreWriter(other.path(folder), (3,), "uint8").committed("a" * 64) and bed.names(uri) == before
+
+
+def test_shard_that_is_damaged_here_does_not_end_the_run(bed, tmp_path, uri):
+    cache, folder = cache_on(tmp_path / "a", uri), "images-1111111111111111"
+    write(cache, "ab")
+    cache.path(f"{folder}/{'c' * 32}.json").write_bytes(b"half")
+    next(cache.path(folder).glob(f"{'b' * 32}-*.npy")).unlink()
+    with Exchange(cache, [folder]):
+        pass
+    names = {name.rpartition("/")[2] for name in bed.names(uri)}
+    assert f"{'a' * 32}.json" in names and not [n for n in names if n.startswith(("b", "c"))]
+
+
 def test_missing_store_raises_where_it_is_opened(tmp_path, uri):
     with pytest.raises(FileNotFoundError):
         open_store(cache_on(tmp_path / "a", uri), "images-1111111111111111/index-2222222222222222.json")

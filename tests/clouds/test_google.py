@@ -8,6 +8,7 @@ import threading
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from urllib.parse import quote
 
 import google.cloud.storage as client_library
@@ -16,6 +17,7 @@ from google.cloud.storage._media import _helpers as checksums
 
 from job.errors import StorageFailed, UsageError
 from job.storage.copies import local_copy, local_folder
+from job.storage.google import _same_may_do
 from job.storage.objects import Conflict, NoSuchObject, is_remote, open_objects
 from tests.conftest import ROOT
 
@@ -113,10 +115,26 @@ def test_refusal_is_said_at_once_and_not_to_have_lasted(google, objects, status)
     google.requests()
     with (
         google.faults(statuses={status: 1.0}),
-        pytest.raises(StorageFailed, match="ü/x: .*another try would not help") as caught,
+        pytest.raises(StorageFailed, match="ü/x: .*refuses it") as caught,
     ):
         objects.read("x")
     assert "failed for" not in str(caught.value) and len(google.requests()) == 1
+
+
+@pytest.mark.parametrize(("status", "may_pass"), [(None, True), (503, True), (404, False)])
+def test_machine_that_does_not_say_its_token_for_a_while_is_asked_again(monkeypatch, status, may_pass):
+    from google.auth.compute_engine import Credentials, _metadata
+    from google.auth.exceptions import RefreshError, TransportError
+
+    def request(**_):
+        if status is None:
+            raise TransportError("Connection refused")
+        return SimpleNamespace(status=status, data=b"", headers={})
+
+    monkeypatch.setattr(_metadata, "ExponentialBackoff", lambda total_attempts: range(1))
+    with pytest.raises(RefreshError) as caught:
+        Credentials().refresh(request)
+    assert _same_may_do(caught.value) is may_pass
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 
 import pytest
@@ -95,6 +96,58 @@ def test_killed_before_the_manifest_nothing_has_changed(bed, tmp_path, uri, node
     fresh.refresh()
     assert not fresh.exists("other.json")
     assert not fresh.exists("metrics.json")  # Written over, so it does not count: its stage runs again.
+
+
+def test_logs_of_a_run_that_was_killed_before_the_manifest_are_kept(bed, tmp_path, uri, node, monkeypatch):
+    workdir = node.take_over()
+    log = "logs/events.jsonl"
+    workdir.write_bytes(log, b"1\n")
+    workdir.commit()
+    workdir.write_bytes(log, b"1\n2\n")
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(Mirror, "_commit", lambda self: 1 / 0)
+        workdir.commit()
+    workdir.mirror.release()
+    again = Node(tmp_path / "b", uri).take_over()
+    assert again.path(log).read_bytes() == b"1\n2\n"
+    again.write_bytes(log, b"1\n2\n3\n")
+    again.commit()
+    again.mirror.release()
+    fresh = Node(tmp_path / "c", uri).workdir
+    fresh.refresh()
+    assert fresh.path(log).read_bytes() == b"1\n2\n3\n"
+
+
+def test_what_replaces_an_object_is_uploaded_last(bed, uri, node):
+    workdir = node.take_over()
+    workdir.write_bytes("a.json", b"old")
+    workdir.commit()
+    bed.requests()
+    for name in ("a.json", *(f"b{k}.json" for k in range(12))):
+        workdir.write_bytes(name, b"new")
+    workdir.commit()
+    written = [re.search(r"[ab]\d*\.json|manifest", path) for method, path, _ in bed.requests() if method in ("POST", "PUT")]
+    assert [match[0] for match in written[-2:]] == ["a.json", "manifest"] and len(written) == 14
+
+
+def test_whoever_takes_over_commits_before_it_fetches(tmp_path, uri, node, monkeypatch):
+    old = node.take_over()
+    old.write_bytes("metrics.json", b"old")
+    old.commit()
+    monkeypatch.setattr(Owner, "is_dead", True)
+    new = Node(tmp_path / "b", uri)
+    fetch_all = Mirror._fetch_all
+
+    def fetching(self, names):
+        old.write_bytes("metrics.json", b"from the grave")
+        with monkeypatch.context() as patch, pytest.raises(TryAgainLater, match="taken over"):
+            patch.setattr(Mirror, "has", lambda self, token: True)  # It had asked before it was taken over.
+            old.commit()
+        fetch_all(self, names)
+
+    monkeypatch.setattr(Mirror, "_fetch_all", fetching)
+    new.take_over()
+    new.workdir.mirror.release()
 
 
 def test_what_a_killed_run_left_uncommitted_does_not_stop_the_next(bed, uri, tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -18,7 +19,7 @@ from job.stages import export
 from job.stages.intake import Intake
 from job.storage.workdir import Workdir
 from job.telemetry import Telemetry
-from tests.clouds.test_runs import node, put_folder
+from tests.clouds.test_runs import node, put_folder, started, wait_for
 from tests.conftest import ROOT, quick_settings, run_job
 
 PHOTO_READ = r"^GET .*photos.*alt=media"
@@ -158,3 +159,18 @@ def test_answer_that_the_bucket_does_not_take_is_kept_on_this_machine(
     assert done.returncode == code and re.search(said, done.stderr) and "Traceback" not in done.stderr, done.stderr
     kept = Path(re.search(r"the answer is in (\S+)\.$", done.stderr, re.MULTILINE)[1])
     assert kept.is_relative_to(impatient["TMPDIR"]) and len(list(csv.DictReader(kept.open()))) == 82
+
+
+def test_stopped_while_the_bucket_does_not_take_its_answer_predict_says_where_it_is(google, painted, finished_run, tmp_path):
+    out = f"{google.bucket()}/answer.csv"
+    with google.faults(statuses={503: 1.0}, only="^(POST|PUT) "):
+        google.requests()
+        arguments = ("predict", "--model", finished_run / "model", "--data", painted, "--out", out)
+        process = started(node(tmp_path / "node"), *arguments)
+        with process:
+            wait_for(lambda: any(method in ("POST", "PUT") for method, _, _ in google.requests()), process)
+            process.send_signal(signal.SIGTERM)
+            said = process.stderr.read()
+            assert process.wait(30) == 143
+    kept = Path(re.search(r"the answer is in (\S+)\.$", said, re.MULTILINE)[1])
+    assert len(kept.read_text().splitlines()) == 1 + 82

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +14,15 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from job import run
+from job.config import Config
+from job.context import Context
+from job.job import Job
+from job.output import make_workdir
 from job.storage.objects import open_objects
 from job.storage.workdir import digest_of_file
-from tests.conftest import ROOT, quick_settings, run_job
+from job.telemetry import Telemetry
+from tests.conftest import QUICK, ROOT, quick_settings, run_job
 from tests.faults.several import Run
 
 
@@ -205,8 +212,8 @@ def test_two_workers_that_share_only_the_bucket_give_what_two_on_one_folder_give
     out, folders = f"{google.bucket()}/x", [tmp_path / "node-0", tmp_path / "node-1"]
     for folder in folders:
         folder.mkdir()
-    run = Run(photos, out, "fine_tune.epochs=3", nodes=folders)
-    assert run.codes() == [0, 0], run.said(0) + run.said(1)
+    both = Run(photos, out, "fine_tune.epochs=3", nodes=folders)
+    assert both.codes() == [0, 0], both.said(0) + both.said(1)
     together = Run(painted, tmp_path / "out", "fine_tune.epochs=3")
     assert together.codes() == [0, 0], together.said(0)
     assert numbers(fetched(google, out, tmp_path / "fetched")) == numbers(tmp_path / "out")
@@ -262,6 +269,28 @@ def test_dry_run_sees_which_store_is_missing(google, photos, in_bucket, tmp_path
         google.put(pack, content)
         stage = "intake" if folder.startswith("images") else "extract"
         assert re.search(rf"^{stage} +runs: .* needs its store", done.stdout, re.MULTILINE), done.stdout
+
+
+def test_dry_run_in_a_folder_fetches_no_stores_of_a_bucket(google, photos, in_bucket, tmp_path):
+    out = fetched(google, in_bucket, tmp_path / "out")
+    shutil.rmtree(out / "cache")
+    settings = quick_settings("head.c_grid=[1.0]", f"cache.dir={in_bucket}/cache")
+    google.requests()
+    done = run_job("run", "--data", photos, "--out", out, *settings, "--dry-run", **node(tmp_path / "node"))
+    assert re.search(r"^extract +skipped", done.stdout, re.MULTILINE) and re.search(
+        r"^head +runs", done.stdout, re.MULTILINE
+    )
+    assert not [path for _, path, _ in google.requests() if ".npy" in path and "alt=media" in path]
+
+
+def test_worker_that_asks_whether_it_is_needed_fetches_no_store(google, photos, in_bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    config = Config.load(None, [*QUICK, "fine_tune.epochs=3"], {})
+    workdir = make_workdir(in_bucket, photos, worker=1)
+    job = Job(config, photos, Context(workdir, Telemetry(None), caching=config.cache))
+    assert run._is_needed(job, None) and not list(tmp_path.rglob("*.npy"))
+    config = Config.load(None, QUICK, {})
+    assert not run._is_needed(Job(config, photos, Context(workdir, Telemetry(None), caching=config.cache)), None)
 
 
 def test_second_start_on_the_same_machine_names_the_bucket(google, photos, tmp_path):

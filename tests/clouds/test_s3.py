@@ -1,5 +1,6 @@
 """Objects in S3: the same as in Google Cloud Storage, on a service that fails as real ones do."""
 
+import json
 import os
 import pickle
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing import get_context
 
 import pytest
@@ -226,6 +228,51 @@ def test_without_credentials_there_is_one_clear_error(amazon, objects, monkeypat
         objects.prepare()
     with pytest.raises(UsageError, match=said):
         objects.find("x")
+
+
+def test_machine_that_does_not_say_its_credentials_at_once_is_asked_again(amazon, objects, monkeypatch):
+    answers = {"/latest/meta-data/iam/security-credentials/": b"role"}
+    keys = {"AccessKeyId": "x", "SecretAccessKey": "x", "Token": "x", "Expiration": "2100-01-01T00:00:00Z"}
+    asked = []
+
+    class Machine(BaseHTTPRequestHandler):
+        def do_PUT(self):
+            self._answer(200, b"token")
+
+        def do_GET(self):
+            asked.append(self.path)
+            is_first = asked.count(self.path) == 1
+            self._answer(500 if is_first else 200, answers.get(self.path, json.dumps(keys).encode()))
+
+        def _answer(self, status, content):
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Machine) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_EC2_METADATA_DISABLED"):
+            monkeypatch.delenv(name)
+        monkeypatch.delenv("AWS_METADATA_SERVICE_NUM_ATTEMPTS", raising=False)
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        objects.write("x", b"1")
+        server.shutdown()
+    assert len(asked) == 4
+
+
+def test_user_in_the_address_of_a_service_is_not_repeated(objects, impatient, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://user:canary@127.0.0.1:{free_ports(1)[0]}")
+    with pytest.raises(StorageFailed, match="EndpointConnectionError") as caught:
+        objects.read("x")
+    assert "canary" not in str(caught.value) and "127.0.0.1" in str(caught.value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "user:canary@nowhere")
+    with pytest.raises(UsageError, match="AWS_ENDPOINT_URL") as caught:
+        open_objects("s3://bucket").prepare()
+    assert "canary" not in str(caught.value)
 
 
 def test_credentials_that_have_expired_are_told_from_permissions(amazon, objects):

@@ -1,6 +1,7 @@
 """The whole job through the command line, as users meet it."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -41,6 +42,13 @@ def test_every_artifact_of_the_contract_is_there(finished_run, painted):
     run = json.loads((finished_run / "run.json").read_text())
     assert run["command"].startswith("python") and str(painted) in run["command"]
     assert run["versions"]["keras"] and run["fingerprint"]["cpu"]
+
+
+def test_run_json_that_a_kill_has_left_out_is_written_by_the_next_run(copy_of_run, painted):
+    (copy_of_run / "run.json").unlink()
+    done = run_job("run", "--data", painted, "--out", copy_of_run, *quick_settings())
+    assert done.returncode == 0 and not re.search(r"^\w+ +runs", done.stderr, re.MULTILINE), done.stderr
+    assert json.loads((copy_of_run / "run.json").read_text())["out"] == str(copy_of_run)
 
 
 def test_table_lists_every_file_and_what_became_of_it(finished_run, painted):

@@ -174,6 +174,44 @@ def test_worker_that_does_not_belong_is_refused(options, said):
         first._line.close()
 
 
+def test_refusal_of_another_worker_is_none_of_the_one_that_came():
+    port = free_ports(1)[0]
+    with chief(port) as leader:
+        with pytest.raises(UsageError):
+            connected(port, made_from="an earlier command line")
+        right = connected(port, prepare=lambda: time.sleep(0.5))
+        leader.order(stage="intake")
+        assert next(right.orders()) == {"stage": "intake"}
+        right._line.close()
+
+
+def test_chief_may_be_silent_while_it_starts(monkeypatch):
+    monkeypatch.setattr(connection, "LOST_AFTER_S", 0.3)
+    with socket.create_server(("localhost", 0)) as server:
+
+        def answer():
+            line, _ = server.accept()
+            time.sleep(1.0)  # It loads modules, which keeps its threads from running.
+            line.sendall(b'{"token": "t"}\n')
+            line.recv(1000)
+
+        threading.Thread(target=answer, daemon=True).start()
+        connected(server.getsockname()[1])._line.close()
+
+
+def test_signal_that_comes_while_a_worker_prepares_ends_all_with_143():
+    port = free_ports(1)[0]
+    with chief(port) as leader:
+        worker = Worker(1, 2, Heard())
+        with pytest.raises(Stopped), worker:
+            given = {"made_from": "same", "start_timeout_s": 5.0, "sees": lambda token: True, "tell": lambda text: None}
+            prepare = lambda: worker._stop.request("SIGTERM")  # noqa: E731
+            worker.connect(("localhost", port), **given, is_needed=lambda: True, prepare=prepare)
+        with pytest.raises(Stopped, match="worker 1"):
+            leader.meet()
+        worker._line.close()
+
+
 def test_worker_that_comes_too_early_after_its_predecessor_may_come_again():
     port = free_ports(1)[0]
     with pytest.raises(Stopped), chief(port) as leader:
