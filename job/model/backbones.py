@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import random
 import re
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -129,18 +131,17 @@ def build(config: BackboneConfig, image_size: int, *, seed: int = 0) -> keras.Mo
 
     backbone = BACKBONES[config.name]
     arguments: dict[str, Any] = {"alpha": config.alpha} if config.alpha is not None else {}
-    if config.weights == "random":
-        keras.utils.set_random_seed(seed)
-    elif config.weights == "imagenet":
+    if config.weights == "imagenet":
         _show_weights_of_read_only_home()
     try:
-        model = getattr(keras.applications, backbone.constructor)(
-            include_top=False,
-            input_shape=(image_size, image_size, 3),
-            pooling="avg",
-            weights="imagenet" if config.weights == "imagenet" else None,
-            **arguments,
-        )
+        with _weights_drawn_from(seed):
+            model = getattr(keras.applications, backbone.constructor)(
+                include_top=False,
+                input_shape=(image_size, image_size, 3),
+                pooling="avg",
+                weights="imagenet" if config.weights == "imagenet" else None,
+                **arguments,
+            )
     except ValueError as error:
         raise UsageError(f"backbone {config.name} at intake.image_size = {image_size}: {error}") from error
     except Exception as error:  # keras.utils.get_file raises a bare Exception where a download fails.
@@ -156,6 +157,22 @@ def build(config: BackboneConfig, image_size: int, *, seed: int = 0) -> keras.Mo
     elif config.weights != "imagenet":
         _load_weights(model, _weights_file(config))
     return model
+
+
+@contextmanager
+def _weights_drawn_from(seed: int) -> Iterator[None]:
+    """A block in which Keras has a generator of its own for the seeds of initial weights.
+
+    Else it takes Python's, from which google-cloud-storage draws in other threads, for every upload.
+    """
+    from keras.src.random import seed_generator
+
+    of_all = seed_generator.python_random
+    seed_generator.python_random = random.Random(seed)  # noqa: S311 - it secures nothing.
+    try:
+        yield
+    finally:
+        seed_generator.python_random = of_all
 
 
 def _weights_file(config: BackboneConfig) -> Path:

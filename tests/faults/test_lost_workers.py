@@ -29,9 +29,16 @@ def undisturbed(tmp_path_factory):
 
 
 def finish_again(undisturbed):
-    """Have in its place what it left, whatever a test has made of it since."""
+    """Have in its place what it left but for its log, whatever a test has made of it since."""
     shutil.rmtree(undisturbed.out)
     shutil.copytree(undisturbed.out.parent / "finished", undisturbed.out, symlinks=True)
+    shutil.rmtree(undisturbed.out / "logs")
+
+
+def is_training(out):
+    """Whether an epoch is over."""
+    log = out / "logs" / "events.jsonl"
+    return log.exists() and '"epoch"' in log.read_text()
 
 
 def lose(undisturbed, victim, instants, number=signal.SIGKILL):
@@ -83,8 +90,7 @@ def test_others_end_wherever_one_is_killed(undisturbed, victim):
 def test_others_end_with_75_when_one_hangs(undisturbed, victim):
     finish_again(undisturbed)
     run = Run(undisturbed.data, undisturbed.out, "fine_tune.epochs=2000")
-    wait_for(lambda: "fine_tune runs" in run.said(0), run)
-    time.sleep(3)
+    wait_for(lambda: is_training(undisturbed.out), run)
     run.send(victim, signal.SIGSTOP)
     process = run.processes[1 - victim]
     assert process.wait(LEAVES_A_HUNG_ONE_WITHIN_S + SPARE_S) == 75, run.said(1 - victim)
@@ -96,8 +102,7 @@ def test_signal_to_any_worker_ends_all_with_143_after_a_checkpoint(undisturbed, 
     finish_again(undisturbed)
     settings = ("fine_tune.epochs=2000", "checkpoint.every_s=1000")
     run = Run(undisturbed.data, undisturbed.out, *settings)
-    wait_for(lambda: "fine_tune runs" in run.said(0), run)
-    time.sleep(4)
+    wait_for(lambda: is_training(undisturbed.out), run)
     run.send(asked, signal.SIGTERM)
     assert run.codes(30) == [143, 143], run.said(0) + run.said(1)
     assert "Stopped by SIGTERM" in run.said(0) and "everything up to step" in run.said(0)

@@ -1,8 +1,10 @@
 import importlib
 import os
+import random
 import shutil
 import subprocess
 import sys
+import threading
 
 import h5py
 import numpy as np
@@ -112,6 +114,24 @@ def test_weights_that_do_not_fit_name_the_layer_and_both_shapes(tmp_path):
     (tmp_path / "no.weights.h5").write_bytes(b"nothing of the kind")
     with pytest.raises(UsageError, match="no file of Keras weights"):
         backbones.build(BackboneConfig(alpha=0.35, weights=str(tmp_path / "no.weights.h5")), 32)
+
+
+def test_random_weights_are_the_seeds_whatever_other_threads_draw():
+    config, over = BackboneConfig(alpha=0.35, weights="random"), threading.Event()
+
+    def draw():
+        while not over.wait(0.001):
+            random.random()
+
+    thread = threading.Thread(target=draw)
+    undisturbed = backbones.build(config, 32, seed=5).get_weights()
+    thread.start()
+    disturbed = backbones.build(config, 32, seed=5).get_weights()
+    over.set()
+    thread.join()
+    other = backbones.build(config, 32, seed=6).get_weights()
+    assert all(np.array_equal(a, b) for a, b in zip(undisturbed, disturbed, strict=True))
+    assert any(not np.array_equal(a, b) for a, b in zip(undisturbed, other, strict=True))
 
 
 def test_image_size_that_the_backbone_cannot_take_is_a_usage_error():
