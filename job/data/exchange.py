@@ -156,17 +156,15 @@ def _bring(cache: Cache, folder: str, keys: Iterable[str], there: set[str]) -> N
             record = objects.read(f"{folder}/{record_name(key)}")
             shard = Shard(**json.loads(record))
             file = here / shard.array_name
-            if file.exists() and digest_of_file(file) != shard.sha256:  # Of a machine that lost its power, perhaps.
-                file.unlink()
-            if not file.exists():
+            if not file.exists() or digest_of_file(file) != shard.sha256:
                 fetch(objects, f"{folder}/{file.name}", file)
-            if digest_of_file(file) != shard.sha256:
-                file.unlink()
-                for name in (record_name(key), file.name):  # Damaged, so that what is made in its place can go up.
-                    there.discard(name)
-                    with suppress(JobError):
-                        objects.remove(f"{folder}/{name}")
-                return
+                if digest_of_file(file) != shard.sha256:
+                    file.unlink()
+                    for name in (record_name(key), file.name):  # Damaged, so that what is made in its place can go up.
+                        there.discard(name)
+                        with suppress(JobError):
+                            objects.remove(f"{folder}/{name}")
+                    return
             Workdir(here).write_bytes(record_name(key), record)
 
     with storage_errors(here):

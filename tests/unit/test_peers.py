@@ -187,16 +187,23 @@ def test_refusal_of_another_worker_is_none_of_the_one_that_came():
 
 def test_chief_may_be_silent_while_it_starts(monkeypatch):
     monkeypatch.setattr(connection, "LOST_AFTER_S", 0.3)
+    heard = []
     with socket.create_server(("localhost", 0)) as server:
 
         def answer():
             line, _ = server.accept()
+            words = line.makefile()
+            heard.append(json.loads(words.readline()))
             time.sleep(1.0)  # It loads modules, which keeps its threads from running.
             line.sendall(b'{"token": "t"}\n')
-            line.recv(1000)
+            heard.append(json.loads(words.readline()))
 
-        threading.Thread(target=answer, daemon=True).start()
-        connected(server.getsockname()[1])._line.close()
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        worker = connected(server.getsockname()[1])
+        thread.join()
+        worker._line.close()
+    assert heard == [{"index": 1, "count": 2, "made_from": "same"}, {"ready": True}]
 
 
 def test_signal_that_comes_while_a_worker_prepares_ends_all_with_143():
