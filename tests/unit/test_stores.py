@@ -65,7 +65,7 @@ def test_damage_is_noticed_by_digest(folder, damage):
 
 def test_extra_facts_of_a_shard_come_back(folder):
     writer = StoreWriter(folder, (1,), "uint8")
-    path = writer.open_shard("k", capacity=5)
+    path = writer.open_shard(capacity=5)
     writer.commit("k", path, 2, extra=[{"path": "ü"}])
     assert writer.committed("k").extra == [{"path": "ü"}] and len(writer.finish(["k"])) == 2
 
@@ -98,7 +98,7 @@ def test_store_is_put_together_from_shards_of_this_writer_and_of_earlier_ones(fo
 def test_writers_of_one_shard_that_round_differently_leave_a_whole_one(folder):
     """Two runs on different machines at once: whatever comes last, array and record belong together."""
     first, second = (StoreWriter(folder, (2,), "float32") for _ in range(2))
-    slow = first.open_shard("k", 3)
+    slow = first.open_shard(3)
     second.write("k", np.full((3, 2), 1 + 1e-7))
     mapped = second.finish(["k"]).rows([0, 1, 2])
     with slow.open("r+b") as file:
