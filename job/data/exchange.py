@@ -172,7 +172,7 @@ def _bring(cache: Cache, folder: str, keys: Iterable[str], there: set[str]) -> N
                     for name in (record_name(key), file.name):  # What is made in their place can go up then.
                         there.discard(name)
                         with suppress(JobError):
-                            remove_own(objects, f"{folder}/{name}")
+                            objects.remove(f"{folder}/{name}")
                     return
             with writing(here / record_name(key), cache.temporary / own_mark()) as path:
                 path.write_bytes(record)

@@ -21,7 +21,7 @@ from job.data.stores import ArrayStore, StoreWriter, sweep, unwanted
 from job.errors import StorageFailed
 from job.output import owned
 from job.publishing import Published, publish
-from job.storage.files import digest_of_file, digest_of_folder
+from job.storage.files import digest_of_file, digest_of_folder, storage_errors
 from job.storage.lease import NAME as LEASE
 from job.storage.ledger import MARK, TEMPORARY
 from job.storage.workdir import Workdir
@@ -78,7 +78,7 @@ def _train(context: Context, number: int) -> np.ndarray:
 
 def _stages(workdir: Workdir, number: int, weights: np.ndarray) -> None:
     """Leave what stages leave: the model in a folder that is made as a whole, the rest in single files."""
-    with workdir.writing_folder("stages/export/model") as folder:
+    with workdir.writing_folder("stages/export/model") as folder, storage_errors(folder):
         _fill(folder, number)
     numbers = {"shipped": "head", "class_names": [], "head": {"round": number, "weights": weights.tolist()}}
     workdir.write_json("stages/evaluate/evaluation.json", {**numbers, "fine_tuned": None})
