@@ -89,8 +89,8 @@ def publish(workdir: Workdir, done: Collection[str]) -> None:
         finish(workdir)
         if digests != before.attempt:
             _write(workdir, replace(before, attempt=digests))
-            _place(workdir, sources, digests, before.attempt, f"{ATTEMPT}/")
-            _remove_copies(workdir, {n: d for n, d in before.attempt.items() if n not in digests}, f"{ATTEMPT}/")
+        _place(workdir, sources, digests, before.attempt, f"{ATTEMPT}/")
+        _remove_copies(workdir, {n: d for n, d in before.attempt.items() if n not in digests}, f"{ATTEMPT}/")
     workdir.commit()
 
 

@@ -20,7 +20,7 @@ from job.context import Context
 from job.job import Job
 from job.output import make_workdir
 from job.storage.objects import open_objects
-from job.storage.workdir import digest_of_file
+from job.storage.files import digest_of_file
 from job.telemetry import Telemetry
 from tests.conftest import QUICK, ROOT, quick_settings, run_job
 from tests.faults.several import Run
