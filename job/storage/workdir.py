@@ -191,6 +191,7 @@ class Workdir:
             self.mirror.release()
         if self.lease:
             with suppress(JobError, OSError), self.held():
+                self.ledger.settle()
                 shutil.rmtree(self.root / TEMPORARY, ignore_errors=True)
             self.lease.release()
             self.lease = None

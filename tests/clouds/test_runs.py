@@ -19,8 +19,8 @@ from job.config import Config
 from job.context import Context
 from job.job import Job
 from job.output import make_workdir
-from job.storage.objects import open_objects
 from job.storage.files import digest_of_file
+from job.storage.objects import open_objects
 from job.telemetry import Telemetry
 from tests.conftest import QUICK, ROOT, quick_settings, run_job
 from tests.faults.several import Run
