@@ -286,7 +286,7 @@ def test_dry_run_in_a_folder_fetches_no_stores_of_a_bucket(google, photos, in_bu
 def test_worker_that_asks_whether_it_is_needed_fetches_no_store(google, photos, in_bucket, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     config = Config.load(None, [*QUICK, "fine_tune.epochs=3"], {})
-    workdir = make_workdir(in_bucket, photos, worker=1)
+    workdir = make_workdir(in_bucket, worker=1)
     job = Job(config, photos, Context(workdir, Telemetry(None), caching=config.cache))
     assert run._is_needed(job, None) and not list(tmp_path.rglob("*.npy"))
     config = Config.load(None, QUICK, {})
