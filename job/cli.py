@@ -3,11 +3,13 @@
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 
 import click
@@ -15,6 +17,7 @@ import click
 from job import __version__
 from job.errors import OF_STORAGE, JobError, Stopped, UsageError
 from job.stop import STOP
+from job.untrusted import escaped
 
 # No import of the pipeline up here: `--help` must not wait for pydantic, pyarrow or TensorFlow.
 
@@ -23,10 +26,21 @@ STAGE_NAMES = ("intake", "split", "explore", "extract", "audit", "head", "fine_t
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+def _say(text: str) -> None:
+    """Print one line on standard output."""
+    click.echo(escaped(text))
+
+
 def _end(error: JobError) -> NoReturn:
     with suppress(OSError):  # Whoever listens may be gone; the exit code stands.
         click.echo(f"\n{'Stopped' if isinstance(error, Stopped) else 'Error'}: {error}", err=True)
     sys.exit(error.exit_code)
+
+
+def show_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print the traceback of an error that nobody foresaw, without what a terminal would obey in it. A `sys.excepthook`."""
+    text = "".join(traceback.format_exception(kind, error, trace))
+    click.echo("\n".join(map(escaped, text.rstrip("\n").split("\n"))), err=True)
 
 
 class _Translating(click.Group):
@@ -35,6 +49,8 @@ class _Translating(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:  # It may repeat names that a pattern of the shell stood for.
+            raise click.UsageError(escaped(error.format_message()), error.ctx) from None
         except JobError as error:
             _end(error)
         except OSError as error:  # Of a library that writes where nobody thought of it.
@@ -178,7 +194,7 @@ def rank(call: _Call, backbones: tuple[str, ...], image_sizes: tuple[str, ...]) 
     workdir = output.make_workdir(call.out, call.data, config.cache)
     found = candidates(backbones, image_sizes, config, workdir.shown("cache"))
     with _context(workdir, config) as context, output.owned(context):
-        table = rank_candidates(
+        lines = rank_candidates(
             found,
             call.data,
             labels=call.labels,
@@ -186,7 +202,8 @@ def rank(call: _Call, backbones: tuple[str, ...], image_sizes: tuple[str, ...]) 
             assignments=call.assignments,
             context=context,
         )
-        click.echo(table)
+        for line in lines:
+            _say(line)
 
 
 @main.command()
@@ -201,7 +218,7 @@ def predict(model: str, data: str, out: str, tfds_dir: str | None, batch_size: i
 
     _refuse_credentials(model, data, out, tfds_dir)
     with _context() as context:
-        click.echo(predict_photos(model, data, out, tfds_dir=tfds_dir, batch_size=batch_size, context=context))
+        _say(predict_photos(model, data, out, tfds_dir=tfds_dir, batch_size=batch_size, context=context))
 
 
 @main.command()
@@ -219,14 +236,15 @@ def report(directory: str) -> None:
         if described is None:
             raise UsageError(f"{directory}: there is no run.json in it, so this is not the output of a run.")
         if mixed := contradictions(context.workdir, {name: stage for name, stage in STAGES.items() if name != "report"}):
-            lines = "\n".join(f"  {line}" for line in mixed)
             raise UsageError(
-                f"{directory} holds a mix of results:\n{lines}\nRun the job on it again, and it puts that right."
+                f"{directory} holds a mix of results:",
+                *(f"  {line}" for line in mixed),
+                "Run the job on it again, and it puts that right.",
             )
         config = Config.model_validate(described["config"])
         shown = timings(context.workdir, made_with(context.workdir, STAGES, described["settings_of_stages"]))
         draw_report(config.report, run=described, timings=shown, context=context)
-        click.echo(f"Report: {context.workdir.shown('report.html')}")
+        _say(f"Report: {context.workdir.shown('report.html')}")
 
 
 @main.command()
@@ -272,7 +290,7 @@ def _config(call: _Call) -> Any:
     config = _loaded(call)
     mistakes = backbones.check(config.backbone)
     if mistakes:
-        raise UsageError("The configuration has mistakes:\n" + "\n".join(f"  {m}" for m in mistakes))
+        raise UsageError("The configuration has mistakes:", *(f"  {m}" for m in mistakes))
     return config
 
 
@@ -306,7 +324,7 @@ def _run(config: Any, data: str, labels: str | None, out: str, stop_after: str |
         job = Job(config, data, context, command, labels=labels, cluster=cluster)
         if cluster.is_chief:
             run.run(job, stop_after)
-            click.echo(run.headline(job))
+            _say(run.headline(job))
         else:
             run.assist(job, stop_after)
 
@@ -321,10 +339,11 @@ def _dry_run(config: Any, data: str, labels: str | None, out: str, stop_after: s
     with output.looked_at(output.make_workdir(out, data, config.cache)) as workdir:
         context = Context(workdir, Telemetry(None), config.seed, caching=config.cache)
         job = Job(config, data, context, labels=labels)
-        click.echo(as_toml(config))
+        for line in as_toml(config).split("\n"):
+            _say(line)
         steps = run.plan(job, stop_after)
     for step in steps:
-        click.echo(f"{step.stage:<10} {'runs' if step.runs else 'skipped'}: {step.reason}")
+        _say(f"{step.stage:<10} {'runs' if step.runs else 'skipped'}: {step.reason}")
     if any(step.stage == "extract" and step.runs for step in steps):
         point = job.network.cut_point
         cut = (
@@ -333,4 +352,4 @@ def _dry_run(config: Any, data: str, labels: str | None, out: str, stop_after: s
             if point
             else "nothing is fine-tuned"
         )
-        click.echo(f"{config.backbone.name}: {cut}.")
+        _say(f"{config.backbone.name}: {cut}.")

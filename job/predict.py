@@ -16,7 +16,7 @@ from job.data.decode import DecodeRules
 from job.data.sources import Entry, open_source
 from job.data.stores import ROWS_PER_SHARD, StoreWriter
 from job.data.workers import Limits, ShardTask, decode_shards
-from job.errors import DataUnusable, JobError, UsageError, of_code
+from job.errors import DataUnusable, JobError, UsageError
 from job.storage.copies import local_folder, scratch
 from job.storage.objects import is_remote, join, open_objects, split_object
 from job.storage.workdir import Workdir, digest_of_file
@@ -159,7 +159,7 @@ def _write(out: str, rows: list[dict[str, Any]], context: Context) -> None:
         try:
             open_objects(folder).write(name, kept)
         except JobError as error:
-            raise of_code(error.exit_code, f"{error}\n{context.stop.next_time}") from error
+            raise type(error)(*error.args, context.stop.next_time) from error
         kept.unlink()
     else:
         _write_file(table, Path(out).resolve())

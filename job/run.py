@@ -373,14 +373,15 @@ def _raise_if_refused(job: Job) -> None:
         page = job.workdir.shown("report.html")
         shown = f" The page shows all of it: {page}" if job.workdir.exists("report.html") else ""
         table = job.workdir.shown("examples.parquet")
-        raise DataUnusable("\n".join(map(str, refusals)) + f"\nEvery file is listed in {table}.{shown}")
+        said = [line for refusal in refusals for line in refusal.lines]
+        raise DataUnusable(*said, f"Every file is listed in {table}.{shown}")
 
 
 def _raise_if_gate_not_met(job: Job, steps: list[Step]) -> None:
     if "evaluate" not in {step.stage for step in steps} or job["evaluate"].numbers["gate"]["met"]:
         return
     wanted = job["evaluate"].numbers["gate"]["min_accuracy"]
-    raise GateNotMet(f"{headline(job)}\nThe quality gate evaluate.min_accuracy = {wanted} was not met: nothing is exported.")
+    raise GateNotMet(headline(job), f"The quality gate evaluate.min_accuracy = {wanted} was not met: nothing is exported.")
 
 
 def _cpu_s(job: Job) -> float:

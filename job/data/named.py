@@ -25,6 +25,7 @@ from job.errors import DataUnusable, StorageFailed, UsageError
 from job.storage.copies import fetch, scratch
 from job.storage.objects import Stored, is_remote, join, open_objects
 from job.storage.parallel import each
+from job.untrusted import escaped
 
 _NAME = re.compile(r"tfds:([A-Za-z]\w*)(?:/(\w[\w.+-]*))?(?::(\d+\.\d+\.\d+))?")
 _PREPARED = re.compile(r"(?:([^/]+)/)?(\d+\.\d+\.\d+)/dataset_info\.json")
@@ -125,7 +126,7 @@ def _prepare(wanted: _DataSet, prepared: Collection[_DataSet], store: str, label
     if addresses and not _answers(addresses[0]):
         fault = f"{addresses[0]} cannot be reached"
     else:
-        print(f"{data_set}: downloading and preparing it in {store}.", file=sys.stderr, flush=True)
+        print(escaped(f"{data_set}: downloading and preparing it in {store}."), file=sys.stderr, flush=True)
         try:
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
                 fault = process.submit(_download_and_prepare, type(builder), store, config, data_set.version).result()
