@@ -8,10 +8,9 @@ import os
 import re
 import sys
 from collections.abc import Collection
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from difflib import get_close_matches
+from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Thread
 from typing import Any, NamedTuple
@@ -31,6 +30,7 @@ _NAME = re.compile(r"tfds:([A-Za-z]\w*)(?:/(\w[\w.+-]*))?(?::(\d+\.\d+\.\d+))?")
 _PREPARED = re.compile(r"(?:([^/]+)/)?(\d+\.\d+\.\d+)/dataset_info\.json")
 _READABLE = "tfrecord"
 _ANSWER_WITHIN_S = 5.0
+_MAX_FAULT_BYTES = 1 << 16
 
 
 class _DataSet(NamedTuple):
@@ -127,11 +127,7 @@ def _prepare(wanted: _DataSet, prepared: Collection[_DataSet], store: str, label
         fault = f"{addresses[0]} cannot be reached"
     else:
         print(escaped(f"{data_set}: downloading and preparing it in {store}."), file=sys.stderr, flush=True)
-        try:
-            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-                fault = process.submit(_download_and_prepare, type(builder), store, config, data_set.version).result()
-        except BrokenProcessPool:
-            fault = "its process was killed"
+        fault = _in_a_process_of_its_own(type(builder), store, config, data_set.version)
     if fault and data_set not in _prepared(wanted.name, store):  # Another worker may have been faster.
         raise StorageFailed(
             f"{missing}: {fault}. Where there is a network, run {command}, and bring DIR here: --tfds-dir DIR."
@@ -146,8 +142,25 @@ def _command(data_set: _DataSet, **how: str) -> str:
     return f'python -c "import tensorflow_datasets as tfds; {call}"'
 
 
-def _download_and_prepare(builder: Any, store: str, config: str, version: str) -> str:
-    """Returns what went wrong. The output of tensorflow-datasets is for terminals."""
+def _in_a_process_of_its_own(builder: Any, store: str, config: str, version: str) -> str:
+    """Download and prepare; return what went wrong, as bytes came out of the process: it reads files from the network."""
+    spawning = multiprocessing.get_context("spawn")
+    near_end, far_end = spawning.Pipe(duplex=False)
+    process = spawning.Process(target=_download_and_prepare, args=(far_end, builder, store, config, version))
+    process.start()
+    far_end.close()
+    try:
+        return near_end.recv_bytes(_MAX_FAULT_BYTES).decode("utf-8", "replace")
+    except (EOFError, OSError):
+        return "its process ended without an answer"
+    finally:
+        process.kill()
+        process.join()
+        near_end.close()
+
+
+def _download_and_prepare(pipe: Connection, builder: Any, store: str, config: str, version: str) -> None:
+    """Send what went wrong, or nothing. The output of tensorflow-datasets is for terminals."""
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno() if not os.isatty(2) else 2, 1)
@@ -158,8 +171,10 @@ def _download_and_prepare(builder: Any, store: str, config: str, version: str) -
     try:
         builder(data_dir=store, config=config or None, version=version).download_and_prepare(download_config=how)
     except Exception as error:  # There is no end to what the code of 400 data sets raises.
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
-    return ""
+        fault = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+    else:
+        fault = ""
+    pipe.send_bytes(fault.encode("utf-8", "replace"))
 
 
 def _builder(wanted: _DataSet, prepared: Collection[_DataSet], store: str) -> Any:
