@@ -21,6 +21,7 @@ from job.storage.copies import local_folder, scratch
 from job.storage.objects import is_remote, join, open_objects, split_object
 from job.storage.workdir import Workdir, digest_of_file
 from job.train.cluster import import_tensorflow
+from job.untrusted import guarded
 
 _BEST = 3
 _DECODE_TIMEOUT_S, _WORKER_MEMORY_MB = 30.0, 2048
@@ -172,6 +173,10 @@ def _write_file(table: pa.Table, final: Path) -> None:
 
 def _write_table(table: pa.Table, file: BinaryIO, name: str) -> None:
     if name.endswith(".csv"):
+        for k, column in enumerate(table.columns):
+            if pa.types.is_string(column.type):
+                texts = [None if text is None else guarded(text) for text in column.to_pylist()]
+                table = table.set_column(k, table.column_names[k], pa.array(texts, pa.string()))
         pyarrow.csv.write_csv(table, file)
     else:
         pyarrow.parquet.write_table(table, file)

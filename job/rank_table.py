@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from job.figures import SERIES, new_figure, save_svg
+from job.untrusted import guarded
 
 _WIDTH = 120
 
@@ -135,8 +136,8 @@ def _cells(row: Row, name: str) -> tuple[str, ...]:
 
 
 def as_csv(rows: Sequence[Row]) -> bytes:
-    """UTF-8 with a header; units are in the names of the columns."""
-    records = [_flat(row) for row in rows]
+    """UTF-8 with a header, and with text that no spreadsheet takes for a formula; units are in the names of the columns."""
+    records = [{k: guarded(v) if isinstance(v, str) else v for k, v in _flat(row).items()} for row in rows]
     columns = max((list(record) for record in records), key=len)
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")

@@ -25,6 +25,7 @@ from job.galleries import Gallery, crossings
 from job.model.probes import learning_curve, out_of_fold
 from job.storage.workdir import Workdir
 from job.telemetry import spent_once
+from job.untrusted import guarded
 
 FOLDER = "stages/audit"
 TABLE = "stages/audit/examples.parquet"
@@ -173,14 +174,14 @@ def _label_issues(
 
 
 def _as_csv(rows: list[dict[str, Any]]) -> bytes:
-    """UTF-8 with a header. Text that a spreadsheet would take for a formula is given a leading apostrophe."""
+    """UTF-8 with a header, and with text that no spreadsheet takes for a formula."""
     columns = ("path", "given_label", "suggested_label", "score", "likely", "split")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     for row in rows:
         cells = [row[column] for column in columns]
-        writer.writerow([f"'{c}" if isinstance(c, str) and c[:1] in "=+-@\t\r" else c for c in cells])
+        writer.writerow([guarded(cell) if isinstance(cell, str) else cell for cell in cells])
     return text.getvalue().encode("utf-8", "backslashreplace")
 
 
