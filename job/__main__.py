@@ -10,7 +10,8 @@ def start() -> None:
 
     STOP.listen()
     try:
-        from job.cli import main, show_bug
+        from job.cli import main
+        from job.terminal import show_bug
 
         sys.excepthook = show_bug
         main()

@@ -3,20 +3,19 @@
 import os
 import shlex
 import sys
-import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from job import __version__
-from job.errors import OF_STORAGE, JobError, Stopped, UsageError
+from job.errors import OF_STORAGE, JobError, UsageError
 from job.stop import STOP
+from job.terminal import end, say
 from job.untrusted import escaped
 
 # No import of the pipeline up here: `--help` must not wait for pydantic, pyarrow or TensorFlow.
@@ -24,23 +23,6 @@ from job.untrusted import escaped
 STAGE_NAMES = ("intake", "split", "explore", "extract", "audit", "head", "fine_tune", "evaluate", "export", "report")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-def _say(text: str) -> None:
-    """Print one line on standard output."""
-    click.echo(escaped(text))
-
-
-def _end(error: JobError) -> NoReturn:
-    with suppress(OSError):  # Whoever listens may be gone; the exit code stands.
-        click.echo(f"\n{'Stopped' if isinstance(error, Stopped) else 'Error'}: {error}", err=True)
-    sys.exit(error.exit_code)
-
-
-def show_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print the traceback of an error that nobody foresaw, without what a terminal would obey in it. A `sys.excepthook`."""
-    text = "".join(traceback.format_exception(kind, error, trace))
-    click.echo("\n".join(map(escaped, text.rstrip("\n").split("\n"))), err=True)
 
 
 class _Translating(click.Group):
@@ -52,13 +34,13 @@ class _Translating(click.Group):
         except click.UsageError as error:  # It may repeat names that a pattern of the shell stood for.
             raise click.UsageError(escaped(error.format_message()), error.ctx) from None
         except JobError as error:
-            _end(error)
+            end(error)
         except OSError as error:  # Of a library that writes where nobody thought of it.
             if error.errno not in OF_STORAGE:
                 raise
-            from job.storage.workdir import storage_failed
+            from job.storage.files import storage_failed
 
-            _end(storage_failed(error, Path(error.filename or ".")))
+            end(storage_failed(error, Path(error.filename or ".")))
 
 
 @click.group(cls=_Translating, context_settings={"max_content_width": 120})
@@ -155,16 +137,15 @@ def _with_run_options(command: Command) -> Command:
 @click.option("--dry-run", is_flag=True, help="Print the resolved configuration and which stages would run, and why.")
 def run(call: _Call, stop_after: str | None, dry_run: bool) -> None:
     """Run the whole job: intake, split, explore, extract, audit, head, fine_tune, evaluate, export, report."""
-    config = _config(call)
     work = _dry_run if dry_run else _run
-    work(config, call.data, call.labels, call.out, stop_after)
+    work(call, _config(call), stop_after)
 
 
 @main.command()
 @_with_run_options
 def explore(call: _Call) -> None:
     """Only look at the data: the same as run --stop-after explore."""
-    _run(_config(call), call.data, call.labels, call.out, "explore")
+    _run(call, _config(call), "explore")
 
 
 @main.command()
@@ -191,9 +172,9 @@ def rank(call: _Call, backbones: tuple[str, ...], image_sizes: tuple[str, ...]) 
 
     _refuse_credentials(*(part.partition("weights=")[2] for listed in backbones for part in listed.split(",")))
     config = _loaded(call)
-    workdir = output.make_workdir(call.out, call.data, config.cache)
+    workdir = _workdir(call, config)
     found = candidates(backbones, image_sizes, config, workdir.shown("cache"))
-    with _context(workdir, config) as context, output.owned(context):
+    with _context(workdir, config) as context, output.owned(context, call.config_file):
         lines = rank_candidates(
             found,
             call.data,
@@ -202,29 +183,44 @@ def rank(call: _Call, backbones: tuple[str, ...], image_sizes: tuple[str, ...]) 
             assignments=call.assignments,
             context=context,
         )
-        for line in lines:
-            _say(line)
+        say(*lines)
 
 
 @main.command()
-@click.option("--model", required=True, metavar="DIR", help="The model/ folder of a run, or its URI in a bucket.")
+@click.option(
+    "--model",
+    required=True,
+    metavar="DIR",
+    help="The model/ folder of a run, or its URI in a bucket. It is code: give only models that you trust.",
+)
+@click.option(
+    "--model-sha256",
+    metavar="HEX",
+    help="SHA-256 of the model's model.json, as its run printed it. Any other model is refused before its graph is loaded.",
+)
 @click.option("--data", required=True, metavar="SOURCE", help="Folder (every file below is looked at), or a table of paths.")
 @click.option("--out", required=True, metavar="FILE", help="A .parquet or .csv file, or its URI in a bucket.")
 @click.option("--tfds-dir", metavar="DIR", help="Folder or bucket of prepared tensorflow-datasets, for --data tfds:NAME.")
 @click.option("--batch-size", default=64, show_default=True, type=click.IntRange(1), help="Photos in one forward pass.")
-def predict(model: str, data: str, out: str, tfds_dir: str | None, batch_size: int) -> None:
-    """Label photos with an exported model: path, label, probability, the three best, and what could not be read."""
+def predict(model: str, model_sha256: str | None, data: str, out: str, tfds_dir: str | None, batch_size: int) -> None:
+    """Label photos with an exported model: path, label, probability, the three best, and what could not be read.
+
+    A model is code: its graph can read and write files as the user who runs this. docs/security.md says how to be sure
+    that it is the one that was exported.
+    """
     from job.predict import predict as predict_photos
 
     _refuse_credentials(model, data, out, tfds_dir)
     with _context() as context:
-        _say(predict_photos(model, data, out, tfds_dir=tfds_dir, batch_size=batch_size, context=context))
+        how: dict[str, Any] = {"tfds_dir": tfds_dir, "batch_size": batch_size, "model_sha256": model_sha256}
+        say(predict_photos(model, data, out, context=context, **how))
 
 
 @main.command()
 @click.argument("directory", metavar="DIR")
 def report(directory: str) -> None:
     """Draw the page of a run again from its artifacts, DIR/report.html."""
+    from job import publishing
     from job.config import Config
     from job.output import existing_workdir, owned
     from job.pipeline import STAGES
@@ -235,16 +231,17 @@ def report(directory: str) -> None:
         described = context.workdir.read_json("run.json")
         if described is None:
             raise UsageError(f"{directory}: there is no run.json in it, so this is not the output of a run.")
-        if mixed := contradictions(context.workdir, {name: stage for name, stage in STAGES.items() if name != "report"}):
+        made = [name for name in made_with(context.workdir, STAGES, described["settings_of_stages"]) if name != "report"]
+        if mixed := contradictions(context.workdir, {name: STAGES[name] for name in made}):
             raise UsageError(
                 f"{directory} holds a mix of results:",
                 *(f"  {line}" for line in mixed),
                 "Run the job on it again, and it puts that right.",
             )
         config = Config.model_validate(described["config"])
-        shown = timings(context.workdir, made_with(context.workdir, STAGES, described["settings_of_stages"]))
-        draw_report(config.report, run=described, timings=shown, context=context)
-        _say(f"Report: {context.workdir.shown('report.html')}")
+        draw_report(config.report, run=described, timings=timings(context.workdir, made), context=context)
+        publishing.publish(context.workdir, [*made, "report"])
+        say(f"Report: {context.workdir.shown(f'{publishing.place(context.workdir)}report.html')}")
 
 
 @main.command()
@@ -253,6 +250,7 @@ def report(directory: str) -> None:
 def demo(out: str, seed: int) -> None:
     """The whole job on pictures that it draws itself, without any network, in about a minute."""
     from job import demo as drawn
+    from job import output
     from job.storage.objects import is_remote
     from job.train.cluster import Cluster
 
@@ -261,8 +259,9 @@ def demo(out: str, seed: int) -> None:
     _refuse_credentials(out)
     if is_remote(out):
         raise UsageError(f"--out {out}: the demo draws its pictures into a folder of this machine; give one.")
-    data = drawn.draw_photos(Path(out), seed)
-    _run(drawn.config(seed), str(data), None, str(Path(out) / "run"), None)
+    with _context(output.make_workdir(out), logs=False) as context, output.owned(context):
+        data = drawn.draw_photos(context.workdir, seed)
+    _run(_Call(str(data), None, str(Path(out) / "run"), None, (), None, None), drawn.config(seed), None)
 
 
 def _refuse_credentials(*uris: str | None) -> None:
@@ -310,40 +309,55 @@ def _context(workdir: Any = None, config: Any = None, *, logs: bool = True) -> I
         telemetry.close()
 
 
-def _run(config: Any, data: str, labels: str | None, out: str, stop_after: str | None) -> None:
-    from job import output, run
+def _workdir(call: _Call, config: Any, worker: int = 0) -> Any:
+    """Return the output directory, refused where it and the inputs do not go together."""
+    from job import output
+
+    folders, files = [config.intake.tfds_dir], [call.labels, str(call.config_file or "") or None]
+    if config.backbone.weights not in ("imagenet", "random"):
+        files.append(config.backbone.weights)
+    if not call.data.startswith("tfds:"):
+        (files if Path(call.data).is_file() or output.is_table(call.data) else folders).append(call.data)
+    if config.cache.dir:
+        output.refuse_nested(config.cache.dir, "cache.dir", [call.data])
+    return output.make_workdir(call.out, folders=folders, files=files, worker=worker)
+
+
+def _run(call: _Call, config: Any, stop_after: str | None) -> None:
+    from job import run
     from job.job import Job
     from job.provenance import program
     from job.train.cluster import Cluster
 
     cluster = Cluster.from_environ(os.environ, logical_cpus=config.cluster.logical_cpus)
-    workdir = output.make_workdir(out, data, config.cache, cluster.index)
+    workdir = _workdir(call, config, cluster.index)
     with _context(workdir, config, logs=cluster.is_chief) as context:
         context.telemetry.line(str(cluster))
         command = [*shlex.split(program()), *sys.argv[1:]]
-        job = Job(config, data, context, command, labels=labels, cluster=cluster)
+        job = Job(config, call.data, context, command, labels=call.labels, cluster=cluster)
         if cluster.is_chief:
-            run.run(job, stop_after)
-            _say(run.headline(job))
+            run.run(job, stop_after, call.config_file)
+            say(*run.headline(job))
         else:
             run.assist(job, stop_after)
 
 
-def _dry_run(config: Any, data: str, labels: str | None, out: str, stop_after: str | None) -> None:
+def _dry_run(call: _Call, config: Any, stop_after: str | None) -> None:
     from job import output, run
     from job.config import as_toml
     from job.context import Context
     from job.job import Job
     from job.telemetry import Telemetry
 
-    with output.looked_at(output.make_workdir(out, data, config.cache)) as workdir:
+    given = _workdir(call, config)
+    output.check(Context(given, Telemetry(None), caching=config.cache), call.config_file)
+    with output.looked_at(given) as workdir:
         context = Context(workdir, Telemetry(None), config.seed, caching=config.cache)
-        job = Job(config, data, context, labels=labels)
-        for line in as_toml(config).split("\n"):
-            _say(line)
+        job = Job(config, call.data, context, labels=call.labels)
+        say(*as_toml(config).split("\n"))
         steps = run.plan(job, stop_after)
     for step in steps:
-        _say(f"{step.stage:<10} {'runs' if step.runs else 'skipped'}: {step.reason}")
+        say(f"{step.stage:<10} {'runs' if step.runs else 'skipped'}: {step.reason}")
     if any(step.stage == "extract" and step.runs for step in steps):
         point = job.network.cut_point
         cut = (
@@ -352,4 +366,4 @@ def _dry_run(config: Any, data: str, labels: str | None, out: str, stop_after: s
             if point
             else "nothing is fine-tuned"
         )
-        _say(f"{config.backbone.name}: {cut}.")
+        say(f"{config.backbone.name}: {cut}.")
