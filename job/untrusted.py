@@ -4,7 +4,10 @@ Names of files, folders and classes, cells of tables and texts of libraries that
 as they are; only what is shown is changed.
 """
 
+import csv
+import io
 import re
+from collections.abc import Iterable
 
 # Control characters, marks that turn the direction of writing, invisible characters, line separators, half surrogates.
 _UNSEEN = re.compile(
@@ -26,6 +29,16 @@ def escaped(text: str) -> str:
 def guarded(cell: str) -> str:
     """Put an apostrophe before text that a spreadsheet would run as a formula; see `unguarded`."""
     return f"'{cell}" if _FORMULA.match(cell) else cell
+
+
+def csv_of(rows: Iterable[Iterable[object]]) -> bytes:
+    """A table as CSV in UTF-8 with every text guarded. One with line breaks is quoted, so it begins no row of its own."""
+    table = io.StringIO(newline="")
+    for row in rows:
+        line = io.StringIO(newline="")
+        csv.writer(line).writerow([guarded(cell) if isinstance(cell, str) else cell for cell in row])
+        table.write(line.getvalue().removesuffix("\r\n") + "\n")
+    return table.getvalue().encode("utf-8", "backslashreplace")
 
 
 def unguarded(cell: str) -> str:

@@ -191,7 +191,7 @@ def _ask(checker: subprocess.Popen[str], request: parity.Request, context: Conte
                 "The parity check was killed by the system: two processes with TensorFlow need more memory than there is. "
                 "Give the job more, and the same command goes on."
             )
-        raise JobError("The parity check did not run through:", *said[-4000:].split("\n"))
+        raise JobError("The parity check did not run through:", *said[-4000:].splitlines())
     result: dict[str, Any] = json.loads(answer.splitlines()[-1])
     if "code" in result:
         raise of_code(result["code"], result["message"])
