@@ -143,10 +143,10 @@ def test_predict_fetches_nothing_of_a_folder_that_is_no_model(google, finished_r
     google.requests()
     for model in (whole_run, f"{whole_run}/"):
         with pytest.raises(UsageError, match=r"no model\.json in it; give the model/ folder of a run"):
-            labelled(model, "no-photos", str(tmp_path / "answer.csv"), context)
+            labelled(model, str(tmp_path), str(tmp_path / "answer.csv"), context)
     assert not [path for _, path, _ in google.requests() if "alt=media" in path]
     with pytest.raises(UsageError, match="there is no bucket"):
-        labelled("gs://no-such-bucket/model", "no-photos", str(tmp_path / "answer.csv"), context)
+        labelled("gs://no-such-bucket/model", str(tmp_path), str(tmp_path / "answer.csv"), context)
 
 
 @FAILURES
