@@ -16,7 +16,8 @@ from job.data.files import OUTSIDE, Child, FoundFile, by_stem, find_file, from_t
 from job.data.sources import Entry, Listing, Source, list_files
 from job.data.tables import TABLE_EXTENSIONS, TableSource, local_table
 from job.errors import UsageError
-from job.storage.objects import Objects, Stored, is_remote, open_objects, split_object
+from job.storage.ledger import MARK
+from job.storage.objects import Objects, Stored, is_remote, join, open_objects, split_object
 
 
 def open_bucket(uri: str, labels: str | None = None, *, labelled: bool = True) -> Source:
@@ -87,6 +88,9 @@ class BucketSource:
         wanted = ((from_text(e.path), e.version or None, e.num_bytes) for e in entries)
         return read_ordered(self.objects, wanted, self.threads)
 
+    def location(self, entry: Entry) -> str:
+        return join(self.uri, from_text(entry.path))
+
 
 def _with_own_paths(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
     """A folder may be called like an object beside it; the object comes first, and its path stays."""
@@ -139,11 +143,17 @@ class ObjectFiles:
     def identity(self, folder: str) -> str:
         return folder
 
+    def is_output(self, folder: str) -> bool:
+        return f"{folder}{MARK}" in self._files
+
     def status(self, file: Child) -> tuple[int, str]:
         found = self._files[file.path]
         return found.num_bytes, found.version
 
-    def link_fault(self, link: str) -> str:  # noqa: ARG002  # There are no links.
+    def follow(self, link: Child) -> Child:
+        return link
+
+    def real_path(self, file: Child, path: str) -> str:  # noqa: ARG002  # There are no links.
         return ""
 
     def find(self, text: str) -> FoundFile | str:

@@ -11,8 +11,10 @@ from operator import attrgetter
 from pathlib import Path, PurePath
 from typing import ClassVar, Literal, NamedTuple, Protocol
 
-from job.data.files import IMAGE_EXTENSIONS, Child, Files, LocalFiles, read_files, to_text
+from job.data.files import IMAGE_EXTENSIONS, Child, Files, LocalFiles, from_text, to_text
+from job.data.opening import read_files
 from job.errors import DataUnusable, UsageError
+from job.storage.ledger import MARK
 from job.storage.objects import is_remote
 
 Split = Literal["train", "val", "test"]
@@ -30,6 +32,7 @@ class Entry(NamedTuple):
 
     `path` is relative to the source, parts joined by `/`, always valid Unicode. `version` changes when the bytes may have.
     `verdict` is set where the listing alone decides what becomes of the entry, with `reason` in plain words.
+    `real_path` is where the bytes are, where a link stands in `path`.
     """
 
     path: str
@@ -39,6 +42,7 @@ class Entry(NamedTuple):
     version: str
     verdict: Literal["ignored", "quarantined"] | None = None
     reason: str = ""
+    real_path: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,10 @@ class Source(Protocol):
 
     def read(self, entries: Sequence[Entry]) -> Iterator[bytes | OSError]:
         """The bytes of each entry, in order; an error in the place of what could not be read."""
+        ...
+
+    def location(self, entry: Entry) -> str:
+        """The path or URI of the file that an entry is read from."""
         ...
 
 
@@ -147,44 +155,71 @@ class FolderSource:
         return LocalFiles(self.root)
 
     def read(self, entries: Sequence[Entry]) -> Iterator[bytes | OSError]:
-        return read_files(self.root, (entry.path for entry in entries))
+        return read_files(self.root, (entry.real_path or entry.path for entry in entries))
+
+    def location(self, entry: Entry) -> str:
+        return f"{self.root}/{from_text(entry.real_path or entry.path)}"
 
 
 def list_files(files: Files, *, labelled: bool) -> Listing:
     """Class folders with photos, below the root or below its split folders; all files where labels are not wanted.
 
+    Folders that the job has made its own are left out. Paths alone do not show them where they are mounted twice.
+
     Raises:
+        UsageError: where the root itself is an output of this job.
         DataUnusable: where there is no class folder, so that nothing is labelled.
     """
+    if files.is_output(""):
+        raise UsageError(
+            f"{files.uri} is an output of this job: it holds {MARK}. Give the folder that the photos are in, outside of it."
+        )
     walk = _Walk(files)
     class_names: set[str] = set()
     if not labelled:
         walk.folder("", "", None, None)
     for folder, split, path in _class_folders(walk) if labelled else ():
-        label = path.rpartition("/")[2]
-        class_names.add(label)
+        label, num_entries, num_outputs = path.rpartition("/")[2], len(walk.entries), len(walk.outputs)
         walk.class_folder(folder, path, label, split)
+        new_outputs = len(walk.outputs) - num_outputs
+        if not new_outputs or len(walk.entries) - num_entries > new_outputs:  # `runs/` with nothing but outputs is no class.
+            class_names.add(label)
     if labelled and not class_names:
         raise DataUnusable(
             f"{files.uri}: unlabelled: there are no class folders in it ({len(walk.entries):,} files beside none). "
             "Put the photos of each class into a folder of its own, named like the class, or give a table of labels."
         )
-    return Listing(tuple(sorted(walk.entries, key=attrgetter("path"))), tuple(sorted(class_names)))
+    outputs = ", ".join(sorted(walk.outputs))
+    notes = (f"Outputs of this job, which were not looked into: {outputs}.",) if outputs else ()
+    return Listing(tuple(sorted(walk.entries, key=attrgetter("path"))), tuple(sorted(class_names)), notes)
 
 
 @dataclass
 class _Walk:
-    """Goes down into folders and gathers an entry for each file."""
+    """Goes down into folders and gathers an entry for each file. `outputs` are the paths of folders left out."""
 
     files: Files
     entries: list[Entry] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+
+    def is_output(self, folder: Child, path: str) -> bool:
+        """Whether the job has made a folder its own. Then it becomes an entry, and nothing in it does."""
+        found = self.files.is_output(folder.path)
+        if found:
+            self.outputs.append(path)
+            self.entries.append(_ignored(f"{path}/", "an output of this job: nothing in it is looked at"))
+        return found
+
+    def followed(self, child: Child) -> Child | str:
+        """What is there, where links lead; or what is wrong with the link."""
+        return self.files.follow(child) if child.is_symlink() else child
 
     def class_folder(self, folder: Child, path: str, label: str, split: Split | None) -> None:
-        fault = self.files.link_fault(folder.path) if folder.is_symlink() else ""
-        if fault:
-            self.entries.append(_quarantined(path, label, split, fault))
+        followed = self.followed(folder)
+        if isinstance(followed, str):
+            self.entries.append(_quarantined(path, label, split, followed))
         else:
-            self.folder(folder.path, path + "/", label, split)
+            self.folder(followed.path, path + "/", label, split)
 
     def folder(self, folder: str, prefix: str, label: str | None, split: Split | None) -> None:
         seen: set[object] = set()
@@ -208,16 +243,17 @@ class _Walk:
         """An entry for each file; what is given back are the folders beside them, with their paths."""
         for child in children:
             path = prefix + to_text(child.name)
-            if child.is_symlink() and (fault := self.files.link_fault(child.path)):
-                self.entries.append(_quarantined(path, label, split, fault))
-            elif not child.is_dir():
-                self.entries.append(self._file(child, path, label, split))
+            found = self.followed(child)
+            if isinstance(found, str):
+                self.entries.append(_quarantined(path, label, split, found))
+            elif not found.is_dir():
+                self.entries.append(self._file(found, path, label, split))
             elif child.name in _JUNK_FOLDERS:
                 self.entries.append(_junk_folder(path))
-            else:
+            elif not self.is_output(found, path):
                 if PurePath(child.name).suffix.lower() in IMAGE_EXTENSIONS:
                     self.entries.append(_ignored(path, "a folder named like a photo"))
-                yield child, path
+                yield found, path
 
     def _file(self, file: Child, path: str, label: str | None, split: Split | None) -> Entry:
         if _JUNK.fullmatch(file.name):
@@ -226,7 +262,9 @@ class _Walk:
             status = self.files.status(file)
         except OSError as error:
             return _quarantined(path, label, split, f"cannot be read: {error.strerror}")
-        return Entry(path, label, split, *status) if status else _ignored(path, "not a regular file")
+        if not status:
+            return _ignored(path, "not a regular file")
+        return Entry(path, label, split, *status, real_path=self.files.real_path(file, path))
 
 
 def _class_folders(walk: _Walk) -> Iterator[tuple[Child, Split | None, str]]:
@@ -238,14 +276,14 @@ def _class_folders(walk: _Walk) -> Iterator[tuple[Child, Split | None, str]]:
         return
     for folder in folders:
         path = to_text(folder.name)
-        fault = walk.files.link_fault(folder.path) if folder.is_symlink() else ""
+        followed = walk.followed(folder)
         if folder not in splits:
             walk.entries.append(_ignored(path, "a folder beside the split folders"))
-        elif fault:
-            walk.entries.append(_quarantined(path, None, None, fault))
+        elif isinstance(followed, str):
+            walk.entries.append(_quarantined(path, None, None, followed))
         else:
             split = SPLIT_FOLDERS[folder.name.lower()]
-            classes = _folders_beside_files(folder.path, path + "/", walk)
+            classes = _folders_beside_files(followed.path, path + "/", walk)
             yield from ((c, split, f"{path}/{to_text(c.name)}") for c in classes)
 
 
@@ -255,10 +293,10 @@ def _folders_beside_files(folder: str, prefix: str, walk: _Walk) -> list[Child]:
         if child.name in _JUNK_FOLDERS or (child.name[:1] in ("", ".") and child.is_dir()):
             walk.entries.append(_junk_folder(prefix + to_text(child.name)))
             continue
-        if child.is_dir():
-            folders.append(child)
-        else:
+        if not child.is_dir():
             walk.entries.append(_ignored(prefix + to_text(child.name), "outside every class folder"))
+        elif not walk.is_output(child, prefix + to_text(child.name)):
+            folders.append(child)
     return folders
 
 

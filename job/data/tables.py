@@ -79,16 +79,21 @@ class TableSource:
         for rows in rows_of_photo.values():
             settled += _judge_copies(rows) if len(rows) > 1 else rows
         entries = [entry for _, entry in settled if entry.verdict is None]
-        if self.lists_folder:
-            entries += self._unnamed(files, {entry.path for row, entry in judged if row.path.strip()})
-        entries += _with_own_paths([pair for pair in settled if pair[1].verdict], {entry.path for entry in entries})
         notes = table.notes
+        if self.lists_folder:
+            below = list_files(files, labelled=False)
+            entries += self._unnamed(below, files.uri, {entry.path for row, entry in judged if row.path.strip()})
+            notes += below.notes
+        entries += _with_own_paths([pair for pair in settled if pair[1].verdict], {entry.path for entry in entries})
         if judge.num_extensions_added:
             notes += (f"{judge.num_extensions_added:,} rows name a photo without its extension; the photo was found.",)
         return Listing(tuple(sorted(entries, key=attrgetter("path"))), tuple(sorted(class_names)), notes)
 
     def read(self, entries: Sequence[Entry]) -> Iterator[bytes | OSError]:
         return self.photos.read(entries)
+
+    def location(self, entry: Entry) -> str:
+        return self.photos.location(entry)
 
     def _refuse_several_labels(self, rows_of_photo: dict[str, list[_Judged]]) -> None:
         several = [rows for rows in rows_of_photo.values() if len({entry.label for _, entry in rows}) > 1]
@@ -100,11 +105,11 @@ class TableSource:
                 f"{first[1].label!r} in row {first[0].number}, {other[1].label!r} in row {other[0].number})",
             )
 
-    def _unnamed(self, files: Files, named: Collection[str]) -> Iterator[Entry]:
+    def _unnamed(self, below: Listing, root: str, named: Collection[str]) -> Iterator[Entry]:
         """What lies below the root and is in no row."""
-        root = files.uri.rstrip("/") + "/"
+        root = root.rstrip("/") + "/"
         table = to_text(self.table.removeprefix(root)) if self.table.startswith(root) else None
-        for entry in list_files(files, labelled=False).entries:
+        for entry in below.entries:
             if entry.path == table:
                 yield entry._replace(verdict="ignored", reason="the labels table")
             elif entry.path not in named and entry.verdict == "ignored":
@@ -134,7 +139,7 @@ class _Judge:
         path, size, version = to_text(found.path), found.num_bytes, found.version
         if fault := self._fault(row):
             return Entry(path, label, split, size, "", "quarantined", fault)
-        return Entry(path, label, split, size, version)
+        return Entry(path, label, split, size, version, real_path=found.real_path)
 
     def _fault(self, row: Row) -> str:
         if self.labelled and not row.label:
