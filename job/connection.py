@@ -1,11 +1,14 @@
 """A connection between two workers, in lines of JSON, that tells when the other end is lost.
 
-A process that died is known at once, because its connection is closed; one that hangs is known by its silence.
+A process that died is known at once, because its connection is closed; one that hangs is known by its silence. Until the
+other end has proven who it is, its lines must be short, so that it can fill no memory.
 """
 
 import json
+import select
 import socket
 import threading
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -13,67 +16,107 @@ Message = dict[str, Any]
 
 BEATS_EVERY_S = 1.0
 LOST_AFTER_S = 12.0  # Of silence.
+_MAX_LINE_BYTES_OF_A_STRANGER = 1_024
+_MAX_LINE_BYTES = 2**20
+_READ_BYTES = 2**16
 
 
 class Lost(Exception):
-    """The other end is gone; the message says how that is known."""
+    """The other end is gone, or is not what it should be; the message says how that is known."""
 
 
 class Connection:
-    """Written to by several threads and read by one."""
+    """Lines of JSON in both directions. Several threads may write to it, and one reads.
+
+    The other end is a stranger until `trust` is called.
+    """
 
     def __init__(self, connected: socket.socket) -> None:
         self._socket, self._writing = connected, threading.Lock()
         self._closed = threading.Event()
+        self._received = bytearray()
+        self._max_line_bytes = _MAX_LINE_BYTES_OF_A_STRANGER
+        self._readable = select.poll()
+        self._readable.register(connected, select.POLLIN)
+        connected.settimeout(LOST_AFTER_S)  # Of writing: who reads nothing for so long hangs.
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.expect_beats()
-        self._reader = connected.makefile("rb")
+
+    def trust(self) -> None:
+        """Take longer lines from now on: the other end has proven who it is."""
+        self._max_line_bytes = _MAX_LINE_BYTES
 
     def say(self, **message: Any) -> None:
-        """If there is nobody any more, whoever reads hears of it."""
+        """Send a message. Where nobody is there any more, the thread that reads hears of it."""
         with suppress(OSError), self._writing:
-            self._socket.sendall(json.dumps(message).encode() + b"\n")
+            try:
+                self._socket.sendall(_line_of(message))
+            except TimeoutError:
+                self.hang_up()  # A part of the line may be sent, so nothing can come after it.
 
     def say_at_once(self, **message: Any) -> None:
-        """The same, or nothing where that would have to wait."""
+        """Send a message, or nothing where that would have to wait."""
         if self._writing.acquire(timeout=0.2):
             with suppress(OSError):
-                self._socket.send(json.dumps(message).encode() + b"\n", socket.MSG_DONTWAIT)
+                self._socket.send(_line_of(message), socket.MSG_DONTWAIT)
             self._writing.release()
 
     def hear(self) -> Message:
-        """The next message.
+        """The next message that is no heartbeat.
 
         Raises:
             Lost.
         """
-        while True:
+        while not (message := self.hear_any()):
+            pass
+        return message
+
+    def hear_any(self) -> Message:
+        """The next message. A heartbeat is an empty one.
+
+        Raises:
+            Lost.
+        """
+        try:
+            return _message_of(self._line())
+        except Lost:
+            self._closed.set()
+            raise
+
+    def _line(self) -> bytes:
+        """The next line, which has to be whole in time and must not be too long."""
+        deadline, searched = time.monotonic() + self._patience_s, 0
+        while (end := self._received.find(b"\n", searched)) < 0 and len(self._received) <= self._max_line_bytes:
+            searched = len(self._received)
             try:
-                text = self._reader.readline()
-            except TimeoutError:
-                self._closed.set()
-                raise Lost(f"it has been silent for {self._patience_s:g} s") from None
+                self._receive(deadline)
             except OSError as error:
-                self._closed.set()
                 raise Lost(error.strerror or str(error)) from None
-            if not text.endswith(b"\n"):
-                self._closed.set()
-                raise Lost("its connection was closed")
-            message: Message = json.loads(text)
-            if message:
-                return message
+        if not 0 <= end <= self._max_line_bytes:
+            raise Lost(f"it sent more than {self._max_line_bytes:,} bytes in one line")
+        line = bytes(self._received[:end])
+        del self._received[: end + 1]
+        return line
+
+    def _receive(self, deadline: float) -> None:
+        left_s = max(deadline - time.monotonic(), 0)  # What has come in time counts, however late this thread is.
+        if not self._readable.poll(left_s * 1_000):
+            raise Lost(f"it has been silent for {self._patience_s:g} s")
+        data = self._socket.recv(_READ_BYTES)
+        if not data:
+            raise Lost("its connection was closed")
+        self._received += data
 
     def be_patient(self, within_s: float) -> None:
-        """The other end may be silent for so long: it loads modules, which can keep Python from beating."""
+        """Let the other end be silent for so long: it loads modules, which can keep Python from sending heartbeats."""
         self._patience_s = within_s
-        self._socket.settimeout(within_s)
 
     def expect_beats(self) -> None:
-        """It has said that it is ready."""
+        """Take silence for a loss: the other end has said that it is ready."""
         self.be_patient(LOST_AFTER_S)
 
     def keep_beating(self) -> None:
-        """Say nothing, every now and then."""
+        """Send a heartbeat every second from now on."""
 
         def beat() -> None:
             while not self._closed.wait(BEATS_EVERY_S):
@@ -84,7 +127,27 @@ class Connection:
     def wait_until_closed(self, within_s: float) -> None:
         self._closed.wait(within_s)
 
+    def hang_up(self) -> None:
+        """End the connection for both ends. The thread that reads hears of it and closes it."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         self._closed.set()
-        with suppress(OSError):
-            self._socket.close()
+        self.hang_up()
+        self._socket.close()
+
+
+def _line_of(message: Message) -> bytes:
+    return json.dumps(message).encode() + b"\n"
+
+
+def _message_of(line: bytes) -> Message:
+    """Raises: Lost, where it is no JSON, is nested too deep for Python, or is no object."""
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        message = None
+    if not isinstance(message, dict):
+        raise Lost("it sent a line that is no message")
+    return message

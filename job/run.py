@@ -11,19 +11,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from job import __version__, times
+from job import __version__, secret, times
+from job.chief import Chief
 from job.config import digest_of
 from job.data.exchange import complete, is_listed, open_store, sweep_bucket
 from job.data.stores import ArrayStore, sweep, unwanted, wanted
 from job.errors import DataUnusable, GateNotMet, JobError, TryAgainLater
 from job.job import Job
 from job.output import owned
-from job.peers import HEARD_WITHIN_S, Chief, Worker
+from job.peers import HEARD_WITHIN_S
 from job.pipeline import STAGES
 from job.provenance import describe, warn_of_another_machine
 from job.records import record_name, timings
 from job.storage.workdir import Workdir, digest_of_file
 from job.telemetry import spent_once
+from job.worker import Worker
 
 # The stages that can look at data on which nobody can train.
 _LOOKING = ("intake", "split", "explore", "report")
@@ -109,9 +111,9 @@ def assist(job: Job, stop_after: str | None = None) -> None:
     with Worker(cluster.index, cluster.num_workers, context.stop) as worker, _peers_first(job):
         is_needed = worker.connect(
             cluster.control_address,
+            find_secret=lambda: secret.find(context.workdir),
             made_from=_made_from(job, stop_after),
             start_timeout_s=job.config.cluster.start_timeout_s,
-            sees=context.workdir.is_led_by,
             is_needed=lambda: _is_needed(job, stop_after),
             prepare=cluster.prepare if "extract" in _wanted(stop_after) else lambda: None,
             tell=context.telemetry.line,
@@ -142,16 +144,19 @@ def _led(job: Job, steps: list[Step], stop_after: str | None) -> Iterator[None]:
     if cluster.num_workers == 1:
         yield
         return
-    chief = Chief(
-        cluster.control_address[1],
-        cluster.addresses[1:],
-        made_from=_made_from(job, stop_after),
-        token=context.workdir.token,
-        start_timeout_s=job.config.cluster.start_timeout_s,
-        stop=context.stop,
-        tell=context.telemetry.line,
-    )
-    with chief, _peers_first(job):
+    with (
+        secret.shared(context.workdir, context.telemetry.line) as of_this_start,
+        Chief(
+            cluster.control_address,
+            cluster.addresses[1:],
+            secret=of_this_start,
+            made_from=_made_from(job, stop_after),
+            start_timeout_s=job.config.cluster.start_timeout_s,
+            stop=context.stop,
+            tell=context.telemetry.line,
+        ) as chief,
+        _peers_first(job),
+    ):
         if any(step.runs and step.stage in ("extract", "fine_tune") for step in steps):
             cluster.prepare()
         chief.be_ready()
