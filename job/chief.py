@@ -181,5 +181,5 @@ class Chief:
         elif "signal" in message:
             self._stop.insist(f"{message['signal']} of {name}", within_s=self._stop.grace_s)
         elif "failed" in message:
-            error = of_code(message["failed"], f"{name} ended: {message['text']}")
+            error = of_code(int(message["failed"]), f"{name} ended: {message['text']}")
             self._stop.insist(name, error, within_s=_LEAVES_WITHIN_S)

@@ -138,17 +138,20 @@ def _read_file(path: Path) -> bytes | None:
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):  # Stale: replaced on another machine.
             return None
-        if error.errno == errno.ELOOP:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # A link, a socket.
             raise _not_ours(path) from error
         if error.errno == errno.EACCES:
             raise UsageError(
                 f"{path}: user {os.geteuid()} cannot read it. Start all workers as the user who starts the chief."
             ) from error
         raise StorageFailed(f"{path}: {error.strerror}") from error
-    with open(descriptor, "rb") as file, storage_errors(path):
+    try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise _not_ours(path)
-        return file.read(_MAX_BYTES)
+        with storage_errors(path):
+            return os.read(descriptor, _MAX_BYTES)
+    finally:
+        os.close(descriptor)
 
 
 def _is_ours(text: bytes) -> bool:

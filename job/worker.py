@@ -163,7 +163,7 @@ class Worker:
     def _take_in(self, message: Message) -> None:
         """Raises: KeyError, TypeError, ValueError, where a part of the message is missing or of another kind."""
         if "end" in message:
-            code = message["end"]
+            code = int(message["end"])
             self._end(of_code(code, f"The chief ended: {message['text']}") if code else True)
         elif "ready" in message:
             self._line.expect_beats()
