@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from job.connection import Connection, Lost
-from job.errors import TryAgainLater
+from job.errors import TryAgainLater, UsageError
 from job.handshake import admit
 from job.secret import Secret
 
@@ -32,6 +32,8 @@ class Listener:
         self._is_closed = False
         try:
             self._socket = _listening(host, port)
+        except PermissionError as error:
+            raise UsageError(f"The chief may not listen on port {port}: give worker 0 a port above 1024.") from error
         except OSError as error:
             raise TryAgainLater(
                 f"The chief cannot listen on port {port} ({error.strerror}): another job on this machine may use it."
