@@ -12,20 +12,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from job import __version__, publishing, secret
-from job.chief import Chief
+from job import __version__, publishing
 from job.config import digest_of
 from job.data.exchange import complete, is_listed, open_store, sweep_bucket
 from job.data.stores import ArrayStore, sweep, unwanted, wanted
-from job.errors import DataUnusable, GateNotMet, JobError, TryAgainLater
+from job.errors import DataUnusable, GateNotMet
 from job.job import Job
 from job.output import owned
-from job.peers import HEARD_WITHIN_S
+from job.peers import secret
+from job.peers.chief import Chief
+from job.peers.peers import peers_first
+from job.peers.worker import Worker
 from job.pipeline import STAGES
 from job.provenance import describe, warn_of_another_machine
 from job.records import record_name
 from job.telemetry import spent_once
-from job.worker import Worker
 
 # The stages that can look at data on which nobody can train.
 _LOOKING = ("intake", "split", "explore", "report")
@@ -104,7 +105,7 @@ def assist(job: Job, stop_after: str | None = None) -> None:
         JobError: that with which the chief ends, or this worker's own.
     """
     context, cluster = job.context, job.cluster
-    with Worker(cluster.index, cluster.num_workers, context.stop) as worker, _peers_first(job):
+    with Worker(cluster.index, cluster.num_workers, context.stop) as worker, peers_first(context.stop):
         is_needed = worker.connect(
             cluster.control_address,
             find_secret=lambda: secret.find(context.workdir),
@@ -151,7 +152,7 @@ def _led(job: Job, steps: list[Step], stop_after: str | None) -> Iterator[None]:
             stop=context.stop,
             tell=context.telemetry.line,
         ) as chief,
-        _peers_first(job),
+        peers_first(context.stop),
     ):
         if any(step.runs and step.stage in ("extract", "fine_tune") for step in steps):
             cluster.prepare()
@@ -160,23 +161,8 @@ def _led(job: Job, steps: list[Step], stop_after: str | None) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _peers_first(job: Job) -> Iterator[None]:
-    """What fails where a peer is lost, or stopped, fails for that reason: TensorFlow may notice before the peers do."""
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, JobError) and not isinstance(error, TryAgainLater):
-            raise
-        deadline = time.monotonic() + HEARD_WITHIN_S
-        while time.monotonic() < deadline:
-            job.context.stop.check()
-            time.sleep(0.05)
-        raise
-
-
 def _made_from(job: Job, stop_after: str | None) -> str:
-    """What all workers of a run must have in common."""
+    """Return a digest of what all workers of a run must be started with."""
     what = [__version__, job.config.model_dump(mode="json"), job.source.uri, job.labels, stop_after]
     return digest_of(what)
 

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from job.cgroups import usable_cores
 from job.errors import TryAgainLater, UsageError
-from job.peers import Peers
+from job.peers.peers import Peers
 from job.stop import StopRequest
 from job.telemetry import spent_once
 from job.train.replicas import Replicas

@@ -2,9 +2,9 @@
 
 import pytest
 
-from job import secret
 from job.errors import UsageError
-from job.secret import Secret
+from job.peers import secret
+from job.peers.secret import Secret
 from job.storage.mirror import Mirror
 from job.storage.objects import open_objects
 from job.storage.workdir import Workdir
@@ -14,12 +14,17 @@ def test_secret_lies_in_the_bucket_and_never_in_the_folder_that_is_uploaded(bed,
     out = f"{bed.bucket()}/x"
     chief, worker = (Workdir(tmp_path / name, Mirror(tmp_path / name, open_objects(out))) for name in ("a", "b"))
     assert secret.find(worker) is None
-    bed.put(f"{out}/.secret", Secret.new().to_bytes())  # Of a run that was killed.
+    open_objects(out).write(".secret", Secret.new().to_bytes())  # A run that was killed has left it.
     with secret.shared(chief, pytest.fail) as one:
         assert secret.find(worker) == one and bed.get(f"{out}/.secret") == one.to_bytes()
         assert not list(tmp_path.rglob(".secret"))
     assert bed.names(out) == []
+    with secret.shared(chief, pytest.fail):
+        other = Secret.new()
+        open_objects(out).write(".secret", other.to_bytes())  # Another run has taken the output over.
+    assert secret.find(worker) == other
+    open_objects(out).remove(".secret")
     bed.put(f"{out}/.secret", b"my diary")
-    with pytest.raises(UsageError, match="was not made by this job"), secret.shared(chief, pytest.fail):
+    with pytest.raises(UsageError, match="this job did not make it"), secret.shared(chief, pytest.fail):
         pass
     assert bed.get(f"{out}/.secret") == b"my diary"

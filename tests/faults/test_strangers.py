@@ -102,7 +102,7 @@ def test_worker_that_never_sees_the_secret_ends_with_2_where_there_is_none_and_e
         with suppress(OSError):
             while True:
                 with server.accept()[0] as worker:
-                    worker.sendall(b'{"secret": "0123456789abcdef", "nonce": "n"}\n')
+                    worker.sendall(b'{"secret": "0123456789abcdef", "nonce": "00000000000000000000000000000000"}\n')
 
     with socket.create_server(("localhost", run.control_port)) as server:
         thread = threading.Thread(target=greet)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from job.errors import UsageError
-from job.peers import Alone
+from job.peers.peers import Alone
 from job.train.cluster import Cluster, expand_hosts, own_gpus
 
 

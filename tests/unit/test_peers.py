@@ -7,16 +7,16 @@ import time
 
 import pytest
 
-from job import chief as of_chief
-from job import connection, peers
-from job.chief import Chief
-from job.connection import Connection
 from job.errors import Diverged, JobError, Stopped, StorageFailed, TryAgainLater, UsageError
-from job.handshake import admit
-from job.peers import Alone
-from job.secret import Secret
+from job.peers import chief as of_chief
+from job.peers import connection, peers
+from job.peers.chief import Chief
+from job.peers.connection import Connection
+from job.peers.handshake import admit
+from job.peers.peers import Alone
+from job.peers.secret import Secret
+from job.peers.worker import Worker
 from job.stop import StopRequest
-from job.worker import Worker
 from tests.conftest import free_ports
 
 SECRET = Secret.new()

@@ -10,13 +10,14 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
-from job import listener
 from job.errors import TryAgainLater, UsageError
-from job.secret import Secret
+from job.peers import listener
+from job.peers.secret import Secret
 from tests.conftest import free_ports
 from tests.unit.test_peers import SECRET, chief, connected
 
 DEEP = b"[" * 100_000 + b"\n"
+ONCE = "0" * 32
 HELLO = {"index": 1, "count": 2, "made_from": "same"}
 
 
@@ -59,8 +60,10 @@ def unharmed(port, **options):
         line(**HELLO),
         line(failed=2, text="the chief must end"),
         line(nonce=1, proof=[]),
-        line(nonce="a", proof="\u00e9"),
-        line(nonce="a", proof=Secret.new().proof("worker", "a", "a")),
+        line(nonce=ONCE, proof="\u00e9" * 64),
+        line(nonce=ONCE, proof="\ud800" * 64),
+        line(nonce="\ud800", proof="0" * 64),
+        line(nonce=ONCE, proof=Secret.new().proof("worker", ONCE, ONCE)),
         line(nonce="9" * 2_000, proof="a"),
         b'{"nonce": ' + b"9" * 900 + b"}\n",
     ],
@@ -70,7 +73,7 @@ def test_chief_closes_on_who_cannot_prove_anything(text):
     with unharmed(port := free_ports(1)[0]) as leader, call(port) as stranger:
         stranger.sendall(text)
         assert is_closed(stranger)
-    assert "1 connections were refused, the last one from 127.0.0.1" in leader._listener.refused
+    assert "Connections refused: 1, the last one from 127.0.0.1" in leader._listener.refused
 
 
 def test_line_without_an_end_is_cut_short():
@@ -87,9 +90,9 @@ def test_recorded_proof_is_worth_nothing():
     with chief(port, count=3) as leader, call(port) as recorded:
         reader = recorded.makefile("rb")
         nonce = json.loads(reader.readline())["nonce"]
-        proof = line(nonce="once", proof=SECRET.proof("worker", nonce, "once"))
+        proof = line(nonce=ONCE, proof=SECRET.proof("worker", nonce, ONCE))
         recorded.sendall(proof)
-        assert json.loads(reader.readline()) == {"proof": SECRET.proof("chief", nonce, "once")}
+        assert json.loads(reader.readline()) == {"proof": SECRET.proof("chief", nonce, ONCE)}
         with call(port) as stranger:
             stranger.sendall(proof + line(**HELLO))
             assert is_closed(stranger) and not leader._workers
@@ -98,7 +101,7 @@ def test_recorded_proof_is_worth_nothing():
 def test_proof_of_the_chief_is_none_of_a_worker():
     with unharmed(port := free_ports(1)[0]), call(port) as stranger:
         nonce = json.loads(stranger.makefile("rb").readline())["nonce"]
-        stranger.sendall(line(nonce="once", proof=SECRET.proof("chief", nonce, "once")))
+        stranger.sendall(line(nonce=ONCE, proof=SECRET.proof("chief", nonce, ONCE)))
         assert is_closed(stranger)
 
 
@@ -149,7 +152,7 @@ def test_chief_does_not_listen_any_more_when_all_are_there():
 def test_error_of_a_chief_whose_workers_do_not_come_says_who_was_refused():
     port = free_ports(1)[0]
     with (
-        pytest.raises(TryAgainLater, match="did not come .* 1 connections were refused, the last one from 127"),
+        pytest.raises(TryAgainLater, match="did not come .* Connections refused: 1, the last one from 127"),
         chief(port, start_timeout_s=0.5) as leader,
     ):
         with call(port) as stranger:
@@ -166,12 +169,14 @@ MEANINGLESS = [
     line(failed=[], text=""),
     line(failed=2),
     line(met="x"),
+    b'{"met": 1e999}\n',
     line(end={}, text=""),
+    b'{"end": 1e999, "text": ""}\n',
     line(end=2),
 ]
 
 
-@pytest.mark.parametrize("text", MEANINGLESS[:7], ids=lambda text: repr(text[:24]))
+@pytest.mark.parametrize("text", MEANINGLESS[:8], ids=lambda text: repr(text[:24]))
 def test_worker_that_talks_nonsense_is_lost(text):
     port = free_ports(1)[0]
     with pytest.raises(TryAgainLater, match=r"worker 1 \(host-1:1\) is lost: it sent"), chief(port) as leader:
@@ -182,7 +187,7 @@ def test_worker_that_talks_nonsense_is_lost(text):
         leader.meet()
 
 
-@pytest.mark.parametrize("text", [*MEANINGLESS[:4], *MEANINGLESS[7:]], ids=lambda text: repr(text[:24]))
+@pytest.mark.parametrize("text", [*MEANINGLESS[:4], *MEANINGLESS[8:]], ids=lambda text: repr(text[:24]))
 def test_chief_that_talks_nonsense_is_lost(text):
     port = free_ports(1)[0]
     with chief(port) as leader:
@@ -226,7 +231,7 @@ def impostor(answer, port=0):
 
 
 def greeting(secret=SECRET):
-    return line(secret=secret.public_id, nonce="n")
+    return line(secret=secret.public_id, nonce=ONCE)
 
 
 def reflects(connected):

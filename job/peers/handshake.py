@@ -9,11 +9,14 @@ role. So neither a recorded proof nor one sent back to its maker is worth anythi
 """
 
 import hmac
+import re
 import secrets
 from collections.abc import Callable
 
-from job.connection import Connection, Lost, Message
-from job.secret import Secret
+from job.peers.connection import Connection, Lost, Message
+from job.peers.secret import Secret
+
+_HEX = re.compile("[0-9a-f]{16,64}")
 
 
 class SecretUnknown(Lost):
@@ -33,7 +36,7 @@ def admit(line: Connection, secret: Secret) -> None:
     own = secrets.token_hex(16)
     line.say(secret=secret.public_id, nonce=own)
     answer = line.hear_any()
-    other = _word(answer, "nonce")
+    other = _hex(answer, "nonce")
     _check(answer, secret.proof("worker", own, other))
     line.say(proof=secret.proof("chief", own, other))
 
@@ -46,7 +49,7 @@ def introduce(line: Connection, find_secret: Callable[[], Secret | None]) -> Non
         Lost: where the other end is not the chief.
     """
     greeting = line.hear_any()
-    public_id, other = _word(greeting, "secret"), _word(greeting, "nonce")
+    public_id, other = _hex(greeting, "secret"), _hex(greeting, "nonce")
     secret = find_secret()
     if secret is None or secret.public_id != public_id:
         raise SecretUnknown(has_none=secret is None)
@@ -56,12 +59,12 @@ def introduce(line: Connection, find_secret: Callable[[], Secret | None]) -> Non
 
 
 def _check(message: Message, expected: str) -> None:
-    if not hmac.compare_digest(_word(message, "proof").encode(), expected.encode()):
+    if not hmac.compare_digest(_hex(message, "proof"), expected):
         raise Lost("it does not know the secret of this run")
 
 
-def _word(message: Message, key: str) -> str:
+def _hex(message: Message, key: str) -> str:
     word = message.get(key)
-    if not isinstance(word, str):
+    if not isinstance(word, str) or not _HEX.fullmatch(word):
         raise Lost("it does not speak like a worker of this job")
     return word

@@ -1,4 +1,4 @@
-"""A worker that is not the chief, as it talks to the chief."""
+"""A worker's end of the conversation: it finds the chief and takes its orders."""
 
 import socket
 import threading
@@ -7,11 +7,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
-from job.connection import Connection, Lost, Message
 from job.errors import JobError, TryAgainLater, UsageError, code_of, of_code
-from job.handshake import SecretUnknown, introduce
-from job.peers import Item, lost_peer, part
-from job.secret import Secret
+from job.peers.connection import MEANINGLESS, Connection, Lost, Message, text_of
+from job.peers.handshake import SecretUnknown, introduce
+from job.peers.peers import Item, lost_peer, part
+from job.peers.secret import Secret
 from job.stop import StopRequest
 
 _CONNECTS_WITHIN_S = 2.0
@@ -21,7 +21,7 @@ _SEES_WITHIN_S = 60.0  # Network file systems show another machine's new file la
 
 
 class Worker:
-    """Does what the chief says, while its block lasts. What ends the block in error is told to the chief."""
+    """The workers of a run, as one that is not the chief sees them. The chief is told of an error that ends the block."""
 
     is_chief = False
 
@@ -43,14 +43,14 @@ class Worker:
         prepare: Callable[[], None],
         tell: Callable[[str], None],
     ) -> bool:
-        """Find the chief; False where nothing is left to do without having found it.
+        """Find the chief. Return False where there is none to find, because the run is finished.
 
-        `find_secret` looks into the output directory, `is_needed` tells whether the run is not finished; `prepare` does what
-        may keep this process from saying anything for a while.
+        `find_secret` looks into the output directory. `is_needed` tells whether the run still has work. `prepare` does what
+        may keep this process from sending heartbeats for a while.
 
         Raises:
-            TryAgainLater: where it is not to be found in time, or this worker never sees its secret.
-            UsageError: where this worker does not belong to it, or sees no secret in its output directory.
+            TryAgainLater: where the chief is not found in time, or this worker never sees its secret.
+            UsageError: where this worker does not belong to the chief, or sees no secret in its output directory.
         """
         line = self._found_chief(address, find_secret, start_timeout_s, is_needed, tell)
         if line is None:
@@ -81,28 +81,25 @@ class Worker:
         is_needed: Callable[[], bool],
         tell: Callable[[str], None],
     ) -> Connection | None:
-        """The connection, when both ends have proven that they know the secret. See `connect`."""
+        """Return a connection on which both ends have proven that they know the secret. See `connect`."""
         chief = f"chief at {address[0]}:{address[1]}"
-        deadline = time.monotonic() + start_timeout_s
-        gives_up_at = says_at = None
+        deadline, sees_within_s = time.monotonic() + start_timeout_s, min(start_timeout_s / 2, _SEES_WITHIN_S)
+        unknown_since = says_at = None
         while True:
             self._stop.check()
             now = time.monotonic()
             try:
                 return _introduced(address, find_secret, max(deadline - now, 1.0))
             except SecretUnknown as error:
-                gives_up_at = gives_up_at or now + min(
-                    start_timeout_s / 2, _SEES_WITHIN_S
-                )  # Before the chief stops waiting.
-                if now > gives_up_at:
+                unknown_since = unknown_since or now
+                if now > unknown_since + sees_within_s:  # Before the chief stops waiting.
                     raise _without_secret(chief, error) from None
                 why = str(error)
             except (OSError, Lost) as error:  # Not there yet, or its name is not, or something else listens there.
-                gives_up_at = None
-                is_late = now > deadline
+                unknown_since, is_late = None, now > deadline
+                why = getattr(error, "strerror", None) or str(error)
                 if (says_at is None or is_late) and not is_needed():
                     return None
-                why = getattr(error, "strerror", None) or str(error)
                 if is_late:
                     raise TryAgainLater(
                         f"The {chief} was not found within cluster.start_timeout_s ({start_timeout_s:g}): {why}. Look at "
@@ -119,7 +116,7 @@ class Worker:
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
         self._stop.deferred_to = None
         if error is not None and not self._ended and hasattr(self, "_line"):
-            self._line.say(failed=code_of(error), text=str(error))
+            self._line.say(failed=code_of(error), text=text_of(error))
 
     def own(self, items: Sequence[Item]) -> Sequence[Item]:
         return part(items, self.index, self.count)
@@ -133,7 +130,7 @@ class Worker:
         self._line.say(met=self._num_meetings)
 
     def orders(self) -> Iterator[Message]:
-        """What to do, one after the other, until the run is over.
+        """Give what is to be done, one order after the other, until the run is over.
 
         Raises:
             JobError: with the exit code that the chief ends with, where that is not 0.
@@ -142,7 +139,7 @@ class Worker:
             yield order
 
     def _next(self) -> Any:
-        """The chief's next word; None where it is done."""
+        """Return the chief's next order or value, or None where the run is over. Raises: JobError."""
         with self._changed:
             while not self._values and not self._ended:
                 self._changed.wait()
@@ -156,12 +153,12 @@ class Worker:
         try:
             while not self._ended:
                 self._take_in(self._line.hear())
-        except (Lost, KeyError, TypeError, ValueError) as error:
+        except (Lost, *MEANINGLESS) as error:
             lost = error if isinstance(error, Lost) else Lost("it sent a message without a meaning")
             self._end(lost_peer("the chief", lost))
 
     def _take_in(self, message: Message) -> None:
-        """Raises: KeyError, TypeError, ValueError, where a part of the message is missing or of another kind."""
+        """Take in what the chief says. Raises: MEANINGLESS."""
         if "end" in message:
             code = int(message["end"])
             self._end(of_code(code, f"The chief ended: {message['text']}") if code else True)
@@ -173,7 +170,7 @@ class Worker:
                 self._changed.notify_all()
 
     def _end(self, how: JobError | bool) -> None:
-        """The main thread may wait for the chief's next word, and hears it. Or it may work at what nobody wants any more."""
+        """Tell the main thread that the run is over. It may wait for the chief, or still work at what nobody wants."""
         with self._changed:
             self._ended = how
             self._values.clear()
@@ -183,7 +180,7 @@ class Worker:
 
 
 def _introduced(address: tuple[str, int], find_secret: Callable[[], Secret | None], within_s: float) -> Connection:
-    """A new connection to the chief. Raises: SecretUnknown, Lost, OSError, and what `find_secret` raises."""
+    """Return a new connection to the chief. Raises: SecretUnknown, Lost, OSError, and what `find_secret` raises."""
     line = Connection(socket.create_connection(address, timeout=_CONNECTS_WITHIN_S))
     try:
         line.be_patient(within_s)

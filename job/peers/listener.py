@@ -1,4 +1,4 @@
-"""Where the chief listens for its workers. A connection from anybody else is closed, and changes nothing."""
+"""The chief's end of the control port: it lets workers in. A connection from anybody else is closed and changes nothing."""
 
 import ipaddress
 import socket
@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from job.connection import Connection, Lost
 from job.errors import TryAgainLater, UsageError
-from job.handshake import admit
-from job.secret import Secret
+from job.peers.connection import Connection, Lost
+from job.peers.handshake import admit
+from job.peers.secret import Secret
 
-_MAX_STRANGERS = 64  # At once. Each has a thread, and 64 kB at most.
+_MAX_STRANGERS = 64  # Connections without a proof, at once. Each has a thread and at most 64 kB.
 _PROVES_WITHIN_S = 10.0
 _PAUSE_S = 0.1
 
@@ -41,7 +41,7 @@ class Listener:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
-        """Accept nobody any more. Connections that were accepted stay."""
+        """Stop listening. Connections that were accepted stay open."""
         self._is_closed = True
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)  # It wakes the thread that accepts.
@@ -49,12 +49,12 @@ class Listener:
 
     @property
     def refused(self) -> str:
-        """A sentence on those who were turned away, empty where nobody was."""
+        """A sentence about connections that were closed without a proof; empty where there were none."""
         if not self._num_refused:
             return ""
         return (
-            f" {self._num_refused:,} connections were refused, the last one from {self._refused_last}, because they did not "
-            "prove that they know the secret of this run. A worker that sees another --out cannot."
+            f" Connections refused: {self._num_refused:,}, the last one from {self._refused_last}. They did not prove that "
+            "they know the secret of this run. A worker that sees another --out cannot."
         )
 
     def _accept(self) -> None:
@@ -62,7 +62,7 @@ class Listener:
             try:
                 connected, (address, *_) = self._socket.accept()
                 self._take_in(connected, str(address).removeprefix("::ffff:"))
-            except (OSError, RuntimeError):  # No descriptor or no thread is free, or the other end has gone already.
+            except (OSError, RuntimeError):  # No descriptor or thread is free, or the other end is gone already.
                 time.sleep(_PAUSE_S)
 
     def _take_in(self, connected: socket.socket, address: str) -> None:
@@ -74,7 +74,12 @@ class Listener:
                 del self._strangers[oldest]
                 oldest.hang_up()
             self._strangers[line] = None
-        threading.Thread(target=self._serve, args=(line, address), daemon=True).start()
+        try:
+            threading.Thread(target=self._serve, args=(line, address), daemon=True).start()
+        except RuntimeError:
+            self._forget(line)
+            line.close()
+            raise
 
     def _serve(self, line: Connection, address: str) -> None:
         try:
@@ -88,21 +93,25 @@ class Listener:
             admit(line, self._secret)
             line.trust()
         except Lost:
-            self._num_refused += 1
-            self._refused_last = address
+            with self._changing:
+                self._num_refused += 1
+                self._refused_last = address
             return False
         finally:
-            with self._changing:
-                self._strangers.pop(line, None)
+            self._forget(line)
         return True
+
+    def _forget(self, line: Connection) -> None:
+        with self._changing:
+            self._strangers.pop(line, None)
 
 
 def _listening(host: str, port: int) -> socket.socket:
-    """A socket on the one address that certainly belongs to this machine, or on all where none does.
+    """Return a socket on one address where that certainly belongs to this machine, else on all addresses.
 
-    A name does not count: while a pod or a job starts, its own name may lead to 127.0.0.1 or nowhere.
+    A name is never certain: while a pod or a job starts, its own name may lead to 127.0.0.1 or nowhere.
     """
-    with suppress(ValueError, OSError):  # A name, or an address of another machine.
+    with suppress(ValueError, OSError):  # The host is a name, or an address that is not this machine's.
         address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
         if not address.is_unspecified:
             family = socket.AF_INET6 if address.version == 6 else socket.AF_INET

@@ -1,4 +1,4 @@
-"""Worker 0, which decides and publishes, as it talks to the others."""
+"""The chief's end of the conversation: worker 0 decides, publishes, and gives orders to the others."""
 
 import threading
 import time
@@ -6,23 +6,23 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Self
 
-from job.connection import Connection, Lost, Message
 from job.errors import JobError, TryAgainLater, UsageError, code_of, of_code
-from job.listener import Listener
-from job.peers import Item, lost_peer, part
-from job.secret import Secret
+from job.peers.connection import MEANINGLESS, Connection, Lost, Message, text_of
+from job.peers.listener import Listener
+from job.peers.peers import Item, lost_peer, part
+from job.peers.secret import Secret
 from job.stop import StopRequest
 
-_LEAVES_WITHIN_S = 5.0  # Whoever works with a peer that is lost.
+_LEAVES_WITHIN_S = 5.0  # A worker whose peer is lost ends itself so soon.
 _LOOKS_EVERY_S = 0.2
 _SAYS_EVERY_S = 10.0
 
 
 class Chief:
-    """Listens for the others while its block lasts, and tells them how it ended.
+    """The workers of a run, as worker 0 sees them. They follow it while its block lasts, and are told how the block ended.
 
-    It listens at `address` until all of the `others` have come. `secret` is what they must know, and `made_from` a digest of
-    what they must have been started with.
+    It listens at `address` until all `others` have come. They must know `secret`. `made_from` is a digest of what
+    all must have been started with: command line, configuration, version.
     """
 
     index, is_chief = 0, True
@@ -55,15 +55,15 @@ class Chief:
         return self
 
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
-        self._is_over = True  # Then nobody is lost who leaves.
+        self._is_over = True  # From now on a worker that leaves is not lost.
         self._listener.close()
         for line in list(self._workers.values()):
-            line.say(end=code_of(error), text=str(error) if error else "")
+            line.say(end=code_of(error), text=text_of(error))
         for line in list(self._workers.values()):
             line.wait_until_closed(_LEAVES_WITHIN_S)
 
     def be_ready(self) -> None:
-        """Begin to send heartbeats: what keeps a process from hearing is done, and from now on silence means a loss."""
+        """Begin to send heartbeats. This process has loaded its modules, so from now on its silence means a loss."""
         with self._changed:
             self._is_ready = True
             for line in self._workers.values():
@@ -72,7 +72,7 @@ class Chief:
 
     def _end_now(self, error: JobError) -> None:
         for line in list(self._workers.values()):
-            line.say_at_once(end=error.exit_code, text=str(error))
+            line.say_at_once(end=error.exit_code, text=text_of(error))
 
     def own(self, items: Sequence[Item]) -> Sequence[Item]:
         return part(items, 0, self.count)
@@ -83,10 +83,7 @@ class Chief:
         return value
 
     def meet(self) -> None:
-        """
-        Raises:
-            TryAgainLater: where one is lost.
-        """
+        """Wait until all others have come here. Raises: TryAgainLater, where one is lost."""
         self._num_meetings += 1
         while any(times < self._num_meetings for times in self._met.values()):
             self._stop.check()
@@ -125,12 +122,12 @@ class Chief:
             self._changed.wait(_LOOKS_EVERY_S)
 
     def _welcome(self, line: Connection) -> None:
-        """Hear which worker it is, and listen to it until it is lost. In a thread of its own."""
-        with suppress(Lost, ValueError, KeyError, TypeError, OverflowError):
+        """Hear which worker it is, and listen to it until it is lost. This runs in a thread of its own."""
+        with suppress(Lost, *MEANINGLESS):
             hello = line.hear()
             index = int(hello["index"])
             if self._stop.is_asked:
-                pass  # A worker of the next start has met a chief that is about to end: it may come again.
+                pass  # This chief is about to end. The worker may belong to the next start, and will come again.
             elif refusal := self._refusal(index, hello):
                 self._refused[index] = refusal
                 line.say(refused=refusal)
@@ -145,18 +142,18 @@ class Chief:
         return ""
 
     def _takes(self, index: int, line: Connection) -> bool:
-        """False where there is such a worker already, which may be one that is dying."""
+        """Return whether the worker is taken in. It is not where there is one already, which may be dying."""
         with self._changed:
             if index in self._workers:
                 return False
-            line.say(welcome=True)  # Before anybody else can say something to it.
+            line.say(welcome=True)  # Before another thread can say something to it.
             line.be_patient(self._start_timeout_s)
             self._workers[index] = line
             if self._is_ready:
                 line.say(ready=True)
                 line.keep_beating()
             if len(self._workers) == self.count - 1:
-                self._listener.close()  # All are there. Whoever comes now is none of them.
+                self._listener.close()  # All are there, so nobody else is expected.
         return True
 
     def _listen_to(self, index: int, line: Connection) -> None:
@@ -165,13 +162,13 @@ class Chief:
                 self._obey(index, line, line.hear())
                 with self._changed:
                     self._changed.notify_all()
-        except (Lost, KeyError, TypeError, ValueError) as error:
+        except (Lost, *MEANINGLESS) as error:
             lost = error if isinstance(error, Lost) else Lost("it sent a message without a meaning")
             if not self._is_over:
                 self._stop.insist(self._name(index), lost_peer(self._name(index), lost), within_s=_LEAVES_WITHIN_S)
 
     def _obey(self, index: int, line: Connection, message: Message) -> None:
-        """Raises: KeyError, TypeError, ValueError, where a part of the message is missing or of another kind."""
+        """Take in what a worker says. Raises: MEANINGLESS."""
         name = self._name(index)
         if "ready" in message:
             line.expect_beats()
