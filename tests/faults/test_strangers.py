@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from job.peers.secret import Secret
 from tests.faults.several import Run
 from tests.faults.test_lost_workers import wait_for
 
@@ -47,12 +48,37 @@ def say(port, text):
             pass
 
 
+def drip(slow):
+    """Send one byte after the other on a connection, until the other end closes it."""
+    with slow, suppress(OSError):
+        while True:
+            slow.sendall(b"{")
+            time.sleep(0.1)
+
+
+def is_replay_refused(port, secret):
+    """Prove that we know the secret, and send the same proof on another connection. Return whether only that is refused."""
+    with call(port) as first, first.makefile("rb") as heard:
+        nonce, own = json.loads(heard.readline())["nonce"], "0" * 32
+        recorded = json.dumps({"nonce": own, "proof": secret.proof("worker", nonce, own)}).encode() + b"\n"
+        first.sendall(recorded)
+        is_taken = json.loads(heard.readline()) == {"proof": secret.proof("chief", nonce, own)}
+    with call(port) as second, second.makefile("rb") as heard:
+        second.sendall(recorded * 5)
+        with suppress(ConnectionError):
+            return is_taken and len(heard.read().splitlines()) == 1  # The greeting, and then the end.
+        return is_taken
+
+
 def test_chief_under_attack_goes_on_and_its_secret_is_nowhere_but_in_its_file(tmp_path, painted):
     out = tmp_path / "out"
     run = Looking(painted, out, missing=[1])
     wait_for(lambda: (out / ".secret").exists() and "intake" in run.said(0), run)
     assert stat.S_IMODE((out / ".secret").stat().st_mode) == 0o600
-    key = (out / ".secret").read_bytes().split()[-1]
+    secret = Secret.parse(text := (out / ".secret").read_bytes())
+    key = text.split()[-1]
+    threading.Thread(target=drip, args=(call(run.control_port),), daemon=True).start()
+    assert is_replay_refused(run.control_port, secret)
     before = {what: run.status_of(0, what) for what in ("VmRSS", "Threads")}
     hello = json.dumps({"index": 1, "count": 2, "made_from": "0" * 64}).encode() + b"\n"
     for text in (
