@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 
 from job.config import CacheConfig, CheckpointConfig
-from job.peers import Alone, Peers
+from job.peers.peers import Alone, Peers
 from job.stop import StopRequest
 from job.storage.cache import Cache
 from job.storage.copies import scratch

@@ -16,10 +16,13 @@ from job import __version__, publishing
 from job.config import digest_of
 from job.data.exchange import complete, is_listed, open_store, sweep_bucket
 from job.data.stores import ArrayStore, sweep, unwanted, wanted
-from job.errors import DataUnusable, GateNotMet, JobError, TryAgainLater
+from job.errors import DataUnusable, GateNotMet
 from job.job import Job
 from job.output import owned
-from job.peers import HEARD_WITHIN_S, Chief, Worker
+from job.peers import secret
+from job.peers.chief import Chief
+from job.peers.peers import peers_first
+from job.peers.worker import Worker
 from job.pipeline import STAGES
 from job.provenance import describe, warn_of_another_machine
 from job.records import record_name
@@ -102,12 +105,12 @@ def assist(job: Job, stop_after: str | None = None) -> None:
         JobError: that with which the chief ends, or this worker's own.
     """
     context, cluster = job.context, job.cluster
-    with Worker(cluster.index, cluster.num_workers, context.stop) as worker, _peers_first(job):
+    with Worker(cluster.index, cluster.num_workers, context.stop) as worker, peers_first(context.stop):
         is_needed = worker.connect(
             cluster.control_address,
+            find_secret=lambda: secret.find(context.workdir),
             made_from=_made_from(job, stop_after),
             start_timeout_s=job.config.cluster.start_timeout_s,
-            sees=context.workdir.is_led_by,
             is_needed=lambda: _is_needed(job, stop_after),
             prepare=cluster.prepare if "extract" in _wanted(stop_after) else lambda: None,
             tell=context.telemetry.line,
@@ -138,16 +141,19 @@ def _led(job: Job, steps: list[Step], stop_after: str | None) -> Iterator[None]:
     if cluster.num_workers == 1:
         yield
         return
-    chief = Chief(
-        cluster.control_address[1],
-        cluster.addresses[1:],
-        made_from=_made_from(job, stop_after),
-        token=context.workdir.token,
-        start_timeout_s=job.config.cluster.start_timeout_s,
-        stop=context.stop,
-        tell=context.telemetry.line,
-    )
-    with chief, _peers_first(job):
+    with (
+        secret.shared(context.workdir, context.telemetry.line) as of_this_start,
+        Chief(
+            cluster.control_address,
+            cluster.addresses[1:],
+            secret=of_this_start,
+            made_from=_made_from(job, stop_after),
+            start_timeout_s=job.config.cluster.start_timeout_s,
+            stop=context.stop,
+            tell=context.telemetry.line,
+        ) as chief,
+        peers_first(context.stop),
+    ):
         if any(step.runs and step.stage in ("extract", "fine_tune") for step in steps):
             cluster.prepare()
         chief.be_ready()
@@ -155,23 +161,8 @@ def _led(job: Job, steps: list[Step], stop_after: str | None) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _peers_first(job: Job) -> Iterator[None]:
-    """What fails where a peer is lost, or stopped, fails for that reason: TensorFlow may notice before the peers do."""
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, JobError) and not isinstance(error, TryAgainLater):
-            raise
-        deadline = time.monotonic() + HEARD_WITHIN_S
-        while time.monotonic() < deadline:
-            job.context.stop.check()
-            time.sleep(0.05)
-        raise
-
-
 def _made_from(job: Job, stop_after: str | None) -> str:
-    """What all workers of a run must have in common."""
+    """Return a digest of what all workers of a run must be started with."""
     what = [__version__, job.config.model_dump(mode="json"), job.source.uri, job.labels, stop_after]
     return digest_of(what)
 

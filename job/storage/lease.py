@@ -76,11 +76,6 @@ class Lease:
         self._released = threading.Event()
         threading.Thread(target=self._keep_touching, daemon=True).start()
 
-    @property
-    def token(self) -> str:
-        """What nobody else can have written into the file."""
-        return self._owner.token
-
     @contextmanager
     def held(self) -> Iterator[None]:
         """For the moment of a block nobody can take the lease over.
@@ -113,13 +108,6 @@ class Lease:
                 if _read(descriptor) != self._owner:
                     return
                 os.utime(descriptor)
-
-
-def has(folder: Path, token: str) -> bool:
-    """Whether the lease on a directory is the one with this token."""
-    with suppress(OSError):
-        return token in (folder / NAME).read_text()
-    return False
 
 
 def acquire(

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from job.errors import JobError, StorageFailed
-from job.storage import lease
 from job.storage.files import digest_of_file, own_mark, storage_errors, swap, sync, sync_all, writing
 from job.storage.lease import Lease
 from job.storage.ledger import TEMPORARY, Ledger, ScratchLedger
@@ -47,16 +46,6 @@ class Workdir:
     def shown(self, name: str) -> str:
         """Return what the user calls a file in it."""
         return f"{self.uri}/{name}"
-
-    @property
-    def token(self) -> str:
-        """A text that nobody but the owner of the lease can have written into it."""
-        assert self.lease is not None
-        return self.mirror.token if self.mirror else self.lease.token
-
-    def is_led_by(self, token: str) -> bool:
-        """Return whether the owner of the lease is the one with this token."""
-        return self.mirror.has(token) if self.mirror else lease.has(self.root, token)
 
     def commit(self) -> None:
         """See to it that everything written so far lasts. Raises: TryAgainLater, StorageFailed."""

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from job.cgroups import usable_cores
 from job.errors import TryAgainLater, UsageError
-from job.peers import Peers
+from job.peers.peers import Peers
 from job.stop import StopRequest
 from job.telemetry import spent_once
 from job.train.replicas import Replicas
@@ -107,8 +107,9 @@ class Cluster:
             )
         index = number if kind == "chief" or not has_chief else number + 1
         for address in addresses:
-            if not re.fullmatch(r"\S+:\d+", str(address)):
-                raise UsageError(f"TF_CONFIG: {address} is not HOST:PORT.")
+            match = re.fullmatch(r"\S+:(\d+)", str(address))
+            if not match or not 1 < int(match[1]) < 65_536:  # The chief needs the port below its own, too.
+                raise UsageError(f"TF_CONFIG: {address} is not HOST:PORT with a port from 2 to 65535.")
         hosts = [address.rpartition(":")[0] for address in addresses]
         found = cls._checked(addresses, index, f"TF_CONFIG: {kind} {number}")
         all_visible = "CUDA_VISIBLE_DEVICES" not in environ  # Else whoever started the worker has chosen.

@@ -214,6 +214,7 @@ def test_two_workers_that_share_only_the_bucket_give_what_two_on_one_folder_give
         folder.mkdir()
     both = Run(photos, out, "fine_tune.epochs=3", nodes=folders)
     assert both.codes() == [0, 0], both.said(0) + both.said(1)
+    assert not [name for name in google.names(out) if ".secret" in name]
     together = Run(painted, tmp_path / "out", "fine_tune.epochs=3")
     assert together.codes() == [0, 0], together.said(0)
     assert numbers(fetched(google, out, tmp_path / "fetched")) == numbers(tmp_path / "out")

@@ -139,12 +139,13 @@ def test_worker_that_was_started_otherwise_is_refused(tmp_path, painted):
     assert all("started with another command line, configuration or version" in run.said(k) for k in (0, 1))
 
 
-def test_worker_that_sees_another_output_ends_the_run_with_2(tmp_path, painted, monkeypatch):
+def test_worker_that_sees_another_output_ends_with_2_and_the_chief_waits_for_it_in_vain(tmp_path, painted):
+    """Who does not know the secret is a stranger to the chief, and cannot end it."""
     (tmp_path / "elsewhere").mkdir()
     short = "cluster.start_timeout_s=8"
     run = Run(painted, tmp_path / "out", short, other=(tmp_path / "elsewhere" / "out", short))
-    assert run.codes(120) == [2, 2] and "It must be a folder that all workers share" in run.said(1)
-    assert "worker 1 (localhost:" in run.said(0)
+    assert run.codes(120) == [75, 2] and "It must be a folder that all workers share" in run.said(1)
+    assert "A worker that sees another --out cannot" in run.said(0) and "worker 1 (localhost:" in run.said(0)
 
 
 def test_worker_that_comes_when_all_is_done_ends_with_0(undisturbed):

@@ -13,7 +13,7 @@ import numpy as np
 from job.config import BackboneConfig
 from job.model.heads import Head, smoothed_one_hot
 from job.model.network import Network
-from job.peers import Alone
+from job.peers.peers import Alone
 from job.stop import STOP
 from job.telemetry import Telemetry
 from job.train.cluster import Cluster

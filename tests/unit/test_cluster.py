@@ -5,7 +5,7 @@ import json
 import pytest
 
 from job.errors import UsageError
-from job.peers import Alone
+from job.peers.peers import Alone
 from job.train.cluster import Cluster, expand_hosts, own_gpus
 
 
@@ -38,7 +38,7 @@ def hosts(cluster):
         ({"JOB_COMPLETION_INDEX": "0"}, "Kubernetes: one pod"),
         (kubernetes(0, "1"), "Kubernetes: one pod"),
         (tf_config(), "one machine (TF_CONFIG names no workers)"),
-        (tf_config(worker=["a:1"]), "TF_CONFIG: worker 0"),
+        (tf_config(worker=["a:2"]), "TF_CONFIG: worker 0"),
     ],
 )
 def test_one_worker_is_one_machine_whatever_the_scheduler(environ, found):
@@ -48,11 +48,11 @@ def test_one_worker_is_one_machine_whatever_the_scheduler(environ, found):
 
 
 def test_chief_of_tf_config_is_worker_0():
-    jobs = {"chief": ["a:1"], "worker": ["b:2", "c:3"]}
+    jobs = {"chief": ["a:2"], "worker": ["b:2", "c:3"]}
     chief, last = (Cluster.from_environ(tf_config(*task, **jobs)) for task in (("chief", 0), ("worker", 1)))
-    assert chief.addresses == last.addresses == ("a:1", "b:2", "c:3")
+    assert chief.addresses == last.addresses == ("a:2", "b:2", "c:3")
     assert (chief.index, last.index) == (0, 2) and chief.is_chief and not last.is_chief
-    assert chief.control_address == ("a", 0)
+    assert chief.control_address == ("a", 1)
 
 
 def test_tasks_of_slurm_are_placed_as_they_are_distributed():
@@ -90,7 +90,7 @@ def test_gpus_of_a_machine_are_divided_among_its_workers_unless_slurm_has_done_i
 
 
 def test_gpus_chosen_for_a_worker_of_tf_config_are_its_own():
-    given = tf_config(index=1, worker=["a:1", "a:3"])
+    given = tf_config(index=1, worker=["a:2", "a:4"])
     assert Cluster.from_environ(given).divides_gpus and Cluster.from_environ(given).place_here == 1
     assert not Cluster.from_environ({**given, "CUDA_VISIBLE_DEVICES": "1"}).divides_gpus
 
@@ -100,7 +100,7 @@ def test_worker_with_other_devices_than_the_chief_is_told_so(monkeypatch):
         def same(self, value):
             return 1
 
-    cluster = Cluster.from_environ(tf_config(index=1, worker=["a:1", "b:3"]))
+    cluster = Cluster.from_environ(tf_config(index=1, worker=["a:2", "b:3"]))
     monkeypatch.setattr(Cluster, "_set_up", (None, []))
     with pytest.raises(UsageError, match="TensorFlow sees 0 GPUs here and 1 on the chief"):
         cluster._check_devices(OfChief())
@@ -118,11 +118,13 @@ def test_pods_of_an_indexed_job_are_known_by_their_service():
     [
         ({"TF_CONFIG": "{"}, "TF_CONFIG cannot be read"),
         ({"TF_CONFIG": "[]"}, "TF_CONFIG cannot be read"),
-        (tf_config(index=2, worker=["a:1", "b:2"]), "TF_CONFIG: worker 2: there is no such worker among 2 (a:1, b:2)"),
-        (tf_config(worker=["a:1", "b:2"], ps=["c:3"]), "only chief and worker are known, not ps"),
-        (tf_config("evaluator", worker=["a:1", "b:2"]), "only chief and worker are known, not evaluator"),
-        (tf_config(worker=["a:1", "b"]), "b is not HOST:PORT"),
-        (tf_config(worker=["a:1", "a:1"]), "two workers have the same address"),
+        (tf_config(index=2, worker=["a:2", "b:2"]), "TF_CONFIG: worker 2: there is no such worker among 2 (a:2, b:2)"),
+        (tf_config(worker=["a:2", "b:2"], ps=["c:3"]), "only chief and worker are known, not ps"),
+        (tf_config("evaluator", worker=["a:2", "b:2"]), "only chief and worker are known, not evaluator"),
+        (tf_config(worker=["a:2", "b"]), "b is not HOST:PORT"),
+        (tf_config(worker=["a:2", "a:2"]), "two workers have the same address"),
+        (tf_config(worker=["a:1", "b:5"]), "a:1 is not HOST:PORT with a port from 2"),
+        (tf_config(worker=["a:5", "b:65536"]), "b:65536 is not HOST:PORT with a port from 2 to 65535"),
         (tf_config(worker=["a:5", "a:4"]), "The chief needs port 4, the one below its own"),
         (slurm(0, 3), "Slurm contradicts itself: 3 tasks, nodes n[1-2], tasks on them 1(x2)"),
         (slurm(0, 2, distribution="arbitrary"), "does not follow from srun --distribution=arbitrary: use block"),

@@ -1,18 +1,36 @@
 """Words between workers, over real connections; tests/faults/test_lost_workers.py has whole runs."""
 
 import errno
-import json
 import socket
 import threading
 import time
 
 import pytest
 
-from job import connection, peers
 from job.errors import Diverged, JobError, Stopped, StorageFailed, TryAgainLater, UsageError
-from job.peers import Alone, Chief, Worker
+from job.peers import chief as of_chief
+from job.peers import connection, peers
+from job.peers.chief import Chief
+from job.peers.connection import Connection
+from job.peers.handshake import admit
+from job.peers.peers import Alone
+from job.peers.secret import Secret
+from job.peers.worker import Worker
 from job.stop import StopRequest
 from tests.conftest import free_ports
+
+SECRET = Secret.new()
+
+
+# What a worker is started with, unless a test says otherwise.
+GIVEN = {
+    "find_secret": lambda: SECRET,
+    "made_from": "same",
+    "start_timeout_s": 5.0,
+    "is_needed": lambda: True,
+    "prepare": lambda: None,
+    "tell": lambda text: None,
+}
 
 
 class Heard(StopRequest):
@@ -25,28 +43,26 @@ class Heard(StopRequest):
 @pytest.fixture(autouse=True)
 def nobody_takes_long_to_leave(monkeypatch):
     """The workers here are threads: their connections stay open until the test is over."""
-    monkeypatch.setattr(peers, "_LEAVES_WITHIN_S", 0.2)
+    monkeypatch.setattr(of_chief, "_LEAVES_WITHIN_S", 0.2)
 
 
 def chief(port, count=2, **options):
     others = [f"host-{k}:1" for k in range(1, count)]
-    given = {"made_from": "same", "token": "t", "start_timeout_s": 5.0, "stop": Heard(), "tell": lambda text: None}
-    leader = Chief(port, others, **{**given, **options})
+    given = {"made_from": "same", "secret": SECRET, "start_timeout_s": 5.0, "stop": Heard(), "tell": lambda text: None}
+    leader = Chief(("localhost", port), others, **{**given, **options})
     leader.be_ready()
     return leader
 
 
 def connected(port, index=1, count=2, **options):
     worker = Worker(index, count, Heard())
-    given = {"made_from": "same", "start_timeout_s": 5.0, "sees": lambda token: token == "t", "is_needed": lambda: True}
-    given["prepare"] = lambda: None
-    assert worker.connect(("localhost", port), **{**given, "tell": lambda text: None, **options})
+    assert worker.connect(("localhost", port), **{**GIVEN, **options})
     return worker
 
 
 def test_work_is_divided_without_a_rest_or_an_overlap():
     items = list(range(11))
-    parts = [peers._part(items, k, 3) for k in range(3)]
+    parts = [peers.part(items, k, 3) for k in range(3)]
     assert [x for part in parts for x in part] == items and max(map(len, parts)) - min(map(len, parts)) <= 1
     assert Alone().own(items) == items and Alone().same("value") == "value"
 
@@ -164,14 +180,14 @@ def test_worker_that_was_started_otherwise_ends_both_for_good():
 def test_worker_that_does_not_belong_is_refused(options, said):
     port = free_ports(1)[0]
     with chief(port) as leader:
-        first = connected(port)
         with pytest.raises(UsageError, match=said):
             connected(port, **options)
-        while 1 not in leader._ready:  # The word of the first one may still be on its way.
+        right = connected(port)
+        while 1 not in leader._ready:  # Its word may still be on its way.
             time.sleep(0.01)
         leader.order(stage="intake")
-        assert next(first.orders()) == {"stage": "intake"}
-        first._line.close()
+        assert next(right.orders()) == {"stage": "intake"}
+        right._line.close()
 
 
 def test_refusal_of_another_worker_is_none_of_the_one_that_came():
@@ -191,12 +207,12 @@ def test_chief_may_be_silent_while_it_starts(monkeypatch):
     with socket.create_server(("localhost", 0)) as server:
 
         def answer():
-            line, _ = server.accept()
-            words = line.makefile()
-            heard.append(json.loads(words.readline()))
+            line = Connection(server.accept()[0])
+            admit(line, SECRET)
+            heard.append(line.hear())
             time.sleep(1.0)  # It loads modules, which keeps its threads from running.
-            line.sendall(b'{"token": "t"}\n')
-            heard.append(json.loads(words.readline()))
+            line.say(welcome=True)
+            heard.append(line.hear())
 
         thread = threading.Thread(target=answer, daemon=True)
         thread.start()
@@ -211,9 +227,8 @@ def test_signal_that_comes_while_a_worker_prepares_ends_all_with_143():
     with chief(port) as leader:
         worker = Worker(1, 2, Heard())
         with pytest.raises(Stopped), worker:
-            given = {"made_from": "same", "start_timeout_s": 5.0, "sees": lambda token: True, "tell": lambda text: None}
             prepare = lambda: worker._stop.request("SIGTERM")  # noqa: E731
-            worker.connect(("localhost", port), **given, is_needed=lambda: True, prepare=prepare)
+            worker.connect(("localhost", port), **{**GIVEN, "prepare": prepare})
         with pytest.raises(Stopped, match="worker 1"):
             leader.meet()
         worker._line.close()
@@ -221,14 +236,14 @@ def test_signal_that_comes_while_a_worker_prepares_ends_all_with_143():
 
 def test_worker_that_comes_too_early_after_its_predecessor_may_come_again():
     port = free_ports(1)[0]
-    with pytest.raises(Stopped), chief(port) as leader:
-        first = connected(port)
+    with pytest.raises(Stopped), chief(port, count=3) as leader:
+        first = connected(port, count=3)
         with pytest.raises(TryAgainLater, match="The chief is lost"):
-            connected(port)  # There is such a worker, which may be dying.
-        first._line.close()
+            connected(port, count=3)  # There is such a worker, which may be dying.
         leader._stop.request()
         with pytest.raises(TryAgainLater, match="The chief is lost"):
             connected(port, made_from="the next run")  # The chief is about to end.
+        first._line.close()
         leader._stop.check()
 
 
@@ -256,32 +271,11 @@ def test_error_of_the_system_has_the_same_code_here_and_there():
         worker.same(None)
 
 
-def test_whoever_else_knocks_does_no_harm():
-    port = free_ports(1)[0]
-    with chief(port) as leader:
-        for text in (b"GET / HTTP/1.1\r\n\r\n", b'{"index": "x"}\n', b"[1]\n", b"\xff\n", b""):
-            with socket.create_connection(("localhost", port)) as stranger:
-                stranger.sendall(text)
-        worker = connected(port)
-        leader.order(stage="intake")
-        assert next(worker.orders()) == {"stage": "intake"}
-        worker._line.close()
-
-
 def test_worker_finds_out_that_nothing_is_left_to_do():
     worker = Worker(1, 2, Heard())
-    given = {"made_from": "same", "start_timeout_s": 5.0, "sees": lambda token: True, "tell": lambda text: None}
-    given["prepare"] = lambda: None
-    assert not worker.connect(("localhost", free_ports(1)[0]), **given, is_needed=lambda: False)
+    assert not worker.connect(("localhost", free_ports(1)[0]), **{**GIVEN, "is_needed": lambda: False})
 
 
 def test_port_that_is_taken_is_worth_a_retry():
     with socket.create_server(("", 0)) as server, pytest.raises(TryAgainLater, match="cannot listen on port"):
         chief(server.getsockname()[1])
-
-
-def test_messages_are_lines_of_json():
-    port = free_ports(1)[0]
-    with chief(port), socket.create_connection(("localhost", port)) as stranger:
-        stranger.sendall(json.dumps({"index": 1, "count": 2, "made_from": "same"}).encode() + b"\n")
-        assert json.loads(stranger.makefile().readline()) == {"token": "t"}

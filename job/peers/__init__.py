@@ -1,0 +1,1 @@
+"""How several workers of one run talk to each other, and to nobody else."""
