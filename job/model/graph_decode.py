@@ -24,9 +24,10 @@ FORMATS = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n", "GIF": b"GIF8",
 # Enough of a JPEG to hold its EXIF segment, which must come before the picture and fits into 64 kB.
 _BYTES_SEARCHED_FOR_EXIF = 1 << 18
 _SEGMENTS_SEARCHED_FOR_EXIF = 500  # A colour profile may take 255 of them.
-# Bytes, and pixels, that are worked on at a time, so that intermediate values need little memory.
-_CHUNK_BYTES = 1 << 20
-_BAND_PIXELS = 1 << 20
+# The marker of a scan, and the first byte of its length. With two bytes alone, a film behind a photo has hits by chance.
+_JPEG_SCAN = b"\xff\xda\x00"
+_GIF_PIECES_AT_ONCE = 256
+_RESIZED_AT_ONCE = 1 << 20  # Pixels, so that intermediate values need little memory.
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Limits:
     max_encoded_bytes: int = 1 << 28
     max_jpeg_scans: int = 64
     max_png_texts: int = 16
-    max_gif_blocks: int = 100_000
+    max_gif_steps: int = 10_000
 
     def allow(self, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
         """Whether the sides of a picture are within the limits, as a bool scalar."""
@@ -54,7 +55,9 @@ class Limits:
         return (short >= self.min_side_px) & (short * long <= self.max_pixels) & ~is_long
 
 
-def pixels_of(image_bytes: tf.Tensor, size: int, resize: Literal["squash", "crop", "pad"] | str, limits: Limits) -> tf.Tensor:
+def pixels_of(
+    image_bytes: tf.Tensor, size: int, resize: Literal["squash", "crop", "pad"] | str, limits: Limits
+) -> tf.Tensor:
     """Decode one encoded picture to uint8 pixels of shape (size, size, 3).
 
     Raises:
@@ -94,7 +97,8 @@ def _jpeg(image_bytes: tf.Tensor, size: int, resize: str, limits: Limits) -> tf.
     import tensorflow as tf
 
     stored = tf.io.extract_jpeg_shape(image_bytes)
-    allowed = limits.allow(stored[0], stored[1]) & (_count(image_bytes, b"\xff\xda") <= limits.max_jpeg_scans)
+    num_scans = _count(image_bytes, _JPEG_SCAN, limits.max_jpeg_scans)
+    allowed = limits.allow(stored[0], stored[1]) & (num_scans <= limits.max_jpeg_scans)
     image_bytes = _where(allowed, image_bytes)
     sides = tf.cast(stored[:2], tf.float32)
     needed = (
@@ -125,7 +129,7 @@ def _png(image_bytes: tf.Tensor, limits: Limits) -> tf.Tensor:
     import tensorflow as tf
 
     width, height = tf.unstack(_numbers(image_bytes, 16, 2, tf.int32, little_endian=False), 2)
-    num_texts = _count(image_bytes, b"zTXt") + _count(image_bytes, b"iTXt")
+    num_texts = sum(_count(image_bytes, kind, limits.max_png_texts) for kind in (b"zTXt", b"iTXt"))
     allowed = limits.allow(height, width) & (num_texts <= limits.max_png_texts)
     return tf.io.decode_png(_where(allowed, image_bytes), channels=4)
 
@@ -169,32 +173,52 @@ def _gif(image_bytes: tf.Tensor, limits: Limits) -> tf.Tensor:
     """The first frame of a GIF, where it fills its canvas. TensorFlow's decoder would make room for all frames."""
     import tensorflow as tf
 
-    data = tf.io.decode_raw(image_bytes, tf.uint8)
+    frame, end = _first_gif_frame(tf.io.decode_raw(image_bytes, tf.uint8), limits.max_gif_steps)
+    width, height = tf.unstack(tf.cast(_numbers(image_bytes, 6, 2, tf.uint16), tf.int32), 2)
+    corner_and_size = tf.cast(_numbers(image_bytes, frame + 1, 4, tf.uint16), tf.int32)
+    fills_canvas = tf.reduce_all(corner_and_size == [0, 0, width, height])
+    alone = tf.strings.join([tf.strings.substr(image_bytes, 0, end), b";"])
+    return _decode_any(_where(fills_canvas & limits.allow(height, width), alone))
+
+
+def _first_gif_frame(data: tf.Tensor, max_steps: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Where the first frame begins, and where it ends.
+
+    A GIF is a chain of blocks. Each has a header and pieces of data: a length, that many bytes, and a length of 0 at last.
+    """
+    import tensorflow as tf
+
+    length = tf.size(data)
 
     def at(place: tf.Tensor) -> tf.Tensor:
-        return tf.cast(tf.gather(data, place), tf.int32)
+        return tf.cast(tf.gather(data, tf.minimum(place, length - 1)), tf.int32)
 
     def palette_bytes(flags: tf.Tensor) -> tf.Tensor:
         return tf.where(flags >= 0x80, 3 * 2 ** (flags % 8 + 1), 0)
 
-    def step(place: tf.Tensor, in_data: tf.Tensor, frame: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """From one block, or piece of a block's data, to the next. Data ends with a piece of length 0."""
-        value = at(place)
-        begins_frame = ~in_data & (value == ord(","))
-        header = tf.where(begins_frame, 11 + palette_bytes(at(place + tf.where(begins_frame, 9, 0))), 2)
-        return place + tf.where(in_data, 1 + value, header), ~in_data | (value != 0), tf.where(begins_frame, place, frame)
+    def behind_pieces(place: tf.Tensor) -> tf.Tensor:
+        """Behind as many pieces as follow each other in one length: they are passed in one step."""
+        size = 1 + at(place)
+        ahead = at(place + size * tf.range(1, _GIF_PIECES_AT_ONCE))
+        others = tf.concat([tf.cast(1 + ahead != size, tf.int32), [1]], axis=0)
+        num = tf.where(size == 1, 1, 1 + tf.argmax(others, output_type=tf.int32))
+        return place + num * size
 
-    def goes_on(place: tf.Tensor, in_data: tf.Tensor, frame: tf.Tensor) -> tf.Tensor:
-        return in_data | ((frame < 0) & ((at(place) == ord(",")) | (at(place) == ord("!"))))
+    def step(place: tf.Tensor, in_pieces: tf.Tensor, frame: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        value = at(place)
+        begins_frame = ~in_pieces & (value == ord(","))
+        header = tf.where(begins_frame, 11 + palette_bytes(at(place + tf.where(begins_frame, 9, 0))), 2)
+        following = tf.where(in_pieces, behind_pieces(place), place + header)
+        return following, ~in_pieces | (value != 0), tf.where(begins_frame, place, frame)
+
+    def goes_on(place: tf.Tensor, in_pieces: tf.Tensor, frame: tf.Tensor) -> tf.Tensor:
+        begins_block = (at(place) == ord(",")) | (at(place) == ord("!"))
+        return (place < length) & (in_pieces | ((frame < 0) & begins_block))
 
     start = 13 + palette_bytes(at(tf.constant(10)))
     state = (start, tf.constant(False), tf.constant(-1))
-    end, in_data, frame = tf.while_loop(goes_on, step, state, maximum_iterations=limits.max_gif_blocks)
-    width, height = tf.unstack(tf.cast(_numbers(image_bytes, 6, 2, tf.uint16), tf.int32), 2)
-    place_and_size = tf.cast(_numbers(image_bytes, frame + 1, 4, tf.uint16), tf.int32)
-    fills_canvas = tf.reduce_all(place_and_size == [0, 0, width, height])
-    first_frame = tf.strings.join([tf.strings.substr(image_bytes, 0, end), b";"])
-    return _decode_any(_where(~in_data & fills_canvas & limits.allow(height, width), first_frame))
+    end, in_pieces, frame = tf.while_loop(goes_on, step, state, maximum_iterations=max_steps)
+    return frame, tf.where(in_pieces, 0, end)
 
 
 def _numbers(image_bytes: tf.Tensor, place: Any, count: Any, dtype: tf.DType, *, little_endian: bool = True) -> tf.Tensor:
@@ -204,18 +228,11 @@ def _numbers(image_bytes: tf.Tensor, place: Any, count: Any, dtype: tf.DType, *,
     return tf.io.decode_raw(tf.strings.substr(image_bytes, place, count * dtype.size), dtype, little_endian=little_endian)
 
 
-def _count(image_bytes: tf.Tensor, sought: bytes) -> tf.Tensor:
-    """How often a few bytes occur, as an int32 scalar."""
+def _count(image_bytes: tf.Tensor, sought: bytes, limit: int) -> tf.Tensor:
+    """How often a few bytes occur, as an int32 scalar. It stops above `limit`, so that it needs little memory."""
     import tensorflow as tf
 
-    def in_chunk(place: tf.Tensor, found: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        data = tf.io.decode_raw(tf.strings.substr(image_bytes, place, _CHUNK_BYTES + len(sought) - 1), tf.uint8)
-        num_places = tf.maximum(0, tf.size(data) - len(sought) + 1)
-        hits = tf.reduce_all([data[k : k + num_places] == value for k, value in enumerate(sought)], axis=0)
-        return place + _CHUNK_BYTES, found + tf.math.count_nonzero(hits, dtype=tf.int32)
-
-    length = tf.strings.length(image_bytes)
-    return tf.while_loop(lambda place, _: place < length, in_chunk, (tf.constant(0), tf.constant(0)))[1]
+    return tf.size(tf.strings.split([image_bytes], sought, maxsplit=limit + 1).values) - 1
 
 
 def _to_square(image: tf.Tensor, size: int, resize: str) -> tf.Tensor:
@@ -259,7 +276,7 @@ def _resample(image: tf.Tensor, size: Any, scale: Any, translation: Any) -> tf.T
         return tf.cast(tf.clip_by_value(tf.floor(resampled + 0.5), 0, 255), tf.uint8)
 
     height, width = tf.unstack(tf.shape(image)[:2])
-    num_rows = tf.maximum(1, _BAND_PIXELS // width)
+    num_rows = tf.maximum(1, _RESIZED_AT_ONCE // width)
 
     def next_band(top: tf.Tensor, bands: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
         band = along(1, _over_white(image[top : top + num_rows]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from job.model.graph_decode import Limits, pixels_of
 from job.model.network import fit_as_constants, with_constant_weights
@@ -47,14 +47,19 @@ def save(
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")], autograph=False)
     def from_bytes(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        pixels, valid = decoded(image_bytes, image_size, resize, limits)
+        pixels, places = decoded(image_bytes, image_size, resize, limits)
+        count = tf.shape(image_bytes, tf.int64)[0]
+
+        def in_place(values: tf.Tensor, *shape: int) -> tf.Tensor:  # Zeros, or empty strings, where there is no picture.
+            return tf.scatter_nd(places[:, None], values, tf.concat([[count], tf.constant(shape, tf.int64)], axis=0))
+
         found = answer(pixels)
         return {
-            "probabilities": tf.where(valid[:, None], found["probabilities"], 0.0),
-            "probability": tf.where(valid, found["probability"], 0.0),
-            "class_names": found["class_names"],
-            "label": tf.where(valid, found["label"], ""),
-            "valid": valid,
+            "probabilities": in_place(found["probabilities"], len(class_names)),
+            "probability": in_place(found["probability"]),
+            "class_names": tf.broadcast_to(names[None, :], (count, len(class_names))),
+            "label": in_place(found["label"]),
+            "valid": in_place(tf.ones_like(places, tf.bool)),
         }
 
     @tf.function(input_signature=[pixels_spec], autograph=False)
@@ -68,27 +73,31 @@ def save(
 
 
 def decoded(image_bytes: tf.Tensor, size: int, resize: str, limits: Limits) -> tuple[tf.Tensor, tf.Tensor]:
-    """Decode encoded pictures (N), each by itself: one that cannot be decoded costs no other.
+    """Decode encoded pictures, each by itself: one that cannot be decoded costs no other.
 
-    Returns uint8 pixels (N, size, size, 3), black where there is no picture, and bools (N) that say where there is one.
+    Returns uint8 pixels (K, size, size, 3) of those that could be decoded, and int64 places (K) of these in the batch.
     """
     import tensorflow as tf
 
     with tf.device("CPU"):  # tf.data and the decoders are there only.
-        count = tf.shape(image_bytes, tf.int64)[0]
         pictures = (
             tf.data.Dataset.from_tensor_slices(image_bytes)
             .enumerate()
-            .map(
-                lambda place, encoded: (place, pixels_of(encoded, size, resize, limits)),
-                num_parallel_calls=_DECODED_AT_ONCE,
-                deterministic=False,
-            )
+            .map(lambda place, encoded: (pixels_of(encoded, size, resize, limits), place), _DECODED_AT_ONCE)
             .ignore_errors()
         )
-        black = tf.data.Dataset.from_tensors((count, tf.zeros((size, size, 3), tf.uint8)))
-        # One batch of all that could be decoded. The black picture comes last, so the batch is never empty.
-        places, pixels = pictures.concatenate(black).batch(count + 1).get_single_element()
-        num_decoded = tf.shape(places)[0] - 1
-        found_at = tf.tensor_scatter_nd_update(tf.fill([count + 1], num_decoded), places[:, None], tf.range(num_decoded + 1))
-        return tf.gather(pixels, found_at[:-1]), found_at[:-1] < num_decoded
+        # All in one batch. There is none of nothing, so a picture that is no one's ends it.
+        last = tf.data.Dataset.from_tensors((tf.zeros((size, size, 3), tf.uint8), tf.constant(-1, tf.int64)))
+        batch_size = tf.size(image_bytes, tf.int64) + 1
+        pixels, places = pictures.concatenate(last).batch(batch_size).get_single_element()
+        return pixels[:-1], places[:-1]
+
+
+def class_names(model: Any) -> list[str]:
+    """Read the names of the classes from a loaded SavedModel, in the order of its probabilities."""
+    import tensorflow as tf
+
+    signature = model.signatures["pixels"]
+    _, *shape = signature.structured_input_signature[1]["pixels"].shape
+    names = signature(pixels=tf.zeros((1, *shape), tf.uint8))["class_names"][0]
+    return [name.decode() for name in names.numpy()]
