@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from job.data.decode import JPEG_REDUCTIONS
 
@@ -55,13 +55,11 @@ class Limits:
         return (short >= self.min_side_px) & (short * long <= self.max_pixels) & ~is_long
 
 
-def pixels_of(
-    image_bytes: tf.Tensor, size: int, resize: Literal["squash", "crop", "pad"] | str, limits: Limits
-) -> tf.Tensor:
+def pixels_of(image_bytes: tf.Tensor, size: int, resize: str, limits: Limits) -> tf.Tensor:
     """Decode one encoded picture to uint8 pixels of shape (size, size, 3).
 
     Raises:
-        InvalidArgumentError: (the graph, when it runs) where the bytes are no picture that it decodes, or one beyond `limits`.
+        InvalidArgumentError: when the graph runs, where the bytes are no picture that it decodes, or one beyond `limits`.
     """
     import tensorflow as tf
 
@@ -131,7 +129,14 @@ def _png(image_bytes: tf.Tensor, limits: Limits) -> tf.Tensor:
     width, height = tf.unstack(_numbers(image_bytes, 16, 2, tf.int32, little_endian=False), 2)
     num_texts = sum(_count(image_bytes, kind, limits.max_png_texts) for kind in (b"zTXt", b"iTXt"))
     allowed = limits.allow(height, width) & (num_texts <= limits.max_png_texts)
-    return tf.io.decode_png(_where(allowed, image_bytes), channels=4)
+    image_bytes = _where(allowed, image_bytes)
+    # TensorFlow adds an opacity of 1 to pictures of 1 bit, of 15 to those of 4 bits, where 255 is opaque.
+    is_opaque = (_numbers(image_bytes, 24, 1, tf.uint8)[0] < 8) & (_count(image_bytes, b"tRNS", 1) == 0)
+    return tf.cond(
+        is_opaque,
+        lambda: tf.io.decode_png(image_bytes, channels=3),
+        lambda: tf.io.decode_png(image_bytes, channels=4),
+    )
 
 
 def _bmp(image_bytes: tf.Tensor, limits: Limits) -> tf.Tensor:
@@ -147,7 +152,7 @@ def _bmp(image_bytes: tf.Tensor, limits: Limits) -> tf.Tensor:
     def through_palette() -> tf.Tensor:
         num = tf.where(num_colours == 0, 256, num_colours)
         blue_green_red_0 = tf.reshape(_numbers(image_bytes, 14 + header_bytes, 4 * num, tf.uint8), (num, 4))
-        numbers = tf.io.decode_bmp(image_bytes, channels=1)[:, :, 0]
+        numbers = tf.io.decode_bmp(image_bytes)[:, :, 0]
         return tf.gather(blue_green_red_0[:, 2::-1], tf.cast(numbers, tf.int32))
 
     return tf.cond(bits == 8, through_palette, lambda: _decode_any(image_bytes))
