@@ -238,6 +238,8 @@ def headline(job: Job) -> str:
         found = (
             f"Accuracy {test['accuracy']:.3f} ({low:.3f} to {high:.3f}) on {test['num_examples']:,} held-out photos, {what}."
         )
+        if "export" in job.done and (notice := job["export"].parity["bytes"]["notice"]):
+            found += f" {notice}"
         found += page
     return "\n".join(filter(None, (found, publishing.in_service(job.workdir))))
 

@@ -16,14 +16,22 @@ if TYPE_CHECKING:
 _DECODED_AT_ONCE = 8
 
 
+# What the signatures answer with, for model.json. N pictures, C classes.
+OUTPUTS = {
+    "probabilities": "float32 (N, C)",
+    "class_names": "string (N, C), in the order of the probabilities",
+    "probability": "float32 (N), the largest of the probabilities",
+    "label": "string (N), the most probable class",
+    "valid": "bool (N), of serving_default: false where nothing was decoded; the probabilities are 0, the label is empty",
+}
+
+
 def save(
     classifier: keras.Model, folder: Path, *, image_size: int, resize: str, class_names: tuple[str, ...], limits: Limits
 ) -> None:
     """Write a SavedModel with the signatures `serving_default` (bytes) and `pixels` (uint8 arrays).
 
-    `classifier` takes uint8 pixels (N, size, size, 3) and gives probabilities (N, C). Both signatures answer with
-    `probabilities` (N, C), `class_names` (N, C), and the most probable `label` (N) with its `probability` (N).
-    `serving_default` adds `valid` (N): false where a picture was not decoded; then its probabilities are 0, its label "".
+    `classifier` takes uint8 pixels (N, size, size, 3) and gives probabilities (N, C). `OUTPUTS` has the answers.
     """
     import tensorflow as tf
 
