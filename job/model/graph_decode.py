@@ -123,14 +123,14 @@ def _jpeg(image_bytes: tf.Tensor, size: int, resize: str, limits: Limits) -> tf.
 
 
 def _png(image_bytes: tf.Tensor, limits: Limits) -> tf.Tensor:
-    """The pixels of a PNG, RGBA. Each compressed text in it may take 8 MB in libpng, which reads a thousand of them."""
+    """The pixels of a PNG, RGB or RGBA. Each compressed text in it may take 8 MB in libpng, which reads a thousand of them."""
     import tensorflow as tf
 
     width, height = tf.unstack(_numbers(image_bytes, 16, 2, tf.int32, little_endian=False), 2)
     num_texts = sum(_count(image_bytes, kind, limits.max_png_texts) for kind in (b"zTXt", b"iTXt"))
     allowed = limits.allow(height, width) & (num_texts <= limits.max_png_texts)
     image_bytes = _where(allowed, image_bytes)
-    # TensorFlow adds an opacity of 1 to pictures of 1 bit, of 15 to those of 4 bits, where 255 is opaque.
+    # Where TensorFlow adds the opacity itself, it adds 1 to pictures of 1 bit and 15 to those of 4 bits; 255 is opaque.
     is_opaque = (_numbers(image_bytes, 24, 1, tf.uint8)[0] < 8) & (_count(image_bytes, b"tRNS", 1) == 0)
     return tf.cond(
         is_opaque,
@@ -202,7 +202,7 @@ def _first_gif_frame(data: tf.Tensor, max_steps: int) -> tuple[tf.Tensor, tf.Ten
         return tf.where(flags >= 0x80, 3 * 2 ** (flags % 8 + 1), 0)
 
     def behind_pieces(place: tf.Tensor) -> tf.Tensor:
-        """Behind as many pieces as follow each other in one length: they are passed in one step."""
+        """Pass the piece at a place, and those of the same length that follow it, in one step."""
         size = 1 + at(place)
         ahead = at(place + size * tf.range(1, _GIF_PIECES_AT_ONCE))
         others = tf.concat([tf.cast(1 + ahead != size, tf.int32), [1]], axis=0)

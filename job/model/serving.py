@@ -94,10 +94,10 @@ def decoded(image_bytes: tf.Tensor, size: int, resize: str, limits: Limits) -> t
             .map(lambda place, encoded: (pixels_of(encoded, size, resize, limits), place), _DECODED_AT_ONCE)
             .ignore_errors()
         )
-        # All in one batch. There is none of nothing, so a picture that is no one's ends it.
-        last = tf.data.Dataset.from_tensors((tf.zeros((size, size, 3), tf.uint8), tf.constant(-1, tf.int64)))
+        # All in one batch. Where no picture could be decoded there would be none, so a spare picture is added, and cut off.
+        spare = tf.data.Dataset.from_tensors((tf.zeros((size, size, 3), tf.uint8), tf.constant(-1, tf.int64)))
         batch_size = tf.size(image_bytes, tf.int64) + 1
-        pixels, places = pictures.concatenate(last).batch(batch_size).get_single_element()
+        pixels, places = pictures.concatenate(spare).batch(batch_size).get_single_element()
         return pixels[:-1], places[:-1]
 
 
