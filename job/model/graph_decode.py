@@ -123,7 +123,7 @@ def _jpeg(image_bytes: tf.Tensor, size: int, resize: str, limits: Limits) -> tf.
 
 
 def _png(image_bytes: tf.Tensor, limits: Limits) -> tf.Tensor:
-    """The pixels of a PNG, RGB or RGBA. Each compressed text in it may take 8 MB in libpng, which reads a thousand of them."""
+    """The pixels of a PNG, RGB or RGBA. Each compressed text in it may take 8 MB in libpng, which reads up to 1000."""
     import tensorflow as tf
 
     width, height = tf.unstack(_numbers(image_bytes, 16, 2, tf.int32, little_endian=False), 2)
