@@ -301,7 +301,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             name="export",
-            schema=3,
+            schema=4,
             after=("audit", "extract", "head", "fine_tune", "evaluate"),
             settings=lambda c: [c.export.what(), _decoding(c)],
             outputs=("stages/export",),

@@ -228,6 +228,8 @@ def headline(job: Job) -> list[str]:
         found = (
             f"Accuracy {test['accuracy']:.3f} ({low:.3f} to {high:.3f}) on {test['num_examples']:,} held-out photos, {what}."
         )
+        if "export" in job.done and (notice := job["export"].parity["bytes"]["notice"]):
+            found += f" {notice}"
         found += page
     return list(filter(None, (publishing.new_model(job.workdir), found, publishing.in_service(job.workdir))))
 

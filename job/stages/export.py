@@ -28,6 +28,7 @@ from job.data.sources import Entry, Source
 from job.data.stores import ArrayStore
 from job.errors import Diverged, GateNotMet, JobError, TryAgainLater, of_code
 from job.model import serving
+from job.model.graph_decode import FORMATS, Limits
 from job.model.heads import Head
 from job.model.network import Network
 from job.storage.files import digest_of_file, storage_failed
@@ -77,18 +78,25 @@ def export(
     if bad:
         raise Diverged(f"{len(bad)} variables of the model are not finite numbers, {bad[0]} the first. Nothing is exported.")
     rules = DecodeRules(**{name: getattr(intake, name) for name in DecodeRules.__dataclass_fields__})
+    limits = Limits(rules.max_pixels, rules.min_side_px, rules.max_aspect_ratio)
     result: dict[str, Any] = {}
 
     def build(folder: Path) -> None:
         with _tensorflows_storage_errors(folder, sum(4 * int(np.prod(v.shape)) for v in classifier.variables)):
             serving.save(
-                classifier, folder, image_size=intake.image_size, resize=intake.resize, class_names=examples.class_names
+                classifier,
+                folder,
+                image_size=intake.image_size,
+                resize=intake.resize,
+                class_names=examples.class_names,
+                limits=limits,
             )
             classifier.save(folder / "model.keras")
         context.stop.check()
         result.update(_check_parity(checker, config, folder, rules, examples, images, source, entries, context))
         (folder / "parity.json").write_text(json.dumps(result, indent=2) + "\n")
         card = _model_card(intake, examples, network, folder, tuned_weights is not None)
+        card["image_bytes"] = _what_bytes_it_takes(limits, result)
         (folder / "model.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         if not result["agrees"]:
             context.workdir.write_json(PARITY, result)
@@ -210,9 +218,20 @@ def _model_card(
         "backbone": network.config.name,
         "decoder": {name: getattr(intake, name) for name in ("max_pixels", "min_side_px", "max_aspect_ratio")},
         "signatures": {"serving_default": "image_bytes: string (N)", "pixels": "uint8 (N, size, size, 3)"},
+        "outputs": serving.OUTPUTS,
         "versions": {
             "transfer-job": __version__,
             **{p: importlib.metadata.version(p) for p in ("keras", "numpy", "pillow")},
         },
         "sha256": {p.relative_to(folder).as_posix(): digest_of_file(p) for p in sorted(folder.rglob("*")) if p.is_file()},
+    }
+
+
+def _what_bytes_it_takes(limits: Limits, checked: dict[str, Any]) -> dict[str, Any]:
+    """Part of model.json: what `serving_default` decodes. All else gets `valid` false, as docs/security.md explains."""
+    told = ("num_photos", "not_decodable_in_graph", "notice")
+    return {
+        "formats": list(FORMATS),
+        "limits": asdict(limits),
+        "held_out": {name: checked["bytes"][name] for name in told},
     }

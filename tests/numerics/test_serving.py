@@ -7,8 +7,10 @@ import pytest
 from PIL import Image
 
 from job.data.decode import DecodeRules, decode
-from job.model import serving
+from job.model import graph_decode
 from tests.conftest import paint
+
+LIMITS = graph_decode.Limits(max_pixels=10**8, min_side_px=8, max_aspect_ratio=20)
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +25,9 @@ def encoded(image, kind, **options):
 
 
 def difference(payload, size=64, resize="squash"):
-    rules = DecodeRules(size, resize, 10**8, 8, 20)
+    rules = DecodeRules(size, resize, LIMITS.max_pixels, LIMITS.min_side_px, LIMITS.max_aspect_ratio)
     ours = decode(payload, rules).pixels_HWC.astype(int)
-    return np.abs(np.asarray(serving.pixels_of(payload, size, resize)).astype(int) - ours)
+    return np.abs(np.asarray(graph_decode.pixels_of(payload, size, resize, LIMITS)).astype(int) - ours)
 
 
 @pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
@@ -49,7 +51,7 @@ def test_exif_orientation_is_read_in_the_graph(photo, orientation, little_endian
     exif[0x010F] = "a camera"
     exif[0x0112] = orientation
     payload = encoded(photo, "JPEG", quality=95, exif=exif)
-    assert int(serving.orientation(payload)) == orientation
+    assert int(graph_decode.orientation(payload)) == orientation
     assert difference(payload, 100).mean() < 0.3
 
 
@@ -57,7 +59,7 @@ def test_exif_orientation_is_read_in_the_graph(photo, orientation, little_endian
     "payload", [b"\xff\xd8", b"\xff\xd8\xff\xe1\0\x10Exif\0\0MM\0*\xff\xff\xff\xff", b"\xff\xd8\xff\xe1\xff\xff"]
 )
 def test_broken_exif_counts_as_upright(payload):
-    assert int(serving.orientation(payload)) == 1
+    assert int(graph_decode.orientation(payload)) == 1
 
 
 def test_transparency_is_laid_over_white_in_the_graph(photo):
@@ -69,7 +71,17 @@ def test_transparency_is_laid_over_white_in_the_graph(photo):
 
 
 @pytest.mark.parametrize(
-    ("kind", "mode"), [("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "L"), ("BMP", "RGB"), ("GIF", "P"), ("WEBP", "RGB")]
+    ("kind", "mode"),
+    [
+        ("JPEG", "RGB"),
+        ("JPEG", "L"),
+        ("PNG", "L"),
+        ("BMP", "RGB"),
+        ("BMP", "P"),
+        ("GIF", "P"),
+        ("WEBP", "RGB"),
+        ("WEBP", "RGBA"),
+    ],
 )
 def test_every_kind_that_tensorflow_decodes_agrees(photo, kind, mode):
     found = difference(encoded(photo.convert(mode), kind), 100)

@@ -184,10 +184,11 @@ def evaluated(context, names=("daisy", "rose"), met=True, with_fine_tuned=True, 
     context.workdir.write_json("stages/evaluate/evaluation.json", numbers)
 
 
-def exported(context, faults=()):
+def exported(context, faults=(), notice=""):
     arrays = {"largest_difference": 4e-7, "tolerance": 1e-4, "changed_labels": 0}
     by_bytes = {"num_photos": 24, "not_decodable_in_graph": 1, "largest_difference": 0.05, "mean_difference": 0.001}
     by_bytes |= {"changed_labels": 1, "changed_labels_with_clear_margin": 0, "clear_margin": 0.2}
+    by_bytes |= {"notice": notice}
     verdict = {"faults": list(faults), "agrees": not faults}
     exif = {"largest_difference": 0.0, "tolerance": 0.02}
     context.workdir.write_json(
@@ -392,6 +393,14 @@ def test_failed_parity_is_said_at_the_top(context):
     assert "the exported model disagrees" in top and "The check found: EXIF orientation is not honoured." in top
 
 
+def test_many_photos_that_the_graph_cannot_decode_are_said_at_the_top(context):
+    everything(context)
+    exported(context, notice="The exported model cannot decode 1 of 24 held-out photos.")
+    page = drawn(context)
+    assert "cannot decode 1 of 24 held-out photos" in top_of(page)
+    assert "1 photo (4.2%) cannot be decoded by TensorFlow alone" in page
+
+
 @pytest.mark.parametrize(
     ("data", "labels", "said"),
     [
@@ -413,7 +422,7 @@ def test_photos_that_could_not_be_read_again_are_not_called_undecodable(context)
     parity["bytes"] |= {"not_decodable_in_graph": 0, "not_readable": 2}
     context.workdir.write_json("stages/export/parity.json", parity)
     page = drawn(context)
-    assert "2 photos have changed or gone since the source was listed" in page and "cannot decode by itself" not in page
+    assert "2 photos have changed or gone since the source was listed" in page and "decoded by TensorFlow alone" not in page
 
 
 def test_run_that_ended_before_the_export_says_so(context):
