@@ -211,13 +211,15 @@ def report(directory: str) -> None:
     from job.config import Config
     from job.output import existing_workdir, owned
     from job.pipeline import STAGES
-    from job.records import contradictions, made_with, timings
+    from job.records import contradictions, made_with, read_run, timings
     from job.stages.report import report as draw_report
 
     with _context(existing_workdir(directory)) as context, owned(context):
-        described = context.workdir.read_json("run.json")
+        described = read_run(context.workdir)
         if described is None:
-            raise UsageError(f"{directory}: there is no run.json in it, so this is not the output of a run.")
+            raise UsageError(
+                f"{directory}/run.json is missing or damaged. Give the --out of a run, or run the job on it again."
+            )
         if mixed := contradictions(context.workdir, {name: stage for name, stage in STAGES.items() if name != "report"}):
             lines = "\n".join(f"  {line}" for line in mixed)
             raise UsageError(

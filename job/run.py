@@ -21,7 +21,7 @@ from job.output import owned
 from job.peers import HEARD_WITHIN_S, Chief, Worker
 from job.pipeline import STAGES
 from job.provenance import describe, warn_of_another_machine
-from job.records import record_name, timings
+from job.records import read_record, read_run, record_name, timings, write_record, write_run
 from job.storage.workdir import Workdir, digest_of_file
 from job.telemetry import spent_once
 
@@ -88,7 +88,7 @@ def run(job: Job, stop_after: str | None = None) -> None:
         JobError: as the stages do.
     """
     with owned(job.context), _led(job, steps := plan(job, stop_after), stop_after):
-        is_due = any(step.runs for step in steps) or not job.workdir.exists("run.json")  # A kill may have left it out.
+        is_due = any(step.runs for step in steps) or read_run(job.workdir) is None  # A kill may have left it out.
         failure = _run_stages(job, steps, stop_after) if is_due else None
         publish_examples(job.workdir)
         _raise_if_refused(job)
@@ -186,7 +186,7 @@ def _run_stages(job: Job, steps: list[Step], stop_after: str | None) -> GateNotM
     described = describe(job)
     warn_of_another_machine(job, described)
     _withdraw(job.workdir, {step.stage for step in steps if step.runs and not step.only_stores})
-    job.workdir.write_json("run.json", described)
+    write_run(job.workdir, described)
     job.workdir.commit()
     failure: GateNotMet | None = None
     something_ran = False  # Then what comes later may have become stale, even if that was not planned.
@@ -229,7 +229,7 @@ def publish_examples(workdir: Workdir) -> None:
     """examples.parquet: the table as the last stage that decided about photos left it."""
     for stage in ("audit", "split"):
         table = workdir.path(f"stages/{stage}/examples.parquet")
-        if workdir.exists(record_name(stage)) and table.exists():
+        if read_record(workdir, stage) and table.exists():
             if workdir.digests(("examples.parquet",)).get("examples.parquet") != digest_of_file(table):
                 workdir.write_bytes("examples.parquet", table.read_bytes())
             return
@@ -237,7 +237,7 @@ def publish_examples(workdir: Workdir) -> None:
 
 def publish_metrics(job: Job) -> None:
     """metrics.json: the numbers of evaluate, with the times of all stages so far."""
-    if not job.workdir.exists(record_name("evaluate")):
+    if not read_record(job.workdir, "evaluate"):
         return
     numbers = job["evaluate"].numbers
     records = timings(job.workdir, STAGES)
@@ -250,7 +250,7 @@ def publish_metrics(job: Job) -> None:
 def headline(job: Job) -> str:
     """The last line of a run."""
     report = job.workdir.shown("report.html")
-    if not job.workdir.exists(record_name("evaluate")):
+    if not read_record(job.workdir, "evaluate"):
         looked_at = f"{len(job['intake'].examples):,} files looked at."
         return f"{looked_at} Report: {report}" if job.workdir.exists("report.html") else looked_at
     numbers = job["evaluate"].numbers
@@ -300,7 +300,7 @@ def _run_stage(job: Job, name: str) -> None:
         "spent_s": {what: round(seconds, 3) for what, seconds in spent_s.items()},
         "done": done,
     }
-    job.workdir.write_json(record_name(name), record)
+    write_record(job.workdir, name, record)
     job.workdir.commit()
     telemetry.line(f"{name:<10}done in {record['wall_s']:.1f} s")
     telemetry.event("stage_finished", stage=name, wall_s=record["wall_s"], cpu_s=record["cpu_s"])
@@ -308,7 +308,7 @@ def _run_stage(job: Job, name: str) -> None:
 
 def _why_stale(job: Job, name: str, done: list[str]) -> str:
     """Why a stage has to run; empty where it does not. `done` are the stages of this run that stand before it."""
-    stage, record = STAGES[name], job.workdir.read_json(record_name(name))
+    stage, record = STAGES[name], read_record(job.workdir, name)
     if record is None:
         return "it has not been finished before"
     if record.get("schema") != stage.schema:
@@ -323,7 +323,7 @@ def _why_stale(job: Job, name: str, done: list[str]) -> str:
 
 
 def _stores_intact(job: Job, name: str) -> bool:
-    record = job.workdir.read_json(record_name(name))
+    record = read_record(job.workdir, name)
     if record is None:
         return False
     for store in set(record["stores"]) - job.intact_stores:
@@ -345,7 +345,7 @@ def _sweep(job: Job) -> None:
     """Remove stores of earlier settings, where the cache is this run's alone."""
     cache = job.context.cache
     if cache.may_be_swept:
-        records = [job.workdir.read_json(record_name(name)) for name in STAGES]
+        records = [read_record(job.workdir, name) for name in STAGES]
         names = {store for record in records if record for store in record["stores"]}
         indexes = [cache.path(name) for name in names]
         there = [index for index in indexes if index.exists()]
@@ -368,7 +368,7 @@ def _withdraw(workdir: Workdir, changing: set[str]) -> None:
 
 
 def _raise_if_refused(job: Job) -> None:
-    refusals = job["split"].refusals if job.workdir.exists(record_name("split")) else ()
+    refusals = job["split"].refusals if read_record(job.workdir, "split") else ()
     if refusals:
         page = job.workdir.shown("report.html")
         shown = f" The page shows all of it: {page}" if job.workdir.exists("report.html") else ""

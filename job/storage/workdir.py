@@ -125,15 +125,14 @@ class Workdir:
         self.write_bytes(name, text.encode("utf-8", "backslashreplace"))
 
     def read_json(self, name: str) -> Any:
-        """The parsed file, or None where it is missing or is not JSON."""
+        """The parsed file, or None where it is missing, no regular file or not JSON."""
+        path = self.path(name)
         try:
-            return json.loads(self.path(name).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except (UnicodeDecodeError, json.JSONDecodeError):
+            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        except (ValueError, RecursionError, FileNotFoundError):
             return None
         except OSError as error:
-            raise StorageFailed(f"{self.path(name)}: {error.strerror}") from error
+            raise StorageFailed(f"{path}: {error.strerror}") from error
 
     def publish_folder(self, name: str, build: Callable[[Path], None]) -> None:
         """Let `build` fill a new folder, then make `name` point to it in one step; earlier versions are removed."""
