@@ -40,7 +40,7 @@ class _Translating(click.Group):
         except OSError as error:  # Of a library that writes where nobody thought of it.
             if error.errno not in OF_STORAGE:
                 raise
-            from job.storage.workdir import storage_failed
+            from job.storage.files import storage_failed
 
             _end(storage_failed(error, Path(error.filename or ".")))
 
@@ -139,16 +139,15 @@ def _with_run_options(command: Command) -> Command:
 @click.option("--dry-run", is_flag=True, help="Print the resolved configuration and which stages would run, and why.")
 def run(call: _Call, stop_after: str | None, dry_run: bool) -> None:
     """Run the whole job: intake, split, explore, extract, audit, head, fine_tune, evaluate, export, report."""
-    config = _config(call)
     work = _dry_run if dry_run else _run
-    work(config, call.data, call.labels, call.out, stop_after)
+    work(call, _config(call), stop_after)
 
 
 @main.command()
 @_with_run_options
 def explore(call: _Call) -> None:
     """Only look at the data: the same as run --stop-after explore."""
-    _run(_config(call), call.data, call.labels, call.out, "explore")
+    _run(call, _config(call), "explore")
 
 
 @main.command()
@@ -175,9 +174,9 @@ def rank(call: _Call, backbones: tuple[str, ...], image_sizes: tuple[str, ...]) 
 
     _refuse_credentials(*(part.partition("weights=")[2] for listed in backbones for part in listed.split(",")))
     config = _loaded(call)
-    workdir = output.make_workdir(call.out, call.data, config.cache)
+    workdir = _workdir(call, config)
     found = candidates(backbones, image_sizes, config, workdir.shown("cache"))
-    with _context(workdir, config) as context, output.owned(context):
+    with _context(workdir, config) as context, output.owned(context, call.config_file):
         table = rank_candidates(
             found,
             call.data,
@@ -208,6 +207,7 @@ def predict(model: str, data: str, out: str, tfds_dir: str | None, batch_size: i
 @click.argument("directory", metavar="DIR")
 def report(directory: str) -> None:
     """Draw the page of a run again from its artifacts, DIR/report.html."""
+    from job import publishing
     from job.config import Config
     from job.output import existing_workdir, owned
     from job.pipeline import STAGES
@@ -220,15 +220,16 @@ def report(directory: str) -> None:
             raise UsageError(
                 f"{directory}/run.json is missing or damaged. Give the --out of a run, or run the job on it again."
             )
-        if mixed := contradictions(context.workdir, {name: stage for name, stage in STAGES.items() if name != "report"}):
+        made = [name for name in made_with(context.workdir, STAGES, described["settings_of_stages"]) if name != "report"]
+        if mixed := contradictions(context.workdir, {name: STAGES[name] for name in made}):
             lines = "\n".join(f"  {line}" for line in mixed)
             raise UsageError(
                 f"{directory} holds a mix of results:\n{lines}\nRun the job on it again, and it puts that right."
             )
         config = Config.model_validate(described["config"])
-        shown = timings(context.workdir, made_with(context.workdir, STAGES, described["settings_of_stages"]))
-        draw_report(config.report, run=described, timings=shown, context=context)
-        click.echo(f"Report: {context.workdir.shown('report.html')}")
+        draw_report(config.report, run=described, timings=timings(context.workdir, made), context=context)
+        publishing.publish(context.workdir, [*made, "report"])
+        click.echo(f"Report: {context.workdir.shown(f'{publishing.place(context.workdir)}report.html')}")
 
 
 @main.command()
@@ -237,6 +238,7 @@ def report(directory: str) -> None:
 def demo(out: str, seed: int) -> None:
     """The whole job on pictures that it draws itself, without any network, in about a minute."""
     from job import demo as drawn
+    from job import output
     from job.storage.objects import is_remote
     from job.train.cluster import Cluster
 
@@ -245,8 +247,9 @@ def demo(out: str, seed: int) -> None:
     _refuse_credentials(out)
     if is_remote(out):
         raise UsageError(f"--out {out}: the demo draws its pictures into a folder of this machine; give one.")
-    data = drawn.draw_photos(Path(out), seed)
-    _run(drawn.config(seed), str(data), None, str(Path(out) / "run"), None)
+    with _context(output.make_workdir(out), logs=False) as context, output.owned(context):
+        data = drawn.draw_photos(context.workdir, seed)
+    _run(_Call(str(data), None, str(Path(out) / "run"), None, (), None, None), drawn.config(seed), None)
 
 
 def _refuse_credentials(*uris: str | None) -> None:
@@ -294,35 +297,51 @@ def _context(workdir: Any = None, config: Any = None, *, logs: bool = True) -> I
         telemetry.close()
 
 
-def _run(config: Any, data: str, labels: str | None, out: str, stop_after: str | None) -> None:
-    from job import output, run
+def _workdir(call: _Call, config: Any, worker: int = 0) -> Any:
+    """Return the output directory, refused where it and the inputs do not go together."""
+    from job import output
+
+    folders, files = [config.intake.tfds_dir], [call.labels, str(call.config_file or "") or None]
+    if config.backbone.weights not in ("imagenet", "random"):
+        files.append(config.backbone.weights)
+    if not call.data.startswith("tfds:"):
+        (files if Path(call.data).is_file() or output.is_table(call.data) else folders).append(call.data)
+    if config.cache.dir:
+        output.refuse_nested(config.cache.dir, "cache.dir", [call.data])
+    return output.make_workdir(call.out, folders=folders, files=files, worker=worker)
+
+
+def _run(call: _Call, config: Any, stop_after: str | None) -> None:
+    from job import run
     from job.job import Job
     from job.provenance import program
     from job.train.cluster import Cluster
 
     cluster = Cluster.from_environ(os.environ, logical_cpus=config.cluster.logical_cpus)
-    workdir = output.make_workdir(out, data, config.cache, cluster.index)
+    workdir = _workdir(call, config, cluster.index)
     with _context(workdir, config, logs=cluster.is_chief) as context:
         context.telemetry.line(str(cluster))
         command = [*shlex.split(program()), *sys.argv[1:]]
-        job = Job(config, data, context, command, labels=labels, cluster=cluster)
+        job = Job(config, call.data, context, command, labels=call.labels, cluster=cluster)
         if cluster.is_chief:
-            run.run(job, stop_after)
+            run.run(job, stop_after, call.config_file)
             click.echo(run.headline(job))
         else:
             run.assist(job, stop_after)
 
 
-def _dry_run(config: Any, data: str, labels: str | None, out: str, stop_after: str | None) -> None:
+def _dry_run(call: _Call, config: Any, stop_after: str | None) -> None:
     from job import output, run
     from job.config import as_toml
     from job.context import Context
     from job.job import Job
     from job.telemetry import Telemetry
 
-    with output.looked_at(output.make_workdir(out, data, config.cache)) as workdir:
+    given = _workdir(call, config)
+    output.check(Context(given, Telemetry(None), caching=config.cache), call.config_file)
+    with output.looked_at(given) as workdir:
         context = Context(workdir, Telemetry(None), config.seed, caching=config.cache)
-        job = Job(config, data, context, labels=labels)
+        job = Job(config, call.data, context, labels=call.labels)
         click.echo(as_toml(config))
         steps = run.plan(job, stop_after)
     for step in steps:

@@ -9,6 +9,7 @@ from job.peers import Alone, Peers
 from job.stop import StopRequest
 from job.storage.cache import Cache
 from job.storage.copies import scratch
+from job.storage.ledger import TEMPORARY
 from job.storage.objects import is_remote, join, open_objects
 from job.storage.workdir import Workdir
 from job.telemetry import Telemetry
@@ -41,4 +42,5 @@ class Context:
         else:
             objects = open_objects(shared) if is_remote(shared) else None
             root = scratch(objects.uri) if objects else Path(shared).expanduser().resolve()
-        return Cache(root, is_shared=shared is not None, max_gb=self.caching.max_gb, objects=objects)
+        temporary = self.workdir.path(TEMPORARY) if shared is None else None
+        return Cache(root, is_shared=shared is not None, temporary=temporary, max_gb=self.caching.max_gb, objects=objects)

@@ -1,25 +1,21 @@
 """The demo: the same pipeline on drawn pictures."""
 
-import shutil
 from pathlib import Path
 
 from job.config import Config
 from job.drawings import draw
 from job.storage.workdir import Workdir
 
-_MARK = "seed.json"
+_PHOTOS, _SEED = "photos", "seed.json"
 
 
-def draw_photos(out: Path, seed: int) -> Path:
-    """Draw the pictures into `out`/photos unless they are there; returns that folder."""
-    workdir = Workdir(out)
-    photos = out / "photos"
-    if workdir.read_json(_MARK) != {"seed": seed}:
-        shutil.rmtree(photos, ignore_errors=True)
-        photos.mkdir(parents=True)
-        draw(photos, seed=seed)
-        workdir.write_json(_MARK, {"seed": seed})
-    return photos
+def draw_photos(workdir: Workdir, seed: int) -> Path:
+    """Draw the pictures, unless those of this seed are there. Return their folder."""
+    if workdir.read_json(_SEED) != {"seed": seed} or not workdir.exists(_PHOTOS):
+        with workdir.writing_folder(_PHOTOS) as photos:
+            draw(photos, seed=seed)
+        workdir.write_json(_SEED, {"seed": seed})
+    return workdir.path(_PHOTOS)
 
 
 def config(seed: int) -> Config:

@@ -1,14 +1,16 @@
 """Thumbnails of stored photos that outlive the cache, for the report."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from job import figures
 from job.data.examples import Examples
 from job.data.stores import ArrayStore
+from job.storage.files import storage_errors
 from job.storage.workdir import Workdir
 
 TILE_PX = 112
@@ -16,16 +18,22 @@ _PHOTOS_IN_STRIP = 8
 
 
 class Gallery:
-    """Writes pictures into one folder of the output directory, which is emptied first; gives their names relative to it."""
+    """Pictures in one folder of the output directory, which appears when all are drawn. Gives their names relative to it."""
 
-    def __init__(self, workdir: Workdir, folder: str, images: ArrayStore) -> None:
-        workdir.fresh_folder(folder)
-        self._workdir, self._folder, self._images = workdir, folder, images
+    def __init__(self, built: Path, folder: str, images: ArrayStore) -> None:
+        self._built, self._folder, self._images = built, folder, images
+
+    @classmethod
+    @contextmanager
+    def drawing(cls, workdir: Workdir, folder: str, images: ArrayStore) -> Iterator[Self]:
+        """Give a gallery to fill. At the good end of the block it takes the place of the one before it."""
+        with workdir.writing_folder(folder) as built:
+            yield cls(built, folder, images)
 
     def add(self, name: str, draw: Callable[[Path], None]) -> str:
-        """What `draw` writes to the path that it is given."""
-        with self._workdir.writing(f"{self._folder}/{name}") as path:
-            draw(path)
+        """Keep what `draw` writes to the path that it is given."""
+        with storage_errors(self._built / name):
+            draw(self._built / name)
         return f"{self._folder}/{name}"
 
     def photo(self, row: int, name: str) -> str:

@@ -1,51 +1,82 @@
-"""The output of a run: where it lies, on this machine or in a bucket, and who owns it."""
+"""The output of a run: where it lies, on this machine or in a bucket, that it is the job's own, and who works in it now."""
 
+import os
+import shlex
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 
-from job.config import CacheConfig
 from job.context import Context
 from job.errors import DataUnusable, Diverged, GateNotMet, Stopped, UsageError
-from job.storage import lease
+from job.storage import claim, lease
 from job.storage.copies import scratch
+from job.storage.files import storage_errors
+from job.storage.ledger import is_reserved
 from job.storage.mirror import Mirror
 from job.storage.objects import is_remote, open_objects
-from job.storage.workdir import Workdir, storage_errors
+from job.storage.workdir import Workdir
 
 # The local part of a bucket's directory lies on a disk of this machine, where the touches of its owner show at once; whether
 # the owner on another machine is alive the bucket's own lease decides. It is silent while TensorFlow is imported.
 _SCRATCH_DEAD_AFTER_S = 15.0
 
 
-def make_workdir(out: str, data: str, caching: CacheConfig | None = None, worker: int = 0) -> Workdir:
-    """The output directory, or this worker's part of a bucket.
+def make_workdir(
+    out: str, *, folders: Sequence[str | None] = (), files: Sequence[str | None] = (), worker: int = 0
+) -> Workdir:
+    """Return the output directory, or this worker's part of a bucket. Nothing is written yet.
+
+    `folders` and `files` are the inputs of the run, by their options; those that are None were not given.
 
     Raises:
-        UsageError: where the run would write into its own source.
+        UsageError: where an input folder lies inside the output, or the output inside an input folder, or an input file has
+        a
+            name that the job writes itself.
     """
-    for name, place in (("--out", out), ("cache.dir", caching.dir if caching else None)):
-        if place and _lies_in(place, data):
+    refuse_nested(out, "--out", folders)
+    for file in filter(None, files):
+        if _lies_in(file, out) and is_reserved(_relative(file, out)):
+            name = file.rstrip("/").rpartition("/")[2]
             raise UsageError(
-                f"{name} {place} lies inside --data {data}: nothing is ever written there. Choose another folder."
+                f"{file} lies in --out {out}, under a name that the job writes itself. Copy it first, and give the copy: "
+                f"cp {shlex.quote(file)} {shlex.quote(f'my-{name}')}"
             )
     return _workdir(out, worker)
 
 
+def refuse_nested(place: str, option: str, folders: Sequence[str | None]) -> None:
+    """Refuse a place to write to that lies in one of these input folders, or that one of them lies in. Raises: "
+    "UsageError."""
+    for folder in filter(None, folders):
+        if _lies_in(place, folder) or _lies_in(folder, place):
+            raise UsageError(
+                f"{option} {place} and the input {folder} lie inside each other: nothing is ever written beside the data. "
+                f"Give another place, for example {option} {shlex.quote(_outside(folder))}"
+            )
+
+
+def is_table(data: str) -> bool:
+    """Return whether `--data` names a table, by its extension, and not a folder."""
+    return PurePath(data).suffix.lower() in (".csv", ".tsv", ".parquet") and not Path(data).is_dir()
+
+
 def existing_workdir(out: str) -> Workdir:
-    """That of an earlier run. Raises: UsageError."""
+    """Return that of an earlier run. Raises: UsageError."""
     if not is_remote(out) and not Path(out).is_dir():
         raise UsageError(f"{out}: no such folder.")
     workdir = _workdir(out)
-    if workdir.mirror and not workdir.mirror.exists():
+    _check(workdir, None)
+    is_there = workdir.mirror.exists() if workdir.mirror else claim.is_claimed(workdir.root)
+    if not is_there:
         raise UsageError(f"{out}: this is not the output of a run.")
     return workdir
 
 
 @contextmanager
 def looked_at(workdir: Workdir) -> Iterator[Workdir]:
-    """The same, to read only: what is in a bucket now is brought to a folder that lasts as long as the block."""
+    """Give an output directory to read only. What is in a bucket now is brought to a folder that lasts as long as the "
+    "block."""
     if workdir.mirror is None:
         yield Workdir(workdir.root, is_glance=True)
         return
@@ -55,6 +86,20 @@ def looked_at(workdir: Workdir) -> Iterator[Workdir]:
         if workdir.mirror.exists():
             glance.refresh()
         yield glance
+
+
+def check(context: Context, config_file: Path | None = None) -> None:
+    """Refuse an output, or a cache.dir, that is not the job's own. Nothing is written. Raises: UsageError."""
+    _check(context.workdir, config_file)
+    context.cache.check()
+
+
+def _check(workdir: Workdir, config_file: Path | None) -> None:
+    if workdir.mirror:
+        claim.check_bucket(workdir.mirror.objects)
+    else:
+        with storage_errors(workdir.root):
+            claim.check(workdir.root, workdir.uri, config_file=config_file, environ=os.environ)
 
 
 def _workdir(out: str, worker: int = 0) -> Workdir:
@@ -68,32 +113,51 @@ def _workdir(out: str, worker: int = 0) -> Workdir:
     return Workdir(root)
 
 
-def _lies_in(place: str, data: str) -> bool:
-    if is_remote(place) or is_remote(data):
-        return f"{place.rstrip('/')}/".startswith(f"{data.rstrip('/')}/")
-    return Path(place).expanduser().resolve().is_relative_to(Path(data).resolve())
+def _lies_in(place: str, folder: str) -> bool:
+    """Return whether a place is a folder or lies in it, links resolved."""
+    if is_remote(place) or is_remote(folder):
+        return f"{place.rstrip('/')}/".startswith(f"{folder.rstrip('/')}/")
+    return Path(place).resolve().is_relative_to(Path(folder).resolve())
+
+
+def _relative(place: str, folder: str) -> str:
+    if is_remote(place):
+        return place.rstrip("/")[len(folder.rstrip("/")) + 1 :]
+    return Path(place).resolve().relative_to(Path(folder).resolve()).as_posix()
+
+
+def _outside(folder: str) -> str:
+    return "runs/first" if not is_remote(folder) else f"{folder.rstrip('/').rpartition('/')[0]}/runs/first"
 
 
 @contextmanager
-def owned(context: Context) -> Iterator[None]:
-    """A block in which nobody else works in the output directory; what killed runs left unfinished there is removed first.
+def owned(context: Context, config_file: Path | None = None) -> Iterator[None]:
+    """Give a block in which nobody else works in the output directory. What killed runs left unfinished is removed first.
 
     At its end everything lasts, also where the run ends with an error that says something about the data or the model.
 
     Raises:
-        TryAgainLater: where somebody does.
+        UsageError: where the output is not the job's own.
+        TryAgainLater: where somebody else works in it.
         StorageFailed, Stopped.
     """
-    workdir = context.workdir
+    workdir, tell, check_stop = context.workdir, context.telemetry.line, context.stop.check
+    check(context, config_file)
     with storage_errors(workdir.root):
-        workdir.root.mkdir(parents=True, exist_ok=True)
+        if workdir.mirror:
+            claim.claim_bucket(workdir.mirror.objects)
+            workdir.root.mkdir(parents=True, exist_ok=True)
+        else:
+            claim.claim(workdir.root, workdir.uri, config_file=config_file, environ=os.environ)
         wait_s = _SCRATCH_DEAD_AFTER_S if workdir.mirror else lease.DEAD_AFTER_S
-        tell, check_stop = context.telemetry.line, context.stop.check
         workdir.lease = lease.acquire(workdir.root, tell, check_stop, wait_s, workdir.uri)
     try:
-        workdir.remove_parts(None if context.cache.may_be_swept else context.cache.root)
         if workdir.mirror:
             workdir.mirror.take_over(tell, check_stop)
+        workdir.clean()
+        if context.telemetry.keeps_log:
+            workdir.begin_log()
+        context.cache.claim()
         try:
             yield
         except (DataUnusable, Diverged, GateNotMet, Stopped, UsageError):
@@ -101,7 +165,5 @@ def owned(context: Context) -> Iterator[None]:
             raise
         workdir.settle()
     finally:
-        if workdir.mirror:
-            workdir.mirror.release()
-        workdir.lease.release()
-        workdir.lease = None
+        context.cache.close()
+        workdir.close()

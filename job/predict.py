@@ -18,8 +18,9 @@ from job.data.stores import ROWS_PER_SHARD, StoreWriter
 from job.data.workers import Limits, ShardTask, decode_shards
 from job.errors import DataUnusable, JobError, UsageError, of_code
 from job.storage.copies import local_folder, scratch
+from job.storage.files import digest_of_file
 from job.storage.objects import is_remote, join, open_objects, split_object
-from job.storage.workdir import Workdir, digest_of_file
+from job.storage.workdir import Workdir
 from job.train.cluster import import_tensorflow
 
 _BEST = 3
@@ -59,7 +60,7 @@ def predict(model: str, data: str, out: str, *, tfds_dir: str | None, batch_size
         context.telemetry.progress("predict", len(readable), "photos") as progress,
     ):
         writer = StoreWriter(Path(folder), (rules.image_size, rules.image_size, 3), "uint8")
-        tasks = (ShardTask(str(k), tuple(shard), writer.open_shard(str(k), len(shard))) for k, shard in enumerate(shards))
+        tasks = (ShardTask(str(k), tuple(shard), writer.open_shard(len(shard))) for k, shard in enumerate(shards))
         limits = Limits(min(usable_cores(), max(1, len(shards))), _DECODE_TIMEOUT_S, _WORKER_MEMORY_MB)
         for task in decode_shards(tasks, source, rules, limits, context):
             file = writer.array_path(writer.commit(task.key, task.file, task.num_rows))

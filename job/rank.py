@@ -32,6 +32,7 @@ from job.provenance import program
 from job.rank_table import Accuracy, Cost, Row, as_csv, as_text, draw, in_order, recommended
 from job.records import read_record
 from job.run import bring_up_to_date
+from job.storage.claim import claim
 from job.storage.sealed import read_sealed, write_sealed
 from job.storage.workdir import Workdir
 
@@ -110,7 +111,11 @@ def rank(
 def _inside(context: Context, candidate: Candidate) -> Context:
     workdir = Workdir(context.workdir.path(candidate.folder))
     workdir.lease = context.workdir.lease
-    return Context(workdir, context.telemetry, candidate.config.seed, context.stop, candidate.config.cache, context.saving)
+    claim(workdir.root, str(workdir.root), environ={})
+    workdir.clean()
+    inside = Context(workdir, context.telemetry, candidate.config.seed, context.stop, candidate.config.cache, context.saving)
+    inside.cache.claim()
+    return inside
 
 
 def _prepare(job: Job, data: str) -> None:

@@ -66,15 +66,15 @@ def made_with(workdir: Workdir, stages: Mapping[str, Stage], settings: Mapping[s
 
 
 def contradictions(workdir: Workdir, stages: Mapping[str, Stage]) -> list[str]:
-    """What in a directory does not belong together: files that are not what a stage left, and stages that were made from
-    something else than what is there now. A line each."""
+    """Return what of these stages does not belong together, a line each: files that are not what a stage left, and stages
+    that were made from something else than what is there now."""
     found = []
     records = {name: record for name in stages if (record := read_record(workdir, name))}
     for name, record in records.items():
         now = workdir.digests(stages[name].outputs)
         for path in sorted(record["outputs"].keys() | now.keys()):
             then, is_now = record["outputs"].get(path), now.get(path)
-            if then != is_now and path != "examples.parquet":
+            if then != is_now:
                 found.append(f"{path}: {name} left {_short(then)}, there is {_short(is_now)}")
         for before in stages[name].after:
             used, left = record["key"].get(before), outcome(records[before]) if before in records else None

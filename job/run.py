@@ -10,8 +10,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from job import __version__, times
+from job import __version__, publishing
 from job.config import digest_of
 from job.data.exchange import complete, is_listed, open_store, sweep_bucket
 from job.data.stores import ArrayStore, sweep, unwanted, wanted
@@ -21,29 +22,21 @@ from job.output import owned
 from job.peers import HEARD_WITHIN_S, Chief, Worker
 from job.pipeline import STAGES
 from job.provenance import describe, warn_of_another_machine
-from job.records import read_record, read_run, record_name, timings, write_record, write_run
-from job.storage.workdir import Workdir, digest_of_file
+from job.records import read_record, read_run, record_name, write_record, write_run
 from job.telemetry import spent_once
 
 # The stages that can look at data on which nobody can train.
 _LOOKING = ("intake", "split", "explore", "report")
-# What users take away. A run that will replace it withdraws it first, so that it never contradicts the rest.
-_PUBLIC = {
-    "audit": ("label_issues.csv", "stages/audit"),
-    "evaluate": ("metrics.json", "predictions.parquet", "stages/evaluate"),
-    "export": ("model", "stages/export"),
-    "report": ("report.html",),
-}
 
 
 @dataclass(frozen=True)
 class Step:
-    """A line of the plan: whether a stage runs, and why; `only_stores` where it does not for a change of its own."""
+    """A line of the plan: whether a stage runs, and why. `is_current` where what it left before still holds."""
 
     stage: str
     runs: bool
     reason: str
-    only_stores: bool = False
+    is_current: bool = False
 
 
 def plan(job: Job, stop_after: str | None = None) -> list[Step]:
@@ -55,9 +48,8 @@ def plan(job: Job, stop_after: str | None = None) -> list[Step]:
     for name in reversed(list(steps)):
         for provider in STAGES[name].reads_stores_of if steps[name].runs else ():
             if not steps[provider].runs and not _stores_intact(job, provider):
-                steps[provider] = Step(
-                    provider, True, f"{name} needs its store, which is missing or damaged", only_stores=True
-                )
+                reason = f"{name} needs its store, which is missing or damaged"
+                steps[provider] = Step(provider, True, reason, is_current=True)
     return list(steps.values())
 
 
@@ -74,11 +66,11 @@ def _stale(job: Job, stop_after: str | None) -> dict[str, Step]:
         elif name == "export" and not before and not job["evaluate"].numbers["gate"]["met"]:
             steps[name] = Step(name, False, "the quality gate was not met")
         elif not reason or name in _wanted(stop_after):
-            steps[name] = Step(name, bool(reason), reason or "nothing that it depends on has changed")
+            steps[name] = Step(name, bool(reason), reason or "nothing that it depends on has changed", not reason)
     return steps
 
 
-def run(job: Job, stop_after: str | None = None) -> None:
+def run(job: Job, stop_after: str | None = None, config_file: Path | None = None) -> None:
     """Run what is stale, up to and with `stop_after`, and draw the report of what there is.
 
     Raises:
@@ -87,16 +79,20 @@ def run(job: Job, stop_after: str | None = None) -> None:
         GateNotMet: after the report is written, where the model is not good enough; nothing is exported then.
         JobError: as the stages do.
     """
-    with owned(job.context), _led(job, steps := plan(job, stop_after), stop_after):
-        is_due = any(step.runs for step in steps) or read_run(job.workdir) is None  # A kill may have left it out.
-        failure = _run_stages(job, steps, stop_after) if is_due else None
-        publish_examples(job.workdir)
-        _raise_if_refused(job)
-        publish_metrics(job)
-        _sweep(job)
-        if failure:
-            raise failure
-        _raise_if_gate_not_met(job, steps)
+    with owned(job.context, config_file):
+        publishing.finish(job.workdir)
+        with _led(job, steps := plan(job, stop_after), stop_after):
+            is_due = any(step.runs for step in steps) or read_run(job.workdir) is None  # A kill may have left it out.
+            if is_due:
+                failure = _run_stages(job, steps, stop_after)
+            else:
+                failure, job.done = None, [step.stage for step in steps if step.is_current]
+            publishing.publish(job.workdir, job.done)
+            _raise_if_refused(job)
+            _sweep(job)
+            if failure:
+                raise failure
+            _raise_if_gate_not_met(job)
 
 
 def assist(job: Job, stop_after: str | None = None) -> None:
@@ -185,7 +181,6 @@ def _run_stages(job: Job, steps: list[Step], stop_after: str | None) -> GateNotM
     telemetry = job.context.telemetry
     described = describe(job)
     warn_of_another_machine(job, described)
-    _withdraw(job.workdir, {step.stage for step in steps if step.runs and not step.only_stores})
     write_run(job.workdir, described)
     job.workdir.commit()
     failure: GateNotMet | None = None
@@ -196,10 +191,14 @@ def _run_stages(job: Job, steps: list[Step], stop_after: str | None) -> GateNotM
             telemetry.line(f"{step.stage:<10}skipped: the data cannot be used as it is")
             continue
         if step.stage == "export" and not job["evaluate"].numbers["gate"]["met"]:
+            if not job.workdir.exists(record_name("export")):
+                job.workdir.remove("stages/export")  # Of an export that failed: the page would show it.
             telemetry.line("export    skipped: the quality gate was not met")
             continue
         stale = _why_stale(job, step.stage, job.done) or (step.runs and not _stores_intact(job, step.stage))
-        if stale and (step.runs or (something_ran and step.stage in _wanted(stop_after))):
+        if not stale:
+            telemetry.line(f"{step.stage:<10}skipped: unchanged")
+        elif step.runs or (something_ran and step.stage in _wanted(stop_after)):
             something_ran = True
             try:
                 _run_stage(job, step.stage)
@@ -207,14 +206,13 @@ def _run_stages(job: Job, steps: list[Step], stop_after: str | None) -> GateNotM
                 failure = error
                 continue
         else:
-            telemetry.line(f"{step.stage:<10}skipped: unchanged")
+            continue
         job.done.append(step.stage)
-        publish_examples(job.workdir)
     return failure
 
 
 def bring_up_to_date(job: Job, *names: str) -> None:
-    """Run those of these stages that are stale, in this order, and nothing else: no report, nothing withdrawn or swept.
+    """Run those of these stages that are stale, in this order, and nothing else: nothing is drawn, published or swept.
 
     For work of its own on what the first stages leave. The stages before them must be in `job.done`.
     """
@@ -225,42 +223,23 @@ def bring_up_to_date(job: Job, *names: str) -> None:
         job.done.append(name)
 
 
-def publish_examples(workdir: Workdir) -> None:
-    """examples.parquet: the table as the last stage that decided about photos left it."""
-    for stage in ("audit", "split"):
-        table = workdir.path(f"stages/{stage}/examples.parquet")
-        if read_record(workdir, stage) and table.exists():
-            if workdir.digests(("examples.parquet",)).get("examples.parquet") != digest_of_file(table):
-                workdir.write_bytes("examples.parquet", table.read_bytes())
-            return
-
-
-def publish_metrics(job: Job) -> None:
-    """metrics.json: the numbers of evaluate, with the times of all stages so far."""
-    if not read_record(job.workdir, "evaluate"):
-        return
-    numbers = job["evaluate"].numbers
-    records = timings(job.workdir, STAGES)
-    metrics = {"schema": 1, **{k: numbers[k] for k in ("shipped", "class_names", "head", "fine_tuned")}}
-    metrics |= {"timings": records, "throughput": times.throughput(records), "share": times.shares(records)}
-    if job.workdir.read_json("metrics.json") != metrics:
-        job.workdir.write_json("metrics.json", metrics)
-
-
 def headline(job: Job) -> str:
-    """The last line of a run."""
-    report = job.workdir.shown("report.html")
-    if not read_record(job.workdir, "evaluate"):
-        looked_at = f"{len(job['intake'].examples):,} files looked at."
-        return f"{looked_at} Report: {report}" if job.workdir.exists("report.html") else looked_at
-    numbers = job["evaluate"].numbers
-    test = numbers[numbers["shipped"]]["test"]
-    low, high = test["accuracy_ci95"]
-    what = {"head": "head", "fine_tuned": "fine-tuned model"}[numbers["shipped"]]
-    return (
-        f"Accuracy {test['accuracy']:.3f} ({low:.3f} to {high:.3f}) on {test['num_examples']:,} held-out photos, {what}. "
-        f"Report: {report}"
-    )
+    """Return the last line of a run: what came of it, where the page is, and which model stays in service if not this "
+    "one."""
+    place = publishing.place(job.workdir)
+    page = f" Report: {job.workdir.shown(f'{place}report.html')}" if job.workdir.exists(f"{place}report.html") else ""
+    if "evaluate" not in job.done:
+        found = f"{len(job['intake'].examples):,} files looked at.{page}"
+    else:
+        numbers = job["evaluate"].numbers
+        test = numbers[numbers["shipped"]]["test"]
+        low, high = test["accuracy_ci95"]
+        what = {"head": "head", "fine_tuned": "fine-tuned model"}[numbers["shipped"]]
+        found = (
+            f"Accuracy {test['accuracy']:.3f} ({low:.3f} to {high:.3f}) on {test['num_examples']:,} held-out photos, {what}."
+        )
+        found += page
+    return "\n".join(filter(None, (found, publishing.in_service(job.workdir))))
 
 
 def _wanted(stop_after: str | None) -> list[str]:
@@ -355,32 +334,20 @@ def _sweep(job: Job) -> None:
             sweep_bucket(cache, kept)
 
 
-def _withdraw(workdir: Workdir, changing: set[str]) -> None:
-    """Take back what users have of every stage behind the changing ones, whether this run comes to it or not."""
-    stale = set(changing)
-    for name, stage in STAGES.items():
-        if stale & set(stage.after):
-            stale.add(name)
-    for name in ("report", "export", "evaluate", "audit"):
-        if name in stale:
-            for public in (record_name(name), *_PUBLIC[name]):
-                workdir.remove(public)
-
-
 def _raise_if_refused(job: Job) -> None:
-    refusals = job["split"].refusals if read_record(job.workdir, "split") else ()
+    refusals = job["split"].refusals if "split" in job.done else ()
     if refusals:
-        page = job.workdir.shown("report.html")
-        shown = f" The page shows all of it: {page}" if job.workdir.exists("report.html") else ""
-        table = job.workdir.shown("examples.parquet")
-        raise DataUnusable("\n".join(map(str, refusals)) + f"\nEvery file is listed in {table}.{shown}")
+        place = publishing.place(job.workdir)
+        page, table = (job.workdir.shown(f"{place}{name}") for name in ("report.html", "examples.parquet"))
+        lines = [*map(str, refusals), f"Every file is listed in {table}. The page shows all of it: {page}"]
+        raise DataUnusable("\n".join([*lines, *filter(None, [publishing.in_service(job.workdir)])]))
 
 
-def _raise_if_gate_not_met(job: Job, steps: list[Step]) -> None:
-    if "evaluate" not in {step.stage for step in steps} or job["evaluate"].numbers["gate"]["met"]:
+def _raise_if_gate_not_met(job: Job) -> None:
+    if "evaluate" not in job.done or job["evaluate"].numbers["gate"]["met"]:
         return
     wanted = job["evaluate"].numbers["gate"]["min_accuracy"]
-    raise GateNotMet(f"{headline(job)}\nThe quality gate evaluate.min_accuracy = {wanted} was not met: nothing is exported.")
+    raise GateNotMet(f"The quality gate evaluate.min_accuracy = {wanted} was not met: nothing is exported.\n{headline(job)}")
 
 
 def _cpu_s(job: Job) -> float:

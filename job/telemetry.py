@@ -11,7 +11,7 @@ from typing import Any, Protocol, TextIO
 
 import numpy as np
 
-from job.storage.workdir import storage_errors
+from job.storage.files import storage_errors
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -54,6 +54,11 @@ class Telemetry:
         self._done: dict[str, int] = {}
         self._once_before_s = dict(_once_s)
         self._traced: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    @property
+    def keeps_log(self) -> bool:
+        """Whether events are written to a file."""
+        return self._folder is not None
 
     def line(self, text: str) -> None:
         """One line for people."""

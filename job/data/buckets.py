@@ -128,7 +128,9 @@ class ObjectFiles:
             folder = found.name[: found.name.rfind("/") + 1]
             self._make(folder)
             if found.name != folder or found.num_bytes:
-                child = self._files[found.name] = _Child(found.name[len(folder) :], *found)
+                child = self._files[found.name] = _Child(
+                    found.name[len(folder) :], found.name, found.num_bytes, found.version
+                )
                 self._children[folder].append(child)
 
     def children(self, folder: str) -> list[_Child]:

@@ -5,23 +5,21 @@ that share no disk, a node that goes on after another one, and runs that share a
 """
 
 import json
-import re
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-from job.data.stores import ArrayStore, Shard, record_name
+from job.data.stores import ArrayStore, Shard, names_in, record_name
 from job.errors import JobError, StorageFailed
 from job.storage.cache import SHARED, Cache
 from job.storage.copies import fetch
-from job.storage.objects import Conflict, NoSuchObject, Objects
+from job.storage.files import digest_of_file, own_mark, storage_errors, writing
+from job.storage.objects import Conflict, NoSuchObject, Objects, remove_own
 from job.storage.parallel import each
-from job.storage.workdir import Workdir, digest_of_file, storage_errors
 
 _SECONDS_BETWEEN_UPLOADS = 2.0
-_OF_A_STORE = re.compile(r"\w+-[0-9a-f]{16}/([0-9a-f]{32}(-[0-9a-f]{16}\.npy|\.json)|index-[0-9a-f]{16}\.json)")
 
 
 class Exchange:
@@ -140,11 +138,22 @@ def is_listed(cache: Cache, name: str) -> bool:
 
 
 def sweep_bucket(cache: Cache, wanted: Iterable[Path]) -> None:
-    """Remove the files of stores that are not among these from the bucket, unless other runs share it."""
-    if cache.objects:
-        kept, there = {cache.name(path) for path in wanted}, {found.name for found in cache.objects.list()}
-        names = {name for name in there - kept if _OF_A_STORE.fullmatch(name)} if SHARED not in there else set()
-        each(cache.objects.remove, sorted(names, key=lambda name: ("/index-" not in name, name)))
+    """Remove the objects of stores that are not among these from the bucket, unless other runs share it.
+
+    Only what an index or a record names goes.
+    """
+    objects = cache.objects
+    if objects is None or objects.find(SHARED):
+        return
+    there = {found.name for found in objects.list() if found.name.count("/") == 1}
+    left = there - {cache.name(path) for path in wanted}
+    for name in sorted((n for n in left if n.endswith(".json")), key=lambda n: ("/index-" not in n, n)):
+        folder, _, file = name.partition("/")
+        with suppress(NoSuchObject, ValueError, RecursionError):
+            named = {f"{folder}/{inner}" for inner in names_in(file, json.loads(objects.read(name)))}
+            going = sorted(named & left, key=lambda n: ("/index-" not in n, n))
+            each(lambda n: remove_own(objects, n), going)
+            left -= named
 
 
 def _bring(cache: Cache, folder: str, keys: Iterable[str], there: set[str]) -> None:
@@ -159,13 +168,14 @@ def _bring(cache: Cache, folder: str, keys: Iterable[str], there: set[str]) -> N
             if not file.exists() or digest_of_file(file) != shard.sha256:
                 fetch(objects, f"{folder}/{file.name}", file)
                 if digest_of_file(file) != shard.sha256:
-                    file.unlink()
-                    for name in (record_name(key), file.name):  # Damaged, so that what is made in its place can go up.
+                    file.unlink()  # It was fetched damaged just now.
+                    for name in (record_name(key), file.name):  # What is made in their place can go up then.
                         there.discard(name)
                         with suppress(JobError):
                             objects.remove(f"{folder}/{name}")
                     return
-            Workdir(here).write_bytes(record_name(key), record)
+            with writing(here / record_name(key), cache.temporary / own_mark()) as path:
+                path.write_bytes(record)
 
     with storage_errors(here):
         here.mkdir(parents=True, exist_ok=True)

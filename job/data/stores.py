@@ -7,9 +7,7 @@ stopped. A store is an index, a list of shards, written last: index-DIGEST.json.
 
 import json
 import os
-import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from job.config import digest_of
-from job.storage.workdir import Workdir, digest_of_file, own_mark, storage_errors, sync
+from job.storage.files import digest_of_file, own_mark, storage_errors, sync, writing
+from job.storage.ledger import TEMPORARY
+from job.storage.workdir import read_json, to_json
 
 ROWS_PER_SHARD = 256
 HEADER_BYTES = 128  # What NumPy pads the header of a .npy file of this kind to.
-_ABANDONED_S = 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -42,16 +41,14 @@ class Shard:
 class StoreWriter:
     """Adds shards of one shape and dtype to a folder."""
 
-    def __init__(self, folder: Path, row_shape: Sequence[int], dtype: str) -> None:
-        self._workdir = Workdir(folder)
+    def __init__(self, folder: Path, row_shape: Sequence[int], dtype: str, temporary: Path | None = None) -> None:
+        """`temporary` is the folder for unfinished files, on the same file system; without one it is `.tmp/` in `folder`."""
+        self.folder, self._temporary = folder, temporary or folder / TEMPORARY
         self.row_shape, self.dtype = tuple(row_shape), np.dtype(dtype)
         self._seen: dict[str, Shard] = {}  # Without `extra`, which may be large.
         with storage_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        for part in folder.glob(".*.part"):  # Of runs that were killed; one that is being written is young.
-            with suppress(FileNotFoundError):  # Another run has just finished it.
-                if time.time() - part.stat().st_mtime > _ABANDONED_S:
-                    part.unlink()
+            for made in (folder, self._temporary):
+                made.mkdir(parents=True, exist_ok=True)
 
     @property
     def row_bytes(self) -> int:
@@ -59,19 +56,19 @@ class StoreWriter:
 
     def committed(self, key: str) -> Shard | None:
         """The shard that was made from `key`, if its bytes are what they were."""
-        record = self._workdir.read_json(record_name(key))
+        record = read_json(self.folder / record_name(key))
         try:
             found = Shard(**record) if record else None
         except TypeError:
             return None
-        if found is None or found.key != key or not _is_intact(self._workdir.root, found):
+        if found is None or found.key != key or not _is_intact(self.folder, found):
             return None
         self._seen[key] = replace(found, extra=None)
         return found
 
-    def open_shard(self, key: str, capacity: int) -> Path:
+    def open_shard(self, capacity: int) -> Path:
         """A file to write rows into, the first one at HEADER_BYTES; `commit` makes it the shard."""
-        path = self._workdir.path(f".{key[:32]}.{own_mark()}.part")
+        path = self._temporary / own_mark()
         with storage_errors(path), path.open("wb") as file:
             file.truncate(HEADER_BYTES + capacity * self.row_bytes)
         return path
@@ -87,19 +84,20 @@ class StoreWriter:
         with storage_errors(path, num_rows * self.row_bytes):
             sync(path)
             os.replace(path, self.array_path(shard))
-        self._workdir.write_json(record_name(key), shard.__dict__, indent=None)
+        self._write(record_name(key), to_json(shard.__dict__, indent=None))
         self._seen[key] = replace(shard, extra=None)
         return shard
 
     def write(self, key: str, rows: np.ndarray) -> Shard:
-        path = self.open_shard(key, len(rows))
+        path = self.open_shard(len(rows))
         with storage_errors(path, rows.nbytes), path.open("r+b") as file:
             file.seek(HEADER_BYTES)
             file.write(np.ascontiguousarray(rows, self.dtype).data)
         return self.commit(key, path, len(rows))
 
     def array_path(self, shard: Shard) -> Path:
-        return self._workdir.path(shard.array_name)
+        """Return where a shard's array lies."""
+        return self.folder / shard.array_name
 
     def finish(self, keys: Sequence[str]) -> "ArrayStore":
         """The store of these shards, in this order, all of them seen by this writer."""
@@ -109,9 +107,13 @@ class StoreWriter:
             "dtype": self.dtype.str,
             "shards": [{"key": s.key, "num_rows": s.num_rows, "sha256": s.sha256} for s in shards],
         }
-        name = f"index-{digest_of(index)[:16]}.json"
-        self._workdir.write_json(name, index)
-        return ArrayStore(self._workdir.path(name))
+        name = index_name(index)
+        self._write(name, to_json(index))
+        return ArrayStore(self.folder / name)
+
+    def _write(self, name: str, data: bytes) -> None:
+        with writing(self.folder / name, self._temporary / own_mark(), len(data)) as path:
+            path.write_bytes(data)
 
 
 class ArrayStore:
@@ -165,25 +167,49 @@ class ArrayStore:
 
 
 def wanted(kept: Iterable[Path]) -> set[Path] | None:
-    """Every file of the stores with these index files; None where one of them cannot be read: what it needs is not known."""
+    """Return every file of the stores with these index files, or None where one of them cannot be read."""
     found: set[Path] = set()
     for index_file in kept:
-        try:
-            store = ArrayStore(index_file)
-        except (OSError, ValueError, KeyError, TypeError):
+        if not (names := named_by(index_file)):
             return None
-        names = [name for s in store.shards for name in (s.array_name, record_name(s.key))]
-        found |= {index_file, *(index_file.parent / name for name in names)}
+        found |= {index_file.parent / name for name in names}
     return found
 
 
-def unwanted(root: Path, kept: Iterable[Path]) -> list[Path]:
-    """Every file below `root` that belongs to none of the stores of these index files; nothing where that is not known.
+def named_by(file: Path) -> set[str]:
+    """Return the names, in its folder, of what an index or a record of a shard stands for, its own included.
 
-    Other indexes come first: a store ends as it began, without one.
+    Only a file whose name fits its content says anything; of any other the answer is empty.
+    """
+    return names_in(file.name, read_json(file))
+
+
+def names_in(name: str, content: Any) -> set[str]:
+    """Return what `named_by` does, for a file of this name with this parsed content."""
+    try:
+        if name == index_name(content):
+            shards = [Shard(**shard) for shard in content["shards"]]
+        else:
+            shards = [Shard(**content)]
+            if name != record_name(shards[0].key):
+                return set()
+        names = {name, *(inner for s in shards for inner in (s.array_name, record_name(s.key)))}
+        return names if not any("/" in inner for inner in names) else set()
+    except (KeyError, TypeError, AttributeError):
+        return set()
+
+
+def unwanted(root: Path, kept: Iterable[Path]) -> list[Path]:
+    """Return the files below the store folders of `root` that belong to none of the stores of these index files.
+
+    Only what an index or a record names is in it; nothing at all where one of `kept` cannot be read. Other indexes come
+    first: a store ends as it began, without one.
     """
     needed = wanted(kept)
-    found = [path for path in root.rglob("*") if not path.is_dir() and needed is not None and path not in needed]
+    if needed is None:
+        return []
+    files = [file for file in root.glob("*/*.json") if file.is_file()]
+    found = {file.parent / name for file in files for name in named_by(file)} - needed
     return sorted(found, key=lambda path: (not path.name.startswith("index-"), path))
 
 
@@ -222,6 +248,11 @@ class StoredViews:
         later = positions_B[~is_plain] * (self.num_views - 1) + views_B[~is_plain] - 1
         gathered[~is_plain] = self.augmented.rows(later)
         return gathered
+
+
+def index_name(index: Any) -> str:
+    """Return the name of the file for a store's index, which fits its content."""
+    return f"index-{digest_of(index)[:16]}.json"
 
 
 def record_name(key: str) -> str:

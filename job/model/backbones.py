@@ -18,8 +18,8 @@ import numpy as np
 from job.config import BackboneConfig, digest_of
 from job.errors import StorageFailed, UsageError
 from job.storage.copies import local_copy
+from job.storage.files import digest_of_file
 from job.storage.objects import is_remote, parts_of
-from job.storage.workdir import digest_of_file
 
 if TYPE_CHECKING:
     import keras

@@ -26,10 +26,10 @@ from job.model.probes import learning_curve, out_of_fold
 from job.storage.workdir import Workdir
 from job.telemetry import spent_once
 
-FOLDER = "stages/audit"
+PICTURES = "stages/audit/pictures"
 TABLE = "stages/audit/examples.parquet"
 SUMMARY = "stages/audit/audit.json"
-LABEL_ISSUES = "label_issues.csv"
+LABEL_ISSUES = "stages/audit/label_issues.csv"
 
 _NUM_COMPONENTS = 256
 _NUM_NEIGHBOURS = 10
@@ -55,7 +55,6 @@ def audit(config: AuditConfig, *, examples: Examples, images: ArrayStore, featur
         DataUnusable: where a class has no training photo left once copies are excluded.
         Stopped.
     """
-    gallery = Gallery(context.workdir, FOLDER, images)
     looked_at = examples.in_store_order()
     components = principal_components(features, examples["row"][looked_at], _NUM_COMPONENTS)
     neighbours = nearest(components, _NUM_NEIGHBOURS)
@@ -67,15 +66,16 @@ def audit(config: AuditConfig, *, examples: Examples, images: ArrayStore, featur
     labels, groups = result.labels[indices], result["group"][indices]
     num_classes = len(result.class_names)
     probabilities = out_of_fold(components_kept, labels, groups, num_classes, config.folds, context.seed, context.stop.check)
-    numbers = {
-        "statuses": result.statuses(),
-        "splits": result.splits(),
-        "classes": result.by_class(),
-        "late_copies": _late_copies(config, examples, result, gallery),
-        "label_issues": _label_issues(config, result, indices, probabilities, gallery, context.workdir),
-        "outliers": _outliers(config, result, looked_at, neighbours, gallery),
-        "learning_curve": _curve(result, indices, components_kept, context),
-    }
+    with Gallery.drawing(context.workdir, PICTURES, images) as gallery:
+        numbers = {
+            "statuses": result.statuses(),
+            "splits": result.splits(),
+            "classes": result.by_class(),
+            "late_copies": _late_copies(config, examples, result, gallery),
+            "label_issues": _label_issues(config, result, indices, probabilities, gallery, context.workdir),
+            "outliers": _outliers(config, result, looked_at, neighbours, gallery),
+            "learning_curve": _curve(result, indices, components_kept, context),
+        }
     context.workdir.write_bytes(TABLE, result.to_parquet())
     context.workdir.write_json(SUMMARY, numbers)
     return Audit(result, numbers)

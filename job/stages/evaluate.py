@@ -23,7 +23,7 @@ from job.telemetry import Telemetry
 from job.train.feed import all_rows, run_batches
 
 SUMMARY = "stages/evaluate/evaluation.json"
-PREDICTIONS = "predictions.parquet"
+PREDICTIONS = "stages/evaluate/predictions.parquet"
 THUMBNAILS = "stages/evaluate/mistakes"
 _BATCH_SIZE = 256
 
@@ -193,19 +193,19 @@ def _mistakes(
     predicted = probabilities.argmax(1)
     wrong = np.flatnonzero(predicted != examples.labels[test])
     worst = wrong[np.argsort(-probabilities[wrong, predicted[wrong]], kind="stable")][: config.mistakes]
-    gallery = Gallery(workdir, THUMBNAILS, images)
     mistakes = []
-    for number, k in enumerate(worst):
-        mistakes.append(
-            {
-                "path": examples["path"][test[k]],
-                "label": examples["label"][test[k]],
-                "predicted": examples.class_names[predicted[k]],
-                "probability": float(probabilities[k, predicted[k]]),
-                "probability_of_label": float(probabilities[k, examples.labels[test[k]]]),
-                "thumbnail": gallery.photo(examples["row"][test[k]], f"{number:03d}"),
-            }
-        )
+    with Gallery.drawing(workdir, THUMBNAILS, images) as gallery:
+        for number, k in enumerate(worst):
+            mistakes.append(
+                {
+                    "path": examples["path"][test[k]],
+                    "label": examples["label"][test[k]],
+                    "predicted": examples.class_names[predicted[k]],
+                    "probability": float(probabilities[k, predicted[k]]),
+                    "probability_of_label": float(probabilities[k, examples.labels[test[k]]]),
+                    "thumbnail": gallery.photo(examples["row"][test[k]], f"{number:03d}"),
+                }
+            )
     return mistakes
 
 
@@ -213,6 +213,7 @@ def _predictions(examples: Examples, test: np.ndarray, on_test: dict[str, np.nda
     names = np.asarray(examples.class_names, object)
     columns = {
         "path": examples["path"][test],
+        "sha256": examples["sha256"][test],
         "label": examples["label"][test],
         "predicted": names[on_test[shipped].argmax(1)],
         "shipped": [shipped] * len(test),

@@ -19,7 +19,7 @@ from job.galleries import TILE_PX, Gallery, crossings
 from job.model.metrics import wilson
 from job.model.shortcuts import shortcuts
 
-FOLDER = "stages/explore"
+PICTURES = "stages/explore/pictures"
 SUMMARY = "stages/explore/explore.json"
 
 _PATHS_SHOWN = 20
@@ -45,27 +45,27 @@ def explore(
     config: ExploreConfig, *, examples: Examples, images: ArrayStore, source_notes: tuple[str, ...], context: Context
 ) -> Exploration:
     """`source_notes` is what the source has to say of itself, for the page."""
-    gallery = Gallery(context.workdir, FOLDER, images)
-    numbers = {
-        "num_files": len(examples),
-        "statuses": examples.statuses(),
-        "splits": examples.splits(),
-        "splits_given": sorted({s for s in examples["given_split"].tolist() if s}),
-        "source_notes": list(source_notes),
-        "faults": _by_reason(examples, "quarantined"),
-        "conversions": _by_reason(examples, "converted"),
-        "ignored": _by_reason(examples, "ignored"),
-        "remarks": _by_reason(examples, "used"),
-        "classes": _classes(examples),
-        "sizes": _sizes(examples),
-        "light": _light(examples),
-        "shortcuts": shortcuts(examples, context.seed),
-        "duplicates": _duplicates(examples, gallery),
-        "suspicious": _suspicious(examples, gallery),
-    }
-    with context.telemetry.spent("drawing"):
-        numbers["class_pictures"] = _class_pictures(config, examples, images, gallery, context)
-        numbers["figures"] = _figures(examples, gallery)
+    with Gallery.drawing(context.workdir, PICTURES, images) as gallery:
+        numbers = {
+            "num_files": len(examples),
+            "statuses": examples.statuses(),
+            "splits": examples.splits(),
+            "splits_given": sorted({s for s in examples["given_split"].tolist() if s}),
+            "source_notes": list(source_notes),
+            "faults": _by_reason(examples, "quarantined"),
+            "conversions": _by_reason(examples, "converted"),
+            "ignored": _by_reason(examples, "ignored"),
+            "remarks": _by_reason(examples, "used"),
+            "classes": _classes(examples),
+            "sizes": _sizes(examples),
+            "light": _light(examples),
+            "shortcuts": shortcuts(examples, context.seed),
+            "duplicates": _duplicates(examples, gallery),
+            "suspicious": _suspicious(examples, gallery),
+        }
+        with context.telemetry.spent("drawing"):
+            numbers["class_pictures"] = _class_pictures(config, examples, images, gallery, context)
+            numbers["figures"] = _figures(examples, gallery)
     context.workdir.write_json(SUMMARY, numbers)
     return Exploration(numbers)
 

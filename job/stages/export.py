@@ -30,10 +30,10 @@ from job.errors import Diverged, GateNotMet, JobError, TryAgainLater, of_code
 from job.model import serving
 from job.model.heads import Head
 from job.model.network import Network
-from job.storage.workdir import digest_of_file, storage_failed
+from job.storage.files import digest_of_file, storage_failed
 
-MODEL = "model"
-PREDICTIONS = "predictions.parquet"
+MODEL = "stages/export/model"
+PREDICTIONS = "stages/evaluate/predictions.parquet"
 PARITY = "stages/export/parity.json"
 _PARITY_TIMEOUT_S = 1800
 _LOOKS_EVERY_S = 0.5
@@ -99,7 +99,8 @@ def export(
 
     with _start_checker() as checker:  # It imports TensorFlow while the model is saved here.
         try:
-            context.workdir.publish_folder(MODEL, build)
+            with context.workdir.writing_folder(MODEL) as folder:
+                build(folder)
         finally:
             checker.kill()
     context.workdir.write_json(PARITY, result)

@@ -243,7 +243,10 @@ class _Pass:
         if stored_at is not None:
             shapes["activations"] = (stored_at.shape, CUT_DTYPE)
         shapes["features"] = ((network.feature_width,), "float32")
-        self.writers = {kind: StoreWriter(context.cache.path(f"{kind}-{made_by}"), *shape) for kind, shape in shapes.items()}
+        self.writers = {
+            kind: StoreWriter(context.cache.path(f"{kind}-{made_by}"), *shape, context.cache.temporary)
+            for kind, shape in shapes.items()
+        }
 
     @property
     def bytes_per_view(self) -> int:

@@ -26,7 +26,8 @@ from job.data.stores import ROWS_PER_SHARD, ArrayStore, Shard, StoreWriter
 from job.data.workers import Limits, Record, ShardTask, decode_shards, is_passing
 from job.errors import DataUnusable
 from job.storage.cache import Cache
-from job.storage.workdir import Workdir, own_mark
+from job.storage.files import own_mark
+from job.storage.workdir import Workdir
 
 TABLE = "stages/intake/table.parquet"
 KNOWN = "stages/intake/known.parquet"
@@ -69,7 +70,8 @@ def intake(config: IntakeConfig, *, source: Source, listing: Listing, context: C
         for shard in (entries[k : k + ROWS_PER_SHARD] for k in range(0, len(entries), ROWS_PER_SHARD))
     }
     folder = f"images-{digest_of([SCHEMA, source.uri, asdict(rules)])[:16]}"
-    writer = StoreWriter(context.cache.path(folder), (config.image_size, config.image_size, 3), "uint8")
+    row_shape = (config.image_size, config.image_size, 3)
+    writer = StoreWriter(context.cache.path(folder), row_shape, "uint8", context.cache.temporary)
     with Exchange(context.cache, [folder]) as exchange:
         exchange.fetch(folder, shards)
         found: dict[str, Shard] = {key: shard for key in shards if (shard := writer.committed(key))}
@@ -134,7 +136,7 @@ def _decode(
     found: dict[str, Shard] = {}
     if not shards:
         return found
-    tasks = (ShardTask(key, entries, writer.open_shard(key, len(entries))) for key, entries in shards.items())
+    tasks = (ShardTask(key, entries, writer.open_shard(len(entries))) for key, entries in shards.items())
     workers = usable_cores() if config.workers == "auto" else config.workers
     limits = Limits(min(workers, len(shards)), config.decode_timeout_s, config.worker_memory_mb)
     cpu_s_before = context.telemetry.cpu_s_elsewhere

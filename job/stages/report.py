@@ -24,13 +24,14 @@ from job.advice import MIN_AGREEMENT, advice
 from job.config import Config, ReportConfig
 from job.context import Context
 from job.errors import StorageFailed
-from job.storage.workdir import Workdir, in_units
+from job.storage.files import in_units
+from job.storage.workdir import Workdir
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PAGE = "report.html"
+PAGE = "stages/report/report.html"
 _ARTIFACTS = {
     "explore": "stages/explore/explore.json",
     "extract": "stages/extract/extract.json",
@@ -71,7 +72,7 @@ class Report:
 
 
 def report(config: ReportConfig, *, run: dict[str, Any], timings: dict[str, dict[str, Any]], context: Context) -> Report:
-    """Draw report.html. Needs explore's summary; says what there is to say about models where there are any.
+    """Draw the page. Needs explore's summary; says what there is to say about models where there are any.
 
     `run` is the content of run.json, `timings` the records (as `job.times` has them) of the stages that are up to date;
     others are not shown.
@@ -80,7 +81,9 @@ def report(config: ReportConfig, *, run: dict[str, Any], timings: dict[str, dict
         StorageFailed: where explore's summary cannot be read, or the page cannot be written.
     """
     workdir = context.workdir
-    shown = {"explore", *timings, *({"export"} if "evaluate" in timings else ())}  # A failed export has no time.
+    # An export that has just failed has left numbers, and no record.
+    failed = {"export"} if "evaluate" in timings and not workdir.exists("stages/export.json") else set()
+    shown = {"explore", *timings, *failed}
     made = {name: workdir.read_json(path) if path.split("/")[1] in shown else None for name, path in _ARTIFACTS.items()}
     if made["explore"] is None:
         raise StorageFailed(f"{workdir.path(_ARTIFACTS['explore'])}: missing or damaged. Run the same command again.")

@@ -1,28 +1,48 @@
 """Where stores lie that can be made again: photos, features, activations. Several runs may share the place.
 
-A store is found by what it was made from (`data/stores.py`), so sharing needs no lock, and nothing in it goes stale.
+A store is found by what it was made from (`data/stores.py`), so sharing needs no lock, and nothing in it goes stale. A
+folder that runs share has no owner. The file `.shared` marks it, and no run removes anything from it that another run may
+want.
 """
 
+import re
 import shutil
+import time
+from itertools import islice
 from pathlib import Path
 
 from job.errors import StorageFailed, UsageError
-from job.storage.objects import Objects
-from job.storage.workdir import in_units, storage_errors
+from job.storage.claim import is_of_a_system, shown_name
+from job.storage.files import in_units, own_mark, storage_errors
+from job.storage.ledger import TEMPORARY
+from job.storage.objects import Conflict, Objects
 
 _GB = 10**9
-SHARED = ".shared"  # Lies in a folder that a run has named as its cache.dir.
+SHARED = ".shared"
+_STORE = re.compile(r"\w+-[0-9a-f]{16}")
+_ABANDONED_S = 24 * 3600
+_TOKEN = own_mark()  # This process' own part of the temporary files of a folder that several runs share.
 
 
 class Cache:
-    """A folder of stores. `is_shared` where other runs may own some of them, so that nothing of it may be removed.
+    """A folder of stores.
 
-    `objects`: where the stores last, if that is a bucket (`data/exchange.py`); the folder is then this machine's part.
-    `complete`: names of stores of which everything was brought here.
+    `is_shared` where runs may share it, so that it has no owner. `temporary` is the folder for unfinished files. `objects`
+    is where the stores last, if that is a bucket (`data/exchange.py`); the folder is then this machine's part. `complete`
+    has the names of stores of which everything was brought here.
     """
 
-    def __init__(self, root: Path, *, is_shared: bool, max_gb: float | None = None, objects: Objects | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        is_shared: bool,
+        temporary: Path | None = None,
+        max_gb: float | None = None,
+        objects: Objects | None = None,
+    ) -> None:
         self.root, self.is_shared, self.max_gb, self.objects = root, is_shared, max_gb, objects
+        self.temporary = temporary or root / TEMPORARY / _TOKEN
         self.complete: set[str] = set()
 
     @property
@@ -31,14 +51,67 @@ class Cache:
         return not self.is_shared and not self.path(SHARED).exists()
 
     def path(self, name: str) -> Path:
+        """Return the local path of a name."""
         return self.root / name
 
     def name(self, path: Path) -> str:
-        """The name of what lies at `path`, which stays the same where the folder is moved or mounted elsewhere."""
+        """Return the name of what lies at `path`, which stays the same where the folder is moved or mounted elsewhere."""
         return path.relative_to(self.root).as_posix()
+
+    def check(self) -> None:
+        """Refuse a shared folder or prefix that holds anything but stores and is not marked yet.
+
+        Raises:
+            UsageError: naming some of it, and the setting to type instead.
+        """
+        if not self.is_shared or self._is_marked():
+            return
+        if self.objects:
+            names = (found.name for found in self.objects.list())
+        else:
+            names = (path.name + "/" * path.is_dir() for path in (sorted(self.root.iterdir()) if self.root.is_dir() else ()))
+        found = list(islice((name for name in names if not _may_lie_in_a_cache(name)), 5))
+        if found and not self._is_marked():
+            place = self.objects.uri if self.objects else self.root
+            raise UsageError(
+                f"cache.dir {place} holds files that are no stores of this job: {', '.join(map(shown_name, found))}. Give a "
+                f"folder of its own: --set cache.dir={place}/transfer-job-cache"
+            )
+
+    def claim(self) -> None:
+        """Mark a shared folder or prefix as one, and remove unfinished files that runs have left there over a day ago.
+
+        Raises:
+            UsageError: as `check` does.
+            StorageFailed.
+        """
+        if not self.is_shared:
+            return
+        self.check()
+        with storage_errors(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            self.path(SHARED).touch()
+            for left in self.path(TEMPORARY).glob("*"):
+                newest = max((p.stat().st_mtime for p in (left, *left.glob("*"))), default=0.0)
+                if time.time() - newest > _ABANDONED_S:
+                    shutil.rmtree(left, ignore_errors=True)
+        if self.objects and not self._is_marked():
+            try:
+                self.objects.write(SHARED, b"", replaces="")  # It tells at once whether this run may write there, too.
+            except Conflict:
+                return  # Another run has just marked it.
+
+    def close(self) -> None:
+        """Remove this process' own unfinished files from a folder that several runs share."""
+        if self.is_shared:
+            shutil.rmtree(self.temporary, ignore_errors=True)
+
+    def _is_marked(self) -> bool:
+        return self.objects.find(SHARED) is not None if self.objects else self.path(SHARED).exists()
 
     @property
     def free_bytes(self) -> int:
+        """How much room the file system has left."""
         existing = next(p for p in (self.root, *self.root.parents) if p.exists())
         return shutil.disk_usage(existing).free
 
@@ -49,12 +122,6 @@ class Cache:
             UsageError: where they are over the budget.
             StorageFailed: where the disk has not so much left.
         """
-        if self.is_shared:
-            with storage_errors(self.root):
-                self.root.mkdir(parents=True, exist_ok=True)
-                self.path(SHARED).touch()
-            if self.objects:
-                self.objects.write(SHARED, b"")  # It tells at once whether this run may write there, too.
         if self.max_gb is not None and needed_bytes > self.max_gb * _GB:
             raise UsageError(
                 f"The stores of this run need {in_units(needed_bytes)} under {self.root}; cache.max_gb allows "
@@ -67,3 +134,9 @@ class Cache:
                 f"{in_units(self.free_bytes)} are free. Free some space, give another cache.dir, or store less: fewer "
                 'augment.views, a smaller intake.image_size, or fine_tune.inputs = "online".'
             )
+
+
+def _may_lie_in_a_cache(name: str) -> bool:
+    """Return whether a name in a folder, which ends with / for a folder, or in a prefix is of a store or a system."""
+    first, slash, _ = name.partition("/")
+    return is_of_a_system(first) or first in ("", SHARED, TEMPORARY) or bool(slash and _STORE.fullmatch(first))

@@ -8,9 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from job.errors import UsageError
+from job.storage.files import own_mark, sync
 from job.storage.objects import Objects, Stored, open_objects, split_object
 from job.storage.parallel import each
-from job.storage.workdir import own_mark, sync
 
 
 def scratch(uri: str) -> Path:

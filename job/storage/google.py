@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from job.errors import StorageFailed, UsageError
+from job.storage.files import own_mark
 from job.storage.objects import (
     CONNECT_TIMEOUT_S,
     READ_TIMEOUT_S,
@@ -27,7 +28,6 @@ from job.storage.objects import (
     parts_of,
     tried,
 )
-from job.storage.workdir import own_mark
 
 if TYPE_CHECKING:
     from google.cloud.storage import Blob, Bucket
@@ -70,7 +70,7 @@ class GoogleObjects:
 
     def find(self, name: str) -> Stored | None:
         blob = self._looked_up(name)
-        return Stored(name, blob.size or 0, str(blob.generation)) if blob else None
+        return Stored(name, blob.size or 0, str(blob.generation), WRITE_ID in (blob.metadata or {})) if blob else None
 
     def read(self, name: str, version: str | None = None) -> bytes:
         return self._tried(name, lambda: self._blob(name, version).download_as_bytes(checksum="crc32c", **_HOW))

@@ -23,11 +23,15 @@ Result = TypeVar("Result")
 
 
 class Stored(NamedTuple):
-    """An object: its name below the prefix, and its `version`, which changes whenever the content may have."""
+    """An object: its name below the prefix, and its `version`, which changes whenever the content may have.
+
+    `is_own` says whether this program has written it, by a mark in its metadata. Only `find` looks for that.
+    """
 
     name: str
     num_bytes: int
     version: str
+    is_own: bool = False
 
 
 class NoSuchObject(StorageFailed):
@@ -165,6 +169,13 @@ def tried(operation: Callable[[], Result], judge: Callable[[Exception], Exceptio
                 raise StorageFailed(f"{said}. Run the same command again.") from error
         time.sleep(min(left_s, random.uniform(0.5, 1.0) * pause_s))  # noqa: S311 - it secures nothing.
         pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+
+def remove_own(objects: Objects, name: str, version: str | None = None) -> None:
+    """Remove an object that this program has written, in this version where one is given. Leave any other alone."""
+    found = objects.find(name)
+    if found and found.is_own and version in (None, found.version):
+        objects.remove(name)
 
 
 def content_type(name: str) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from job.errors import UsageError
+from job.storage.files import own_mark
 from job.storage.objects import (
     CONNECT_TIMEOUT_S,
     READ_TIMEOUT_S,
@@ -29,7 +30,6 @@ from job.storage.objects import (
     parts_of,
     tried,
 )
-from job.storage.workdir import own_mark
 
 _CHUNK_BYTES = 1 << 20
 _BAD_CREDENTIALS = ("ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch", "TokenRefreshRequired")
@@ -71,7 +71,7 @@ class S3Objects:
             found = self._tried(name, lambda: self._client.head_object(**self._at(name)))
         except NoSuchObject:
             return None
-        return Stored(name, found["ContentLength"], _version(found))
+        return Stored(name, found["ContentLength"], _version(found), WRITE_ID in found["Metadata"])
 
     def read(self, name: str, version: str | None = None) -> bytes:
         return self._tried(name, lambda: b"".join(self._chunks(name, version)))

@@ -5,6 +5,8 @@ is checked before it is believed. It appears whole or not at all, and the two ne
 """
 
 import json
+import os
+import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,9 +18,10 @@ import numpy as np
 
 from job.context import Context
 from job.errors import StorageFailed
-from job.storage.workdir import add_folder, digest_of_folder, remove_folder, storage_errors
+from job.storage.files import digest_of_folder, storage_errors, sync, sync_all
 
 _KEPT = 2
+_FILES = ("arrays.npy", "state.json")
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ class Checkpoints:
         self._context, self._stage, self._made_from = context, stage, made_from
         self._name = f"checkpoints/{stage}"
         self._folder = context.workdir.path(self._name)
-        self._mine: list[Path] = []
+        self._mine: list[Path] = []  # Those that are kept.
+        self._made: set[Path] = set()
         self._saved_at = time.monotonic()
         self._thread = ThreadPoolExecutor(1)
         self._writing: Future[None] | None = None
@@ -149,25 +153,57 @@ class Checkpoints:
             self._writing.result()
 
     def _write(self, state: TrainState) -> None:
-        def build(folder: Path) -> None:
-            with (folder / "arrays.npy").open("wb") as file:  # One after the other: an archive would sum them up once more.
-                for array in state.arrays.values():
-                    _append(file, array)
-            rest = {"step": state.step, "arrays": list(state.arrays), "notes": state.notes, "made_from": self._made_from}
-            (folder / "state.json").write_text(json.dumps(rest))
-
+        workdir = self._context.workdir
+        temporary = workdir.temporary()
         with storage_errors(self._folder, sum(array.nbytes for array in state.arrays.values())):
-            new = add_folder(self._folder, lambda digest: f"{state.step:010d}-{digest}", build, self._context.workdir.held)
+            temporary.mkdir(parents=True)
+            try:
+                self._fill(temporary, state)
+                sync_all(temporary)
+                new = self._folder / f"{state.step:010d}-{digest_of_folder(temporary)}"
+                with workdir.held():
+                    _put_in_place(temporary, new)
+                sync(self._folder)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+            self._made.add(new)
             self._mine = [*(folder for folder in self._mine if folder != new), new][-_KEPT:]
-            with self._context.workdir.held():
+            with workdir.held():
                 for old in set(self._folder.glob("[0-9]*")) - set(self._mine):
-                    remove_folder(old)
-        self._context.workdir.commit()
+                    self._remove(old)
+        workdir.commit()
         self._context.stop.saved = f"everything up to step {state.step:,}"
         self._context.telemetry.event("checkpoint", stage=self._stage, step=state.step)
 
+    def _fill(self, folder: Path, state: TrainState) -> None:
+        with (folder / "arrays.npy").open("wb") as file:  # One after the other: an archive would sum them up once more.
+            for array in state.arrays.values():
+                _append(file, array)
+        rest = {"step": state.step, "arrays": list(state.arrays), "notes": state.notes, "made_from": self._made_from}
+        (folder / "state.json").write_text(json.dumps(rest))
+
+    def _remove(self, folder: Path) -> None:
+        """Remove a checkpoint, unless something is in its folder that no checkpoint has. One that is damaged stays."""
+        names = {path.name for path in folder.iterdir()}
+        is_own = folder in self._made or digest_of_folder(folder) == folder.name.partition("-")[2]
+        if is_own and names == set(_FILES):
+            temporary = self._context.workdir.temporary()
+            temporary.parent.mkdir(exist_ok=True)
+            os.replace(folder, temporary)
+            shutil.rmtree(temporary, ignore_errors=True)
+
     def _tell(self, text: str) -> None:
         self._context.telemetry.line(f"  {self._stage}: {text}")
+
+
+def _put_in_place(built: Path, final: Path) -> None:
+    """Let a built checkpoint appear. Where there is one with its name, take that one's damage back."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    if final.exists():
+        for name in _FILES:
+            os.replace(built / name, final / name)
+    else:
+        os.replace(built, final)
 
 
 def _append(file: BinaryIO, array: np.ndarray) -> None:

@@ -138,7 +138,7 @@ def test_stores_of_earlier_settings_leave_the_bucket(bed, tmp_path, uri):
 def test_stores_that_other_runs_share_stay_in_the_bucket(bed, tmp_path, uri):
     cache = Cache(tmp_path / "a", is_shared=False, objects=open_objects(uri))
     others = Cache(tmp_path / "b", is_shared=True, objects=open_objects(uri))
-    others.reserve(0, 0)
+    others.claim()
     with Exchange(others, ["images-2222222222222222"]):
         write(others, "b", "images-2222222222222222").finish(["b" * 64])
     with Exchange(cache, ["images-1111111111111111"]):
@@ -157,7 +157,7 @@ def test_what_is_no_store_stays_in_the_bucket(bed, tmp_path, uri):
 def test_missing_permission_to_share_stores_is_told_before_work_begins(bed, tmp_path, uri):
     cache = Cache(tmp_path / "a", is_shared=True, objects=open_objects(uri))
     with bed.faults(statuses={403: 1.0}, only="^(POST|PUT)"), pytest.raises(UsageError, match="no permission"):
-        cache.reserve(0, 0)
+        cache.claim()
 
 
 def test_after_an_error_nothing_more_goes_up(bed, tmp_path, uri):

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from job.errors import StorageFailed, TryAgainLater
+from job.errors import StorageFailed, TryAgainLater, UsageError
 from job.storage import copies, object_lease
 from job.storage.lease import Owner
 from job.storage.mirror import MANIFEST, Mirror
@@ -48,14 +48,21 @@ def in_bucket(bed, uri):
     return {name.removeprefix(f"{uri}/") for name in bed.names(uri)}
 
 
+def publish(workdir, *names):
+    with workdir.writing_folder("model") as folder:
+        for name in names:
+            (folder / name).write_bytes(b"{}")
+
+
 def test_fresh_node_finds_what_was_committed_and_nothing_else(bed, tmp_path, uri, node):
     workdir = node.take_over()
     workdir.write_json("stages/split.json", {"a": 1})
     workdir.write_bytes("report.html", b"<html>")
-    workdir.publish_folder("model", lambda folder: (folder / "model.json").write_bytes(b"{}") and None)
+    publish(workdir, "model.json")
     (workdir.root / "cache" / "images").mkdir(parents=True)
     (workdir.root / "cache" / "images" / "x.npy").write_bytes(b"large")
-    (workdir.root / f".report.html.{'0' * 12}.part").write_bytes(b"half")
+    workdir.temporary().parent.mkdir(exist_ok=True)
+    workdir.temporary().write_bytes(b"half")
     workdir.commit()
     workdir.write_bytes("late.json", b"not committed")
     assert in_bucket(bed, uri) == {".lease", MANIFEST, "stages/split.json", "report.html", "model/model.json"}
@@ -63,7 +70,7 @@ def test_fresh_node_finds_what_was_committed_and_nothing_else(bed, tmp_path, uri
     fresh.refresh()
     assert fresh.read_json("stages/split.json") == {"a": 1}
     assert fresh.path("report.html").read_bytes() == b"<html>"
-    assert fresh.path("model").is_symlink() and fresh.path("model/model.json").read_bytes() == b"{}"
+    assert not fresh.path("model").is_symlink() and fresh.path("model/model.json").read_bytes() == b"{}"
     assert not fresh.exists("late.json") and not fresh.exists("cache")
 
 
@@ -154,18 +161,30 @@ def test_what_a_killed_run_left_uncommitted_does_not_stop_the_next(bed, uri, tmp
     first = Node(tmp_path / "a", uri)
     first.take_over()
     first.workdir.mirror.release()
-    checkpoint = f"{uri}/checkpoints/fine_tune/0000000007-{'a' * 64}"
-    bed.put(f"{uri}/report.html", b"of a run that was killed before it could commit")
-    bed.put(f"{checkpoint}/state.json", b"the same")
+    checkpoint = f"checkpoints/fine_tune/0000000007-{'a' * 64}"
+    objects = open_objects(uri)
+    objects.write("report.html", b"of a run that was killed before it could commit")
+    objects.write(f"{checkpoint}/state.json", b"the same")
+    theirs = f"checkpoints/fine_tune/0000000008-{'a' * 64}/state.json"
+    bed.put(f"{uri}/{theirs}", b"named like ours")
     bed.put(f"{uri}/checkpoints/other-tool/epoch-9.ckpt", b"somebody else's")
     bed.put(f"{uri}/notes.txt", b"the user's own")
     workdir = Node(tmp_path / "b", uri).take_over()
     workdir.write_bytes("report.html", b"new")
     workdir.commit()
     assert bed.get(f"{uri}/report.html") == b"new"
-    others = {"notes.txt", "checkpoints/other-tool/epoch-9.ckpt"}
+    others = {"notes.txt", "checkpoints/other-tool/epoch-9.ckpt", theirs}
     assert in_bucket(bed, uri) == {".lease", MANIFEST, "report.html", *others}
     workdir.mirror.release()
+
+
+def test_object_of_somebody_else_is_never_written_over(bed, uri, node):
+    workdir = node.take_over()
+    bed.put(f"{uri}/report.html", b"the user's own")
+    workdir.write_bytes("report.html", b"new")
+    with pytest.raises(UsageError, match="report.html is in the way: this job did not make it"):
+        workdir.commit()
+    assert bed.get(f"{uri}/report.html") == b"the user's own"
 
 
 def test_nothing_is_removed_where_there_was_no_run(bed, uri, node):
@@ -191,7 +210,7 @@ def test_checkpoints_come_here_when_somebody_asks_and_stay_in_the_bucket_when_no
     assert not again.exists("checkpoints")
     again.bring("checkpoints/head")
     assert again.path(f"{name}/state.json").read_bytes() == b"{}"
-    again.remove(name)
+    again.path(f"{name}/state.json").unlink()
     again.commit()
     again.mirror.release()
     assert f"{name}/state.json" not in in_bucket(bed, uri)
@@ -201,12 +220,12 @@ def test_checkpoints_come_here_when_somebody_asks_and_stay_in_the_bucket_when_no
 
 def test_withdrawn_model_is_gone_from_the_bucket(bed, uri, node):
     workdir = node.take_over()
-    workdir.publish_folder("model", lambda folder: (folder / "a").write_bytes(b"1") and None)
+    publish(workdir, "a")
     workdir.commit()
     workdir.remove("model")
     workdir.commit()
     assert in_bucket(bed, uri) == {".lease", MANIFEST}
-    workdir.publish_folder("model", lambda folder: (folder / "b").write_bytes(b"2") and None)
+    publish(workdir, "b")
     workdir.commit()
     assert in_bucket(bed, uri) == {".lease", MANIFEST, "model/b"}
 
@@ -278,9 +297,8 @@ def test_folder_of_an_earlier_run_becomes_what_the_bucket_says(tmp_path, uri, no
 
 
 def test_names_that_lead_out_of_the_folder_are_not_followed(bed, tmp_path, uri):
-    file = {"object": "x", "version": "1", "sha256": "", "num_bytes": 1}
-    links = {"model": "../../etc"}
-    manifest = {"schema": 1, "files": {"../evil": file, "/tmp/evil": file}, "links": links, "removed": []}
+    file = {"version": "1", "sha256": "", "num_bytes": 1}
+    manifest = {"schema": 2, "files": {"../evil": file, "/tmp/evil": file}, "removed": {}}
     bed.put(f"{uri}/x", b"1")
     bed.put(f"{uri}/{MANIFEST}", json.dumps(manifest).encode())
     node = Node(tmp_path / "a", uri)
@@ -288,10 +306,16 @@ def test_names_that_lead_out_of_the_folder_are_not_followed(bed, tmp_path, uri):
     assert list(tmp_path.iterdir()) == [tmp_path / "a"] and list((tmp_path / "a").iterdir()) == []
 
 
-@pytest.mark.parametrize("text", [b"<html>", b"{}", b"[]", b'{"schema": 2, "files": {}, "links": {}, "removed": []}'])
+@pytest.mark.parametrize("text", [b"<html>", b"{}", b"[]", b'{"schema": 3, "files": {}, "removed": {}}', b"[" * 100_000])
 def test_what_is_no_manifest_is_refused(bed, tmp_path, uri, text):
     bed.put(f"{uri}/{MANIFEST}", text)
     with pytest.raises(StorageFailed, match="not a manifest"):
+        Node(tmp_path / "a", uri).workdir.refresh()
+
+
+def test_output_of_version_1_is_refused(bed, tmp_path, uri):
+    bed.put(f"{uri}/{MANIFEST}", b'{"schema": 1, "files": {}, "links": {}, "removed": []}')
+    with pytest.raises(UsageError, match="is the output of transfer-job 0.1"):
         Node(tmp_path / "a", uri).workdir.refresh()
 
 

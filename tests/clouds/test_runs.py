@@ -19,8 +19,8 @@ from job.config import Config
 from job.context import Context
 from job.job import Job
 from job.output import make_workdir
+from job.storage.files import digest_of_file
 from job.storage.objects import open_objects
-from job.storage.workdir import digest_of_file
 from job.telemetry import Telemetry
 from tests.conftest import QUICK, ROOT, quick_settings, run_job
 from tests.faults.several import Run
@@ -286,7 +286,7 @@ def test_dry_run_in_a_folder_fetches_no_stores_of_a_bucket(google, photos, in_bu
 def test_worker_that_asks_whether_it_is_needed_fetches_no_store(google, photos, in_bucket, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     config = Config.load(None, [*QUICK, "fine_tune.epochs=3"], {})
-    workdir = make_workdir(in_bucket, photos, worker=1)
+    workdir = make_workdir(in_bucket, worker=1)
     job = Job(config, photos, Context(workdir, Telemetry(None), caching=config.cache))
     assert run._is_needed(job, None) and not list(tmp_path.rglob("*.npy"))
     config = Config.load(None, QUICK, {})

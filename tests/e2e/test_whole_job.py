@@ -172,19 +172,46 @@ def test_missing_store_is_made_again_only_when_it_is_needed(copy_of_run, painted
     assert {n for n, runs in needed.items() if runs} == {"intake", "extract", "fine_tune", "evaluate", "export", "report"}
 
 
-def test_changed_run_that_stops_early_withdraws_what_no_longer_holds(copy_of_run, painted):
+def test_run_that_stops_early_leaves_the_model_in_service_and_what_it_saw_beside_it(copy_of_run, painted):
     done = run_job("explore", "--data", painted, "--out", copy_of_run, *quick_settings("explore.samples_per_class=2"))
-    assert done.returncode == 0 and (copy_of_run / "model").exists() and (copy_of_run / "metrics.json").exists()
+    assert done.returncode == 0 and not (copy_of_run / "attempt").exists()
     assert 'id="results"' in (copy_of_run / "report.html").read_text()  # The page still shows what still holds.
+    before = contents(copy_of_run, "model", "metrics.json", "predictions.parquet", "report.html")
     done = run_job("explore", "--data", painted, "--out", copy_of_run, *quick_settings("intake.image_size=64"))
     assert done.returncode == 0, done.stderr
-    assert not any((copy_of_run / name).exists() for name in ("model", "metrics.json", "predictions.parquet"))
-    assert 'id="results"' not in (copy_of_run / "report.html").read_text() and "files looked at" in done.stdout
+    assert contents(copy_of_run, "model", "metrics.json", "predictions.parquet", "report.html") == before
+    assert 'id="results"' not in (copy_of_run / "attempt" / "report.html").read_text()
+    looked_at, last = done.stdout.splitlines()
+    assert "files looked at. Report: " in looked_at and "attempt/report.html" in looked_at
+    assert last.startswith("In service stays the model in ") and "accuracy" in last
+    back = run_job("run", "--data", painted, "--out", copy_of_run, *quick_settings())
+    assert back.returncode == 0 and not (copy_of_run / "attempt").exists(), back.stderr
+
+
+def test_table_of_doubtful_labels_that_its_user_edited_is_kept_beside_the_new_one(copy_of_run, painted):
+    table = copy_of_run / "label_issues.csv"
+    table.write_text("edited")
+    done = run_job("run", "--data", painted, "--out", copy_of_run, *quick_settings("fine_tune.epochs=1"))
+    assert done.returncode == 0, done.stderr
+    assert (copy_of_run / "label_issues.edited.csv").read_text() == "edited" and table.read_text().startswith("path,")
+
+
+def contents(out, *names):
+    files = [p for name in names for p in [out / name, *(out / name).rglob("*")] if p.is_file()]
+    return {p: p.read_bytes() for p in files}
 
 
 def test_damaged_output_is_made_again(copy_of_run, painted):
-    (copy_of_run / "predictions.parquet").write_bytes(b"half")
+    (copy_of_run / "stages/evaluate/predictions.parquet").write_bytes(b"half")
     assert plan_of(copy_of_run, painted, *quick_settings())["evaluate"]
+    whole = (copy_of_run / "metrics.json").read_bytes()
+    (copy_of_run / "metrics.json").write_bytes(b"half")
+    shutil.rmtree(copy_of_run / "model")
+    assert run_job("report", copy_of_run).returncode == 2  # It says what is damaged, and leaves the rest as it is.
+    (copy_of_run / "stages/evaluate/predictions.parquet").write_bytes((copy_of_run / "predictions.parquet").read_bytes())
+    done = run_job("run", "--data", painted, "--out", copy_of_run, *quick_settings())
+    assert done.returncode == 0 and "runs" not in done.stderr, done.stderr
+    assert (copy_of_run / "metrics.json").read_bytes() == whole and (copy_of_run / "model" / "model.json").exists()
 
 
 def test_dry_run_prints_configuration_plan_and_cut_and_touches_nothing(painted, tmp_path):
@@ -237,7 +264,9 @@ def test_quality_gate_that_is_not_met_ends_with_3_and_exports_nothing(copy_of_ru
     done = run_job("run", "--data", painted, "--out", copy_of_run, *settings)
     assert done.returncode == 3, done.stderr
     assert "evaluate.min_accuracy = 1.0 was not met" in done.stderr
-    assert not (copy_of_run / "model").exists() and (copy_of_run / "report.html").exists()
+    assert not (copy_of_run / "attempt" / "model").exists() and (copy_of_run / "attempt" / "report.html").exists()
+    assert (copy_of_run / "model").exists() and "In service stays the model" in done.stderr
+    assert "the same ones" in done.stderr
     again = run_job("run", "--data", painted, "--out", copy_of_run, *settings)
     assert again.returncode == 3 and "runs" not in again.stderr
 
@@ -275,7 +304,7 @@ def test_wrong_model_or_output_is_a_usage_error(finished_run, painted, tmp_path)
     assert run_job("predict", "--model", finished_run / "model", "--data", painted, "--out", "x.txt").returncode == 2
 
 
-def test_unwritable_output_is_a_storage_error(painted):
+def test_output_where_nothing_can_be_made_ends_with_74(painted):
     done = run_job("run", "--data", painted, "--out", "/proc/nowhere", *quick_settings())
     assert done.returncode == 74 and "Traceback" not in done.stderr
 
@@ -359,4 +388,4 @@ def test_diverging_training_ends_with_70_and_publishes_nothing(copy_of_run, pain
     settings = quick_settings("fine_tune.learning_rate=1e30")
     done = run_job("run", "--data", painted, "--out", copy_of_run, *settings)
     assert done.returncode == 70 and "fine_tune.learning_rate" in done.stderr
-    assert not any((copy_of_run / name).exists() for name in ("model", "metrics.json", "report.html"))
+    assert not (copy_of_run / "attempt").exists() and (copy_of_run / "model" / "model.json").exists()

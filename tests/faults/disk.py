@@ -9,10 +9,13 @@ import builtins
 import errno
 import io
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from job.storage import files
 
 KILLED = 137
 
@@ -27,8 +30,12 @@ class FaultyDisk:
         self._dirty: set[int] = set()  # Inodes that were written to and not synced.
 
     def install(self) -> None:
-        for name in ("replace", "rename", "unlink", "remove", "rmdir", "mkdir", "symlink"):
+        for name in ("replace", "rename", "unlink", "remove", "rmdir", "mkdir", "symlink", "link"):
             setattr(os, name, self._counted(name, getattr(os, name)))
+        shutil._USE_CP_SENDFILE = False  # type: ignore[attr-defined]  # So that copies are written here, too.
+        exchange, self._os_open = files._exchange, os.open
+        files._exchange = lambda new, old: self.operation("exchange", str(old), lambda: exchange(new, old))
+        os.open = self._on_os_open  # type: ignore[assignment]
         self._fsync, self._ftruncate = os.fsync, os.ftruncate
         os.fsync, os.ftruncate = self._on_fsync, self._on_ftruncate
         self._pwrite = os.pwrite
@@ -55,7 +62,7 @@ class FaultyDisk:
 
     def _counted(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*arguments: Any, **options: Any) -> Any:
-            path = os.fspath(arguments[name in ("replace", "rename", "symlink")])
+            path = os.fspath(arguments[name in ("replace", "rename", "symlink", "link")])
             if isinstance(options.get("dir_fd"), int):
                 path = f"{_path_of(options['dir_fd'])}/{path}"
             if name in ("replace", "rename"):
@@ -65,9 +72,14 @@ class FaultyDisk:
         return counted
 
     def _check_synced(self, old: str, new: str) -> None:
-        if new.startswith(self.root) and not new.endswith(".part"):
+        if new.startswith(self.root) and "/.tmp/" not in new:
             files = [old] if not Path(old).is_dir() else [str(p) for p in Path(old).rglob("*")]
             self.unsynced_renames += [f for f in files if not Path(f).is_symlink() and os.stat(f).st_ino in self._dirty]
+
+    def _on_os_open(self, path: Any, flags: int, *more: Any, **options: Any) -> int:
+        if not flags & os.O_EXCL or options:
+            return self._os_open(path, flags, *more, **options)
+        return int(self.operation("create", os.fspath(path), lambda: self._os_open(path, flags, *more)))
 
     def _on_fsync(self, descriptor: int) -> None:
         def do() -> None:

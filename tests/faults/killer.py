@@ -17,8 +17,9 @@ from typing import Any, Self
 import numpy as np
 
 from job.data.stores import ArrayStore
+from job.storage.files import digest_of_file, digest_of_folder
 from job.storage.lease import NAME as LEASE
-from job.storage.workdir import digest_of_file, digest_of_folder
+from job.storage.ledger import TEMPORARY
 from tests.conftest import QUICK, ROOT, paint_classes
 
 # Enough training for kills to meet it, with all the state that training can have: an average, a best epoch, patience.
@@ -104,7 +105,7 @@ def faults(out: Path) -> list[str]:
 
 
 def leftovers(out: Path) -> list[str]:
-    found = [str(p) for p in out.rglob(".*.part")] + [LEASE] * (out / LEASE).exists()
+    found = [name for name in (TEMPORARY, LEASE) if (out / name).exists()]
     too_many = [str(stage) for stage in (out / "checkpoints").glob("*") if len(list(stage.glob("*"))) > 2]
     return found + too_many
 

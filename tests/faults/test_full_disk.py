@@ -38,4 +38,4 @@ def test_disk_that_runs_full_ends_with_74_and_with_more_room_the_same_command_go
     done = run_job("run", "--data", painted, "--out", out, *quick_settings())
     assert done.returncode == 0, done.stderr
     assert all(p.read_bytes() == content for p, content in left.items())  # What was finished was not done again.
-    assert not list(out.rglob(".*.part"))
+    assert not (out / ".tmp").exists()

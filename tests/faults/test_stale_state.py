@@ -164,11 +164,11 @@ def test_page_of_a_mix_of_two_runs_is_refused_with_what_differs(folder):
 def test_page_of_a_run_that_stopped_early_shows_nothing_of_the_settings_before(folder):
     call = ("run", "--data", folder / "photos", "--out", folder / "out", "--stop-after", "explore")
     assert run_job(*call, *quick_settings("fine_tune.epochs=3")).returncode == 0
-    page = (folder / "out" / "report.html").read_bytes()
-    (folder / "out" / "report.html").unlink()
+    place = folder / "out" / "attempt" / "report.html"
+    page = place.read_bytes()
+    place.unlink()
     assert run_job("report", folder / "out").returncode == 0
-    again = (folder / "out" / "report.html").read_bytes()
-    assert again == page and b'id="times"' in page and b"fine_tuned" not in page
+    assert place.read_bytes() == page and b'id="times"' in page and b"fine_tuned" not in page
 
 
 def test_stage_of_another_run_is_refused_with_what_differs(folder):

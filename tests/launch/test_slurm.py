@@ -151,7 +151,8 @@ def test_array_tries_its_configurations_and_starts_again_only_the_one_that_asks_
 def test_cancelled_job_keeps_what_it_has_made_and_stays_cancelled(slurm, undisturbed, photos, tmp_path):
     python = stand_in(
         tmp_path / "venv/bin/python",
-        "trap 'sleep 1; echo saved; exit 143' TERM; echo works; while :; do sleep 0.1; done",
+        f"touch {tmp_path}/out/.transfer-job; trap 'sleep 1; echo saved; exit 143' TERM; echo works; "
+        "while :; do sleep 0.1; done",
     )
     lines = {"DATA": photos, "OUT": tmp_path / "out", "VENV": python.parent.parent, "LOCAL_DISK": tmp_path / "local"}
     number = slurm.submit(edited("single-node", tmp_path, **lines), *NOTHING)

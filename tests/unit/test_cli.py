@@ -60,8 +60,3 @@ def test_wrong_usage_ends_with_2_and_one_clear_line(tmp_path, arguments, said):
     assert done.returncode == 2
     assert said in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
-
-
-def test_output_inside_the_source_is_refused(painted):
-    done = run_job("run", "--data", painted, "--out", painted / "out")
-    assert done.returncode == 2 and "lies inside --data" in done.stderr

@@ -11,7 +11,7 @@ import pytest
 
 from job.errors import TryAgainLater
 from job.storage import lease
-from job.storage import workdir as workdir_module
+from job.storage.ledger import MARK
 from job.storage.workdir import Workdir
 from tests.conftest import ROOT, run_job
 
@@ -21,7 +21,6 @@ import sys
 from pathlib import Path
 from job.errors import TryAgainLater
 from job.storage import lease
-from job.storage import workdir as workdir_module
 from job.storage.workdir import Workdir
 workdir = Workdir(Path(sys.argv[1]))
 workdir.lease = lease.acquire(workdir.root, lambda text: None, lambda: None)
@@ -70,6 +69,12 @@ def hold(tmp_path):
         holder.process.wait()
 
 
+def publish(workdir, text, *names):
+    with workdir.writing_folder("model") as folder:
+        for name in names or ("weights",):
+            (folder / name).write_bytes(text)
+
+
 def acquire(folder, dead_after_s=60.0):
     said = []
     held = lease.acquire(folder, said.append, lambda: None, dead_after_s)
@@ -85,6 +90,7 @@ def test_second_owner_is_refused_at_once_and_told_who_the_first_is(tmp_path, hol
 
 
 def test_second_start_ends_with_75_before_it_looks_at_the_data(tmp_path, painted, hold):
+    (tmp_path / MARK).touch()
     holder = hold()
     done = run_job("run", "--data", painted, "--out", tmp_path)
     assert done.returncode == 75 and f"process {holder.pid}" in done.stderr
@@ -108,7 +114,7 @@ def test_owner_that_was_killed_is_followed_at_once(tmp_path, hold):
     held, said = acquire(tmp_path)
     assert time.monotonic() - started < 2 and "which has ended without a word" in said[0]
     held.release()
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == []  # No mark either: the lease is taken where the claim stands already.
 
 
 def test_owner_whose_number_another_process_has_now_is_dead(tmp_path):
@@ -141,14 +147,14 @@ def test_silent_owner_elsewhere_is_followed_and_cannot_publish_any_more(tmp_path
 def test_fenced_owner_can_neither_switch_nor_remove(tmp_path):
     workdir = Workdir(tmp_path)
     workdir.lease, _ = acquire(tmp_path)
-    workdir.publish_folder("model", lambda folder: (folder / "weights").write_bytes(b"1"))
+    publish(workdir, b"1")
     other = {**lease.Owner.here().__dict__, "host": "elsewhere", "token": "other"}
     (tmp_path / lease.NAME).write_text(json.dumps(other))
     for act in (
-        lambda: workdir.publish_folder("model", lambda folder: (folder / "weights").write_bytes(b"2")),
+        lambda: publish(workdir, b"2"),
         lambda: workdir.remove("model"),
         lambda: workdir.write_json("metrics.json", {}),
-        workdir.remove_parts,
+        workdir.clean,
     ):
         with pytest.raises(TryAgainLater, match="taken over by the run on elsewhere"):
             act()
@@ -169,37 +175,30 @@ def test_owner_that_holds_the_lock_for_long_goes_on_touching_afterwards(tmp_path
     held.release()
 
 
-def test_leftovers_go_but_not_those_of_owners_below_nor_a_users_files(tmp_path):
-    part = f".weights.{'0a' * 6}.part"
-    for folder in ("stages", "inner/checkpoints", "cache"):
-        (tmp_path / folder).mkdir(parents=True)
-        (tmp_path / folder / part).write_bytes(b"")
-    (tmp_path / "inner" / lease.NAME).write_text("{}")
-    (tmp_path / "stages" / ".photo.part").write_bytes(b"")
-    Workdir(tmp_path).remove_parts(shared=tmp_path / "cache")
-    left = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob(".*.part"))
-    assert left == [f"cache/{part}", f"inner/checkpoints/{part}", "stages/.photo.part"]
+def test_only_what_lies_in_the_jobs_own_place_for_temporary_files_is_cleaned_away(tmp_path):
+    workdir = Workdir(tmp_path)
+    parts = [f".weights.{'0a' * 6}.part", f"stages/.photo.{'0a' * 6}.part", f"inner/.tmp/{'0a' * 6}"]
+    for name in (*parts, f".tmp/{'0a' * 6}/weights"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    workdir.clean()
+    assert all((tmp_path / name).exists() for name in parts) and not (tmp_path / ".tmp").exists()
 
 
 def test_owner_that_was_fenced_does_not_clean_up_after_itself_either(tmp_path, monkeypatch):
-    """It switched the model and fell asleep; the new owner published; what it wakes up to remove is no longer its own."""
+    """It put its model in place and fell asleep; the new owner published; what it wakes up to remove is not its own."""
     workdir = Workdir(tmp_path)
-    workdir.publish_folder("model", lambda folder: (folder / "weights").write_bytes(b"0"))
+    publish(workdir, b"0", "weights", "card")
+    publish(workdir, b"0", "weights")
+    workdir.path("model/notes").write_bytes(b"of a user")  # So that files are replaced one by one.
     workdir.lease, _ = acquire(tmp_path)
-    real, slept = workdir_module.sync, []
-
-    def sync(path):
-        real(path)
-        if path == tmp_path and not slept:
-            slept.append(path)
-            other = {**lease.Owner.here().__dict__, "host": "elsewhere", "token": "other"}
-            (tmp_path / lease.NAME).write_text(json.dumps(other))
-            Workdir(tmp_path).publish_folder("model", lambda folder: (folder / "weights").write_bytes(b"2"))
-
-    monkeypatch.setattr(workdir_module, "sync", sync)
+    workdir.path("model/card").write_bytes(b"of the new owner")
+    other = {**lease.Owner.here().__dict__, "host": "elsewhere", "token": "other"}
+    (tmp_path / lease.NAME).write_text(json.dumps(other))
     with pytest.raises(TryAgainLater, match="elsewhere"):
-        workdir.publish_folder("model", lambda folder: (folder / "weights").write_bytes(b"1"))
-    assert (tmp_path / "model" / "weights").read_bytes() == b"2"
+        publish(workdir, b"1")
+    workdir.close()
+    assert (tmp_path / "model" / "weights").read_bytes() == b"0" and (tmp_path / "model" / "card").exists()
 
 
 def test_owner_that_died_while_it_wrote_its_name_is_none(tmp_path):

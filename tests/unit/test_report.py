@@ -43,7 +43,8 @@ TIMINGS |= {name: {"wall_s": 1.5, "cpu_s": 1.0} for name in ("extract", "audit",
 
 def explored(context, names=("daisy", "rose")):
     """explore.json and its pictures for two or more classes, with something of everything."""
-    folder = context.workdir.fresh_folder("stages/explore")
+    folder = context.workdir.path("stages/explore")
+    folder.mkdir(parents=True, exist_ok=True)
     for picture in ("group", "flat", "mean", "samples"):
         Image.new("RGB", (16, 16), (200, 80, 40)).save(folder / f"{picture}.jpg")
     (folder / "sizes.svg").write_text("<svg/>")
@@ -99,7 +100,8 @@ def explored(context, names=("daisy", "rose")):
 
 
 def audited(context, names=("daisy", "rose")):
-    folder = context.workdir.fresh_folder("stages/audit")
+    folder = context.workdir.path("stages/audit")
+    folder.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (16, 16)).save(folder / "photo.jpg")
     picture = {"thumbnail": "stages/audit/photo.jpg"}
     explore = context.workdir.read_json("stages/explore/explore.json")
@@ -137,7 +139,8 @@ def trained(context):
 
 
 def evaluated(context, names=("daisy", "rose"), met=True, with_fine_tuned=True, num_leaks=1):
-    folder = context.workdir.fresh_folder("stages/evaluate/mistakes")
+    folder = context.workdir.path("stages/evaluate/mistakes")
+    folder.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (16, 16)).save(folder / "000.jpg")
     num = 12 * len(names)
     matrix = [[12 if i == j else 0 for j in range(len(names))] for i in range(len(names))]

@@ -1,0 +1,164 @@
+"""Claims: a run works only in a place that was missing or empty when the job first came there, or that holds its mark.
+
+The mark is a file, made under its final name in one step. That it exists is what counts, so that an output may be moved or
+copied. A folder with the mark belongs to the job, and its ledger (`ledger.py`) says which files in it do.
+"""
+
+import os
+import re
+import shlex
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+
+from job.errors import UsageError
+from job.storage.files import own_mark, sync
+from job.storage.ledger import MARK, TEMPORARY
+from job.storage.objects import Conflict, Objects
+from job.storage.workdir import read_json
+
+_SHOWN = 5
+# What volumes and systems leave in a folder that is empty for its owner.
+_OF_SYSTEMS = {"lost+found", ".snapshot", ".snapshots", ".DS_Store", ".localized", "@eaDir", "#recycle", "$RECYCLE.BIN"}
+_OF_SYSTEMS |= {"System Volume Information", "Thumbs.db", "desktop.ini", ".Trashes", ".Spotlight-V100", ".fseventsd"}
+_OF_SYSTEMS_BEGIN = (".Trash-", ".nfs", "..")  # `..data` and the folders that Kubernetes mounts beside it.
+
+
+def claim(root: Path, out: str, *, config_file: Path | None = None, environ: Mapping[str, str]) -> None:
+    """Make a folder the job's own: write the mark, unless it is there.
+
+    Raises:
+        UsageError: where somebody else's files lie in it, or it cannot do what a run needs; nothing was written then.
+        OSError.
+    """
+    check(root, out, config_file=config_file, environ=environ)
+    root.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        os.close(os.open(root / MARK, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        sync(root)
+    _try_renames(root, out)
+
+
+def check(root: Path, out: str, *, config_file: Path | None = None, environ: Mapping[str, str]) -> None:
+    """Refuse a folder that holds somebody else's files.
+
+    Raises:
+        UsageError: naming some of them, and a command to type instead.
+        OSError.
+    """
+    if is_claimed(root) or not root.is_dir():
+        return
+    spared = [status for path in (1, 2, config_file) if (status := _status(path)) is not None]
+    numbers = {environ[name] for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID") if environ.get(name)}
+    found = [path.name for path in sorted(root.iterdir()) if _is_content(path, spared, numbers)]
+    # Listing takes a while: another start may have claimed the folder since, and written to it.
+    if found and not is_claimed(root):
+        if _is_version_1(root):
+            raise of_version_1(out)
+        raise _not_empty(out, found[:_SHOWN], len(found))
+
+
+def is_claimed(root: Path) -> bool:
+    """Return whether a folder holds the job's mark."""
+    return os.path.lexists(root / MARK)
+
+
+def claim_bucket(objects: Objects) -> None:
+    """Make a prefix of a bucket the job's own. Raises: UsageError, StorageFailed."""
+    check_bucket(objects)
+    with suppress(Conflict):  # Another start has just claimed it, too.
+        objects.write(MARK, b"", replaces="")
+
+
+def check_bucket(objects: Objects) -> None:
+    """Refuse a prefix that holds somebody else's objects. Raises: UsageError, StorageFailed."""
+    if objects.find(MARK):
+        return
+    names = list(islice(_foreign_objects(objects), _SHOWN))
+    if names and not objects.find(MARK):
+        if objects.find(".manifest.json"):
+            raise of_version_1(objects.uri)
+        raise _not_empty(objects.uri, names, len(names))
+
+
+def of_version_1(place: str) -> UsageError:
+    """Return the refusal of an output that version 0.1 has left."""
+    return UsageError(
+        f"{place} is the output of transfer-job 0.1, which this version neither changes nor goes on from; predict reads its "
+        f"model. Give another output: --out {shlex.quote(_below(place))}"
+    )
+
+
+def is_of_a_system(name: str) -> bool:
+    """Return whether volumes or systems leave a file or folder of this name everywhere."""
+    return name in _OF_SYSTEMS or name.startswith(_OF_SYSTEMS_BEGIN)
+
+
+def _foreign_objects(objects: Objects) -> Iterator[str]:
+    for found in objects.list():
+        name = found.name.strip("/").split("/")[-1]
+        if name and not found.name.endswith("/") and not is_of_a_system(name):
+            yield found.name
+
+
+def _is_content(path: Path, spared: list[os.stat_result], numbers: Iterable[str]) -> bool:
+    """Return whether something in a folder is somebody's: not the program's own log or configuration, and not a system's."""
+    if is_of_a_system(path.name):
+        return False
+    if path.is_dir() and not path.is_symlink():
+        inside = [_is_content(inner, spared, numbers) for inner in path.iterdir()]
+        return not inside or any(inside)
+    is_log = any(re.search(rf"(?<!\d){number}(?!\d)", path.name) for number in numbers)
+    return not is_log and not any(os.path.samestat(path.lstat(), status) for status in spared)
+
+
+def _status(path: int | Path | None) -> os.stat_result | None:
+    """Return the status of a regular file, or of an open descriptor of one. None where it is neither."""
+    with suppress(OSError, TypeError):
+        found = os.fstat(path) if isinstance(path, int) else Path(path).stat()  # type: ignore[arg-type]
+        return found if stat.S_ISREG(found.st_mode) else None
+    return None
+
+
+def _is_version_1(root: Path) -> bool:
+    described = (read_json(root / "run.json"), read_json(root / "run" / "run.json"))
+    return any(isinstance(found, dict) and "settings_of_stages" in found for found in described)
+
+
+def _not_empty(out: str, names: list[str], count: int) -> UsageError:
+    shown = ", ".join(map(shown_name, names)) + (", ..." if count > len(names) else "")
+    return UsageError(
+        f"--out {out} holds files that this job did not make: {shown}. It works only in a folder of its own. Give one that "
+        f"is empty or does not exist: --out {shlex.quote(_below(out))}"
+    )
+
+
+def shown_name(name: str) -> str:
+    """Return a file name as it may be shown on a terminal."""
+    return name if name.isprintable() else ascii(name)
+
+
+def _below(out: str) -> str:
+    return "runs/first" if out in (".", "./") else f"{out.rstrip('/')}/runs/first"
+
+
+def _try_renames(root: Path, out: str) -> None:
+    """Try, before any work, what publishing needs at its end.
+
+    Raises:
+        UsageError: where the file system cannot rename a folder.
+        OSError: where it cannot be written to.
+    """
+    tried, renamed = (root / TEMPORARY / own_mark() for _ in range(2))
+    tried.mkdir(parents=True)
+    try:
+        tried.rename(renamed)
+    except OSError as error:
+        tried.rmdir()
+        raise UsageError(
+            f"--out {out}: its file system cannot rename a folder ({error.strerror}), so that results could not be "
+            "published whole. Give an --out on another file system."
+        ) from error
+    renamed.rmdir()

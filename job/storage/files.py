@@ -1,0 +1,155 @@
+"""Files and folders that appear under their final names whole or not at all."""
+
+import ctypes
+import errno
+import hashlib
+import math
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+
+from job.errors import StorageFailed
+
+_NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)  # 9p, vboxsf and some FUSE mounts cannot sync a folder.
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+Held = Callable[[], AbstractContextManager[None]]
+
+
+def own_mark() -> str:
+    """Return a name that nobody else uses. A process number would not do: in containers every process may have number 1."""
+    return secrets.token_hex(6)
+
+
+@contextmanager
+def writing(final: Path, temporary: Path, needed_bytes: int | None = None, held: Held = nullcontext) -> Iterator[Path]:
+    """Give `temporary` to write to. When the block ends well, it becomes `final` in one step, while `held` holds.
+
+    Both must lie on one file system.
+
+    Raises:
+        StorageFailed: where the disk does not take it; the old file, if any, is untouched.
+    """
+    with storage_errors(final, needed_bytes):
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            sync(temporary)
+            with held():
+                final.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(temporary, final)
+            sync(final.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def beside(final: Path) -> Path:
+    """Return a temporary name in the folder of `final`, for places that have no folder for temporary files."""
+    return final.with_name(f".{final.name[:200]}.{own_mark()}.part")
+
+
+def swap(new: Path, old: Path) -> None:
+    """Let the folder `new` take the place of the folder `old`, which lies at `new` afterwards.
+
+    One step where the file system can exchange two names (ext4, XFS, tmpfs, overlay). Elsewhere two renames: a reader may
+    find nothing at `old` between them.
+    """
+    if not _exchange(new, old):
+        aside = new.with_name(f"{new.name}.old")
+        os.replace(old, aside)
+        os.replace(new, old)
+        os.replace(aside, new)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Exchange two names with renameat2(2), which Python does not offer. Return whether that worked."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    return renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), ctypes.c_uint(_RENAME_EXCHANGE)) == 0
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy the bytes of a file and sync them. The copy is a file of its own, not a link."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    sync(target)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Let a second name share the bytes of a file that nobody changes in place. Copy it where there are no links."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        copy_file(source, target)
+
+
+def digest_of_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of_folder(folder: Path) -> str:
+    """Return the SHA-256 of the names and the bytes of all files below a folder, in hexadecimal."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{digest_of_file(path)}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Have the kernel write a file, or a folder's entries, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC or not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_all(folder: Path) -> None:
+    """Have the kernel write everything below a folder to the disk."""
+    for path in sorted(folder.rglob("*")):
+        sync(path)
+    sync(folder)
+
+
+@contextmanager
+def storage_errors(path: Path, needed_bytes: int | None = None) -> Iterator[None]:
+    """Turn errors of the system in the block into StorageFailed, with the way out."""
+    try:
+        yield
+    except OSError as error:
+        raise storage_failed(error, path, needed_bytes) from error
+
+
+def storage_failed(error: OSError, path: Path, needed_bytes: int | None = None) -> StorageFailed:
+    """Return the error of a whole operation on `path`, for which `needed_bytes` had to be free where that is known."""
+    where = error.filename or path
+    hint = {
+        errno.ENOSPC: f"{_room(path, needed_bytes)} Free some space and run the same command again.",
+        errno.EDQUOT: f"{_room(path, needed_bytes)} Free some of your quota and run the same command again.",
+        errno.EACCES: " Give the job's user write access to it.",
+        errno.EROFS: " Choose an --out that can be written to.",
+    }.get(error.errno or 0, "")
+    return StorageFailed(f"{where}: {error.strerror or error}.{hint}")
+
+
+def _room(path: Path, needed_bytes: int | None) -> str:
+    existing = next(p for p in (path, *path.parents) if p.exists())
+    needed = "" if needed_bytes is None else f", and this alone needs {in_units(needed_bytes)}"
+    return f" {in_units(shutil.disk_usage(existing).free)} are free there{needed}."
+
+
+def in_units(num_bytes: float) -> str:
+    """Return a size as 12.3 MB, rounded up."""
+    unit, name = next((u for u in ((1e9, "GB"), (1e6, "MB")) if num_bytes >= u[0]), (1e3, "kB"))
+    return f"{math.ceil(10 * num_bytes / unit) / 10:,.1f} {name}"

@@ -1,0 +1,215 @@
+"""The ledger of a work directory: which files below it the job has made. Nothing else is ever replaced or removed.
+
+The ledger is the content of the mark, the file that claims the directory (`claim.py`). A name is written into it *before*
+the file appears, with the SHA-256 that the file will have, and before the file goes. So a kill at any instant leaves no file
+of which it is not known whose it is: a file that was about to come is the job's where it has those bytes, and somebody
+else's where it has others. Names are relative to the directory, which may therefore be moved or copied.
+
+Four kinds of files need no line. Shards and checkpoints carry the SHA-256 of their content in their names; what lies in
+`.tmp/` is the job's by its place; and logs only grow.
+"""
+
+import json
+import os
+import threading
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from job.errors import UsageError
+from job.storage.files import digest_of_file, own_mark, sync
+
+MARK = ".transfer-job"
+TEMPORARY = ".tmp"
+_WHAT = "The output of transfer-job. It owns the files named here; it never changes or removes others."
+# The first part of every name that the job may ever write in a directory of its own.
+_RESERVED = frozenset(
+    f"""{MARK} .lease .manifest.json .secret {TEMPORARY} attempt cache checkpoints cost.json examples.parquet logs
+    label_issues.csv metrics.json model photos predictions.parquet probe.json published.json rank.csv rank.json rank.svg
+    report.html run run.json seed.json stages versions""".split()
+)
+_WITHOUT_LINES = ("cache", "checkpoints", TEMPORARY)
+
+
+def is_reserved(name: str) -> bool:
+    """Return whether the job may write a file of this name in its directory, so that an input must not lie there."""
+    return Path(name).parts[0] in _RESERVED
+
+
+class Ledger:
+    """The names of the files below `root` that are the job's own. Threads may share it; processes may not."""
+
+    def __init__(self, root: Path) -> None:
+        self._root, self._file = root, root / MARK
+        self._lock = threading.RLock()
+        self._names: set[str] | None = None  # None until the mark has been read.
+        self._unsaved: set[str] = set()  # Names that the mark does not have among its files yet.
+
+    def is_settled(self, name: str) -> bool:
+        """Return whether a file of this name may be replaced without another word: the mark says that it is the job's."""
+        return name in self._ours() and name not in self._unsaved
+
+    def below(self, name: str) -> list[str]:
+        """Return the job's files at or below a name, in order."""
+        return sorted(n for n in self._ours() if n == name or n.startswith(f"{name}/"))
+
+    def expect(self, files: Mapping[str, str]) -> None:
+        """Write down that these files, by name with the SHA-256 of their content, are about to be written.
+
+        Raises:
+            UsageError: where somebody else's file has one of the names.
+        """
+        with self._lock:
+            new = {name: digest for name, digest in files.items() if name not in self._ours()}
+            for name in new:
+                self._refuse_foreign(name)
+            if new or self._unsaved & files.keys():
+                self._save(new)
+
+    def wrote(self, names: Iterable[str]) -> None:
+        """Take in names that `expect` was told of, now that the files are there."""
+        with self._lock:
+            fresh = set(names) - self._ours()
+            self._ours().update(fresh)
+            self._unsaved |= fresh
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove files of the job, and the folders that they leave empty. Names that are not the job's are left alone."""
+        with self._lock:
+            own = [name for name in names if name in self._ours()]
+            going = {name: digest_of_file(self._root / name) for name in own if (self._root / name).is_file()}
+            self.forget(own)
+            if going:
+                self._save(going)
+            for name in going:
+                (self._root / name).unlink(missing_ok=True)
+                self._remove_empty_folders((self._root / name).parent)
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Drop names whose files have gone."""
+        with self._lock:
+            self._ours().difference_update(names)
+            self._unsaved.difference_update(names)
+
+    def begin_log(self, name: str) -> None:
+        """Make sure that a file which only grows is the job's: make an empty one where there is none.
+
+        Raises:
+            UsageError: where somebody else's file has the name.
+        """
+        with self._lock:
+            if name in self._ours():
+                return
+            self.expect({name: sha256(b"").hexdigest()})
+            (self._root / name).parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(self._root / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            self.wrote([name])
+            self._save({})
+
+    def load(self) -> None:
+        """Read the mark again: another process may have worked here since."""
+        with self._lock:
+            self._names, self._unsaved = None, set()
+
+    def settle(self) -> None:
+        """Save what `load` has found out about files that were about to come when a run was killed."""
+        with self._lock:
+            self._ours()
+            if self._unsaved:
+                self._save({})
+
+    def _ours(self) -> set[str]:
+        if self._names is None:
+            with self._lock:
+                self._names = self._read()
+        return self._names
+
+    def _read(self) -> set[str]:
+        try:
+            text = self._file.read_bytes()
+        except FileNotFoundError:
+            return set()
+        if not text:
+            return set()  # The claim was cut off before its first line: nothing was written yet.
+        content = _parsed(text)
+        if content is None:  # Damaged. The mark stands, so whatever has one of the job's names is taken for the job's.
+            self._unsaved = {name for name in self._files_below() if is_reserved(name) and name != MARK}
+            return set(self._unsaved)
+        coming = content["coming"].items()
+        self._unsaved = {name for name, digest in coming if self._has(name) and digest_of_file(self._root / name) == digest}
+        return {name for name in content["files"] if self._has(name)} | self._unsaved
+
+    def _has(self, name: str) -> bool:
+        return is_inside(name) and (self._root / name).is_file()
+
+    def _files_below(self) -> Iterable[str]:
+        for folder, folders, files in os.walk(self._root):
+            here = Path(folder)
+            folders[:] = [f for f in folders if here != self._root or f not in _WITHOUT_LINES]
+            yield from ((here / file).relative_to(self._root).as_posix() for file in files)
+
+    def _refuse_foreign(self, name: str) -> None:
+        path = self._root / name
+        in_the_way = next((p for p in path.parents if p.is_relative_to(self._root) and _is_no_folder(p)), None)
+        if in_the_way is None and os.path.lexists(path):
+            in_the_way = path
+        if in_the_way is not None:
+            raise UsageError(
+                f"{in_the_way} is in the way: this job did not make it and does not replace it. Move it somewhere else and "
+                "run the same command again."
+            )
+
+    def _save(self, coming: Mapping[str, str]) -> None:
+        content = {"what": _WHAT, "files": sorted(self._ours()), "coming": dict(coming)}
+        text = json.dumps({"sha256": _checksum(content), **content}, indent=0) + "\n"
+        temporary = self._root / TEMPORARY / own_mark()
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            sync(temporary)
+            os.replace(temporary, self._file)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync(self._root)
+        self._unsaved.clear()
+
+    def _remove_empty_folders(self, folder: Path) -> None:
+        with suppress(OSError):  # Not empty: somebody else's file is in it.
+            while folder != self._root:
+                folder.rmdir()
+                folder = folder.parent
+
+
+class ScratchLedger(Ledger):
+    """The ledger of a folder in scratch space, where everything is the job's: nobody else writes there."""
+
+    def _ours(self) -> set[str]:
+        return set(self._files_below()) - {MARK}
+
+    def _save(self, coming: Mapping[str, str]) -> None:  # noqa: ARG002  # There is no mark to keep.
+        self._unsaved.clear()
+
+
+def _parsed(text: bytes) -> dict[str, Any] | None:
+    """Return the content of a mark, or None where it is damaged."""
+    with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        content = json.loads(text)
+        if content.pop("sha256") == _checksum(content):
+            return {"files": list(content["files"]), "coming": dict(content["coming"])}
+    return None
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _is_no_folder(path: Path) -> bool:
+    return os.path.lexists(path) and not path.is_dir()
+
+
+def is_inside(name: str) -> bool:
+    """Return whether a relative name stays inside the folder that it is relative to."""
+    path = Path(name)
+    return not path.is_absolute() and ".." not in path.parts and bool(path.parts)
