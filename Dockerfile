@@ -56,5 +56,5 @@ LABEL org.opencontainers.image.title="transfer-job" \
 
 USER 10001
 WORKDIR /out
-ENTRYPOINT ["python", "-m", "job"]
+ENTRYPOINT ["python", "-P", "-m", "job"]
 CMD ["--help"]

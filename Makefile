@@ -5,7 +5,7 @@ PIP = $(1)/bin/python -m pip install --quiet --disable-pip-version-check --requi
 .PHONY: demo test check bench image docs lock clean
 
 demo: .venv/.cpu
-	.venv/bin/python -m job demo
+	.venv/bin/transfer-job demo
 
 test: .venv/.dev
 	.venv/bin/python -m pytest -m "not long" --numprocesses 2 --dist loadfile --no-loadscope-reorder

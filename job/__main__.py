@@ -1,12 +1,19 @@
-from job.stop import STOP, ignore_signals
+import sys
 
 
 def start() -> None:
     """The program. Signals are heard before anything that takes time is imported."""
+    from job.startup import keep_foreign_modules_out
+
+    keep_foreign_modules_out()
+    from job.stop import STOP, ignore_signals
+
     STOP.listen()
     try:
         from job.cli import main
+        from job.terminal import show_bug
 
+        sys.excepthook = show_bug
         main()
     finally:
         ignore_signals()  # Python gives handlers back to the system before it ends, and the exit code is decided.

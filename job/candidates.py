@@ -66,7 +66,7 @@ def candidates(listed: Sequence[str], image_sizes: Sequence[str], base: Config, 
     if not found and not mistakes:
         mistakes.append(f"--backbones: there is no name in it; expected {_SYNTAX}")
     if mistakes:
-        raise UsageError("\n  ".join(["The candidates have mistakes:", *dict.fromkeys(mistakes)]))
+        raise UsageError("The candidates have mistakes:", *(f"  {mistake}" for mistake in dict.fromkeys(mistakes)))
     return list({candidate.folder: candidate for candidate in found}.values())
 
 

@@ -4,17 +4,19 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from job import __version__
-from job.errors import OF_STORAGE, JobError, Stopped, UsageError
+from job.errors import OF_STORAGE, JobError, UsageError
 from job.stop import STOP
+from job.terminal import end, say
+from job.untrusted import escaped
 
 # No import of the pipeline up here: `--help` must not wait for pydantic, pyarrow or TensorFlow.
 
@@ -23,26 +25,22 @@ STAGE_NAMES = ("intake", "split", "explore", "extract", "audit", "head", "fine_t
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def _end(error: JobError) -> NoReturn:
-    with suppress(OSError):  # Whoever listens may be gone; the exit code stands.
-        click.echo(f"\n{'Stopped' if isinstance(error, Stopped) else 'Error'}: {error}", err=True)
-    sys.exit(error.exit_code)
-
-
 class _Translating(click.Group):
     """Errors written for users become their message and their exit code; anything else is a bug with a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:  # It may repeat names that a pattern of the shell stood for.
+            raise click.UsageError(escaped(error.format_message()), error.ctx) from None
         except JobError as error:
-            _end(error)
+            end(error)
         except OSError as error:  # Of a library that writes where nobody thought of it.
             if error.errno not in OF_STORAGE:
                 raise
             from job.storage.files import storage_failed
 
-            _end(storage_failed(error, Path(error.filename or ".")))
+            end(storage_failed(error, Path(error.filename or ".")))
 
 
 @click.group(cls=_Translating, context_settings={"max_content_width": 120})
@@ -177,7 +175,7 @@ def rank(call: _Call, backbones: tuple[str, ...], image_sizes: tuple[str, ...]) 
     workdir = _workdir(call, config)
     found = candidates(backbones, image_sizes, config, workdir.shown("cache"))
     with _context(workdir, config) as context, output.owned(context, call.config_file):
-        table = rank_candidates(
+        lines = rank_candidates(
             found,
             call.data,
             labels=call.labels,
@@ -185,22 +183,37 @@ def rank(call: _Call, backbones: tuple[str, ...], image_sizes: tuple[str, ...]) 
             assignments=call.assignments,
             context=context,
         )
-        click.echo(table)
+        say(*lines)
 
 
 @main.command()
-@click.option("--model", required=True, metavar="DIR", help="The model/ folder of a run, or its URI in a bucket.")
+@click.option(
+    "--model",
+    required=True,
+    metavar="DIR",
+    help="The model/ folder of a run, or its URI in a bucket. It is code: give only models that you trust.",
+)
+@click.option(
+    "--model-sha256",
+    metavar="HEX",
+    help="SHA-256 of the model's model.json, as its run printed it. Any other model is refused before its graph is loaded.",
+)
 @click.option("--data", required=True, metavar="SOURCE", help="Folder (every file below is looked at), or a table of paths.")
 @click.option("--out", required=True, metavar="FILE", help="A .parquet or .csv file, or its URI in a bucket.")
 @click.option("--tfds-dir", metavar="DIR", help="Folder or bucket of prepared tensorflow-datasets, for --data tfds:NAME.")
 @click.option("--batch-size", default=64, show_default=True, type=click.IntRange(1), help="Photos in one forward pass.")
-def predict(model: str, data: str, out: str, tfds_dir: str | None, batch_size: int) -> None:
-    """Label photos with an exported model: path, label, probability, the three best, and what could not be read."""
+def predict(model: str, model_sha256: str | None, data: str, out: str, tfds_dir: str | None, batch_size: int) -> None:
+    """Label photos with an exported model: path, label, probability, the three best, and what could not be read.
+
+    A model is code: its graph can read and write files as the user who runs this. docs/security.md says how to be sure
+    that it is the one that was exported.
+    """
     from job.predict import predict as predict_photos
 
     _refuse_credentials(model, data, out, tfds_dir)
     with _context() as context:
-        click.echo(predict_photos(model, data, out, tfds_dir=tfds_dir, batch_size=batch_size, context=context))
+        how: dict[str, Any] = {"tfds_dir": tfds_dir, "batch_size": batch_size, "model_sha256": model_sha256}
+        say(predict_photos(model, data, out, context=context, **how))
 
 
 @main.command()
@@ -222,14 +235,15 @@ def report(directory: str) -> None:
             )
         made = [name for name in made_with(context.workdir, STAGES, described["settings_of_stages"]) if name != "report"]
         if mixed := contradictions(context.workdir, {name: STAGES[name] for name in made}):
-            lines = "\n".join(f"  {line}" for line in mixed)
             raise UsageError(
-                f"{directory} holds a mix of results:\n{lines}\nRun the job on it again, and it puts that right."
+                f"{directory} holds a mix of results:",
+                *(f"  {line}" for line in mixed),
+                "Run the job on it again, and it puts that right.",
             )
         config = Config.model_validate(described["config"])
         draw_report(config.report, run=described, timings=timings(context.workdir, made), context=context)
         publishing.publish(context.workdir, [*made, "report"])
-        click.echo(f"Report: {context.workdir.shown(f'{publishing.place(context.workdir)}report.html')}")
+        say(f"Report: {context.workdir.shown(f'{publishing.place(context.workdir)}report.html')}")
 
 
 @main.command()
@@ -277,7 +291,7 @@ def _config(call: _Call) -> Any:
     config = _loaded(call)
     mistakes = backbones.check(config.backbone)
     if mistakes:
-        raise UsageError("The configuration has mistakes:\n" + "\n".join(f"  {m}" for m in mistakes))
+        raise UsageError("The configuration has mistakes:", *(f"  {m}" for m in mistakes))
     return config
 
 
@@ -325,7 +339,7 @@ def _run(call: _Call, config: Any, stop_after: str | None) -> None:
         job = Job(config, call.data, context, command, labels=call.labels, cluster=cluster)
         if cluster.is_chief:
             run.run(job, stop_after, call.config_file)
-            click.echo(run.headline(job))
+            say(*run.headline(job))
         else:
             run.assist(job, stop_after)
 
@@ -342,10 +356,10 @@ def _dry_run(call: _Call, config: Any, stop_after: str | None) -> None:
     with output.looked_at(given) as workdir:
         context = Context(workdir, Telemetry(None), config.seed, caching=config.cache)
         job = Job(config, call.data, context, labels=call.labels)
-        click.echo(as_toml(config))
+        say(*as_toml(config).split("\n"))
         steps = run.plan(job, stop_after)
     for step in steps:
-        click.echo(f"{step.stage:<10} {'runs' if step.runs else 'skipped'}: {step.reason}")
+        say(f"{step.stage:<10} {'runs' if step.runs else 'skipped'}: {step.reason}")
     if any(step.stage == "extract" and step.runs for step in steps):
         point = job.network.cut_point
         cut = (
@@ -354,4 +368,4 @@ def _dry_run(call: _Call, config: Any, stop_after: str | None) -> None:
             if point
             else "nothing is fine-tuned"
         )
-        click.echo(f"{config.backbone.name}: {cut}.")
+        say(f"{config.backbone.name}: {cut}.")

@@ -314,7 +314,7 @@ class Config(Section):
         except ValidationError as error:
             mistakes.extend(explain(error, dict(fields()), cls.model_fields, REFUSED))
         if mistakes or config is None:
-            raise UsageError("The configuration has mistakes:\n" + "\n".join(f"  {line}" for line in mistakes))
+            raise UsageError("The configuration has mistakes:", *(f"  {line}" for line in mistakes))
         return config
 
 

@@ -14,14 +14,26 @@ Schedulers decide by the exit code whether to start a job again, so the codes ar
 
 import errno
 
+from job.untrusted import escaped
+
 # What a library may meet that writes or reads where nobody thought of it.
 OF_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE)
 
 
 class JobError(Exception):
-    """An error whose message is written for the user: where, what, and the way out."""
+    """An error whose message is written for the user: where, what, and the way out.
+
+    Each argument is one line. A line break inside one came with a name or with another program's words, so it is escaped
+    like everything else there that a terminal would obey.
+    """
 
     exit_code = 1
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__(*map(escaped, lines))
+
+    def __str__(self) -> str:
+        return "\n".join(self.args)
 
 
 class UsageError(JobError):
@@ -62,6 +74,6 @@ def code_of(error: BaseException | None) -> int:
 
 
 def of_code(code: int, text: str) -> JobError:
-    """The error that another worker of the same run ended with."""
+    """The error that another process of the same run ended with; `text` is what `str` made of it there."""
     kinds = {kind.exit_code: kind for kind in JobError.__subclasses__()}
-    return kinds.get(code, JobError)(text)
+    return kinds.get(code, JobError)(*text.split("\n"))

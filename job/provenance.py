@@ -68,7 +68,7 @@ def warn_of_another_machine(job: Job, now: dict[str, Any]) -> None:
 
 def program() -> str:
     """How this program was called, for the command that runs it again."""
-    return f"{Path(sys.executable).name} -m job" if Path(sys.argv[0]).name == "__main__.py" else Path(sys.argv[0]).name
+    return f"{Path(sys.executable).name} -P -m job" if Path(sys.argv[0]).name == "__main__.py" else Path(sys.argv[0]).name
 
 
 def _cpu_model() -> str:

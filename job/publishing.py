@@ -116,6 +116,14 @@ def metrics(workdir: Workdir, numbers: Mapping[str, Any], done: Collection[str])
     return found | {"timings": records, "throughput": times.throughput(records), "share": times.shares(records)}
 
 
+def new_model(workdir: Workdir) -> str:
+    """Return a line about the model that this run put into service, with the digest that `predict --model-sha256` takes."""
+    published = Published.load(workdir)
+    if not published.has_model or published.attempt:
+        return ""
+    return f"Model: {workdir.shown('model')}, SHA-256 of its model.json: {published.files['model/model.json']}"
+
+
 def in_service(workdir: Workdir) -> str:
     """Return a line about the model in service beside an attempt that came to none: its accuracy, and on which photos."""
     published = Published.load(workdir)

@@ -63,8 +63,8 @@ def rank(
     config_file: Path | None,
     assignments: Sequence[str],
     context: Context,
-) -> str:
-    """Write rank.csv, rank.svg and rank.json, and return the table with the recommendation.
+) -> list[str]:
+    """Write rank.csv, rank.svg and rank.json, and return the lines of the table and of the recommendation.
 
     Each candidate works in a folder of its own, so that what is finished is not done again. One that cannot be built does
     not lose the others.
@@ -83,7 +83,7 @@ def rank(
             _prepare(jobs[candidate.folder], data)
         except DataUnusable as error:  # At another size fewer photos may look alike.
             failures[candidate.folder] = error
-            context.telemetry.line(f"  not ranked: {error}")
+            context.telemetry.line(f"  not ranked: {_in_one_line(error)}")
     for candidate in candidates:
         if candidate.folder in failures:
             continue
@@ -92,10 +92,10 @@ def rank(
             costs[candidate.folder] = _extract(jobs[candidate.folder])
         except (UsageError, StorageFailed, Diverged) as error:
             failures[candidate.folder] = error
-            context.telemetry.line(f"  not ranked: {error}")
+            context.telemetry.line(f"  not ranked: {_in_one_line(error)}")
         _forget_network(jobs[candidate.folder])
     if not costs:
-        raise type(next(iter(failures.values())))("\n".join(f"{name}: {error}" for name, error in failures.items()))
+        raise type(next(iter(failures.values())))(*(f"{name}: {_in_one_line(e)}" for name, e in failures.items()))
     photos = shared_photos([jobs[folder]["split"].examples for folder in costs])
     context.telemetry.line(f"Probing {len(costs)} of {len(candidates)} candidates on {len(photos.paths):,} photos")
     probes = {folder: _probe(jobs[folder], photos) for folder in costs}
@@ -105,7 +105,11 @@ def rank(
     config = jobs[chosen.folder].config
     command = _run_command(config, data, labels, config_file, assignments, context.workdir)
     _write(rows, chosen, photos, command, context.workdir)
-    return "\n".join([as_text(rows), "", *_conclusion(rows, chosen, photos, command, context.workdir)])
+    return [*as_text(rows).split("\n"), "", *_conclusion(rows, chosen, photos, command, context.workdir)]
+
+
+def _in_one_line(error: JobError) -> str:
+    return " ".join(str(error).split())
 
 
 def _inside(context: Context, candidate: Candidate) -> Context:
@@ -121,8 +125,8 @@ def _inside(context: Context, candidate: Candidate) -> Context:
 def _prepare(job: Job, data: str) -> None:
     bring_up_to_date(job, "intake", "split")
     if job["split"].refusals:
-        said = "\n".join(map(str, job["split"].refusals))
-        raise DataUnusable(f"{said}\n`transfer-job explore --data {shlex.quote(data)} --out DIR` shows all of it.")
+        said = [line for refusal in job["split"].refusals for line in refusal.lines]
+        raise DataUnusable(*said, f"`transfer-job explore --data {shlex.quote(data)} --out DIR` shows all of it.")
 
 
 def _extract(job: Job) -> Cost:
@@ -282,7 +286,7 @@ def _row(
     candidate: Candidate, costs: dict[str, Cost], accuracies: dict[str, Accuracy], failures: dict[str, JobError]
 ) -> Row:
     folder = candidate.folder
-    reason = " ".join(str(failures.get(folder, "")).split())
+    reason = _in_one_line(failures[folder]) if folder in failures else ""
     weights = candidate.weights_label
     return Row(candidate.label, candidate.image_size, weights, folder, costs.get(folder), accuracies.get(folder), reason)
 

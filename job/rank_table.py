@@ -1,13 +1,12 @@
 """What `rank` says: the table that is printed, rank.csv, and the plot of accuracy against cost."""
 
-import csv
-import io
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from job.figures import SERIES, new_figure, save_svg
+from job.untrusted import csv_of
 
 _WIDTH = 120
 
@@ -135,14 +134,10 @@ def _cells(row: Row, name: str) -> tuple[str, ...]:
 
 
 def as_csv(rows: Sequence[Row]) -> bytes:
-    """UTF-8 with a header; units are in the names of the columns."""
+    """A table with a header; units are in the names of the columns."""
     records = [_flat(row) for row in rows]
     columns = max((list(record) for record in records), key=len)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return text.getvalue().encode("utf-8", "backslashreplace")
+    return csv_of([columns, *([record.get(column, "") for column in columns] for record in records)])
 
 
 def _flat(row: Row) -> dict[str, object]:

@@ -223,9 +223,8 @@ def bring_up_to_date(job: Job, *names: str) -> None:
         job.done.append(name)
 
 
-def headline(job: Job) -> str:
-    """Return the last line of a run: what came of it, where the page is, and which model stays in service if not this "
-    "one."""
+def headline(job: Job) -> list[str]:
+    """Return the last lines of a run: its model, what came of it, where the page is, and which model stays in service."""
     place = publishing.place(job.workdir)
     page = f" Report: {job.workdir.shown(f'{place}report.html')}" if job.workdir.exists(f"{place}report.html") else ""
     if "evaluate" not in job.done:
@@ -239,7 +238,7 @@ def headline(job: Job) -> str:
             f"Accuracy {test['accuracy']:.3f} ({low:.3f} to {high:.3f}) on {test['num_examples']:,} held-out photos, {what}."
         )
         found += page
-    return "\n".join(filter(None, (found, publishing.in_service(job.workdir))))
+    return list(filter(None, (publishing.new_model(job.workdir), found, publishing.in_service(job.workdir))))
 
 
 def _wanted(stop_after: str | None) -> list[str]:
@@ -339,15 +338,17 @@ def _raise_if_refused(job: Job) -> None:
     if refusals:
         place = publishing.place(job.workdir)
         page, table = (job.workdir.shown(f"{place}{name}") for name in ("report.html", "examples.parquet"))
-        lines = [*map(str, refusals), f"Every file is listed in {table}. The page shows all of it: {page}"]
-        raise DataUnusable("\n".join([*lines, *filter(None, [publishing.in_service(job.workdir)])]))
+        lines = [line for refusal in refusals for line in refusal.lines]
+        lines.append(f"Every file is listed in {table}. The page shows all of it: {page}")
+        raise DataUnusable(*lines, *filter(None, [publishing.in_service(job.workdir)]))
 
 
 def _raise_if_gate_not_met(job: Job) -> None:
     if "evaluate" not in job.done or job["evaluate"].numbers["gate"]["met"]:
         return
     wanted = job["evaluate"].numbers["gate"]["min_accuracy"]
-    raise GateNotMet(f"The quality gate evaluate.min_accuracy = {wanted} was not met: nothing is exported.\n{headline(job)}")
+    gate = f"The quality gate evaluate.min_accuracy = {wanted} was not met: nothing is exported."
+    raise GateNotMet(gate, *headline(job))
 
 
 def _cpu_s(job: Job) -> float:

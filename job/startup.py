@@ -1,74 +1,41 @@
-"""The first thing that the program does: usable standard streams, and UTF-8 for every name.
+"""What has to be settled before anything else is imported: where modules come from.
 
-It belongs to the command line alone; whoever imports the package as a library keeps their own streams and encoding.
+Only modules that Python has loaded by itself may be imported up here.
 """
 
-import codecs
-import io
 import os
 import sys
 
-from job.errors import StorageFailed
-
-_NAMES = {1: "standard output", 2: "standard error"}
-_UTF8 = ["-X", "utf8"]
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120  # pathlib imports much.
+_STANDARD_LIBRARY = os.path.dirname(os.__file__)  # noqa: PTH120
 
 
-def prepare() -> None:
-    """Make the standard streams usable, and see to UTF-8. From the main thread, before anything opens a file."""
-    _open_closed_descriptors()
-    _restart_in_utf8()
-    sys.stdout, sys.stderr = _stream(1), _stream(2)
+def keep_foreign_modules_out() -> None:
+    """Import nothing from the current folder, in this process and in those that it starts.
 
-
-def _open_closed_descriptors() -> None:
-    """Else the next file that is opened becomes standard output, and whatever is printed goes into it."""
-    for descriptor in (0, 1, 2):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # The lowest number that is free, which is this one.
-
-
-def _restart_in_utf8() -> None:
-    """Start the program again, as the same process, where Python would read names by another encoding.
-
-    Under ISO-8859-1 every name decodes, to other letters; under ASCII most do not. The encoding cannot be changed later.
+    Python looks there first for `python -m` and `python -c`, with which multiprocessing starts its helpers, and for an empty
+    entry of PYTHONPATH. A user's `pickle.py` would run in the place of the standard library's. What is imported before the
+    first line of this program runs cannot be prevented here: `transfer-job` and `python -P -m job` do that.
     """
-    is_utf8 = all(codecs.lookup(name).name == "utf-8" for name in (sys.getfilesystemencoding(), _encoding_of_files()))
-    if is_utf8 or sys.orig_argv[1:3] == _UTF8 or not sys.executable:
-        return
-    os.environ["PYTHONUTF8"] = "1"  # For the processes that this one starts.
-    os.execv(sys.executable, [sys.executable, *_UTF8, *sys.orig_argv[1:]])
+    if sys.flags.ignore_environment and not sys.flags.safe_path:  # Then the helpers would not see PYTHONSAFEPATH.
+        os.execv(sys.executable, [sys.executable, "-P", *sys.orig_argv[1:]])  # noqa: S606
+    named = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    here = _current_folder()
+    # What Python adds for the current folder stands before the standard library.
+    end = sys.path.index(_STANDARD_LIBRARY) if _STANDARD_LIBRARY in sys.path else len(sys.path)
+    found_here = [entry for entry in sys.path[:end] if entry in ("", here)]
+    if found_here and here == _ROOT:  # A checkout that is not installed: this package is nowhere else.
+        named.insert(0, here)
+    if here not in [os.path.abspath(entry) for entry in named]:  # noqa: PTH100  # Else somebody wants it so.
+        sys.path[:end] = [entry for entry in sys.path[:end] if entry not in found_here]
+    os.environ["PYTHONSAFEPATH"] = "1"
+    os.environ["PYTHONPATH"] = os.pathsep.join(named)
+    if not named:
+        del os.environ["PYTHONPATH"]
 
 
-def _encoding_of_files() -> str:
-    """The encoding of text files that are opened without one."""
-    return io.text_encoding(None) if sys.flags.utf8_mode else io.TextIOWrapper(io.BytesIO()).encoding
-
-
-def _stream(descriptor: int) -> io.TextIOWrapper:
-    raw = _Stream(descriptor, "w", closefd=False)
-    return io.TextIOWrapper(
-        io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace", line_buffering=raw.isatty() or descriptor == 2
-    )
-
-
-class _Stream(io.FileIO):
-    """A standard stream that may fail without an effect on the work.
-
-    Where the reader of a pipe has left or the terminal is gone, the rest is dropped. So is what standard error cannot take
-    for any reason: a line about the work is not worth the work.
-    """
-
-    _has_failed = False
-
-    def write(self, data: Any) -> int:
-        """Write what the system takes.
-
-        Raises:
-            StorageFailed: the first time that standard output fails, unless nobody listens any more.
-        """
-        if self._has_failed:
-            return len(data)
-        ...
+def _current_folder() -> str | None:
+    try:
+        return os.getcwd()  # noqa: PTH109
+    except OSError:  # It was removed.
+        return None

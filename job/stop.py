@@ -123,7 +123,8 @@ class StopRequest:
             time.sleep(0.05)
         self.request(by)
         error = self._end()
-        self.end_now(type(error)(f"no point to stop at was reached within {grace_s():g} s. {error}"))
+        said, *more = error.args
+        self.end_now(type(error)(f"no point to stop at was reached within {grace_s():g} s. {said}", *more))
 
 
 # Signals are the process's, and so is this.

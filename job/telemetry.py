@@ -12,6 +12,7 @@ from typing import Any, Protocol, TextIO
 import numpy as np
 
 from job.storage.files import storage_errors
+from job.untrusted import escaped
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -62,7 +63,7 @@ class Telemetry:
 
     def line(self, text: str) -> None:
         """One line for people."""
-        print(text, file=self._stream, flush=True)
+        print(escaped(text), file=self._stream, flush=True)
 
     def event(self, kind: str, **fields: Any) -> None:
         """One line in logs/events.jsonl."""
@@ -74,8 +75,8 @@ class Telemetry:
                 self._board.flush()
             if self._events is None:
                 self._folder.mkdir(parents=True, exist_ok=True)
-                self._events = (self._folder / "events.jsonl").open("a", encoding="utf-8", errors="backslashreplace")
-            self._events.write(json.dumps(record, ensure_ascii=False) + "\n")
+                self._events = (self._folder / "events.jsonl").open("a", encoding="utf-8")
+            self._events.write(json.dumps(record) + "\n")  # In ASCII: people look at logs on terminals.
             self._events.flush()
 
     @contextmanager

@@ -143,7 +143,10 @@ class ObjectFiles:
         found = self._files[file.path]
         return found.num_bytes, found.version
 
-    def link_fault(self, link: str) -> str:  # noqa: ARG002  # There are no links.
+    def follow(self, link: Child) -> Child:
+        return link
+
+    def real_path(self, file: Child, path: str) -> str:  # noqa: ARG002  # There are no links.
         return ""
 
     def find(self, text: str) -> FoundFile | str:

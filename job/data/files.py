@@ -6,9 +6,9 @@ import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 IMAGE_EXTENSIONS = frozenset(
     [
@@ -44,11 +44,15 @@ _NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 @dataclass(frozen=True)
 class FoundFile:
-    """A regular file: its path below the root as the storage has it, and whether an extension was added to find it."""
+    """A regular file: its path below the root as the storage has it, and whether an extension was added to find it.
+
+    `real_path` is where it is, where a link stands in `path`.
+    """
 
     path: str
     num_bytes: int
     version: str
+    real_path: str = ""
     extension_added: bool = False
 
 
@@ -84,8 +88,12 @@ class Files(Protocol):
         """Bytes and version of a regular file, None for what is none. Raises: OSError."""
         ...
 
-    def link_fault(self, link: str) -> str:
-        """What is wrong with a link; empty where it points to something below the root."""
+    def follow(self, link: Child) -> Child | str:
+        """What a link points to, under the link's name, or what is wrong with it where that is not below the root."""
+        ...
+
+    def real_path(self, file: Child, path: str) -> str:
+        """Where a file is below the root, as text, where that is not `path`."""
         ...
 
     def find(self, text: str) -> FoundFile | str:
@@ -113,7 +121,7 @@ def find_file(
         names = with_extension(spelling)
         if len(names) == 1:
             found = look(names[0])
-            return FoundFile(found.path, found.num_bytes, found.version, True) if isinstance(found, FoundFile) else found
+            return replace(found, extension_added=True) if isinstance(found, FoundFile) else found
         if names:
             return f"{NO_SUCH_FILE}, and several that it may mean: {', '.join(map(to_text, names))}"
     return fault or NO_SUCH_FILE
@@ -129,12 +137,25 @@ def by_stem(names: Iterable[str]) -> dict[str, list[str]]:
     return stems
 
 
+class _Followed(NamedTuple):
+    """What a link points to. `path` has no link in it."""
+
+    name: str
+    path: str
+
+    def is_dir(self) -> bool:
+        return os.path.isdir(self.path)  # noqa: PTH112
+
+    def is_symlink(self) -> bool:
+        return False
+
+
 @dataclass(frozen=True)
 class LocalFiles:
     """The files below `root`, which is a resolved path. What it found out about folders it remembers."""
 
     root: Path
-    _fault_of_folder: dict[str, str] = field(default_factory=dict)
+    _real_folders: dict[str, str] = field(default_factory=dict)
     _stems_of_folder: dict[str, dict[str, list[str]]] = field(default_factory=dict)
 
     @property
@@ -151,42 +172,50 @@ class LocalFiles:
         return status.st_dev, status.st_ino
 
     def status(self, file: Child) -> tuple[int, str] | None:
-        status = os.stat(file.path)  # noqa: PTH116
+        status = os.lstat(file.path)
         return (status.st_size, str(status.st_mtime_ns)) if stat.S_ISREG(status.st_mode) else None
 
     def find(self, text: str) -> FoundFile | str:
         return find_file(text, self._look, self._with_extension)
 
-    def link_fault(self, link: str) -> str:
+    def follow(self, link: Child) -> Child | str:
+        real = fault = ""
         try:
-            os.stat(link)  # noqa: PTH116
+            real = os.path.realpath(link.path, strict=True)
         except OSError:
-            return "a link that points to nothing"
-        return "" if self._is_inside(os.path.realpath(link)) else "a link that leaves the source folder"
+            fault = "a link that points to nothing"
+        else:
+            if not self._is_inside(real):
+                fault = "a link that leaves the source folder"
+        return fault or _Followed(link.name, real)
+
+    def real_path(self, file: Child, path: str) -> str:
+        real = to_text(file.path[len(self._full("")) :])
+        return "" if real == path else real
 
     def _look(self, name: str) -> FoundFile | str:
         """The regular file of this name, what is there instead, or the empty string for nothing at all."""
         path = self._below_root(name)
         if not path:
             return OUTSIDE if path is None else ""
-        folder = path.rpartition("/")[0]
-        if folder not in self._fault_of_folder:
-            inside = self._is_inside(os.path.realpath(self._full(folder)))
-            self._fault_of_folder[folder] = "" if inside else "its folder is a link that leaves the source folder"
-        if self._fault_of_folder[folder]:
-            return self._fault_of_folder[folder]
+        folder, _, name = path.rpartition("/")
+        file: Child = _Followed(name, f"{self._real_folder(folder)}/{name}")
+        if not self._is_inside(file.path):
+            return "its folder is a link that leaves the source folder"
         try:
-            status = os.lstat(self._full(path))
+            status = os.lstat(file.path)
             if stat.S_ISLNK(status.st_mode):
-                if fault := self.link_fault(self._full(path)):
-                    return f"it is {fault}"
-                status = os.stat(self._full(path))  # noqa: PTH116
+                followed = self.follow(file)
+                if isinstance(followed, str):
+                    return f"it is {followed}"
+                file = followed
+                status = os.lstat(file.path)
         except OSError as error:
             return "" if error.errno in _NOTHING_THERE else f"it cannot be read: {error.strerror}"
         except UnicodeError:  # No file can be called so.
             return ""
         if stat.S_ISREG(status.st_mode):
-            return FoundFile(path, status.st_size, str(status.st_mtime_ns))
+            return FoundFile(path, status.st_size, str(status.st_mtime_ns), self.real_path(file, to_text(path)))
         return f"it is {'a folder' if stat.S_ISDIR(status.st_mode) else 'not a regular file'}"
 
     def _below_root(self, name: str) -> str | None:
@@ -214,12 +243,18 @@ class LocalFiles:
 
     def _stems(self, folder: str) -> dict[str, list[str]]:
         """The photos in a folder, by their names without the extension."""
-        if self._fault_of_folder.get(folder):
+        if not self._is_inside(self._real_folder(folder)):
             return {}
         try:
-            return by_stem(sorted(os.listdir(self._full(folder))))  # noqa: PTH208
+            return by_stem(sorted(os.listdir(self._real_folder(folder))))  # noqa: PTH208
         except (OSError, UnicodeError):
             return {}
+
+    def _real_folder(self, folder: str) -> str:
+        """The whole path of a folder below the root, without a link in it; it may lead elsewhere then."""
+        if folder not in self._real_folders:
+            self._real_folders[folder] = os.path.realpath(self._full(folder))
+        return self._real_folders[folder]
 
     def _full(self, path: str) -> str:
         root = str(self.root)
@@ -227,33 +262,6 @@ class LocalFiles:
 
     def _is_inside(self, path: str) -> bool:
         return path == str(self.root) or path.startswith(self._full(""))
-
-
-def read_files(root: Path, paths: Iterable[str]) -> Iterator[bytes | OSError]:
-    """The bytes of each file, by its path as `to_text` writes it; an error in the place of what cannot be read."""
-    folder = str(root).rstrip("/")
-    for path in paths:
-        try:
-            yield _read(f"{folder}/{from_text(path)}")
-        except OSError as error:
-            yield error
-        except MemoryError:
-            yield OSError(errno.ENOMEM, "the file is larger than the memory of a decode process")
-
-
-def _read(path: str) -> bytes:
-    """The whole file in four system calls where Python's file object makes nine."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        chunks = []
-        wanted = os.fstat(descriptor).st_size + 1  # One more, to see the end without asking again.
-        while chunk := os.read(descriptor, wanted):
-            chunks.append(chunk)
-            if len(chunk) == wanted - 1 and len(chunks) == 1:
-                break
-        return b"".join(chunks)
-    finally:
-        os.close(descriptor)
 
 
 def to_text(name: str) -> str:

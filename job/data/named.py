@@ -8,28 +8,28 @@ import os
 import re
 import sys
 from collections.abc import Collection
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from difflib import get_close_matches
+from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Thread
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from job.config import digest_of
+from job.data.features import flat, image_and_label, only_own_features
 from job.data.sources import SPLIT_FOLDERS
 from job.data.tfrecords import NamedSource, Shard
 from job.errors import DataUnusable, StorageFailed, UsageError
 from job.storage.copies import fetch, scratch
 from job.storage.objects import Stored, is_remote, join, open_objects
 from job.storage.parallel import each
+from job.untrusted import escaped
 
 _NAME = re.compile(r"tfds:([A-Za-z]\w*)(?:/(\w[\w.+-]*))?(?::(\d+\.\d+\.\d+))?")
 _PREPARED = re.compile(r"(?:([^/]+)/)?(\d+\.\d+\.\d+)/dataset_info\.json")
 _READABLE = "tfrecord"
 _ANSWER_WITHIN_S = 5.0
+_MAX_FAULT_BYTES = 1 << 16
 
 
 class _DataSet(NamedTuple):
@@ -111,7 +111,7 @@ def _prepare(wanted: _DataSet, prepared: Collection[_DataSet], store: str, label
     builder = _builder(wanted, prepared, store)
     config = builder.builder_config.name if builder.builder_config else ""
     data_set = _DataSet(wanted.name, config, str(builder.version))
-    _image_and_label(data_set, builder.info, labelled)  # Before something large is downloaded in vain.
+    image_and_label(str(data_set), builder.info, labelled)  # Before something large is downloaded in vain.
     missing, command = f"{data_set} is not prepared in {store}", _command(data_set)
     if is_remote(store):
         there = join(store, data_set.folder)
@@ -125,12 +125,8 @@ def _prepare(wanted: _DataSet, prepared: Collection[_DataSet], store: str, label
     if addresses and not _answers(addresses[0]):
         fault = f"{addresses[0]} cannot be reached"
     else:
-        print(f"{data_set}: downloading and preparing it in {store}.", file=sys.stderr, flush=True)
-        try:
-            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-                fault = process.submit(_download_and_prepare, type(builder), store, config, data_set.version).result()
-        except BrokenProcessPool:
-            fault = "its process was killed"
+        print(escaped(f"{data_set}: downloading and preparing it in {store}."), file=sys.stderr, flush=True)
+        fault = _in_a_process_of_its_own(type(builder), store, config, data_set.version)
     if fault and data_set not in _prepared(wanted.name, store):  # Another worker may have been faster.
         raise StorageFailed(
             f"{missing}: {fault}. Where there is a network, run {command}, and bring DIR here: --tfds-dir DIR."
@@ -145,8 +141,25 @@ def _command(data_set: _DataSet, **how: str) -> str:
     return f'python -c "import tensorflow_datasets as tfds; {call}"'
 
 
-def _download_and_prepare(builder: Any, store: str, config: str, version: str) -> str:
-    """Returns what went wrong. The output of tensorflow-datasets is for terminals."""
+def _in_a_process_of_its_own(builder: Any, store: str, config: str, version: str) -> str:
+    """Download and prepare; return what went wrong, as bytes came out of the process: it reads files from the network."""
+    spawning = multiprocessing.get_context("spawn")
+    near_end, far_end = spawning.Pipe(duplex=False)
+    process = spawning.Process(target=_download_and_prepare, args=(far_end, builder, store, config, version))
+    process.start()
+    far_end.close()
+    try:
+        return near_end.recv_bytes(_MAX_FAULT_BYTES).decode("utf-8", "replace")
+    except (EOFError, OSError):
+        return "its process ended without an answer"
+    finally:
+        process.kill()
+        process.join()
+        near_end.close()
+
+
+def _download_and_prepare(pipe: Connection, builder: Any, store: str, config: str, version: str) -> None:
+    """Send what went wrong, or nothing. The output of tensorflow-datasets is for terminals."""
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno() if not os.isatty(2) else 2, 1)
@@ -157,8 +170,10 @@ def _download_and_prepare(builder: Any, store: str, config: str, version: str) -
     try:
         builder(data_dir=store, config=config or None, version=version).download_and_prepare(download_config=how)
     except Exception as error:  # There is no end to what the code of 400 data sets raises.
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
-    return ""
+        fault = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+    else:
+        fault = ""
+    pipe.send_bytes(fault.encode("utf-8", "replace"))
 
 
 def _builder(wanted: _DataSet, prepared: Collection[_DataSet], store: str) -> Any:
@@ -239,10 +254,11 @@ def _open_folder(data_set: _DataSet, folder: Path, labelled: bool) -> NamedSourc
     import tensorflow_datasets as tfds
 
     try:
-        info = tfds.builder_from_directory(folder).info
-        kinds = {str(info.file_format.value), *(kind.value for kind in info.alternative_file_formats)}
-        if _READABLE in kinds:
-            info = tfds.builder_from_directory(folder, file_format=_READABLE).info
+        with only_own_features():
+            info = tfds.builder_from_directory(folder).info
+            kinds = {str(info.file_format.value), *(kind.value for kind in info.alternative_file_formats)}
+            if _READABLE in kinds:
+                info = tfds.builder_from_directory(folder, file_format=_READABLE).info
         shards = {
             split.name: tuple(map(Shard, (Path(file).name for file in split.filepaths), split.shard_lengths))
             for split in info.splits.values()
@@ -255,56 +271,11 @@ def _open_folder(data_set: _DataSet, folder: Path, labelled: bool) -> NamedSourc
     if _READABLE not in kinds:
         way_out = f"Prepare it in another folder: {_command(data_set, file_format=_READABLE)}."
         raise UsageError(f"{data_set} is prepared as {_listed(kinds)}, and only {_READABLE} is read here. {way_out}")
-    image, label = _image_and_label(data_set, info, labelled)
+    image, label = image_and_label(str(data_set), info, labelled)
     if labelled and "train" not in map(SPLIT_FOLDERS.get, map(str.lower, shards)):
         raise UsageError(f"{data_set}: there is nothing to train on: it has no split train, but {_listed(shards)}.")
-    names = _flat(info.features)[label].names if label is not None else ()
+    names = flat(info.features)[label].names if label is not None else ()
     return NamedSource(str(data_set), folder, shards, image, label, tuple(names))
-
-
-def _image_and_label(data_set: _DataSet, info: Any, labelled: bool) -> tuple[str, str | None]:
-    """The features to read, by their names in a record.
-
-    Raises:
-        UsageError: where these are not exactly two, or not what an image classifier is made from.
-    """
-    import tensorflow_datasets as tfds
-
-    features = _flat(info.features)
-    named = [key for key in info.supervised_keys or () if isinstance(key, str)]
-    images = [key for key, f in features.items() if type(f) is tfds.features.Image and np.issubdtype(f.np_dtype, np.integer)]
-    labels = [key for key, f in features.items() if type(f) is tfds.features.ClassLabel]
-    image, label = _only(images, named), _only(labels, named)
-    if image is None or (labelled and label is None):
-        has = ", ".join(f"{key or 'an example'}: {_kind(feature)}" for key, feature in sorted(features.items()))
-        raise UsageError(
-            f"{data_set} is no data set for image classification: an example needs one Image of whole numbers"
-            f"{' and one ClassLabel' if labelled else ''}, and has {has}."
-        )
-    return image, label if labelled else None
-
-
-def _kind(feature: Any) -> str:
-    name = type(feature).__name__
-    return f"{name} of {np.dtype(feature.np_dtype)}" if name == "Image" else name
-
-
-def _only(keys: list[str], named: Collection[str]) -> str | None:
-    """The one that the data set names for supervised learning, else the only one."""
-    found = [key for key in keys if key in named] or keys
-    return found[0] if len(found) == 1 else None
-
-
-def _flat(feature: Any, prefix: str = "") -> dict[str, Any]:
-    """Features by their names in a record. What is in a sequence stays in it: it is not one of an example."""
-    import tensorflow_datasets as tfds
-
-    if not isinstance(feature, tfds.features.FeaturesDict):
-        return {prefix: feature}
-    found: dict[str, Any] = {}
-    for name, part in feature.items():
-        found |= _flat(part, f"{prefix}/{name}" if prefix else name)
-    return found
 
 
 def _listed(names: Collection[str], most: int = 20) -> str:

@@ -18,7 +18,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from job.data.opening import opened
 from job.errors import DataUnusable
+from job.untrusted import unguarded
 
 # The names that a column may have, best first. Of two names that stand together neither is preferred.
 _COLUMN_NAMES: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -93,7 +95,8 @@ class _Grid:
 
 
 def _read_csv(file: Path, table: str) -> _Grid:
-    data = file.read_bytes()
+    with opened(file) as table_file:
+        data = table_file.readall()
     encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
         text = data.decode(encoding)
@@ -111,7 +114,7 @@ def _read_csv(file: Path, table: str) -> _Grid:
         )
     if len(rows) == 1:
         raise DataUnusable(f"{table}: this table is empty. Give it a header (path,label) and a row for each photo.")
-    return _Grid(rows[0][1], rows[1:-1])
+    return _Grid(rows[0][1], [(number, list(map(unguarded, cells))) for number, cells in rows[1:-1]])
 
 
 def _dialect(text: str) -> dict[str, Any]:
@@ -128,14 +131,14 @@ def _dialect(text: str) -> dict[str, Any]:
 
 
 def _read_parquet(file: Path, table: str) -> _Grid:
-    with pq.ParquetFile(file) as opened:
-        schema = opened.schema_arrow
+    with opened(file) as table_file, pq.ParquetFile(table_file) as parquet:
+        schema = parquet.schema_arrow
         names = list(schema.names)
         if twice := {name for name in names if names.count(name) > 1}:
             raise DataUnusable(f"{table}: several columns are called {min(twice)!r}. Rename all but one of them.")
         odd = {k: kind for k, kind in enumerate(schema.types) if not _is_text(kind)}
-        columns = opened.read(columns=[name for k, name in enumerate(names) if k not in odd])
-        num_rows = opened.metadata.num_rows
+        columns = parquet.read(columns=[name for k, name in enumerate(names) if k not in odd])
+        num_rows = parquet.metadata.num_rows
     cells = [[""] * num_rows if k in odd else _texts(columns.column(name)) for k, name in enumerate(names)]
     return _Grid(names, list(enumerate(map(list, zip(*cells, strict=True)), 1)), odd)
 

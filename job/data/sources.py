@@ -11,7 +11,8 @@ from operator import attrgetter
 from pathlib import Path, PurePath
 from typing import ClassVar, Literal, NamedTuple, Protocol
 
-from job.data.files import IMAGE_EXTENSIONS, Child, Files, LocalFiles, read_files, to_text
+from job.data.files import IMAGE_EXTENSIONS, Child, Files, LocalFiles, to_text
+from job.data.opening import read_files
 from job.errors import DataUnusable, UsageError
 from job.storage.objects import is_remote
 
@@ -30,6 +31,7 @@ class Entry(NamedTuple):
 
     `path` is relative to the source, parts joined by `/`, always valid Unicode. `version` changes when the bytes may have.
     `verdict` is set where the listing alone decides what becomes of the entry, with `reason` in plain words.
+    `real_path` is where the bytes are, where a link stands in `path`.
     """
 
     path: str
@@ -39,6 +41,7 @@ class Entry(NamedTuple):
     version: str
     verdict: Literal["ignored", "quarantined"] | None = None
     reason: str = ""
+    real_path: str = ""
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ class FolderSource:
         return LocalFiles(self.root)
 
     def read(self, entries: Sequence[Entry]) -> Iterator[bytes | OSError]:
-        return read_files(self.root, (entry.path for entry in entries))
+        return read_files(self.root, (entry.real_path or entry.path for entry in entries))
 
 
 def list_files(files: Files, *, labelled: bool) -> Listing:
@@ -179,12 +182,16 @@ class _Walk:
     files: Files
     entries: list[Entry] = field(default_factory=list)
 
+    def followed(self, child: Child) -> Child | str:
+        """What is there, where links lead; or what is wrong with the link."""
+        return self.files.follow(child) if child.is_symlink() else child
+
     def class_folder(self, folder: Child, path: str, label: str, split: Split | None) -> None:
-        fault = self.files.link_fault(folder.path) if folder.is_symlink() else ""
-        if fault:
-            self.entries.append(_quarantined(path, label, split, fault))
+        followed = self.followed(folder)
+        if isinstance(followed, str):
+            self.entries.append(_quarantined(path, label, split, followed))
         else:
-            self.folder(folder.path, path + "/", label, split)
+            self.folder(followed.path, path + "/", label, split)
 
     def folder(self, folder: str, prefix: str, label: str | None, split: Split | None) -> None:
         seen: set[object] = set()
@@ -208,16 +215,17 @@ class _Walk:
         """An entry for each file; what is given back are the folders beside them, with their paths."""
         for child in children:
             path = prefix + to_text(child.name)
-            if child.is_symlink() and (fault := self.files.link_fault(child.path)):
-                self.entries.append(_quarantined(path, label, split, fault))
-            elif not child.is_dir():
-                self.entries.append(self._file(child, path, label, split))
+            found = self.followed(child)
+            if isinstance(found, str):
+                self.entries.append(_quarantined(path, label, split, found))
+            elif not found.is_dir():
+                self.entries.append(self._file(found, path, label, split))
             elif child.name in _JUNK_FOLDERS:
                 self.entries.append(_junk_folder(path))
             else:
                 if PurePath(child.name).suffix.lower() in IMAGE_EXTENSIONS:
                     self.entries.append(_ignored(path, "a folder named like a photo"))
-                yield child, path
+                yield found, path
 
     def _file(self, file: Child, path: str, label: str | None, split: Split | None) -> Entry:
         if _JUNK.fullmatch(file.name):
@@ -226,7 +234,9 @@ class _Walk:
             status = self.files.status(file)
         except OSError as error:
             return _quarantined(path, label, split, f"cannot be read: {error.strerror}")
-        return Entry(path, label, split, *status) if status else _ignored(path, "not a regular file")
+        if not status:
+            return _ignored(path, "not a regular file")
+        return Entry(path, label, split, *status, real_path=self.files.real_path(file, path))
 
 
 def _class_folders(walk: _Walk) -> Iterator[tuple[Child, Split | None, str]]:
@@ -238,14 +248,14 @@ def _class_folders(walk: _Walk) -> Iterator[tuple[Child, Split | None, str]]:
         return
     for folder in folders:
         path = to_text(folder.name)
-        fault = walk.files.link_fault(folder.path) if folder.is_symlink() else ""
+        followed = walk.followed(folder)
         if folder not in splits:
             walk.entries.append(_ignored(path, "a folder beside the split folders"))
-        elif fault:
-            walk.entries.append(_quarantined(path, None, None, fault))
+        elif isinstance(followed, str):
+            walk.entries.append(_quarantined(path, None, None, followed))
         else:
             split = SPLIT_FOLDERS[folder.name.lower()]
-            classes = _folders_beside_files(folder.path, path + "/", walk)
+            classes = _folders_beside_files(followed.path, path + "/", walk)
             yield from ((c, split, f"{path}/{to_text(c.name)}") for c in classes)
 
 

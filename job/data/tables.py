@@ -134,7 +134,7 @@ class _Judge:
         path, size, version = to_text(found.path), found.num_bytes, found.version
         if fault := self._fault(row):
             return Entry(path, label, split, size, "", "quarantined", fault)
-        return Entry(path, label, split, size, version)
+        return Entry(path, label, split, size, version, real_path=found.real_path)
 
     def _fault(self, row: Row) -> str:
         if self.labelled and not row.label:

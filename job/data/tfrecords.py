@@ -13,6 +13,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+from job.data.opening import opened
 from job.data.sources import SPLIT_FOLDERS, Entry, Listing, Split
 from job.errors import DataUnusable
 
@@ -69,7 +70,7 @@ class NamedSource:
     def read(self, entries: Sequence[Entry]) -> Iterator[bytes | OSError]:
         for name, group in groupby(entries, self._file_of):
             try:
-                file = open(self.folder / name, "rb", buffering=0)  # noqa: SIM115
+                file = opened(self.folder / name)
             except OSError as error:
                 yield from (error for _ in group)
                 continue
@@ -129,7 +130,7 @@ def _quarantined(path: str, split: Split | None, reason: str, num_bytes: int = 0
 def _records(path: Path, count: int) -> Iterator[tuple[str, bytes, str]]:
     """For each record where it begins, with its checksum, and its bytes; or else what is wrong."""
     offset, fault = 0, ""
-    with open(path, "rb", buffering=0) as file:
+    with opened(path) as file:
         for _ in range(count):
             if not fault:  # Else nobody knows where the next one begins.
                 try:

@@ -4,11 +4,13 @@ Each process decodes one shard after the other straight into the shard's file, a
 as it is done. What is in the pipe outlives the process: one that crashes or hangs is replaced and its shard goes on behind
 the photo that broke it, so a bad file costs itself only. Nobody waits at that pipe, it is emptied every now and then: to be
 woken for every photo takes a good part of the time of the photos (docs/decisions/0007-intake-at-scale.md).
+
+A second pipe brings the news that the main process does wait for: a task is done, or the process cannot go on. `wire.py` has
+the form of both. Objects are pickled in the other direction only.
 """
 
 import atexit
 import io
-import json
 import multiprocessing
 import os
 import resource
@@ -17,25 +19,27 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from job.context import Context
 from job.data.decode import BadPhoto, DecodeRules, Facts, decode
 from job.data.files import IMAGE_EXTENSIONS
 from job.data.sources import Entry, Source
 from job.data.stores import HEADER_BYTES
-from job.errors import JobError, StorageFailed
+from job.data.wire import MAX_LINE_BYTES, Lines, NewsLine, RecordLine
+from job.errors import JobError, StorageFailed, code_of, of_code
 from job.stop import ignore_signals
 from job.telemetry import Telemetry
 
 Record = dict[str, Any]
 
-_READY = "ready"
 # How reasons begin that say something about this time and this machine, and not about the photo.
 _PASSING = (
     "cannot be read: ",
@@ -44,6 +48,8 @@ _PASSING = (
     "needs more memory to decode than ",
 )
 _MAX_FOLDER_OF_SOCKETS = 107 - len("/pymp-12345678/listener-12345678")
+_MAX_TRACEBACK = MAX_LINE_BYTES // 8  # In JSON a character takes up to six bytes, and a line has other fields.
+_MAX_REASON = 2000
 _SECONDS_BETWEEN_LOOKS = 0.02  # A pipe holds the records of some 200 photos; then its writer has to wait.
 _FORK_SERVER = multiprocessing.get_context("forkserver")
 _FORK_SERVER.set_forkserver_preload([__name__])  # Imported once, not by each process.
@@ -96,9 +102,9 @@ def decode_shards(
         following = next(waiting, None)  # Made ready beforehand, because its file may have to wait for the disk.
         while busy := [w for w in workers if w.task is not None]:
             context.stop.check()
-            ready = wait([w.connection for w in busy], timeout=_SECONDS_BETWEEN_LOOKS)
+            ready = wait([w.news for w in busy], timeout=_SECONDS_BETWEEN_LOOKS)
             for worker in busy:
-                if worker.connection not in ready:
+                if worker.news not in ready:
                     worker.check_time()
                 elif (finished := worker.receive()) is not None:
                     if following is not None:
@@ -132,47 +138,71 @@ class _Worker:
         self._start()
 
     def _start(self) -> None:
-        self.connection, far_end = _FORK_SERVER.Pipe()
+        self._tasks, tasks_far_end = _FORK_SERVER.Pipe()  # Duplex, because a socket holds a whole task.
+        self.news, news_far_end = _FORK_SERVER.Pipe(duplex=False)
         self._records, records_far_end = _FORK_SERVER.Pipe(duplex=False)
-        os.set_blocking(self._records.fileno(), False)
-        self._started_line = b""
-        arguments = (far_end, records_far_end, self._source, self._rules, self._limits.memory_mb)
+        self._news_lines, self._record_lines = Lines(self.news), Lines(self._records)
+        far_ends = (tasks_far_end, news_far_end, records_far_end)
+        arguments = (*far_ends, self._source, self._rules, self._limits.memory_mb)
         self._process = _FORK_SERVER.Process(target=_work, args=arguments, daemon=True)
         self._process.start()
         self._is_ready = False
+        self._is_believed = True
         self._cpu_s = 0.0
-        far_end.close()
-        records_far_end.close()
+        for end in far_ends:
+            end.close()
 
     def assign(self, task: ShardTask) -> None:
         self.task = task
         self._last_news = time.monotonic()
         self._timed_out = False
         try:
-            self.connection.send((task.entries, len(task.records), task.num_rows, task.file))
+            self._tasks.send((task.entries, len(task.records), task.num_rows, task.file))
         except BrokenPipeError:
             self._replace()
 
     def receive(self) -> ShardTask | None:
         """Take what the process has sent; give back the task when it is done."""
-        assert self.task is not None
-        try:
-            message = self.connection.recv()
-        except (EOFError, ConnectionResetError):
+        lines = self._news_lines.take()
+        if self._news_lines.has_ended and not lines:
             return self._replace()
-        if isinstance(message, OSError):
-            raise StorageFailed(
-                f"{self.task.file.parent}: {message.strerror}. Free some space and run the same command again."
-            )
-        if isinstance(message, (RuntimeError, JobError)):
-            raise message
-        if message == _READY:
-            self._last_news = time.monotonic()  # Starting a process takes its time, which is no photo's fault.
-            self._is_ready = True
+        try:
+            told = [NewsLine.model_validate_json(line) for line in lines]
+        except ValidationError:
+            told = []
+        if len(told) < len(lines) or self._news_lines.is_too_long:
+            self._take_records()  # They were written before.
+            self._distrust()
             return None
-        self._cpu_s = message
+        for news in told:
+            if news.kind == "ready":
+                self._last_news = time.monotonic()  # Starting a process takes its time, which is no photo's fault.
+                self._is_ready = True
+            elif news.kind == "done":
+                return self._finished(news.cpu_s)
+            else:
+                raise self._failure(news)
+        return None
+
+    def _finished(self, cpu_s: float) -> ShardTask | None:
+        assert self.task is not None
+        self._cpu_s = cpu_s
         self._take_records()
-        return self._given_back()
+        if len(self.task.records) == len(self.task.entries):
+            return self._given_back()
+        self._distrust()
+        return None
+
+    def _failure(self, news: NewsLine) -> Exception:
+        assert self.task is not None
+        if news.kind == "storage":
+            return StorageFailed(f"{self.task.file.parent}: {news.text}. Free some space and run the same command again.")
+        return of_code(news.code, news.text) if news.kind == "error" else RuntimeError(news.text)
+
+    def _distrust(self) -> None:
+        """End a process that says what it cannot mean. It counts as crashed when its pipes are closed."""
+        self._is_believed = False
+        self._process.kill()
 
     def check_time(self) -> None:
         """Take the records that there are, and kill the process where it has been at one photo for too long."""
@@ -183,15 +213,20 @@ class _Worker:
             self._process.kill()
 
     def _take_records(self) -> int:
-        """Move what is in the pipe to the task. A line that the end of its process cut short counts as not written."""
+        """Move the records that are in the pipe to the task, up to one that cannot be right; return how many there are."""
         assert self.task is not None
-        text = self._started_line
-        with suppress(BlockingIOError):
-            while chunk := os.read(self._records.fileno(), 1 << 16):
-                text += chunk
-        *lines, self._started_line = text.split(b"\n")
-        self.task.records += json.loads(b"[" + b",".join(lines) + b"]")
-        return len(lines)
+        before = len(self.task.records)
+        for line in self._record_lines.take() if self._is_believed else ():
+            try:
+                record = RecordLine.model_validate_json(line).model_dump()
+            except ValidationError:
+                self._distrust()
+                break
+            self.task.records.append(record)
+        if len(self.task.records) > len(self.task.entries) or self._record_lines.is_too_long:
+            del self.task.records[len(self.task.entries) :]
+            self._distrust()
+        return len(self.task.records) - before
 
     def _replace(self) -> ShardTask | None:
         """The process is gone: blame the photo it was at (after a second try, unless it hung) and go on behind it."""
@@ -210,9 +245,7 @@ class _Worker:
             self._blame(f"the decoder crashed on it twice (exit code {self._process.exitcode})")
         else:
             task.crashed_at = at
-        self.connection.close()
-        self._records.close()
-        self._telemetry.cpu_s_elsewhere += self._cpu_s
+        self._close_pipes()
         self._start()
         if len(task.records) < len(task.entries):
             self.assign(task)
@@ -230,12 +263,17 @@ class _Worker:
     def close(self) -> None:
         self._process.kill()
         self._process.join()
-        self.connection.close()
-        self._records.close()
+        self._close_pipes()
+
+    def _close_pipes(self) -> None:
+        for pipe in (self._tasks, self.news, self._records):
+            pipe.close()
         self._telemetry.cpu_s_elsewhere += self._cpu_s
 
 
-def _work(connection: Connection, records: Connection, source: Source, rules: DecodeRules, memory_mb: int) -> None:
+def _work(
+    tasks: Connection, news: Connection, records: Connection, source: Source, rules: DecodeRules, memory_mb: int
+) -> None:
     """The process: decode shard after shard until the other end is gone."""
     ignore_signals()
     row_bytes = rules.image_size**2 * 3
@@ -244,25 +282,31 @@ def _work(connection: Connection, records: Connection, source: Source, rules: De
     try:
         source.prepare()
         _limit_memory(memory_mb)
-        connection.send(_READY)
+        _tell(news, NewsLine(kind="ready"))
         while True:
-            entries, start, row, path = connection.recv()
+            entries, start, row, path = tasks.recv()
             with open(path, "r+b", buffering=0) as file:
                 for entry, payload in zip(entries[start:], source.read(entries[start:]), strict=True):
                     record, pixels = _examine(entry, payload, rules)
                     if pixels is not None:
                         _write_all(file, pixels, HEADER_BYTES + row * row_bytes)
                         row += 1
-                    os.write(records.fileno(), json.dumps(record).encode() + b"\n")
-            connection.send(time.process_time())
+                    _tell(records, RecordLine(**record))
+            _tell(news, NewsLine(kind="done", cpu_s=time.process_time()))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
     except JobError as error:
-        connection.send(error)
+        _tell(news, NewsLine(kind="error", code=code_of(error), text=str(error)))
     except OSError as error:
-        connection.send(OSError(error.errno, error.strerror))
+        _tell(news, NewsLine(kind="storage", text=error.strerror or str(error)))
     except Exception:  # Not the photo's fault, or `decode` would have said so.
-        connection.send(RuntimeError(traceback.format_exc()))
+        _tell(news, NewsLine(kind="bug", text=traceback.format_exc()[-_MAX_TRACEBACK:]))
+
+
+def _tell(pipe: Connection, said: NewsLine | RecordLine) -> None:
+    line = said.model_dump_json().encode() + b"\n"
+    while line:
+        line = line[os.write(pipe.fileno(), line) :]
 
 
 def _limit_memory(memory_mb: int) -> None:
@@ -297,4 +341,5 @@ def _record(
     entry: Entry, status: str, reason: str, facts: Facts | None = None, num_bytes: int | None = None, digest: str = ""
 ) -> Record:
     size = entry.num_bytes if num_bytes is None else num_bytes
+    reason = reason[:_MAX_REASON].encode("utf-8", "backslashreplace").decode()
     return {"status": status, "reason": reason, "num_bytes": size, "sha256": digest, **vars(facts or Facts())}

@@ -5,8 +5,6 @@ unlike all others, and what more photos would bring. What it excludes reaches ne
 changed, only listed.
 """
 
-import csv
-import io
 import warnings
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -25,6 +23,7 @@ from job.galleries import Gallery, crossings
 from job.model.probes import learning_curve, out_of_fold
 from job.storage.workdir import Workdir
 from job.telemetry import spent_once
+from job.untrusted import csv_of
 
 PICTURES = "stages/audit/pictures"
 TABLE = "stages/audit/examples.parquet"
@@ -173,15 +172,9 @@ def _label_issues(
 
 
 def _as_csv(rows: list[dict[str, Any]]) -> bytes:
-    """UTF-8 with a header. Text that a spreadsheet would take for a formula is given a leading apostrophe."""
+    """A table with a header."""
     columns = ("path", "given_label", "suggested_label", "score", "likely", "split")
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    for row in rows:
-        cells = [row[column] for column in columns]
-        writer.writerow([f"'{c}" if isinstance(c, str) and c[:1] in "=+-@\t\r" else c for c in cells])
-    return text.getvalue().encode("utf-8", "backslashreplace")
+    return csv_of([columns, *([row[column] for column in columns] for row in rows)])
 
 
 def _outliers(

@@ -167,9 +167,9 @@ def _faults(config: ExportConfig, result: dict[str, Any]) -> list[str]:
 
 
 def _start_checker() -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    return subprocess.Popen([sys.executable, "-m", "job.parity"], env=environment, text=True, **pipes)
+    return subprocess.Popen([sys.executable, "-P", "-m", "job.parity"], env=environment, text=True, **pipes)
 
 
 def _ask(checker: subprocess.Popen[str], request: parity.Request, context: Context) -> dict[str, Any]:
@@ -191,7 +191,7 @@ def _ask(checker: subprocess.Popen[str], request: parity.Request, context: Conte
                 "The parity check was killed by the system: two processes with TensorFlow need more memory than there is. "
                 "Give the job more, and the same command goes on."
             )
-        raise JobError(f"The parity check did not run through:\n{said[-4000:]}")
+        raise JobError("The parity check did not run through:", *said[-4000:].splitlines())
     result: dict[str, Any] = json.loads(answer.splitlines()[-1])
     if "code" in result:
         raise of_code(result["code"], result["message"])

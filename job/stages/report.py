@@ -8,7 +8,6 @@ import base64
 import hashlib
 import json
 import math
-import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from job.context import Context
 from job.errors import StorageFailed
 from job.storage.files import in_units
 from job.storage.workdir import Workdir
+from job.untrusted import escaped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,11 +42,6 @@ _ARTIFACTS = {
     "parity": "stages/export/parity.json",
 }
 _MEDIA_TYPES = {".jpg": "image/jpeg", ".png": "image/png", ".svg": "image/svg+xml"}
-# Control and format characters and lone surrogates; the joiner of emoji (U+200D) stays.
-_UNSEEN = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200c\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
-    "\ud800-\udfff\U000e0000-\U000e007f]"
-)
 _HEAT_LEVELS = 20
 _LEAST_TOLD_S = 0.05
 # A page stays readable, and below some ten megabytes, whatever the data.
@@ -318,9 +313,7 @@ def _data_uri(path: Path) -> str:
 
 def _with_unseen_written_out(value: Any) -> Any:
     """For every value on its way into the page; what is already markup was made by a template."""
-    if not isinstance(value, str) or isinstance(value, Markup):
-        return value
-    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), value)
+    return escaped(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _name_of(uri: str) -> str:

@@ -30,8 +30,9 @@ class Refusal(NamedTuple):
     details: list[str]
     action: str
 
-    def __str__(self) -> str:
-        return "\n".join([self.finding, *(f"  {detail}" for detail in self.details), self.action])
+    @property
+    def lines(self) -> list[str]:
+        return [self.finding, *(f"  {detail}" for detail in self.details), self.action]
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def split(
     draft.drop_or_refuse_small_classes(drop_small_classes)
     result = draft.examples()
     if not len(result.of()):
-        raise DataUnusable("\n".join(map(str, draft.refusals)))
+        raise DataUnusable(*(line for refusal in draft.refusals for line in refusal.lines))
     draft.assign(config)
     result = without_leaks(draft.examples())
     context.workdir.write_json(REFUSALS, draft.refusals)

@@ -184,13 +184,13 @@ def test_containers_get_the_same_arguments_and_see_data_and_output(slurm, undist
     lines |= {"RUNTIME": "pyxis", "IMAGE": "/images/job.sqsh"}
     number = before_others(slurm, srun).submit(edited("multi-node", tmp_path, **lines), *NOTHING)
     said = slurm.finished(number) and slurm.log(number)
-    program = f"--container-image=/images/job.sqsh --container-mounts={mounts} python -m job run --data {photos}"
+    program = f"--container-image=/images/job.sqsh --container-mounts={mounts} python -P -m job run --data {photos}"
     assert program in said
 
     lines |= {"DATA": "gs://bucket/photos", "OUT": "gs://bucket/runs/first", "SCRATCH": tmp_path}
     number = before_others(slurm, srun).submit(edited("multi-node", tmp_path, **lines), *NOTHING)
     said = slurm.finished(number) and slurm.log(number)
-    assert f"--container-mounts={tmp_path}:{tmp_path} python -m job run --data gs://bucket/photos" in said
+    assert f"--container-mounts={tmp_path}:{tmp_path} python -P -m job run --data gs://bucket/photos" in said
     assert not (slurm.folder / "gs:").exists()
 
 

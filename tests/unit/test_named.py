@@ -299,6 +299,30 @@ def test_a_prepared_data_set_for_another_task_is_refused(own_dir):
         open_named("tfds:painted_photos", str(own_dir))
 
 
+def named_in_json(name):
+    return {"pythonClassName": name, "jsonFeature": {"json": "{}"}}
+
+
+def named_in_json_within_json(name):
+    inner = json.dumps({"feature": {"type": name, "content": "{}"}, "length": None})
+    sequence = "tensorflow_datasets.core.features.sequence_feature.Sequence"
+    return {"pythonClassName": sequence, "jsonFeature": {"json": inner}}
+
+
+@pytest.mark.parametrize("hidden", [named_in_json, named_in_json_within_json])
+def test_no_module_is_imported_because_a_data_set_names_it(own_dir, hidden, tmp_path, monkeypatch):
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "foreign_feature.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w').close()")
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    file = own_dir / "painted_photos" / "1.2.0" / "features.json"
+    features = json.loads(file.read_text())
+    features["featuresDict"]["features"]["more"] = hidden("foreign_feature.Feature")
+    file.write_text(json.dumps(features))
+    with pytest.raises(DataUnusable, match="names the Python class foreign_feature.Feature, which is no feature of"):
+        open_named("tfds:painted_photos", str(own_dir))
+    assert not (tmp_path / "imported").exists()
+
+
 @pytest.mark.parametrize("file", ["features.json", "dataset_info.json"])
 def test_a_prepared_data_set_that_is_not_whole_is_named(own_dir, file):
     folder = own_dir / "painted_photos" / "1.2.0"
