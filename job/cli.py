@@ -14,6 +14,7 @@ import click
 
 from job import __version__
 from job.errors import OF_STORAGE, JobError, UsageError
+from job.places import place, refused_at_start
 from job.stop import STOP
 from job.terminal import end, say
 from job.untrusted import escaped
@@ -28,19 +29,38 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 class _Translating(click.Group):
     """Errors written for users become their message and their exit code; anything else is a bug with a traceback."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def main(self, *arguments: Any, **settings: Any) -> Any:
+        """Run the program and leave with its exit code."""
         try:
-            return super().invoke(ctx)
-        except click.UsageError as error:  # It may repeat names that a pattern of the shell stood for.
-            raise click.UsageError(escaped(error.format_message()), error.ctx) from None
+            return super().main(*arguments, **settings)
         except JobError as error:
             end(error)
-        except OSError as error:  # Of a library that writes where nobody thought of it.
+        except OSError as error:  # From a library that writes where nobody thought of it.
             if error.errno not in OF_STORAGE:
                 raise
             from job.storage.files import storage_failed
 
             end(storage_failed(error, Path(error.filename or ".")))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:  # It may repeat names that a pattern of the shell stood for.
+            raise click.UsageError(escaped(error.format_message()), error.ctx) from None
+
+
+class _Place(click.ParamType):
+    """A path, with `~` expanded, or the URI of something elsewhere."""
+
+    name = "path"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ARG002
+        """Return the value as the program takes it. Raises: UsageError, StorageFailed."""
+        return place(param.opts[0] if param else "", value)
+
+
+_PLACE = _Place()
 
 
 @click.group(cls=_Translating, context_settings={"max_content_width": 120})
@@ -52,6 +72,7 @@ def main() -> None:
     Exit codes: 0 done, 1 a bug, 2 usage or configuration, 3 not good enough to ship, 65 the data cannot be used,
     70 training diverged, 74 storage failed, 75 try again later, 143 stopped by a signal (run it again to go on).
     """
+    _check_surroundings()
 
 
 @dataclass(frozen=True)
@@ -61,7 +82,7 @@ class _Call:
     data: str
     labels: str | None
     out: str
-    config_file: Path | None
+    config_file: str | None
     assignments: tuple[str, ...]
     weights: str | None
     tfds_dir: str | None
@@ -80,24 +101,27 @@ def _with_run_options(command: Command) -> Command:
             "--data",
             required=True,
             metavar="SOURCE",
+            type=_PLACE,
             help="Folder of class folders, or of train/, val/ and test/ with them; or a table of path,label[,split]; here "
             "or as gs://BUCKET/PREFIX or s3://BUCKET/PREFIX; or tfds:NAME[:VERSION].",
         ),
         click.option(
             "--labels",
             metavar="FILE",
+            type=_PLACE,
             help="Table of path,label[,split] (.csv, .tsv, .parquet) for the photos below --data.",
         ),
         click.option(
             "--out",
             required=True,
             metavar="DIR",
+            type=_PLACE,
             help="Folder, or gs:// or s3:// prefix, for everything; a second run goes on where the first stopped.",
         ),
         click.option(
             "--config",
             "config_file",
-            type=click.Path(path_type=Path),
+            type=_PLACE,
             help="TOML file; docs/configuration.md has every key.",
         ),
         click.option(
@@ -108,11 +132,15 @@ def _with_run_options(command: Command) -> Command:
             help="Set one key, over the file. Repeatable.",
         ),
         click.option(
-            "--weights", metavar="imagenet|random|FILE", help="Backbone weights; the same as --set backbone.weights=..."
+            "--weights",
+            metavar="imagenet|random|FILE",
+            type=_PLACE,
+            help="Backbone weights; the same as --set backbone.weights=...",
         ),
         click.option(
             "--tfds-dir",
             metavar="DIR",
+            type=_PLACE,
             help="Folder or bucket of prepared tensorflow-datasets; the same as --set intake.tfds_dir=...",
         ),
     )
@@ -191,6 +219,7 @@ def rank(call: _Call, backbones: tuple[str, ...], image_sizes: tuple[str, ...]) 
     "--model",
     required=True,
     metavar="DIR",
+    type=_PLACE,
     help="The model/ folder of a run, or its URI in a bucket. It is code: give only models that you trust.",
 )
 @click.option(
@@ -198,9 +227,20 @@ def rank(call: _Call, backbones: tuple[str, ...], image_sizes: tuple[str, ...]) 
     metavar="HEX",
     help="SHA-256 of the model's model.json, as its run printed it. Any other model is refused before its graph is loaded.",
 )
-@click.option("--data", required=True, metavar="SOURCE", help="Folder (every file below is looked at), or a table of paths.")
-@click.option("--out", required=True, metavar="FILE", help="A .parquet or .csv file, or its URI in a bucket.")
-@click.option("--tfds-dir", metavar="DIR", help="Folder or bucket of prepared tensorflow-datasets, for --data tfds:NAME.")
+@click.option(
+    "--data",
+    required=True,
+    metavar="SOURCE",
+    type=_PLACE,
+    help="Folder (every file below is looked at), or a table of paths.",
+)
+@click.option("--out", required=True, metavar="FILE", type=_PLACE, help="A .parquet or .csv file, or its URI in a bucket.")
+@click.option(
+    "--tfds-dir",
+    metavar="DIR",
+    type=_PLACE,
+    help="Folder or bucket of prepared tensorflow-datasets, for --data tfds:NAME.",
+)
 @click.option("--batch-size", default=64, show_default=True, type=click.IntRange(1), help="Photos in one forward pass.")
 def predict(model: str, model_sha256: str | None, data: str, out: str, tfds_dir: str | None, batch_size: int) -> None:
     """Label photos with an exported model: path, label, probability, the three best, and what could not be read.
@@ -217,7 +257,7 @@ def predict(model: str, model_sha256: str | None, data: str, out: str, tfds_dir:
 
 
 @main.command()
-@click.argument("directory", metavar="DIR")
+@click.argument("directory", metavar="DIR", type=_PLACE)
 def report(directory: str) -> None:
     """Draw the page of a run again from its artifacts, DIR/report.html."""
     from job import publishing
@@ -247,7 +287,14 @@ def report(directory: str) -> None:
 
 
 @main.command()
-@click.option("--out", default="demo-run", show_default=True, metavar="DIR", help="Where the pictures and the run go.")
+@click.option(
+    "--out",
+    default="demo-run",
+    show_default=True,
+    metavar="DIR",
+    type=_PLACE,
+    help="Where the pictures and the run go.",
+)
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Decides the pictures and the run.")
 def demo(out: str, seed: int) -> None:
     """The whole job on pictures that it draws itself, without any network, in about a minute."""
@@ -264,6 +311,16 @@ def demo(out: str, seed: int) -> None:
     with _context(output.make_workdir(out), logs=False) as context, output.owned(context):
         data = drawn.draw_photos(context.workdir, seed)
     _run(_Call(str(data), None, str(Path(out) / "run"), None, (), None, None), drawn.config(seed), None)
+
+
+def _check_surroundings() -> None:
+    """Refuse to start where nothing can work. Raises: UsageError."""
+    try:
+        os.getcwd()  # noqa: PTH109
+    except FileNotFoundError:
+        raise UsageError(
+            "The current folder was deleted. Change to one that exists (cd), and type the command again."
+        ) from None
 
 
 def _refuse_credentials(*uris: str | None) -> None:
