@@ -12,7 +12,7 @@ from job.errors import DataUnusable, Diverged, GateNotMet, Stopped, UsageError
 from job.storage import claim, lease
 from job.storage.copies import scratch
 from job.storage.files import storage_errors
-from job.storage.ledger import is_reserved
+from job.storage.ledger import MARK, is_reserved
 from job.storage.mirror import Mirror
 from job.storage.objects import is_remote, open_objects
 from job.storage.workdir import Workdir
@@ -66,11 +66,14 @@ def existing_workdir(out: str) -> Workdir:
     if not is_remote(out) and not Path(out).is_dir():
         raise UsageError(f"{out}: no such folder.")
     workdir = _workdir(out)
-    _check(workdir, None)
-    is_there = workdir.mirror.exists() if workdir.mirror else claim.is_claimed(workdir.root)
-    if not is_there:
-        raise UsageError(f"{out}: this is not the output of a run.")
+    if not _is_claimed(workdir):
+        is_old = workdir.mirror.exists() if workdir.mirror else claim.is_version_1(workdir.root)
+        raise claim.of_version_1(out) if is_old else UsageError(f"{out}: this is not the output of a run.")
     return workdir
+
+
+def _is_claimed(workdir: Workdir) -> bool:
+    return workdir.mirror.objects.find(MARK) is not None if workdir.mirror else claim.is_claimed(workdir.root)
 
 
 @contextmanager

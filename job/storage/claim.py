@@ -55,7 +55,7 @@ def check(root: Path, out: str, *, config_file: Path | None = None, environ: Map
     found = [path.name for path in sorted(root.iterdir()) if _is_content(path, spared, numbers)]
     # Listing takes a while: another start may have claimed the folder since, and written to it.
     if found and not is_claimed(root):
-        if _is_version_1(root):
+        if is_version_1(root):
             raise of_version_1(out)
         raise _not_empty(out, found[:_SHOWN], len(found))
 
@@ -122,7 +122,8 @@ def _status(path: int | Path | None) -> os.stat_result | None:
     return None
 
 
-def _is_version_1(root: Path) -> bool:
+def is_version_1(root: Path) -> bool:
+    """Return whether a folder is an output, or a demo, of version 0.1."""
     described = (read_json(root / "run.json"), read_json(root / "run" / "run.json"))
     return any(isinstance(found, dict) and "settings_of_stages" in found for found in described)
 

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from job.errors import TryAgainLater
+from job.errors import TryAgainLater, UsageError
 
 NAME = ".lease"
 _TOUCHED_EVERY_S = 1.0
@@ -133,6 +133,7 @@ def acquire(
 
     Raises:
         TryAgainLater: where its owner is alive, within a few seconds.
+        UsageError: where somebody else's file has the name.
         OSError.
     """
     file, owner = folder / NAME, Owner.here()
@@ -140,6 +141,8 @@ def acquire(
     seen_at = time.monotonic()
     while True:
         with _locked(file) as descriptor:
+            if os.pread(descriptor, 1, 0) not in (b"", b"{"):
+                raise UsageError(f"{file} is in the way: it is no lease of this job. Move it somewhere else.")
             other, touched = _read(descriptor), os.fstat(descriptor).st_mtime_ns
             waited_s = time.monotonic() - seen_at
             if other is None or other.is_dead or ((other, touched) == seen and waited_s > dead_after_s):

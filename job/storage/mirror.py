@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from job.storage.parallel import each
 
 MANIFEST = ".manifest.json"
 _LAST = "model/model.json"  # Whoever sees a new one finds the files that it names.
+_EDITED = "label_issues.csv"  # Its user may write into it, and keeps what was written.
 _OF_THIS_MACHINE = (LEASE, MARK, ".secret")
 _CHECKPOINTS, _LOGS = "checkpoints/", "logs/"
 _CHECKPOINT = re.compile(r"checkpoints/\w+/\d{10}-[0-9a-f]{64}/(arrays\.npy|state\.json)")
@@ -270,12 +272,23 @@ class Mirror:
             if not self.has(self.token):
                 raise self._taken_over() from None
             found = self.objects.find(name)
-            if found and not found.is_own:
+            if found and not found.is_own and name == _EDITED:
+                self._set_aside(name)
+            elif found and not found.is_own:
                 raise UsageError(
                     f"{join(self.objects.uri, name)} is in the way: this job did not make it and does not replace it. Move "
                     "it somewhere else and run the same command again."
                 ) from None
             return self.objects.write(name, data, found.version if found else "")
+
+    def _set_aside(self, name: str) -> None:
+        """Keep an object that its user has edited under a name that nobody uses."""
+        stem, _, suffix = name.rpartition(".")
+        for number in count(1):
+            with suppress(Conflict):
+                other = f"{stem}.edited{'' if number == 1 else f'-{number}'}.{suffix}"
+                self.objects.write(other, self.objects.read(name), replaces="")
+                return
 
     def _local_names(self) -> Iterator[str]:
         for folder, folders, files in os.walk(self.folder):

@@ -187,6 +187,22 @@ def test_object_of_somebody_else_is_never_written_over(bed, uri, node):
     assert bed.get(f"{uri}/report.html") == b"the user's own"
 
 
+def test_table_that_its_user_edited_in_the_bucket_is_kept_beside_the_new_one(bed, uri, tmp_path, node):
+    workdir = node.take_over()
+    workdir.write_bytes("label_issues.csv", b"old")
+    workdir.commit()
+    workdir.mirror.release()
+    for edited in (b"edited", b"edited again"):
+        bed.put(f"{uri}/label_issues.csv", edited)
+        again = Node(tmp_path / edited.decode(), uri).take_over()
+        again.write_bytes("label_issues.csv", b"new after " + edited)
+        again.commit()
+        again.mirror.release()
+    assert bed.get(f"{uri}/label_issues.csv") == b"new after edited again"
+    assert bed.get(f"{uri}/label_issues.edited.csv") == b"edited"
+    assert bed.get(f"{uri}/label_issues.edited-2.csv") == b"edited again"
+
+
 def test_nothing_is_removed_where_there_was_no_run(bed, uri, node):
     other = f"checkpoints/fine_tune/0000000007-{'a' * 64}/state.json"
     bed.put(f"{uri}/{other}", b"of a copy that somebody is making here")

@@ -38,6 +38,12 @@ DONE = ("split", "evaluate", "export", "report")
 def work(out: Path) -> None:
     """Two rounds of what a job does with the disk; each stage of a round is skipped where its record stands."""
     context = Context(Workdir(out), Telemetry(out / "logs"), saving=CheckpointConfig(every_s=0))
+    rounds(context)
+    context.telemetry.close()
+
+
+def rounds(context: Context) -> None:
+    """The same in any directory, a bucket as well."""
     workdir = context.workdir
     with owned(context):
         for number in (1, 2):
@@ -54,7 +60,6 @@ def work(out: Path) -> None:
         publish(workdir, DONE)
         with workdir.held():
             sweep(unwanted(context.cache.root, [_store(context, 2).index_file]))
-    context.telemetry.close()
 
 
 def _store(context: Context, number: int) -> ArrayStore:

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from job.errors import TryAgainLater
+from job.errors import TryAgainLater, UsageError
 from job.storage import lease
 from job.storage.ledger import MARK
 from job.storage.workdir import Workdir
@@ -206,6 +206,13 @@ def test_owner_that_died_while_it_wrote_its_name_is_none(tmp_path):
     held, said = acquire(tmp_path)
     assert lease.has(tmp_path, held.token) and said == []
     held.release()
+
+
+def test_file_of_somebody_else_under_the_name_of_the_lease_stays(tmp_path):
+    (tmp_path / lease.NAME).write_bytes(b"flat 4, until June")
+    with pytest.raises(UsageError, match="is in the way"):
+        acquire(tmp_path)
+    assert (tmp_path / lease.NAME).read_bytes() == b"flat 4, until June"
 
 
 def test_of_many_that_start_at_once_one_gets_the_lease(tmp_path):
