@@ -252,8 +252,10 @@ def predict(model: str, model_sha256: str | None, data: str, out: str, tfds_dir:
 
     _refuse_credentials(model, data, out, tfds_dir)
     with _context() as context:
-        how: dict[str, Any] = {"tfds_dir": tfds_dir, "batch_size": batch_size, "model_sha256": model_sha256}
-        say(predict_photos(model, data, out, context=context, **how))
+        answer = predict_photos(
+            model, data, out, tfds_dir=tfds_dir, batch_size=batch_size, context=context, model_sha256=model_sha256
+        )
+        say(answer)
 
 
 @main.command()

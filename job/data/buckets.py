@@ -16,6 +16,7 @@ from job.data.files import OUTSIDE, Child, FoundFile, by_stem, find_file, from_t
 from job.data.sources import Entry, Listing, Source, list_files
 from job.data.tables import TABLE_EXTENSIONS, TableSource, local_table
 from job.errors import UsageError
+from job.storage.ledger import MARK
 from job.storage.objects import Objects, Stored, is_remote, open_objects, split_object
 
 
@@ -138,6 +139,9 @@ class ObjectFiles:
 
     def identity(self, folder: str) -> str:
         return folder
+
+    def is_output(self, folder: str) -> bool:
+        return f"{folder}{MARK}" in self._files
 
     def status(self, file: Child) -> tuple[int, str]:
         found = self._files[file.path]

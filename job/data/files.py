@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from job.storage.ledger import MARK
+
 IMAGE_EXTENSIONS = frozenset(
     [
         ".avif",
@@ -82,6 +84,10 @@ class Files(Protocol):
 
     def identity(self, folder: str) -> object:
         """The same for each way that leads to one folder. Raises: OSError."""
+        ...
+
+    def is_output(self, folder: str) -> bool:
+        """Whether a folder holds the mark of this job, so that what lies in it is no photo but a result."""
         ...
 
     def status(self, file: Child) -> tuple[int, str] | None:
@@ -170,6 +176,9 @@ class LocalFiles:
     def identity(self, folder: str) -> tuple[int, int]:
         status = os.stat(folder or self.root)  # noqa: PTH116  # A Path for each costs more than all the rest of a listing.
         return status.st_dev, status.st_ino
+
+    def is_output(self, folder: str) -> bool:
+        return os.path.lexists(f"{folder or self.root}/{MARK}")
 
     def status(self, file: Child) -> tuple[int, str] | None:
         status = os.lstat(file.path)

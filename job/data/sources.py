@@ -14,6 +14,7 @@ from typing import ClassVar, Literal, NamedTuple, Protocol
 from job.data.files import IMAGE_EXTENSIONS, Child, Files, LocalFiles, to_text
 from job.data.opening import read_files
 from job.errors import DataUnusable, UsageError
+from job.storage.ledger import MARK
 from job.storage.objects import is_remote
 
 Split = Literal["train", "val", "test"]
@@ -156,31 +157,51 @@ class FolderSource:
 def list_files(files: Files, *, labelled: bool) -> Listing:
     """Class folders with photos, below the root or below its split folders; all files where labels are not wanted.
 
+    Folders that the job has made its own are left out. Paths alone do not show them where they are mounted twice.
+
     Raises:
+        UsageError: where the root itself is an output of this job.
         DataUnusable: where there is no class folder, so that nothing is labelled.
     """
+    if files.is_output(""):
+        raise UsageError(
+            f"{files.uri} is an output of this job: it holds {MARK}. Give the folder that the photos are in, outside of it."
+        )
     walk = _Walk(files)
     class_names: set[str] = set()
     if not labelled:
         walk.folder("", "", None, None)
     for folder, split, path in _class_folders(walk) if labelled else ():
-        label = path.rpartition("/")[2]
-        class_names.add(label)
+        label, num_entries, num_outputs = path.rpartition("/")[2], len(walk.entries), len(walk.outputs)
         walk.class_folder(folder, path, label, split)
+        new_outputs = len(walk.outputs) - num_outputs
+        if not new_outputs or len(walk.entries) - num_entries > new_outputs:  # `runs/` with nothing but outputs is no class.
+            class_names.add(label)
     if labelled and not class_names:
         raise DataUnusable(
             f"{files.uri}: unlabelled: there are no class folders in it ({len(walk.entries):,} files beside none). "
             "Put the photos of each class into a folder of its own, named like the class, or give a table of labels."
         )
-    return Listing(tuple(sorted(walk.entries, key=attrgetter("path"))), tuple(sorted(class_names)))
+    outputs = ", ".join(sorted(walk.outputs))
+    notes = (f"Outputs of this job, which were not looked into: {outputs}.",) if outputs else ()
+    return Listing(tuple(sorted(walk.entries, key=attrgetter("path"))), tuple(sorted(class_names)), notes)
 
 
 @dataclass
 class _Walk:
-    """Goes down into folders and gathers an entry for each file."""
+    """Goes down into folders and gathers an entry for each file. `outputs` are the paths of folders left out."""
 
     files: Files
     entries: list[Entry] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+
+    def is_output(self, folder: Child, path: str) -> bool:
+        """Whether the job has made a folder its own. Then it becomes an entry, and nothing in it does."""
+        found = self.files.is_output(folder.path)
+        if found:
+            self.outputs.append(path)
+            self.entries.append(_ignored(f"{path}/", "an output of this job: nothing in it is looked at"))
+        return found
 
     def followed(self, child: Child) -> Child | str:
         """What is there, where links lead; or what is wrong with the link."""
@@ -222,7 +243,7 @@ class _Walk:
                 self.entries.append(self._file(found, path, label, split))
             elif child.name in _JUNK_FOLDERS:
                 self.entries.append(_junk_folder(path))
-            else:
+            elif not self.is_output(found, path):
                 if PurePath(child.name).suffix.lower() in IMAGE_EXTENSIONS:
                     self.entries.append(_ignored(path, "a folder named like a photo"))
                 yield found, path
@@ -265,10 +286,10 @@ def _folders_beside_files(folder: str, prefix: str, walk: _Walk) -> list[Child]:
         if child.name in _JUNK_FOLDERS or (child.name[:1] in ("", ".") and child.is_dir()):
             walk.entries.append(_junk_folder(prefix + to_text(child.name)))
             continue
-        if child.is_dir():
-            folders.append(child)
-        else:
+        if not child.is_dir():
             walk.entries.append(_ignored(prefix + to_text(child.name), "outside every class folder"))
+        elif not walk.is_output(child, prefix + to_text(child.name)):
+            folders.append(child)
     return folders
 
 

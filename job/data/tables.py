@@ -79,10 +79,12 @@ class TableSource:
         for rows in rows_of_photo.values():
             settled += _judge_copies(rows) if len(rows) > 1 else rows
         entries = [entry for _, entry in settled if entry.verdict is None]
-        if self.lists_folder:
-            entries += self._unnamed(files, {entry.path for row, entry in judged if row.path.strip()})
-        entries += _with_own_paths([pair for pair in settled if pair[1].verdict], {entry.path for entry in entries})
         notes = table.notes
+        if self.lists_folder:
+            below = list_files(files, labelled=False)
+            entries += self._unnamed(below, files.uri, {entry.path for row, entry in judged if row.path.strip()})
+            notes += below.notes
+        entries += _with_own_paths([pair for pair in settled if pair[1].verdict], {entry.path for entry in entries})
         if judge.num_extensions_added:
             notes += (f"{judge.num_extensions_added:,} rows name a photo without its extension; the photo was found.",)
         return Listing(tuple(sorted(entries, key=attrgetter("path"))), tuple(sorted(class_names)), notes)
@@ -100,11 +102,11 @@ class TableSource:
                 f"{first[1].label!r} in row {first[0].number}, {other[1].label!r} in row {other[0].number})",
             )
 
-    def _unnamed(self, files: Files, named: Collection[str]) -> Iterator[Entry]:
+    def _unnamed(self, below: Listing, root: str, named: Collection[str]) -> Iterator[Entry]:
         """What lies below the root and is in no row."""
-        root = files.uri.rstrip("/") + "/"
+        root = root.rstrip("/") + "/"
         table = to_text(self.table.removeprefix(root)) if self.table.startswith(root) else None
-        for entry in list_files(files, labelled=False).entries:
+        for entry in below.entries:
             if entry.path == table:
                 yield entry._replace(verdict="ignored", reason="the labels table")
             elif entry.path not in named and entry.verdict == "ignored":

@@ -74,3 +74,15 @@ class Lines:
                 self.is_too_long, self._started = True, b""
                 return lines[:number]
         return lines
+
+
+def tell(pipe: Connection, said: RecordLine | NewsLine) -> None:
+    """Write a line."""
+    line = said.model_dump_json().encode() + b"\n"
+    while line:
+        line = line[os.write(pipe.fileno(), line) :]
+
+
+def plain(text: str) -> str:
+    """The text in valid Unicode, as lines must be."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -33,7 +33,7 @@ from job.data.decode import BadPhoto, DecodeRules, Facts, decode
 from job.data.files import IMAGE_EXTENSIONS
 from job.data.sources import Entry, Source
 from job.data.stores import HEADER_BYTES
-from job.data.wire import MAX_LINE_BYTES, Lines, NewsLine, RecordLine
+from job.data.wire import MAX_LINE_BYTES, Lines, NewsLine, RecordLine, plain, tell
 from job.errors import JobError, StorageFailed, code_of, of_code
 from job.stop import ignore_signals
 from job.telemetry import Telemetry
@@ -166,6 +166,8 @@ class _Worker:
         lines = self._news_lines.take()
         if self._news_lines.has_ended and not lines:
             return self._replace()
+        if not self._is_believed:
+            return None
         try:
             told = [NewsLine.model_validate_json(line) for line in lines]
         except ValidationError:
@@ -282,7 +284,7 @@ def _work(
     try:
         source.prepare()
         _limit_memory(memory_mb)
-        _tell(news, NewsLine(kind="ready"))
+        tell(news, NewsLine(kind="ready"))
         while True:
             entries, start, row, path = tasks.recv()
             with open(path, "r+b", buffering=0) as file:
@@ -291,22 +293,16 @@ def _work(
                     if pixels is not None:
                         _write_all(file, pixels, HEADER_BYTES + row * row_bytes)
                         row += 1
-                    _tell(records, RecordLine(**record))
-            _tell(news, NewsLine(kind="done", cpu_s=time.process_time()))
+                    tell(records, RecordLine(**record))
+            tell(news, NewsLine(kind="done", cpu_s=time.process_time()))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
     except JobError as error:
-        _tell(news, NewsLine(kind="error", code=code_of(error), text=str(error)))
+        tell(news, NewsLine(kind="error", code=code_of(error), text=str(error)))
     except OSError as error:
-        _tell(news, NewsLine(kind="storage", text=error.strerror or str(error)))
+        tell(news, NewsLine(kind="storage", text=error.strerror or str(error)))
     except Exception:  # Not the photo's fault, or `decode` would have said so.
-        _tell(news, NewsLine(kind="bug", text=traceback.format_exc()[-_MAX_TRACEBACK:]))
-
-
-def _tell(pipe: Connection, said: NewsLine | RecordLine) -> None:
-    line = said.model_dump_json().encode() + b"\n"
-    while line:
-        line = line[os.write(pipe.fileno(), line) :]
+        tell(news, NewsLine(kind="bug", text=plain(traceback.format_exc()[-_MAX_TRACEBACK:])))
 
 
 def _limit_memory(memory_mb: int) -> None:
@@ -341,5 +337,10 @@ def _record(
     entry: Entry, status: str, reason: str, facts: Facts | None = None, num_bytes: int | None = None, digest: str = ""
 ) -> Record:
     size = entry.num_bytes if num_bytes is None else num_bytes
-    reason = reason[:_MAX_REASON].encode("utf-8", "backslashreplace").decode()
-    return {"status": status, "reason": reason, "num_bytes": size, "sha256": digest, **vars(facts or Facts())}
+    return {
+        "status": status,
+        "reason": plain(reason[:_MAX_REASON]),
+        "num_bytes": size,
+        "sha256": digest,
+        **vars(facts or Facts()),
+    }

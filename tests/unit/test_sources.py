@@ -3,7 +3,7 @@ import os
 import pytest
 
 from job.data.sources import FolderSource, open_source
-from job.errors import DataUnusable
+from job.errors import DataUnusable, UsageError
 from tests.conftest import paint
 
 
@@ -107,3 +107,48 @@ def test_what_cannot_be_read_is_an_error_in_its_place(tmp_path):
     (tmp_path / "cat" / "a.jpg").unlink()
     gone, read = source.read(entries)
     assert isinstance(gone, OSError) and isinstance(read, bytes)
+
+
+def test_outputs_of_the_job_among_photos_are_left_out_with_a_note(tmp_path):
+    for name in (
+        "cat/a.jpg",
+        "cat/out/photos/x.jpg",
+        "runs/first/x.jpg",
+        "second/train/x.jpg",
+        "valid/x.jpg",
+        "empty/deep/",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch() if name[-1] != "/" else (tmp_path / name).mkdir()
+    for output in ("cat/out", "runs/first", "second", "valid"):
+        (tmp_path / output / ".transfer-job").touch()
+    (tmp_path / "cat" / "link").symlink_to(tmp_path / "second")
+    found = listing(tmp_path)
+    assert [entry.path for entry in found.entries if entry.verdict is None] == ["cat/a.jpg"]
+    assert found.class_names == ("cat", "empty")
+    outputs = ["cat/link/", "cat/out/", "runs/first/", "second/", "valid/"]
+    assert [e.path for e in found.entries if e.reason == "an output of this job: nothing in it is looked at"] == outputs
+    assert found.notes == ("Outputs of this job, which were not looked into: cat/link, cat/out, runs/first, second, valid.",)
+    unlabelled = open_source(str(tmp_path), labelled=False).listing()
+    assert [e.path for e in unlabelled.entries if e.verdict is None] == ["cat/a.jpg"] and unlabelled.notes == found.notes
+
+
+def test_table_may_name_photos_in_an_output_and_what_it_does_not_name_there_is_left_out(tmp_path):
+    (tmp_path / "demo" / "photos").mkdir(parents=True)
+    for name in ("demo/.transfer-job", "demo/photos/a.jpg", "demo/photos/b.jpg", "c.jpg"):
+        (tmp_path / name).touch()
+    (tmp_path / "labels.csv").write_text("path,label\ndemo/photos/a.jpg,cat\nc.jpg,dog\n")
+    found = open_source(str(tmp_path), str(tmp_path / "labels.csv")).listing()
+    assert [entry.path for entry in found.entries if entry.verdict is None] == ["c.jpg", "demo/photos/a.jpg"]
+    assert [entry.path for entry in found.entries if entry.verdict] == ["demo/", "labels.csv"]
+    assert found.notes == ("Outputs of this job, which were not looked into: demo.",)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_output_given_as_the_source_is_refused(tmp_path, labelled):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / ".transfer-job").touch()
+    with pytest.raises(UsageError, match=r"is an output of this job: it holds \.transfer-job\. Give the folder"):
+        open_source(str(tmp_path), labelled=labelled).listing()
+    (tmp_path / "photos" / "a.jpg").touch()
+    assert open_source(str(tmp_path / "photos"), labelled=False).listing().entries[0].path == "a.jpg"

@@ -497,7 +497,7 @@ def test_out_beside_the_table_is_fine_and_inside_the_photos_is_not(painted_table
     assert done.returncode == 0, done.stderr
     photos = painted_table.parent / "photos"
     done = run_job("explore", "--data", photos, "--labels", painted_table, "--out", photos / "out")
-    assert done.returncode == 2 and "lies inside --data" in done.stderr
+    assert done.returncode == 2 and "lie inside each other" in done.stderr
 
 
 def test_table_that_cannot_be_read_ends_with_65(tmp_path):
