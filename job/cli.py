@@ -14,7 +14,7 @@ import click
 
 from job import __version__
 from job.errors import OF_STORAGE, JobError, UsageError
-from job.places import place, refused_at_start
+from job.places import place
 from job.stop import STOP
 from job.terminal import end, say
 from job.untrusted import escaped
@@ -56,8 +56,16 @@ class _Place(click.ParamType):
     name = "path"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ARG002
-        """Return the value as the program takes it. Raises: UsageError, StorageFailed."""
+        """Return the value as the program takes it. Raises: UsageError, OSError."""
         return place(param.opts[0] if param else "", value)
+
+
+class _File(_Place):
+    """A path on this machine, with `~` expanded."""
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Path:  # type: ignore[override]
+        """Return the value as the program takes it. Raises: UsageError, OSError."""
+        return Path(super().convert(value, param, ctx))
 
 
 _PLACE = _Place()
@@ -82,7 +90,7 @@ class _Call:
     data: str
     labels: str | None
     out: str
-    config_file: str | None
+    config_file: Path | None
     assignments: tuple[str, ...]
     weights: str | None
     tfds_dir: str | None
@@ -121,7 +129,7 @@ def _with_run_options(command: Command) -> Command:
         click.option(
             "--config",
             "config_file",
-            type=_PLACE,
+            type=_File(),
             help="TOML file; docs/configuration.md has every key.",
         ),
         click.option(

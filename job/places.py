@@ -1,4 +1,4 @@
-"""The one door for paths that a user gives: `~` is expanded, and what the system refuses gets its way out and its exit code."""
+"""The one door for paths that a user gives: `~` is expanded, and what the system refuses gets its exit code and its way out."""
 
 import errno
 import os
@@ -6,14 +6,13 @@ import pwd
 import select
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from job.errors import JobError, StorageFailed, UsageError
+from job.errors import UsageError
 
 _PIPE_TIMEOUT_S = 5.0
 _DENIED = (errno.EACCES, errno.EPERM)
-# What is wrong stays wrong however often a scheduler tries again. A file server that does not answer is another matter.
 _OF_THE_USER = {
     errno.EROFS: "its file system is mounted read-only",
     errno.ELOOP: "it is, or lies behind, a link that leads back to itself",
@@ -31,7 +30,7 @@ def place(option: str, text: str) -> str:
 
     Raises:
         UsageError: where the system says that there can be nothing, or nothing for this user, at the path.
-        StorageFailed: where the system cannot tell.
+        OSError: where the system cannot tell.
     """
     if "://" in text or text.startswith("tfds:"):
         return text
@@ -42,12 +41,19 @@ def place(option: str, text: str) -> str:
         )
     if "\0" in path:
         raise UsageError(f"{option} {text!r}: no path can hold a zero byte.")
-    with refused_at_start(f"{option} {text}", path):
-        try:
-            os.stat(path)  # noqa: PTH116
-        except FileNotFoundError:
-            pass  # It may be a file that is to be written; and whoever reads it says more than this could.
+    with refused_at_start(f"{option} {text}", path), suppress(FileNotFoundError):
+        os.stat(path)  # noqa: PTH116  # Where nothing is there, whoever reads or makes it says more than this could.
     return path
+
+
+def check_readable(what: str, path: Path) -> None:
+    """Try to open an input file, or to look into an input folder, before the work begins. Raises: UsageError, OSError."""
+    with refused_at_start(what, path):
+        if path.is_dir():
+            os.scandir(path).close()
+            os.stat(f"{path}/.")  # noqa: PTH116  # A folder may be listed and still not be entered.
+        else:
+            os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
 
 
 def read_named(path: Path) -> bytes:
@@ -67,27 +73,31 @@ def read_named(path: Path) -> bytes:
 
 @contextmanager
 def refused_at_start(what: str, path: str | Path, *, writing: bool = False) -> Iterator[None]:
-    """Turn errors of the system in the block, before the work begins, into the errors of `at_start`."""
+    """Turn errors of the system in a block before the work begins into a UsageError, where a retry cannot help.
+
+    Those are missing permissions, links that go in circles and the wrong kind of file. Others stay what they are: a file
+    server that does not answer for a while must not end a scheduled job for good.
+    """
     try:
         yield
     except OSError as error:
-        raise at_start(error, what, path, writing=writing) from error
+        if refusal := at_start(error, what, path, writing=writing):
+            raise refusal from error
+        raise
 
 
-def at_start(error: OSError, what: str, path: str | Path, *, writing: bool = False) -> JobError:
-    """Return what the program ends with where the system refuses a path before the work begins.
-
-    That is a UsageError where a retry cannot help: permissions, links that go in circles, the wrong kind of file. It is
-    StorageFailed for the rest: a file server that is away for a while must not end a scheduled job for good.
-    """
+def at_start(error: OSError, what: str, path: str | Path, *, writing: bool = False) -> UsageError | None:
+    """Return what an error of the system means before the work begins; None where a retry may help."""
     if error.errno in _DENIED:
         verb = "write to" if writing else "read"
+        where = error.filename if isinstance(error.filename, str) else path
         return UsageError(
-            f"{what}: {denial(path, writing=writing)}. Give that user the right to {verb} it, or another path."
+            f"{what}: {denial(where, writing=writing)}. Give that user the right to {verb} it, or give another path."
         )
-    if error.errno in _OF_THE_USER:
-        return UsageError(f"{what}: {_OF_THE_USER[error.errno]}.")
-    return StorageFailed(f"{what}: {error.strerror or error}. Run the same command again when the storage answers.")
+    fault = _OF_THE_USER.get(error.errno or 0)
+    if writing and error.errno == errno.ENOENT:
+        fault = "its file system lets nobody make files or folders there"
+    return UsageError(f"{what}: {fault}. Give another path.") if fault else None
 
 
 def denial(path: str | Path, *, writing: bool = False) -> str:
@@ -97,7 +107,8 @@ def denial(path: str | Path, *, writing: bool = False) -> str:
     status = kept_out_by.stat()
     return (
         f"no permission: user {_name(os.geteuid())} (groups {groups}) may not {'write to' if writing else 'read'} "
-        f"{kept_out_by}, which belongs to {_name(status.st_uid)} and has mode {stat.S_IMODE(status.st_mode):04o}"
+        f"{kept_out_by}, which belongs to user {_name(status.st_uid)}, group {status.st_gid}, and has mode "
+        f"{stat.S_IMODE(status.st_mode):04o}"
     )
 
 
