@@ -6,7 +6,8 @@ import pytest
 
 from job.errors import UsageError
 from job.peers import Alone
-from job.train.cluster import Cluster, expand_hosts, own_gpus
+from job.train.cluster import Cluster, own_gpus
+from job.train.variables import expand_hosts
 
 
 def tf_config(kind="worker", index=0, **jobs):
