@@ -2,10 +2,15 @@ import sys
 
 
 def start() -> None:
-    """The program. Signals are heard before anything that takes time is imported."""
+    """Run the program. Signals are heard before anything that takes time is imported."""
     from job.startup import keep_foreign_modules_out
 
     keep_foreign_modules_out()
+    from job.streams import open_closed_descriptors, replace_standard_streams, restart_in_utf8
+
+    open_closed_descriptors()
+    restart_in_utf8()
+    replace_standard_streams()
     from job.stop import STOP, ignore_signals
 
     STOP.listen()

@@ -14,6 +14,7 @@ import click
 
 from job import __version__
 from job.errors import OF_STORAGE, JobError, UsageError
+from job.places import place
 from job.stop import STOP
 from job.terminal import end, say
 from job.untrusted import escaped
@@ -28,19 +29,46 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 class _Translating(click.Group):
     """Errors written for users become their message and their exit code; anything else is a bug with a traceback."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def main(self, *arguments: Any, **settings: Any) -> Any:
+        """Run the program and leave with its exit code."""
         try:
-            return super().invoke(ctx)
-        except click.UsageError as error:  # It may repeat names that a pattern of the shell stood for.
-            raise click.UsageError(escaped(error.format_message()), error.ctx) from None
+            return super().main(*arguments, **settings)
         except JobError as error:
             end(error)
-        except OSError as error:  # Of a library that writes where nobody thought of it.
+        except OSError as error:  # From a library that writes where nobody thought of it.
             if error.errno not in OF_STORAGE:
                 raise
             from job.storage.files import storage_failed
 
             end(storage_failed(error, Path(error.filename or ".")))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:  # It may repeat names that a pattern of the shell stood for.
+            raise click.UsageError(escaped(error.format_message()), error.ctx) from None
+
+
+class _Place(click.ParamType):
+    """A path, with `~` expanded, or the URI of something elsewhere."""
+
+    name = "path"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ARG002
+        """Return the value as the program takes it. Raises: UsageError, OSError."""
+        return place(param.opts[0] if param else "", value)
+
+
+class _File(_Place):
+    """A path on this machine, with `~` expanded."""
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Path:  # type: ignore[override]
+        """Return the value as the program takes it. Raises: UsageError, OSError."""
+        return Path(super().convert(value, param, ctx))
+
+
+_PLACE = _Place()
 
 
 @click.group(cls=_Translating, context_settings={"max_content_width": 120})
@@ -52,6 +80,7 @@ def main() -> None:
     Exit codes: 0 done, 1 a bug, 2 usage or configuration, 3 not good enough to ship, 65 the data cannot be used,
     70 training diverged, 74 storage failed, 75 try again later, 143 stopped by a signal (run it again to go on).
     """
+    _check_surroundings()
 
 
 @dataclass(frozen=True)
@@ -80,24 +109,27 @@ def _with_run_options(command: Command) -> Command:
             "--data",
             required=True,
             metavar="SOURCE",
+            type=_PLACE,
             help="Folder of class folders, or of train/, val/ and test/ with them; or a table of path,label[,split]; here "
             "or as gs://BUCKET/PREFIX or s3://BUCKET/PREFIX; or tfds:NAME[:VERSION].",
         ),
         click.option(
             "--labels",
             metavar="FILE",
+            type=_PLACE,
             help="Table of path,label[,split] (.csv, .tsv, .parquet) for the photos below --data.",
         ),
         click.option(
             "--out",
             required=True,
             metavar="DIR",
+            type=_PLACE,
             help="Folder, or gs:// or s3:// prefix, for everything; a second run goes on where the first stopped.",
         ),
         click.option(
             "--config",
             "config_file",
-            type=click.Path(path_type=Path),
+            type=_File(),
             help="TOML file; docs/configuration.md has every key.",
         ),
         click.option(
@@ -108,11 +140,15 @@ def _with_run_options(command: Command) -> Command:
             help="Set one key, over the file. Repeatable.",
         ),
         click.option(
-            "--weights", metavar="imagenet|random|FILE", help="Backbone weights; the same as --set backbone.weights=..."
+            "--weights",
+            metavar="imagenet|random|FILE",
+            type=_PLACE,
+            help="Backbone weights; the same as --set backbone.weights=...",
         ),
         click.option(
             "--tfds-dir",
             metavar="DIR",
+            type=_PLACE,
             help="Folder or bucket of prepared tensorflow-datasets; the same as --set intake.tfds_dir=...",
         ),
     )
@@ -191,6 +227,7 @@ def rank(call: _Call, backbones: tuple[str, ...], image_sizes: tuple[str, ...]) 
     "--model",
     required=True,
     metavar="DIR",
+    type=_PLACE,
     help="The model/ folder of a run, or its URI in a bucket. It is code: give only models that you trust.",
 )
 @click.option(
@@ -198,10 +235,21 @@ def rank(call: _Call, backbones: tuple[str, ...], image_sizes: tuple[str, ...]) 
     metavar="HEX",
     help="SHA-256 of the model's model.json, as its run printed it. Any other model is refused before its graph is loaded.",
 )
-@click.option("--data", required=True, metavar="SOURCE", help="Folder (every file below is looked at), or a table of paths.")
-@click.option("--out", required=True, metavar="FILE", help="A .parquet or .csv file, or its URI in a bucket.")
+@click.option(
+    "--data",
+    required=True,
+    metavar="SOURCE",
+    type=_PLACE,
+    help="Folder (every file below is looked at), or a table of paths.",
+)
+@click.option("--out", required=True, metavar="FILE", type=_PLACE, help="A .parquet or .csv file, or its URI in a bucket.")
 @click.option("--overwrite", is_flag=True, help="Let --out replace a file that predict did not write.")
-@click.option("--tfds-dir", metavar="DIR", help="Folder or bucket of prepared tensorflow-datasets, for --data tfds:NAME.")
+@click.option(
+    "--tfds-dir",
+    metavar="DIR",
+    type=_PLACE,
+    help="Folder or bucket of prepared tensorflow-datasets, for --data tfds:NAME.",
+)
 @click.option("--batch-size", default=64, show_default=True, type=click.IntRange(1), help="Photos in one forward pass.")
 def predict(model: str, data: str, out: str, **options: Any) -> None:
     """Label photos with an exported model: path, label, probability, the three best, and what could not be read.
@@ -217,20 +265,22 @@ def predict(model: str, data: str, out: str, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("directory", metavar="DIR")
+@click.argument("directory", metavar="DIR", type=_PLACE)
 def report(directory: str) -> None:
     """Draw the page of a run again from its artifacts, DIR/report.html."""
     from job import publishing
     from job.config import Config
     from job.output import existing_workdir, owned
     from job.pipeline import STAGES
-    from job.records import contradictions, made_with, timings
+    from job.records import contradictions, made_with, read_run, timings
     from job.stages.report import report as draw_report
 
     with _context(existing_workdir(directory)) as context, owned(context):
-        described = context.workdir.read_json("run.json")
+        described = read_run(context.workdir)
         if described is None:
-            raise UsageError(f"{directory}: there is no run.json in it, so this is not the output of a run.")
+            raise UsageError(
+                f"{directory}/run.json is missing or damaged. Give the --out of a run, or run the job on it again."
+            )
         made = [name for name in made_with(context.workdir, STAGES, described["settings_of_stages"]) if name != "report"]
         if mixed := contradictions(context.workdir, {name: STAGES[name] for name in made}):
             raise UsageError(
@@ -245,7 +295,14 @@ def report(directory: str) -> None:
 
 
 @main.command()
-@click.option("--out", default="demo-run", show_default=True, metavar="DIR", help="Where the pictures and the run go.")
+@click.option(
+    "--out",
+    default="demo-run",
+    show_default=True,
+    metavar="DIR",
+    type=_PLACE,
+    help="Where the pictures and the run go.",
+)
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Decides the pictures and the run.")
 def demo(out: str, seed: int) -> None:
     """The whole job on pictures that it draws itself, without any network, in about a minute."""
@@ -262,6 +319,16 @@ def demo(out: str, seed: int) -> None:
     with _context(output.make_workdir(out), logs=False) as context, output.owned(context):
         data = drawn.draw_photos(context.workdir, seed)
     _run(_Call(str(data), None, str(Path(out) / "run"), None, (), None, None), drawn.config(seed), None)
+
+
+def _check_surroundings() -> None:
+    """Refuse to start where nothing can work. Raises: UsageError."""
+    try:
+        os.getcwd()  # noqa: PTH109
+    except FileNotFoundError:
+        raise UsageError(
+            "The current folder was deleted. Change to one that exists (cd), and type the command again."
+        ) from None
 
 
 def _refuse_credentials(*uris: str | None) -> None:

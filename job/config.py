@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic.fields import FieldInfo
 
 from job.errors import UsageError
+from job.places import place, read_named, refused_at_start
 from job.wording import explain
 
 
@@ -27,6 +28,7 @@ def _what(default: Any, description: str, **limits: Any) -> Any:
     return Field(default, description=description, **limits)
 
 
+_PLACES = ("backbone.weights", "intake.tfds_dir", "cache.dir")  # Settings that are paths.
 _BY_SIZE = "auto follows the number of training photos (docs/defaults.md)."
 
 
@@ -298,7 +300,7 @@ class Config(Section):
             UsageError: naming every mistake at once.
         """
         mistakes: list[str] = []
-        values = _read_toml(file, mistakes) if file else {}
+        values = _read_toml(file) if file else {}
         for assignment in assignments:
             name, equals, text = assignment.partition("=")
             if not equals or not name.strip():
@@ -308,6 +310,10 @@ class Config(Section):
         for name, value in (flags or {}).items():
             if value is not None:
                 _put(values, name, value, mistakes)
+        for name in _PLACES:
+            section, _, key = name.partition(".")
+            if isinstance(values.get(section), dict) and isinstance(values[section].get(key), str):
+                values[section][key] = place(name, values[section][key])
         config = None
         try:
             config = cls.model_validate(values)
@@ -338,21 +344,21 @@ def _is_how(field: FieldInfo) -> bool:
     return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("how"))
 
 
-def _read_toml(file: Path, mistakes: list[str]) -> dict[str, Any]:
+def _read_toml(file: Path) -> dict[str, Any]:
+    with refused_at_start(f"--config {file}", file):
+        data = read_named(file)
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        mistakes.append(f"--config {file}: {error.strerror or error}")
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        mistakes.append(f"--config {file}: not TOML: {error}")
-    return {}
+        return tomllib.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        fault = "tables in it are nested too deep" if isinstance(error, RecursionError) else error
+        raise UsageError(f"--config {file}: not TOML: {fault}.") from error
 
 
 def _parse_value(text: str) -> Any:
     """A TOML value, or text where it is none: `--set backbone.name=mobilenet_v2` needs no quotes."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 

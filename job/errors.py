@@ -17,7 +17,10 @@ import errno
 from job.untrusted import escaped
 
 # What a library may meet that writes or reads where nobody thought of it.
-OF_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE)
+OF_STORAGE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.ELOOP),
+    *(errno.EACCES, errno.EPERM),  # In the middle of the work: a ticket has run out, or a share was mounted anew.
+)
 
 
 class JobError(Exception):

@@ -10,7 +10,7 @@ from job.config import Config, digest_of
 from job.context import Context
 from job.data.sources import Listing, Source, open_source
 from job.pipeline import STAGES
-from job.records import outcome, record_name
+from job.records import outcome, read_record
 from job.train.cluster import Cluster
 from job.train.recipe import Recipe
 
@@ -85,7 +85,7 @@ class Job:
 
             made_from["the source"] = source_digest(self.source, self.listing, self.workdir)
         for before in STAGES[stage].after:
-            record = self.workdir.read_json(record_name(before)) if before in done else None
+            record = read_record(self.workdir, before) if before in done else None
             if record:
                 made_from[before] = outcome(record)
         return made_from

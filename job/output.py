@@ -9,6 +9,7 @@ from pathlib import Path, PurePath
 
 from job.context import Context
 from job.errors import DataUnusable, Diverged, GateNotMet, Stopped, UsageError
+from job.places import refused_at_start
 from job.storage import claim, lease
 from job.storage.copies import scratch
 from job.storage.files import storage_errors
@@ -101,7 +102,7 @@ def _check(workdir: Workdir, config_file: Path | None) -> None:
     if workdir.mirror:
         claim.check_bucket(workdir.mirror.objects)
     else:
-        with storage_errors(workdir.root):
+        with storage_errors(workdir.root), refused_at_start(f"--out {workdir.uri}", workdir.root):
             claim.check(workdir.root, workdir.uri, config_file=config_file, environ=os.environ)
 
 
@@ -146,7 +147,7 @@ def owned(context: Context, config_file: Path | None = None) -> Iterator[None]:
     """
     workdir, tell, check_stop = context.workdir, context.telemetry.line, context.stop.check
     check(context, config_file)
-    with storage_errors(workdir.root):
+    with storage_errors(workdir.root), refused_at_start(f"--out {workdir.uri}", workdir.root, writing=True):
         if workdir.mirror:
             claim.claim_bucket(workdir.mirror.objects)
             workdir.root.mkdir(parents=True, exist_ok=True)

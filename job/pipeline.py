@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from job.config import Config, digest_of
 from job.context import Context
-from job.records import timings
+from job.records import read_run, timings
 
 if TYPE_CHECKING:
     from job.job import Job
@@ -167,7 +167,8 @@ def _export(job: Job) -> Any:
 def _report(job: Job) -> Any:
     from job.stages.report import report
 
-    run = job.workdir.read_json("run.json")
+    run = read_run(job.workdir)
+    assert run is not None  # Written before the first stage.
     return report(job.config.report, run=run, timings=timings(job.workdir, job.done), context=job.context)
 
 

@@ -14,7 +14,7 @@ from job.cgroups import usable_cores
 from job.config import digest_of
 from job.job import Job
 from job.pipeline import STAGES
-from job.records import record_name
+from job.records import read_record, read_run
 from job.storage.objects import is_remote
 
 
@@ -55,8 +55,8 @@ def fingerprint() -> dict[str, Any]:
 
 
 def warn_of_another_machine(job: Job, now: dict[str, Any]) -> None:
-    before = job.workdir.read_json("run.json")
-    if before and any(job.workdir.exists(record_name(name)) for name in STAGES):
+    before = read_run(job.workdir)
+    if before and any(read_record(job.workdir, name) for name in STAGES):
         changed = [what for what in now["fingerprint"] if before["fingerprint"].get(what) != now["fingerprint"][what]]
         changed += ["versions"] if before["versions"] != now["versions"] else []
         if changed:

@@ -30,9 +30,10 @@ from job.model.network import Network
 from job.model.probes import out_of_fold
 from job.provenance import program
 from job.rank_table import Accuracy, Cost, Row, as_csv, as_text, draw, in_order, recommended
-from job.records import record_name
+from job.records import read_record
 from job.run import bring_up_to_date
 from job.storage.claim import claim
+from job.storage.sealed import read_sealed, write_sealed
 from job.storage.workdir import Workdir
 
 _NUM_COMPONENTS = 256  # As in audit.
@@ -132,13 +133,14 @@ def _extract(job: Job) -> Cost:
     """The features, and what they cost; measured once, beside the features that it is the cost of."""
     try:
         bring_up_to_date(job, "extract")
-        record = job.workdir.read_json(record_name("extract"))
+        record = read_record(job.workdir, "extract")
+        assert record is not None  # Just brought up to date.
         key = digest_of([record["key"], record["stores"]])
-        known = job.workdir.read_json("cost.json")
+        known = read_sealed(job.workdir, "cost.json")
         if known is None or known["key"] != key:
             seconds = {f"extract_{clock}_s": record[f"{clock}_s"] for clock in ("wall", "cpu")}
             cost = Cost(**measured(job.network, job["intake"].images, job.config.extract.batch_size), **seconds)
-            job.workdir.write_json("cost.json", {"key": key, "cost": asdict(cost)})
+            write_sealed(job.workdir, "cost.json", {"key": key, "cost": asdict(cost)})
             return cost
     except MemoryError as error:
         raise _too_large(job) from error
@@ -230,7 +232,7 @@ def _probe(job: Job, photos: Photos) -> dict[str, Any]:
     features, config = job["extract"].features.plain, job.config
     content = [photos.paths, photos.labels_N.tolist(), photos.groups_N.tolist()]
     key = digest_of([_PROBE_SCHEMA, features.digest, content, config.audit.folds, config.seed])
-    known: dict[str, Any] | None = job.workdir.read_json("probe.json")
+    known = read_sealed(job.workdir, "probe.json")
     if known is not None and known["key"] == key:
         return known
     examples = job["split"].examples
@@ -248,7 +250,7 @@ def _probe(job: Job, photos: Photos) -> dict[str, Any]:
     )
     own_N = np.maximum(probabilities_NC[np.arange(len(rows_N)), photos.labels_N], 1e-12)
     found = {"key": key, "predicted": probabilities_NC.argmax(1).tolist(), "log_loss": -float(np.log(own_N).mean())}
-    job.workdir.write_json("probe.json", found, indent=None)
+    write_sealed(job.workdir, "probe.json", found)
     return found
 
 

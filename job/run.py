@@ -25,7 +25,7 @@ from job.peers.peers import peers_first
 from job.peers.worker import Worker
 from job.pipeline import STAGES
 from job.provenance import describe, warn_of_another_machine
-from job.records import record_name
+from job.records import read_record, read_run, record_name, write_record, write_run
 from job.telemetry import spent_once
 
 # The stages that can look at data on which nobody can train.
@@ -85,7 +85,7 @@ def run(job: Job, stop_after: str | None = None, config_file: Path | None = None
     with owned(job.context, config_file):
         publishing.finish(job.workdir)
         with _led(job, steps := plan(job, stop_after), stop_after):
-            is_due = any(step.runs for step in steps) or not job.workdir.exists("run.json")  # A kill may have left it out.
+            is_due = any(step.runs for step in steps) or read_run(job.workdir) is None  # A kill may have left it out.
             if is_due:
                 failure = _run_stages(job, steps, stop_after)
             else:
@@ -172,7 +172,7 @@ def _run_stages(job: Job, steps: list[Step], stop_after: str | None) -> GateNotM
     telemetry = job.context.telemetry
     described = describe(job)
     warn_of_another_machine(job, described)
-    job.workdir.write_json("run.json", described)
+    write_run(job.workdir, described)
     job.workdir.commit()
     failure: GateNotMet | None = None
     something_ran = False  # Then what comes later may have become stale, even if that was not planned.
@@ -271,7 +271,7 @@ def _run_stage(job: Job, name: str) -> None:
         "spent_s": {what: round(seconds, 3) for what, seconds in spent_s.items()},
         "done": done,
     }
-    job.workdir.write_json(record_name(name), record)
+    write_record(job.workdir, name, record)
     job.workdir.commit()
     telemetry.line(f"{name:<10}done in {record['wall_s']:.1f} s")
     telemetry.event("stage_finished", stage=name, wall_s=record["wall_s"], cpu_s=record["cpu_s"])
@@ -279,7 +279,7 @@ def _run_stage(job: Job, name: str) -> None:
 
 def _why_stale(job: Job, name: str, done: list[str]) -> str:
     """Why a stage has to run; empty where it does not. `done` are the stages of this run that stand before it."""
-    stage, record = STAGES[name], job.workdir.read_json(record_name(name))
+    stage, record = STAGES[name], read_record(job.workdir, name)
     if record is None:
         return "it has not been finished before"
     if record.get("schema") != stage.schema:
@@ -294,7 +294,7 @@ def _why_stale(job: Job, name: str, done: list[str]) -> str:
 
 
 def _stores_intact(job: Job, name: str) -> bool:
-    record = job.workdir.read_json(record_name(name))
+    record = read_record(job.workdir, name)
     if record is None:
         return False
     for store in set(record["stores"]) - job.intact_stores:
@@ -316,7 +316,7 @@ def _sweep(job: Job) -> None:
     """Remove stores of earlier settings, where the cache is this run's alone."""
     cache = job.context.cache
     if cache.may_be_swept:
-        records = [job.workdir.read_json(record_name(name)) for name in STAGES]
+        records = [read_record(job.workdir, name) for name in STAGES]
         names = {store for record in records if record for store in record["stores"]}
         indexes = [cache.path(name) for name in names]
         there = [index for index in indexes if index.exists()]

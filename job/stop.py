@@ -17,7 +17,7 @@ from types import FrameType
 
 from job.errors import JobError, Stopped
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 _GRACE_S = 10.0
 
 
@@ -48,14 +48,15 @@ class StopRequest:
         self.last_word: Callable[[JobError], None] = lambda _: None
 
     def listen(self) -> None:
-        """Let SIGTERM, SIGINT and SIGUSR1 ask for the end of the process. From the main thread, once."""
+        """Let SIGTERM, SIGINT, SIGUSR1 and SIGHUP ask for the end of the process. From the main thread, once."""
         self._standard_error = os.dup(2)  # The other one is turned away while TensorFlow is imported.
         near_end, far_end = socket.socketpair()
         far_end.setblocking(False)
         self._ends = near_end, far_end
         signal.set_wakeup_fd(far_end.fileno(), warn_on_full_buffer=False)
         for number in _SIGNALS:
-            signal.signal(number, self._on_signal)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # `nohup` ignores it, to go on.
+                signal.signal(number, self._on_signal)
         threading.Thread(target=self._watch, daemon=True).start()
 
     def request(self, by: str = "a request", error: JobError | None = None) -> None:

@@ -1,11 +1,15 @@
 """How settings and mistakes in them are said in words."""
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
+
+_shown = reprlib.Repr()  # A value may be nested, or long, without end.
+_shown.maxstring = _shown.maxother = _shown.maxlong = 200
 
 
 def allowed(field: FieldInfo) -> str:
@@ -27,9 +31,11 @@ def explain(
             lines[dotted] = f"{dotted}: there is no such setting" + (f"; did you mean {close[0]}?" if close else "")
         elif dotted in known:
             said = f" ({detail['msg'].removeprefix('Value error, ')})" if detail["type"] == "value_error" else ""
-            lines.setdefault(dotted, f"{dotted}: got {detail['input']!r}; allowed: {allowed(known[dotted])}{said}")
+            lines.setdefault(
+                dotted, f"{dotted}: got {_shown.repr(detail['input'])}; allowed: {allowed(known[dotted])}{said}"
+            )
         else:
-            lines[dotted] = f"{dotted}: got {detail['input']!r}; this is a section, with keys of its own"
+            lines[dotted] = f"{dotted}: got {_shown.repr(detail['input'])}; this is a section, with keys of its own"
     return list(lines.values())
 
 

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from job.data.opening import opened
 from job.errors import DataUnusable
+from job.places import at_start
 from job.untrusted import unguarded
 
 # The names that a column may have, best first. Of two names that stand together neither is preferred.
@@ -66,7 +67,9 @@ def read_rows(file: Path, *, labelled: bool, called: str = "") -> LabelTable:
     try:
         grid = _read_parquet(file, table) if file.suffix.lower() == ".parquet" else _read_csv(file, table)
     except OSError as error:
-        raise DataUnusable(f"{table}: cannot be read: {error.strerror or error}.") from error
+        if error.errno:  # Else it is pyarrow that cannot make sense of the file.
+            raise at_start(error, table, file) or error from None
+        raise DataUnusable(f"{table}: cannot be read: {error}.") from error
     except (csv.Error, pa.ArrowException, ValueError) as error:  # pyarrow lets names that are not UTF-8 through.
         raise DataUnusable(f"{table}: cannot be read as a table: {error}. Save it again, as .csv in UTF-8.") from error
     columns = {kind: _column(table, grid, kind) if labelled or kind == "path" else None for kind in _COLUMN_NAMES}

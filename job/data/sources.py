@@ -14,6 +14,7 @@ from typing import ClassVar, Literal, NamedTuple, Protocol
 from job.data.files import IMAGE_EXTENSIONS, Child, Files, LocalFiles, from_text, to_text
 from job.data.opening import read_files
 from job.errors import DataUnusable, UsageError
+from job.places import check_readable, refused_at_start
 from job.storage.ledger import MARK
 from job.storage.objects import is_remote
 
@@ -111,6 +112,7 @@ def open_source(uri: str, labels: str | None = None, *, labelled: bool = True, t
     data = Path(uri)
     if not data.exists():
         raise UsageError(f"--data {uri}: no such folder or table.")
+    check_readable(f"--data {uri}", data)
     if not data.is_dir():
         if not data.is_file() or data.suffix.lower() not in TABLE_EXTENSIONS:
             raise UsageError(f"--data {uri}: this is a file; give a folder of class folders or {kinds}.")
@@ -148,8 +150,10 @@ class FolderSource:
         """
         Raises:
             DataUnusable: where there is no class folder, so that nothing is labelled.
+            UsageError: where this user may not look into the root, or into a split folder.
         """
-        return list_files(self.files(), labelled=self.labelled)
+        with refused_at_start(f"--data {self.root}", self.root):
+            return list_files(self.files(), labelled=self.labelled)
 
     def files(self) -> LocalFiles:
         return LocalFiles(self.root)
@@ -233,7 +237,10 @@ class _Walk:
                 seen.add(identity)
                 children = self.files.children(folder)
             except OSError as error:
-                self.entries.append(_quarantined(prefix.rstrip("/"), label, split, f"cannot be listed: {error.strerror}"))
+                if not prefix:  # Of the source itself: nothing is known about it then.
+                    raise
+                reason = f"cannot be listed, so how many photos are in it is unknown: {error.strerror}"
+                self.entries.append(_quarantined(prefix.rstrip("/"), label, split, reason))
                 continue
             waiting += reversed([(child.path, path + "/") for child, path in self._files(children, prefix, label, split)])
 

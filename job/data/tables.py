@@ -10,6 +10,7 @@ from job.data.files import Files, FoundFile, to_text
 from job.data.rows import Row, read_rows, several_labels
 from job.data.sources import SPLIT_FOLDERS, Entry, Listing, PhotoFolder, list_files
 from job.errors import DataUnusable, UsageError
+from job.places import check_readable, refused_at_start
 from job.storage.copies import local_copy
 from job.storage.objects import is_remote
 
@@ -31,6 +32,7 @@ def local_table(labels: str) -> str:
         raise UsageError(f"--labels {labels}: {'this is not a file' if table.exists() else 'no such file'}; give {kinds}.")
     if table.suffix.lower() not in TABLE_EXTENSIONS:
         raise UsageError(f"--labels {labels}: give {kinds}.")
+    check_readable(f"--labels {labels}", table)
     return str(table.resolve())
 
 
@@ -81,7 +83,8 @@ class TableSource:
         entries = [entry for _, entry in settled if entry.verdict is None]
         notes = table.notes
         if self.lists_folder:
-            below = list_files(files, labelled=False)
+            with refused_at_start(f"--data {files.uri}", files.uri):
+                below = list_files(files, labelled=False)
             entries += self._unnamed(below, files.uri, {entry.path for row, entry in judged if row.path.strip()})
             notes += below.notes
         entries += _with_own_paths([pair for pair in settled if pair[1].verdict], {entry.path for entry in entries})

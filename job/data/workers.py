@@ -34,7 +34,7 @@ from job.data.files import IMAGE_EXTENSIONS
 from job.data.sources import Entry, Source
 from job.data.stores import HEADER_BYTES
 from job.data.wire import MAX_LINE_BYTES, Lines, NewsLine, RecordLine, plain, tell
-from job.errors import JobError, StorageFailed, code_of, of_code
+from job.errors import JobError, StorageFailed, TryAgainLater, code_of, of_code
 from job.stop import ignore_signals
 from job.telemetry import Telemetry
 
@@ -51,6 +51,7 @@ _MAX_FOLDER_OF_SOCKETS = 107 - len("/pymp-12345678/listener-12345678")
 _MAX_TRACEBACK = MAX_LINE_BYTES // 8  # In JSON a character takes up to six bytes, and a line has other fields.
 _MAX_REASON = 2000
 _SECONDS_BETWEEN_LOOKS = 0.02  # A pipe holds the records of some 200 photos; then its writer has to wait.
+_SERVER_IS_GONE = 255
 _FORK_SERVER = multiprocessing.get_context("forkserver")
 _FORK_SERVER.set_forkserver_preload([__name__])  # Imported once, not by each process.
 
@@ -145,7 +146,10 @@ class _Worker:
         far_ends = (tasks_far_end, news_far_end, records_far_end)
         arguments = (*far_ends, self._source, self._rules, self._limits.memory_mb)
         self._process = _FORK_SERVER.Process(target=_work, args=arguments, daemon=True)
-        self._process.start()
+        try:
+            self._process.start()
+        except (EOFError, ConnectionError) as error:  # The fork server is gone.
+            raise _not_started(None) from error
         self._is_ready = False
         self._is_believed = True
         self._cpu_s = 0.0
@@ -235,7 +239,7 @@ class _Worker:
         assert self.task is not None
         self._process.join()
         if not self._is_ready:
-            raise JobError(f"A decode process did not start (exit code {self._process.exitcode}).")
+            raise _not_started(self._process.exitcode)
         if self._take_records():
             self._timed_out = False  # The photo in question was done when the signal came; the next one is to be spared.
         at, task = len(self.task.records), self.task
@@ -271,6 +275,20 @@ class _Worker:
         for pipe in (self._tasks, self.news, self._records):
             pipe.close()
         self._telemetry.cpu_s_elsewhere += self._cpu_s
+
+
+def _not_started(exit_code: int | None) -> JobError:
+    """Return the end of a run whose decode process ended before it could decode.
+
+    An exit code of its own is a bug, for example a module that cannot be imported. A process that was killed has none, and
+    where the fork server was killed, multiprocessing says 255.
+    """
+    if exit_code is None or exit_code < 0 or exit_code == _SERVER_IS_GONE:
+        return TryAgainLater(
+            "A decode process was killed while it started, by somebody or for lack of memory. Run the same command again; "
+            "if that repeats, give the job more memory."
+        )
+    return JobError(f"A decode process did not start (exit code {exit_code}).")
 
 
 def _work(

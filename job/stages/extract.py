@@ -20,6 +20,7 @@ from job.model.cut import CutPoint
 from job.model.inputs import Choice, choose_inputs
 from job.model.network import CUT_DTYPE, Network
 from job.storage.cache import Cache
+from job.storage.sealed import read_sealed, write_sealed
 from job.train.feed import run_batches
 
 SUMMARY = "stages/extract/extract.json"
@@ -164,12 +165,12 @@ def _make(
 def _decided(context: Context, made_from: str, decide: Callable[[], Choice]) -> Choice:
     """What was decided once stays, though the disk has another amount of room when a run that was killed goes on; and the
     chief decides for workers whose machines have more or less of it."""
-    before = context.workdir.read_json(DECISION) if context.peers.is_chief else None
+    before = read_sealed(context.workdir, DECISION) if context.peers.is_chief else None
     if before and before["made_from"] == made_from:
         inputs = Choice(**before["inputs"])
     elif context.peers.is_chief:
         inputs = decide()
-        context.workdir.write_json(DECISION, {"made_from": made_from, "inputs": asdict(inputs)})
+        write_sealed(context.workdir, DECISION, {"made_from": made_from, "inputs": asdict(inputs)})
     return Choice(**context.peers.same(asdict(inputs) if context.peers.is_chief else {}))
 
 

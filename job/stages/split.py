@@ -170,8 +170,9 @@ class _Draft:
 
     def _problem(self, name: str, indices: list[int]) -> str:
         if not indices:
-            refused = sum(self._label(i) == name and self.status[i] == "quarantined" for i in range(len(self.status)))
-            return "no usable photos" + (f" ({refused} quarantined)" if refused else "")
+            refused = [i for i in range(len(self.status)) if self._label(i) == name and self.status[i] == "quarantined"]
+            first = f" ({len(refused)} quarantined; the first: {self.reason[refused[0]]})" if refused else ""
+            return f"no usable photos{first}"
         groups = {self.group_of[i] for i in indices}
         copies = f" ({len(indices)} counting copies)" if len(indices) > len(groups) else ""
         if not any(self.split[i] for i in indices):

@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from job.errors import StorageFailed, UsageError
+from job.places import refused_at_start
 from job.storage.claim import is_of_a_system, shown_name
 from job.storage.files import in_units, own_mark, storage_errors
 from job.storage.ledger import TEMPORARY
@@ -69,7 +70,9 @@ class Cache:
         if self.objects:
             names = (found.name for found in self.objects.list())
         else:
-            names = (path.name + "/" * path.is_dir() for path in (sorted(self.root.iterdir()) if self.root.is_dir() else ()))
+            with refused_at_start(f"cache.dir {self.root}", self.root):
+                there = sorted(self.root.iterdir()) if self.root.is_dir() else ()
+            names = (path.name + "/" * path.is_dir() for path in there)
         found = list(islice((name for name in names if not _may_lie_in_a_cache(name)), 5))
         if found and not self._is_marked():
             place = self.objects.uri if self.objects else self.root
@@ -88,7 +91,7 @@ class Cache:
         if not self.is_shared:
             return
         self.check()
-        with storage_errors(self.root):
+        with storage_errors(self.root), refused_at_start(f"cache.dir {self.root}", self.root, writing=True):
             self.root.mkdir(parents=True, exist_ok=True)
             self.path(SHARED).touch()
             for left in self.path(TEMPORARY).glob("*"):

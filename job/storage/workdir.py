@@ -203,12 +203,10 @@ def to_json(value: Any, indent: int | None = 2) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """Return the parsed file, or None where it is missing or is not JSON. Raises: StorageFailed."""
+    """Return the parsed file, or None where it is missing, no regular file or not JSON. Raises: StorageFailed."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (ValueError, RecursionError, FileNotFoundError):
         return None
     except OSError as error:
         raise StorageFailed(f"{path}: {error.strerror}") from error

@@ -22,10 +22,12 @@ from job.peers.peers import Peers
 from job.stop import StopRequest
 from job.telemetry import spent_once
 from job.train.replicas import Replicas
+from job.train.variables import expand_counts, expand_hosts, number, refused, task_nodes
 
 _KUBERNETES_PORT = 2222
 _SLURM_PORTS = range(10_000, 32_000)  # Below those that the system gives to connections that leave the machine.
 _LEAST_PORTS_PER_JOB = 16
+_MAX_SHOWN = 500
 
 
 def import_tensorflow() -> Any:
@@ -73,14 +75,7 @@ class Cluster:
         Raises:
             UsageError: where the environment contradicts itself.
         """
-        if "TF_CONFIG" in environ:
-            found = cls._of_tf_config(environ)
-        elif "SLURM_STEP_NUM_TASKS" in environ:  # The batch script itself, without srun, has none.
-            found = cls._of_slurm(environ)
-        elif "JOB_COMPLETION_INDEX" in environ:
-            found = cls._of_kubernetes(environ)
-        else:
-            found = cls()
+        found = cls._found_in(environ)
         if found.num_workers > 1 and logical_cpus:
             raise UsageError("cluster.logical_cpus is for one machine: TensorFlow takes one CPU device from each worker.")
         host, port = found.control_address
@@ -89,16 +84,30 @@ class Cluster:
         return replace(found, logical_cpus=logical_cpus)
 
     @classmethod
+    def _found_in(cls, environ: Mapping[str, str]) -> Self:
+        if "TF_CONFIG" in environ:
+            return cls._of_tf_config(environ)
+        if "SLURM_STEP_NUM_TASKS" in environ:  # The batch script itself, without srun, has none.
+            with refused("SLURM_STEP_NUM_TASKS", "start the job with srun in a job of Slurm"):
+                return cls._of_slurm(environ)
+        if "JOB_COMPLETION_INDEX" in environ:
+            with refused("JOB_COMPLETION_INDEX", "see k8s/overlays/multi-worker"):
+                return cls._of_kubernetes(environ)
+        return cls()
+
+    @classmethod
     def _of_tf_config(cls, environ: Mapping[str, str]) -> Self:
         text = environ["TF_CONFIG"]
+        if not text.strip():
+            raise UsageError("TF_CONFIG is empty. Unset it for a single worker, or let it name all workers and this one.")
         try:
             given = json.loads(text)
             jobs = {name: list(addresses) for name, addresses in given.get("cluster", {}).items()}
             addresses = (*jobs.pop("chief", []), *jobs.pop("worker", []))
             kind, number = given.get("task", {}).get("type", "worker"), int(given.get("task", {}).get("index", 0))
             has_chief = "chief" in given.get("cluster", {})
-        except (ValueError, TypeError, AttributeError) as error:
-            raise UsageError(f"TF_CONFIG cannot be read ({error}): {text}") from error
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            raise UsageError(f"TF_CONFIG cannot be read ({error}): {text[:_MAX_SHOWN]}") from error
         if not addresses:
             return cls(found="one machine (TF_CONFIG names no workers)")
         if jobs or kind not in ("chief", "worker"):
@@ -119,12 +128,12 @@ class Cluster:
     @classmethod
     def _of_slurm(cls, environ: Mapping[str, str]) -> Self:
         """Of a step, which `srun` starts: variables of the job may speak of more tasks and nodes than the step has."""
-        job, index, count = (int(environ[f"SLURM_{name}"]) for name in ("JOB_ID", "PROCID", "STEP_NUM_TASKS"))
+        job, index, count = (number(environ, f"SLURM_{name}") for name in ("JOB_ID", "PROCID", "STEP_NUM_TASKS"))
         if count == 1:
             return cls(found=f"Slurm job {job}: one task")
         nodes = expand_hosts(environ["SLURM_STEP_NODELIST"])
-        on_nodes = _expand_counts(environ["SLURM_STEP_TASKS_PER_NODE"])
-        order = _task_nodes(on_nodes, environ.get("SLURM_DISTRIBUTION", "block"))
+        on_nodes = expand_counts(environ["SLURM_STEP_TASKS_PER_NODE"])
+        order = task_nodes(on_nodes, environ.get("SLURM_DISTRIBUTION", "block"))
         if len(on_nodes) != len(nodes) or len(order) != count:
             raise UsageError(
                 f"Slurm contradicts itself: {count} tasks, nodes {environ['SLURM_STEP_NODELIST']}, tasks on them "
@@ -135,7 +144,7 @@ class Cluster:
         addresses = tuple(f"{nodes[node]}:{first + 1 + task}" for task, node in enumerate(order))
         found = cls._checked(addresses, index, f"Slurm job {job}: task {index} of {count} on {len(nodes)} nodes")
         place = order[:index].count(order[index])
-        if place != int(environ["SLURM_LOCALID"]) or order[index] != int(environ.get("SLURM_NODEID", order[index])):
+        if place != number(environ, "SLURM_LOCALID") or order[index] != int(environ.get("SLURM_NODEID", order[index])):
             raise UsageError(
                 f"Slurm placed task {index} otherwise than its distribution ({environ.get('SLURM_DISTRIBUTION')}) says. Use "
                 "srun --distribution=block."
@@ -146,15 +155,12 @@ class Cluster:
 
     @classmethod
     def _of_kubernetes(cls, environ: Mapping[str, str]) -> Self:
-        index = int(environ["JOB_COMPLETION_INDEX"])
+        index = number(environ, "JOB_COMPLETION_INDEX")
         if "CLUSTER_NUM_WORKERS" not in environ:
             if index:
                 raise UsageError(f"Pod {index} of an Indexed Job has no CLUSTER_NUM_WORKERS: see k8s/overlays/multi-worker.")
             return cls(found="Kubernetes: one pod")
-        try:
-            count = int(environ["CLUSTER_NUM_WORKERS"])
-        except ValueError as error:
-            raise UsageError(f"CLUSTER_NUM_WORKERS is not a number: {environ['CLUSTER_NUM_WORKERS']}") from error
+        count = number(environ, "CLUSTER_NUM_WORKERS")
         if count == 1 and index == 0:
             return cls(found="Kubernetes: one pod")
         missing = [name for name in ("CLUSTER_JOB_NAME", "CLUSTER_SERVICE") if not environ.get(name)]
@@ -306,43 +312,6 @@ def own_gpus(gpus: list[Any], num_here: int, place_here: int) -> list[Any]:
             f"{num_here} workers on this machine share {len(gpus)} GPUs: start at most one worker for each GPU."
         )
     return gpus[place_here * share : (place_here + 1) * share]
-
-
-def expand_hosts(text: str) -> list[str]:
-    """Slurm's list of hosts in its short form: `n[1-3,07],login` is n1, n2, n3, n07, login."""
-    hosts: list[str] = []
-    for item in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text):
-        names = [""]
-        for fixed, listed in re.findall(r"([^\[]+)|\[([^\]]*)\]", item):
-            parts = [fixed] if fixed else [number for part in listed.split(",") for number in _numbers(part)]
-            names = [name + part for name in names for part in parts]
-        hosts += names
-    return hosts
-
-
-def _numbers(part: str) -> list[str]:
-    first, _, last = part.partition("-")
-    return [f"{k:0{len(first)}d}" for k in range(int(first), int(last or first) + 1)]
-
-
-def _expand_counts(text: str) -> list[int]:
-    """`2(x3),1` is 2, 2, 2, 1."""
-    counts = [re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part) for part in text.split(",")]
-    return [int(c[1]) for c in counts if c for _ in range(int(c[2] or 1))]
-
-
-def _task_nodes(on_nodes: list[int], distribution: str) -> list[int]:
-    """The node of each task, as Slurm numbers them: node by node, or in turn.
-
-    Raises:
-        UsageError: where that cannot be known.
-    """
-    how = distribution.partition(":")[0].partition(",")[0]
-    if how == "cyclic":
-        return [node for place in range(max(on_nodes)) for node, count in enumerate(on_nodes) if place < count]
-    if how in ("block", "*", ""):
-        return [node for node, count in enumerate(on_nodes) for _ in range(count)]
-    raise UsageError(f"Which task is where does not follow from srun --distribution={distribution}: use block.")
 
 
 def _num_gpus(environ: Mapping[str, str]) -> int:

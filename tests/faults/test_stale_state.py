@@ -1,12 +1,13 @@
 """What somebody changes between two runs: exactly what depends on it is done again, and a mix of old and new is refused."""
 
-import json
 import os
 import shutil
 
 import pytest
 
 from job.pipeline import STAGES
+from job.records import read_record, write_record
+from job.storage.workdir import Workdir
 from tests.conftest import paint, paint_classes, quick_settings, run_job
 
 ALL = set(STAGES)
@@ -69,8 +70,18 @@ def rename_class(folder):
 
 
 def older_code(folder):
+    workdir = Workdir(folder / "out")
+    write_record(workdir, "head", {**(read_record(workdir, "head") or {}), "schema": -1})
+
+
+def flip_a_bit_of_a_record(folder):
     file = folder / "out" / "stages" / "head.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "schema": -1}))
+    file.write_text(file.read_text().replace('"outputs"', '"outputt"'))
+
+
+def flip_a_bit_of_the_run(folder):
+    file = folder / "out" / "run.json"
+    file.write_text(file.read_text().replace('"fingerprint"', '"fingerprinu"'))
 
 
 def cut_output(folder):
@@ -87,6 +98,8 @@ def cut_output(folder):
         (add_class, ALL),
         (rename_class, ALL),
         (older_code, FROM_HEAD),
+        (flip_a_bit_of_a_record, FROM_HEAD),
+        (flip_a_bit_of_the_run, set()),
         (cut_output, {"fine_tune", "evaluate", "export", "report"}),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -159,12 +172,20 @@ def test_page_of_a_run_that_stopped_early_shows_nothing_of_the_settings_before(f
 
 
 def test_stage_of_another_run_is_refused_with_what_differs(folder):
-    record = folder / "out" / "stages" / "head.json"
-    changed = json.loads(record.read_text())
-    changed["outputs"] = {}
-    record.write_text(json.dumps(changed))
+    workdir = Workdir(folder / "out")
+    write_record(workdir, "head", {**(read_record(workdir, "head") or {}), "outputs": {}})
     done = run_job("report", folder / "out")
     assert done.returncode == 2 and "fine_tune: made from head" in done.stderr and "head left nothing" in done.stderr
+
+
+def test_record_with_a_flipped_bit_is_made_again_by_the_next_run(folder):
+    flip_a_bit_of_a_record(folder)
+    flip_a_bit_of_the_run(folder)
+    refused = run_job("report", folder / "out")
+    assert refused.returncode == 2 and "run.json is missing or damaged" in refused.stderr
+    done = run_job("run", "--data", folder / "photos", "--out", folder / "out", *quick_settings())
+    assert done.returncode == 0 and "head      runs" in done.stderr and "extract   skipped" in done.stderr, done.stderr
+    assert run_job("report", folder / "out").returncode == 0
 
 
 def test_model_with_a_changed_byte_is_refused(folder):

@@ -6,7 +6,8 @@ import pytest
 
 from job.errors import UsageError
 from job.peers.peers import Alone
-from job.train.cluster import Cluster, expand_hosts, own_gpus
+from job.train.cluster import Cluster, own_gpus
+from job.train.variables import expand_hosts
 
 
 def tf_config(kind="worker", index=0, **jobs):
@@ -130,7 +131,7 @@ def test_pods_of_an_indexed_job_are_known_by_their_service():
         (slurm(0, 2, distribution="arbitrary"), "does not follow from srun --distribution=arbitrary: use block"),
         (slurm(1, 2, local=1, node=0), "Slurm placed task 1 otherwise than its distribution (block) says"),
         (kubernetes(4), "pod 4 of 4: there is no such worker among 4"),
-        (kubernetes(0, "four"), "CLUSTER_NUM_WORKERS is not a number: four"),
+        (kubernetes(0, "four"), "CLUSTER_NUM_WORKERS is not a number: 'four'"),
         (kubernetes(0, "0"), "pod 0 of 0: there is no such worker among 0"),
         ({"JOB_COMPLETION_INDEX": "1"}, "Pod 1 of an Indexed Job has no CLUSTER_NUM_WORKERS"),
         (kubernetes(0, CLUSTER_SERVICE=""), "CLUSTER_SERVICE must be set where there are several pods"),

@@ -1,0 +1,131 @@
+"""The one door for paths that a user gives: `~` is expanded, and what the system refuses gets its exit code and its way out."""
+
+import errno
+import os
+import pwd
+import select
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from job.errors import UsageError
+
+_PIPE_TIMEOUT_S = 5.0
+_DENIED = (errno.EACCES, errno.EPERM)
+_OF_THE_USER = {
+    errno.EROFS: "its file system is mounted read-only",
+    errno.ELOOP: "it is, or lies behind, a link that leads back to itself",
+    errno.ENOTDIR: "a part of it is a file and not a folder",
+    errno.ENAMETOOLONG: "its name is too long for the file system",
+    errno.EISDIR: "it is a folder and not a file",
+    errno.EINVAL: "it is not a regular file",
+    errno.ENXIO: "it is not a regular file",
+    errno.ENOENT: "there is no such file or folder",
+}
+
+
+def place(option: str, text: str) -> str:
+    """Return a path as the program takes it, or the URI of something elsewhere as it is.
+
+    Raises:
+        UsageError: where the system says that there can be nothing, or nothing for this user, at the path.
+        OSError: where the system cannot tell.
+    """
+    if "://" in text or text.startswith("tfds:"):
+        return text
+    path = os.path.expanduser(text)  # noqa: PTH111  # A Path would drop a slash at the end.
+    if path.split("/")[0] == "~":
+        raise UsageError(
+            f"{option} {text}: this user has no home folder that ~ could stand for. Set HOME, or write the path."
+        )
+    if "\0" in path:
+        raise UsageError(f"{option} {text!r}: no path can hold a zero byte.")
+    with refused_at_start(f"{option} {text}", path), suppress(FileNotFoundError):
+        os.stat(path)  # noqa: PTH116  # Where nothing is there, whoever reads or makes it says more than this could.
+    return path
+
+
+def check_readable(what: str, path: Path) -> None:
+    """Try to open an input file, or to look into an input folder, before the work begins. Raises: UsageError, OSError."""
+    with refused_at_start(what, path):
+        if path.is_dir():
+            os.scandir(path).close()
+            os.stat(f"{path}/.")  # noqa: PTH116  # A folder may be listed and still not be entered.
+        else:
+            os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+
+
+def read_named(path: Path) -> bytes:
+    """Return the content of a file, or of a pipe as the shell makes one for `<(...)`.
+
+    Raises:
+        OSError: where it is neither, or nobody writes into the pipe.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        mode = os.fstat(file.fileno()).st_mode
+        is_written = stat.S_ISFIFO(mode) and bool(select.select([file], [], [], _PIPE_TIMEOUT_S)[0])
+        if not stat.S_ISREG(mode) and not is_written:
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        os.set_blocking(file.fileno(), True)
+        return file.read()
+
+
+@contextmanager
+def refused_at_start(what: str, path: str | Path, *, writing: bool = False) -> Iterator[None]:
+    """Turn errors of the system in a block before the work begins into a UsageError, where a retry cannot help.
+
+    Those are missing permissions, links that go in circles and the wrong kind of file. Others stay what they are: a file
+    server that does not answer for a while must not end a scheduled job for good.
+    """
+    try:
+        yield
+    except OSError as error:
+        if refusal := at_start(error, what, path, writing=writing):
+            raise refusal from error
+        raise
+
+
+def at_start(error: OSError, what: str, path: str | Path, *, writing: bool = False) -> UsageError | None:
+    """Return what an error of the system means before the work begins; None where a retry may help."""
+    if error.errno in _DENIED:
+        verb = "write to" if writing else "read"
+        where = error.filename if isinstance(error.filename, str) else path
+        return UsageError(
+            f"{what}: {denial(where, writing=writing)}. Give that user the right to {verb} it, or give another path."
+        )
+    fault = _OF_THE_USER.get(error.errno or 0)
+    if writing and error.errno == errno.ENOENT:
+        fault = "its file system lets nobody make files or folders there"
+    return UsageError(f"{what}: {fault}. Give another path.") if fault else None
+
+
+def denial(path: str | Path, *, writing: bool = False) -> str:
+    """Say who has no permission to do what: the user of this process, and the folder or file that keeps them out."""
+    kept_out_by = _kept_out_by(Path(os.path.realpath(path)))
+    groups = ", ".join(map(str, sorted({os.getegid(), *os.getgroups()})))
+    status = kept_out_by.stat()
+    return (
+        f"no permission: user {_name(os.geteuid())} (groups {groups}) may not {'write to' if writing else 'read'} "
+        f"{kept_out_by}, which belongs to user {_name(status.st_uid)}, group {status.st_gid}, and has mode "
+        f"{stat.S_IMODE(status.st_mode):04o}"
+    )
+
+
+def _kept_out_by(path: Path) -> Path:
+    """Return the first folder on the way to `path` that this user may not enter, else the last thing that is there."""
+    there = Path("/")
+    for part in (*reversed(path.parents), path):
+        if not os.path.lexists(part):
+            break
+        there = part
+        if part != path and not os.access(part, os.X_OK):
+            break
+    return there
+
+
+def _name(uid: int) -> str:
+    try:
+        return f"{pwd.getpwuid(uid).pw_name} ({uid})"
+    except KeyError:
+        return str(uid)
