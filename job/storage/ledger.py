@@ -131,8 +131,9 @@ class Ledger:
             text = self._file.read_bytes()
         except FileNotFoundError:
             return set()
-        if not text:
-            return set()  # The claim was cut off before its first line: nothing was written yet.
+        if not text:  # The claim was cut off before its first line, or this is the copy of an output in a bucket.
+            self._unsaved = {name for name in _in_manifest(self._root) if self._has(name)}
+            return set(self._unsaved)
         content = _parsed(text)
         if content is None:  # Damaged. The mark stands, so whatever has one of the job's names is taken for the job's.
             self._unsaved = {name for name in self._files_below() if is_reserved(name) and name != MARK}
@@ -199,6 +200,13 @@ def _parsed(text: bytes) -> dict[str, Any] | None:
         if content.pop("sha256") == _checksum(content):
             return {"files": list(content["files"]), "coming": dict(content["coming"])}
     return None
+
+
+def _in_manifest(root: Path) -> list[str]:
+    """Return the names of the job's files as the manifest of a bucket has them, which lies beside them in a copy."""
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        return list(json.loads((root / ".manifest.json").read_bytes())["files"])
+    return []
 
 
 def _checksum(content: Mapping[str, Any]) -> str:

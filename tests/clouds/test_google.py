@@ -37,7 +37,7 @@ def impatient(monkeypatch):
 def test_objects_are_written_found_read_listed_and_removed(google, objects, tmp_path):
     assert objects.find("x") is None
     version = objects.write("x", b"1")
-    assert objects.find("x") == ("x", 1, version) and objects.read("x") == b"1"
+    assert objects.find("x") == ("x", 1, version, True) and objects.read("x") == b"1"
     file = tmp_path / "file"
     file.write_bytes(os.urandom(3_000_000))
     objects.write("sub/y", file)
@@ -288,7 +288,7 @@ def test_credentials_in_a_uri_are_refused_and_not_repeated(uri):
 
 def test_names_of_objects_may_have_what_a_prefix_may_not(objects):
     version = objects.write("a@b?c:d", b"1", replaces="")
-    assert objects.read("a@b?c:d", version) == b"1" and list(objects.list()) == [("a@b?c:d", 1, version)]
+    assert objects.read("a@b?c:d", version) == b"1" and list(objects.list()) == [("a@b?c:d", 1, version, False)]
 
 
 def test_local_copies_are_made_once_for_each_version(google, objects, tmp_path, monkeypatch):

@@ -234,11 +234,12 @@ def test_run_on_a_service_that_fails_gives_the_same(google, photos, in_bucket, t
     assert done.returncode == 0, done.stderr
     assert numbers(fetched(google, out, tmp_path / "a")) == numbers(fetched(google, in_bucket, tmp_path / "b"))
     manifest = json.loads(google.get(f"{out}/.manifest.json"))
-    for file in manifest["files"].values():
-        assert hashlib.sha256(google.get(f"{out}/{file['object']}")).hexdigest() == file["sha256"]
+    for name, file in manifest["files"].items():
+        assert hashlib.sha256(google.get(f"{out}/{name}")).hexdigest() == file["sha256"]
     assert {uri.removeprefix(f"{out}/") for uri in google.names(out) if "/cache/" not in uri} == {
-        *(file["object"] for file in manifest["files"].values()),
+        *manifest["files"],
         ".lease",
+        ".transfer-job",
         ".manifest.json",
     }
 

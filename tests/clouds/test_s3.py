@@ -35,7 +35,7 @@ def impatient(monkeypatch):
 def test_objects_are_written_found_read_listed_and_removed(amazon, objects, tmp_path):
     assert objects.find("x") is None
     version = objects.write("x", b"1")
-    assert version and objects.find("x") == ("x", 1, version) and objects.read("x") == b"1"
+    assert version and objects.find("x") == ("x", 1, version, True) and objects.read("x") == b"1"
     file = tmp_path / "file"
     file.write_bytes(os.urandom(3_000_000))
     objects.write("sub/+ %2F", file)
@@ -52,7 +52,7 @@ def test_objects_are_written_found_read_listed_and_removed(amazon, objects, tmp_
 
 def test_empty_object_is_an_object(objects):
     version = objects.write("x", b"")
-    assert objects.find("x") == ("x", 0, version) and objects.read("x", version) == b""
+    assert objects.find("x") == ("x", 0, version, True) and objects.read("x", version) == b""
 
 
 def test_without_a_prefix_the_names_are_those_of_the_bucket(amazon):
