@@ -102,8 +102,8 @@ def is_below(file: str, model: str) -> bool:
 
 def _in_service(model: str) -> str:
     """Return where the model that is published beside `model` lies whole; `model` itself where nothing is published."""
-    whole = model if is_remote(model) else str(Path(model).resolve())
-    out, name = split_object(whole)
+    whole = Path(model).resolve()
+    out, name = split_object(model) if is_remote(model) else (str(whole.parent), whole.name)
     with suppress(JobError):  # There is no published.json.
         at = local_copy(join(out, PUBLISHED)).parent if is_remote(model) else Path(out)
         published = Published.load(Workdir(at))
