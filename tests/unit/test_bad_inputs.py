@@ -121,7 +121,8 @@ def test_constant_picture_is_used_and_listed_as_suspicious(folder, context, tmp_
             case.put(folder / "stripes")
     source = FolderSource(folder.resolve())
     found = intake(CONFIG, source=source, listing=source.listing(), context=context)
-    listed = _suspicious(found.examples, Gallery(context.workdir, "gallery", found.images))["shown"]
+    with Gallery.drawing(context.workdir, "gallery", found.images) as gallery:
+        listed = _suspicious(found.examples, gallery)["shown"]
     assert [(photo["path"], photo["why"]) for photo in listed] == [("stripes/constant.jpg", "one flat colour")]
 
 

@@ -523,7 +523,7 @@ def test_many_classes_are_listed_and_the_matrix_left_out(context):
     names = tuple(f"class {k}" for k in range(120))
     everything(context, names)
     text = Elements(drawn(context)).text
-    assert "The pictures of 20 more classes lie in stages/explore/." in text
+    assert "The pictures of 20 more classes lie in stages/explore/pictures/." in text
     assert "The whole matrix of 120 classes is in stages/evaluate/evaluation.json." in text
 
 
