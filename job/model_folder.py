@@ -9,7 +9,7 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -75,11 +75,11 @@ class ExportedModel:
         return result
 
 
-def load(model: str, sha256: str | None) -> ExportedModel:
+def load(model: str, sha256: str | None, tell: Callable[[str], None]) -> ExportedModel:
     """Load a model from its folder, or from a bucket. `sha256` is that of the model.json that is wanted; None for any.
 
     A run may be putting another model into its place just now. So where files do not belong together, it is tried once
-    more, with the model that published.json beside the folder names, if there is one.
+    more, with the model that published.json beside the folder names, if there is one. `tell` is called with a line then.
 
     Raises:
         UsageError: where there is no model, not a whole one, or another one.
@@ -90,7 +90,11 @@ def load(model: str, sha256: str | None) -> ExportedModel:
     try:
         return _load(model, model, sha256)
     except UsageError:
-        return _load(model, _in_service(model), sha256)
+        place = _in_service(model)
+        exported = _load(model, place, sha256)
+    if place != model:
+        tell(f"{model} is being replaced, or damaged: the published model is taken, which lies in {place}.")
+    return exported
 
 
 def is_below(file: str, model: str) -> bool:

@@ -122,7 +122,9 @@ def test_what_no_kept_store_needs_is_swept_away_and_nothing_else(tmp_path):
     assert ArrayStore.is_intact(kept.index_file) and not also_there.index_file.exists()
     names = {p.name for p in (tmp_path / "kept").iterdir() if p.is_file()} - {Path(name).name for name in foreign}
     assert names == {kept.index_file.name, "a.json", "b.json", *(s.array_name for s in kept.shards)}
-    assert not [p for p in (tmp_path / "old").iterdir() if p.name != ".tmp"] and all((tmp_path / name).exists() for name in foreign)
+    assert not [p for p in (tmp_path / "old").iterdir() if p.name != ".tmp"] and all(
+        (tmp_path / name).exists() for name in foreign
+    )
 
 
 def test_views_of_training_photos_are_found(tmp_path):
