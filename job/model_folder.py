@@ -9,7 +9,7 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -75,11 +75,11 @@ class ExportedModel:
         return result
 
 
-def load(model: str, sha256: str | None) -> ExportedModel:
+def load(model: str, sha256: str | None, tell: Callable[[str], None]) -> ExportedModel:
     """Load a model from its folder, or from a bucket. `sha256` is that of the model.json that is wanted; None for any.
 
     A run may be putting another model into its place just now. So where files do not belong together, it is tried once
-    more, with the model that published.json beside the folder names, if there is one.
+    more, with the model that published.json beside the folder names, if there is one. `tell` is called with a line then.
 
     Raises:
         UsageError: where there is no model, not a whole one, or another one.
@@ -90,7 +90,11 @@ def load(model: str, sha256: str | None) -> ExportedModel:
     try:
         return _load(model, model, sha256)
     except UsageError:
-        return _load(model, _in_service(model), sha256)
+        place = _in_service(model)
+        exported = _load(model, place, sha256)
+    if place != model:
+        tell(f"{model} is being replaced, or damaged: the published model is taken, which lies in {place}.")
+    return exported
 
 
 def is_below(file: str, model: str) -> bool:
@@ -102,8 +106,8 @@ def is_below(file: str, model: str) -> bool:
 
 def _in_service(model: str) -> str:
     """Return where the model that is published beside `model` lies whole; `model` itself where nothing is published."""
-    whole = model if is_remote(model) else str(Path(model).resolve())
-    out, name = split_object(whole)
+    whole = Path(model).resolve()
+    out, name = split_object(model) if is_remote(model) else (str(whole.parent), whole.name)
     with suppress(JobError):  # There is no published.json.
         at = local_copy(join(out, PUBLISHED)).parent if is_remote(model) else Path(out)
         published = Published.load(Workdir(at))

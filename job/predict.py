@@ -44,7 +44,7 @@ def predict(
     """
     place = answers.place(out, overwrite=overwrite, model=model, data=data)
     source = open_source(data, labelled=False, tfds_dir=tfds_dir)
-    exported = model_folder.load(model, model_sha256)
+    exported = model_folder.load(model, model_sha256, context.telemetry.line)
     listing = source.listing()
     for note in listing.notes:
         context.telemetry.line(note)

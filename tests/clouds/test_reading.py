@@ -188,9 +188,9 @@ def test_model_that_is_just_being_replaced_in_a_bucket_is_taken_from_the_publish
         put_folder(google, finished_run / part, f"{uri}/{part}")
     google.put(f"{uri}/model/saved_model.pb", b"of the next model")
     with pytest.raises(UsageError, match="not what was exported together with its model.json: saved_model.pb"):
-        model_folder.load(f"{uri}/model", None)
+        model_folder.load(f"{uri}/model", None, print)
     google.put(f"{uri}/published.json", (finished_run / "published.json").read_bytes())
-    assert model_folder.load(f"{uri}/model", None).card.class_names == ["checks", "stripes"]
+    assert model_folder.load(f"{uri}/model", None, print).card.class_names == ["checks", "stripes"]
 
 
 @FAILURES

@@ -51,6 +51,15 @@ def labelled(model, data, out, context, **options):
     return predict(str(model), str(data), str(out), tfds_dir=None, batch_size=64, context=context, **options)
 
 
+def load(model, digest):
+    """Load what must be loaded, or refused, without another model in its place."""
+    said = []
+    try:
+        return model_folder.load(model, digest, said.append)
+    finally:
+        assert not said
+
+
 def refused(folder, *arguments, match, **options):
     before = contents(folder)
     with pytest.raises(UsageError, match=match):
@@ -153,7 +162,7 @@ NO_CARDS = {
 def test_model_json_that_is_none_is_refused(model, card):
     (model / "model.json").write_bytes(card)
     with pytest.raises(UsageError, match=r"its model.json is not that of a model"):
-        model_folder.load(str(model), None)
+        load(str(model), None)
 
 
 def changed_card(model, **change):
@@ -165,47 +174,47 @@ def test_what_is_no_file_in_a_model_is_not_waited_for(model):
     (model / "fingerprint.pb").unlink()
     os.mkfifo(model / "fingerprint.pb")
     with pytest.raises(UsageError, match=r"not what was exported together with its model.json: fingerprint.pb\."):
-        model_folder.load(str(model), None)
+        load(str(model), None)
     changed_card(model, sha256={"fingerprint.pb": "", "a\0b": "0", "../../x": "0", "variables": "0", "model.json/x": "0"})
     with pytest.raises(UsageError, match="not what was exported together"):
-        model_folder.load(str(model), None)
+        load(str(model), None)
     (model / "model.json").unlink()
     os.mkfifo(model / "model.json")
     with pytest.raises(UsageError, match=r"there is no model.json in it"):
-        model_folder.load(str(model), None)
+        load(str(model), None)
     with pytest.raises(UsageError, match=r"there is no model.json in it"):
-        model_folder.load(str(model / "model.json"), None)
+        load(str(model / "model.json"), None)
 
 
 def test_model_is_known_by_the_digest_that_its_run_printed(model):
     digest = digest_of(model)
-    assert model_folder.load(str(model), digest.upper()).card.class_names == ["checks", "stripes"]
+    assert load(str(model), digest.upper()).card.class_names == ["checks", "stripes"]
     with pytest.raises(UsageError, match=r"the SHA-256 of its model.json is .*, not "):
-        model_folder.load(str(model), digest[::-1])
+        load(str(model), digest[::-1])
     with pytest.raises(UsageError, match="give the 64 hexadecimal digits"):
-        model_folder.load(str(model), "abc")
+        load(str(model), "abc")
 
 
 def test_files_that_model_json_does_not_name_are_refused_with_the_digest(model):
     (model / "assets.extra").mkdir(exist_ok=True)
     (model / "assets.extra" / "more\x1b[31m").touch()
     (model / "aside").symlink_to("assets")
-    model_folder.load(str(model), None)
+    load(str(model), None)
     with pytest.raises(UsageError) as error:
-        model_folder.load(str(model), digest_of(model))
+        load(str(model), digest_of(model))
     assert r"files that its model.json does not name: aside, assets.extra/more\x1b[31m." in str(error.value)
 
 
 def test_class_names_and_image_size_of_model_json_are_held_against_the_graph(model):
     changed_card(model, class_names=["stripes", "checks"])
     with pytest.raises(UsageError, match=r"the class names of its model.json have 'stripes' where its graph has 'checks'"):
-        model_folder.load(str(model), None)
+        load(str(model), None)
     changed_card(model, class_names=["checks"])
     with pytest.raises(UsageError, match="have None where its graph has 'stripes'"):
-        model_folder.load(str(model), None)
+        load(str(model), None)
     changed_card(model, image_size=64)
     with pytest.raises(UsageError, match=r"photos of 64 px, and its graph takes \[48, 48, 3\]"):
-        model_folder.load(str(model), None)
+        load(str(model), None)
 
 
 @pytest.mark.parametrize("graph", [b"", b"no graph", None], ids=["empty", "nonsense", "missing"])
@@ -215,7 +224,7 @@ def test_graph_that_is_none_is_refused(model, graph):
         (model / "saved_model.pb").write_bytes(graph)
     changed_card(model, sha256={})
     with pytest.raises(UsageError, match="TensorFlow cannot load its graph"):
-        model_folder.load(str(model), None)
+        load(str(model), None)
 
 
 def test_model_is_read_from_the_folder_that_was_opened_whatever_takes_its_name(model, tmp_path):
@@ -228,16 +237,19 @@ def test_model_is_read_from_the_folder_that_was_opened_whatever_takes_its_name(m
         model_folder._loaded("model", folder, model_folder._checked("model", folder, None))
 
 
-def test_model_that_is_just_being_replaced_is_taken_from_the_published_set(out):
-    digest = Published.load(Workdir(out)).files["model/model.json"]
+def test_model_that_is_just_being_replaced_is_taken_from_the_published_set_with_a_line(out):
+    published = Published.load(Workdir(out))
+    model, digest, said = str(out / "model"), published.files["model/model.json"], []
     (out / "model" / "saved_model.pb").write_bytes(b"of the next model")
-    assert model_folder.load(str(out / "model"), digest).card.class_names == ["checks", "stripes"]
+    assert model_folder.load(model, digest, said.append).card.class_names == ["checks", "stripes"]
     shutil.rmtree(out / "model")
-    model_folder.load(str(out / "model"), digest)
+    model_folder.load(model, digest, said.append)
+    line = f"{model} is being replaced, or damaged: the published model is taken, which lies in "
+    assert said == 2 * [f"{line}{out}/versions/{published.set}/model."]
     with pytest.raises(UsageError, match="there is no model.json in it"):
-        model_folder.load(str(out / "models"), None)
+        load(str(out / "models"), None)
     with pytest.raises(UsageError, match=r"the SHA-256 of its model.json is"):
-        model_folder.load(str(out / "model"), digest[::-1])
+        load(model, digest[::-1])
     (out / "published.json").write_text("{}")
     with pytest.raises(UsageError, match="there is no model.json in it"):
-        model_folder.load(str(out / "model"), digest)
+        load(model, digest)
