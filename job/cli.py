@@ -50,7 +50,7 @@ class _Translating(click.Group):
             raise click.UsageError(escaped(error.format_message()), error.ctx) from None
 
 
-class _Place(click.ParamType):
+class _Place(click.ParamType[str]):
     """A path, with `~` expanded, or the URI of something elsewhere."""
 
     name = "path"
@@ -243,6 +243,7 @@ def rank(call: _Call, backbones: tuple[str, ...], image_sizes: tuple[str, ...]) 
     help="Folder (every file below is looked at), or a table of paths.",
 )
 @click.option("--out", required=True, metavar="FILE", type=_PLACE, help="A .parquet or .csv file, or its URI in a bucket.")
+@click.option("--overwrite", is_flag=True, help="Let --out replace a file that predict did not write.")
 @click.option(
     "--tfds-dir",
     metavar="DIR",
@@ -250,7 +251,7 @@ def rank(call: _Call, backbones: tuple[str, ...], image_sizes: tuple[str, ...]) 
     help="Folder or bucket of prepared tensorflow-datasets, for --data tfds:NAME.",
 )
 @click.option("--batch-size", default=64, show_default=True, type=click.IntRange(1), help="Photos in one forward pass.")
-def predict(model: str, model_sha256: str | None, data: str, out: str, tfds_dir: str | None, batch_size: int) -> None:
+def predict(model: str, data: str, out: str, **options: Any) -> None:
     """Label photos with an exported model: path, label, probability, the three best, and what could not be read.
 
     A model is code: its graph can read and write files as the user who runs this. docs/security.md says how to be sure
@@ -258,12 +259,9 @@ def predict(model: str, model_sha256: str | None, data: str, out: str, tfds_dir:
     """
     from job.predict import predict as predict_photos
 
-    _refuse_credentials(model, data, out, tfds_dir)
+    _refuse_credentials(model, data, out, options["tfds_dir"])
     with _context() as context:
-        answer = predict_photos(
-            model, data, out, tfds_dir=tfds_dir, batch_size=batch_size, context=context, model_sha256=model_sha256
-        )
-        say(answer)
+        say(predict_photos(model, data, out, context=context, **options))
 
 
 @main.command()

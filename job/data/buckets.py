@@ -17,7 +17,7 @@ from job.data.sources import Entry, Listing, Source, list_files
 from job.data.tables import TABLE_EXTENSIONS, TableSource, local_table
 from job.errors import UsageError
 from job.storage.ledger import MARK
-from job.storage.objects import Objects, Stored, is_remote, open_objects, split_object
+from job.storage.objects import Objects, Stored, is_remote, join, open_objects, split_object
 
 
 def open_bucket(uri: str, labels: str | None = None, *, labelled: bool = True) -> Source:
@@ -87,6 +87,9 @@ class BucketSource:
     def read(self, entries: Sequence[Entry]) -> Iterator[bytes | OSError]:
         wanted = ((from_text(e.path), e.version or None, e.num_bytes) for e in entries)
         return read_ordered(self.objects, wanted, self.threads)
+
+    def location(self, entry: Entry) -> str:
+        return join(self.uri, from_text(entry.path))
 
 
 def _with_own_paths(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:

@@ -11,7 +11,7 @@ from operator import attrgetter
 from pathlib import Path, PurePath
 from typing import ClassVar, Literal, NamedTuple, Protocol
 
-from job.data.files import IMAGE_EXTENSIONS, Child, Files, LocalFiles, to_text
+from job.data.files import IMAGE_EXTENSIONS, Child, Files, LocalFiles, from_text, to_text
 from job.data.opening import read_files
 from job.errors import DataUnusable, UsageError
 from job.places import check_readable, refused_at_start
@@ -76,6 +76,10 @@ class Source(Protocol):
 
     def read(self, entries: Sequence[Entry]) -> Iterator[bytes | OSError]:
         """The bytes of each entry, in order; an error in the place of what could not be read."""
+        ...
+
+    def location(self, entry: Entry) -> str:
+        """The path or URI of the file that an entry is read from."""
         ...
 
 
@@ -156,6 +160,9 @@ class FolderSource:
 
     def read(self, entries: Sequence[Entry]) -> Iterator[bytes | OSError]:
         return read_files(self.root, (entry.real_path or entry.path for entry in entries))
+
+    def location(self, entry: Entry) -> str:
+        return f"{self.root}/{from_text(entry.real_path or entry.path)}"
 
 
 def list_files(files: Files, *, labelled: bool) -> Listing:

@@ -95,6 +95,9 @@ class TableSource:
     def read(self, entries: Sequence[Entry]) -> Iterator[bytes | OSError]:
         return self.photos.read(entries)
 
+    def location(self, entry: Entry) -> str:
+        return self.photos.location(entry)
+
     def _refuse_several_labels(self, rows_of_photo: dict[str, list[_Judged]]) -> None:
         several = [rows for rows in rows_of_photo.values() if len({entry.label for _, entry in rows}) > 1]
         if len(several) > _MAX_CONFLICTS * len(rows_of_photo):

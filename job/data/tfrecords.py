@@ -67,6 +67,9 @@ class NamedSource:
             entries = [entry._replace(split=None) for entry in entries]
         return Listing(tuple(sorted(entries, key=attrgetter("path"))), tuple(sorted(self.label_names)))
 
+    def location(self, entry: Entry) -> str:
+        return str(self.folder / self._file_of(entry))
+
     def read(self, entries: Sequence[Entry]) -> Iterator[bytes | OSError]:
         for name, group in groupby(entries, self._file_of):
             try:

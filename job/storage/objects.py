@@ -140,6 +140,16 @@ def split_object(uri: str) -> tuple[str, str]:
     return folder, name
 
 
+def is_there(uri: str) -> bool:
+    """Whether there is such an object. Raises: UsageError, where there is not even the bucket, or no permission."""
+    folder, name = split_object(uri)
+    objects = open_objects(folder)
+    if objects.find(name):
+        return True
+    next(objects.list(name), None)  # A bucket that is missing is told from an object that is missing only here.
+    return False
+
+
 class Passing(NamedTuple):
     """An error after which another try may do: who failed, and what was said."""
 

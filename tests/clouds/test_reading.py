@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from job import answers, model_folder
 from job.config import ExportConfig, IntakeConfig
 from job.context import Context
 from job.data.decode import DecodeRules
@@ -143,10 +144,53 @@ def test_predict_fetches_nothing_of_a_folder_that_is_no_model(google, finished_r
     google.requests()
     for model in (whole_run, f"{whole_run}/"):
         with pytest.raises(UsageError, match=r"no model\.json in it; give the model/ folder of a run"):
-            labelled(model, "no-photos", str(tmp_path / "answer.csv"), context)
+            labelled(model, str(tmp_path), str(tmp_path / "answer.csv"), context)
     assert not [path for _, path, _ in google.requests() if "alt=media" in path]
     with pytest.raises(UsageError, match="there is no bucket"):
-        labelled("gs://no-such-bucket/model", "no-photos", str(tmp_path / "answer.csv"), context)
+        labelled("gs://no-such-bucket/model", str(tmp_path), str(tmp_path / "answer.csv"), context)
+
+
+def test_objects_that_predict_did_not_write_stay(bed, context, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    uri = bed.bucket()
+    bed.put(f"{uri}/mine.csv", b"path,label\n")
+    bed.put(f"{uri}/photos/1.csv", b"a photo")
+
+    def place(name, **options):
+        return answers.place(
+            f"{uri}/{name}", **{"overwrite": False, "model": f"{uri}/x/model", "data": f"{uri}/photos"} | options
+        )
+
+    for name, options, words in (
+        ("mine.csv", {}, "predict did not write it"),
+        ("mine.csv", {"data": f"{uri}/mine.csv", "overwrite": True}, "this is the table that --data names"),
+        ("x/model/answer.csv", {}, "where nothing is written"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            place(name, **options)
+    source = open_source(f"{uri}/photos", labelled=False)
+    with pytest.raises(UsageError, match="this is one of the files of --data"):
+        place("photos/1.csv", overwrite=True).refuse_inputs(source, source.listing().entries)
+    rows = [{"path": "0.jpg", "error": ""}]
+    for name, options in (("mine.csv", {"overwrite": True}), ("new.csv", {}), ("new.csv", {}), ("new.parquet", {})):
+        place(name, **options).write(rows, context)
+    assert bed.get(f"{uri}/new.csv") == bed.get(f"{uri}/mine.csv") and b"0.jpg" in bed.get(f"{uri}/new.csv")
+    late = place("new.parquet")
+    bed.put(f"{uri}/new.parquet", b"somebody else's")
+    with pytest.raises(UsageError, match=r"another object has got this name meanwhile(.|\n)*the answer is in "):
+        late.write(rows, context)
+    assert bed.get(f"{uri}/new.parquet") == b"somebody else's"
+
+
+def test_model_that_is_just_being_replaced_in_a_bucket_is_taken_from_the_published_set(google, finished_run):
+    uri = google.bucket()
+    for part in ("model", "versions"):
+        put_folder(google, finished_run / part, f"{uri}/{part}")
+    google.put(f"{uri}/model/saved_model.pb", b"of the next model")
+    with pytest.raises(UsageError, match="not what was exported together with its model.json: saved_model.pb"):
+        model_folder.load(f"{uri}/model", None)
+    google.put(f"{uri}/published.json", (finished_run / "published.json").read_bytes())
+    assert model_folder.load(f"{uri}/model", None).card.class_names == ["checks", "stripes"]
 
 
 @FAILURES

@@ -160,13 +160,19 @@ def test_names_that_a_pattern_of_the_shell_stands_for_are_escaped(tmp_path):
     assert done.returncode == 2 and r"--data gone\x1b]0;x\x07\n: no such folder" in said(done)
 
 
-def predict(place, out, photos, answer, *more):
-    return start(place, "predict", "--model", out / "model", "--data", photos, "--out", answer, *more)
-
-
-def test_predict_escapes_what_it_says_guards_its_csv_and_imports_nothing_foreign(finished, place, photos, tmp_path):
+def test_predict_knows_the_model_by_its_printed_digest_escapes_what_it_says_and_guards_its_csv(
+    finished, place, photos, tmp_path
+):
+    out, done = finished
+    digest = hashlib.sha256((out / "model" / "model.json").read_bytes()).hexdigest()
+    *_, model, accuracy = done.stdout.decode().splitlines()
+    assert model == f"Model: {out}/model, SHA-256 of its model.json: {digest}" and accuracy.startswith("Accuracy ")
     answer = tmp_path / "answer\x1b[31m.csv"
-    done = predict(place, finished[0], photos, answer)
+    answer.write_text("somebody else's")
+    options = ("--model", out / "model", "--model-sha256", digest, "--data", photos, "--out", answer)
+    refused = start(place, "predict", *options)
+    assert refused.returncode == 2 and r"answer\x1b[31m.csv: there is such a file, and predict did not" in said(refused)
+    done = start(place, "predict", *options, "--overwrite")
     assert done.returncode == 0 and r"answer\x1b[31m.csv" in said(done)
     assert marks(place) == []
     cells = answer.read_bytes().decode()
@@ -174,51 +180,3 @@ def test_predict_escapes_what_it_says_guards_its_csv_and_imports_nothing_foreign
     rows = read_rows(answer, labelled=True).rows
     assert {row.label for row in rows} == {TITLE, FORGED} and len(rows) == 32
     assert {row.path for row in rows} == {f"{p.parent.name}/{p.name}" for p in photos.glob("*/*")}
-
-
-def test_the_run_prints_the_digest_by_which_predict_knows_its_model(finished, place, photos, tmp_path):
-    out, done = finished
-    digest = hashlib.sha256((out / "model" / "model.json").read_bytes()).hexdigest()
-    *_, model, accuracy = done.stdout.decode().splitlines()
-    assert model == f"Model: {out}/model, SHA-256 of its model.json: {digest}" and accuracy.startswith("Accuracy ")
-    answer = tmp_path / "answer.parquet"
-    assert predict(place, out, photos, answer, "--model-sha256", digest.upper()).returncode == 0
-    assert set(pq.read_table(answer)["label"].to_pylist()) == {TITLE, FORGED}
-    for wrong, words in ((digest[::-1], "is .*, not"), ("abc", "64 hexadecimal digits")):
-        refused = predict(place, out, photos, tmp_path / "none.parquet", "--model-sha256", wrong)
-        assert refused.returncode == 2 and re.search(words, said(refused))
-    assert not (tmp_path / "none.parquet").exists()
-
-
-@pytest.fixture
-def model(finished, tmp_path):
-    """A copy of the model to change, with its digest as the run printed it."""
-    folder = shutil.copytree(finished[0] / "model", tmp_path / "changed" / "model")
-    return folder, hashlib.sha256((folder / "model.json").read_bytes()).hexdigest()
-
-
-def changed_card(model, change):
-    card = json.loads((model / "model.json").read_text())
-    change(card)
-    (model / "model.json").write_text(json.dumps(card))
-
-
-def test_files_that_model_json_does_not_name_are_refused_with_the_digest(model, place, photos, tmp_path):
-    folder, digest = model
-    (folder / "assets.extra").mkdir(exist_ok=True)
-    (folder / "assets.extra" / "more\x1b[31m").touch()
-    (folder / "aside").symlink_to("assets")
-    options = ("--model-sha256", digest)
-    refused = predict(place, folder.parent, photos, tmp_path / "answer.parquet", *options)
-    assert refused.returncode == 2
-    assert r"files that its model.json does not name: aside, assets.extra/more\x1b[31m." in said(refused)
-
-
-def test_class_names_and_image_size_of_model_json_are_held_against_the_graph(model, photos, tmp_path):
-    folder, _ = model
-    changed_card(folder, lambda card: card["class_names"].reverse())
-    refused = predict(tmp_path, folder.parent, photos, tmp_path / "answer.parquet")
-    assert refused.returncode == 2 and "the class names of its model.json have 'checks" in said(refused)
-    changed_card(folder, lambda card: card.update(image_size=64))
-    refused = predict(tmp_path, folder.parent, photos, tmp_path / "answer.parquet")
-    assert refused.returncode == 2 and "photos of 64 px, and its graph takes [48, 48, 3]" in said(refused)

@@ -1,0 +1,243 @@
+"""predict: which model it takes, and which files it never replaces."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from job import answers, model_folder
+from job.errors import StorageFailed, UsageError
+from job.predict import predict
+from job.publishing import Published
+from job.storage.files import swap
+from job.storage.workdir import Workdir
+from tests.conftest import paint
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    for k in range(2):
+        paint(folder / f"{k}.jpg", seed=800 + k)
+    return folder
+
+
+@pytest.fixture
+def out(finished_run, tmp_path):
+    """A copy of a run, to change."""
+    return shutil.copytree(finished_run, tmp_path / "run")
+
+
+@pytest.fixture
+def model(finished_run, tmp_path):
+    """A copy of its model alone."""
+    return shutil.copytree(finished_run / "model", tmp_path / "alone" / "model")
+
+
+def contents(folder):
+    return {p: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def digest_of(model):
+    return hashlib.sha256((model / "model.json").read_bytes()).hexdigest()
+
+
+def labelled(model, data, out, context, **options):
+    return predict(str(model), str(data), str(out), tfds_dir=None, batch_size=64, context=context, **options)
+
+
+def refused(folder, *arguments, match, **options):
+    before = contents(folder)
+    with pytest.raises(UsageError, match=match):
+        labelled(*arguments, **options)
+    assert contents(folder) == before
+
+
+def test_nothing_but_the_answer_appears_beside_it(finished_run, photos, tmp_path, context):
+    (tmp_path / "answers").mkdir()
+    for name in ("a.csv", "a.parquet", "a.csv", "a.parquet"):  # Its own answers it replaces.
+        assert labelled(finished_run / "model", photos, tmp_path / "answers" / name, context).startswith("2 photos labelled")
+    assert sorted(path.name for path in (tmp_path / "answers").iterdir()) == ["a.csv", "a.parquet"]
+    assert sorted(path.name for path in photos.iterdir()) == ["0.jpg", "1.jpg"]
+    in_csv = pyarrow.csv.read_csv(tmp_path / "answers" / "a.csv").to_pylist()
+    in_parquet = pq.read_table(tmp_path / "answers" / "a.parquet").to_pylist()
+    assert [row["label"] for row in in_csv] == [row["label"] for row in in_parquet]
+
+
+@pytest.mark.parametrize("name", ["mine.csv", "mine.parquet"])
+def test_file_of_somebody_else_stays_unless_it_may_be_replaced(finished_run, photos, tmp_path, context, name):
+    mine = tmp_path / name
+    tables = {b"path,label\n0.jpg,cat\n", b"", b"path,label,probability,top_3,mine\n", b"PAR1"}
+    for content in (*tables, (finished_run / "predictions.parquet").read_bytes()):
+        mine.write_bytes(content)
+        refused(tmp_path, finished_run / "model", photos, mine, context, match="predict did not write it.*--overwrite")
+    mine.unlink()
+    mine.symlink_to(photos / "0.jpg")
+    refused(tmp_path, finished_run / "model", photos, mine, context, match="predict did not write it")
+    mine.unlink()
+    mine.mkdir()
+    refused(tmp_path, finished_run / "model", photos, mine, context, match="this is a folder", overwrite=True)
+    mine.rmdir()
+    os.mkfifo(mine)
+    refused(tmp_path, finished_run / "model", photos, mine, context, match="this is no regular file", overwrite=True)
+    mine.unlink()
+    mine.write_bytes(b"mine")
+    labelled(finished_run / "model", photos, mine, context, overwrite=True)
+    labelled(finished_run / "model", photos, mine, context)
+
+
+def test_inputs_are_never_replaced(model, photos, tmp_path, context):
+    table = tmp_path / "labels.csv"
+    table.write_text("path\nphotos/0.jpg\n")
+    (tmp_path / "linked.csv").symlink_to(table)
+    (tmp_path / "same.csv").hardlink_to(table)
+    for out in (table, tmp_path / "linked.csv", tmp_path / "same.csv", tmp_path / "photos" / ".." / "labels.csv"):
+        refused(tmp_path, model, table, out, context, match="this is the table that --data names", overwrite=True)
+    (tmp_path / "photo.csv").symlink_to(photos / "0.jpg")
+    (tmp_path / "hard.csv").hardlink_to(photos / "1.jpg")
+    for name in ("photo.csv", "hard.csv"):
+        for data in (photos, table) if name == "photo.csv" else (photos,):
+            words = "this is one of the files of --data"
+            refused(tmp_path, model, data, tmp_path / name, context, match=words, overwrite=True)
+
+
+def test_answer_of_predict_is_no_place_for_the_next_one_where_it_is_the_table(finished_run, photos, tmp_path, context):
+    answer = tmp_path / "answer.csv"
+    labelled(finished_run / "model", photos, answer, context)
+    refused(tmp_path, finished_run / "model", answer, answer, context, match="this is the table that --data names")
+
+
+def test_nothing_is_written_into_a_model(model, photos, tmp_path, context):
+    (tmp_path / "link").symlink_to(model)
+    for out in (model / "answer.csv", model / "assets" / "a.parquet", tmp_path / "link" / "answer.csv"):
+        refused(tmp_path, model, photos, out, context, match=r"lies in --model .*, where nothing is written")
+        refused(tmp_path, tmp_path / "link", photos, out, context, match="where nothing is written", overwrite=True)
+
+
+def test_file_that_appears_while_predict_works_stays_and_the_answer_is_kept(tmp_path, context, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
+    place = answers.place(str(tmp_path / "a.csv"), overwrite=False, model=str(tmp_path / "model"), data=str(tmp_path))
+    (tmp_path / "a.csv").write_text("mine")
+    with pytest.raises(UsageError, match=r"predict did not write it(.|\n)*the answer is in ") as error:
+        place.write([{"path": "0.jpg", "error": "an HTML page"}], context)
+    assert (tmp_path / "a.csv").read_text() == "mine"
+    kept = Path(str(error.value).rpartition("the answer is in ")[2].removesuffix("."))
+    assert pyarrow.csv.read_csv(kept).to_pylist()[0]["error"] == "an HTML page"
+
+
+def test_answer_that_cannot_be_written_is_kept(tmp_path, context, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "file").touch()
+    place = answers.place(str(tmp_path / "file" / "a.csv"), overwrite=False, model="model", data=str(tmp_path))
+    with pytest.raises(StorageFailed, match=r"File exists(.|\n)*the answer is in "):
+        place.write([{"path": "0.jpg", "error": ""}], context)
+
+
+NO_CARDS = {
+    "no JSON": b"{",
+    "a list": b"[]",
+    "nothing in it": b"{}",
+    "nested deeply": b"[" * 100_000,
+    "wrong types": b'{"class_names": 1, "image_size": "x", "resize": "squash", "decoder": {}, "sha256": {}}',
+}
+
+
+@pytest.mark.parametrize("card", NO_CARDS.values(), ids=NO_CARDS)
+def test_model_json_that_is_none_is_refused(model, card):
+    (model / "model.json").write_bytes(card)
+    with pytest.raises(UsageError, match=r"its model.json is not that of a model"):
+        model_folder.load(str(model), None)
+
+
+def changed_card(model, **change):
+    card = json.loads((model / "model.json").read_text())
+    (model / "model.json").write_text(json.dumps({**card, **change}))
+
+
+def test_what_is_no_file_in_a_model_is_not_waited_for(model):
+    (model / "fingerprint.pb").unlink()
+    os.mkfifo(model / "fingerprint.pb")
+    with pytest.raises(UsageError, match=r"not what was exported together with its model.json: fingerprint.pb\."):
+        model_folder.load(str(model), None)
+    changed_card(model, sha256={"fingerprint.pb": "", "a\0b": "0", "../../x": "0", "variables": "0", "model.json/x": "0"})
+    with pytest.raises(UsageError, match="not what was exported together"):
+        model_folder.load(str(model), None)
+    (model / "model.json").unlink()
+    os.mkfifo(model / "model.json")
+    with pytest.raises(UsageError, match=r"there is no model.json in it"):
+        model_folder.load(str(model), None)
+    with pytest.raises(UsageError, match=r"there is no model.json in it"):
+        model_folder.load(str(model / "model.json"), None)
+
+
+def test_model_is_known_by_the_digest_that_its_run_printed(model):
+    digest = digest_of(model)
+    assert model_folder.load(str(model), digest.upper()).card.class_names == ["checks", "stripes"]
+    with pytest.raises(UsageError, match=r"the SHA-256 of its model.json is .*, not "):
+        model_folder.load(str(model), digest[::-1])
+    with pytest.raises(UsageError, match="give the 64 hexadecimal digits"):
+        model_folder.load(str(model), "abc")
+
+
+def test_files_that_model_json_does_not_name_are_refused_with_the_digest(model):
+    (model / "assets.extra").mkdir(exist_ok=True)
+    (model / "assets.extra" / "more\x1b[31m").touch()
+    (model / "aside").symlink_to("assets")
+    model_folder.load(str(model), None)
+    with pytest.raises(UsageError) as error:
+        model_folder.load(str(model), digest_of(model))
+    assert r"files that its model.json does not name: aside, assets.extra/more\x1b[31m." in str(error.value)
+
+
+def test_class_names_and_image_size_of_model_json_are_held_against_the_graph(model):
+    changed_card(model, class_names=["stripes", "checks"])
+    with pytest.raises(UsageError, match=r"the class names of its model.json have 'stripes' where its graph has 'checks'"):
+        model_folder.load(str(model), None)
+    changed_card(model, class_names=["checks"])
+    with pytest.raises(UsageError, match="have None where its graph has 'stripes'"):
+        model_folder.load(str(model), None)
+    changed_card(model, image_size=64)
+    with pytest.raises(UsageError, match=r"photos of 64 px, and its graph takes \[48, 48, 3\]"):
+        model_folder.load(str(model), None)
+
+
+@pytest.mark.parametrize("graph", [b"", b"no graph", None], ids=["empty", "nonsense", "missing"])
+def test_graph_that_is_none_is_refused(model, graph):
+    (model / "saved_model.pb").unlink()
+    if graph is not None:
+        (model / "saved_model.pb").write_bytes(graph)
+    changed_card(model, sha256={})
+    with pytest.raises(UsageError, match="TensorFlow cannot load its graph"):
+        model_folder.load(str(model), None)
+
+
+def test_model_is_read_from_the_folder_that_was_opened_whatever_takes_its_name(model, tmp_path):
+    other = shutil.copytree(model, tmp_path / "other")
+    (other / "model.json").write_text("another one")
+    card = (model / "model.json").read_bytes()
+    with model_folder._opened("model", str(model)) as folder:
+        swap(other, model)
+        assert (folder / "model.json").read_bytes() == card and (model / "model.json").read_text() == "another one"
+        model_folder._loaded("model", folder, model_folder._checked("model", folder, None))
+
+
+def test_model_that_is_just_being_replaced_is_taken_from_the_published_set(out):
+    digest = Published.load(Workdir(out)).files["model/model.json"]
+    (out / "model" / "saved_model.pb").write_bytes(b"of the next model")
+    assert model_folder.load(str(out / "model"), digest).card.class_names == ["checks", "stripes"]
+    shutil.rmtree(out / "model")
+    model_folder.load(str(out / "model"), digest)
+    with pytest.raises(UsageError, match="there is no model.json in it"):
+        model_folder.load(str(out / "models"), None)
+    with pytest.raises(UsageError, match=r"the SHA-256 of its model.json is"):
+        model_folder.load(str(out / "model"), digest[::-1])
+    (out / "published.json").write_text("{}")
+    with pytest.raises(UsageError, match="there is no model.json in it"):
+        model_folder.load(str(out / "model"), digest)
