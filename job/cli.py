@@ -50,7 +50,7 @@ class _Translating(click.Group):
             raise click.UsageError(escaped(error.format_message()), error.ctx) from None
 
 
-class _Place(click.ParamType):
+class _Place(click.ParamType[str]):
     """A path, with `~` expanded, or the URI of something elsewhere."""
 
     name = "path"
@@ -414,6 +414,7 @@ def _dry_run(call: _Call, config: Any, stop_after: str | None) -> None:
     from job.config import as_toml
     from job.context import Context
     from job.job import Job
+    from job.model.network import Network
     from job.telemetry import Telemetry
 
     given = _workdir(call, config)
@@ -426,7 +427,10 @@ def _dry_run(call: _Call, config: Any, stop_after: str | None) -> None:
     for step in steps:
         say(f"{step.stage:<10} {'runs' if step.runs else 'skipped'}: {step.reason}")
     if any(step.stage == "extract" and step.runs for step in steps):
-        point = job.network.cut_point
+        backbone = config.backbone
+        if backbone.weights == "imagenet":  # They may have to be downloaded, and the plan needs no more than the layers.
+            backbone = backbone.model_copy(update={"weights": "random"})
+        point = Network(backbone, config.intake.image_size, job.cluster, seed=config.seed).cut_point
         cut = (
             f"cut after {point.name}, {point.share_above:.0%} of the multiply-adds are fine-tuned; "
             f"at most {point.values_per_view * 2:,} bytes stored for each view"

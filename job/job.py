@@ -54,6 +54,14 @@ class Job:
 
         return Network(self.config.backbone, self.config.intake.image_size, self.cluster, seed=self.config.seed)
 
+    def look_for_weights(self) -> None:
+        """Load the pre-trained backbone, so that weights that are missing or do not fit show before the work begins.
+
+        Several workers load it later: TensorFlow must compute nothing before their servers are connected.
+        """
+        if self.config.backbone.weights != "random" and self.cluster.num_workers == 1:
+            _ = self.network.backbone
+
     @property
     def recipe(self) -> Recipe:
         """What follows from the number of training photos, as split left them."""

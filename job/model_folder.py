@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from job.data.decode import DecodeRules
 from job.data.opening import opened
 from job.errors import JobError, UsageError
+from job.places import at_start
 from job.publishing import PUBLISHED, Published
 from job.storage.copies import local_copy, local_folder
 from job.storage.files import storage_failed
@@ -122,10 +123,8 @@ def _load(model: str, place: str, sha256: str | None) -> ExportedModel:
         with _opened(model, place) as folder:
             return _loaded(model, folder, _checked(model, folder, sha256))
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM, errno.ELOOP):
-            raise UsageError(
-                f"--model {model}: it cannot be read: {error.strerror}. Give this user the permission."
-            ) from error
+        if refusal := at_start(error, f"--model {model}", model):
+            raise refusal from error
         raise storage_failed(OSError(error.errno, error.strerror), Path(model)) from error
 
 

@@ -1,4 +1,4 @@
-"""The one door for paths that a user gives: `~` is expanded, and what the system refuses gets its exit code and its way out."""
+"""The one door for paths that a user gives. What the system refuses there gets its exit code and its way out."""
 
 import errno
 import os

@@ -174,6 +174,8 @@ def _run_stages(job: Job, steps: list[Step], stop_after: str | None) -> GateNotM
     warn_of_another_machine(job, described)
     write_run(job.workdir, described)
     job.workdir.commit()
+    if any(step.runs and step.stage == "extract" for step in steps):
+        job.look_for_weights()
     failure: GateNotMet | None = None
     something_ran = False  # Then what comes later may have become stale, even if that was not planned.
     for step in steps:

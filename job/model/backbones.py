@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import random
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,7 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from job.config import BackboneConfig, digest_of
-from job.errors import StorageFailed, UsageError
+from job.errors import UsageError
+from job.model import imagenet
+from job.places import at_start
 from job.storage.copies import local_copy
 from job.storage.files import digest_of_file
 from job.storage.objects import is_remote, parts_of
@@ -131,10 +132,8 @@ def build(config: BackboneConfig, image_size: int, *, seed: int = 0) -> keras.Mo
 
     backbone = BACKBONES[config.name]
     arguments: dict[str, Any] = {"alpha": config.alpha} if config.alpha is not None else {}
-    if config.weights == "imagenet":
-        _show_weights_of_read_only_home()
     try:
-        with _weights_drawn_from(seed):
+        with _weights_drawn_from(seed), imagenet.files_of_keras():
             model = getattr(keras.applications, backbone.constructor)(
                 include_top=False,
                 input_shape=(image_size, image_size, 3),
@@ -144,14 +143,6 @@ def build(config: BackboneConfig, image_size: int, *, seed: int = 0) -> keras.Mo
             )
     except ValueError as error:
         raise UsageError(f"backbone {config.name} at intake.image_size = {image_size}: {error}") from error
-    except Exception as error:  # keras.utils.get_file raises a bare Exception where a download fails.
-        if config.weights != "imagenet" or isinstance(error, (MemoryError, TypeError)):
-            raise
-        home = os.environ.get("KERAS_HOME", "~/.keras")
-        raise StorageFailed(
-            f"The ImageNet weights of {config.name} are not under {home}/models and could not be downloaded ({error}). "
-            "Give --weights FILE, or put the file there."
-        ) from error
     if config.weights == "random":
         _calibrate(model, scaling_layers(config), image_size, seed)
     elif config.weights != "imagenet":
@@ -177,18 +168,6 @@ def _weights_drawn_from(seed: int) -> Iterator[None]:
 
 def _weights_file(config: BackboneConfig) -> Path:
     return local_copy(config.weights) if is_remote(config.weights) else Path(config.weights)
-
-
-def _show_weights_of_read_only_home() -> None:
-    """Keras passes by a home that it cannot write to, as in an image that is read-only, and looks below /tmp."""
-    home, elsewhere = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser(), Path("/tmp/.keras/models")  # noqa: S108
-    if (home / "models").is_dir() and not os.access(home, os.W_OK):
-        with suppress(OSError):  # Somebody else's folder, on a machine that many share: then they are downloaded.
-            elsewhere.mkdir(parents=True, exist_ok=True)
-            for file in (home / "models").glob("*.h5"):
-                if not (elsewhere / file.name).exists():
-                    (elsewhere / file.name).unlink(missing_ok=True)
-                    (elsewhere / file.name).symlink_to(file)
 
 
 def scaling_layers(config: BackboneConfig) -> list[keras.Layer]:
@@ -251,10 +230,8 @@ def _calibrate(model: keras.Model, scaling: list[keras.Layer], image_size: int, 
 
 def _load_weights(model: keras.Model, file: Path) -> None:
     """Check every shape first: Keras loads what fits and is silent or vague about the rest."""
-    try:
+    with _refused(file):
         stored = _stored_shapes(file, model)
-    except (OSError, KeyError, AttributeError) as error:
-        raise UsageError(f"--weights {file}: this is no file of Keras weights without top ({error}).") from error
     expected = [(layer.name, [tuple(w.shape) for w in layer.weights]) for layer in model.layers if layer.weights]
     for (name, shapes), (stored_name, stored_shapes) in zip(expected, stored, strict=False):
         if shapes != stored_shapes:
@@ -267,9 +244,43 @@ def _load_weights(model: keras.Model, file: Path) -> None:
             f"--weights {file}: {len(stored)} layers with weights in the file, {len(expected)} in {model.name}. "
             "Is it another backbone, or one with its top?"
         )
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _refused(file):
         warnings.simplefilter("ignore")  # Keras looks for containers that older files do not have.
         model.load_weights(file)
+
+
+@contextmanager
+def _refused(file: Path) -> Iterator[None]:
+    """Turn what goes wrong in the block with the content of a file into a UsageError."""
+    try:
+        yield
+    except (MemoryError, UsageError):
+        raise
+    except Exception as error:  # There is no end to what h5py and Keras raise about a file that holds something else.
+        if isinstance(error, OSError) and error.errno:
+            raise at_start(error, f"--weights {file}", file) or error from None
+        said = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"--weights {file}: this is no file of Keras weights without top ({said}). Give a .weights.h5 that Keras saved."
+        ) from error
+
+
+def _refuse_links(content: Any, file: Path) -> None:
+    """Refuse a file that does not hold its numbers itself: its digest would say nothing about them."""
+    import h5py
+
+    elsewhere: list[str] = []
+
+    def look(name: str, link: Any) -> None:
+        found = content[name] if isinstance(link, h5py.HardLink) else None
+        if found is None or (isinstance(found, h5py.Dataset) and (found.is_virtual or found.external)):
+            elsewhere.append(name)
+
+    content.visititems_links(look)
+    if elsewhere:
+        raise UsageError(
+            f"--weights {file}: {elsewhere[0]} in it is a link, or lies in another file. Save the weights again, with Keras."
+        )
 
 
 def _stored_shapes(file: Path, model: keras.Model) -> list[tuple[str, list[tuple[int, ...]]]]:
@@ -277,6 +288,7 @@ def _stored_shapes(file: Path, model: keras.Model) -> list[tuple[str, list[tuple
     import h5py
 
     with h5py.File(file) as content:
+        _refuse_links(content, file)
         if "layers" in content:
             return _shapes_of_keras_3(content["layers"], model)
         group = content.get("model_weights", content)

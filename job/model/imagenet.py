@@ -1,0 +1,97 @@
+"""The files of ImageNet weights: looked for below KERAS_HOME, checked, and downloaded where they are not there."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+from job.errors import StorageFailed
+from job.places import refused_at_start
+from job.storage.copies import scratch
+from job.storage.files import beside, writing
+
+_TIMEOUT_S = 60.0
+
+
+@contextmanager
+def files_of_keras() -> Iterator[None]:
+    """A block in which Keras' applications get their weights by `_file`.
+
+    Keras itself downloads under the final name, takes a file that was cut off for a whole one, and passes by a home that it
+    cannot write to. It says only while a backbone is built which file that one needs.
+    """
+    from keras.src.utils import file_utils
+
+    of_keras = file_utils.get_file
+    file_utils.get_file = _file
+    try:
+        yield
+    finally:
+        file_utils.get_file = of_keras
+
+
+def _file(name: str, origin: str, *, file_hash: str | None = None, **_: Any) -> str:
+    """Return the path of a file of weights. The signature is that of `keras.utils.get_file`, as the applications call it.
+
+    Raises:
+        UsageError: where this user may not read it.
+        StorageFailed: where there is none, or a damaged one, and it cannot be downloaded.
+    """
+    home = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models" / name
+    kept = scratch(origin) / name  # For a home that nobody may write to, as in the image.
+    fault = f"{home} is not there"
+    for file in (home, kept):
+        if file.is_file():
+            with refused_at_start(f"The ImageNet weights {file}", file):
+                damage = _damage(file, file_hash)
+            if not damage:
+                return str(file)
+            fault = f"{file} is damaged ({damage})"
+    file = home if _may_be_written(home) else kept
+    try:
+        _download(origin, file, file_hash)
+    except (OSError, ValueError, HTTPException, StorageFailed) as error:
+        raise StorageFailed(
+            f"ImageNet weights: {fault}, and it could not be downloaded ({error}). Put a whole copy of {origin} at {home}, "
+            "or give --weights FILE."
+        ) from error
+    return str(file)
+
+
+def _damage(file: Path, digest: str | None) -> str:
+    """Return what is wrong with a file; nothing where it is whole. Of some files Keras knows no digest. Raises: OSError."""
+    import h5py
+
+    with file.open("rb") as content:
+        if digest is not None:
+            found = hashlib.file_digest(content, "md5" if len(digest) == 32 else "sha256").hexdigest()
+            return "" if found == digest else f"its digest is {found} instead of {digest}"
+    try:
+        h5py.File(file).close()  # It knows how long it should be.
+    except OSError as error:
+        if error.errno:
+            raise
+        return str(error)
+    return ""
+
+
+def _may_be_written(file: Path) -> bool:
+    existing = next(folder for folder in file.parents if folder.exists())
+    return os.access(existing, os.W_OK | os.X_OK)
+
+
+def _download(origin: str, file: Path, digest: str | None) -> None:
+    """Download a file. It is there whole afterwards, or not at all. Raises: OSError, ValueError, HTTPException."""
+    response = urllib.request.urlopen(origin, timeout=_TIMEOUT_S)  # noqa: S310  # An address in Keras' code.
+    with response, writing(file, beside(file)) as part:
+        with part.open("wb") as target:
+            shutil.copyfileobj(response, target)
+        if damage := _damage(part, digest):
+            raise ValueError(f"what came is damaged: {damage}")
