@@ -327,7 +327,8 @@ def _limit_memory(memory_mb: int) -> None:
     """What the process takes beyond what it has."""
     statm = Path("/proc/self/statm")
     in_use = int(statm.read_text().split()[0]) * resource.getpagesize() if statm.exists() else 0
-    resource.setrlimit(resource.RLIMIT_AS, (in_use + memory_mb * 2**20, resource.RLIM_INFINITY))
+    wanted, most = in_use + memory_mb * 2**20, resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (wanted if most == resource.RLIM_INFINITY else min(wanted, most), most))
 
 
 def _write_all(file: io.FileIO, pixels: memoryview, offset: int) -> None:

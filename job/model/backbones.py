@@ -167,7 +167,10 @@ def _weights_drawn_from(seed: int) -> Iterator[None]:
 
 
 def _weights_file(config: BackboneConfig) -> Path:
-    return local_copy(config.weights) if is_remote(config.weights) else Path(config.weights)
+    """Return the file of weights on this machine. Raises: UsageError, where it is none, or its numbers lie elsewhere."""
+    file = local_copy(config.weights) if is_remote(config.weights) else Path(config.weights)
+    _refuse_links(file)
+    return file
 
 
 def scaling_layers(config: BackboneConfig) -> list[keras.Layer]:
@@ -265,7 +268,7 @@ def _refused(file: Path) -> Iterator[None]:
         ) from error
 
 
-def _refuse_links(content: Any, file: Path) -> None:
+def _refuse_links(file: Path) -> None:
     """Refuse a file that does not hold its numbers itself: its digest would say nothing about them."""
     import h5py
 
@@ -276,7 +279,8 @@ def _refuse_links(content: Any, file: Path) -> None:
         if found is None or (isinstance(found, h5py.Dataset) and (found.is_virtual or found.external)):
             elsewhere.append(name)
 
-    content.visititems_links(look)
+    with _refused(file), h5py.File(file) as content:
+        content.visititems_links(look)
     if elsewhere:
         raise UsageError(
             f"--weights {file}: {elsewhere[0]} in it is a link, or lies in another file. Save the weights again, with Keras."
@@ -288,7 +292,6 @@ def _stored_shapes(file: Path, model: keras.Model) -> list[tuple[str, list[tuple
     import h5py
 
     with h5py.File(file) as content:
-        _refuse_links(content, file)
         if "layers" in content:
             return _shapes_of_keras_3(content["layers"], model)
         group = content.get("model_weights", content)

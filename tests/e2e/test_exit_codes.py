@@ -1,0 +1,289 @@
+"""Exit codes tell the truth: a row for each mistake and failure, through the real command line.
+
+All rows share one folder, `scene`, with everything in it that can be wrong, and none of them changes it. Rows about
+permissions run as a user who is not root.
+"""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import h5py
+import pytest
+
+from tests.conftest import paint_classes
+
+PROGRAM = Path(sys.executable).with_name("transfer-job")
+USER = 10_001
+CARD = {
+    "class_names": ["a", "b"],
+    "image_size": 48,
+    "resize": "squash",
+    "decoder": {"max_pixels": 10**8, "min_side_px": 1, "max_aspect_ratio": 50.0},
+    "sha256": {},
+}
+
+
+def _weights(folder):
+    folder.mkdir()
+    with h5py.File(folder / "external.weights.h5", "w") as file:
+        file["layers"] = h5py.ExternalLink("other.h5", "/layers")
+    with h5py.File(folder / "loop.weights.h5", "w") as file:
+        file["layers"] = h5py.SoftLink("/layers")
+    with h5py.File(folder / "elsewhere.weights.h5", "w") as file:
+        file.create_dataset("layers/dense/vars/0", (4,), "f4", external=[("/etc/passwd", 0, 16)])
+    with h5py.File(folder / "small.weights.h5", "w") as file:
+        file["layers/conv2d/vars/0"] = [1.0]
+    whole = (folder / "small.weights.h5").read_bytes()
+    (folder / "cut.weights.h5").write_bytes(whole[: len(whole) // 2])
+
+
+def _models(folder):
+    for name, text in {"list": "[]", "object": "{}", "graphless": json.dumps(CARD)}.items():
+        (folder / name).mkdir(parents=True)
+        (folder / name / "model.json").write_text(text)
+    (folder / "pipe").mkdir()
+    os.mkfifo(folder / "pipe" / "model.json")
+
+
+def _closed(scene):
+    """What only root may look into."""
+    for name in (
+        "closed",
+        "above/photos",
+        "locked-class/checks",
+        "locked-split/train",
+        "labels.csv",
+        "closed.toml",
+        "sealed",
+    ):
+        (scene / name).chmod(0o000)
+    (scene / "above").chmod(0o000)
+    (scene / "entered-by-nobody").chmod(0o444)
+    (scene / "theirs").chmod(0o755)
+
+
+@pytest.fixture(scope="module")
+def scene():
+    """A folder for the rows; not below pytest's own, into which only root may look."""
+    with tempfile.TemporaryDirectory() as folder:
+        scene = Path(folder)
+        photos = paint_classes(scene / "photos", per_class=6)
+        for copy in (
+            "above/photos",
+            "closed",
+            "locked-class",
+            "entered-by-nobody",
+            "locked-split/train",
+            "locked-split/val",
+        ):
+            shutil.copytree(photos, scene / copy)
+        for name in ("theirs", "home", "sealed"):
+            (scene / name).mkdir()
+        for name in ("labels.csv", "open.csv"):
+            (scene / name).write_text("path,label\nstripes/stripes-000.jpg,a\n")
+        (scene / "closed.toml").touch()
+        (scene / "deep.toml").write_text("a = " + "[" * 5000 + "]" * 5000)
+        (scene / "deep-tables.toml").write_text("[" + ".".join("a" * 5000) + "]")
+        os.mkfifo(scene / "pipe.toml")
+        (scene / "loop").symlink_to("loop")
+        _weights(scene / "weights")
+        _models(scene / "models")
+        scene.chmod(0o1777)
+        _closed(scene)
+        yield scene
+
+
+def start(scene, command, *, user=None, shell="", **environment):
+    """Run a command of the program, or a whole line of a shell in which `transfer-job` is the program."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG", "PYTHON", "TF_CONFIG"))}
+    if user is not None and os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    who = {} if user is None else {"user": user, "group": user, "extra_groups": []}
+    line = f'transfer-job() {{ {shlex.quote(str(PROGRAM))} "$@"; }}\n{shell or f"transfer-job {command}"}'
+    return subprocess.run(
+        ["bash", "-c", line],
+        cwd=scene,
+        env={**clean, "HOME": str(scene / "home"), **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+        **who,
+    )
+
+
+def holds(done, code, said):
+    assert done.returncode == code, (done.returncode, done.stderr)
+    assert re.search(said, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+WHO = r"user (\w+ \()?10001\)? \(groups 10001\) may not read "
+ROOTS = r"which belongs to user root \(0\), group 0, and has mode "
+PERMISSIONS = [
+    ("--data unreadable", "explore --data closed --out {out}", 2, f"{WHO}.*/closed, {ROOTS}0000"),
+    ("a folder above --data locked", "explore --data above/photos --out {out}", 2, f"{WHO}.*/above, {ROOTS}0000"),
+    ("--data listable, but not to be entered", "explore --data entered-by-nobody --out {out}", 2, f"{WHO}.*nobody, {ROOTS}0444"),
+    ("a split folder unreadable", "explore --data locked-split --out {out}", 2, f"{WHO}.*/train, {ROOTS}0000"),
+    ("one class folder unreadable", "explore --data locked-class --out {out}", 65, "checks: no usable photos .*Permission denied"),
+    ("--labels unreadable", "explore --data photos --labels labels.csv --out {out}", 2, f"{WHO}.*/labels.csv, {ROOTS}0000"),
+    ("--data a table, unreadable", "explore --data labels.csv --out {out}", 2, f"{WHO}.*/labels.csv, {ROOTS}0000"),
+    ("--labels of a closed folder", "explore --data closed --labels open.csv --out {out}", 2, f"{WHO}.*/closed, {ROOTS}0000"),
+    ("--config unreadable", "explore --data photos --config closed.toml --out {out}", 2, f"{WHO}.*/closed.toml, {ROOTS}0000"),
+    ("--out below a locked folder", "explore --data photos --out sealed/runs/first", 2, f"may not .*/sealed, {ROOTS}0000"),
+    ("--out not writable", "explore --data photos --out theirs", 2, f"may not write to .*/theirs, {ROOTS}0755"),
+    ("--out below one not writable", "explore --data photos --out theirs/a/b", 2, f"may not write to .*/theirs, {ROOTS}0755"),
+    ("cache.dir not writable", "explore --data photos --out {out} --set cache.dir=theirs/c", 2, f"write to .*/theirs, {ROOTS}0755"),
+    ("predict on an unreadable folder", "predict --model models/graphless --data closed --out {out}.csv", 2, f"{WHO}.*/closed"),
+    ("predict with a closed model", "predict --model closed --data photos --out {out}.csv", 2, f"{WHO}.*/closed"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("command", "code", "said"), [row[1:] for row in PERMISSIONS], ids=[row[0] for row in PERMISSIONS])
+def test_who_may_not_read_or_write_what_is_said(scene, request, command, code, said):
+    out = f"out-{abs(hash(request.node.name))}"
+    holds(start(scene, command.format(out=out), user=USER), code, said)
+
+
+MISTAKES = [
+    ("--out a link that leads to itself", "explore --data photos --out loop", {}, "a link that leads back to itself"),
+    ("--data a link that leads to itself", "explore --data loop --out none", {}, "a link that leads back to itself"),
+    ("TOML nested 5,000 deep", "explore --data photos --out none --config deep.toml", {}, "nested too deep"),
+    ("TOML tables nested 5,000 deep", "explore --data photos --out none --config deep-tables.toml", {}, "deep-tables.toml|no such"),
+    ("--set nested 5,000 deep", f"explore --data photos --out none --set seed={'[' * 5000}", {}, "seed"),
+    ("a pipe as --config", "explore --data photos --out none --config pipe.toml", {}, "not a regular file"),
+    ("a name that is too long", f"explore --data photos --out {'x' * 300}", {}, "name is too long"),
+    ("--out where nothing can be made", "explore --data photos --out /proc/nowhere", {}, "lets nobody make files"),
+    ("--out below a file", "explore --data photos --out open.csv/out", {}, "is a file and not a folder"),
+    ("SLURM_STEP_NUM_TASKS alone", "run --data photos --out none", {"SLURM_STEP_NUM_TASKS": "2"}, "SLURM_JOB_ID is not"),
+    ("SLURM_JOB_ID no number", "run --data photos --out none", {"SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_ID": "x"}, "not a number"),
+    ("TF_CONFIG empty", "run --data photos --out none", {"TF_CONFIG": ""}, "TF_CONFIG is empty"),
+    ("TF_CONFIG nested", "run --data photos --out none", {"TF_CONFIG": "[" * 100_000}, "TF_CONFIG cannot be read"),
+    ("a pod without a number", "run --data photos --out none", {"JOB_COMPLETION_INDEX": "first"}, "not a number"),
+    ("model.json a pipe", "predict --model models/pipe --data photos --out a.csv", {}, "no model.json in it"),
+    ("model.json a list", "predict --model models/list --data photos --out a.csv", {}, "not that of a model"),
+    ("model.json an empty object", "predict --model models/object --data photos --out a.csv", {}, "not that of a model"),
+    ("no saved_model.pb", "predict --model models/graphless --data photos --out a.csv", {}, "cannot load its graph"),
+    ("an external link in weights", "run --data photos --out {out} --weights weights/external.weights.h5", {}, "layers in it is a link"),
+    ("a loop of links in weights", "run --data photos --out {out} --weights weights/loop.weights.h5", {}, "layers in it is a link"),
+    ("weights in another file", "run --data photos --out {out} --weights weights/elsewhere.weights.h5", {}, "lies in another file"),
+    ("weights that are cut off", "run --data photos --out {out} --weights weights/cut.weights.h5", {}, "no file of Keras weights"),
+    ("weights of a wrong shape", "run --data photos --out {out} --weights weights/small.weights.h5", {}, "layer .* has weights of"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("command", "environ", "said"), [row[1:] for row in MISTAKES], ids=[row[0] for row in MISTAKES])
+def test_mistake_ends_with_2_and_one_line(scene, tmp_path, command, environ, said):
+    done = start(scene, command.format(out=tmp_path / "out"), **environ)
+    holds(done, 2, said)
+    assert "intake    runs" not in done.stderr and not (scene / "none").exists()
+
+
+def test_deleted_current_folder_ends_with_2(scene):
+    done = start(scene, "", shell="mkdir gone && cd gone && rmdir ../gone && transfer-job explore --data /tmp --out out")
+    holds(done, 2, "current folder was deleted")
+
+
+def test_limit_of_address_space_that_is_too_low_ends_with_2(scene, tmp_path):
+    for limit_kb in (300_000, 1_000_000):
+        line = f"ulimit -v {limit_kb}; transfer-job run --data photos --out {tmp_path / 'out'}"
+        holds(start(scene, "", shell=line), 2, "ulimit -v")
+
+
+DRY = "transfer-job run --dry-run --data photos --out {out} --weights random --stop-after split"
+STREAMS = [
+    ("standard error closed", f"{DRY} 2>&-", 0, ""),
+    ("all streams closed", f"{DRY} 0<&- 1>&- 2>&-", 0, ""),
+    ("standard error closed, and a mistake", "transfer-job run --data nowhere --out none 2>&-", 2, ""),
+    ("nobody reads what is printed", f"{DRY} | head -c 0; exit ${{PIPESTATUS[0]}}", 0, ""),
+    ("standard output on a full disk", f"{DRY} > /dev/full", 74, r"Standard output \(/dev/full\): No space left on device"),
+    ("standard error on a full disk", f"{DRY} 2> /dev/full", 0, ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "code", "said"), [row[1:] for row in STREAMS], ids=[row[0] for row in STREAMS])
+def test_standard_streams_decide_no_more_than_they_must(scene, tmp_path, line, code, said):
+    holds(start(scene, "", shell=line.format(out=tmp_path / "out")), code, said)
+
+
+def test_files_opened_later_do_not_get_what_is_printed(scene, tmp_path):
+    """With descriptor 2 closed, the first file that the program opens would be its standard error."""
+    out = tmp_path / "out"
+    done = start(scene, "", shell=f"transfer-job explore --data photos --out {out} --set intake.image_size=32 2>&-")
+    holds(done, 0, "")
+    assert not any(b"intake    runs" in file.read_bytes() for file in out.rglob("*.json") if file.is_file())
+
+
+LOCALES = [
+    ("ISO-8859-1", {"LC_ALL": "de_DE.iso88591"}),
+    ("ASCII", {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}),
+    ("UTF-8 for files only", {"LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "ascii"}),
+]
+
+
+@pytest.mark.parametrize("environ", [row[1] for row in LOCALES], ids=[row[0] for row in LOCALES])
+def test_names_are_utf_8_whatever_the_locale_is(scene, tmp_path, environ):
+    photos = paint_classes(tmp_path / "föhre", per_class=6, kinds=("stripes", "checks"))
+    (photos / "stripes").rename(photos / "Größe Ä")
+    done = start(scene, f"explore --data {photos} --out {tmp_path / 'out'} --set intake.image_size=32", **environ)
+    holds(done, 0, "")
+    assert "Größe Ä" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_program_starts_itself_again_only_once_and_keeps_its_number(scene):
+    code = "import os, job.streams; print(os.getpid(), flush=True); job.streams.restart_in_utf8(); print('over')"
+    environ = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = start(scene, "", shell=f"exec {shlex.quote(sys.executable)} -c {shlex.quote(code)}", **environ)
+    first, second, over = done.stdout.split()
+    assert first == second and over == "over"
+
+
+TILDES = [
+    ("--data", "explore --data ~/photos --out {out}"),
+    ("--data=", "explore --data=~/photos --out {out}"),
+    ("--out=", "explore --data photos --out=~/x"),
+    ("cache.dir", "explore --data photos --out {out} --set cache.dir=~/cache"),
+    ("--config=", "explore --data photos --out {out} --config=~/job.toml"),
+    ("--labels=", "explore --data photos --out {out} --labels=~/labels.csv"),
+]
+
+
+@pytest.mark.parametrize("command", [row[1] for row in TILDES], ids=[row[0] for row in TILDES])
+def test_tilde_is_the_home_folder_everywhere(scene, tmp_path, command):
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "photos").symlink_to(scene / "photos")
+    (home / "job.toml").write_text('[intake]\nimage_size = 32\n[cache]\ndir = "~/cache"\n')
+    rows = "".join(f"{kind}/{kind}-00{k}.jpg,{kind}\n" for kind in ("stripes", "checks") for k in range(6))
+    (home / "labels.csv").write_text(f"path,label\n{rows}")
+    before = sorted(scene.iterdir())
+    done = start(scene, f"{command.format(out=tmp_path / 'out')} --set intake.image_size=32", HOME=str(home))
+    holds(done, 0, "")
+    assert sorted(scene.iterdir()) == before, "no folder is called ~"
+
+
+def test_home_of_nobody_ends_with_2(scene):
+    holds(start(scene, "explore --data=~nobody-of-this-name/x --out none"), 2, "no such folder")
+
+
+@pytest.mark.parametrize("ignored", [False, True], ids=["heard", "ignored at the start (nohup)"])
+def test_hangup_saves_and_ends_with_143_but_not_where_it_was_ignored_at_the_start(scene, tmp_path, ignored):
+    before = (lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) if ignored else None
+    command = [PROGRAM, "explore", "--data", "photos", "--out", tmp_path / "out", "--set", "intake.image_size=32"]
+    process = subprocess.Popen(command, cwd=scene, stderr=subprocess.PIPE, text=True, preexec_fn=before)
+    said = ""
+    while "intake    runs" not in said:
+        said += process.stderr.readline()
+    process.send_signal(signal.SIGHUP)
+    rest = process.communicate()[1]
+    assert process.returncode == (0 if ignored else 143), said + rest
+    assert ignored or "Stopped by SIGHUP" in rest
