@@ -192,9 +192,12 @@ def test_chief_that_talks_nonsense_is_lost(text):
     port = free_ports(1)[0]
     with chief(port) as leader:
         worker = connected(port)
+        leader.order(stage="intake")  # Only then has the chief surely taken the worker in.
+        orders = worker.orders()
+        assert next(orders) == {"stage": "intake"}
         leader._workers[1]._socket.sendall(text)
         with pytest.raises(TryAgainLater, match="the chief is lost: it sent"):
-            next(worker.orders())
+            next(orders)
         worker._line.close()
 
 
