@@ -46,6 +46,13 @@ image:
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
+# What users install and nothing else: tests/e2e/test_user_environment.py runs the README's commands there.
+.venv-user/.done: requirements/cpu.txt pyproject.toml
+	test -x .venv-user/bin/python || $(PYTHON) -m venv .venv-user
+	$(call PIP,.venv-user,requirements/cpu.txt)
+	.venv-user/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
 .venv-lint/.done: requirements/lint.txt
 	test -x .venv-lint/bin/python || $(PYTHON) -m venv .venv-lint
 	$(call PIP,.venv-lint,requirements/lint.txt)
@@ -63,4 +70,4 @@ lock:
 	$(LOCK) requirements/lint.in --output-file requirements/lint.txt
 
 clean:
-	rm -rf .venv .venv-lint demo-run
+	rm -rf .venv .venv-lint .venv-user demo-run

@@ -175,6 +175,7 @@ def _run_stages(job: Job, steps: list[Step], stop_after: str | None) -> GateNotM
     write_run(job.workdir, described)
     job.workdir.commit()
     if any(step.runs and step.stage == "extract" for step in steps):
+        _ = job.listing  # A mistake in --data is said before weights are waited for.
         job.look_for_weights()
     failure: GateNotMet | None = None
     something_ran = False  # Then what comes later may have become stale, even if that was not planned.

@@ -7,6 +7,7 @@ import os
 import sys
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120  # pathlib imports much.
+_MIN_ADDRESS_SPACE = 6 * 2**30  # Measured: 4.4 GB for the smallest run on a CPU; 3 GB were too few.
 _STANDARD_LIBRARY = os.path.dirname(os.__file__)  # noqa: PTH120
 
 
@@ -32,6 +33,25 @@ def keep_foreign_modules_out() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(named)
     if not named:
         del os.environ["PYTHONPATH"]
+
+
+def refuse_small_address_space() -> None:
+    """End with 2 below a limit (`ulimit -v`) in which no run can finish.
+
+    Libraries end in many ways where it is met: an ImportError, an error of TensorFlow's that says nothing, `abort()`.
+    """
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY or limit >= _MIN_ADDRESS_SPACE:
+        return
+    os.write(
+        2,
+        f"\nError: the address space of a process is limited to {limit / 2**30:.1f} GiB here (`ulimit -v`), and a run needs "
+        f"at least {_MIN_ADDRESS_SPACE / 2**30:.0f} GiB, most of it never used. Start it below `ulimit -v unlimited`, and "
+        "limit its memory with --mem (Slurm) or --memory (Docker), if it must be limited.\n".encode(),
+    )
+    sys.exit(2)
 
 
 def _current_folder() -> str | None:

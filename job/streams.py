@@ -84,8 +84,8 @@ class _Output(_Stream):
             if error.errno in _NOBODY_THERE:
                 return len(data)
             raise StorageFailed(
-                f"Standard output ({_target(self.fileno())}): {error.strerror}. What the program prints is "
-                "lost, what it saved stays. Make room there, or send standard output elsewhere, and run the same command again."
+                f"Standard output ({_target(self.fileno())}): {error.strerror}. What the program prints is lost, "
+                "what it saved stays. Make room there, or send standard output elsewhere, and run the same command again."
             ) from error
 
 

@@ -67,9 +67,9 @@ def test_budget_is_refused_before_the_work_begins(photos, tmp_path):
 @pytest.mark.parametrize("place", ["photos", "file"])
 def test_cache_that_cannot_be_there_is_refused(photos, tmp_path, place):
     (tmp_path / "file").write_text("")
-    folder, code = {"photos": (photos / "cache", 2), "file": (tmp_path / "file" / "cache", 74)}[place]
+    folder = {"photos": photos / "cache", "file": tmp_path / "file" / "cache"}[place]
     done = run_job(*arguments(photos, tmp_path / "out", f"cache.dir={folder}"))
-    assert done.returncode == code and str(folder) in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 2 and str(folder) in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert not (photos / "cache").exists()
 
 

@@ -159,7 +159,7 @@ class Pods:
             (self._folder / f"pod-{k}" / name).mkdir(parents=True)
         script = 'hostname "$1" && mount --bind "$2" /etc/hosts && shift 2 && exec "$@"'
         pod = ["ip", "netns", "exec", self._networks[k], "unshare", "--uts", "sh", "-c", script, "pod"]
-        entrypoint = [sys.executable, "-m", "job"]  # The image's; the manifest has the arguments.
+        entrypoint = [sys.executable, "-P", "-m", "job"]  # The image's; the manifest has the arguments.
         arguments = [self._mapped(argument, k) for argument in self._rendered.arguments]
         with (self._folder / f"log-{k}").open("a") as log:
             return subprocess.Popen(

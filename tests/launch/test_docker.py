@@ -48,7 +48,7 @@ def wait_until_it_says(container: Container, text: str) -> None:
 def test_image_is_small_and_says_what_it_is(image: Image) -> None:
     about = image.attrs["Config"]
     assert image.attrs["Size"] < 2e9
-    assert about["Entrypoint"] == ["python", "-m", "job"]
+    assert about["Entrypoint"] == ["python", "-P", "-m", "job"]
     assert about["User"] == "10001"
     assert about["Labels"]["org.opencontainers.image.licenses"] == "Apache-2.0"
     assert not about.get("Healthcheck")
@@ -77,7 +77,7 @@ def test_stopped_container_ends_with_143_and_goes_on(image: Image, volume: Volum
         container.stop(timeout=60)
         assert container.wait()["StatusCode"] == 143, said(container)
         assert "Stopped by SIGTERM in fine_tune" in said(container)
-    assert first_process[:4] == ["python", "-m", "job", "run"]
+    assert first_process[:5] == ["python", "-P", "-m", "job", "run"]
     code, text = ended(image, *command, user="10001", volumes=mounts, **HARDENED)
     assert code == 0, text
     assert "head      skipped: unchanged" in text
