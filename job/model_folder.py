@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from job.data.decode import DecodeRules
 from job.data.opening import opened
 from job.errors import JobError, UsageError
+from job.model.serving import class_names
 from job.places import at_start
 from job.publishing import PUBLISHED, Published
 from job.storage.copies import local_copy, local_folder
@@ -219,7 +220,7 @@ def _loaded(model: str, folder: Path, card: ModelCard) -> ExportedModel:
         loaded = tf.saved_model.load(str(folder))
         signature = loaded.signatures["pixels"]
         takes = signature.structured_input_signature[1]["pixels"].shape.as_list()
-        names = _class_names(loaded)
+        names = class_names(loaded)
     except (MemoryError, tf.errors.ResourceExhaustedError):
         raise
     except Exception as error:  # There is no end to what TensorFlow raises about a graph that is none.
@@ -233,12 +234,3 @@ def _loaded(model: str, folder: Path, card: ModelCard) -> ExportedModel:
         fault = f"{said!r} where its graph has {has!r}"
         raise UsageError(f"--model {model}: the class names of its model.json have {fault}. {_WAY_OUT}")
     return ExportedModel(card, loaded, signature)
-
-
-def _class_names(loaded: Any) -> list[str]:
-    import tensorflow as tf
-
-    signature = loaded.signatures["pixels"]
-    _, *shape = signature.structured_input_signature[1]["pixels"].shape
-    names = signature(pixels=tf.zeros((1, *shape), tf.uint8))["class_names"][0]
-    return [name.decode() for name in names.numpy()]

@@ -23,9 +23,19 @@ import pyarrow.parquet as pq
 
 from job import times
 from job.config import digest_of
+from job.context import Context
+from job.errors import StorageFailed
 from job.pipeline import STAGES
 from job.records import timings
-from job.storage.files import copy_file, digest_of_file, link_or_copy, storage_errors
+from job.storage.files import (
+    copy_file,
+    digest_of_file,
+    free_bytes,
+    in_units,
+    link_or_copy,
+    on_one_disk,
+    storage_errors,
+)
 from job.storage.ledger import is_inside
 from job.storage.workdir import Workdir, to_json
 
@@ -92,6 +102,25 @@ def publish(workdir: Workdir, done: Collection[str]) -> None:
         _place(workdir, sources, digests, before.attempt, f"{ATTEMPT}/")
         _remove_copies(workdir, {n: d for n, d in before.attempt.items() if n not in digests}, f"{ATTEMPT}/")
     workdir.commit()
+
+
+def keep_room(context: Context, num_parameters: int) -> None:
+    """Ask, before the work, for the room that a model will take, and keep the stores from taking it.
+
+    The model lies in `stages/export`, in the set and at the root of the output, as SavedModel and as .keras with four bytes
+    for each parameter. Where the file system has links, the first two are one.
+
+    Raises:
+        StorageFailed: where the disk has not so much left.
+    """
+    root, needed = context.workdir.root, 3 * 2 * 4 * num_parameters
+    if needed > free_bytes(root):
+        raise StorageFailed(
+            f"The model of this run needs {in_units(needed)} under {root}, where {in_units(free_bytes(root))} are free. "
+            "Free some space, or give an --out on another disk."
+        )
+    if on_one_disk(root, context.cache.root):
+        context.cache.kept_free_bytes = needed
 
 
 def finish(workdir: Workdir) -> None:

@@ -169,7 +169,7 @@ def _made_from(job: Job, stop_after: str | None) -> str:
 
 def _run_stages(job: Job, steps: list[Step], stop_after: str | None) -> GateNotMet | None:
     """Those of the plan. An export that fails its gate is given back, because the page comes after it and says so, too."""
-    telemetry = job.context.telemetry
+    context, telemetry = job.context, job.context.telemetry
     described = describe(job)
     warn_of_another_machine(job, described)
     write_run(job.workdir, described)
@@ -177,6 +177,8 @@ def _run_stages(job: Job, steps: list[Step], stop_after: str | None) -> GateNotM
     if any(step.runs and step.stage == "extract" for step in steps):
         _ = job.listing  # A mistake in --data is said before weights are waited for.
         job.look_for_weights()
+        if job.cluster.num_workers == 1 and "export" in _wanted(stop_after):
+            publishing.keep_room(context, job.network.backbone.count_params())
     failure: GateNotMet | None = None
     something_ran = False  # Then what comes later may have become stale, even if that was not planned.
     for step in steps:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from job.errors import StorageFailed, UsageError
 from job.places import refused_at_start
-from job.storage.claim import is_of_a_system, shown_name
-from job.storage.files import in_units, own_mark, storage_errors
+from job.storage.claim import is_of_a_system
+from job.storage.files import free_bytes, in_units, own_mark, storage_errors
 from job.storage.ledger import TEMPORARY
 from job.storage.objects import Conflict, Objects
 
@@ -30,7 +30,7 @@ class Cache:
 
     `is_shared` where runs may share it, so that it has no owner. `temporary` is the folder for unfinished files. `objects`
     is where the stores last, if that is a bucket (`data/exchange.py`); the folder is then this machine's part. `complete`
-    has the names of stores of which everything was brought here.
+    has the names of stores of which everything was brought here. `kept_free_bytes` is what must stay free beside them.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class Cache:
         self.root, self.is_shared, self.max_gb, self.objects = root, is_shared, max_gb, objects
         self.temporary = temporary or root / TEMPORARY / _TOKEN
         self.complete: set[str] = set()
+        self.kept_free_bytes = 0
 
     @property
     def may_be_swept(self) -> bool:
@@ -77,7 +78,7 @@ class Cache:
         if found and not self._is_marked():
             place = self.objects.uri if self.objects else self.root
             raise UsageError(
-                f"cache.dir {place} holds files that are no stores of this job: {', '.join(map(shown_name, found))}. Give a "
+                f"cache.dir {place} holds files that are no stores of this job: {', '.join(found)}. Give a "
                 f"folder of its own: --set cache.dir={place}/transfer-job-cache"
             )
 
@@ -114,9 +115,8 @@ class Cache:
 
     @property
     def free_bytes(self) -> int:
-        """How much room the file system has left."""
-        existing = next(p for p in (self.root, *self.root.parents) if p.exists())
-        return shutil.disk_usage(existing).free
+        """How much room the file system has left for stores."""
+        return max(0, free_bytes(self.root) - self.kept_free_bytes)
 
     def reserve(self, needed_bytes: int, missing_bytes: int) -> None:
         """Ask before work starts whether this run's stores may take `needed_bytes`, `missing_bytes` of them still to write.
@@ -134,8 +134,8 @@ class Cache:
         if missing_bytes > self.free_bytes:
             raise StorageFailed(
                 f"The stores of this run need {in_units(missing_bytes)} more under {self.root}, where "
-                f"{in_units(self.free_bytes)} are free. Free some space, give another cache.dir, or store less: fewer "
-                'augment.views, a smaller intake.image_size, or fine_tune.inputs = "online".'
+                f"{in_units(self.free_bytes)} are free for them. Free some space, give another cache.dir, or store less: "
+                'fewer augment.views, a smaller intake.image_size, or fine_tune.inputs = "online".'
             )
 
 

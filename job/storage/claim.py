@@ -129,16 +129,11 @@ def is_version_1(root: Path) -> bool:
 
 
 def _not_empty(out: str, names: list[str], count: int) -> UsageError:
-    shown = ", ".join(map(shown_name, names)) + (", ..." if count > len(names) else "")
+    shown = ", ".join(names) + (", ..." if count > len(names) else "")
     return UsageError(
         f"--out {out} holds files that this job did not make: {shown}. It works only in a folder of its own. Give one that "
         f"is empty or does not exist: --out {shlex.quote(_below(out))}"
     )
-
-
-def shown_name(name: str) -> str:
-    """Return a file name as it may be shown on a terminal."""
-    return name if name.isprintable() else ascii(name)
 
 
 def _below(out: str) -> str:

@@ -144,9 +144,22 @@ def storage_failed(error: OSError, path: Path, needed_bytes: int | None = None) 
 
 
 def _room(path: Path, needed_bytes: int | None) -> str:
-    existing = next(p for p in (path, *path.parents) if p.exists())
     needed = "" if needed_bytes is None else f", and this alone needs {in_units(needed_bytes)}"
-    return f" {in_units(shutil.disk_usage(existing).free)} are free there{needed}."
+    return f" {in_units(free_bytes(path))} are free there{needed}."
+
+
+def free_bytes(path: Path) -> int:
+    """Return how much room the file system has left on which `path` is, or will be."""
+    return shutil.disk_usage(_existing(path)).free
+
+
+def on_one_disk(path: Path, other: Path) -> bool:
+    """Return whether two paths are, or will be, on the same file system."""
+    return _existing(path).stat().st_dev == _existing(other).stat().st_dev
+
+
+def _existing(path: Path) -> Path:
+    return next(p for p in (path, *path.parents) if p.exists())
 
 
 def in_units(num_bytes: float) -> str:

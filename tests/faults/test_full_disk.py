@@ -26,7 +26,14 @@ def small_disk(tmp_path):
     subprocess.run(["umount", folder], check=False)
 
 
-@pytest.mark.parametrize("kb", [200, 1_500, 5_000])
+def test_room_for_the_model_is_asked_for_before_the_work(painted, small_disk):
+    out = small_disk(5_000) / "out"
+    full = run_job("run", "--data", painted, "--out", out, *quick_settings())
+    assert full.returncode == 74 and "The model of this run needs 9." in full.stderr and "MB are free" in full.stderr
+    assert not (out / "stages").exists()
+
+
+@pytest.mark.parametrize("kb", [10_500, 11_500, 13_000, 16_000])
 def test_disk_that_runs_full_ends_with_74_and_with_more_room_the_same_command_goes_on(painted, small_disk, kb):
     out = small_disk(kb) / "out"
     full = run_job("run", "--data", painted, "--out", out, *quick_settings())
