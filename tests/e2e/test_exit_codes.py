@@ -358,3 +358,36 @@ def test_hangup_saves_and_ends_with_143_but_not_where_it_was_ignored_at_the_star
     rest = process.communicate()[1]
     assert process.returncode == (0 if ignored else 143), said + rest
     assert ignored or "Stopped by SIGHUP" in rest
+
+
+IMAGENET = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_224_no_top.h5"
+SMALLEST = "--set backbone.alpha=0.35"
+
+
+@pytest.fixture
+def keras_home(tmp_path):
+    """The environment of a node whose folder for Keras' weights is its own, and that reaches no network."""
+    (tmp_path / "keras" / "models").mkdir(parents=True)
+    nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    return {"KERAS_HOME": str(tmp_path / "keras"), "TMPDIR": str(tmp_path), **nowhere}
+
+
+@pytest.mark.parametrize("content", [None, b"", "half"], ids=["missing", "empty", "cut off"])
+def test_imagenet_weights_are_looked_for_before_the_work_and_named(scene, tmp_path, keras_home, content, request):
+    file = tmp_path / "keras" / "models" / IMAGENET
+    if content == "half":
+        whole = (request.getfixturevalue("shared") / "weights" / IMAGENET).read_bytes()
+        content = whole[: len(whole) // 2]
+    if content is not None:
+        file.write_bytes(content)
+    done = start(scene, f"run --data photos --out {tmp_path / 'out'} {SMALLEST}", **keras_home)
+    fault = "is not there" if content is None else "is damaged"
+    holds(done, 74, f"ImageNet weights: {file} {fault}.*Put a whole copy of https://.*/{IMAGENET} at {file}")
+    assert "intake    runs" not in done.stderr
+    assert content is None or file.read_bytes() == content
+
+
+def test_dry_run_downloads_nothing(scene, tmp_path, keras_home):
+    done = start(scene, f"run --dry-run --data photos --out {tmp_path / 'out'} {SMALLEST}", **keras_home)
+    holds(done, 0, "")
+    assert "extract    runs" in done.stdout and not list((tmp_path / "keras").rglob("*.h5"))

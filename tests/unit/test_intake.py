@@ -3,6 +3,7 @@
 import os
 import select
 import shutil
+import signal
 import time
 from collections import Counter
 from pathlib import Path
@@ -21,7 +22,7 @@ from job.data.decode import DecodeRules, decode
 from job.data.sources import FolderSource
 from job.data.stores import HEADER_BYTES, StoreWriter
 from job.data.workers import Limits, ShardTask, decode_shards
-from job.errors import DataUnusable, Stopped, StorageFailed
+from job.errors import DataUnusable, Stopped, StorageFailed, code_of
 from job.output import owned
 from job.stages.intake import KNOWN, Intake, intake, source_digest
 from job.storage.workdir import Workdir
@@ -275,6 +276,30 @@ def test_worker_killed_from_outside_costs_one_file_a_second_try(tmp_path, contex
     assert [r["num_bytes"] for r in records] == [e.num_bytes for e in entries]
     tried = source.tried()
     assert tried.keys() == {e.path for e in entries} and tried.total() <= 201
+
+
+class _EndsWhileItStarts(FolderSource):
+    """Its readers end before the first photo, as a file says: by a signal, or by a module that is missing."""
+
+    def prepare(self):
+        how = (self.root.parent / "ends").read_text()
+        if how == "missing":
+            raise ImportError("No module named 'pillow_of_another_world'")
+        if how == "15":
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # As it is before the first line of the worker runs.
+        os.kill(os.getpid(), int(how))
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "said"),
+    [("9", 75, "killed while it started"), ("15", 75, "killed while it started"), ("missing", 1, "of_another_world")],
+)
+def test_worker_that_ends_while_it_starts_is_worth_a_retry_unless_it_is_a_bug(folder, context, how, code, said):
+    (folder.parent / "ends").write_text(how)
+    source = _EndsWhileItStarts(folder.resolve())
+    with pytest.raises(Exception, match=said) as caught:
+        intake(CONFIG, source=source, listing=source.listing(), context=context)
+    assert code_of(caught.value) == code
 
 
 class _KilledOnce(_Tried):
