@@ -1,16 +1,39 @@
-# Two commands on a fresh machine with Python 3.11 or later: `make demo` and `make test`.
-PYTHON ?= python3
-PIP = $(1)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $(2)
+# Two commands on a fresh machine with Python 3.11, 3.12 or 3.13: `make demo` and `make test`. `make help` lists the others.
 
-.PHONY: demo test check bench image docs lock clean
+# The first of these that TensorFlow has packages for, and that can make environments.
+ifndef PYTHON
+PYTHON := $(shell for python in python3 python3.13 python3.12 python3.11 "$$(uv python find '>=3.11,<3.14' 2> /dev/null)"; do \
+    "$$python" -c 'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2> /dev/null && \
+    echo "$$python" && break; done)
+endif
+PIP_INSTALL = -m pip install --disable-pip-version-check
 
-demo: .venv/.cpu
+define ENVIRONMENT
+	@test -n "$(PYTHON)" || { echo "This needs Python 3.11, 3.12 or 3.13 with venv: TensorFlow has no packages for others yet." \
+	    "Install one (Debian, Ubuntu: python3-venv; or uv python install 3.13), or give it: make PYTHON=/path/to/python3.13" >&2; \
+	    exit 1; }
+	test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+endef
+
+define INSTALL
+	$(call ENVIRONMENT,$(1))
+	@echo "Installing $(2) into $(1): some 550 MB to download where pip has not got them yet, $(3) GB on the disk."
+	$(1)/bin/python $(PIP_INSTALL) --require-hashes --requirement $(2)
+	$(1)/bin/python $(PIP_INSTALL) --quiet --no-deps --no-build-isolation --editable .
+endef
+
+.PHONY: help demo test check fix bench image docs lock clean
+
+help:  ## list these targets
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+
+demo: .venv/.cpu  ## the whole job on pictures that it draws itself
 	.venv/bin/transfer-job demo
 
-test: .venv/.dev
+test: .venv/.dev  ## the tests
 	.venv/bin/python -m pytest -m "not long" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-check: .venv/.dev .venv-lint/.done
+check: .venv/.dev .venv-lint/.done  ## format, lint, types, imports, shell scripts, Dockerfile
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
@@ -18,7 +41,11 @@ check: .venv/.dev .venv-lint/.done
 	.venv-lint/bin/shellcheck .ci/* slurm/*
 	.venv-lint/bin/hadolint Dockerfile
 
-bench: .venv/.dev
+fix: .venv/.dev  ## format, and repair what the linter can
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+bench: .venv/.dev  ## measure against others; takes hours
 	.venv/bin/python -m benchmarks.side_by_side
 	.venv/bin/python -m benchmarks.decoding
 	.venv/bin/python -m benchmarks.augmentation
@@ -31,43 +58,37 @@ bench: .venv/.dev
 
 # VARIANT=gpu for the image with CUDA.
 VARIANT ?= cpu
-image:
+image:  ## the container image
 	docker build --build-arg VARIANT=$(VARIANT) --build-arg REVISION=$$(git rev-parse HEAD) --tag transfer-job:$(VARIANT) .
 
 .venv/.dev: requirements/dev.txt pyproject.toml
-	test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	$(call PIP,.venv,requirements/dev.txt)
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(call INSTALL,.venv,requirements/dev.txt,2.6)
 	touch .venv/.cpu $@
 
 .venv/.cpu: requirements/cpu.txt pyproject.toml
-	test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	$(call PIP,.venv,requirements/cpu.txt)
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(call INSTALL,.venv,requirements/cpu.txt,2.3)
 	touch $@
 
 # What users install and nothing else: tests/e2e/test_user_environment.py runs the README's commands there.
 .venv-user/.done: requirements/cpu.txt pyproject.toml
-	test -x .venv-user/bin/python || $(PYTHON) -m venv .venv-user
-	$(call PIP,.venv-user,requirements/cpu.txt)
-	.venv-user/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(call INSTALL,.venv-user,requirements/cpu.txt,2.3)
 	touch $@
 
 .venv-lint/.done: requirements/lint.txt
-	test -x .venv-lint/bin/python || $(PYTHON) -m venv .venv-lint
-	$(call PIP,.venv-lint,requirements/lint.txt)
+	$(call ENVIRONMENT,.venv-lint)
+	.venv-lint/bin/python $(PIP_INSTALL) --quiet --require-hashes --requirement requirements/lint.txt
 	touch $@
 
-docs: .venv/.dev
+docs: .venv/.dev  ## the pages that are made from the code
 	.venv/bin/python -m docs.make_reference
 
 # Locks carry hashes and no index address. The CPU and GPU locks hold the development lock's versions.
 LOCK = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header
-lock:
+lock:  ## the files of requirements/
 	$(LOCK) pyproject.toml --extra cpu --extra s3 --extra dev --output-file requirements/dev.txt
 	$(LOCK) pyproject.toml --extra cpu --extra s3 --constraint requirements/dev.txt --output-file requirements/cpu.txt
 	$(LOCK) pyproject.toml --extra gpu --extra s3 --constraint requirements/dev.txt --output-file requirements/gpu.txt
 	$(LOCK) requirements/lint.in --output-file requirements/lint.txt
 
-clean:
+clean:  ## remove the environments and the demo
 	rm -rf .venv .venv-lint .venv-user demo-run
