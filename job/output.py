@@ -31,9 +31,8 @@ def make_workdir(
     `folders` and `files` are the inputs of the run, by their options; those that are None were not given.
 
     Raises:
-        UsageError: where an input folder lies inside the output, or the output inside an input folder, or an input file has
-        a
-            name that the job writes itself.
+        UsageError: where an input folder lies inside the output, or the output inside an input folder, or an input file
+            in the output has a name that the job writes itself.
     """
     refuse_nested(out, "--out", folders)
     for file in filter(None, files):
@@ -47,8 +46,11 @@ def make_workdir(
 
 
 def refuse_nested(place: str, option: str, folders: Sequence[str | None]) -> None:
-    """Refuse a place to write to that lies in one of these input folders, or that one of them lies in. Raises: "
-    "UsageError."""
+    """Refuse a place to write to that lies inside one of these input folders, or around one.
+
+    Raises:
+        UsageError: naming both, and a place to give instead.
+    """
     for folder in filter(None, folders):
         if _lies_in(place, folder) or _lies_in(folder, place):
             raise UsageError(
@@ -79,8 +81,7 @@ def _is_claimed(workdir: Workdir) -> bool:
 
 @contextmanager
 def looked_at(workdir: Workdir) -> Iterator[Workdir]:
-    """Give an output directory to read only. What is in a bucket now is brought to a folder that lasts as long as the "
-    "block."""
+    """Give an output directory to read only. That of a bucket is copied to a temporary folder for the block."""
     if workdir.mirror is None:
         yield Workdir(workdir.root, is_glance=True)
         return

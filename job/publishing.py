@@ -133,8 +133,7 @@ def finish(workdir: Workdir) -> None:
 
 
 def place(workdir: Workdir) -> str:
-    """Return the prefix of what the last run has published: `attempt/` where another model stays in service, else "
-    "nothing."""
+    """Return where the last run's files lie: `attempt/` where another model stays in service, else an empty prefix."""
     return f"{ATTEMPT}/" if Published.load(workdir).attempt else ""
 
 
