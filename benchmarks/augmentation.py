@@ -17,9 +17,10 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.measured import SHARED, machine
+from job.cluster.devices import Devices
+from job.cluster.tensorflow import import_tensorflow
 from job.config import AugmentConfig
 from job.data.augment import Augmentation, draw
-from job.train.cluster import Cluster, import_tensorflow
 
 ROOT = Path(__file__).parent.parent
 FLOWERS = SHARED / "data" / "flowers"
@@ -125,7 +126,7 @@ def main() -> None:
     if not FLOWERS.is_dir():
         raise SystemExit(f"{FLOWERS} is missing: the benchmark needs real photos.")
     tf = import_tensorflow()
-    assert Cluster().strategy  # Sets the devices up as the job does.
+    assert Devices().local.strategy  # Sets the devices up as the job does.
     gpus = [tf.config.experimental.get_device_details(gpu)["device_name"] for gpu in tf.config.list_physical_devices("GPU")]
     kind = f"{len(os.sched_getaffinity(0))}-core-{'gpu' if gpus else 'cpu'}"
     command = " ".join(["python -m benchmarks.augmentation", *sys.argv[1:]])

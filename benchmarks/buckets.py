@@ -23,10 +23,11 @@ from pathlib import Path
 from PIL import Image
 
 from benchmarks.measured import SHARED, machine
-from job.data.buckets import BucketSource
-from job.data.fetch import THREADS
-from job.data.sources import open_source
-from job.storage.objects import is_remote, open_objects
+from job.sources.buckets import BucketSource
+from job.sources.fetch import THREADS
+from job.sources.open import open_source
+from job.storage.bucket.objects import is_remote
+from job.storage.bucket.open import open_objects
 from tests.clouds.fixtures import GoogleBed, environment, started
 
 ROOT = Path(__file__).parent.parent
@@ -72,10 +73,10 @@ def intake(data: str, threads: int) -> Numbers:
 
 def intake_part(data: str, out: str, threads: str) -> Numbers:
     from job.config import IntakeConfig
-    from job.context import Context
+    from job.runtime.context import Context
+    from job.runtime.telemetry import Telemetry
     from job.stages.intake import intake
     from job.storage.workdir import Workdir
-    from job.telemetry import Telemetry
 
     telemetry = Telemetry(None, open(os.devnull, "w"))  # noqa: SIM115
     context = Context(Workdir(Path(out)), telemetry)

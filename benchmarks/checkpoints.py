@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measured import ROOT, machine
+from job.cluster.devices import Devices
 from job.config import BackboneConfig, CheckpointConfig
-from job.context import Context
 from job.model.heads import Head
 from job.model.network import Network
+from job.runtime.context import Context
+from job.runtime.telemetry import Telemetry
 from job.storage.workdir import Workdir
-from job.telemetry import Telemetry
 from job.train.checkpoint import Checkpoints, TrainState
-from job.train.cluster import Cluster
 from job.train.loop import Trainer
 from job.train.recipe import Recipe
 from job.train.schedule import Schedule
@@ -41,7 +41,7 @@ class _Given:
 
 def measure(name: str, alpha: float | None, image_size: int, folder: Path) -> str:
     config = BackboneConfig(name=name, alpha=alpha, weights="random", unfreeze=0.4)
-    network = Network(config, image_size, Cluster(), seed=0)
+    network = Network(config, image_size, Devices(), seed=0)
     head = Head(np.zeros((network.feature_width, 5), np.float32), np.zeros(5, np.float32))
     schedule = Schedule.resolve(Recipe(10, _BATCH, 1e-4, 1), num_examples=8 * _BATCH, warmup_fraction=0.1, seed=0)
     context = Context(Workdir(folder), Telemetry(None), saving=CheckpointConfig())

@@ -20,16 +20,16 @@ from PIL import Image
 
 from benchmarks.measured import ROOT, SHARED, WEIGHTS, machine
 from job.config import IntakeConfig
-from job.context import Context
 from job.data.examples import Examples
 from job.data.neighbours import principal_components
-from job.data.sources import FolderSource
-from job.data.stores import ArrayStore
-from job.model.probes import out_of_fold
-from job.model.shortcuts import shortcuts
+from job.measure.probes import out_of_fold
+from job.measure.shortcuts import shortcuts
+from job.runtime.context import Context
+from job.runtime.telemetry import Telemetry
+from job.sources.folders import FolderSource
 from job.stages.intake import intake
 from job.storage.workdir import Workdir
-from job.telemetry import Telemetry
+from job.stores.arrays import ArrayStore
 from tests.unit.watched import Watched
 
 NATURAL = {

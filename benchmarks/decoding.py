@@ -95,7 +95,7 @@ def _bare(stored_px: int) -> Callable[[bytes], object]:
 
 def _digest_and_decode(stored_px: int) -> Callable[[bytes], object]:
     from job.config import IntakeConfig
-    from job.data.decode import DecodeRules, decode
+    from job.decoding.decode import DecodeRules, decode
 
     config = IntakeConfig(image_size=stored_px)
     rules = DecodeRules(**{name: getattr(config, name) for name in DecodeRules.__dataclass_fields__})
@@ -120,11 +120,11 @@ def _intake_cpu_ms(folder: Path, stored_px: int) -> float:
 
 def _intake(folder: str, out: str, stored_px: str) -> float:
     from job.config import IntakeConfig
-    from job.context import Context
-    from job.data.sources import FolderSource
+    from job.runtime.context import Context
+    from job.runtime.telemetry import Telemetry
+    from job.sources.folders import FolderSource
     from job.stages.intake import intake
     from job.storage.workdir import Workdir
-    from job.telemetry import Telemetry
 
     telemetry = Telemetry(None, open(os.devnull, "w"))  # noqa: SIM115
     config = IntakeConfig(image_size=int(stored_px), workers=1)
@@ -139,7 +139,7 @@ def _intake(folder: str, out: str, stored_px: str) -> float:
 def table(rows: list[Row]) -> list[str]:
     lines = [
         "Ratio: CPU time of the bare loop over that of the job. Medians of the rounds, lowest to highest in brackets.",
-        "`decoder` is `job.data.decode.decode` and the SHA-256 of the bytes; `intake` is the whole stage with one worker,",
+        "`decoder` is `decode` of `job.decoding.decode` and the SHA-256; `intake` is the whole stage with one worker,",
         "from the listing to the published table, per photo, without its start, which the last column has, in all.",
         "",
         "| photos | stored px | what | ratio | bare CPU ms | job CPU ms | of so many | start, CPU ms |",

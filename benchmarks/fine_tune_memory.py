@@ -25,18 +25,18 @@ BATCH_SIZE, NUM_CLASSES, NUM_STEPS = 64, 5, 150
 
 def train(count: int, folder: Path) -> dict[str, float]:
     """Steps over all of the store, each on rows from anywhere in it; memory as it grows from the tenth step on."""
+    from job.cluster.devices import Devices
     from job.config import BackboneConfig
-    from job.data.stores import ROWS_PER_SHARD, StoredViews, StoreWriter
     from job.model.heads import Head, smoothed_one_hot
     from job.model.inputs import StoredInputs
     from job.model.network import Network
-    from job.telemetry import Telemetry
-    from job.train.cluster import Cluster
+    from job.runtime.telemetry import Telemetry
+    from job.stores.arrays import ROWS_PER_SHARD, StoredViews, StoreWriter
     from job.train.loop import Trainer
     from job.train.recipe import Recipe
     from job.train.schedule import Schedule
 
-    network = Network(BackboneConfig(alpha=0.35, weights="random"), 160, Cluster(), seed=0)
+    network = Network(BackboneConfig(alpha=0.35, weights="random"), 160, Devices(), seed=0)
     shape = network.cut_point.shape
     rng = np.random.default_rng(0)
     stores = []

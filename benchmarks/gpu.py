@@ -20,7 +20,7 @@ from benchmarks.measured import ROOT, machine
 from benchmarks.scale import median_and_spread
 from job.config import AugmentConfig, BackboneConfig
 from job.data.augment import Augmentation
-from job.telemetry import Telemetry
+from job.runtime.telemetry import Telemetry
 
 BACKBONES = ("mobilenet_v2", "resnet50", "efficientnet_v2_b0", "convnext_tiny")
 BATCH_SIZES = (64, 256)
@@ -92,11 +92,11 @@ def rows(backbone: str, image_size: int, batch_size: int, *, on_gpu: bool, round
     """One line for each case, as it is measured."""
     import tensorflow as tf
 
+    from job.cluster.devices import Devices
     from job.model.network import Network
-    from job.train.cluster import Cluster
 
     config = BackboneConfig(name=backbone, weights="random")
-    network = Network(config, image_size, Cluster(), seed=0)
+    network = Network(config, image_size, Devices(), seed=0)
     for what, precision, xla, make in cases(config, network, image_size, batch_size, (False, True) if on_gpu else (False,)):
         if on_gpu:
             tf.config.experimental.reset_memory_stats("GPU:0")
@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--try-on-cpu", action="store_true", help="does the code work? Its figures mean nothing")
     parser.add_argument("--out", type=Path, help="the table; benchmarks/results/gpu_... where it is left out")
     options = parser.parse_args()
-    from job.train.cluster import import_tensorflow
+    from job.cluster.tensorflow import import_tensorflow
 
     tf = import_tensorflow()
     gpus = tf.config.list_physical_devices("GPU")

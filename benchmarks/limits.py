@@ -21,8 +21,8 @@ import simplejpeg
 from PIL import Image
 
 from job.config import BackboneConfig, Config, ExtractConfig, FineTuneConfig, IntakeConfig
-from job.data.decode import DecodeRules, decode, jpeg_reduction
-from job.telemetry import Telemetry
+from job.decoding.decode import DecodeRules, decode, jpeg_reduction
+from job.runtime.telemetry import Telemetry
 from job.train.recipe import Recipe
 
 PARTS = ("forward", "step", "decode")
@@ -263,10 +263,10 @@ def measure(
             name: in_turn(decode_works(data, size, count, image_size), rounds, seconds)
             for name, (size, count) in DECODED_SIZES.items()
         }
+    from job.cluster.devices import Devices
     from job.model.network import Network
-    from job.train.cluster import Cluster
 
-    network = Network(config, image_size, Cluster(), seed=0)
+    network = Network(config, image_size, Devices(), seed=0)
     pixels = photos_in_memory(data, image_size)
     batch_size = ExtractConfig().batch_size
     if part == "forward":

@@ -63,7 +63,7 @@ def subset(crops: list[Path], folder: Path, count: int) -> Path:
 def bare_part(folder: str, part: str) -> Numbers:
     """Read and decode every second file, from the moment that a line comes in."""
     from job.config import IntakeConfig
-    from job.data.decode import DecodeRules, decode
+    from job.decoding.decode import DecodeRules, decode
 
     config = IntakeConfig(image_size=IMAGE_SIZE)
     rules = DecodeRules(**{name: getattr(config, name) for name in DecodeRules.__dataclass_fields__})
@@ -79,12 +79,12 @@ def bare_part(folder: str, part: str) -> Numbers:
 
 def intake_part(folder: str, out: str) -> Numbers:
     from job.config import IntakeConfig
-    from job.context import Context
-    from job.data import workers
-    from job.data.sources import FolderSource
+    from job.decoding import processes as workers
+    from job.runtime.context import Context
+    from job.runtime.telemetry import Telemetry
+    from job.sources.folders import FolderSource
     from job.stages.intake import intake
     from job.storage.workdir import Workdir
-    from job.telemetry import Telemetry
 
     first_news: list[float] = []
     receive = workers._Worker.receive
@@ -120,11 +120,11 @@ def intake_part(folder: str, out: str) -> Numbers:
 
 def split_part(out: str) -> Numbers:
     """What split does about copies, over the photos that intake left in `out`."""
-    from job.context import Context
     from job.data.duplicates import confirmed, group_ids, near_pairs
+    from job.runtime.context import Context
+    from job.runtime.telemetry import Telemetry
     from job.stages.intake import Intake
     from job.storage.workdir import Workdir
-    from job.telemetry import Telemetry
 
     found = Intake.load(Context(Workdir(Path(out)), Telemetry(None)))
     usable = found.examples.of()

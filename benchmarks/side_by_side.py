@@ -23,8 +23,7 @@ from benchmarks import limits
 from benchmarks.measured import ROOT, SHARED, machine, run_measured
 from benchmarks.side_by_side_table import PEERS, table
 from job.data.examples import Examples
-from job.pipeline import STAGES
-from job.records import record_name
+from job.pipeline.table import STAGES
 
 RESULTS = ROOT / "benchmarks" / "results"
 _ONCE = ("b", "c")  # They take long, and their distance is far beyond the noise.
@@ -96,7 +95,7 @@ def run_job(size: Size, seed: int, settings: list[str], scratch: Path) -> Run:
     command += ["--weights", SHARED / "weights" / size.weights, "--set", f"seed={seed}"]
     run: Run = {"seed": seed, **run_measured([*command, *(word for s in settings for word in ("--set", s))])}
     metrics = json.loads((out / "metrics.json").read_text())
-    records = {name: json.loads((out / record_name(name)).read_text()) for name in STAGES}
+    records = {name: json.loads((out / f"stages/{name}.json").read_text()) for name in STAGES}
     run |= {name: metrics[name] for name in ("shipped", "timings", "throughput")}
     run["counts"] = {name: record["count"] for name, record in records.items() if record.get("count")}
     run |= {f"{name}_accuracy": metrics[name]["test"]["accuracy"] for name in ("head", "fine_tuned") if metrics[name]}
@@ -139,7 +138,7 @@ def link_photos(data: Path, split: str, folder: Path) -> tuple[list[str], tuple[
 
     Returns the names of the links of the held-out photos, in order, and the class names.
     """
-    from job.data.sources import FolderSource
+    from job.sources.folders import FolderSource
 
     listing = FolderSource(data.resolve()).listing()
     if len(listing.entries) != len(split):

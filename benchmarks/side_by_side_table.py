@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.scale import median_and_spread
-from job.model.metrics import bootstrap
+from job.measure.metrics import bootstrap
 
 PEERS = {
     "a": "a: image_dataset_from_directory + fit",
@@ -247,5 +247,5 @@ BEHIND = """## What stands behind the lines
   is the fine-tuning stage's step, from float16 arrays in memory. The stage as a whole has its start and validation in it.
   Both, and both forward passes, run with deterministic operations, which the job switches on for a whole process.
 - **Decode**: photos enlarged to that size and saved with JPEG quality 90, on one core. `bare` is simplejpeg at the scale
-  that the job chooses and nothing else; `job` is SHA-256 and `job.data.decode.decode`: checks, decode, resize, hash.
+  that the job chooses and nothing else; `job` is SHA-256 and `job.decoding.decode.decode`: checks, decode, resize, hash.
 """.splitlines()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from job.config import fields
 from job.model.backbones import table
-from job.wording import allowed
+from job.text.wording import allowed
 
 HERE = Path(__file__).parent
 

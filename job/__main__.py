@@ -3,21 +3,21 @@ import sys
 
 def start() -> None:
     """Run the program. Signals are heard before anything that takes time is imported."""
-    from job.startup import keep_foreign_modules_out, refuse_small_address_space
+    from job.console.startup import keep_foreign_modules_out, refuse_small_address_space
 
     keep_foreign_modules_out()
-    from job.streams import open_closed_descriptors, replace_standard_streams, restart_in_utf8
+    from job.console.streams import open_closed_descriptors, replace_standard_streams, restart_in_utf8
 
     open_closed_descriptors()
     refuse_small_address_space()
     restart_in_utf8()
     replace_standard_streams()
-    from job.stop import STOP, ignore_signals
+    from job.runtime.stop import STOP, ignore_signals
 
     STOP.listen()
     try:
         from job.cli import main
-        from job.terminal import show_bug
+        from job.console.terminal import show_bug
 
         sys.excepthook = show_bug
         main()

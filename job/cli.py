@@ -13,15 +13,14 @@ from typing import Any, TypeVar
 import click
 
 from job import __version__
+from job.console.places import place
+from job.console.terminal import end, say
 from job.errors import OF_STORAGE, JobError, UsageError
-from job.places import place
-from job.stop import STOP
-from job.terminal import end, say
-from job.untrusted import escaped
+from job.pipeline.table import STAGES
+from job.runtime.stop import STOP
+from job.text.untrusted import escaped
 
 # No import of the pipeline up here: `--help` must not wait for pydantic, pyarrow or TensorFlow.
-
-STAGE_NAMES = ("intake", "split", "explore", "extract", "audit", "head", "fine_tune", "evaluate", "export", "report")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -167,7 +166,7 @@ def _with_run_options(command: Command) -> Command:
 @_with_run_options
 @click.option(
     "--stop-after",
-    type=click.Choice(STAGE_NAMES),
+    type=click.Choice(tuple(STAGES)),
     help="Leave out the stages behind this one (the report is drawn from explore on).",
 )
 @click.option("--dry-run", is_flag=True, help="Print the resolved configuration and which stages would run, and why.")
@@ -202,9 +201,9 @@ def explore(call: _Call) -> None:
 )
 def rank(call: _Call, backbones: tuple[str, ...], image_sizes: tuple[str, ...]) -> None:
     """Which backbone? Probe several on features, one pass each: a table and a plot of accuracy against cost."""
-    from job import output
-    from job.candidates import candidates
-    from job.rank import rank as rank_candidates
+    from job.pipeline import output
+    from job.rank.candidates import candidates
+    from job.rank.rank import rank as rank_candidates
 
     _refuse_credentials(*(part.partition("weights=")[2] for listed in backbones for part in listed.split(",")))
     config = _loaded(call)
@@ -257,7 +256,7 @@ def predict(model: str, data: str, out: str, **options: Any) -> None:
     A model is code: its graph can read and write files as the user who runs this. docs/security.md says how to be sure
     that it is the one that was exported.
     """
-    from job.predict import predict as predict_photos
+    from job.serving.predict import predict as predict_photos
 
     _refuse_credentials(model, data, out, options["tfds_dir"])
     with _context() as context:
@@ -268,11 +267,10 @@ def predict(model: str, data: str, out: str, **options: Any) -> None:
 @click.argument("directory", metavar="DIR", type=_PLACE)
 def report(directory: str) -> None:
     """Draw the page of a run again from its artifacts, DIR/report.html."""
-    from job import publishing
     from job.config import Config
-    from job.output import existing_workdir, owned
-    from job.pipeline import STAGES
-    from job.records import contradictions, made_with, read_run, timings
+    from job.pipeline import publishing
+    from job.pipeline.output import existing_workdir, owned
+    from job.pipeline.records import Records, read_run
     from job.stages.report import report as draw_report
 
     with _context(existing_workdir(directory)) as context, owned(context):
@@ -281,15 +279,16 @@ def report(directory: str) -> None:
             raise UsageError(
                 f"{directory}/run.json is missing or damaged. Give the --out of a run, or run the job on it again."
             )
-        made = [name for name in made_with(context.workdir, STAGES, described["settings_of_stages"]) if name != "report"]
-        if mixed := contradictions(context.workdir, {name: STAGES[name] for name in made}):
+        records = Records(context.workdir)
+        made = [name for name in records.made_with(described["settings_of_stages"]) if name != "report"]
+        if mixed := records.contradictions(made):
             raise UsageError(
                 f"{directory} holds a mix of results:",
                 *(f"  {line}" for line in mixed),
                 "Run the job on it again, and it puts that right.",
             )
         config = Config.model_validate(described["config"])
-        draw_report(config.report, run=described, timings=timings(context.workdir, made), context=context)
+        draw_report(config.report, run=described, timings=records.timings(made), context=context)
         publishing.publish(context.workdir, [*made, "report"])
         say(f"Report: {context.workdir.shown(f'{publishing.place(context.workdir)}report.html')}")
 
@@ -306,10 +305,10 @@ def report(directory: str) -> None:
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Decides the pictures and the run.")
 def demo(out: str, seed: int) -> None:
     """The whole job on pictures that it draws itself, without any network, in about a minute."""
-    from job import demo as drawn
-    from job import output
-    from job.storage.objects import is_remote
-    from job.train.cluster import Cluster
+    from job.cluster.environment import Cluster
+    from job.demo import demo as drawn
+    from job.pipeline import output
+    from job.storage.bucket.objects import is_remote
 
     if Cluster.from_environ(os.environ).num_workers > 1:
         raise UsageError("The demo is for one worker: they would all draw its pictures. Use run on a folder of photos.")
@@ -333,7 +332,7 @@ def _check_surroundings() -> None:
 
 def _refuse_credentials(*uris: str | None) -> None:
     """Before anything can repeat them, in an error or in what a run writes down."""
-    from job.storage.objects import is_remote, parts_of
+    from job.storage.bucket.objects import is_remote, parts_of
 
     for uri in uris:
         if uri and is_remote(uri):
@@ -363,9 +362,9 @@ def _config(call: _Call) -> Any:
 @contextmanager
 def _context(workdir: Any = None, config: Any = None, *, logs: bool = True) -> Iterator[Any]:
     from job.config import Config
-    from job.context import Context
+    from job.runtime.context import Context
+    from job.runtime.telemetry import Telemetry
     from job.storage.workdir import Workdir
-    from job.telemetry import Telemetry
 
     config = config or Config()
     STOP.grace_s = config.checkpoint.grace_s
@@ -378,7 +377,7 @@ def _context(workdir: Any = None, config: Any = None, *, logs: bool = True) -> I
 
 def _workdir(call: _Call, config: Any, worker: int = 0) -> Any:
     """Return the output directory, refused where it and the inputs do not go together."""
-    from job import output
+    from job.pipeline import output
 
     folders, files = [config.intake.tfds_dir], [call.labels, str(call.config_file or "") or None]
     if config.backbone.weights not in ("imagenet", "random"):
@@ -391,12 +390,12 @@ def _workdir(call: _Call, config: Any, worker: int = 0) -> Any:
 
 
 def _run(call: _Call, config: Any, stop_after: str | None) -> None:
-    from job import run
-    from job.job import Job
-    from job.provenance import program
-    from job.train.cluster import Cluster
+    from job.cluster.environment import Cluster
+    from job.pipeline import results, run, team
+    from job.pipeline.job import Job
+    from job.pipeline.provenance import program
 
-    cluster = Cluster.from_environ(os.environ, logical_cpus=config.cluster.logical_cpus)
+    cluster = Cluster.from_environ(os.environ)
     workdir = _workdir(call, config, cluster.index)
     with _context(workdir, config, logs=cluster.is_chief) as context:
         context.telemetry.line(str(cluster))
@@ -404,18 +403,18 @@ def _run(call: _Call, config: Any, stop_after: str | None) -> None:
         job = Job(config, call.data, context, command, labels=call.labels, cluster=cluster)
         if cluster.is_chief:
             run.run(job, stop_after, call.config_file)
-            say(*run.headline(job))
+            say(*results.headline(job))
         else:
-            run.assist(job, stop_after)
+            team.assist(job, stop_after)
 
 
 def _dry_run(call: _Call, config: Any, stop_after: str | None) -> None:
-    from job import output, run
     from job.config import as_toml
-    from job.context import Context
-    from job.job import Job
     from job.model.network import Network
-    from job.telemetry import Telemetry
+    from job.pipeline import output, plan
+    from job.pipeline.job import Job
+    from job.runtime.context import Context
+    from job.runtime.telemetry import Telemetry
 
     given = _workdir(call, config)
     output.check(Context(given, Telemetry(None), caching=config.cache), call.config_file)
@@ -423,14 +422,14 @@ def _dry_run(call: _Call, config: Any, stop_after: str | None) -> None:
         context = Context(workdir, Telemetry(None), config.seed, caching=config.cache)
         job = Job(config, call.data, context, labels=call.labels)
         say(*as_toml(config).split("\n"))
-        steps = run.plan(job, stop_after)
+        steps = plan.plan(job, stop_after)
     for step in steps:
         say(f"{step.stage:<10} {'runs' if step.runs else 'skipped'}: {step.reason}")
     if any(step.stage == "extract" and step.runs for step in steps):
         backbone = config.backbone
         if backbone.weights == "imagenet":  # They may have to be downloaded, and the plan needs no more than the layers.
             backbone = backbone.model_copy(update={"weights": "random"})
-        point = Network(backbone, config.intake.image_size, job.cluster, seed=config.seed).cut_point
+        point = Network(backbone, config.intake.image_size, job.devices, seed=config.seed).cut_point
         cut = (
             f"cut after {point.name}, {point.share_above:.0%} of the multiply-adds are fine-tuned; "
             f"at most {point.values_per_view * 2:,} bytes stored for each view"

@@ -4,7 +4,6 @@ Sections are frozen pydantic models; unknown keys are refused, and all mistakes 
 dotted path, the value given and the values allowed. What a stage depends on is what `digest_of` sees of its sections.
 """
 
-import hashlib
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -14,9 +13,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from job.console.places import place, read_named, refused_at_start
 from job.errors import UsageError
-from job.places import place, read_named, refused_at_start
-from job.wording import explain
+from job.text.wording import explain
 
 
 def _how(default: Any, description: str, **limits: Any) -> Any:
@@ -322,11 +321,6 @@ class Config(Section):
         if mistakes or config is None:
             raise UsageError("The configuration has mistakes:", *(f"  {line}" for line in mistakes))
         return config
-
-
-def digest_of(value: Any) -> str:
-    """SHA-256 of a JSON-serialisable value, in hexadecimal."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def fields(section: type[Section] = Config, prefix: str = "") -> list[tuple[str, FieldInfo]]:

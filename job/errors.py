@@ -14,7 +14,7 @@ Schedulers decide by the exit code whether to start a job again, so the codes ar
 
 import errno
 
-from job.untrusted import escaped
+from job.text.untrusted import escaped
 
 # What a library may meet that writes or reads where nobody thought of it.
 OF_STORAGE = (

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from job.context import Context
+from job.runtime.context import Context
+from job.runtime.telemetry import Telemetry
 from job.storage.workdir import Workdir
-from job.telemetry import Telemetry
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"

@@ -7,7 +7,7 @@ import numpy as np
 import scipy.sparse.csgraph
 
 from job.data.examples import Examples
-from job.data.stores import ArrayStore
+from job.stores.arrays import ArrayStore
 
 # Copies (resized, recompressed, slightly cropped or brightened) correlate above this at 40x40 pixels, and so do shots of
 # one burst; photos that are merely alike do not (docs/decisions/0004-near-duplicates.md has the measurement).

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from job.config import digest_of
+from job.storage.files import digest_of
 
 Status = Literal["used", "converted", "quarantined", "ignored", "excluded"]
 

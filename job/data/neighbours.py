@@ -7,8 +7,8 @@ import numpy as np
 import scipy.linalg
 from threadpoolctl import threadpool_limits
 
-from job.data.stores import ArrayStore
-from job.telemetry import spent_once
+from job.runtime.telemetry import spent_once
+from job.stores.arrays import ArrayStore
 
 _ROWS_AT_ONCE = 4096
 # Below this many photos all are compared with all, which takes less time than building an index.

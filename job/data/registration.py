@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter, map_coordinates, zoom
 from scipy.optimize import least_squares
 
-from job.data.stores import ArrayStore
+from job.stores.arrays import ArrayStore
 
 MIN_CORRELATION, MIN_DETAIL = 0.95, 0.9
 _MIN_COARSE = 0.8

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from job.config import BackboneConfig, digest_of
+from job.config import BackboneConfig
+from job.console.places import at_start
 from job.errors import UsageError
 from job.model import imagenet
-from job.places import at_start
-from job.storage.copies import local_copy
-from job.storage.files import digest_of_file
-from job.storage.objects import is_remote, parts_of
+from job.storage.bucket.downloads import local_copy
+from job.storage.bucket.objects import is_remote, parts_of
+from job.storage.files import digest_of, digest_of_file
 
 if TYPE_CHECKING:
     import keras

@@ -8,7 +8,7 @@ import scipy.optimize
 from scipy.special import log_softmax, softmax
 from threadpoolctl import threadpool_limits
 
-from job.data.stores import StoredViews
+from job.stores.arrays import StoredViews
 
 # Largest component of the scaled gradient of the mean loss. The fine one is what float32 features can give; the coarse one
 # is enough to compare strengths by validation log-loss, or to start training from.

@@ -12,9 +12,9 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+from job.console.places import refused_at_start
 from job.errors import StorageFailed
-from job.places import refused_at_start
-from job.storage.copies import scratch
+from job.storage.bucket.downloads import scratch
 from job.storage.files import beside, writing
 
 _TIMEOUT_S = 60.0

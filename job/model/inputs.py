@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from job.data.augment import Augmentation
-from job.data.stores import ArrayStore, StoredViews
 from job.model.network import Network
+from job.stores.arrays import ArrayStore, StoredViews
 
 if TYPE_CHECKING:
     import tensorflow as tf

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from job.cluster.devices import Devices
+from job.cluster.replicas import Replicas
+from job.cluster.tensorflow import import_tensorflow
 from job.config import BackboneConfig
 from job.data.augment import Augmentation
 from job.model import backbones, cut
 from job.model.heads import Head
-from job.telemetry import spent_once
-from job.train.cluster import Cluster, import_tensorflow
-from job.train.replicas import Replicas
+from job.runtime.telemetry import spent_once
 
 if TYPE_CHECKING:
     import keras
@@ -37,12 +38,12 @@ class Network:
     Raises (when first used): UsageError, StorageFailed, as `backbones.build`.
     """
 
-    def __init__(self, config: BackboneConfig, image_size: int, cluster: Cluster, *, seed: int) -> None:
-        self.config, self.image_size, self.cluster, self._seed = config, image_size, cluster, seed
+    def __init__(self, config: BackboneConfig, image_size: int, devices: Devices, *, seed: int) -> None:
+        self.config, self.image_size, self.devices, self._seed = config, image_size, devices, seed
 
     @property
     def replicas(self) -> Replicas:
-        return self.cluster.local
+        return self.devices.local
 
     @cached_property
     def _built(self) -> tuple[list[keras.Layer], keras.Model]:

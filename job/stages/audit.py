@@ -12,18 +12,18 @@ from typing import Any, Self
 import numpy as np
 
 from job.config import AuditConfig
-from job.context import Context
 from job.data.duplicates import group_ids, without_conflicts, without_leaks
 from job.data.examples import Examples
 from job.data.neighbours import Neighbours, nearest, principal_components
 from job.data.registration import same_scene
-from job.data.stores import ArrayStore
 from job.errors import DataUnusable
-from job.galleries import Gallery, crossings
-from job.model.probes import learning_curve, out_of_fold
+from job.measure.probes import learning_curve, out_of_fold
+from job.report.gallery import Gallery, crossings
+from job.runtime.context import Context
+from job.runtime.telemetry import spent_once
 from job.storage.workdir import Workdir
-from job.telemetry import spent_once
-from job.untrusted import csv_of
+from job.stores.arrays import ArrayStore
+from job.text.untrusted import csv_of
 
 PICTURES = "stages/audit/pictures"
 TABLE = "stages/audit/examples.parquet"

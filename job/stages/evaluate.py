@@ -10,16 +10,16 @@ import pyarrow.parquet as pq
 from scipy.special import softmax
 
 from job.config import EvaluateConfig
-from job.context import Context
 from job.data.examples import Examples
-from job.data.stores import ArrayStore
-from job.galleries import Gallery
-from job.model import metrics
+from job.measure import metrics
 from job.model.heads import Head
 from job.model.inputs import Inputs
 from job.model.network import Network
+from job.report.gallery import Gallery
+from job.runtime.context import Context
+from job.runtime.telemetry import Telemetry
 from job.storage.workdir import Workdir
-from job.telemetry import Telemetry
+from job.stores.arrays import ArrayStore
 from job.train.feed import all_rows, run_batches
 
 SUMMARY = "stages/evaluate/evaluation.json"

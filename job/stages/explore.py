@@ -10,14 +10,14 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
-from job import figures
 from job.config import ExploreConfig
-from job.context import Context
 from job.data.examples import Examples
-from job.data.stores import ArrayStore
-from job.galleries import TILE_PX, Gallery, crossings
-from job.model.metrics import wilson
-from job.model.shortcuts import shortcuts
+from job.measure.metrics import wilson
+from job.measure.shortcuts import shortcuts
+from job.report import figures
+from job.report.gallery import TILE_PX, Gallery, crossings
+from job.runtime.context import Context
+from job.stores.arrays import ArrayStore
 
 PICTURES = "stages/explore/pictures"
 SUMMARY = "stages/explore/explore.json"

@@ -19,19 +19,20 @@ from typing import Any, Self
 import numpy as np
 import pyarrow.parquet as pq
 
-from job import __version__, parity
+from job import __version__
 from job.config import ExportConfig, IntakeConfig
-from job.context import Context
-from job.data.decode import DecodeRules
 from job.data.examples import Examples
-from job.data.sources import Entry, Source
-from job.data.stores import ArrayStore
+from job.decoding.decode import DecodeRules
 from job.errors import Diverged, GateNotMet, JobError, TryAgainLater, of_code
-from job.model import serving
-from job.model.graph_decode import FORMATS, Limits
 from job.model.heads import Head
 from job.model.network import Network
+from job.runtime.context import Context
+from job.serving import graph as serving
+from job.serving import parity
+from job.serving.graph_decode import FORMATS, Limits
+from job.sources.base import Entry, Source
 from job.storage.files import digest_of_file, storage_failed
+from job.stores.arrays import ArrayStore
 
 MODEL = "stages/export/model"
 PREDICTIONS = "stages/evaluate/predictions.parquet"
@@ -177,7 +178,7 @@ def _faults(config: ExportConfig, result: dict[str, Any]) -> list[str]:
 def _start_checker() -> subprocess.Popen[str]:
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    return subprocess.Popen([sys.executable, "-P", "-m", "job.parity"], env=environment, text=True, **pipes)
+    return subprocess.Popen([sys.executable, "-P", "-m", "job.serving.parity"], env=environment, text=True, **pipes)
 
 
 def _ask(checker: subprocess.Popen[str], request: parity.Request, context: Context) -> dict[str, Any]:

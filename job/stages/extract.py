@@ -8,19 +8,20 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from job.cgroups import memory_bytes
-from job.config import AugmentConfig, ExtractConfig, digest_of
-from job.context import Context
+from job.config import AugmentConfig, ExtractConfig
 from job.data.augment import Augmentation
 from job.data.examples import Examples
-from job.data.exchange import Exchange, open_store
-from job.data.stores import ROWS_PER_SHARD, ArrayStore, StoredViews, StoreWriter
 from job.errors import Diverged
 from job.model.cut import CutPoint
 from job.model.inputs import Choice, choose_inputs
 from job.model.network import CUT_DTYPE, Network
-from job.storage.cache import Cache
+from job.runtime.cgroups import memory_bytes
+from job.runtime.context import Context
+from job.storage.files import digest_of
 from job.storage.sealed import read_sealed, write_sealed
+from job.stores.arrays import ROWS_PER_SHARD, ArrayStore, StoredViews, StoreWriter
+from job.stores.cache import Cache
+from job.stores.exchange import Exchange, open_store
 from job.train.feed import run_batches
 
 SUMMARY = "stages/extract/extract.json"

@@ -8,12 +8,12 @@ import numpy as np
 from sklearn.metrics import log_loss
 
 from job.config import FineTuneConfig
-from job.context import Context
 from job.data.examples import Examples
-from job.data.stores import StoredViews
 from job.model.heads import COARSE, Head, class_weights, regression_on_views, smoothed_one_hot
 from job.model.inputs import Inputs
 from job.model.network import Network
+from job.runtime.context import Context
+from job.stores.arrays import StoredViews
 from job.train.checkpoint import Checkpoints, TrainState, numbered
 from job.train.feed import Arrays
 from job.train.loop import Batch, Trainer
@@ -74,8 +74,8 @@ def fine_tune(
     with context.telemetry.spent("start"):
         is_known = saved or not context.peers.is_chief  # Then what is made here is replaced below.
         start = chosen_head if is_known else _start(config, examples, features, chosen_head, c)
-    precision = context.peers.same(network.cluster.best_precision if config.precision == "auto" else config.precision)
-    replicas = network.cluster.all
+    precision = context.peers.same(network.devices.best_precision if config.precision == "auto" else config.precision)
+    replicas = network.devices.all
     model = network.tuned(start, precision, replicas)
     trainer = Trainer(
         model,

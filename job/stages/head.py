@@ -7,10 +7,10 @@ import numpy as np
 from sklearn.metrics import log_loss
 
 from job.config import HeadConfig
-from job.context import Context
 from job.data.examples import Examples
-from job.data.stores import StoredViews
 from job.model.heads import COARSE, Head, class_weights, regression_on_views, smoothed_one_hot
+from job.runtime.context import Context
+from job.stores.arrays import StoredViews
 from job.train.checkpoint import Checkpoints, TrainState, numbered
 
 ARRAYS = "stages/head/head.npz"

@@ -15,19 +15,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from job.cgroups import usable_cores
-from job.config import IntakeConfig, digest_of
-from job.context import Context
-from job.data.decode import SCHEMA, DecodeRules
+from job.config import IntakeConfig
 from job.data.examples import Examples
-from job.data.exchange import Exchange, open_store
-from job.data.sources import Entry, Listing, Source
-from job.data.stores import ROWS_PER_SHARD, ArrayStore, Shard, StoreWriter
-from job.data.workers import Limits, Record, ShardTask, decode_shards, is_passing
+from job.decoding.decode import SCHEMA, DecodeRules
+from job.decoding.processes import Limits, Record, ShardTask, decode_shards, is_passing
 from job.errors import DataUnusable
-from job.storage.cache import Cache
-from job.storage.files import own_mark
+from job.runtime.cgroups import usable_cores
+from job.runtime.context import Context
+from job.sources.base import Entry, Listing, Source
+from job.storage.files import digest_of, own_mark
 from job.storage.workdir import Workdir
+from job.stores.arrays import ROWS_PER_SHARD, ArrayStore, Shard, StoreWriter
+from job.stores.cache import Cache
+from job.stores.exchange import Exchange, open_store
 
 TABLE = "stages/intake/table.parquet"
 KNOWN = "stages/intake/known.parquet"

@@ -1,351 +1,36 @@
-"""report: one self-contained page about the run, drawn from what the stages before it left.
+"""report: draw the page of the run from what the stages before it left."""
 
-The page has no script and asks for nothing from anywhere; its policy forbids both. Names of files and classes are hostile
-text: Jinja escapes them, and characters that cannot be seen, or that turn the text around them, are written out.
-"""
-
-import base64
-import hashlib
-import json
-import math
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
-from job import figures, times
-from job.advice import MIN_AGREEMENT, advice
-from job.config import Config, ReportConfig
-from job.context import Context
-from job.errors import StorageFailed
-from job.storage.files import in_units
-from job.storage.workdir import Workdir
-from job.untrusted import escaped
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from job.config import ReportConfig
+from job.report.page import page
+from job.runtime.context import Context
 
 PAGE = "stages/report/report.html"
-_ARTIFACTS = {
-    "explore": "stages/explore/explore.json",
-    "extract": "stages/extract/extract.json",
-    "audit": "stages/audit/audit.json",
-    "head": "stages/head/head.json",
-    "tuning": "stages/fine_tune/fine_tune.json",
-    "evaluation": "stages/evaluate/evaluation.json",
-    "parity": "stages/export/parity.json",
-}
-_MEDIA_TYPES = {".jpg": "image/jpeg", ".png": "image/png", ".svg": "image/svg+xml"}
-_HEAT_LEVELS = 20
-_LEAST_TOLD_S = 0.05
-# A page stays readable, and below some ten megabytes, whatever the data.
-LIMITS = {
-    "advice": 8,
-    "pictured_classes": 100,
-    "matrix_classes": 60,
-    "reasons": 60,
-    "photos_of_a_group": 24,
-    "confusions": 6,
-}
 
 
 @dataclass(frozen=True)
 class Report:
-    """The page."""
+    """The page, an HTML file."""
 
     path: Path
 
     @classmethod
     def load(cls, context: Context) -> Self:
+        """Return the page that an earlier run has drawn."""
         return cls(context.workdir.path(PAGE))
 
 
 def report(config: ReportConfig, *, run: dict[str, Any], timings: dict[str, dict[str, Any]], context: Context) -> Report:
-    """Draw the page. Needs explore's summary; says what there is to say about models where there are any.
+    """Draw the page and write it.
 
-    `run` is the content of run.json, `timings` the records (as `job.times` has them) of the stages that are up to date;
-    others are not shown.
+    `run` is the content of run.json; `timings` are the records of the stages that are up to date, as
+    `job.report.times` reads them. Other stages are not shown.
 
     Raises:
         StorageFailed: where explore's summary cannot be read, or the page cannot be written.
     """
-    workdir = context.workdir
-    # An export that has just failed has left numbers, and no record.
-    failed = {"export"} if "evaluate" in timings and not workdir.exists("stages/export.json") else set()
-    shown = {"explore", *timings, *failed}
-    made = {name: workdir.read_json(path) if path.split("/")[1] in shown else None for name, path in _ARTIFACTS.items()}
-    if made["explore"] is None:
-        raise StorageFailed(f"{workdir.path(_ARTIFACTS['explore'])}: missing or damaged. Run the same command again.")
-    known = {name: record for name, record in timings.items() if name != "report"}  # It is not over yet.
-    with context.telemetry.spent("drawing"):
-        charts = _charts(made["audit"], made["head"], made["tuning"], known)
-    environment = _environment(workdir)
-    style = environment.get_template("report.css.j2").render(heat_levels=_HEAT_LEVELS)
-    page = environment.get_template("report.html.j2").render(
-        made,
-        title=config.title or _name_of(run["data"]),
-        style=style,
-        style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
-        refusals=workdir.read_json("stages/split/refusals.json") or [],
-        state=_state(made["evaluation"], made["parity"]),
-        data=_data(made["explore"], made["audit"]),
-        advice=advice(made["explore"], made["audit"]),
-        results=_results(made["evaluation"]) if made["evaluation"] else None,
-        charts=charts,
-        run=run,
-        by_table=Path(run["data"]).suffix.lower() in (".csv", ".tsv", ".parquet"),
-        settings=_settings(run["config"]),
-        provenance=[*_leaves(run.get("versions", {})), *_leaves(run.get("fingerprint", {}))],
-        times=_times(known),
-        limits=LIMITS,
-        min_agreement=MIN_AGREEMENT,
-    )
-    workdir.write_bytes(PAGE, page.encode("utf-8", "backslashreplace"))
+    context.workdir.write_bytes(PAGE, page(config, run=run, timings=timings, context=context))
     return Report.load(context)
-
-
-def _environment(workdir: Workdir) -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        finalize=_with_unseen_written_out,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": _percent, "points": _points, "bytes": in_units}
-    environment.filters |= {"seconds": _seconds, "when": _when, "short": _short}
-    environment.filters["setting"] = lambda value: json.dumps(value, ensure_ascii=False)
-    environment.globals["picture"] = lambda name: _data_uri(workdir.path(name))
-    return environment
-
-
-def _state(evaluation: Mapping[str, Any] | None, parity: Mapping[str, Any] | None) -> str:
-    if evaluation is None:
-        return "no model"
-    if not evaluation["gate"]["met"]:
-        return "gate not met"
-    if parity is None:
-        return "not exported"
-    return "exported" if parity["agrees"] else "export disagrees"
-
-
-def _data(explore: Mapping[str, Any], audit: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What the page says about the data beside explore's own numbers; what was decided later counts."""
-    widths = [c["recall_interval_width"] for c in explore["classes"]]
-    counted = (audit or explore)["classes"]
-    classes = [
-        {**c, "total": c["train"] + c["val"] + c["test"], "recall_interval_width": width}
-        for c, width in zip(counted, widths, strict=True)
-    ]
-    totals = [c["total"] for c in classes]
-    groups = explore["duplicates"]["groups"]
-    crossing = [g for g in groups if g["crosses_splits"] or g["crosses_labels"]]
-    given = explore["splits_given"]
-    return {
-        "num_photos": sum(totals),
-        "statuses": (audit or explore)["statuses"],
-        "splits": (audit or explore)["splits"],
-        "classes": classes,
-        "largest": max(totals),
-        "given": given if "train" in given and len(given) > 1 else [],
-        "crossing": crossing,
-        "harmless": [g for g in groups if g not in crossing],
-    }
-
-
-def _results(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """The shipped model's numbers beside what it has to be held against, and its confusions."""
-    shipped = evaluation["shipped"]
-    test, leak_free = evaluation[shipped]["test"], evaluation[shipped]["test_leak_free"]
-    other = {"head": "fine_tuned", "fine_tuned": "head"}[shipped]
-    names, matrix = evaluation["class_names"], evaluation["confusion"]
-    confusions = [
-        {"label": names[i], "predicted": names[j], "count": count, "share": count / sum(row)}
-        for i, row in enumerate(matrix)
-        for j, count in enumerate(row)
-        if count and i != j
-    ]
-    return {
-        "test": test,
-        "chance_loss": math.log(len(names)),
-        "num_correct": round(test["accuracy"] * test["num_examples"]),
-        "leak_free": leak_free if leak_free and leak_free["num_examples"] != test["num_examples"] else None,
-        "other": other if evaluation[other] else None,
-        "confusions": sorted(confusions, key=lambda c: -c["count"]),
-        "matrix": [[(count, _heat(count, sum(row)), i == j) for j, count in enumerate(row)] for i, row in enumerate(matrix)],
-    }
-
-
-def _heat(count: int, total: int) -> int:
-    """A shade from 0 to 20, by the square root of the share, so that rare confusions can be seen."""
-    return math.ceil(_HEAT_LEVELS * math.sqrt(count / total)) if count else 0
-
-
-def _settings(config: Mapping[str, Any]) -> list[tuple[str, Any, bool]]:
-    """Every setting with its dotted name, its value, and whether it differs from the default."""
-    defaults = dict(_leaves(Config().model_dump(mode="json")))
-    return [(name, value, name in defaults and defaults[name] != value) for name, value in _leaves(config)]
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
-
-
-def _times(records: times.Records) -> dict[str, Any]:
-    """A row for each stage, and the shares of the whole."""
-    rows = [
-        {
-            "stage": stage,
-            "wall_s": record["wall_s"],
-            "cpu_s": record["cpu_s"],
-            "rate": times.rate(stage, record),
-            "unit": times.UNITS.get(stage),
-            "spent": [(what, s) for what, s in times.spent(stage, record).items() if s >= _LEAST_TOLD_S],
-        }
-        for stage, record in records.items()
-    ]
-    return {"rows": rows, "shares": times.shares(records)}
-
-
-def _charts(
-    audit: Mapping[str, Any] | None,
-    head: Mapping[str, Any] | None,
-    tuning: Mapping[str, Any] | None,
-    records: times.Records,
-) -> dict[str, str]:
-    charts = {"curve": _drawn(_learning_curve_chart(audit["learning_curve"]["points"]))} if audit else {}
-    if head:
-        charts["head"] = _drawn(_head_chart(head))
-    if tuning and len(tuning["history"]) > 1:
-        charts["tuning"] = _drawn(_tuning_chart(tuning["history"]))
-    if records:
-        charts["times"] = _drawn(_times_chart(records))
-    return charts
-
-
-def _learning_curve_chart(points: Sequence[Mapping[str, Any]]) -> "Figure":
-    figure, (ax,) = figures.new_figure(6.0, 2.9)
-    sizes = [point["num_examples"] for point in points]
-    for point in points:
-        draws = point["accuracies"]
-        ax.plot([point["num_examples"]] * len(draws), draws, "o", markersize=4, alpha=0.6, color=figures.SERIES[0])
-    ax.plot(sizes, [sum(p["accuracies"]) / len(p["accuracies"]) for p in points], color=figures.SERIES[0])
-    ax.set(title="Accuracy on validation photos", xscale="log", xlabel="training photos")
-    ax.set_xticks(sizes, [f"{size:,}" for size in sizes])
-    ax.minorticks_off()
-    return figure
-
-
-def _head_chart(head: Mapping[str, Any]) -> "Figure":
-    figure, axes = figures.new_figure(9.0, 2.7, columns=2)
-    strengths = [tried["c"] for tried in head["path"]]
-    for ax, name, colour in ((axes[0], "val_log_loss", figures.SERIES[0]), (axes[1], "val_accuracy", figures.SERIES[2])):
-        values = [tried[name] for tried in head["path"]]
-        ax.plot(strengths, values, marker="o", markersize=4, color=colour)
-        chosen = [(c, v) for c, v in zip(strengths, values, strict=True) if c == head["c"]]
-        ax.plot(*zip(*chosen, strict=True), marker="o", markersize=11, fillstyle="none", color=colour, linestyle="none")
-        ax.set(xscale="log", xlabel="C (further right: freer to fit the training photos)")
-    axes[0].set(title="Log loss on validation photos")
-    axes[1].set(title="Accuracy on validation photos")
-    return figure
-
-
-def _tuning_chart(history: Sequence[Mapping[str, float]]) -> "Figure":
-    figure, axes = figures.new_figure(9.0, 2.9, columns=3)
-    _curve(axes[0], history, "train_loss", figures.SERIES[1], "training photos")
-    _curve(axes[1], history, "val_log_loss", figures.SERIES[0], "validation photos")
-    _curve(axes[2], history, "train_accuracy", figures.SERIES[1], "training photos")
-    _curve(axes[2], history, "val_accuracy", figures.SERIES[0], "validation photos")
-    for ax, title in zip(axes, ("Training loss", "Log loss on validation photos", "Accuracy"), strict=True):
-        ax.set(title=title, xlabel="epoch")
-        ax.locator_params(axis="x", integer=True)
-    axes[2].legend(frameon=False, fontsize=9)
-    return figure
-
-
-def _times_chart(records: times.Records) -> "Figure":
-    """A bar for each stage, the first one on top, with the parts of the whole in their order."""
-    figure, (ax,) = figures.new_figure(9.0, 1.1 + 0.3 * len(records))
-    spent = [times.parts(stage, record) for stage, record in records.items()]
-    end = [0.0] * len(spent)
-    for part, colour in zip(times.PARTS, figures.SERIES, strict=True):
-        widths = [seconds[part] for seconds in spent]
-        ax.barh(list(records), widths, left=end, height=0.7, color=colour, label=part)
-        end = [e + width for e, width in zip(end, widths, strict=True)]
-    ax.set(xlabel="seconds")
-    ax.invert_yaxis()
-    ax.grid(visible=False, axis="y")
-    ax.tick_params(axis="y", length=0)
-    figure.legend(loc="outside upper left", ncols=len(times.PARTS), frameon=False, fontsize=9)
-    return figure
-
-
-def _curve(ax: "Axes", history: Sequence[Mapping[str, float]], name: str, colour: str, label: str) -> None:
-    points = [(epoch["epoch"], epoch[name]) for epoch in history if name in epoch]
-    ax.plot(*zip(*points, strict=True), marker="o", markersize=3, color=colour, label=label)
-
-
-def _drawn(figure: "Figure") -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "chart.svg"
-        figures.save_svg(figure, path)
-        return _data_uri(path)
-
-
-def _data_uri(path: Path) -> str:
-    """The picture itself, or "" where it is gone."""
-    try:
-        return f"data:{_MEDIA_TYPES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
-    except FileNotFoundError:
-        return ""
-
-
-def _with_unseen_written_out(value: Any) -> Any:
-    """For every value on its way into the page; what is already markup was made by a template."""
-    return escaped(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-def _name_of(uri: str) -> str:
-    return uri.rstrip("/").rsplit("/", 1)[-1] or uri
-
-
-def _percent(share: float, digits: int = 1) -> str:
-    """Never says 100% or 0% of what is only close to it."""
-    step = 10.0**-digits
-    if 0 < share < step / 200:
-        return f"<{step:.{digits}f}%"
-    if 1 - step / 200 <= share < 1:
-        return f">{100 - step:.{digits}f}%"
-    return f"{100 * share:.{digits}f}%"
-
-
-def _points(difference: float) -> str:
-    points = round(100 * difference, 1)
-    return f"{points:+.1f}".replace("-", "\N{MINUS SIGN}") if points else "0.0"
-
-
-def _seconds(value: float) -> str:
-    if value < 120:
-        return f"{value:.0f} s" if value >= 10 else f"{value:.1f} s"
-    minutes, seconds = divmod(round(value), 60)
-    return f"{minutes} min {seconds:02d} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def _when(iso_time: str) -> str:
-    return f"{datetime.fromisoformat(iso_time).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
-
-
-def _short(name: str) -> str:
-    """Where the full name stands elsewhere, or in the title."""
-    return name if len(name) <= 40 else f"{name[:26]}\N{HORIZONTAL ELLIPSIS}{name[-12:]}"

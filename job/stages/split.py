@@ -13,11 +13,11 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from job.config import SplitConfig
-from job.context import Context
 from job.data.duplicates import confirmed, exact_pairs, group_ids, near_pairs, without_conflicts, without_leaks
 from job.data.examples import Examples
-from job.data.stores import ArrayStore
 from job.errors import DataUnusable
+from job.runtime.context import Context
+from job.stores.arrays import ArrayStore
 
 TABLE = "stages/split/examples.parquet"
 REFUSALS = "stages/split/refusals.json"

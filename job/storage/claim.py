@@ -14,10 +14,9 @@ from itertools import islice
 from pathlib import Path
 
 from job.errors import UsageError
-from job.storage.files import own_mark, sync
+from job.storage.bucket.objects import Conflict, Objects
+from job.storage.files import own_mark, read_json, sync
 from job.storage.ledger import MARK, TEMPORARY
-from job.storage.objects import Conflict, Objects
-from job.storage.workdir import read_json
 
 _SHOWN = 5
 # What volumes and systems leave in a folder that is empty for its owner.

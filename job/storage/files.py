@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import hashlib
+import json
 import math
 import os
 import secrets
@@ -10,6 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from job.errors import StorageFailed
 
@@ -166,3 +168,23 @@ def in_units(num_bytes: float) -> str:
     """Return a size as 12.3 MB, rounded up."""
     unit, name = next((u for u in ((1e9, "GB"), (1e6, "MB")) if num_bytes >= u[0]), (1e3, "kB"))
     return f"{math.ceil(10 * num_bytes / unit) / 10:,.1f} {name}"
+
+
+def to_json(value: Any, indent: int | None = 2) -> bytes:
+    """Return a value as the bytes of a JSON file."""
+    return (json.dumps(value, indent=indent, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+
+
+def read_json(path: Path) -> Any:
+    """Return the parsed file, or None where it is missing, no regular file or not JSON. Raises: StorageFailed."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (ValueError, RecursionError, FileNotFoundError):
+        return None
+    except OSError as error:
+        raise StorageFailed(f"{path}: {error.strerror}") from error
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 of a JSON-serialisable value, in hexadecimal."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from job.config import digest_of
+from job.storage.files import digest_of
 from job.storage.workdir import Workdir
 
 _DIGEST = "sha256"

@@ -6,7 +6,6 @@ knows which names are the job's own; whatever else lies in the directory is neve
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,13 +13,23 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from job.errors import JobError, StorageFailed
-from job.storage.files import digest_of_file, own_mark, storage_errors, swap, sync, sync_all, writing
+from job.errors import JobError
+from job.storage.files import (
+    digest_of_file,
+    own_mark,
+    read_json,
+    storage_errors,
+    swap,
+    sync,
+    sync_all,
+    to_json,
+    writing,
+)
 from job.storage.lease import Lease
 from job.storage.ledger import TEMPORARY, Ledger, ScratchLedger
 
 if TYPE_CHECKING:
-    from job.storage.mirror import Mirror
+    from job.storage.bucket.mirror import Mirror
 
 LOG = "logs/events.jsonl"
 
@@ -195,21 +204,6 @@ def digests_below(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of each file below a folder, by its name relative to it."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     return {file.relative_to(folder).as_posix(): digest_of_file(file) for file in files}
-
-
-def to_json(value: Any, indent: int | None = 2) -> bytes:
-    """Return a value as the bytes of a JSON file."""
-    return (json.dumps(value, indent=indent, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
-
-
-def read_json(path: Path) -> Any:
-    """Return the parsed file, or None where it is missing, no regular file or not JSON. Raises: StorageFailed."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    except (ValueError, RecursionError, FileNotFoundError):
-        return None
-    except OSError as error:
-        raise StorageFailed(f"{path}: {error.strerror}") from error
 
 
 def _names_below(folder: Path) -> set[str]:

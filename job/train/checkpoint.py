@@ -16,8 +16,8 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 
-from job.context import Context
 from job.errors import StorageFailed
+from job.runtime.context import Context
 from job.storage.files import digest_of_folder, storage_errors, sync, sync_all
 
 _KEPT = 2

@@ -6,9 +6,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from job.cluster.replicas import Replicas
 from job.errors import UsageError
-from job.telemetry import Telemetry
-from job.train.replicas import Replicas
+from job.runtime.telemetry import Telemetry
 
 Item = TypeVar("Item")
 Arrays = tuple[np.ndarray, ...]

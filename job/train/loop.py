@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from job.cluster.replicas import Replicas
 from job.errors import Diverged, UsageError
-from job.telemetry import Telemetry
+from job.runtime.telemetry import Telemetry
 from job.train.checkpoint import TrainState, numbered
 from job.train.feed import Arrays, ahead, all_rows, run_batches
-from job.train.replicas import Replicas
 from job.train.schedule import Schedule
 
 if TYPE_CHECKING:

@@ -17,16 +17,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from job.config import IntakeConfig
-from job.data import fetch
-from job.data.buckets import ObjectFiles
-from job.data.decode import DecodeRules
-from job.data.fetch import read_ordered
-from job.data.files import LocalFiles, to_text
-from job.data.sources import list_files, open_source
-from job.data.workers import Limits, ShardTask, decode_shards
+from job.decoding.decode import DecodeRules
+from job.decoding.processes import Limits, ShardTask, decode_shards
 from job.errors import DataUnusable, StorageFailed, UsageError
+from job.sources import fetch
+from job.sources.buckets import ObjectFiles
+from job.sources.fetch import read_ordered
+from job.sources.folders import list_files
+from job.sources.local import LocalFiles, to_text
+from job.sources.open import open_source
 from job.stages.intake import intake, source_digest
-from job.storage.objects import Stored, is_remote, open_objects
+from job.storage.bucket.objects import Stored, is_remote
+from job.storage.bucket.open import open_objects
 from tests.conftest import ROOT, paint_classes
 
 AWKWARD = (
@@ -438,7 +440,7 @@ def test_decode_process_reads_much_more_than_it_has_memory(bed, tmp_path, contex
 def test_threads_take_little_address_space(bed, numbered):
     """It is what the memory of a decode process is limited by; by default 32 threads would take 1 GB of it."""
     code = (
-        "import re, sys; from pathlib import Path; from job.data.sources import open_source\n"
+        "import re, sys; from pathlib import Path; from job.sources.open import open_source\n"
         "def mb(what): return int(re.search(what + r':\\s+(\\d+)', Path('/proc/self/status').read_text())[1]) / 1024\n"
         "source = open_source(sys.argv[1], labelled=False); entries = source.listing().entries; source.prepare()\n"
         "before = mb('VmSize'); assert len(list(source.read(entries))) == 100; print(mb('VmPeak') - before)"

@@ -5,11 +5,11 @@ import time
 import numpy as np
 import pytest
 
-from job.data.exchange import Exchange, complete, is_listed, open_store, sweep_bucket
-from job.data.stores import ArrayStore, StoreWriter, wanted
 from job.errors import StorageFailed, UsageError
-from job.storage.cache import Cache
-from job.storage.objects import open_objects
+from job.storage.bucket.open import open_objects
+from job.stores.arrays import ArrayStore, StoreWriter, wanted
+from job.stores.cache import Cache
+from job.stores.exchange import Exchange, complete, is_listed, open_store, sweep_bucket
 
 
 @pytest.fixture
@@ -113,8 +113,8 @@ def test_missing_store_raises_where_it_is_opened(tmp_path, uri):
 
 
 def test_stage_fails_where_its_stores_do_not_reach_the_bucket(bed, tmp_path, uri, monkeypatch):
-    monkeypatch.setattr("job.storage.google.RETRY_FOR_S", 0.5)
-    monkeypatch.setattr("job.storage.s3.RETRY_FOR_S", 0.5)
+    monkeypatch.setattr("job.storage.bucket.google.RETRY_FOR_S", 0.5)
+    monkeypatch.setattr("job.storage.bucket.s3.RETRY_FOR_S", 0.5)
     cache = cache_on(tmp_path / "a", uri)
     failing = bed.faults(statuses={503: 1.0}, only="(POST|PUT) ")
     with (

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from job.context import Context
 from job.errors import UsageError
+from job.runtime.context import Context
+from job.runtime.telemetry import Telemetry
+from job.storage.bucket.mirror import Mirror
+from job.storage.bucket.open import open_objects
 from job.storage.lease import NAME as LEASE
-from job.storage.mirror import Mirror
-from job.storage.objects import open_objects
 from job.storage.workdir import Workdir
-from job.telemetry import Telemetry
 from tests.faults.crash_points import rounds
 
 MINE = b"an object of somebody else"

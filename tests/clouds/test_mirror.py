@@ -8,10 +8,11 @@ import time
 import pytest
 
 from job.errors import StorageFailed, TryAgainLater, UsageError
-from job.storage import copies, object_lease
+from job.storage.bucket import downloads as copies
+from job.storage.bucket import lease as object_lease
+from job.storage.bucket.mirror import MANIFEST, Mirror
+from job.storage.bucket.open import open_objects
 from job.storage.lease import Owner
-from job.storage.mirror import MANIFEST, Mirror
-from job.storage.objects import open_objects
 from job.storage.workdir import Workdir
 
 

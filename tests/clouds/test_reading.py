@@ -9,17 +9,18 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from job import answers, model_folder
 from job.config import ExportConfig, IntakeConfig
-from job.context import Context
-from job.data.decode import DecodeRules
-from job.data.sources import open_source
+from job.decoding.decode import DecodeRules
 from job.errors import UsageError
-from job.predict import predict
+from job.runtime.context import Context
+from job.runtime.telemetry import Telemetry
+from job.serving import answers
+from job.serving import folder as model_folder
+from job.serving.predict import predict
+from job.sources.open import open_source
 from job.stages import export
 from job.stages.intake import Intake
 from job.storage.workdir import Workdir
-from job.telemetry import Telemetry
 from tests.clouds.test_runs import node, put_folder, started, wait_for
 from tests.conftest import ROOT, quick_settings, run_job
 

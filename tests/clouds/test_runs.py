@@ -14,14 +14,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from job import run
 from job.config import Config
-from job.context import Context
-from job.job import Job
-from job.output import make_workdir
+from job.pipeline import run
+from job.pipeline.job import Job
+from job.pipeline.output import make_workdir
+from job.runtime.context import Context
+from job.runtime.telemetry import Telemetry
+from job.storage.bucket.open import open_objects
 from job.storage.files import digest_of_file
-from job.storage.objects import open_objects
-from job.telemetry import Telemetry
 from tests.conftest import QUICK, ROOT, quick_settings, run_job
 from tests.faults.several import Run
 

@@ -15,8 +15,9 @@ import pytest
 from boto3.session import Session
 
 from job.errors import StorageFailed, UsageError
-from job.storage.copies import local_copy
-from job.storage.objects import Conflict, NoSuchObject, open_objects
+from job.storage.bucket.downloads import local_copy
+from job.storage.bucket.objects import Conflict, NoSuchObject
+from job.storage.bucket.open import open_objects
 from tests.conftest import ROOT, free_ports
 
 FAULTS = {"statuses": {429: 0.1, 503: 0.2}, "resets": 0.05, "shorts": 0.05, "wrong_checksums": 0.05}
@@ -29,7 +30,7 @@ def objects(amazon):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr("job.storage.s3.RETRY_FOR_S", 1.0)
+    monkeypatch.setattr("job.storage.bucket.s3.RETRY_FOR_S", 1.0)
 
 
 def test_objects_are_written_found_read_listed_and_removed(amazon, objects, tmp_path):
@@ -154,7 +155,7 @@ def test_failure_that_does_not_pass_is_said_with_the_name_of_the_object(amazon, 
 
 
 def test_connection_that_breaks_later_than_the_time_to_try_again_is_tried_again(amazon, objects, monkeypatch):
-    monkeypatch.setattr("job.storage.s3.RETRY_FOR_S", 0.5)
+    monkeypatch.setattr("job.storage.bucket.s3.RETRY_FOR_S", 0.5)
     objects.prepare()
     for work in (lambda: objects.write("x", b"12345678"), lambda: objects.read("x"), lambda: list(objects.list())):
         with amazon.faults(latency_s=1.0, resets=1.0, times=1):
@@ -185,7 +186,7 @@ def test_object_without_a_checksum_is_held_against_its_md5(amazon, objects, impa
     assert not [field for field in client.get_object(Bucket=bucket, Key=key) if field.startswith("Checksum")]
     amazon.requests()
     assert objects.read("x", version) == b"12345678" * 1000
-    monkeypatch.setattr("job.storage.s3._version", lambda answer: "0" * 32)
+    monkeypatch.setattr("job.storage.bucket.s3._version", lambda answer: "0" * 32)
     with pytest.raises(StorageFailed, match="ChecksumError"):
         objects.read("x", version)
 
@@ -312,7 +313,7 @@ def test_without_boto3_the_error_says_what_to_install():
         "import sys; sys.modules['boto3'] = None\n"
         "import importlib.util as util; find = util.find_spec\n"
         "util.find_spec = lambda name: None if name == 'boto3' else find(name)\n"
-        "from job.storage.objects import open_objects; open_objects('s3://bucket/x')"
+        "from job.storage.bucket.open import open_objects; open_objects('s3://bucket/x')"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert "UsageError: s3://bucket/x: boto3 is needed for s3://. Run pip install 'transfer-job[s3]'." in done.stderr

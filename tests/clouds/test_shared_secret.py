@@ -2,11 +2,11 @@
 
 import pytest
 
+from job.cluster import secret
+from job.cluster.secret import Secret
 from job.errors import UsageError
-from job.peers import secret
-from job.peers.secret import Secret
-from job.storage.mirror import Mirror
-from job.storage.objects import open_objects
+from job.storage.bucket.mirror import Mirror
+from job.storage.bucket.open import open_objects
 from job.storage.workdir import Workdir
 
 

@@ -7,7 +7,7 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 
-from job.data.stores import ArrayStore
+from job.stores.arrays import ArrayStore
 from tests.conftest import ROOT, paint_classes, quick_settings, run_job
 
 

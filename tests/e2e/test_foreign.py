@@ -16,8 +16,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from job.data.rows import read_rows
-from job.untrusted import guarded
+from job.sources.rows import read_rows
+from job.text.untrusted import guarded
 from tests.conftest import paint, quick_settings
 
 PROGRAM = Path(sys.executable).with_name("transfer-job")

@@ -10,11 +10,12 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from job import answers, model_folder
 from job.errors import StorageFailed, UsageError
-from job.predict import predict
-from job.publishing import Published
+from job.serving import answers
+from job.serving import folder as model_folder
+from job.serving.predict import predict
 from job.storage.files import swap
+from job.storage.published import Published
 from job.storage.workdir import Workdir
 from tests.conftest import paint
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from job.pipeline import STAGES
+from job.pipeline.table import STAGES
 from tests.conftest import ROOT, paint, quick_settings, run_job
 
 

@@ -16,16 +16,17 @@ from typing import Any
 import numpy as np
 
 from job.config import CheckpointConfig
-from job.context import Context
-from job.data.stores import ArrayStore, StoreWriter, sweep, unwanted
 from job.errors import StorageFailed
-from job.output import owned
-from job.publishing import Published, publish
+from job.pipeline.output import owned
+from job.pipeline.publishing import publish
+from job.runtime.context import Context
+from job.runtime.telemetry import Telemetry
 from job.storage.files import digest_of_file, digest_of_folder, storage_errors
 from job.storage.lease import NAME as LEASE
 from job.storage.ledger import MARK, TEMPORARY
+from job.storage.published import Published
 from job.storage.workdir import Workdir
-from job.telemetry import Telemetry
+from job.stores.arrays import ArrayStore, StoreWriter, sweep, unwanted
 from job.train.checkpoint import Checkpoints, TrainState
 from tests.faults.disk import FULL, KILLED, FaultyDisk, in_child
 

@@ -16,10 +16,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from job.data.stores import ArrayStore
 from job.storage.files import digest_of_file, digest_of_folder
 from job.storage.lease import NAME as LEASE
 from job.storage.ledger import TEMPORARY
+from job.stores.arrays import ArrayStore
 from tests.conftest import QUICK, ROOT, paint_classes
 
 # Enough training for kills to meet it, with all the state that training can have: an average, a best epoch, patience.

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from job.pipeline import STAGES
-from job.records import read_record, write_record
+from job.pipeline.records import Records
+from job.pipeline.table import STAGES
 from job.storage.workdir import Workdir
 from tests.conftest import paint, paint_classes, quick_settings, run_job
 
@@ -71,7 +71,7 @@ def rename_class(folder):
 
 def older_code(folder):
     workdir = Workdir(folder / "out")
-    write_record(workdir, "head", {**(read_record(workdir, "head") or {}), "schema": -1})
+    Records(workdir).write("head", {**(Records(workdir)["head"] or {}), "schema": -1})
 
 
 def flip_a_bit_of_a_record(folder):
@@ -173,7 +173,7 @@ def test_page_of_a_run_that_stopped_early_shows_nothing_of_the_settings_before(f
 
 def test_stage_of_another_run_is_refused_with_what_differs(folder):
     workdir = Workdir(folder / "out")
-    write_record(workdir, "head", {**(read_record(workdir, "head") or {}), "outputs": {}})
+    Records(workdir).write("head", {**(Records(workdir)["head"] or {}), "outputs": {}})
     done = run_job("report", folder / "out")
     assert done.returncode == 2 and "fine_tune: made from head" in done.stderr and "head left nothing" in done.stderr
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from job.peers.secret import Secret
+from job.cluster.secret import Secret
 from tests.faults.several import Run
 from tests.faults.test_lost_workers import wait_for
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 
+from job.cluster.environment import Cluster
 from job.errors import JobError, Stopped, StorageFailed, TryAgainLater, UsageError
-from job.storage.objects import is_remote, open_objects
-from job.train.cluster import Cluster
+from job.storage.bucket.objects import is_remote
+from job.storage.bucket.open import open_objects
 from tests.launch.rendered import JOB_NAME, Manifest, Rendered, verdict
 
 GPU = "nvidia.com/gpu"

@@ -11,7 +11,7 @@ from docker.models.containers import Container
 from docker.models.images import Image
 from docker.models.volumes import Volume
 
-from job.cgroups import usable_cores
+from job.runtime.cgroups import usable_cores
 from tests.clouds.fixtures import GoogleBed
 from tests.conftest import ROOT, quick_settings
 from tests.launch.beds import put_folder

@@ -7,9 +7,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 import pytest
 
+from job.cluster.devices import Devices
 from job.config import BackboneConfig
 from job.model.network import Network
-from job.train.cluster import Cluster
 
 SIZE = 48
 
@@ -17,7 +17,7 @@ SIZE = 48
 @pytest.fixture(scope="session")
 def network():
     config = BackboneConfig(name="mobilenet_v2", alpha=0.35, weights="random", unfreeze=0.4)
-    return Network(config, SIZE, Cluster(), seed=1)
+    return Network(config, SIZE, Devices(), seed=1)
 
 
 @pytest.fixture(scope="session")

@@ -10,13 +10,14 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 import numpy as np
 
+from job.cluster.devices import Devices
+from job.cluster.environment import Cluster
 from job.config import BackboneConfig
 from job.model.heads import Head, smoothed_one_hot
 from job.model.network import Network
-from job.peers.peers import Alone
-from job.stop import STOP
-from job.telemetry import Telemetry
-from job.train.cluster import Cluster
+from job.runtime.peers import Alone
+from job.runtime.stop import STOP
+from job.runtime.telemetry import Telemetry
 from job.train.feed import all_rows, run_batches
 from job.train.loop import Trainer
 from job.train.recipe import Recipe
@@ -27,9 +28,9 @@ SIZE, EXAMPLES = 32, 24
 
 
 def main(out: str, logical_cpus: str, addresses: str = "", index: str = "0") -> None:
-    cluster = Cluster(tuple(addresses.split(",")), int(index), logical_cpus=int(logical_cpus) or None)
-    cluster.join(Alone(), STOP, 60)
-    network = Network(BackboneConfig(alpha=0.35, weights="random", unfreeze=0.2), SIZE, cluster, seed=3)
+    devices = Devices(Cluster(tuple(addresses.split(",")), int(index)), logical_cpus=int(logical_cpus) or None)
+    devices.join(Alone(), STOP, 60)
+    network = Network(BackboneConfig(alpha=0.35, weights="random", unfreeze=0.2), SIZE, devices, seed=3)
     rng = np.random.default_rng(0)
     shape, width = network.cut_point.shape, network.feature_width
     activations = rng.normal(0, 1, (EXAMPLES, *shape)).astype(np.float16)
@@ -37,17 +38,17 @@ def main(out: str, logical_cpus: str, addresses: str = "", index: str = "0") -> 
     weights = rng.uniform(0.5, 2, EXAMPLES).astype(np.float32)
     head = Head(rng.normal(0, 0.2, (width, 3)).astype(np.float32), np.zeros(3, np.float32))
     pixels = rng.integers(0, 255, (11, SIZE, SIZE, 3)).astype(np.uint8)
-    made: dict[str, np.ndarray] = {"num_replicas": np.asarray(cluster.all.num)}
+    made: dict[str, np.ndarray] = {"num_replicas": np.asarray(devices.all.num)}
     order: list[int] = []
 
     def trained(precision, epochs, limit, learning_rate):
         # Batches of 5: neither the batch nor the last one of an epoch is even for two replicas or three.
         recipe = Recipe(epochs, 5, learning_rate, views=1)
         schedule = Schedule.resolve(recipe, num_examples=EXAMPLES, warmup_fraction=0.1, seed=1)
-        model = network.tuned(head, precision, cluster.all)
+        model = network.tuned(head, precision, devices.all)
         made[f"{precision}_start"] = _flat(model.get_weights())
         telemetry, inputs = Telemetry(None), Given(activations)
-        trainer = Trainer(model, schedule, cluster.all, inputs, weight_decay=1e-3, ema=True, telemetry=telemetry)
+        trainer = Trainer(model, schedule, devices.all, inputs, weight_decay=1e-3, ema=True, telemetry=telemetry)
         losses = []
         for step in range(limit):
             chosen = schedule.batch(step)

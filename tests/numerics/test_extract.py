@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 
 from job.config import AugmentConfig, BackboneConfig, ExtractConfig, IntakeConfig, SplitConfig
-from job.context import Context
 from job.data.augment import Augmentation
-from job.data.sources import FolderSource
 from job.errors import Diverged, StorageFailed
 from job.model.network import Network
+from job.runtime.context import Context
+from job.runtime.telemetry import Telemetry
+from job.sources.folders import FolderSource
 from job.stages.extract import Extraction, extract
 from job.stages.intake import intake
 from job.stages.split import split
-from job.storage.cache import Cache
 from job.storage.workdir import Workdir
-from job.telemetry import Telemetry
+from job.stores.cache import Cache
 from tests.conftest import paint_classes
 from tests.numerics.conftest import SIZE
 

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
+from job.cluster.devices import Devices
 from job.config import AugmentConfig, BackboneConfig
 from job.data.augment import Augmentation
-from job.data.stores import StoredViews, StoreWriter
 from job.errors import UsageError
 from job.model.heads import Head, smoothed_one_hot
 from job.model.inputs import OnlineInputs, StoredInputs, choose_inputs
 from job.model.network import Network
-from job.telemetry import Telemetry
-from job.train.cluster import Cluster
+from job.runtime.telemetry import Telemetry
+from job.stores.arrays import StoredViews, StoreWriter
 from job.train.feed import all_rows, run_batches
 from tests.numerics.test_training import assert_same_gradients, batch_of, trainer_of
 
@@ -94,7 +94,7 @@ def test_online_every_epoch_has_views_of_its_own(network, images, targets):
 
 
 def test_unfreeze_all_trains_every_layer_from_photos(pixels, images, targets):
-    network = Network(BackboneConfig(alpha=0.35, weights="random", unfreeze="all"), pixels.shape[1], Cluster(), seed=3)
+    network = Network(BackboneConfig(alpha=0.35, weights="random", unfreeze="all"), pixels.shape[1], Devices(), seed=3)
     assert network.cut_point.share_above == 1 and network.cut_point.shape == pixels.shape[1:]
     inputs = OnlineInputs(images, network, Augmentation(AugmentConfig(**NOTHING), network.image_size))
     start = network.tuned(head_for(network))
@@ -213,14 +213,14 @@ def test_auto_stores_what_fits_and_says_why(network):
 
 
 def test_auto_reads_photos_where_activations_are_larger_and_overflow_the_memory():
-    network = Network(BackboneConfig(alpha=0.35, weights="random", unfreeze="Conv1_relu"), 32, Cluster(), seed=3)
+    network = Network(BackboneConfig(alpha=0.35, weights="random", unfreeze="Conv1_relu"), 32, Devices(), seed=3)
     assert network.cut_point.values_per_view * 2 > 32 * 32 * 3
     assert choice(network, memory=1e6).kind == "online" and choice(network, memory=1e9).kind == "stored"
 
 
 def test_auto_goes_online_where_nothing_is_frozen_and_has_nothing_to_do_where_all_is():
     all_of_it, none_of_it = (
-        Network(BackboneConfig(alpha=0.35, weights="random", unfreeze=unfreeze), 32, Cluster(), seed=3)
+        Network(BackboneConfig(alpha=0.35, weights="random", unfreeze=unfreeze), 32, Devices(), seed=3)
         for unfreeze in ("all", "none")
     )
     assert choice(all_of_it).kind == "online" and "nothing stays frozen" in choice(all_of_it).why

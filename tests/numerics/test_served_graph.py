@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from job.data.decode import BadPhoto, DecodeRules, decode
-from job.model import graph_decode, serving
-from job.model.graph_decode import Limits
+from job.decoding.decode import BadPhoto, DecodeRules, decode
 from job.model.heads import Head
+from job.serving import graph as serving
+from job.serving import graph_decode
+from job.serving.graph_decode import Limits
 from tests.conftest import ROOT
 from tests.numerics.conftest import SIZE
 

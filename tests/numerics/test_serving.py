@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from job.data.decode import DecodeRules, decode
-from job.model import graph_decode
+from job.decoding.decode import DecodeRules, decode
+from job.serving import graph_decode
 from tests.conftest import paint
 
 LIMITS = graph_decode.Limits(max_pixels=10**8, min_side_px=8, max_aspect_ratio=20)

@@ -6,7 +6,7 @@ from scipy.special import softmax
 
 from job.errors import Diverged
 from job.model.heads import Head, smoothed_one_hot
-from job.telemetry import Telemetry
+from job.runtime.telemetry import Telemetry
 from job.train.loop import Trainer
 from job.train.recipe import Recipe
 from job.train.schedule import Schedule

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from job.data import workers
-from job.data.sources import Entry, FolderSource
+from job.decoding import processes as workers
+from job.sources.base import Entry
+from job.sources.folders import FolderSource
 
 
 @dataclass(frozen=True)

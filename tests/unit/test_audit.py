@@ -8,9 +8,9 @@ from PIL import Image, ImageOps
 
 from job.config import AuditConfig
 from job.data.examples import Examples
-from job.data.stores import StoreWriter
 from job.errors import DataUnusable
 from job.stages.audit import Audit, audit
+from job.stores.arrays import StoreWriter
 from tests.unit.test_registration import SIDE, scene
 
 PER_CLASS, WIDTH = 40, 16

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import pytest
 
 from job.config import IntakeConfig, SplitConfig
-from job.data.sources import FolderSource
-from job.galleries import Gallery
+from job.report.gallery import Gallery
+from job.sources.folders import FolderSource
 from job.stages.explore import _suspicious
 from job.stages.intake import intake
 from job.stages.split import split

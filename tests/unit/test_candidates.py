@@ -1,8 +1,8 @@
 import pytest
 
-from job.candidates import candidates
 from job.config import Config
 from job.errors import UsageError
+from job.rank.candidates import candidates
 
 
 def named(*lists, sizes=(), weights="random", tmp_path, **settings):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from job.cgroups import cpu_quota, memory_bytes, usable_cores
+from job.runtime.cgroups import cpu_quota, memory_bytes, usable_cores
 
 MACHINE_BYTES = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 VERSION_1 = "9:cpuset:/jobs/7\n4:memory:/jobs/7\n2:cpu,cpuacct:/jobs/7\n1:name=systemd:/\n"

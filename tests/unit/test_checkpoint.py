@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from job.config import CheckpointConfig
-from job.context import Context
 from job.errors import Stopped, StorageFailed
+from job.runtime.context import Context
+from job.runtime.telemetry import Telemetry
 from job.storage.ledger import TEMPORARY
 from job.storage.workdir import Workdir
-from job.telemetry import Telemetry
 from job.train.checkpoint import Checkpoints, TrainState, numbered
 
 MADE_FROM = {"head": "abc", "its settings": "def"}

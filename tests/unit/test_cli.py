@@ -4,9 +4,8 @@ import sys
 import click
 import pytest
 
-from job.cli import STAGE_NAMES, main
+from job.cli import main
 from job.errors import JobError
-from job.pipeline import STAGES
 from tests.conftest import ROOT, run_job
 
 
@@ -28,10 +27,6 @@ def test_every_option_is_documented():
         assert command.help, command.name
         for parameter in command.params:
             assert isinstance(parameter, click.Argument) or parameter.help, f"{command.name} {parameter.name}"
-
-
-def test_stage_names_of_the_command_line_are_those_of_the_pipeline():
-    assert STAGE_NAMES == tuple(STAGES)
 
 
 def test_exit_codes_of_the_help_are_those_of_the_errors():

@@ -4,10 +4,11 @@ import json
 
 import pytest
 
+from job.cluster.devices import Devices, own_gpus
+from job.cluster.environment import Cluster
+from job.cluster.variables import expand_hosts
 from job.errors import UsageError
-from job.peers.peers import Alone
-from job.train.cluster import Cluster, own_gpus
-from job.train.variables import expand_hosts
+from job.runtime.peers import Alone
 
 
 def tf_config(kind="worker", index=0, **jobs):
@@ -101,10 +102,10 @@ def test_worker_with_other_devices_than_the_chief_is_told_so(monkeypatch):
         def same(self, value):
             return 1
 
-    cluster = Cluster.from_environ(tf_config(index=1, worker=["a:2", "b:3"]))
-    monkeypatch.setattr(Cluster, "_set_up", (None, []))
+    devices = Devices(Cluster.from_environ(tf_config(index=1, worker=["a:2", "b:3"])))
+    monkeypatch.setattr(Devices, "_set_up", (None, []))
     with pytest.raises(UsageError, match="TensorFlow sees 0 GPUs here and 1 on the chief"):
-        cluster._check_devices(OfChief())
+        devices._check_devices(OfChief())
 
 
 def test_pods_of_an_indexed_job_are_known_by_their_service():
@@ -145,7 +146,7 @@ def test_contradiction_is_an_error_that_names_it(environ, said):
 
 def test_logical_cpus_are_for_one_machine():
     with pytest.raises(UsageError, match="cluster.logical_cpus is for one machine"):
-        Cluster.from_environ(kubernetes(0), logical_cpus=2)
+        Devices(Cluster.from_environ(kubernetes(0)), logical_cpus=2)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 from job.config import Config, as_toml, fields
 from job.errors import UsageError
 from job.model.backbones import table
-from job.wording import allowed
+from job.text.wording import allowed
 from tests.conftest import ROOT
 
 

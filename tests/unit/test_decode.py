@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from job.data.decode import BadPhoto, DecodeRules, decode
+from job.decoding.decode import BadPhoto, DecodeRules, decode
 from tests.conftest import paint
 
 RULES = DecodeRules(image_size=48, resize="squash", max_pixels=1_000_000, min_side_px=8, max_aspect_ratio=20)
@@ -136,7 +136,7 @@ def test_content_decides_the_format(photo, kind):
 @pytest.mark.parametrize("kind", ["AVIF", "JPEG2000", "WEBP"])
 def test_format_that_the_installed_pillow_lacks_is_named_with_a_hint(photo, kind, monkeypatch):
     payload = encoded(photo, kind)
-    monkeypatch.setattr("job.data.decode._readable_formats", lambda: ("JPEG", "PNG"))
+    monkeypatch.setattr("job.decoding.decode._readable_formats", lambda: ("JPEG", "PNG"))
     assert reason_of(payload) == f"a {kind} picture, which this job does not read: convert it to JPEG or PNG"
 
 

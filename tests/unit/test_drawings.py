@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from job.drawings import CLASSES, draw
+from job.demo.drawings import CLASSES, draw
 
 PHOTOS_PER_CLASS = 4
 PLANTED = {

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image, features
 
 from job.config import IntakeConfig
-from job.data.sources import Entry, Listing
+from job.sources.base import Entry, Listing
 from job.stages.intake import intake
 from tests.conftest import ROOT
 from tests.unit.bad_inputs import animation, chunk, encoded, file, photo, png, turned
@@ -203,7 +203,7 @@ def test_mutants_are_judged_one_by_one_within_300_mb(context, tmp_path, record_p
 
 def test_good_files_are_all_taken(context):
     """Before they are mutated; otherwise nothing behind their headers would ever be reached."""
-    from job.data.decode import DecodeRules, decode
+    from job.decoding.decode import DecodeRules, decode
 
     rules = DecodeRules(48, "squash", CONFIG.max_pixels, CONFIG.min_side_px, CONFIG.max_aspect_ratio)
     assert {decode(payload, rules).pixels_HWC.shape for payload in good_files()} == {(48, 48, 3)}

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from job.config import IntakeConfig
-from job.context import Context
-from job.data.sources import FolderSource
+from job.runtime.context import Context
+from job.runtime.telemetry import Telemetry
+from job.sources.folders import FolderSource
 from job.stages.intake import intake
 from job.storage.workdir import Workdir
-from job.telemetry import Telemetry
 from tests.unit.reasons import unexplained
 from tests.unit.watched import Watched
 
@@ -58,7 +58,12 @@ def run(classes, tmp_path_factory):
     here = tmp_path_factory.mktemp("out")
     source = Watched(FolderSource(classes.resolve()), here / "peaks")
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("PIL.Image.open", "simplejpeg.decode_jpeg", "job.data.workers.decode", "job.data.decode.decode"):
+        for name in (
+            "PIL.Image.open",
+            "simplejpeg.decode_jpeg",
+            "job.decoding.processes.decode",
+            "job.decoding.decode.decode",
+        ):
             patch.setattr(name, poisoned)
         context = Context(Workdir(here / "out"), Telemetry(None))
         examples = intake(CONFIG, source=source, listing=source.listing(), context=context).examples

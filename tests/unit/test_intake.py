@@ -14,19 +14,19 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from job.cgroups import usable_cores
 from job.config import IntakeConfig
-from job.context import Context
-from job.data import workers
-from job.data.decode import DecodeRules, decode
-from job.data.sources import FolderSource
-from job.data.stores import HEADER_BYTES, StoreWriter
-from job.data.workers import Limits, ShardTask, decode_shards
+from job.decoding import processes as workers
+from job.decoding.decode import DecodeRules, decode
+from job.decoding.processes import Limits, ShardTask, decode_shards
 from job.errors import DataUnusable, Stopped, StorageFailed, code_of
-from job.output import owned
+from job.pipeline.output import owned
+from job.runtime.cgroups import usable_cores
+from job.runtime.context import Context
+from job.runtime.telemetry import Telemetry
+from job.sources.folders import FolderSource
 from job.stages.intake import KNOWN, Intake, intake, source_digest
 from job.storage.workdir import Workdir
-from job.telemetry import Telemetry
+from job.stores.arrays import HEADER_BYTES, StoreWriter
 from tests.conftest import paint, paint_classes, quick_settings, run_job
 
 CONFIG = IntakeConfig(image_size=48, max_quarantined_fraction=0.2)

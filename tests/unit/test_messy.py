@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from job.config import IntakeConfig, SplitConfig
-from job.context import Context
-from job.data.sources import FolderSource
+from job.runtime.context import Context
+from job.runtime.telemetry import Telemetry
+from job.sources.folders import FolderSource
 from job.stages.intake import intake
 from job.stages.split import split
 from job.storage.workdir import Workdir
-from job.telemetry import Telemetry
 from tests.unit.reasons import unexplained
 
 TAKEN = {"used", "converted"}

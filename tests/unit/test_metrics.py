@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from job.model import metrics
+from job.measure import metrics
 
 
 def test_wilson_interval_of_a_textbook_case():

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from job.config import IntakeConfig
-from job.data.decode import DecodeRules, decode
-from job.data.named import open_named
-from job.data.sources import FolderSource
-from job.data.stores import StoreWriter
-from job.data.workers import Limits, ShardTask, decode_shards
+from job.decoding.decode import DecodeRules, decode
+from job.decoding.processes import Limits, ShardTask, decode_shards
 from job.errors import DataUnusable, StorageFailed, UsageError
+from job.sources.folders import FolderSource
+from job.sources.tfds import open_named
 from job.stages.intake import intake, source_digest
+from job.stores.arrays import StoreWriter
 from tests.conftest import ROOT, paint
 
 tfds = pytest.importorskip("tensorflow_datasets")
@@ -120,7 +120,7 @@ def test_the_same_data_set_prepared_elsewhere_has_the_same_listing(data_dir, tmp
 
 def test_tensorflow_is_not_needed_to_list_and_read(data_dir):
     code = (
-        "import sys; from job.data.named import open_named\n"
+        "import sys; from job.sources.tfds import open_named\n"
         f"source = open_named('tfds:painted_photos', {str(data_dir)!r}); source.prepare()\n"
         "assert all(isinstance(photo, bytes) for photo in source.read(source.listing().entries))\n"
         "print('tensorflow' in sys.modules)"
@@ -372,7 +372,7 @@ def test_what_preparing_raises_is_said_and_nothing_is_left(tmp_path):
 
 def test_the_command_of_the_error_works(tmp_path):
     """It is what somebody runs on another machine; only the name of the data set is one that needs no network."""
-    from job.data.named import _command, _DataSet
+    from job.sources.tfds import _command, _DataSet
 
     command = _command(_DataSet("painted_photos", "", "1.2.0"), file_format="array_record")
     command = command.replace("'DIR'", repr(str(tmp_path))).replace("as tfds;", "as tfds; import tests.unit.named_builders;")

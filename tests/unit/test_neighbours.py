@@ -3,7 +3,7 @@ import pytest
 from sklearn.decomposition import PCA
 
 from job.data.neighbours import nearest, principal_components
-from job.data.stores import StoreWriter
+from job.stores.arrays import StoreWriter
 
 
 def stored(folder, values):

@@ -8,9 +8,10 @@ import pickle
 
 import pytest
 
-from job.data.files import to_text
-from job.data.opening import opened, read_files
-from job.data.sources import Entry, open_source
+from job.sources.base import Entry
+from job.sources.local import to_text
+from job.sources.open import open_source
+from job.sources.opening import opened, read_files
 
 SECRET = b"secret"
 

@@ -7,16 +7,17 @@ import time
 
 import pytest
 
+from job.cluster import chief as of_chief
+from job.cluster import connection
+from job.cluster.chief import Chief
+from job.cluster.connection import Connection
+from job.cluster.handshake import admit
+from job.cluster.secret import Secret
+from job.cluster.worker import Worker
 from job.errors import Diverged, JobError, Stopped, StorageFailed, TryAgainLater, UsageError
-from job.peers import chief as of_chief
-from job.peers import connection, peers
-from job.peers.chief import Chief
-from job.peers.connection import Connection
-from job.peers.handshake import admit
-from job.peers.peers import Alone
-from job.peers.secret import Secret
-from job.peers.worker import Worker
-from job.stop import StopRequest
+from job.runtime import peers
+from job.runtime.peers import Alone
+from job.runtime.stop import StopRequest
 from tests.conftest import free_ports
 
 SECRET = Secret.new()

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from job.data import headers, perceptual
-from job.data.decode import BadPhoto, DecodeRules, Photo, decode
+from job.decoding import headers, perceptual
+from job.decoding.decode import BadPhoto, DecodeRules, Photo, decode
 from tests.conftest import paint
 
 RULES = DecodeRules(image_size=48, resize="squash", max_pixels=1_000_000, min_side_px=8, max_aspect_ratio=20)

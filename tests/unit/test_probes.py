@@ -3,7 +3,7 @@ import pytest
 
 from job.data.duplicates import folds_of_groups
 from job.errors import Stopped
-from job.model.probes import learning_curve, out_of_fold
+from job.measure.probes import learning_curve, out_of_fold
 
 
 def blobs(count=300, classes=3, spread=1.0, seed=0):

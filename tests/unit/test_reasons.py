@@ -4,7 +4,7 @@ import ast
 import re
 from pathlib import Path
 
-from job.data import headers
+from job.decoding import headers
 from tests.unit.reasons import PAGE, documented, pattern, unexplained
 
 JOB = PAGE.parent.parent / "job"

@@ -1,6 +1,6 @@
 import json
 
-from job.records import read_record, read_run, write_record, write_run
+from job.pipeline.records import Records, read_run, write_run
 from job.storage.workdir import Workdir
 
 RECORD = {"stage": "head", "key": {"its settings": "2f1d"}, "outputs": {"stages/head/head.npz": "09ab"}, "wall_s": 1.25}
@@ -8,24 +8,24 @@ RECORD = {"stage": "head", "key": {"its settings": "2f1d"}, "outputs": {"stages/
 
 def test_record_with_any_flipped_bit_counts_as_not_finished(tmp_path):
     workdir = Workdir(tmp_path)
-    write_record(workdir, "head", RECORD)
+    Records(workdir).write("head", RECORD)
     file = tmp_path / "stages" / "head.json"
     written = file.read_bytes()
     for bit in range(8 * len(written)):
         changed = bytearray(written)
         changed[bit // 8] ^= 1 << bit % 8
         file.write_bytes(changed)
-        assert read_record(workdir, "head") in (None, RECORD), changed  # A blank may have become another one.
+        assert Records(workdir)["head"] in (None, RECORD), changed  # A blank may have become another one.
     file.write_bytes(written)
-    assert read_record(workdir, "head") == RECORD
+    assert Records(workdir)["head"] == RECORD
 
 
 def test_records_of_another_shape_count_as_not_finished(tmp_path):
     workdir = Workdir(tmp_path)
-    assert read_record(workdir, "head") is None
+    assert Records(workdir)["head"] is None
     for content in ("", "[]", "{}", "null", "3", '"text"', "[" * 5000, "{", json.dumps(RECORD)):
         workdir.write_bytes("stages/head.json", content.encode())
-        assert read_record(workdir, "head") is None, content[:20]
+        assert Records(workdir)["head"] is None, content[:20]
 
 
 def test_run_json_is_what_was_written_or_nothing(tmp_path):

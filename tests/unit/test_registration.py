@@ -6,7 +6,7 @@ from PIL import Image, ImageOps
 from scipy.ndimage import gaussian_filter
 
 from job.data.registration import same_scene
-from job.data.stores import ArrayStore, StoreWriter
+from job.stores.arrays import ArrayStore, StoreWriter
 
 SIDE = 96
 

@@ -11,9 +11,10 @@ from PIL import Image
 
 from job.config import Config, ReportConfig
 from job.errors import StorageFailed
-from job.figures import SERIES
-from job.stages.report import Report, _percent, _points, _seconds, report
-from job.times import PARTS
+from job.report.figures import SERIES
+from job.report.page import _percent, _points, _seconds
+from job.report.times import PARTS
+from job.stages.report import Report, report
 from tests.conftest import ROOT
 
 HOSTILE = (

@@ -5,9 +5,9 @@ import stat
 
 import pytest
 
+from job.cluster import secret
+from job.cluster.secret import Secret
 from job.errors import UsageError
-from job.peers import secret
-from job.peers.secret import Secret
 from job.storage.workdir import Workdir
 
 

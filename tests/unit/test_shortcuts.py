@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from job.data.examples import Examples
-from job.model.shortcuts import shortcuts
+from job.measure.shortcuts import shortcuts
 
 
 @pytest.fixture

@@ -2,8 +2,9 @@ import os
 
 import pytest
 
-from job.data.sources import FolderSource, open_source
 from job.errors import DataUnusable, UsageError
+from job.sources.folders import FolderSource
+from job.sources.open import open_source
 from tests.conftest import paint
 
 

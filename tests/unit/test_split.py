@@ -11,11 +11,11 @@ from PIL import Image
 from job.config import IntakeConfig, SplitConfig
 from job.data.duplicates import confirmed, exact_pairs, group_ids, near_pairs
 from job.data.examples import Examples
-from job.data.sources import FolderSource
-from job.data.stores import StoreWriter
 from job.errors import DataUnusable
+from job.sources.folders import FolderSource
 from job.stages.intake import intake
 from job.stages.split import SplitExamples, split
+from job.stores.arrays import StoreWriter
 from tests.conftest import paint, paint_classes
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from job.data.stores import ArrayStore, StoredViews, StoreWriter, sweep, unwanted
 from job.errors import StorageFailed
 from job.storage.workdir import Workdir
+from job.stores.arrays import ArrayStore, StoredViews, StoreWriter, sweep, unwanted
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_extra_facts_of_a_shard_come_back(folder):
 
 def test_record_is_written_when_its_array_is_on_the_disk(folder, monkeypatch):
     on_disk, write_json = [], Workdir.write_json
-    monkeypatch.setattr("job.data.stores.sync", lambda path: on_disk.append(path.read_bytes()))
+    monkeypatch.setattr("job.stores.arrays.sync", lambda path: on_disk.append(path.read_bytes()))
 
     def after_the_array(self, name, value, **how):
         (array,) = folder.glob("*.npy")

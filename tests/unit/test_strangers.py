@@ -10,9 +10,9 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
+from job.cluster import listener
+from job.cluster.secret import Secret
 from job.errors import TryAgainLater, UsageError
-from job.peers import listener
-from job.peers.secret import Secret
 from tests.conftest import free_ports
 from tests.unit.test_peers import SECRET, chief, connected
 

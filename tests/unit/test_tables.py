@@ -14,11 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from job import parity
 from job.config import IntakeConfig, SplitConfig
-from job.data.files import to_text
-from job.data.sources import FolderSource, open_source
 from job.errors import DataUnusable, UsageError
+from job.serving import parity
+from job.sources.folders import FolderSource
+from job.sources.local import to_text
+from job.sources.open import open_source
 from job.stages.intake import intake, source_digest
 from job.stages.split import split
 from tests.conftest import paint_classes, quick_settings, run_job

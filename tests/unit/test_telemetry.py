@@ -4,9 +4,9 @@ import json
 import numpy as np
 import pytest
 
-from job import telemetry
 from job.errors import StorageFailed
-from job.telemetry import Telemetry, spent_once
+from job.runtime import telemetry
+from job.runtime.telemetry import Telemetry, spent_once
 
 
 class _Terminal(io.StringIO):

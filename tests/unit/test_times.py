@@ -1,6 +1,6 @@
 import pytest
 
-from job import times
+from job.report import times
 
 # Round numbers, so that the parts can be told by hand: 20 s in all.
 RECORDS = {

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from job.config import IntakeConfig, SplitConfig
-from job.data.sources import FolderSource
+from job.sources.folders import FolderSource
 from job.stages.intake import intake
 from job.stages.split import split
 from tests.conftest import paint_classes

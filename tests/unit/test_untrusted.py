@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from job import errors
-from job.data.rows import read_rows
 from job.errors import JobError, StorageFailed, of_code
-from job.rank_table import Row, as_csv
+from job.rank.table import Row, as_csv
+from job.runtime.telemetry import Telemetry
+from job.sources.rows import read_rows
 from job.stages.audit import _as_csv
-from job.telemetry import Telemetry
-from job.untrusted import escaped, guarded, unguarded
+from job.text.untrusted import escaped, guarded, unguarded
 from tests.conftest import ROOT
 
 ODD = "a\x1b]0;t\x07\n\r\x9b\u202e\u2028\udcff"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from job.data.sources import Entry, Listing, Source
+from job.sources.base import Entry, Listing, Source
 
 
 @dataclass(frozen=True)

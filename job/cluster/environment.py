@@ -1,0 +1,179 @@
+"""Which workers there are: the only place that reads what a scheduler puts into the environment. Needs no TensorFlow.
+
+A run is one process on one machine, or several workers started with the same command line: as `TF_CONFIG` says, as the tasks
+of one `srun`, or as the pods of an Indexed Job. Worker 0 is the chief.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+from job.cluster.variables import expand_counts, expand_hosts, number, refused, task_nodes
+from job.errors import UsageError
+
+_KUBERNETES_PORT = 2222
+_SLURM_PORTS = range(10_000, 32_000)  # Below those that the system gives to connections that leave the machine.
+_LEAST_PORTS_PER_JOB = 16
+_MAX_SHOWN = 500
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The workers of a run, and which of them this process is.
+
+    `addresses` are those of TensorFlow's servers (host:port), one for each worker; `index` is this worker's number, 0 is the
+    chief. `found` says in words what the environment told. `num_here` workers share this machine, and this one is number
+    `place_here` of them; where `divides_gpus`, they share its GPUs out among themselves. `num_gpus` is how many this machine
+    has, as far as that can be told without TensorFlow.
+    """
+
+    addresses: tuple[str, ...] = ("localhost:0",)
+    index: int = 0
+    found: str = "one machine"
+    num_here: int = 1
+    place_here: int = 0
+    divides_gpus: bool = False
+    num_gpus: int = 0
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> Self:
+        """Return what these variables say about the workers.
+
+        Raises:
+            UsageError: where they contradict themselves.
+        """
+        found = replace(cls._found_in(environ), num_gpus=_num_gpus(environ))
+        host, port = found.control_address
+        if f"{host}:{port}" in found.addresses:
+            raise UsageError(f"The chief needs port {port}, the one below its own, and a worker on the same machine has it.")
+        return found
+
+    @classmethod
+    def _found_in(cls, environ: Mapping[str, str]) -> Self:
+        if "TF_CONFIG" in environ:
+            return cls._of_tf_config(environ)
+        if "SLURM_STEP_NUM_TASKS" in environ:  # The batch script itself, without srun, has none.
+            with refused("SLURM_STEP_NUM_TASKS", "start the job with srun in a job of Slurm"):
+                return cls._of_slurm(environ)
+        if "JOB_COMPLETION_INDEX" in environ:
+            with refused("JOB_COMPLETION_INDEX", "see k8s/overlays/multi-worker"):
+                return cls._of_kubernetes(environ)
+        return cls()
+
+    @classmethod
+    def _of_tf_config(cls, environ: Mapping[str, str]) -> Self:
+        text = environ["TF_CONFIG"]
+        if not text.strip():
+            raise UsageError("TF_CONFIG is empty. Unset it for a single worker, or let it name all workers and this one.")
+        try:
+            given = json.loads(text)
+            jobs = {name: list(addresses) for name, addresses in given.get("cluster", {}).items()}
+            addresses = (*jobs.pop("chief", []), *jobs.pop("worker", []))
+            kind, number = given.get("task", {}).get("type", "worker"), int(given.get("task", {}).get("index", 0))
+            has_chief = "chief" in given.get("cluster", {})
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            raise UsageError(f"TF_CONFIG cannot be read ({error}): {text[:_MAX_SHOWN]}") from error
+        if not addresses:
+            return cls(found="one machine (TF_CONFIG names no workers)")
+        if jobs or kind not in ("chief", "worker"):
+            raise UsageError(
+                f"TF_CONFIG: only chief and worker are known, not {', '.join(jobs) or kind}. Others have nothing to do here."
+            )
+        index = number if kind == "chief" or not has_chief else number + 1
+        for address in addresses:
+            match = re.fullmatch(r"\S+:(\d+)", str(address))
+            if not match or not 1 < int(match[1]) < 65_536:  # The chief needs the port below its own, too.
+                raise UsageError(f"TF_CONFIG: {address} is not HOST:PORT with a port from 2 to 65535.")
+        hosts = [address.rpartition(":")[0] for address in addresses]
+        found = cls._checked(addresses, index, f"TF_CONFIG: {kind} {number}")
+        all_visible = "CUDA_VISIBLE_DEVICES" not in environ  # Else whoever started the worker has chosen.
+        here = [k for k, host in enumerate(hosts) if host == hosts[index]]
+        return replace(found, num_here=len(here), place_here=here.index(index), divides_gpus=all_visible)
+
+    @classmethod
+    def _of_slurm(cls, environ: Mapping[str, str]) -> Self:
+        """Of a step, which `srun` starts: variables of the job may speak of more tasks and nodes than the step has."""
+        job, index, count = (number(environ, f"SLURM_{name}") for name in ("JOB_ID", "PROCID", "STEP_NUM_TASKS"))
+        if count == 1:
+            return cls(found=f"Slurm job {job}: one task")
+        nodes = expand_hosts(environ["SLURM_STEP_NODELIST"])
+        on_nodes = expand_counts(environ["SLURM_STEP_TASKS_PER_NODE"])
+        order = task_nodes(on_nodes, environ.get("SLURM_DISTRIBUTION", "block"))
+        if len(on_nodes) != len(nodes) or len(order) != count:
+            raise UsageError(
+                f"Slurm contradicts itself: {count} tasks, nodes {environ['SLURM_STEP_NODELIST']}, tasks on them "
+                f"{environ['SLURM_STEP_TASKS_PER_NODE']}."
+            )
+        ports = max(_LEAST_PORTS_PER_JOB, 1 << count.bit_length())
+        first = _SLURM_PORTS[job * ports % (len(_SLURM_PORTS) - ports)]
+        addresses = tuple(f"{nodes[node]}:{first + 1 + task}" for task, node in enumerate(order))
+        found = cls._checked(addresses, index, f"Slurm job {job}: task {index} of {count} on {len(nodes)} nodes")
+        place = order[:index].count(order[index])
+        if place != number(environ, "SLURM_LOCALID") or order[index] != int(environ.get("SLURM_NODEID", order[index])):
+            raise UsageError(
+                f"Slurm placed task {index} otherwise than its distribution ({environ.get('SLURM_DISTRIBUTION')}) says. Use "
+                "srun --distribution=block."
+            )
+        visible = [gpu for gpu in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
+        all_visible = str(len(visible)) == environ.get("SLURM_GPUS_ON_NODE")  # Else Slurm has divided them.
+        return replace(found, num_here=on_nodes[order[index]], place_here=place, divides_gpus=all_visible)
+
+    @classmethod
+    def _of_kubernetes(cls, environ: Mapping[str, str]) -> Self:
+        index = number(environ, "JOB_COMPLETION_INDEX")
+        if "CLUSTER_NUM_WORKERS" not in environ:
+            if index:
+                raise UsageError(f"Pod {index} of an Indexed Job has no CLUSTER_NUM_WORKERS: see k8s/overlays/multi-worker.")
+            return cls(found="Kubernetes: one pod")
+        count = number(environ, "CLUSTER_NUM_WORKERS")
+        if count == 1 and index == 0:
+            return cls(found="Kubernetes: one pod")
+        missing = [name for name in ("CLUSTER_JOB_NAME", "CLUSTER_SERVICE") if not environ.get(name)]
+        if missing:
+            raise UsageError(
+                f"{' and '.join(missing)} must be set where there are several pods: see k8s/overlays/multi-worker."
+            )
+        job, service = environ["CLUSTER_JOB_NAME"], environ["CLUSTER_SERVICE"]
+        addresses = tuple(f"{job}-{k}.{service}:{_KUBERNETES_PORT}" for k in range(count))
+        return cls._checked(addresses, index, f"Kubernetes Job {job}: pod {index} of {count}")
+
+    @classmethod
+    def _checked(cls, addresses: tuple[str, ...], index: int, found: str) -> Self:
+        if not 0 <= index < len(addresses):
+            raise UsageError(f"{found}: there is no such worker among {len(addresses)} ({', '.join(addresses)}).")
+        if len(set(addresses)) < len(addresses):
+            raise UsageError(f"{found}: two workers have the same address ({', '.join(addresses)}).")
+        return cls(addresses, index, found)
+
+    def __str__(self) -> str:
+        """Return one line for people."""
+        if self.num_workers == 1:
+            devices = {0: "no GPU", 1: "one GPU"}.get(self.num_gpus, f"{self.num_gpus} GPUs")
+            return f"Cluster: {self.found}, {devices}"
+        what = "the chief" if self.is_chief else f"worker {self.index}"
+        shown = ", ".join(self.addresses[:4]) + (", ..." if self.num_workers > 4 else "")
+        return f"Cluster: {self.found}; this is {what} of {self.num_workers} workers: {shown}"
+
+    @property
+    def num_workers(self) -> int:
+        return len(self.addresses)
+
+    @property
+    def is_chief(self) -> bool:
+        return self.index == 0
+
+    @property
+    def control_address(self) -> tuple[str, int]:
+        """Where the chief listens for the others: the port below TensorFlow's."""
+        host, _, port = self.addresses[0].rpartition(":")
+        return host, int(port) - 1
+
+
+def _num_gpus(environ: Mapping[str, str]) -> int:
+    """Of this machine, as far as that can be told without TensorFlow."""
+    there = [path for path in Path("/dev").glob("nvidia*") if path.name.removeprefix("nvidia").isdigit()]
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    return len(there) if visible is None else min(len(there), len([gpu for gpu in visible.split(",") if gpu]))

@@ -1,0 +1,175 @@
+"""The secret of a run with several workers. The chief writes it into the output; who can read it there is a worker.
+
+It is new at each start and removed at the end. It never crosses the network: `handshake.py` proves that both ends know it.
+"""
+
+from __future__ import annotations
+
+import errno
+import hmac
+import json
+import os
+import re
+import secrets
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from job.errors import JobError, StorageFailed, UsageError
+from job.storage.bucket.objects import NoSuchObject, Objects, join, remove_own
+from job.storage.files import storage_errors
+
+if TYPE_CHECKING:
+    from job.storage.workdir import Workdir
+
+NAME = ".secret"
+_BEGINS = b"transfer-job secret "
+_TEXT = re.compile(_BEGINS + rb"([0-9a-f]{64})\n")
+_MAX_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Secret:
+    """32 random bytes that only the workers of one start know. `repr` leaves them out, so that no log can hold them."""
+
+    _key: bytes = field(repr=False)
+
+    @classmethod
+    def new(cls) -> Self:
+        """Return a secret that nobody has had before."""
+        return cls(secrets.token_bytes(32))
+
+    @classmethod
+    def parse(cls, text: bytes) -> Self | None:
+        """Return the secret in a file, or None where the file holds something else."""
+        match = _TEXT.fullmatch(text)
+        return cls(bytes.fromhex(match[1].decode())) if match else None
+
+    def to_bytes(self) -> bytes:
+        """Return the content of its file."""
+        return _BEGINS + self._key.hex().encode() + b"\n"
+
+    @property
+    def public_id(self) -> str:
+        """A name for this secret from which the secret cannot be found."""
+        return self.proof("public id")[:16]
+
+    def proof(self, *words: str) -> str:
+        """Return the HMAC-SHA-256 of these words, in hexadecimal. Nobody can make it without the secret."""
+        return hmac.new(self._key, json.dumps(words).encode(), "sha256").hexdigest()
+
+
+@contextmanager
+def shared(workdir: Workdir, tell: Callable[[str], None]) -> Iterator[Secret]:
+    """Give a new secret, which lies in the output while the block lasts. One that a killed run has left is replaced.
+
+    Raises:
+        UsageError: where something else has that name.
+        StorageFailed: where it cannot be written.
+        TryAgainLater: where another run has taken the output over.
+    """
+    secret = Secret.new()
+    with _in_bucket(workdir.mirror.objects, secret) if workdir.mirror else _in_folder(workdir, secret, tell):
+        yield secret
+
+
+def find(workdir: Workdir) -> Secret | None:
+    """Return the secret that lies in the output now, or None where there is none.
+
+    Raises:
+        UsageError: where it may not be read.
+        StorageFailed: where it cannot be read for another reason.
+    """
+    text = _read_object(workdir.mirror.objects) if workdir.mirror else _read_file(workdir.path(NAME))
+    return Secret.parse(text or b"")
+
+
+@contextmanager
+def _in_bucket(objects: Objects, secret: Secret) -> Iterator[None]:
+    found = objects.find(NAME)
+    if found and not found.is_own:
+        raise _not_ours(join(objects.uri, NAME))
+    version = objects.write(NAME, secret.to_bytes(), found.version if found else "")
+    try:
+        yield
+    finally:
+        with suppress(JobError):  # A secret that is left behind opens nothing: its run is over.
+            remove_own(objects, NAME, version)
+
+
+def _read_object(objects: Objects) -> bytes | None:
+    try:
+        return objects.read(NAME)
+    except NoSuchObject:
+        return None
+
+
+@contextmanager
+def _in_folder(workdir: Workdir, secret: Secret, tell: Callable[[str], None]) -> Iterator[None]:
+    path, temporary = workdir.path(NAME), workdir.temporary()
+    with storage_errors(path):
+        mode = _write_private(temporary, secret.to_bytes())
+        with workdir.held():
+            _refuse_foreign(path)
+            os.replace(temporary, path)
+    if mode & 0o077:
+        tell(f"{path}: its file system gave it mode {mode:04o} instead of 0600. Who can read it can join this run.")
+    try:
+        yield
+    finally:
+        with suppress(JobError, OSError), workdir.held():
+            if find(workdir) == secret:
+                path.unlink()
+
+
+def _write_private(path: Path, data: bytes) -> int:
+    """Write a new file that only its user can read, from its first moment. Return the mode that it got."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+        return stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+
+
+def _refuse_foreign(path: Path) -> None:
+    old = _read_file(path)
+    if old is not None and Secret.parse(old) is None:
+        raise _not_ours(path)
+
+
+def _read_file(path: Path) -> bytes | None:
+    """Return the first bytes of a regular file, or None where there is none.
+
+    A link or a pipe is not opened: the one would lead elsewhere, the other would wait without end.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):  # Stale: replaced on another machine.
+            return None
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # A link, a socket.
+            raise _not_ours(path) from error
+        if error.errno == errno.EACCES:
+            raise UsageError(
+                f"{path}: user {os.geteuid()} cannot read it. Start the chief and all workers as one user. If no run works "
+                "there, remove the file."
+            ) from error
+        raise StorageFailed(f"{path}: {error.strerror}") from error
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise _not_ours(path)
+        with storage_errors(path):
+            return os.read(descriptor, _MAX_BYTES)
+    finally:
+        os.close(descriptor)
+
+
+def _not_ours(place: Path | str) -> UsageError:
+    return UsageError(
+        f"{place} is in the way: this job did not make it and does not replace it. It keeps the secret of its workers under "
+        "that name. Move it somewhere else and run the same command again."
+    )

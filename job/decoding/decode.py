@@ -1,0 +1,398 @@
+"""The canonical decoder: every photo becomes pixels here and nowhere else.
+
+Rules, in this order: content decides the format, never the name; limits are checked from the header, before pixels
+exist; the first frame of several, where it fills its canvas; EXIF orientation turned upright; 16 bits scaled (not
+clipped) to 8; transparency laid over white; everything else converted to RGB; one antialiased bilinear resize. Plain
+JPEGs go through libjpeg-turbo directly (simplejpeg), which gives Pillow's pixels and, unlike Pillow, tells when it had
+to repair the scan. The plainest of them, most photos, do so without any other parser (`_decode_plainest`).
+
+Taken as they are: RGB in 8 bits as a sequential JPEG, as a PNG, as a 24-bit BMP. All else that is taken is `converted`.
+"""
+
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Literal
+
+import numpy as np
+import simplejpeg
+from PIL import Image, UnidentifiedImageError
+
+from job.decoding import headers, perceptual
+
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "AVIF", "ICO", "PPM", "JPEG2000")
+MAX_FRAMES = 1000
+SCHEMA = 2  # Raised when the same bytes give other pixels, facts or words: what was stored before is decoded again.
+# What libjpeg scales by while it decodes, and TensorFlow's decoder in the exported graph as well.
+JPEG_REDUCTIONS = (8, 4, 2)
+
+_PLAIN_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB")
+_MODE_NAMES = {"L": "grayscale", "1": "black and white", "P": "palette", "RGB": "", "RGBA": "", "LA": "", "PA": ""}
+_STRIP_PIXELS = 1 << 20
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class DecodeRules:
+    """What is decoded to, and what is refused. Sizes in pixels."""
+
+    image_size: int
+    resize: Literal["squash", "crop", "pad"]
+    max_pixels: int
+    min_side_px: int
+    max_aspect_ratio: float
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a file. Width and height are those of the upright photo; brightness and contrast from 0 to 1."""
+
+    format: str = ""
+    width: int = 0
+    height: int = 0
+    mode: str = ""
+    has_exif: bool = False
+    phash: int = 0
+    brightness: float = 0.0
+    contrast: float = 0.0
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A decoded photo: uint8 pixels of shape (image_size, image_size, 3).
+
+    `converted` says what had to change to get RGB pixels, `notes` what else is worth knowing; both may be empty.
+    """
+
+    pixels_HWC: np.ndarray
+    facts: Facts
+    converted: str = ""
+    notes: str = ""
+
+
+class BadPhoto(Exception):
+    """The reason in plain words. `is_image` is false where the bytes are no picture of any kind."""
+
+    def __init__(self, reason: str, facts: Facts = Facts(), *, is_image: bool = True) -> None:
+        super().__init__(reason)
+        width, height = (min(side, 2**31 - 1) for side in (facts.width, facts.height))  # The table holds no more.
+        self.reason, self.facts, self.is_image = reason, replace(facts, width=width, height=height), is_image
+
+
+def decode(payload: bytes, rules: DecodeRules) -> Photo:
+    """Bytes of a file to a photo.
+
+    Raises:
+        BadPhoto: where no trustworthy picture can be had from the bytes.
+    """
+    if not payload:
+        raise BadPhoto("0 bytes", is_image=False)
+    photo = _decode_plainest(payload, rules)
+    if photo is not None:
+        return photo
+    facts, in_header = Facts(headers.picture_format(payload)), True
+    converted: list[str] = []
+    notes: list[str] = []
+    with warnings.catch_warnings(record=True) as complaints:
+        warnings.simplefilter("always")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            image = _open(payload, facts.format, rules)
+            facts = _facts(image)
+            in_header = False
+            _check_pixels(facts, rules)
+            _check_shape(facts, rules)
+            _take_first_frame(image, facts, converted)
+            jpeg = _check_jpeg(payload, facts, notes) if facts.format in ("JPEG", "MPO") else None
+            if facts.format == "PNG":
+                _load_png(image, payload, facts)  # Its EXIF may lie behind the picture.
+            orientation = _orientation(image, complaints, notes)
+            _say_what_changes(image, payload, jpeg, converted)
+            rgb = _to_rgb(image, payload, _needed_size(image.size, rules), facts)
+            if orientation in _UPRIGHT:
+                notes.append(f"turned upright (EXIF orientation {orientation})")
+                if facts.format == "TIFF":  # Pillow turns these by itself while it loads them.
+                    orientation = 1
+                else:
+                    rgb = rgb.transpose(_UPRIGHT[orientation])
+            return _finish(rgb, rules, facts, swap_sides=orientation >= 5, converted=converted, notes=notes)
+        except BadPhoto:
+            raise
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+            raise BadPhoto("a picture inside it claims more than intake.max_pixels", facts) from None
+        except MemoryError:
+            raise BadPhoto("needs more memory to decode than intake.worker_memory_mb allows", facts) from None
+        except Exception as error:  # Pillow's parsers and decoders raise whatever the bytes lead them to.
+            cut = in_header and headers.ends_early(payload)
+            reason = _in_words(EOFError() if cut else error, facts.format or "picture", in_header=in_header)
+            raise BadPhoto(reason, facts) from error
+
+
+def _decode_plainest(payload: bytes, rules: DecodeRules) -> Photo | None:
+    """The photo of a JPEG about which there is nothing to say; None for all else: the long way has the words for it."""
+    size = headers.plain_jpeg_size(payload)
+    if size is None:
+        return None
+    facts = Facts("JPEG", *size, "RGB")
+    try:
+        _check_pixels(facts, rules)
+        _check_shape(facts, rules)
+        rgb = _decode_plain_jpeg(payload, _needed_size(size, rules), facts)
+        return rgb and _finish(rgb, rules, facts, swap_sides=False, converted=[], notes=[])
+    except (BadPhoto, MemoryError):
+        return None
+
+
+def _open(payload: bytes, kind: str, rules: DecodeRules) -> Image.Image:
+    """The picture with nothing decoded yet."""
+    claimed = headers.claim(payload)
+    if claimed is not None:  # Before Pillow sees them: it makes room for the canvas of some formats while opening them.
+        _check_pixels(Facts(claimed.format, *claimed.canvas), rules)
+        _check_frame(claimed)
+    # Pillow decodes an ICO while it opens it; for all else the first check and its words are ours.
+    Image.MAX_IMAGE_PIXELS = rules.max_pixels if kind == "ICO" else None
+    try:
+        image = Image.open(io.BytesIO(payload), formats=_readable_formats())
+    except UnidentifiedImageError:
+        name, reason = headers.what_it_is(payload, _readable_formats())
+        raise BadPhoto(reason, Facts(name), is_image=bool(name)) from None
+    Image.MAX_IMAGE_PIXELS = rules.max_pixels  # For what lies inside.
+    return image
+
+
+def _facts(image: Image.Image) -> Facts:
+    width, height = image.size
+    return Facts(str(image.format), width, height, image.mode, bool(image.info.get("exif")))
+
+
+@cache
+def _readable_formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that the installed Pillow has."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _finish(
+    rgb: Image.Image, rules: DecodeRules, facts: Facts, *, swap_sides: bool, converted: list[str], notes: list[str]
+) -> Photo:
+    square = _to_square(rgb, rules)
+    gray = square.convert("L")
+    width, height = (facts.height, facts.width) if swap_sides else (facts.width, facts.height)
+    looks = perceptual.hash_of(gray), *perceptual.brightness_and_contrast(gray)
+    complete = Facts(facts.format, width, height, facts.mode, facts.has_exif, *looks)
+    return Photo(perceptual.pixels_of(square), complete, "; ".join(converted), "; ".join(notes))
+
+
+def _check_pixels(facts: Facts, rules: DecodeRules) -> None:
+    if facts.width * facts.height > rules.max_pixels:
+        size = f"{facts.width}x{facts.height}"
+        raise BadPhoto(f"claims {size} pixels, more than intake.max_pixels ({rules.max_pixels:,})", facts)
+
+
+def _check_frame(claimed: headers.Claim) -> None:
+    if not claimed.agrees:
+        (width, height), (x, y) = claimed.frame, claimed.corner
+        canvas = "{}x{}".format(*claimed.canvas)
+        raise BadPhoto(
+            f"the canvas of {canvas} pixels disagrees with the first frame of {width}x{height} at ({x}, {y})",
+            Facts(claimed.format, *claimed.canvas),
+        )
+
+
+def _check_shape(facts: Facts, rules: DecodeRules) -> None:
+    width, height = facts.width, facts.height
+    size = f"{width}x{height}"
+    if min(width, height) < rules.min_side_px:
+        raise BadPhoto(f"{size} pixels: a side is shorter than intake.min_side_px ({rules.min_side_px})", facts)
+    if max(width, height) > rules.max_aspect_ratio * min(width, height):
+        raise BadPhoto(f"{size} pixels: longer than intake.max_aspect_ratio ({rules.max_aspect_ratio:g}) allows", facts)
+
+
+def _take_first_frame(image: Image.Image, facts: Facts, converted: list[str]) -> None:
+    if facts.format == "MPO":  # A JPEG with further pictures behind it, as cameras write them: the first is the photo.
+        return
+    frames = getattr(image, "n_frames", 1)
+    if frames > MAX_FRAMES:
+        raise BadPhoto(f"{frames:,} frames, more than {MAX_FRAMES:,}", facts)
+    if frames > 1:
+        image.seek(0)
+        converted.append(f"first of {frames} frames")
+
+
+def _load_png(image: Image.Image, payload: bytes, facts: Facts) -> None:
+    if damage := headers.png_damage(payload):
+        raise BadPhoto(damage, facts)
+    image.load()
+
+
+def _check_jpeg(payload: bytes, facts: Facts, notes: list[str]) -> headers.JpegLayout:
+    layout = headers.jpeg_layout(payload)
+    if not layout.can_hold(facts.width * facts.height, len(payload)):
+        raise BadPhoto("cut off: the JPEG ends before the picture does", facts)
+    extra = len(payload) - layout.end
+    if layout.end > 0 and extra > 0 and facts.format == "JPEG":  # An MPO has its further pictures there.
+        notes.append(f"{extra:,} bytes behind the end of the picture")
+    return layout
+
+
+def _orientation(image: Image.Image, complaints: list[warnings.WarningMessage], notes: list[str]) -> int:
+    """1 to 8. A malformed EXIF block counts as far as it can be read, and the photo is still good."""
+    raw = image.info.get("exif", b"")
+    raw = re.sub(rb"^(Exif\0\0)+", b"", raw) if isinstance(raw, bytes) else b""
+    is_malformed = bool(raw) and not raw.startswith((b"II", b"MM"))
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # Malformed EXIF raises in many ways.
+        value, is_malformed = 1, True
+    is_malformed |= any("exif" in str(c.message).lower() for c in complaints)
+    if not isinstance(value, int) or not 0 <= value <= 8:
+        value, is_malformed = 1, True
+    if is_malformed:
+        notes.append("malformed EXIF" if value in _UPRIGHT else "malformed EXIF: taken as stored")
+    return max(1, value)
+
+
+def _needed_size(size: tuple[int, int], rules: DecodeRules) -> tuple[int, int]:
+    """The smallest width and height that a scaled decode may give, so that resizing never enlarges."""
+    if rules.resize != "pad":
+        return rules.image_size, rules.image_size
+    scale = rules.image_size / max(size)
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def jpeg_reduction(size: tuple[int, int], needed_size: tuple[int, int]) -> int:
+    """By how much a JPEG is scaled down while it is decoded: at most so far that the resize need not enlarge."""
+    (width, height), (needed_width, needed_height) = size, needed_size
+    for reduction in JPEG_REDUCTIONS:
+        if -(-width // reduction) >= needed_width and -(-height // reduction) >= needed_height:
+            return reduction
+    return 1
+
+
+def _say_what_changes(image: Image.Image, payload: bytes, jpeg: headers.JpegLayout | None, converted: list[str]) -> None:
+    """The documented rule: RGB in 8 bits as a sequential JPEG, a PNG or a 24-bit BMP changes nothing."""
+    name = "JPEG" if image.format == "MPO" else str(image.format)
+    mode = _MODE_NAMES.get(image.mode, image.mode)
+    if jpeg is not None and jpeg.is_progressive:
+        converted.append("progressive JPEG")
+    if image.mode.startswith("I;16") or (name == "PNG" and headers.png_bits_per_channel(payload) == 16):
+        converted.append("16 bit scaled to 8")
+    elif image.mode in ("I", "F"):
+        converted.append("32 bit scaled to 8")
+    if image.has_transparency_data:
+        converted.append("transparency laid over white")
+    if image.mode.startswith("I") or image.mode == "F":
+        mode = ""
+    elif name == "BMP" and not mode and headers.bits_per_pixel(payload) != 24:
+        mode = f"{headers.bits_per_pixel(payload)}-bit"
+    if mode or name not in _PLAIN_FORMATS:
+        converted.append(f"{mode} {name} to RGB".strip())
+
+
+def _to_rgb(image: Image.Image, payload: bytes, needed_size: tuple[int, int], facts: Facts) -> Image.Image:
+    if facts.format in ("JPEG", "MPO"):
+        plain = _decode_plain_jpeg(payload, needed_size, facts)
+        if plain is not None:
+            return plain
+    image.load()
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        return _scale_to_8_bit(image, facts).convert("RGB")
+    if image.has_transparency_data:
+        return _over_white(image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    """Boxes from top to bottom, so that what is only needed in between never exists for the whole picture."""
+    width, height = image.size
+    rows = max(1, _STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        yield 0, top, width, min(height, top + rows)
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    white = Image.new("RGB", image.size, "white")
+    for box in _strips(image):
+        strip = image.crop(box).convert("RGBA")
+        white.paste(strip, box, strip)
+    return white
+
+
+def _decode_plain_jpeg(payload: bytes, needed_size: tuple[int, int], facts: Facts) -> Image.Image | None:
+    """The picture, or None where Pillow has to decode it: CMYK, and what libjpeg-turbo's simple interface does not know.
+
+    CMYK comes through here for the warnings only, which Pillow does not pass on.
+    """
+    is_cmyk = facts.mode not in ("RGB", "L")
+    reduction = JPEG_REDUCTIONS[0] if is_cmyk else jpeg_reduction((facts.width, facts.height), needed_size)
+    smallest = [-(-side // reduction) for side in (facts.width, facts.height)]
+    try:
+        pixels = simplejpeg.decode_jpeg(payload, "CMYK" if is_cmyk else "RGB", min_width=smallest[0], min_height=smallest[1])
+    except ValueError as error:
+        message = str(error)
+        if message.startswith("tj") or "not supported" in message.lower() or "unsupported" in message.lower():
+            return None
+        if message.startswith("Premature end"):
+            raise BadPhoto("cut off: the JPEG ends before the picture does", facts) from None
+        raise BadPhoto(f"damaged JPEG: the decoder had to repair it ({message})", facts) from None
+    if is_cmyk:
+        return None
+    height, width, _ = pixels.shape
+    return Image.frombuffer("RGB", (width, height), pixels, "raw", "RGB", 0, 1)
+
+
+def _scale_to_8_bit(image: Image.Image, facts: Facts) -> Image.Image:
+    """16-bit values by their full range; 32-bit and float values by the range that the picture itself has."""
+    low, high = 0.0, 65535.0
+    if image.mode in ("I", "F"):
+        ends = [(values.min(), values.max()) for values in map(np.asarray, map(image.crop, _strips(image)))]
+        if not np.isfinite(ends).all():
+            raise BadPhoto("pixels that are not finite numbers", facts)
+        darkest, brightest = float(min(e[0] for e in ends)), float(max(e[1] for e in ends))
+        if image.mode == "F" or darkest < 0 or brightest > high:
+            low, high = darkest, brightest
+    scaled = np.empty((image.height, image.width), np.uint8)
+    for box in _strips(image):
+        values = np.asarray(image.crop(box)).astype(np.float64)
+        scaled[box[1] : box[3]] = np.rint((values - low) * (255 / max(high - low, 1e-12)))
+    return Image.fromarray(scaled)
+
+
+def _to_square(rgb: Image.Image, rules: DecodeRules) -> Image.Image:
+    size, (width, height) = rules.image_size, rgb.size
+    if rules.resize == "squash":
+        return rgb.resize((size, size), Image.Resampling.BILINEAR)
+    if rules.resize == "crop":
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        return rgb.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+    scale = size / max(width, height)
+    inner = rgb.resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BILINEAR)
+    square = Image.new("RGB", (size, size))
+    square.paste(inner, ((size - inner.width) // 2, (size - inner.height) // 2))
+    return square
+
+
+def _in_words(error: Exception, name: str, *, in_header: bool) -> str:
+    """What a library's error means to the owner of the file; its own words are about the library."""
+    message = str(error).lower()
+    if isinstance(error, EOFError) or re.search("truncated|not enough image data|end of file|eof", message):
+        return f"cut off: the {name} ends before the picture does"
+    if re.search("unsupported|not supported|not implemented|not configured|unknown|codec configuration", message):
+        return f"a kind of {name} that this job does not read: convert it to JPEG or PNG"
+    if in_header:
+        return f"damaged {name}: its header cannot be read"
+    return f"damaged {name}: its picture data cannot be decoded"

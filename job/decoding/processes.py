@@ -1,0 +1,365 @@
+"""Disposable decode processes: the only place where untrusted bytes meet a parser.
+
+Each process decodes one shard after the other straight into the shard's file, and writes a line into a pipe for every photo
+as it is done. What is in the pipe outlives the process: one that crashes or hangs is replaced and its shard goes on behind
+the photo that broke it, so a bad file costs itself only. Nobody waits at that pipe, it is emptied every now and then: to be
+woken for every photo takes a good part of the time of the photos (docs/decisions/0007-intake-at-scale.md).
+
+A second pipe brings the news that the main process does wait for: a task is done, or the process cannot go on. `wire.py` has
+the form of both. Objects are pickled in the other direction only.
+"""
+
+import atexit
+import io
+import multiprocessing
+import os
+import resource
+import shutil
+import tempfile
+import time
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from job.decoding.decode import BadPhoto, DecodeRules, Facts, decode
+from job.decoding.wire import MAX_LINE_BYTES, Lines, NewsLine, RecordLine, plain, tell
+from job.errors import JobError, StorageFailed, TryAgainLater, code_of, of_code
+from job.runtime.context import Context
+from job.runtime.stop import ignore_signals
+from job.runtime.telemetry import Telemetry
+from job.sources.base import Entry, Source
+from job.sources.local import IMAGE_EXTENSIONS
+from job.stores.arrays import HEADER_BYTES
+
+Record = dict[str, Any]
+
+# How reasons begin that say something about this time and this machine, and not about the photo.
+_PASSING = (
+    "cannot be read: ",
+    "took longer to decode than ",
+    "the decoder crashed on it twice ",
+    "needs more memory to decode than ",
+)
+_MAX_FOLDER_OF_SOCKETS = 107 - len("/pymp-12345678/listener-12345678")
+_MAX_TRACEBACK = MAX_LINE_BYTES // 8  # In JSON a character takes up to six bytes, and a line has other fields.
+_MAX_REASON = 2000
+_SECONDS_BETWEEN_LOOKS = 0.02  # A pipe holds the records of some 200 photos; then its writer has to wait.
+_SERVER_IS_GONE = 255
+_FORK_SERVER = multiprocessing.get_context("forkserver")
+_FORK_SERVER.set_forkserver_preload([__name__])  # Imported once, not by each process.
+
+
+@dataclass(frozen=True)
+class Limits:
+    num_workers: int
+    timeout_s: float
+    memory_mb: int
+
+
+@dataclass
+class ShardTask:
+    """Photos to decode into `file`, good ones in rows one after the other; `records` grows to one for each entry."""
+
+    key: str
+    entries: tuple[Entry, ...]
+    file: Path
+    records: list[Record] = field(default_factory=list)
+    crashed_at: int = -1
+
+    @property
+    def num_rows(self) -> int:
+        return sum(r["status"] in ("used", "converted") for r in self.records)
+
+
+def is_passing(record: Record) -> bool:
+    """Whether another try may end otherwise."""
+    return record["status"] == "quarantined" and record["reason"].startswith(_PASSING)
+
+
+def decode_shards(
+    tasks: Iterable[ShardTask], source: Source, rules: DecodeRules, limits: Limits, context: Context
+) -> Iterator[ShardTask]:
+    """Yield the tasks as they are finished, in any order.
+
+    Raises:
+        StorageFailed: where a shard's file cannot be written.
+        Stopped: soon after the run is asked to stop, without waiting for a shard's end.
+    """
+    waiting = iter(tasks)
+    _shorten_socket_paths()
+    with _stopped_first(context), ExitStack() as stack:
+        workers = []
+        for _, task in zip(range(limits.num_workers), waiting, strict=False):
+            workers.append(_Worker(source, rules, limits, context.telemetry))
+            stack.callback(workers[-1].close)
+            workers[-1].assign(task)
+        following = next(waiting, None)  # Made ready beforehand, because its file may have to wait for the disk.
+        while busy := [w for w in workers if w.task is not None]:
+            context.stop.check()
+            ready = wait([w.news for w in busy], timeout=_SECONDS_BETWEEN_LOOKS)
+            for worker in busy:
+                if worker.news not in ready:
+                    worker.check_time()
+                elif (finished := worker.receive()) is not None:
+                    if following is not None:
+                        worker.assign(following)
+                        following = next(waiting, None)
+                    yield finished
+
+
+@contextmanager
+def _stopped_first(context: Context) -> Iterator[None]:
+    """What fails while the end is asked for may have been met by the same signal, and is not what the run ends with."""
+    try:
+        yield
+    except Exception:
+        context.stop.check()
+        raise
+
+
+def _shorten_socket_paths() -> None:
+    """Those of the fork server lie below TMPDIR, which schedulers like to make longer than a socket's path may be."""
+    config = multiprocessing.current_process()._config  # type: ignore[attr-defined]
+    if not config.get("tempdir") and len(os.fsencode(tempfile.gettempdir())) > _MAX_FOLDER_OF_SOCKETS:
+        config["tempdir"] = tempfile.mkdtemp(prefix="pymp-", dir="/tmp")
+        atexit.register(shutil.rmtree, config["tempdir"], ignore_errors=True)
+
+
+class _Worker:
+    def __init__(self, source: Source, rules: DecodeRules, limits: Limits, telemetry: Telemetry) -> None:
+        self._source, self._rules, self._limits, self._telemetry = source, rules, limits, telemetry
+        self.task: ShardTask | None = None
+        self._start()
+
+    def _start(self) -> None:
+        self._tasks, tasks_far_end = _FORK_SERVER.Pipe()  # Duplex, because a socket holds a whole task.
+        self.news, news_far_end = _FORK_SERVER.Pipe(duplex=False)
+        self._records, records_far_end = _FORK_SERVER.Pipe(duplex=False)
+        self._news_lines, self._record_lines = Lines(self.news), Lines(self._records)
+        far_ends = (tasks_far_end, news_far_end, records_far_end)
+        arguments = (*far_ends, self._source, self._rules, self._limits.memory_mb)
+        self._process = _FORK_SERVER.Process(target=_work, args=arguments, daemon=True)
+        try:
+            self._process.start()
+        except (EOFError, ConnectionError) as error:  # The fork server is gone.
+            raise _not_started(None) from error
+        self._is_ready = False
+        self._is_believed = True
+        self._cpu_s = 0.0
+        for end in far_ends:
+            end.close()
+
+    def assign(self, task: ShardTask) -> None:
+        self.task = task
+        self._last_news = time.monotonic()
+        self._timed_out = False
+        try:
+            self._tasks.send((task.entries, len(task.records), task.num_rows, task.file))
+        except BrokenPipeError:
+            self._replace()
+
+    def receive(self) -> ShardTask | None:
+        """Take what the process has sent; give back the task when it is done."""
+        lines = self._news_lines.take()
+        if self._news_lines.has_ended and not lines:
+            return self._replace()
+        if not self._is_believed:
+            return None
+        try:
+            told = [NewsLine.model_validate_json(line) for line in lines]
+        except ValidationError:
+            told = []
+        if len(told) < len(lines) or self._news_lines.is_too_long:
+            self._take_records()  # They were written before.
+            self._distrust()
+            return None
+        for news in told:
+            if news.kind == "ready":
+                self._last_news = time.monotonic()  # Starting a process takes its time, which is no photo's fault.
+                self._is_ready = True
+            elif news.kind == "done":
+                return self._finished(news.cpu_s)
+            else:
+                raise self._failure(news)
+        return None
+
+    def _finished(self, cpu_s: float) -> ShardTask | None:
+        assert self.task is not None
+        self._cpu_s = cpu_s
+        self._take_records()
+        if len(self.task.records) == len(self.task.entries):
+            return self._given_back()
+        self._distrust()
+        return None
+
+    def _failure(self, news: NewsLine) -> Exception:
+        assert self.task is not None
+        if news.kind == "storage":
+            return StorageFailed(f"{self.task.file.parent}: {news.text}. Free some space and run the same command again.")
+        return of_code(news.code, news.text) if news.kind == "error" else RuntimeError(news.text)
+
+    def _distrust(self) -> None:
+        """End a process that says what it cannot mean. It counts as crashed when its pipes are closed."""
+        self._is_believed = False
+        self._process.kill()
+
+    def check_time(self) -> None:
+        """Take the records that there are, and kill the process where it has been at one photo for too long."""
+        if self._take_records():
+            self._last_news = time.monotonic()
+        elif self._is_ready and time.monotonic() - self._last_news > self._limits.timeout_s + self._source.patience_s:
+            self._timed_out = True
+            self._process.kill()
+
+    def _take_records(self) -> int:
+        """Move the records that are in the pipe to the task, up to one that cannot be right; return how many there are."""
+        assert self.task is not None
+        before = len(self.task.records)
+        for line in self._record_lines.take() if self._is_believed else ():
+            try:
+                record = RecordLine.model_validate_json(line).model_dump()
+            except ValidationError:
+                self._distrust()
+                break
+            self.task.records.append(record)
+        if len(self.task.records) > len(self.task.entries) or self._record_lines.is_too_long:
+            del self.task.records[len(self.task.entries) :]
+            self._distrust()
+        return len(self.task.records) - before
+
+    def _replace(self) -> ShardTask | None:
+        """The process is gone: blame the photo it was at (after a second try, unless it hung) and go on behind it."""
+        assert self.task is not None
+        self._process.join()
+        if not self._is_ready:
+            raise _not_started(self._process.exitcode)
+        if self._take_records():
+            self._timed_out = False  # The photo in question was done when the signal came; the next one is to be spared.
+        at, task = len(self.task.records), self.task
+        if at == len(task.entries):
+            pass  # It went after its last photo and before it could say so.
+        elif self._timed_out:
+            self._blame(f"took longer to decode than intake.decode_timeout_s ({self._limits.timeout_s:g})")
+        elif task.crashed_at == at:
+            self._blame(f"the decoder crashed on it twice (exit code {self._process.exitcode})")
+        else:
+            task.crashed_at = at
+        self._close_pipes()
+        self._start()
+        if len(task.records) < len(task.entries):
+            self.assign(task)
+            return None
+        return self._given_back()
+
+    def _blame(self, reason: str) -> None:
+        assert self.task is not None
+        self.task.records.append(_record(self.task.entries[len(self.task.records)], "quarantined", reason))
+
+    def _given_back(self) -> ShardTask | None:
+        task, self.task = self.task, None
+        return task
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.join()
+        self._close_pipes()
+
+    def _close_pipes(self) -> None:
+        for pipe in (self._tasks, self.news, self._records):
+            pipe.close()
+        self._telemetry.cpu_s_elsewhere += self._cpu_s
+
+
+def _not_started(exit_code: int | None) -> JobError:
+    """Return the end of a run whose decode process ended before it could decode.
+
+    An exit code of its own is a bug, for example a module that cannot be imported. A process that was killed has none, and
+    where the fork server was killed, multiprocessing says 255.
+    """
+    if exit_code is None or exit_code < 0 or exit_code == _SERVER_IS_GONE:
+        return TryAgainLater(
+            "A decode process was killed while it started, by somebody or for lack of memory. Run the same command again; "
+            "if that repeats, give the job more memory."
+        )
+    return JobError(f"A decode process did not start (exit code {exit_code}).")
+
+
+def _work(
+    tasks: Connection, news: Connection, records: Connection, source: Source, rules: DecodeRules, memory_mb: int
+) -> None:
+    """The process: decode shard after shard until the other end is gone."""
+    ignore_signals()
+    row_bytes = rules.image_size**2 * 3
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)  # libtiff writes there what it thinks of a file; the record has it in plain words.
+    try:
+        source.prepare()
+        _limit_memory(memory_mb)
+        tell(news, NewsLine(kind="ready"))
+        while True:
+            entries, start, row, path = tasks.recv()
+            with open(path, "r+b", buffering=0) as file:
+                for entry, payload in zip(entries[start:], source.read(entries[start:]), strict=True):
+                    record, pixels = _examine(entry, payload, rules)
+                    if pixels is not None:
+                        _write_all(file, pixels, HEADER_BYTES + row * row_bytes)
+                        row += 1
+                    tell(records, RecordLine(**record))
+            tell(news, NewsLine(kind="done", cpu_s=time.process_time()))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
+    except JobError as error:
+        tell(news, NewsLine(kind="error", code=code_of(error), text=str(error)))
+    except OSError as error:
+        tell(news, NewsLine(kind="storage", text=error.strerror or str(error)))
+    except Exception:  # Not the photo's fault, or `decode` would have said so.
+        tell(news, NewsLine(kind="bug", text=plain(traceback.format_exc()[-_MAX_TRACEBACK:])))
+
+
+def _limit_memory(memory_mb: int) -> None:
+    """What the process takes beyond what it has."""
+    statm = Path("/proc/self/statm")
+    in_use = int(statm.read_text().split()[0]) * resource.getpagesize() if statm.exists() else 0
+    wanted, most = in_use + memory_mb * 2**20, resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (wanted if most == resource.RLIM_INFINITY else min(wanted, most), most))
+
+
+def _write_all(file: io.FileIO, pixels: memoryview, offset: int) -> None:
+    while pixels:
+        written = os.pwrite(file.fileno(), pixels, offset)
+        pixels, offset = pixels[written:], offset + written
+
+
+def _examine(entry: Entry, payload: bytes | OSError, rules: DecodeRules) -> tuple[Record, memoryview | None]:
+    if isinstance(payload, OSError):
+        return _record(entry, "quarantined", f"cannot be read: {payload.strerror}"), None
+    digest = sha256(payload).hexdigest()
+    try:
+        photo = decode(payload, rules)
+    except BadPhoto as error:
+        named_like_image = Path(entry.path).suffix.lower() in IMAGE_EXTENSIONS
+        status = "quarantined" if error.is_image or named_like_image or not Path(entry.path).suffix else "ignored"
+        return _record(entry, status, error.reason, error.facts, len(payload), digest), None
+    status = "converted" if photo.converted else "used"
+    reason = "; ".join(filter(None, (photo.converted, photo.notes)))
+    return _record(entry, status, reason, photo.facts, len(payload), digest), photo.pixels_HWC.data.cast("B")
+
+
+def _record(
+    entry: Entry, status: str, reason: str, facts: Facts | None = None, num_bytes: int | None = None, digest: str = ""
+) -> Record:
+    size = entry.num_bytes if num_bytes is None else num_bytes
+    return {
+        "status": status,
+        "reason": plain(reason[:_MAX_REASON]),
+        "num_bytes": size,
+        "sha256": digest,
+        **vars(facts or Facts()),
+    }

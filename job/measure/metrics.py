@@ -1,0 +1,154 @@
+"""How good a classifier is, with intervals. N examples, C classes; probabilities are float arrays (N, C)."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from job.runtime.telemetry import spent_once
+
+# scikit-learn and scipy.stats take half a second to import, which asking a finished run must not wait for.
+
+_RESAMPLES_AT_ONCE = 100
+
+
+def summary(labels_N: np.ndarray, probabilities_NC: np.ndarray, ece_bins: int) -> dict[str, Any]:
+    """The `M` of metrics.json. Means over classes are over those that have examples."""
+    with spent_once("imports"):
+        from sklearn.metrics import f1_score, log_loss, recall_score
+
+    predicted = probabilities_NC.argmax(1)
+    present = np.unique(labels_N)
+    correct = int((predicted == labels_N).sum())
+    return {
+        "num_examples": len(labels_N),
+        "accuracy": correct / len(labels_N),
+        "accuracy_ci95": wilson(correct, len(labels_N)),
+        "balanced_accuracy": float(recall_score(labels_N, predicted, labels=present, average="macro")),
+        "macro_f1": float(f1_score(labels_N, predicted, labels=present, average="macro", zero_division=0)),
+        "log_loss": float(log_loss(labels_N, probabilities_NC, labels=range(probabilities_NC.shape[1]))),
+        "ece": expected_calibration_error(labels_N, probabilities_NC, ece_bins),
+        "ece_bins": ece_bins,
+    }
+
+
+def wilson(successes: int, trials: int, confidence: float = 0.95) -> list[float]:
+    """Interval of a proportion. Wilson, "Probable inference, the law of succession, and statistical inference" (1927)."""
+    with spent_once("imports"):
+        from scipy.stats import norm
+
+    if trials == 0:
+        return [0.0, 1.0]
+    z = float(norm.ppf(0.5 + confidence / 2))
+    share = successes / trials
+    centre = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
+    half = z / (1 + z**2 / trials) * float(np.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2)))
+    return [max(0.0, centre - half), min(1.0, centre + half)]
+
+
+def expected_calibration_error(labels_N: np.ndarray, probabilities_NC: np.ndarray, bins: int) -> float:
+    """Mean distance of confidence and accuracy over equally wide bins of confidence (Guo et al., 2017)."""
+    confidence = probabilities_NC.max(1)
+    correct = probabilities_NC.argmax(1) == labels_N
+    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
+    gaps = [abs(confidence[bin_of == b].sum() - correct[bin_of == b].sum()) for b in range(bins)]
+    return float(np.sum(gaps) / len(labels_N))
+
+
+def confusion(labels_N: np.ndarray, predicted_N: np.ndarray, num_classes: int) -> np.ndarray:
+    """Counts (C, C), rows given labels, columns predicted ones."""
+    from sklearn.metrics import confusion_matrix
+
+    return np.asarray(confusion_matrix(labels_N, predicted_N, labels=range(num_classes)))
+
+
+def per_class(
+    labels_N: np.ndarray,
+    predicted_N: np.ndarray,
+    groups_N: np.ndarray,
+    class_names: tuple[str, ...],
+    resamples: int,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Precision and recall with Wilson's intervals, F1 with a bootstrap interval over duplicate groups."""
+    matrix = confusion(labels_N, predicted_N, len(class_names))
+    given, predicted, hits = matrix.sum(1), matrix.sum(0), matrix.diagonal()
+    one_hot = np.eye(len(class_names), dtype=np.float64)
+    counts = np.stack([one_hot[labels_N] * one_hot[predicted_N], one_hot[labels_N], one_hot[predicted_N]], axis=1)
+    f1_intervals = bootstrap(counts, groups_N, lambda s: 2 * s[:, 0] / np.maximum(s[:, 1] + s[:, 2], 1e-12), resamples, seed)
+    return [
+        {
+            "class": name,
+            "num_examples": int(given[k]),
+            "precision": _share(hits[k], predicted[k]),
+            "precision_ci95": wilson(int(hits[k]), int(predicted[k])),
+            "recall": _share(hits[k], given[k]),
+            "recall_ci95": wilson(int(hits[k]), int(given[k])),
+            "f1": _share(2 * hits[k], given[k] + predicted[k]),
+            "f1_ci95": [float(f1_intervals[0][k]), float(f1_intervals[1][k])],
+        }
+        for k, name in enumerate(class_names)
+    ]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two classifiers on the same examples: `difference` is the second one's accuracy minus the first one's.
+
+    `lower_bound` is one-sided at 95%. `p_value` is McNemar's, exact (two-sided binomial test on the disagreements).
+    """
+
+    num_examples: int
+    only_first_correct: int
+    only_second_correct: int
+    difference: float
+    difference_ci95: list[float]
+    lower_bound: float
+    p_value: float
+
+
+def compare(
+    labels_N: np.ndarray, first_N: np.ndarray, second_N: np.ndarray, groups_N: np.ndarray, resamples: int, seed: int
+) -> Comparison:
+    """Paired comparison of two predictions; the bootstrap resamples duplicate groups."""
+    from scipy.stats import binomtest
+
+    gain = (second_N == labels_N).astype(np.float64) - (first_N == labels_N)
+    only_first, only_second = int((gain < 0).sum()), int((gain > 0).sum())
+    counts = np.stack([gain, np.ones(len(gain))], axis=1)[:, :, None]
+    percentiles = (2.5, 97.5, 5.0)
+    low, high, bound = bootstrap(counts, groups_N, lambda s: s[:, 0] / s[:, 1], resamples, seed, percentiles)
+    disagreements = only_first + only_second
+    p_value = float(binomtest(only_second, disagreements).pvalue) if disagreements else 1.0
+    interval = [float(low[0]), float(high[0])]
+    return Comparison(len(gain), only_first, only_second, float(gain.mean()), interval, float(bound[0]), p_value)
+
+
+def bootstrap(
+    counts_NKC: np.ndarray,
+    groups_N: np.ndarray,
+    statistic: Callable[[np.ndarray], np.ndarray],
+    resamples: int,
+    seed: int,
+    percentiles: tuple[float, ...] = (2.5, 97.5),
+) -> np.ndarray:
+    """Percentiles of a statistic of K summed counts, when whole groups are drawn again. Shape (percentiles, C)."""
+    _, group = np.unique(groups_N, return_inverse=True)
+    sums_GKC = np.zeros((group.max() + 1, *counts_NKC.shape[1:]))
+    np.add.at(sums_GKC, group, counts_NKC)
+    draws = _draws(len(sums_GKC), resamples, seed)
+    drawn = [statistic(np.einsum("rg,gkc->rkc", times, sums_GKC)) for times in draws]
+    return np.percentile(np.concatenate(drawn), percentiles, axis=0)
+
+
+def _draws(num_groups: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each group is drawn, some resamples at a time."""
+    generator = np.random.default_rng(seed)
+    for start in range(0, resamples, _RESAMPLES_AT_ONCE):
+        count = min(_RESAMPLES_AT_ONCE, resamples - start)
+        yield generator.multinomial(num_groups, np.full(num_groups, 1 / num_groups), size=count).astype(np.float64)
+
+
+def _share(part: float, whole: float) -> float:
+    return float(part / whole) if whole else 0.0

@@ -1,1 +1,0 @@
-"""How several workers of one run talk to each other, and to nobody else."""

@@ -1,0 +1,175 @@
+"""The output of a run: where it lies, on this machine or in a bucket, that it is the job's own, and who works in it now."""
+
+import os
+import shlex
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePath
+
+from job.console.places import refused_at_start
+from job.errors import DataUnusable, Diverged, GateNotMet, Stopped, UsageError
+from job.runtime.context import Context
+from job.storage import claim, lease
+from job.storage.bucket.downloads import scratch
+from job.storage.bucket.mirror import Mirror
+from job.storage.bucket.objects import is_remote
+from job.storage.bucket.open import open_objects
+from job.storage.files import storage_errors
+from job.storage.ledger import MARK, is_reserved
+from job.storage.workdir import Workdir
+
+# The local part of a bucket's directory lies on a disk of this machine, where the touches of its owner show at once; whether
+# the owner on another machine is alive the bucket's own lease decides. It is silent while TensorFlow is imported.
+_SCRATCH_DEAD_AFTER_S = 15.0
+
+
+def make_workdir(
+    out: str, *, folders: Sequence[str | None] = (), files: Sequence[str | None] = (), worker: int = 0
+) -> Workdir:
+    """Return the output directory, or this worker's part of a bucket. Nothing is written yet.
+
+    `folders` and `files` are the inputs of the run, by their options; those that are None were not given.
+
+    Raises:
+        UsageError: where an input folder lies inside the output, or the output inside an input folder, or an input file
+            in the output has a name that the job writes itself.
+    """
+    refuse_nested(out, "--out", folders)
+    for file in filter(None, files):
+        if _lies_in(file, out) and is_reserved(_relative(file, out)):
+            name = file.rstrip("/").rpartition("/")[2]
+            raise UsageError(
+                f"{file} lies in --out {out}, under a name that the job writes itself. Copy it first, and give the copy: "
+                f"cp {shlex.quote(file)} {shlex.quote(f'my-{name}')}"
+            )
+    return _workdir(out, worker)
+
+
+def refuse_nested(place: str, option: str, folders: Sequence[str | None]) -> None:
+    """Refuse a place to write to that lies inside one of these input folders, or around one.
+
+    Raises:
+        UsageError: naming both, and a place to give instead.
+    """
+    for folder in filter(None, folders):
+        if _lies_in(place, folder) or _lies_in(folder, place):
+            raise UsageError(
+                f"{option} {place} and the input {folder} lie inside each other: nothing is ever written beside the data. "
+                f"Give another place, for example {option} {shlex.quote(_outside(folder))}"
+            )
+
+
+def is_table(data: str) -> bool:
+    """Return whether `--data` names a table, by its extension, and not a folder."""
+    return PurePath(data).suffix.lower() in (".csv", ".tsv", ".parquet") and not Path(data).is_dir()
+
+
+def existing_workdir(out: str) -> Workdir:
+    """Return that of an earlier run. Raises: UsageError."""
+    if not is_remote(out) and not Path(out).is_dir():
+        raise UsageError(f"{out}: no such folder.")
+    workdir = _workdir(out)
+    if not _is_claimed(workdir):
+        is_old = workdir.mirror.exists() if workdir.mirror else claim.is_version_1(workdir.root)
+        raise claim.of_version_1(out) if is_old else UsageError(f"{out}: this is not the output of a run.")
+    return workdir
+
+
+def _is_claimed(workdir: Workdir) -> bool:
+    return workdir.mirror.objects.find(MARK) is not None if workdir.mirror else claim.is_claimed(workdir.root)
+
+
+@contextmanager
+def looked_at(workdir: Workdir) -> Iterator[Workdir]:
+    """Give an output directory to read only. That of a bucket is copied to a temporary folder for the block."""
+    if workdir.mirror is None:
+        yield Workdir(workdir.root, is_glance=True)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        glance = Workdir(root, Mirror(root, workdir.mirror.objects), is_glance=True)
+        if workdir.mirror.exists():
+            glance.refresh()
+        yield glance
+
+
+def check(context: Context, config_file: Path | None = None) -> None:
+    """Refuse an output, or a cache.dir, that is not the job's own. Nothing is written. Raises: UsageError."""
+    _check(context.workdir, config_file)
+    context.cache.check()
+
+
+def _check(workdir: Workdir, config_file: Path | None) -> None:
+    if workdir.mirror:
+        claim.check_bucket(workdir.mirror.objects)
+    else:
+        with storage_errors(workdir.root), refused_at_start(f"--out {workdir.uri}", workdir.root):
+            claim.check(workdir.root, workdir.uri, config_file=config_file, environ=os.environ)
+
+
+def _workdir(out: str, worker: int = 0) -> Workdir:
+    if is_remote(out):
+        objects = open_objects(out)
+        root = scratch(objects.uri) / f"worker-{worker}"
+        return Workdir(root, Mirror(root, objects))
+    root = Path(out).resolve()
+    if root.exists() and not root.is_dir():
+        raise UsageError(f"--out {out}: this is a file; give a folder.")
+    return Workdir(root)
+
+
+def _lies_in(place: str, folder: str) -> bool:
+    """Return whether a place is a folder or lies in it, links resolved."""
+    if is_remote(place) or is_remote(folder):
+        return f"{place.rstrip('/')}/".startswith(f"{folder.rstrip('/')}/")
+    return Path(place).resolve().is_relative_to(Path(folder).resolve())
+
+
+def _relative(place: str, folder: str) -> str:
+    if is_remote(place):
+        return place.rstrip("/")[len(folder.rstrip("/")) + 1 :]
+    return Path(place).resolve().relative_to(Path(folder).resolve()).as_posix()
+
+
+def _outside(folder: str) -> str:
+    return "runs/first" if not is_remote(folder) else f"{folder.rstrip('/').rpartition('/')[0]}/runs/first"
+
+
+@contextmanager
+def owned(context: Context, config_file: Path | None = None) -> Iterator[None]:
+    """Give a block in which nobody else works in the output directory. What killed runs left unfinished is removed first.
+
+    At its end everything lasts, also where the run ends with an error that says something about the data or the model.
+
+    Raises:
+        UsageError: where the output is not the job's own.
+        TryAgainLater: where somebody else works in it.
+        StorageFailed, Stopped.
+    """
+    workdir, tell, check_stop = context.workdir, context.telemetry.line, context.stop.check
+    check(context, config_file)
+    with storage_errors(workdir.root), refused_at_start(f"--out {workdir.uri}", workdir.root, writing=True):
+        if workdir.mirror:
+            claim.claim_bucket(workdir.mirror.objects)
+            workdir.root.mkdir(parents=True, exist_ok=True)
+        else:
+            claim.claim(workdir.root, workdir.uri, config_file=config_file, environ=os.environ)
+        wait_s = _SCRATCH_DEAD_AFTER_S if workdir.mirror else lease.DEAD_AFTER_S
+        workdir.lease = lease.acquire(workdir.root, tell, check_stop, wait_s, workdir.uri)
+    try:
+        if workdir.mirror:
+            workdir.mirror.take_over(tell, check_stop)
+        workdir.clean()
+        if context.telemetry.keeps_log:
+            workdir.begin_log()
+        context.cache.claim()
+        try:
+            yield
+        except (DataUnusable, Diverged, GateNotMet, Stopped, UsageError):
+            workdir.settle()
+            raise
+        workdir.settle()
+    finally:
+        context.cache.close()
+        workdir.close()

@@ -1,0 +1,60 @@
+"""The plan of a run: which stages work, and why.
+
+A stage is skipped if its record matches everything it depends on, by content: its settings, the version of its code, the
+outcome of the stages before it, and the files it left.
+"""
+
+from dataclasses import dataclass
+
+from job.pipeline.job import Job
+from job.pipeline.table import STAGES
+
+
+@dataclass(frozen=True)
+class Step:
+    """A line of the plan: whether a stage runs, and why. `is_current` where what it left before still holds."""
+
+    stage: str
+    runs: bool
+    reason: str
+    is_current: bool = False
+
+
+def plan(job: Job, stop_after: str | None = None) -> list[Step]:
+    """Return what a run would do. A stage whose predecessors run may turn out to be unchanged when its time comes.
+
+    Stages behind `stop_after` are in it where they are up to date, because the report shows them.
+    """
+    steps = stale(job, stop_after)
+    for name in reversed(list(steps)):
+        for provider in STAGES[name].reads_stores_of if steps[name].runs else ():
+            if not steps[provider].runs and not job.records.stores_intact(provider):
+                reason = f"{name} needs its store, which is missing or damaged"
+                steps[provider] = Step(provider, True, reason, is_current=True)
+    return list(steps.values())
+
+
+def stale(job: Job, stop_after: str | None) -> dict[str, Step]:
+    """Return the plan without a look at stores, which are large."""
+    steps: dict[str, Step] = {}
+    for name in STAGES:
+        left_out = [] if name == "report" else [s for s in STAGES[name].after if s not in steps]
+        before = [s for s in STAGES[name].after if s in steps and steps[s].runs] + left_out
+        reason = f"{before[0]} runs before it" if before else job.why_stale(name, list(steps))
+        known = "split" in steps and not steps["split"].runs
+        if not STAGES[name].looks_only and known and job.refusals:
+            steps[name] = Step(name, False, "the data cannot be used as it is")
+        elif STAGES[name].needs_gate and not before and not job.gate_met:
+            steps[name] = Step(name, False, "the quality gate was not met")
+        elif not reason or name in wanted(stop_after):
+            steps[name] = Step(name, bool(reason), reason or "nothing that it depends on has changed", not reason)
+    return steps
+
+
+def wanted(stop_after: str | None) -> list[str]:
+    """Return the stages that run where they are stale."""
+    names = list(STAGES)
+    if stop_after in (None, "report"):
+        return names
+    found = names[: names.index(str(stop_after)) + 1]
+    return [*found, "report"] if "explore" in found else found  # Without it there is nothing to draw.

@@ -1,0 +1,79 @@
+"""run.json: with what a run was made, and on what kind of machine."""
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from job import __version__
+from job.pipeline.job import Job
+from job.pipeline.records import read_run
+from job.pipeline.settings import settings_digest
+from job.pipeline.table import STAGES
+from job.runtime.cgroups import usable_cores
+from job.storage.bucket.objects import is_remote
+
+
+def describe(job: Job) -> dict[str, Any]:
+    """The content of run.json."""
+    packages = ["keras", "tensorflow-cpu", "tensorflow", "numpy", "scipy", "scikit-learn", "cleanlab", "faiss-cpu"]
+    packages += ["pillow", "simplejpeg", "pyarrow"]
+    versions = {"transfer-job": __version__, "python": platform.python_version()}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "schema": 1,
+        "data": job.source.uri,
+        "labels": job.labels if job.labels is None or is_remote(job.labels) else str(Path(job.labels).resolve()),
+        "out": job.workdir.uri,
+        "command": shlex.join(job.command),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "config": job.config.model_dump(mode="json"),
+        "settings_of_stages": {name: settings_digest(name, job.config) for name in STAGES},
+        "versions": versions,
+        "fingerprint": {**fingerprint(), "workers": job.context.peers.count},
+    }
+
+
+def fingerprint() -> dict[str, Any]:
+    """What decides about the last bits of a result, beside the configuration and the versions."""
+    variables = ("TF_ENABLE_ONEDNN_OPTS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
+    return {
+        "cpu": _cpu_model(),
+        "cores": usable_cores(),
+        "platform": platform.platform(),
+        "environment": {name: os.environ[name] for name in variables if name in os.environ},
+        "op_determinism": True,
+    }
+
+
+def warn_of_another_machine(job: Job, now: dict[str, Any]) -> None:
+    before = read_run(job.workdir)
+    if before and any(job.records[name] for name in STAGES):
+        changed = [what for what in now["fingerprint"] if before["fingerprint"].get(what) != now["fingerprint"][what]]
+        changed += ["versions"] if before["versions"] != now["versions"] else []
+        if changed:
+            job.context.telemetry.line(
+                f"Going on where another kind of machine began ({', '.join(changed)}): the last bits may differ from a run "
+                "on one of them alone."
+            )
+
+
+def program() -> str:
+    """How this program was called, for the command that runs it again."""
+    return f"{Path(sys.executable).name} -P -m job" if Path(sys.argv[0]).name == "__main__.py" else Path(sys.argv[0]).name
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,229 @@
+"""Publishing: what users take away from a run, as one set that changes as a whole.
+
+A set is `model/`, `metrics.json`, `predictions.parquet`, `report.html`, `examples.parquet` and `label_issues.csv`, as far as
+a run has them. It lies whole in `versions/SET/`. `published.json`, replaced in one step, names it with its digests: that is
+the moment in which it is published. The files at the root of the output are copies, made afterwards; where that is cut off,
+the next start finishes it. The set before it stays until the next publication.
+
+A model that is in service stays there until another one is whole. A run that comes to no model (its gate was not met, the
+data cannot be used, it was told to stop early) leaves what it has in `attempt/` then.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from hashlib import sha256
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from job.errors import StorageFailed
+from job.pipeline.records import Records
+from job.pipeline.table import STAGES
+from job.report import times
+from job.runtime.context import Context
+from job.storage.files import (
+    copy_file,
+    digest_of,
+    digest_of_file,
+    free_bytes,
+    in_units,
+    link_or_copy,
+    on_one_disk,
+    storage_errors,
+    to_json,
+)
+from job.storage.published import PUBLISHED, Published
+from job.storage.workdir import Workdir
+
+ATTEMPT = "attempt"
+_EDITED = "label_issues.csv"  # Its user may write into it, and keeps what was written.
+_Sources = Mapping[str, Path | bytes]  # By name in a set: a file, or the content of one.
+
+
+def publish(workdir: Workdir, done: Collection[str]) -> None:
+    """Publish what the stages in `done`, those that are up to date, have left.
+
+    Raises:
+        StorageFailed, TryAgainLater: where it could not be written; the set in service stays.
+        UsageError: where somebody else's file is in the way of a copy; the set is published then.
+    """
+    sources, before = _sources(workdir, done), Published.load(workdir)
+    digests = {name: _digest(source) for name, source in sources.items()}
+    if {"evaluate", "export", "report"} <= set(done) or not before.has_model:
+        _publish_set(workdir, sources, digests, before)
+        finish(workdir)
+        left = [name.removeprefix(f"{ATTEMPT}/") for name in workdir.ledger.below(ATTEMPT)]
+        _remove_copies(workdir, {name: before.attempt.get(name, "") for name in left}, f"{ATTEMPT}/")
+    else:
+        finish(workdir)
+        if digests != before.attempt:
+            _write(workdir, replace(before, attempt=digests))
+        _place(workdir, sources, digests, before.attempt, f"{ATTEMPT}/")
+        _remove_copies(workdir, {n: d for n, d in before.attempt.items() if n not in digests}, f"{ATTEMPT}/")
+    workdir.commit()
+
+
+def keep_room(context: Context, num_parameters: int) -> None:
+    """Ask, before the work, for the room that a model will take, and keep the stores from taking it.
+
+    The model lies in `stages/export`, in the set and at the root of the output, as SavedModel and as .keras with four bytes
+    for each parameter. Where the file system has links, the first two are one.
+
+    Raises:
+        StorageFailed: where the disk has not so much left.
+    """
+    root, needed = context.workdir.root, 3 * 2 * 4 * num_parameters
+    if needed > free_bytes(root):
+        raise StorageFailed(
+            f"The model of this run needs {in_units(needed)} under {root}, where {in_units(free_bytes(root))} are free. "
+            "Free some space, or give an --out on another disk."
+        )
+    if on_one_disk(root, context.cache.root):
+        context.cache.kept_free_bytes = needed
+
+
+def finish(workdir: Workdir) -> None:
+    """Make the files at the root of an output copies of the set in service, where they are not. Raises as `publish` does."""
+    now = Published.load(workdir)
+    old = {name: digest for name, digest in now.before_files.items() if name not in now.files}
+    sources = {name: now.path(workdir, name) for name in now.files}
+    _place(workdir, sources, now.files, now.before_files)
+    _remove_copies(workdir, old)
+
+
+def place(workdir: Workdir) -> str:
+    """Return where the last run's files lie: `attempt/` where another model stays in service, else an empty prefix."""
+    return f"{ATTEMPT}/" if Published.load(workdir).attempt else ""
+
+
+def metrics(workdir: Workdir, numbers: Mapping[str, Any], done: Collection[str]) -> dict[str, Any]:
+    """Return the content of metrics.json: the numbers of evaluate, with the times of the stages that are up to date."""
+    records = Records(workdir).timings(name for name in STAGES if name in done)
+    found = {"schema": 1, **{k: numbers[k] for k in ("shipped", "class_names", "head", "fine_tuned")}}
+    return found | {"timings": records, "throughput": times.throughput(records), "share": times.shares(records)}
+
+
+def new_model(workdir: Workdir) -> str:
+    """Return a line about the model that this run put into service, with the digest that `predict --model-sha256` takes."""
+    published = Published.load(workdir)
+    if not published.has_model or published.attempt:
+        return ""
+    return f"Model: {workdir.shown('model')}, SHA-256 of its model.json: {published.files['model/model.json']}"
+
+
+def in_service(workdir: Workdir) -> str:
+    """Return a line about the model in service beside an attempt that came to none: its accuracy, and on which photos."""
+    published = Published.load(workdir)
+    if not published.has_model or not published.attempt:
+        return ""
+    line = f"In service stays the model in {workdir.shown('model')}"
+    now, then = (_held_out(path) for path in (workdir.path(f"{ATTEMPT}/predictions.parquet"), _predictions(workdir)))
+    if not then:
+        return f"{line}."
+    line += f", accuracy {sum(then.values()) / len(then):.3f} on {len(then):,} held-out photos"
+    if now:
+        shared = len(now.keys() & then.keys())
+        same = (
+            "the same ones" if now.keys() == then.keys() else f"of which {shared:,} are among the {len(now):,} of this run"
+        )
+        line += f", {same}"
+    return f"{line}."
+
+
+def _predictions(workdir: Workdir) -> Path:
+    return Published.load(workdir).path(workdir, "predictions.parquet")
+
+
+def _held_out(file: Path) -> dict[str, bool]:
+    """Return for each held-out photo, by the SHA-256 of its bytes, whether it was told right."""
+    if not file.exists():
+        return {}
+    columns = pq.read_table(file, columns=["sha256", "label", "predicted"]).to_pydict()
+    found = zip(columns["sha256"], columns["label"], columns["predicted"], strict=True)
+    return {sha256: label == predicted for sha256, label, predicted in found}
+
+
+def _sources(workdir: Workdir, done: Collection[str]) -> _Sources:
+    """Return what there is to publish, by its name in a set: a file of a stage, or the content of one."""
+    found: dict[str, Path | bytes] = {}
+    for stage in (stage for name, stage in STAGES.items() if name in done):
+        for name, place in stage.public.items():
+            path = workdir.path(place)
+            files = {f"{name}/{file.relative_to(path).as_posix()}": file for file in path.rglob("*") if file.is_file()}
+            found |= files or {name: path}
+    if "evaluate" in done:
+        found["metrics.json"] = to_json(metrics(workdir, workdir.read_json("stages/evaluate/evaluation.json"), done))
+    return found
+
+
+def _publish_set(workdir: Workdir, sources: _Sources, digests: Mapping[str, str], before: Published) -> None:
+    """Put a set into `versions/` and name it in published.json."""
+    name = digest_of(digests)[:16]
+    if workdir.digests((f"versions/{name}",)) != {f"versions/{name}/{file}": digest for file, digest in digests.items()}:
+        with workdir.writing_folder(f"versions/{name}") as folder, storage_errors(folder):
+            for file, source in sources.items():
+                _fill(folder / file, source, link_or_copy)
+    is_same = name == before.set
+    now = replace(before, attempt={}) if is_same else Published(name, digests, before.set, before.files)
+    if now != before:
+        _write(workdir, now)
+        workdir.commit()  # Before the copies: in a bucket, too, the set is published before they change.
+    for old in {file.split("/")[1] for file in workdir.ledger.below("versions")} - {now.set, now.before}:
+        workdir.remove(f"versions/{old}")
+
+
+def _place(
+    workdir: Workdir, sources: _Sources, digests: Mapping[str, str], before: Mapping[str, str], prefix: str = ""
+) -> None:
+    """Copy files to their names behind `prefix`. Those that are there already stay as they are; `before` has the digests
+    that the job's own files there may have besides."""
+    there = {name.removeprefix(prefix): d for name, d in workdir.digests(tuple(prefix + name for name in digests)).items()}
+    changed = [name for name in sources if there.get(name) != digests[name]]
+    is_edited = there.get(_EDITED) not in (None, before.get(_EDITED))
+    for name in changed:
+        if name == _EDITED and is_edited:
+            _set_aside(workdir.path(prefix + name))
+        if not name.startswith("model/"):
+            with workdir.writing(prefix + name) as path:
+                _fill(path, sources[name], copy_file)
+    if any(name.startswith("model/") for name in changed):
+        with workdir.writing_folder(f"{prefix}model") as folder, storage_errors(folder):
+            for name in (name for name in sources if name.startswith("model/")):
+                _fill(folder / name.removeprefix("model/"), sources[name], copy_file)
+
+
+def _remove_copies(workdir: Workdir, files: Mapping[str, str], prefix: str = "") -> None:
+    """Remove files that are no longer in a set. One that its user has edited is set aside."""
+    edited = workdir.path(prefix + _EDITED)
+    if _EDITED in files and edited.is_file() and digest_of_file(edited) != files[_EDITED]:
+        _set_aside(edited)
+    for name in files:
+        workdir.remove(prefix + name)
+
+
+def _set_aside(edited: Path) -> None:
+    """Rename a table that its user has edited, to a name that nobody uses."""
+    names = (edited.with_name(f"{edited.stem}.edited{'' if k == 1 else f'-{k}'}{edited.suffix}") for k in count(1))
+    with storage_errors(edited):
+        edited.rename(next(name for name in names if not os.path.lexists(name)))
+
+
+def _fill(path: Path, source: Path | bytes, copy: Callable[[Path, Path], None]) -> None:
+    if isinstance(source, bytes):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(source)
+    else:
+        copy(source, path)
+
+
+def _digest(source: Path | bytes) -> str:
+    return sha256(source).hexdigest() if isinstance(source, bytes) else digest_of_file(source)
+
+
+def _write(workdir: Workdir, published: Published) -> None:
+    workdir.write_json(PUBLISHED, published.content())

@@ -1,0 +1,151 @@
+"""Records of finished stages: what each stage left, from what it was made, and whether that still holds."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from job.pipeline.table import STAGES
+from job.storage.files import digest_of
+from job.storage.sealed import read_sealed, write_sealed
+from job.storage.workdir import Workdir
+from job.stores.arrays import ArrayStore, sweep, unwanted, wanted
+from job.stores.cache import Cache
+from job.stores.exchange import complete, is_listed, sweep_bucket
+
+_RUN = "run.json"
+
+
+def read_run(workdir: Workdir) -> dict[str, Any] | None:
+    """Return the description of the run in run.json; None where it is missing or damaged."""
+    return read_sealed(workdir, _RUN)
+
+
+def write_run(workdir: Workdir, described: Mapping[str, Any]) -> None:
+    """Write run.json."""
+    write_sealed(workdir, _RUN, described)
+
+
+class Records:
+    """The records of the stages of one output directory, and the stores in the cache that they name.
+
+    A record is written last, so a stage that was cut off has none; neither has one whose record is damaged.
+    """
+
+    def __init__(self, workdir: Workdir, cache: Cache | None = None) -> None:
+        self._workdir, self._cache = workdir, cache
+        self._intact: set[str] = set()  # Stores that were read whole; it takes a while, and is done once.
+
+    def __getitem__(self, stage: str) -> dict[str, Any] | None:
+        """Return the record of a stage; None where the stage is not finished."""
+        return read_sealed(self._workdir, _name(stage))
+
+    def write(self, stage: str, record: Mapping[str, Any]) -> None:
+        """Write that a stage is finished, and with what."""
+        write_sealed(self._workdir, _name(stage), record)
+
+    def remove(self, stage: str) -> None:
+        """Make a stage count as not finished."""
+        self._workdir.remove(_name(stage))
+
+    def exists(self, stage: str) -> bool:
+        """Return whether there is a record of a stage, even a damaged one."""
+        return self._workdir.exists(_name(stage))
+
+    def outcome(self, stage: str) -> str | None:
+        """Return a digest of everything that a stage left; None where it is not finished."""
+        record = self[stage]
+        return _outcome(record) if record else None
+
+    def why_stale(self, stage: str, key: Mapping[str, str]) -> str:
+        """Return why a stage has to run; empty where it does not. `key` has the digests of what it is made from now."""
+        record = self[stage]
+        if record is None:
+            return "it has not been finished before"
+        if record.get("schema") != STAGES[stage].schema:
+            return "its code has changed"
+        changed = [what for what in key if record.get("key", {}).get(what) != key[what]]
+        if changed or record["key"].keys() != key.keys():
+            return f"{changed[0] if changed else 'what it depends on'} changed"
+        outputs = self._workdir.digests(STAGES[stage].outputs)
+        damaged = [path for path, digest in record["outputs"].items() if outputs.get(path) != digest]
+        return f"{damaged[0]} is missing or damaged" if damaged else ""
+
+    def stores_intact(self, stage: str) -> bool:
+        """Return whether every store that a stage left is there whole."""
+        record = self[stage]
+        if record is None:
+            return False
+        for store in set(record["stores"]) - self._intact:
+            if not self._is_intact(store):
+                return False
+            self._intact.add(store)
+        return True
+
+    def _is_intact(self, store: str) -> bool:
+        assert self._cache is not None
+        if self._workdir.is_glance and self._cache.objects:
+            return is_listed(self._cache, store)  # A dry run does not download stores, which may be large.
+        complete(self._cache, store)
+        return ArrayStore.is_intact(self._cache.path(store))
+
+    def sweep(self) -> None:
+        """Remove stores that no record names, where the cache is this run's alone."""
+        cache = self._cache
+        if cache is None or not cache.may_be_swept:
+            return
+        names = {store for stage in STAGES if (record := self[stage]) for store in record["stores"]}
+        indexes = [cache.path(name) for name in names]
+        there = [index for index in indexes if index.exists()]
+        with self._workdir.held():
+            sweep(unwanted(cache.root, there))
+        if there == indexes and (kept := wanted(indexes)) is not None:
+            sweep_bucket(cache, kept)
+
+    def timings(self, stages: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Return what `job.report.times` reads, of each of these stages that is finished, in this order."""
+        records = {stage: self[stage] for stage in stages}
+        kept = ("wall_s", "cpu_s", "count", "spent_s", "done")
+        return {stage: {what: r[what] for what in kept if what in r} for stage, r in records.items() if r}
+
+    def made_with(self, settings: Mapping[str, str]) -> list[str]:
+        """Return the stages that were made with these settings, given as digests by stage, and from such stages alone.
+
+        Other stages are of an earlier run, which a run that stopped early left as they were.
+        """
+        names: list[str] = []
+        for name, stage in STAGES.items():
+            record = self[name]
+            before = {b for b in stage.after if record and b in record["key"]}
+            if record and record["key"]["its settings"] == settings[name] and before <= set(names):
+                names.append(name)
+        return names
+
+    def contradictions(self, stages: Iterable[str]) -> list[str]:
+        """Return a line for each thing that does not belong together.
+
+        That is a file that is not what its stage left, or a stage that was made from something else than what is there now.
+        """
+        found = []
+        records = {name: record for name in stages if (record := self[name])}
+        for name, record in records.items():
+            now = self._workdir.digests(STAGES[name].outputs)
+            for path in sorted(record["outputs"].keys() | now.keys()):
+                then, is_now = record["outputs"].get(path), now.get(path)
+                if then != is_now:
+                    found.append(f"{path}: {name} left {_short(then)}, there is {_short(is_now)}")
+            for before in STAGES[name].after:
+                used, left = record["key"].get(before), _outcome(records[before]) if before in records else None
+                if used and used != left:
+                    found.append(f"{name}: made from {before} {_short(used)}, there is {_short(left)}")
+        return found
+
+
+def _name(stage: str) -> str:
+    return f"stages/{stage}.json"
+
+
+def _outcome(record: Mapping[str, Any]) -> str:
+    return digest_of([record["outputs"], record["stores"]])
+
+
+def _short(digest: str | None) -> str:
+    return digest[:12] if digest else "nothing"

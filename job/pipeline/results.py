@@ -1,0 +1,45 @@
+"""What a run says at its end: its last lines, or the error about the data or the model that it ends with."""
+
+from job.errors import DataUnusable, GateNotMet
+from job.pipeline import publishing
+from job.pipeline.job import Job
+
+
+def headline(job: Job) -> list[str]:
+    """Return the last lines of a run: its model, what came of it, where the page is, and which model stays in service."""
+    place = publishing.place(job.workdir)
+    page = f" Report: {job.workdir.shown(f'{place}report.html')}" if job.workdir.exists(f"{place}report.html") else ""
+    if "evaluate" not in job.done:
+        found = f"{len(job['intake'].examples):,} files looked at.{page}"
+    else:
+        numbers = job["evaluate"].numbers
+        test = numbers[numbers["shipped"]]["test"]
+        low, high = test["accuracy_ci95"]
+        what = {"head": "head", "fine_tuned": "fine-tuned model"}[numbers["shipped"]]
+        found = (
+            f"Accuracy {test['accuracy']:.3f} ({low:.3f} to {high:.3f}) on {test['num_examples']:,} held-out photos, {what}."
+        )
+        if "export" in job.done and (notice := job["export"].parity["bytes"]["notice"]):
+            found += f" {notice}"
+        found += page
+    return list(filter(None, (publishing.new_model(job.workdir), found, publishing.in_service(job.workdir))))
+
+
+def raise_if_refused(job: Job) -> None:
+    """Raise DataUnusable where nobody can train on the data as it is."""
+    refusals = job["split"].refusals if "split" in job.done else ()
+    if refusals:
+        place = publishing.place(job.workdir)
+        page, table = (job.workdir.shown(f"{place}{name}") for name in ("report.html", "examples.parquet"))
+        lines = [line for refusal in refusals for line in refusal.lines]
+        lines.append(f"Every file is listed in {table}. The page shows all of it: {page}")
+        raise DataUnusable(*lines, *filter(None, [publishing.in_service(job.workdir)]))
+
+
+def raise_if_gate_not_met(job: Job) -> None:
+    """Raise GateNotMet where the model is not good enough."""
+    if "evaluate" not in job.done or job.gate_met:
+        return
+    wanted = job["evaluate"].numbers["gate"]["min_accuracy"]
+    gate = f"The quality gate evaluate.min_accuracy = {wanted} was not met: nothing is exported."
+    raise GateNotMet(gate, *headline(job))

@@ -1,0 +1,138 @@
+"""A run: its stages work one after the other, and what they leave is published for users."""
+
+import importlib
+import resource
+import time
+from pathlib import Path
+
+from job.cluster.chief import Chief
+from job.errors import GateNotMet
+from job.pipeline import publishing
+from job.pipeline.job import Job
+from job.pipeline.output import owned
+from job.pipeline.plan import Step, plan, wanted
+from job.pipeline.provenance import describe, warn_of_another_machine
+from job.pipeline.records import read_run, write_run
+from job.pipeline.results import raise_if_gate_not_met, raise_if_refused
+from job.pipeline.table import STAGES
+from job.pipeline.team import led
+from job.pipeline.wiring import WIRING
+from job.runtime.telemetry import spent_once
+from job.stores.exchange import open_store
+
+
+def run(job: Job, stop_after: str | None = None, config_file: Path | None = None) -> None:
+    """Run what is stale, up to and with `stop_after`, and draw the report of what there is.
+
+    Raises:
+        TryAgainLater: where another run works in the same directory; before anything is looked at.
+        DataUnusable: after the report is written, where nobody can train on the data as it is.
+        GateNotMet: after the report is written, where the model is not good enough; nothing is exported then.
+        JobError: as the stages do.
+    """
+    with owned(job.context, config_file):
+        publishing.finish(job.workdir)
+        with led(job, steps := plan(job, stop_after), stop_after):
+            is_due = any(step.runs for step in steps) or read_run(job.workdir) is None  # A kill may have left it out.
+            if is_due:
+                failure = _run_stages(job, steps, stop_after)
+            else:
+                failure, job.done = None, [step.stage for step in steps if step.is_current]
+            publishing.publish(job.workdir, job.done)
+            raise_if_refused(job)
+            job.records.sweep()
+            if failure:
+                raise failure
+            raise_if_gate_not_met(job)
+
+
+def _run_stages(job: Job, steps: list[Step], stop_after: str | None) -> GateNotMet | None:
+    """Run the stages of the plan. Return the error of an export that fails, because the page comes after it."""
+    context, telemetry = job.context, job.context.telemetry
+    described = describe(job)
+    warn_of_another_machine(job, described)
+    write_run(job.workdir, described)
+    job.workdir.commit()
+    if any(step.runs and STAGES[step.stage].needs_devices for step in steps):
+        _ = job.listing  # A mistake in --data is said before weights are waited for.
+        job.look_for_weights()
+        if job.cluster.num_workers == 1 and any("model" in STAGES[name].public for name in wanted(stop_after)):
+            publishing.keep_room(context, job.network.backbone.count_params())
+    failure: GateNotMet | None = None
+    something_ran = False  # Then what comes later may have become stale, even if that was not planned.
+    for step in steps:
+        job.context.stop.check()
+        stage = STAGES[step.stage]
+        if not stage.looks_only and job.refusals:
+            telemetry.line(f"{step.stage:<10}skipped: the data cannot be used as it is")
+            continue
+        if stage.needs_gate and not job.gate_met:
+            if not job.records.exists(step.stage):
+                job.workdir.remove(*stage.outputs)  # An export that failed has left them, and the page would show them.
+            telemetry.line(f"{step.stage:<10}skipped: the quality gate was not met")
+            continue
+        stale = job.why_stale(step.stage, job.done) or (step.runs and not job.records.stores_intact(step.stage))
+        if not stale:
+            telemetry.line(f"{step.stage:<10}skipped: unchanged")
+        elif step.runs or (something_ran and step.stage in wanted(stop_after)):
+            something_ran = True
+            try:
+                _run_stage(job, step.stage)
+            except GateNotMet as error:
+                failure = error
+                continue
+        else:
+            continue
+        job.done.append(step.stage)
+    return failure
+
+
+def bring_up_to_date(job: Job, *names: str) -> None:
+    """Run those of these stages that are stale, in this order, and nothing else: nothing is drawn, published or swept.
+
+    For work of its own on what the first stages leave. The stages before them must be in `job.done`.
+    """
+    for name in names:
+        job.context.stop.check()
+        if job.why_stale(name, job.done) or not job.records.stores_intact(name):
+            _run_stage(job, name)
+        job.done.append(name)
+
+
+def _run_stage(job: Job, name: str) -> None:
+    stage, wiring = STAGES[name], WIRING[name]
+    telemetry, stop = job.context.telemetry, job.context.stop
+    stop.doing, stop.saved = name, ""
+    telemetry.line(f"{name:<10}runs")
+    telemetry.event("stage_started", stage=name)
+    job.records.remove(name)
+    telemetry.take_spent()  # What was spent between stages.
+    wall, cpu = time.monotonic(), _cpu_s(job)
+    if stage.is_shared and isinstance(job.context.peers, Chief):
+        job.context.peers.order(stage=name, done=job.done)
+    with spent_once("imports"):
+        importlib.import_module(f"job.stages.{name}")
+    artifact = wiring.run(job)
+    job.keep(name, artifact)
+    spent_s, done = telemetry.take_spent()
+    record = {
+        "stage": name,
+        "schema": stage.schema,
+        "key": job.made_from(name, job.done),
+        "outputs": job.workdir.digests(stage.outputs),
+        "stores": {store: open_store(job.context.cache, store).digest for store in wiring.stores(artifact)},
+        "count": wiring.count(job) if wiring.count else None,
+        "wall_s": round(time.monotonic() - wall, 2),
+        "cpu_s": round(_cpu_s(job) - cpu, 2),
+        "spent_s": {what: round(seconds, 3) for what, seconds in spent_s.items()},
+        "done": done,
+    }
+    job.records.write(name, record)
+    job.workdir.commit()
+    telemetry.line(f"{name:<10}done in {record['wall_s']:.1f} s")
+    telemetry.event("stage_finished", stage=name, wall_s=record["wall_s"], cpu_s=record["cpu_s"])
+
+
+def _cpu_s(job: Job) -> float:
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(u.ru_utime + u.ru_stime for u in usage) + job.context.telemetry.cpu_s_elsewhere

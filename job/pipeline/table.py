@@ -1,0 +1,166 @@
+"""The stages of a run, in their order: what each depends on, what it leaves, and how the rest of the program treats it.
+
+This is data only. It names no function and imports nothing of the job; `wiring.py` joins it to the functions. To add a
+stage, add a row here, its function in `wiring.py`, its module in `job/stages/`, and its place on the page.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A row of the table.
+
+    `schema`: a number that is raised when the code changes the outcome.
+    `after`: the stages whose outcome this one depends on.
+    `settings`: the settings that the outcome depends on, as names that `job.pipeline.settings` knows.
+    `artifact`: the class in `job.stages.NAME` that loads the outcome of an earlier run.
+    `outputs`: files and folders in the output directory, checked by digest.
+    `reads_stores_of`: stages whose stores in the cache this one reads. A store is made again only where it is read.
+    `public`: files that are published for users, by their public name. A later stage's file replaces an earlier one's.
+    `is_shared`: all workers run this stage at the same time. Other stages run on the chief alone.
+    `needs_devices`: all workers compute with the backbone on their GPUs or CPUs.
+    `looks_only`: the stage can work on data that nobody can train on.
+    `needs_gate`: the stage is skipped where the quality gate was not met.
+    `unit`: what the stage counts, for rates. `loop`: its compiled loop, which gets a rate of its own.
+    `rest`: what its wall time went into where nothing was measured separately.
+    """
+
+    name: str
+    schema: int
+    after: tuple[str, ...]
+    settings: tuple[str, ...]
+    artifact: str
+    outputs: tuple[str, ...]
+    reads_stores_of: tuple[str, ...] = ()
+    public: Mapping[str, str] = field(default_factory=dict)
+    is_shared: bool = False
+    needs_devices: bool = False
+    looks_only: bool = False
+    needs_gate: bool = False
+    unit: str = ""
+    loop: str = ""
+    rest: str = "other"
+
+
+_ROWS = (
+    Stage(
+        name="intake",
+        schema=3,
+        after=(),
+        settings=("decoding",),
+        artifact="Intake",
+        outputs=("stages/intake/table.parquet", "stages/intake/intake.json"),
+        is_shared=True,
+        looks_only=True,
+        unit="photos",
+    ),
+    Stage(
+        name="split",
+        schema=2,
+        after=("intake",),
+        settings=("split", "intake.max_quarantined_fraction", "intake.drop_small_classes"),
+        artifact="SplitExamples",
+        outputs=("stages/split",),
+        reads_stores_of=("intake",),
+        public={"examples.parquet": "stages/split/examples.parquet"},
+        looks_only=True,
+        unit="rows",
+    ),
+    Stage(
+        name="explore",
+        schema=3,
+        after=("split",),
+        settings=("explore", "seed"),
+        artifact="Exploration",
+        outputs=("stages/explore",),
+        reads_stores_of=("intake",),
+        looks_only=True,
+        unit="photos",
+    ),
+    Stage(
+        name="extract",
+        schema=2,
+        after=("split",),
+        settings=("backbone", "augment", "extract", "fine_tune.inputs", "fine_tunes"),
+        artifact="Extraction",
+        outputs=("stages/extract",),
+        reads_stores_of=("intake",),
+        is_shared=True,
+        needs_devices=True,
+        unit="views",
+        loop="forward",
+    ),
+    Stage(
+        name="audit",
+        schema=2,
+        after=("split", "extract"),
+        settings=("audit", "seed"),
+        artifact="Audit",
+        outputs=("stages/audit",),
+        reads_stores_of=("intake", "extract"),
+        public={
+            "examples.parquet": "stages/audit/examples.parquet",
+            "label_issues.csv": "stages/audit/label_issues.csv",
+        },
+        unit="photos",
+    ),
+    Stage(
+        name="head",
+        schema=2,
+        after=("audit", "extract"),
+        settings=("head",),
+        artifact="ChosenHead",
+        outputs=("stages/head",),
+        reads_stores_of=("extract",),
+        rest="solving",
+    ),
+    Stage(
+        name="fine_tune",
+        schema=2,
+        after=("split", "audit", "extract", "head"),
+        settings=("fine_tune", "train"),
+        artifact="FineTuned",
+        outputs=("stages/fine_tune",),
+        reads_stores_of=("intake", "extract"),
+        is_shared=True,
+        needs_devices=True,
+        unit="examples",
+        loop="training",
+    ),
+    Stage(
+        name="evaluate",
+        schema=2,
+        after=("audit", "extract", "head", "fine_tune"),
+        settings=("evaluate", "seed"),
+        artifact="Evaluation",
+        outputs=("stages/evaluate",),
+        reads_stores_of=("intake", "extract"),
+        public={"predictions.parquet": "stages/evaluate/predictions.parquet"},
+        unit="photos",
+    ),
+    Stage(
+        name="export",
+        schema=4,
+        after=("audit", "extract", "head", "fine_tune", "evaluate"),
+        settings=("export", "decoding"),
+        artifact="Exported",
+        outputs=("stages/export",),
+        reads_stores_of=("intake",),
+        public={"model": "stages/export/model"},
+        needs_gate=True,
+        rest="export",
+    ),
+    Stage(
+        name="report",
+        schema=2,
+        after=("explore", "audit", "head", "fine_tune", "evaluate", "export"),
+        settings=("report",),
+        artifact="Report",
+        outputs=("stages/report",),
+        public={"report.html": "stages/report/report.html"},
+        looks_only=True,
+    ),
+)
+STAGES: Mapping[str, Stage] = {stage.name: stage for stage in _ROWS}

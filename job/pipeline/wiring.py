@@ -1,0 +1,176 @@
+"""The functions of the stages, and what each is handed."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from job.pipeline.job import Job
+from job.pipeline.records import read_run
+from job.pipeline.settings import backbone_weights, fine_tunes
+from job.pipeline.table import STAGES
+from job.storage.files import digest_of
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """The functions of a stage.
+
+    `run` does the work and returns the artifact; None on workers other than the chief. `stores` returns the names of the
+    stores that the artifact has in the cache. `count` returns how much the stage worked through, in the unit of the table.
+    """
+
+    run: Callable[[Job], Any]
+    stores: Callable[[Any], Sequence[str]] = lambda _: ()
+    count: Callable[[Job], int] | None = None
+
+
+def _intake(job: Job) -> Any:
+    from job.stages.intake import intake
+
+    return intake(job.config.intake, source=job.source, listing=job.listing, context=job.context)
+
+
+def _split(job: Job) -> Any:
+    from job.stages.split import split
+
+    found = job["intake"]
+    return split(
+        job.config.split,
+        examples=found.examples,
+        images=found.images,
+        max_quarantined_fraction=job.config.intake.max_quarantined_fraction,
+        drop_small_classes=job.config.intake.drop_small_classes,
+        context=job.context,
+    )
+
+
+def _explore(job: Job) -> Any:
+    from job.stages.explore import explore
+
+    return explore(
+        job.config.explore,
+        examples=job.examples,
+        images=job["intake"].images,
+        source_notes=job.listing.notes,
+        context=job.context,
+    )
+
+
+def _extract(job: Job) -> Any:
+    from job.stages.extract import extract
+
+    job.devices.join(job.context.peers, job.context.stop, job.config.cluster.start_timeout_s)
+    return extract(
+        job.config.extract,
+        job.config.augment,
+        num_views=job.recipe.views,
+        wanted_inputs=job.config.fine_tune.inputs,
+        fine_tunes=fine_tunes(job.config),
+        examples=job.examples,
+        images=job["intake"].images,
+        network=job.network,
+        code_and_weights=digest_of([STAGES["extract"].schema, *backbone_weights(job.config)]),
+        context=job.context,
+    )
+
+
+def _audit(job: Job) -> Any:
+    from job.stages.audit import audit
+
+    return audit(
+        job.config.audit,
+        examples=job["split"].examples,
+        images=job["intake"].images,
+        features=job["extract"].features.plain,
+        context=job.context,
+    )
+
+
+def _head(job: Job) -> Any:
+    from job.stages.head import head
+
+    return head(
+        job.config.head,
+        examples=job.examples,
+        features=job["extract"].features,
+        checkpoints=job.checkpoints("head"),
+        context=job.context,
+    )
+
+
+def _fine_tune(job: Job) -> Any:
+    from job.stages.fine_tune import fine_tune
+
+    job.devices.join(job.context.peers, job.context.stop, job.config.cluster.start_timeout_s)
+    return fine_tune(
+        job.config.fine_tune,
+        job.recipe,
+        examples=job.examples,
+        features=job["extract"].features,
+        inputs=job.inputs,
+        chosen_head=job["head"].head,
+        c=job["head"].c,
+        network=job.network,
+        train_seed=job.config.train.seed or 0,
+        checkpoints=job.checkpoints("fine_tune"),
+        context=job.context,
+    )
+
+
+def _evaluate(job: Job) -> Any:
+    from job.stages.evaluate import evaluate
+
+    return evaluate(
+        job.config.evaluate,
+        examples=job.examples,
+        images=job["intake"].images,
+        features=job["extract"].features.plain,
+        inputs=job.inputs,
+        chosen_head=job["head"].head,
+        tuned_weights=job["fine_tune"].weights,
+        network=job.network,
+        context=job.context,
+    )
+
+
+def _export(job: Job) -> Any:
+    from job.stages.export import export
+
+    return export(
+        job.config.export,
+        job.config.intake,
+        examples=job.examples,
+        images=job["intake"].images,
+        source=job.source,
+        entries={entry.path: entry for entry in job.listing.entries},
+        chosen_head=job["head"].head,
+        tuned_weights=job["fine_tune"].weights if job["evaluate"].ships_fine_tuned else None,
+        network=job.network,
+        context=job.context,
+    )
+
+
+def _report(job: Job) -> Any:
+    from job.stages.report import report
+
+    run = read_run(job.workdir)
+    assert run is not None  # Written before the first stage.
+    return report(job.config.report, run=run, timings=job.records.timings(job.done), context=job.context)
+
+
+def _num_trained_examples(job: Job) -> int:
+    return len(job.examples.of("train")) * max(0, len(job["fine_tune"].history) - 1)
+
+
+WIRING: Mapping[str, Wiring] = {
+    "intake": Wiring(_intake, lambda artifact: (artifact.store_name,), lambda job: len(job["intake"].examples)),
+    "split": Wiring(_split, count=lambda job: len(job["split"].examples)),
+    "explore": Wiring(_explore, count=lambda job: len(job["split"].examples.of())),
+    "extract": Wiring(_extract, lambda artifact: tuple(artifact.stores.values()), lambda job: job["extract"].num_looked_at),
+    "audit": Wiring(_audit, count=lambda job: len(job["split"].examples.in_store_order())),
+    "head": Wiring(_head),
+    "fine_tune": Wiring(_fine_tune, count=_num_trained_examples),
+    "evaluate": Wiring(_evaluate, count=lambda job: len(job.examples.of("val", "test"))),
+    "export": Wiring(_export),
+    "report": Wiring(_report),
+}

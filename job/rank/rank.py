@@ -1,0 +1,345 @@
+"""Which backbone? Probe several on stored features, and weigh their accuracy against their cost.
+
+The held-out split chooses nothing here: accuracy is out of fold, over the training and validation photos together. All
+candidates are probed on the same photos in the same folds, so that their difference is paired.
+"""
+
+import gc
+import shlex
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from job.config import Config
+from job.data.duplicates import group_ids
+from job.data.examples import Examples
+from job.data.neighbours import principal_components
+from job.errors import DataUnusable, Diverged, JobError, StorageFailed, UsageError
+from job.measure import metrics
+from job.measure.probes import out_of_fold
+from job.model.cut import multiply_adds
+from job.model.network import Network
+from job.pipeline.job import Job
+from job.pipeline.provenance import program
+from job.pipeline.run import bring_up_to_date
+from job.rank.candidates import Candidate
+from job.rank.table import Accuracy, Cost, Row, as_csv, as_text, draw, in_order, recommended
+from job.runtime.context import Context
+from job.storage.claim import claim
+from job.storage.files import digest_of
+from job.storage.sealed import read_sealed, write_sealed
+from job.storage.workdir import Workdir
+from job.stores.arrays import ArrayStore
+
+_NUM_COMPONENTS = 256  # As in audit.
+_TIMED_S, _MAX_TIMED_BATCHES = 2.0, 9
+_PROBE_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Photos:
+    """What all candidates are probed on, N photos: training and validation photos that each of them can use.
+
+    `groups_N` joins what is a copy at any image size. `num_left_out` photos are usable at some sizes only.
+    """
+
+    paths: tuple[str, ...]
+    labels_N: np.ndarray
+    groups_N: np.ndarray
+    class_names: tuple[str, ...]
+    num_left_out: int
+
+
+def rank(
+    candidates: Sequence[Candidate],
+    data: str,
+    *,
+    labels: str | None,
+    config_file: Path | None,
+    assignments: Sequence[str],
+    context: Context,
+) -> list[str]:
+    """Write rank.csv, rank.svg and rank.json, and return the lines of the table and of the recommendation.
+
+    Each candidate works in a folder of its own, so that what is finished is not done again. One that cannot be built does
+    not lose the others.
+
+    Raises:
+        DataUnusable, UsageError, StorageFailed, Diverged: where no candidate at all could be ranked.
+        Stopped.
+    """
+    jobs = {c.folder: Job(c.config, data, _inside(context, c), labels=labels) for c in candidates}
+    costs: dict[str, Cost] = {}
+    failures: dict[str, JobError] = {}
+    # All photos first: decoding starts processes, which is better done before TensorFlow is there.
+    for candidate in candidates:
+        context.telemetry.line(f"{candidate.label}, {candidate.image_size} px: photos")
+        try:
+            _prepare(jobs[candidate.folder], data)
+        except DataUnusable as error:  # At another size fewer photos may look alike.
+            failures[candidate.folder] = error
+            context.telemetry.line(f"  not ranked: {_in_one_line(error)}")
+    for candidate in candidates:
+        if candidate.folder in failures:
+            continue
+        context.telemetry.line(f"{candidate.label}, {candidate.image_size} px: features")
+        try:
+            costs[candidate.folder] = _extract(jobs[candidate.folder])
+        except (UsageError, StorageFailed, Diverged) as error:
+            failures[candidate.folder] = error
+            context.telemetry.line(f"  not ranked: {_in_one_line(error)}")
+        _forget_network(jobs[candidate.folder])
+    if not costs:
+        raise type(next(iter(failures.values())))(*(f"{name}: {_in_one_line(e)}" for name, e in failures.items()))
+    photos = shared_photos([jobs[folder]["split"].examples for folder in costs])
+    context.telemetry.line(f"Probing {len(costs)} of {len(candidates)} candidates on {len(photos.paths):,} photos")
+    probes = {folder: _probe(jobs[folder], photos) for folder in costs}
+    accuracies = compared(probes, costs, photos, jobs[candidates[0].folder].config)
+    rows = in_order([_row(c, costs, accuracies, failures) for c in candidates])
+    chosen = recommended(rows)
+    config = jobs[chosen.folder].config
+    command = _run_command(config, data, labels, config_file, assignments, context.workdir)
+    _write(rows, chosen, photos, command, context.workdir)
+    return [*as_text(rows).split("\n"), "", *_conclusion(rows, chosen, photos, command, context.workdir)]
+
+
+def _in_one_line(error: JobError) -> str:
+    return " ".join(str(error).split())
+
+
+def _inside(context: Context, candidate: Candidate) -> Context:
+    workdir = Workdir(context.workdir.path(candidate.folder))
+    workdir.lease = context.workdir.lease
+    claim(workdir.root, str(workdir.root), environ={})
+    workdir.clean()
+    inside = Context(workdir, context.telemetry, candidate.config.seed, context.stop, candidate.config.cache, context.saving)
+    inside.cache.claim()
+    return inside
+
+
+def _prepare(job: Job, data: str) -> None:
+    bring_up_to_date(job, "intake", "split")
+    if job["split"].refusals:
+        said = [line for refusal in job["split"].refusals for line in refusal.lines]
+        raise DataUnusable(*said, f"`transfer-job explore --data {shlex.quote(data)} --out DIR` shows all of it.")
+
+
+def _extract(job: Job) -> Cost:
+    """The features, and what they cost; measured once, beside the features that it is the cost of."""
+    try:
+        bring_up_to_date(job, "extract")
+        record = job.records["extract"]
+        assert record is not None  # Just brought up to date.
+        key = digest_of([record["key"], record["stores"]])
+        known = read_sealed(job.workdir, "cost.json")
+        if known is None or known["key"] != key:
+            seconds = {f"extract_{clock}_s": record[f"{clock}_s"] for clock in ("wall", "cpu")}
+            cost = Cost(**measured(job.network, job["intake"].images, job.config.extract.batch_size), **seconds)
+            write_sealed(job.workdir, "cost.json", {"key": key, "cost": asdict(cost)})
+            return cost
+    except MemoryError as error:
+        raise _too_large(job) from error
+    except Exception as error:
+        if type(error).__name__ != "ResourceExhaustedError":  # TensorFlow's; naming the class would import it.
+            raise
+        raise _too_large(job) from error
+    return Cost(**known["cost"])
+
+
+def _too_large(job: Job) -> UsageError:
+    size = job.config.extract.batch_size
+    return UsageError(f"There is not enough memory for batches of {size} photos: lower extract.batch_size.")
+
+
+def measured(network: Network, images: ArrayStore, batch_size: int) -> dict[str, Any]:
+    """The cost of one photo, but for the seconds that all took. The median batch counts; the one that compiles does not."""
+    parameters = network.backbone.count_params()  # Built before the step is traced, or it would be traced twice.
+    replicas, step = network.replicas, network.compiled()
+    numbers = np.arange(replicas.padded_size(batch_size)) % len(images)
+    batch = replicas.scatter((images.rows(numbers),))
+    walls: list[float] = []
+    cpus: list[float] = []
+    for number in range(1 + _MAX_TIMED_BATCHES):
+        wall, cpu = time.perf_counter(), time.process_time()
+        for output in step(*batch):
+            replicas.gather(output)
+        if number:
+            walls.append(time.perf_counter() - wall)
+            cpus.append(time.process_time() - cpu)
+        if sum(walls) > _TIMED_S:
+            break
+    return {
+        "multiply_adds": multiply_adds(network.backbone),
+        "parameters": parameters,
+        "weights_mb": parameters * 4 / 1e6,
+        "feature_width": network.feature_width,
+        "stored_bytes": network.image_size**2 * 3 + network.feature_width * 4,
+        "forward_wall_ms": 1000 * statistics.median(walls) / len(numbers),
+        "forward_cpu_ms": 1000 * statistics.median(cpus) / len(numbers),
+    }
+
+
+def _forget_network(job: Job) -> None:
+    """Free the backbone before the next one is built."""
+    if vars(job).pop("network", None) is not None:
+        import keras
+
+        keras.utils.clear_session()
+        gc.collect()
+
+
+def shared_photos(tables: Sequence[Examples]) -> Photos:
+    """Training and validation photos of every table, by path. Image sizes may differ in which photos are copies, and so in
+    which are excluded.
+
+    Raises:
+        DataUnusable: where fewer than two classes have photos in all tables.
+    """
+    indices = [table.of("train", "val") for table in tables]
+    places = [
+        dict(zip(table["path"][of].tolist(), of.tolist(), strict=True)) for table, of in zip(tables, indices, strict=True)
+    ]
+    paths = tuple(sorted(set.intersection(*(set(place) for place in places))))
+    rows_N = [np.asarray([place[path] for path in paths], np.int64) for place in places]
+    labels = tables[0]["label"][rows_N[0]].tolist()
+    class_names = tuple(sorted(set(labels)))
+    if len(class_names) < 2:
+        raise DataUnusable("No two classes have photos that every candidate can use: compare fewer image sizes at once.")
+    edges = [_to_first_of_group(table["group"][rows]) for table, rows in zip(tables, rows_N, strict=True)]
+    number = {name: k for k, name in enumerate(class_names)}
+    return Photos(
+        paths,
+        np.asarray([number[label] for label in labels], np.int64),
+        group_ids(len(paths), np.concatenate(edges)),
+        class_names,
+        len(set.union(*(set(place) for place in places))) - len(paths),
+    )
+
+
+def _to_first_of_group(groups_N: np.ndarray) -> np.ndarray:
+    """A link from each photo to the first one of its group. Shape (N, 2)."""
+    _, first, group_N = np.unique(groups_N, return_index=True, return_inverse=True)
+    return np.stack([np.arange(len(groups_N)), first[group_N]], axis=1)
+
+
+def _probe(job: Job, photos: Photos) -> dict[str, Any]:
+    """What heads that had not seen a photo or a copy of it say it is: class numbers `predicted`, and their `log_loss`."""
+    features, config = job["extract"].features.plain, job.config
+    content = [photos.paths, photos.labels_N.tolist(), photos.groups_N.tolist()]
+    key = digest_of([_PROBE_SCHEMA, features.digest, content, config.audit.folds, config.seed])
+    known = read_sealed(job.workdir, "probe.json")
+    if known is not None and known["key"] == key:
+        return known
+    examples = job["split"].examples
+    place = dict(zip(examples["path"].tolist(), examples["row"].tolist(), strict=True))
+    rows_N = np.asarray([place[path] for path in photos.paths], np.int64)
+    components_NK = principal_components(features, rows_N, _NUM_COMPONENTS)
+    probabilities_NC = out_of_fold(
+        components_NK,
+        photos.labels_N,
+        photos.groups_N,
+        len(photos.class_names),
+        config.audit.folds,
+        config.seed,
+        job.context.stop.check,
+    )
+    own_N = np.maximum(probabilities_NC[np.arange(len(rows_N)), photos.labels_N], 1e-12)
+    found = {"key": key, "predicted": probabilities_NC.argmax(1).tolist(), "log_loss": -float(np.log(own_N).mean())}
+    write_sealed(job.workdir, "probe.json", found)
+    return found
+
+
+def compared(
+    probes: dict[str, dict[str, Any]], costs: dict[str, Cost], photos: Photos, config: Config
+) -> dict[str, Accuracy]:
+    """The accuracy of each candidate with Wilson's interval, and its paired difference to the most accurate one's."""
+    predicted = {folder: np.asarray(probe["predicted"], np.int64) for folder, probe in probes.items()}
+    correct = {folder: int((p == photos.labels_N).sum()) for folder, p in predicted.items()}
+    best = min(probes, key=lambda folder: (-correct[folder], costs[folder].multiply_adds))
+    accuracies = {}
+    for folder in probes:
+        against = metrics.compare(
+            photos.labels_N,
+            predicted[best],
+            predicted[folder],
+            photos.groups_N,
+            config.evaluate.bootstrap_samples,
+            config.seed,
+        )
+        accuracies[folder] = Accuracy(
+            num_examples=len(photos.paths),
+            accuracy=correct[folder] / len(photos.paths),
+            accuracy_ci95=metrics.wilson(correct[folder], len(photos.paths)),
+            difference=against.difference,
+            difference_ci95=against.difference_ci95,
+            log_loss=probes[folder]["log_loss"],
+        )
+    return accuracies
+
+
+def _row(
+    candidate: Candidate, costs: dict[str, Cost], accuracies: dict[str, Accuracy], failures: dict[str, JobError]
+) -> Row:
+    folder = candidate.folder
+    reason = _in_one_line(failures[folder]) if folder in failures else ""
+    weights = candidate.weights_label
+    return Row(candidate.label, candidate.image_size, weights, folder, costs.get(folder), accuracies.get(folder), reason)
+
+
+def _run_command(
+    config: Config, data: str, labels: str | None, config_file: Path | None, assignments: Sequence[str], workdir: Workdir
+) -> str:
+    """The command that trains on the recommended backbone, with what else was set here."""
+    chosen = ("backbone.name", "backbone.weights", "intake.image_size", "cache.dir")
+    kept = [a for a in assignments if a.partition("=")[0].strip() not in chosen]
+    backbone = config.backbone
+    settings = [*kept, f"backbone.name={backbone.name}"]
+    settings += [f"backbone.alpha={backbone.alpha:g}"] if backbone.alpha is not None else []
+    settings += [f"intake.image_size={config.intake.image_size}", f"cache.dir={config.cache.dir}"]
+    words = [*shlex.split(program()), "run", "--data", data, *(["--labels", labels] if labels else [])]
+    words += ["--out", workdir.shown("run"), *(["--config", str(config_file)] if config_file else [])]
+    words += ["--weights", backbone.weights, *(word for setting in settings for word in ("--set", setting))]
+    return shlex.join(words)
+
+
+def _write(rows: Sequence[Row], chosen: Row, photos: Photos, command: str, workdir: Workdir) -> None:
+    workdir.write_bytes("rank.csv", as_csv(rows))
+    with workdir.writing("rank.svg") as path:
+        draw(rows, chosen, path)
+    numbers = {
+        "schema": 1,
+        "num_photos": len(photos.paths),
+        "num_left_out": photos.num_left_out,
+        "class_names": photos.class_names,
+        "best": rows[0].folder,
+        "recommended": chosen.folder,
+        "command": command,
+        "candidates": [asdict(row) for row in rows],
+    }
+    workdir.write_json("rank.json", numbers)
+
+
+def _conclusion(rows: Sequence[Row], chosen: Row, photos: Photos, command: str, workdir: Workdir) -> list[str]:
+    lines = [f"Out of fold on {len(photos.paths):,} training and validation photos; the held-out photos were not looked at."]
+    if photos.num_left_out:
+        lines.append(
+            f"{photos.num_left_out:,} more are left out: they count as copies, or are in another split, at some image sizes."
+        )
+    lines.append(f"Table: {workdir.shown('rank.csv')}  Plot: {workdir.shown('rank.svg')}")
+    assert chosen.accuracy is not None
+    low, high = (100 * bound for bound in chosen.accuracy.difference_ci95)
+    name = f"{chosen.name} at {chosen.image_size} px"
+    cheaper = any(row.cost and chosen.cost and row.cost.multiply_adds < chosen.cost.multiply_adds for row in rows)
+    if chosen is rows[0]:
+        lines.append(f"Recommended: {name}, the most accurate" + ("; what costs less is worse at 95%." if cheaper else "."))
+    else:
+        lines.append(
+            f"Recommended: {name}, the cheapest that is not worse than the best at 95% "
+            f"({100 * chosen.accuracy.difference:+.1f} points, {low:+.1f} to {high:+.1f})."
+        )
+    return [*lines, command]

@@ -1,0 +1,182 @@
+"""What `rank` says: the table that is printed, rank.csv, and the plot of accuracy against cost."""
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from job.report.figures import SERIES, new_figure, save_svg
+from job.text.untrusted import csv_of
+
+_WIDTH = 120
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What features of one backbone cost. `forward` milliseconds are of one photo in a full batch, once it is compiled.
+
+    `stored_bytes` are those of a photo: its pixels and its features. `extract_wall_s` and `extract_cpu_s` are what this
+    machine took for all photos, with building and compiling; next to nothing where another run had stored the features.
+    """
+
+    multiply_adds: int
+    parameters: int
+    weights_mb: float
+    feature_width: int
+    stored_bytes: int
+    forward_wall_ms: float
+    forward_cpu_ms: float
+    extract_wall_s: float
+    extract_cpu_s: float
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Out-of-fold accuracy on the photos that all candidates share, and the paired difference to the best candidate's."""
+
+    num_examples: int
+    accuracy: float
+    accuracy_ci95: list[float]
+    difference: float
+    difference_ci95: list[float]
+    log_loss: float
+
+    @property
+    def not_worse(self) -> bool:
+        """At 95% the best one's lead may be chance."""
+        return self.difference_ci95[1] >= 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """A candidate and what came of it: cost and accuracy, or the reason why there is neither."""
+
+    name: str
+    image_size: int
+    weights: str
+    folder: str
+    cost: Cost | None = None
+    accuracy: Accuracy | None = None
+    reason: str = ""
+
+
+def in_order(rows: Sequence[Row]) -> list[Row]:
+    """Most accurate first, the cheaper one of two equals first, those without a figure last."""
+
+    def key(row: Row) -> tuple[float, int]:
+        return (-row.accuracy.accuracy, row.cost.multiply_adds) if row.accuracy and row.cost else (1.0, 0)
+
+    return sorted(rows, key=key)
+
+
+def recommended(rows: Sequence[Row]) -> Row:
+    """The one with the fewest multiply-adds among those not worse than the best; of two equals the more accurate."""
+
+    def key(row: Row) -> tuple[int, float]:
+        assert row.cost and row.accuracy
+        return row.cost.multiply_adds, -row.accuracy.accuracy
+
+    return min((row for row in rows if row.accuracy and row.accuracy.not_worse), key=key)
+
+
+_HEADINGS = ("backbone", "px", "accuracy, 95%", "points to best", "M MACs", "CPU ms", "ms", "MB", "width", "kB", "s")
+
+
+def as_text(rows: Sequence[Row]) -> str:
+    """Lines of at most 120 columns, in the order of `in_order`. MACs are multiply-adds. Reasons stand below."""
+    distinct = _names(rows)
+    cells = [_HEADINGS, *(_cells(row, distinct[row.folder]) for row in rows)]
+    widths = [max(len(line[k]) for line in cells if len(line) > k) for k in range(len(_HEADINGS))]
+    widths[0] = min(widths[0], _WIDTH - sum(widths[1:]) - 2 * len(widths[1:]))
+    lines = []
+    for name, *figures in cells:
+        if len(name) > widths[0]:  # A line of its own, because a name that is cut short may be another's.
+            lines += textwrap.wrap(name, _WIDTH)
+        padded = (figure.rjust(width) for figure, width in zip(figures, widths[1:], strict=False))
+        first = name if len(name) <= widths[0] else ""
+        lines.append("  ".join([first.ljust(widths[0]), *padded]).rstrip())
+    for row in rows:
+        if row.reason:
+            said = f"{distinct[row.folder]} at {row.image_size} px is not ranked: {row.reason}"
+            lines += textwrap.wrap(said, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+    return "\n".join(lines)
+
+
+def _names(rows: Sequence[Row]) -> dict[str, str]:
+    """By folder. Weights are named where nothing else tells two candidates apart."""
+    seen = [(row.name, row.image_size) for row in rows]
+    names = {}
+    for row in rows:
+        twice = seen.count((row.name, row.image_size)) > 1
+        names[row.folder] = f"{row.name} {row.weights}" if twice else row.name
+    return names
+
+
+def _cells(row: Row, name: str) -> tuple[str, ...]:
+    if row.accuracy is None or row.cost is None:
+        return name, str(row.image_size), "-"
+    accuracy, cost = row.accuracy, row.cost
+    low, high = accuracy.difference_ci95
+    is_best = accuracy.difference == 0 and low == high == 0
+    return (
+        name,
+        str(row.image_size),
+        f"{accuracy.accuracy:.3f} ({accuracy.accuracy_ci95[0]:.3f}-{accuracy.accuracy_ci95[1]:.3f})",
+        "" if is_best else f"{100 * accuracy.difference:+.1f} ({100 * low:+.1f} {100 * high:+.1f})",
+        f"{cost.multiply_adds / 1e6:,.0f}",
+        f"{cost.forward_cpu_ms:.1f}",
+        f"{cost.forward_wall_ms:.1f}",
+        f"{cost.weights_mb:.1f}",
+        f"{cost.feature_width}",
+        f"{cost.stored_bytes / 1000:.0f}",
+        f"{cost.extract_wall_s:.0f}",
+    )
+
+
+def as_csv(rows: Sequence[Row]) -> bytes:
+    """A table with a header; units are in the names of the columns."""
+    records = [_flat(row) for row in rows]
+    columns = max((list(record) for record in records), key=len)
+    return csv_of([columns, *([record.get(column, "") for column in columns] for record in records)])
+
+
+def _flat(row: Row) -> dict[str, object]:
+    record: dict[str, object] = {k: getattr(row, k) for k in ("name", "image_size", "weights", "folder", "reason")}
+    for part in (row.accuracy, row.cost):
+        for key, value in (asdict(part) if part else {}).items():
+            bounds = (
+                dict(zip((f"{key}_low", f"{key}_high"), value, strict=True)) if isinstance(value, list) else {key: value}
+            )
+            record |= {k: round(v, 6) if isinstance(v, float) else v for k, v in bounds.items()}
+    return record
+
+
+def draw(rows: Sequence[Row], chosen: Row, path: Path) -> None:
+    """Accuracy with its interval against the multiply-adds of one photo; the recommended candidate stands out."""
+    figure, (ax,) = new_figure(7.5, 4.5)
+    distinct = _names(rows)
+    ranked = [(row, row.accuracy, row.cost.multiply_adds / 1e6) for row in rows if row.accuracy and row.cost]
+    ranked.sort(key=lambda entry: entry[2])
+    middle = (ranked[0][2] * ranked[-1][2]) ** 0.5
+    for number, (row, accuracy, x) in enumerate(ranked):
+        colour = SERIES[1] if row is chosen else SERIES[0]
+        y, (low, high) = accuracy.accuracy, accuracy.accuracy_ci95
+        ax.errorbar(x, y, [[y - low], [high - y]], fmt="o", color=colour, capsize=3, markersize=5, linewidth=1.2)
+        # Towards the middle, and those of neighbours in cost on different sides, so that near ones can be read.
+        rightwards, above = x <= middle, number % 2 == 0
+        ax.annotate(
+            f"{distinct[row.folder]}, {row.image_size} px",
+            (x, y),
+            (6 if rightwards else -6, 5 if above else -5),
+            textcoords="offset points",
+            ha="left" if rightwards else "right",
+            va="bottom" if above else "top",
+            fontsize=8.5,
+        )
+    ax.set_xscale("log")
+    for axis_ticks in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
+        axis_ticks(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "125" else "")
+    ax.margins(x=0.1)
+    ax.set_xlabel("million multiply-adds for one photo")
+    ax.set_ylabel("accuracy out of fold, 95% interval")
+    save_svg(figure, path)

@@ -1,0 +1,108 @@
+"""The charts of the page, as pictures that stand in the page itself."""
+
+import base64
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from job.report import figures, times
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_MEDIA_TYPES = {".jpg": "image/jpeg", ".png": "image/png", ".svg": "image/svg+xml"}
+
+
+def charts(
+    audit: Mapping[str, Any] | None,
+    head: Mapping[str, Any] | None,
+    tuning: Mapping[str, Any] | None,
+    records: times.Records,
+) -> dict[str, str]:
+    drawn = {"curve": _drawn(_learning_curve_chart(audit["learning_curve"]["points"]))} if audit else {}
+    if head:
+        drawn["head"] = _drawn(_head_chart(head))
+    if tuning and len(tuning["history"]) > 1:
+        drawn["tuning"] = _drawn(_tuning_chart(tuning["history"]))
+    if records:
+        drawn["times"] = _drawn(_times_chart(records))
+    return drawn
+
+
+def _learning_curve_chart(points: Sequence[Mapping[str, Any]]) -> "Figure":
+    figure, (ax,) = figures.new_figure(6.0, 2.9)
+    sizes = [point["num_examples"] for point in points]
+    for point in points:
+        draws = point["accuracies"]
+        ax.plot([point["num_examples"]] * len(draws), draws, "o", markersize=4, alpha=0.6, color=figures.SERIES[0])
+    ax.plot(sizes, [sum(p["accuracies"]) / len(p["accuracies"]) for p in points], color=figures.SERIES[0])
+    ax.set(title="Accuracy on validation photos", xscale="log", xlabel="training photos")
+    ax.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    ax.minorticks_off()
+    return figure
+
+
+def _head_chart(head: Mapping[str, Any]) -> "Figure":
+    figure, axes = figures.new_figure(9.0, 2.7, columns=2)
+    strengths = [tried["c"] for tried in head["path"]]
+    for ax, name, colour in ((axes[0], "val_log_loss", figures.SERIES[0]), (axes[1], "val_accuracy", figures.SERIES[2])):
+        values = [tried[name] for tried in head["path"]]
+        ax.plot(strengths, values, marker="o", markersize=4, color=colour)
+        chosen = [(c, v) for c, v in zip(strengths, values, strict=True) if c == head["c"]]
+        ax.plot(*zip(*chosen, strict=True), marker="o", markersize=11, fillstyle="none", color=colour, linestyle="none")
+        ax.set(xscale="log", xlabel="C (further right: freer to fit the training photos)")
+    axes[0].set(title="Log loss on validation photos")
+    axes[1].set(title="Accuracy on validation photos")
+    return figure
+
+
+def _tuning_chart(history: Sequence[Mapping[str, float]]) -> "Figure":
+    figure, axes = figures.new_figure(9.0, 2.9, columns=3)
+    _curve(axes[0], history, "train_loss", figures.SERIES[1], "training photos")
+    _curve(axes[1], history, "val_log_loss", figures.SERIES[0], "validation photos")
+    _curve(axes[2], history, "train_accuracy", figures.SERIES[1], "training photos")
+    _curve(axes[2], history, "val_accuracy", figures.SERIES[0], "validation photos")
+    for ax, title in zip(axes, ("Training loss", "Log loss on validation photos", "Accuracy"), strict=True):
+        ax.set(title=title, xlabel="epoch")
+        ax.locator_params(axis="x", integer=True)
+    axes[2].legend(frameon=False, fontsize=9)
+    return figure
+
+
+def _times_chart(records: times.Records) -> "Figure":
+    """A bar for each stage, the first one on top, with the parts of the whole in their order."""
+    figure, (ax,) = figures.new_figure(9.0, 1.1 + 0.3 * len(records))
+    spent = [times.parts(stage, record) for stage, record in records.items()]
+    end = [0.0] * len(spent)
+    for part, colour in zip(times.PARTS, figures.SERIES, strict=True):
+        widths = [seconds[part] for seconds in spent]
+        ax.barh(list(records), widths, left=end, height=0.7, color=colour, label=part)
+        end = [e + width for e, width in zip(end, widths, strict=True)]
+    ax.set(xlabel="seconds")
+    ax.invert_yaxis()
+    ax.grid(visible=False, axis="y")
+    ax.tick_params(axis="y", length=0)
+    figure.legend(loc="outside upper left", ncols=len(times.PARTS), frameon=False, fontsize=9)
+    return figure
+
+
+def _curve(ax: "Axes", history: Sequence[Mapping[str, float]], name: str, colour: str, label: str) -> None:
+    points = [(epoch["epoch"], epoch[name]) for epoch in history if name in epoch]
+    ax.plot(*zip(*points, strict=True), marker="o", markersize=3, color=colour, label=label)
+
+
+def _drawn(figure: "Figure") -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "chart.svg"
+        figures.save_svg(figure, path)
+        return data_uri(path)
+
+
+def data_uri(path: Path) -> str:
+    """Return a picture as a data: URI, empty where it is gone."""
+    try:
+        return f"data:{_MEDIA_TYPES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    except FileNotFoundError:
+        return ""

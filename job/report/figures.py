@@ -1,0 +1,77 @@
+"""Charts as SVG that read well on light and dark pages, and contact sheets of photos."""
+
+import io
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from job.runtime.telemetry import spent_once
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Colours that stand out on white and on near-black alike; ink and grid are swapped by the page's colour scheme.
+SERIES = ("#3b7dd8", "#d9822b", "#2a9d73", "#c8507a", "#8a6fd1", "#7d8590")
+_INK, _GRID = "#24292f", "#d0d7de"
+_DARK_INK, _DARK_GRID = "#e6edf3", "#3d444d"
+
+
+def new_figure(width_in: float, height_in: float, columns: int = 1) -> tuple["Figure", list["Axes"]]:
+    """A figure with `columns` axes side by side, in the report's style."""
+    with spent_once("imports"):
+        import matplotlib
+        from matplotlib.figure import Figure
+
+    matplotlib.rcParams.update(
+        {
+            "svg.fonttype": "none",
+            "svg.hashsalt": "transfer-job",
+            "font.family": "sans-serif",
+            "font.size": 10,
+            "text.color": _INK,
+            "axes.labelcolor": _INK,
+            "axes.edgecolor": _GRID,
+            "axes.titlesize": 10,
+            "xtick.color": _INK,
+            "ytick.color": _INK,
+            "grid.color": _GRID,
+            "grid.linewidth": 0.6,
+        }
+    )
+    figure = Figure(figsize=(width_in, height_in), layout="constrained")
+    axes = [figure.add_subplot(1, columns, k + 1) for k in range(columns)]
+    for ax in axes:
+        ax.grid(True)
+        ax.set_axisbelow(True)
+        for side in ("top", "right"):
+            ax.spines[side].set_visible(False)
+    return figure, axes
+
+
+def save_svg(figure: "Figure", path: Path) -> None:
+    """Write the figure with a transparent background; the same figure always gives the same bytes."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    swap = "".join(
+        f'[style*="{kind}: {light}"]{{{kind}:{dark}!important}}'
+        for light, dark in ((_INK, _DARK_INK), (_GRID, _DARK_GRID))
+        for kind in ("fill", "stroke")
+    )
+    rules = f"<style>@media (prefers-color-scheme: dark){{{swap}}}</style>"
+    path.write_text(re.sub(r"(<svg[^>]*>)", lambda m: m[1] + rules, svg, count=1), encoding="utf-8")
+
+
+def contact_sheet(photos: np.ndarray, columns: int, side_px: int, gap_px: int = 4) -> Image.Image:
+    """Square photos (uint8, NHWC) in rows of `columns`, `side_px` wide each, on a middle gray."""
+    rows = -(-len(photos) // columns)
+    step = side_px + gap_px
+    sheet = Image.new("RGB", (min(columns, len(photos)) * step - gap_px, rows * step - gap_px), (128, 128, 128))
+    for k, photo in enumerate(photos):
+        tile = Image.fromarray(photo).resize((side_px, side_px), Image.Resampling.LANCZOS)
+        sheet.paste(tile, ((k % columns) * step, (k // columns) * step))
+    return sheet

@@ -1,0 +1,60 @@
+"""Thumbnails of stored photos that outlive the cache, for the report."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from job.data.examples import Examples
+from job.report import figures
+from job.storage.files import storage_errors
+from job.storage.workdir import Workdir
+from job.stores.arrays import ArrayStore
+
+TILE_PX = 112
+_PHOTOS_IN_STRIP = 8
+
+
+class Gallery:
+    """Pictures in one folder of the output directory, which appears when all are drawn. Gives their names relative to it."""
+
+    def __init__(self, built: Path, folder: str, images: ArrayStore) -> None:
+        self._built, self._folder, self._images = built, folder, images
+
+    @classmethod
+    @contextmanager
+    def drawing(cls, workdir: Workdir, folder: str, images: ArrayStore) -> Iterator[Self]:
+        """Give a gallery to fill. At the good end of the block it takes the place of the one before it."""
+        with workdir.writing_folder(folder) as built:
+            yield cls(built, folder, images)
+
+    def add(self, name: str, draw: Callable[[Path], None]) -> str:
+        """Keep what `draw` writes to the path that it is given."""
+        with storage_errors(self._built / name):
+            draw(self._built / name)
+        return f"{self._folder}/{name}"
+
+    def photo(self, row: int, name: str) -> str:
+        """One photo, given by its row in the image store."""
+        return self.sheet([row], name, columns=1)
+
+    def sheet(self, rows: Sequence[int] | np.ndarray, name: str, columns: int) -> str:
+        drawn = figures.contact_sheet(self._images.rows(rows), columns, TILE_PX)
+        return self.add(f"{name}.jpg", lambda path: drawn.save(path, "JPEG", quality=85))
+
+    def copies(self, examples: Examples, indices: Sequence[int], name: str) -> dict[str, Any]:
+        """A group of copies: what is to be said of each, and a strip of the first of them."""
+        columns = ("path", "label", "given_split", "split", "status", "reason")
+        return {
+            "photos": [{column: examples[column][i] for column in columns} for i in indices],
+            "exact": len({examples["sha256"][i] for i in indices}) == 1,
+            **crossings(examples, indices),
+            "strip": self.sheet(examples["row"][list(indices[:_PHOTOS_IN_STRIP])], name, _PHOTOS_IN_STRIP),
+        }
+
+
+def crossings(examples: Examples, indices: Sequence[int]) -> dict[str, bool]:
+    """Whether a group of copies lies in more than one split, and under more than one label."""
+    return {f"crosses_{c}s": len({examples[c][i] for i in indices}) > 1 for c in ("split", "label")}

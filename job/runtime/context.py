@@ -1,0 +1,47 @@
+"""What every stage is given beside its inputs."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from job.config import CacheConfig, CheckpointConfig
+from job.runtime.peers import Alone, Peers
+from job.runtime.stop import StopRequest
+from job.runtime.telemetry import Telemetry
+from job.storage.bucket.downloads import scratch
+from job.storage.bucket.objects import is_remote, join
+from job.storage.bucket.open import open_objects
+from job.storage.ledger import TEMPORARY
+from job.storage.workdir import Workdir
+from job.stores.cache import Cache
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where a stage works (`workdir`), what it tells (`telemetry`), whether it should go on (`stop`), who works with it
+    (`peers`), where its stores lie.
+
+    `seed` is the run's; stages that draw have a seed in their own section.
+    """
+
+    workdir: Workdir
+    telemetry: Telemetry
+    seed: int = 0
+    stop: StopRequest = field(default_factory=StopRequest)
+    caching: CacheConfig = field(default_factory=CacheConfig)
+    saving: CheckpointConfig = field(default_factory=CheckpointConfig)
+    peers: Peers = field(default_factory=Alone)
+
+    @cached_property
+    def cache(self) -> Cache:
+        """The run's own `cache/`, or the folder or bucket that runs share."""
+        shared = self.caching.dir
+        if shared is None:
+            mirror = self.workdir.mirror
+            objects = open_objects(join(mirror.objects.uri, "cache")) if mirror else None
+            root = self.workdir.path("cache")
+        else:
+            objects = open_objects(shared) if is_remote(shared) else None
+            root = scratch(objects.uri) if objects else Path(shared).expanduser().resolve()
+        temporary = self.workdir.path(TEMPORARY) if shared is None else None
+        return Cache(root, is_shared=shared is not None, temporary=temporary, max_gb=self.caching.max_gb, objects=objects)

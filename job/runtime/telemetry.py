@@ -1,0 +1,196 @@
+"""What the run tells while it works: lines or a progress bar for people, events.jsonl and TensorBoard for programs."""
+
+import json
+import sys
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+import numpy as np
+
+from job.storage.files import storage_errors
+from job.text.untrusted import escaped
+
+SECONDS_BETWEEN_LINES = 5.0
+
+_once_s: dict[str, float] = {}
+
+
+@contextmanager
+def spent_once(what: str) -> Iterator[None]:
+    """Count the wall seconds of the block as time that went into `what`, whichever run asks: modules and models are made
+    once for a process. They are in no other count, within this block or around it."""
+    started = _now()
+    try:
+        yield
+    finally:
+        _once_s[what] = _once_s.get(what, 0.0) + _now() - started
+
+
+def _now() -> float:
+    """A clock that stands still during what is counted by itself."""
+    return time.monotonic() - sum(_once_s.values())
+
+
+class Progress(Protocol):
+    def advance(self, count: int = 1) -> None: ...
+
+
+class Telemetry:
+    """Writes below `folder` (nothing where it is None) and to `stream`.
+
+    TensorBoard's event file is opened when the first scalar arrives, so that a run that trains nothing leaves none.
+    """
+
+    def __init__(self, folder: Path | None, stream: TextIO | None = None) -> None:
+        self._folder = folder
+        self._stream = stream or sys.stderr
+        self._events: TextIO | None = None
+        self._board: Any = None
+        self.cpu_s_elsewhere = 0.0  # Of processes that the kernel does not count as this one's children.
+        self._spent_s: dict[str, float] = {}
+        self._done: dict[str, int] = {}
+        self._once_before_s = dict(_once_s)
+        self._traced: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    @property
+    def keeps_log(self) -> bool:
+        """Whether events are written to a file."""
+        return self._folder is not None
+
+    def line(self, text: str) -> None:
+        """One line for people."""
+        print(escaped(text), file=self._stream, flush=True)
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """One line in logs/events.jsonl."""
+        if self._folder is None:
+            return
+        record = {"time": round(time.time(), 3), "event": kind, **fields}
+        with storage_errors(self._folder):
+            if self._board is not None:
+                self._board.flush()
+            if self._events is None:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._events = (self._folder / "events.jsonl").open("a", encoding="utf-8")
+            self._events.write(json.dumps(record) + "\n")  # In ASCII: people look at logs on terminals.
+            self._events.flush()
+
+    @contextmanager
+    def spent(self, what: str) -> Iterator[None]:
+        """Count the wall seconds of the block, of the thread that asks, as time of the stage that went into `what`."""
+        started = _now()
+        try:
+            yield
+        finally:
+            self.add_spent(what, _now() - started)
+
+    def add_spent(self, what: str, seconds: float) -> None:
+        """The same for seconds that were counted elsewhere."""
+        self._spent_s[what] = self._spent_s.get(what, 0.0) + seconds
+
+    @contextmanager
+    def spent_tracing(self, step: object, what: str, count: int) -> Iterator[None]:
+        """The same for `count` examples; the first call of a compiled `step` is tracing and compiling above all, and counted
+        as such, without its examples."""
+        first = step not in self._traced
+        with self.spent("tracing" if first else what):
+            yield
+        self._traced.add(step)
+        if not first:
+            self._done[what] = self._done.get(what, 0) + count
+
+    def found_finished(self, count: int) -> None:
+        """So much of what the stage works through was there already, of an earlier run."""
+        self._done["found"] = self._done.get("found", 0) + count
+
+    def take_spent(self) -> tuple[dict[str, float], dict[str, int]]:
+        """What was counted since this was last asked: seconds, and the examples that some of them went into."""
+        once_s = {what: seconds - self._once_before_s.get(what, 0.0) for what, seconds in _once_s.items()}
+        taken = {**self._spent_s, **{what: seconds for what, seconds in once_s.items() if seconds}}, self._done
+        self._spent_s, self._done, self._once_before_s = {}, {}, dict(_once_s)
+        return taken
+
+    def scalar(self, tag: str, value: float, step: int) -> None:
+        """One point of a TensorBoard curve; on the disk with the next event."""
+        if self._folder is not None:
+            self._show("scalar", tag, step, value)
+
+    def image(self, tag: str, image_HWC: np.ndarray, step: int = 0) -> None:
+        """A uint8 picture for TensorBoard."""
+        if self._folder is not None:
+            self._show("image", tag, step, image_HWC, dataformats="HWC")
+
+    @contextmanager
+    def progress(self, what: str, total: int, unit: str) -> Iterator[Progress]:
+        """Show how far a loop is: a bar with rate and remaining time on a terminal, else a line every few seconds."""
+        if self._stream.isatty():
+            with _bar(self._stream, what, total, unit) as bar:
+                yield bar
+        else:
+            yield _Lines(self, what, total, unit)
+
+    def close(self) -> None:
+        for file in (self._board, self._events):
+            with suppress(OSError):  # What the run ends with is known by now.
+                if file is not None:
+                    file.close()
+        self._board = self._events = None
+
+    def _show(self, kind: str, tag: str, step: int, *values: Any, **how: Any) -> None:
+        # The library's own writer has a thread, and waits for it for ever once that has met a full disk.
+        with spent_once("imports"):
+            from tensorboardX import event_file_writer, summary
+            from tensorboardX.proto.event_pb2 import Event
+
+        assert self._folder is not None
+        shown = getattr(summary, kind)(tag, *values, **how)
+        with storage_errors(self._folder):
+            if self._board is None:
+                (self._folder / "tensorboard").mkdir(parents=True, exist_ok=True)
+                self._board = event_file_writer.EventsWriter(str(self._folder / "tensorboard" / "events"))
+            self._board.write_event(Event(summary=shown, step=step, wall_time=time.time()))
+
+
+class _Lines:
+    def __init__(self, telemetry: Telemetry, what: str, total: int, unit: str) -> None:
+        self._telemetry, self._what, self._total, self._unit = telemetry, what, total, unit
+        self._done = 0
+        self._start = self._last_line = time.monotonic()
+
+    def advance(self, count: int = 1) -> None:
+        self._done += count
+        now = time.monotonic()
+        if now - self._last_line < SECONDS_BETWEEN_LINES:
+            return
+        self._last_line = now
+        rate = self._done / (now - self._start)
+        remaining_s = (self._total - self._done) / rate if rate else 0
+        self._telemetry.line(
+            f"  {self._what}: {self._done:,} of {self._total:,} {self._unit}, {rate:,.0f}/s, {remaining_s:.0f} s to go"
+        )
+
+
+@contextmanager
+def _bar(stream: TextIO, what: str, total: int, unit: str) -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed or 0:,.0f} {unit}/s")
+
+    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+    with RichProgress(*columns, console=Console(file=stream), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+
+        class Advance:
+            def advance(self, count: int = 1) -> None:
+                bar.advance(task, count)
+
+        yield Advance()

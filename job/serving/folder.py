@@ -1,0 +1,237 @@
+"""The folder of an exported model: opened once, held against its model.json, and loaded from there.
+
+A model is code: its graph runs with all rights of this process. Its model.json names every other file with its SHA-256, so
+that the SHA-256 of model.json stands for all of it.
+"""
+
+import errno
+import hashlib
+import io
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from job.cluster.tensorflow import import_tensorflow
+from job.console.places import at_start
+from job.decoding.decode import DecodeRules
+from job.errors import JobError, UsageError
+from job.serving.graph import class_names
+from job.sources.opening import opened
+from job.storage.bucket.downloads import local_copy, local_folder
+from job.storage.bucket.objects import is_remote, join, split_object
+from job.storage.bucket.open import is_there
+from job.storage.files import storage_failed
+from job.storage.published import PUBLISHED, Published
+from job.storage.workdir import Workdir
+
+_CARD = "model.json"
+_SHOWN = 5
+_WAY_OUT = "Copy the whole folder again, or run the job again."
+
+
+class _Decoder(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    max_pixels: int
+    min_side_px: int
+    max_aspect_ratio: float
+
+
+class ModelCard(BaseModel):
+    """The part of model.json that predicting needs."""
+
+    model_config = ConfigDict(strict=True)
+
+    class_names: list[str]
+    image_size: Annotated[int, Field(gt=0)]
+    resize: Literal["squash", "crop", "pad"]
+    decoder: _Decoder
+    sha256: dict[str, str]
+
+    @property
+    def rules(self) -> DecodeRules:
+        """How photos are decoded for this model."""
+        return DecodeRules(self.image_size, self.resize, **self.decoder.model_dump())
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """A model in memory. `loaded` holds the variables of `signature`."""
+
+    card: ModelCard
+    loaded: Any
+    signature: Any
+
+    def probabilities(self, pixels_NHWC: np.ndarray) -> np.ndarray:
+        """Return probabilities (N, C) of uint8 pixels."""
+        import tensorflow as tf
+
+        result: np.ndarray = self.signature(pixels=tf.constant(pixels_NHWC))["probabilities"].numpy()
+        return result
+
+
+def load(model: str, sha256: str | None, tell: Callable[[str], None]) -> ExportedModel:
+    """Load a model from its folder, or from a bucket. `sha256` is that of the model.json that is wanted; None for any.
+
+    A run may be putting another model into its place just now. So where files do not belong together, it is tried once
+    more, with the model that published.json beside the folder names, if there is one. `tell` is called with a line then.
+
+    Raises:
+        UsageError: where there is no model, not a whole one, or another one.
+        StorageFailed: where it cannot be read.
+    """
+    if sha256 is not None and not re.fullmatch("[0-9a-f]{64}", sha256.lower()):
+        raise UsageError(f"--model-sha256 {sha256}: give the 64 hexadecimal digits that the run printed at its end.")
+    try:
+        return _load(model, model, sha256)
+    except UsageError:
+        place = _in_service(model)
+        exported = _load(model, place, sha256)
+    if place != model:
+        tell(f"{model} is being replaced, or damaged: the published model is taken, which lies in {place}.")
+    return exported
+
+
+def is_below(file: str, model: str) -> bool:
+    """Return whether a file lies in the folder of a model, links resolved."""
+    if is_remote(file) or is_remote(model):
+        return file.startswith(f"{model.rstrip('/')}/")
+    return Path(file).resolve().is_relative_to(Path(model).resolve())
+
+
+def _in_service(model: str) -> str:
+    """Return where the model that is published beside `model` lies whole; `model` itself where nothing is published."""
+    whole = Path(model).resolve()
+    out, name = split_object(model) if is_remote(model) else (str(whole.parent), whole.name)
+    with suppress(JobError):  # There is no published.json.
+        at = local_copy(join(out, PUBLISHED)).parent if is_remote(model) else Path(out)
+        published = Published.load(Workdir(at))
+        if published.has_model and name == "model":
+            return join(out, f"versions/{published.set}/model")
+    return model
+
+
+def _load(model: str, place: str, sha256: str | None) -> ExportedModel:
+    """Load what lies at `place`; `model` is what the user calls it."""
+    try:
+        with _opened(model, place) as folder:
+            return _loaded(model, folder, _checked(model, folder, sha256))
+    except OSError as error:
+        if refusal := at_start(error, f"--model {model}", model):
+            raise refusal from error
+        raise storage_failed(OSError(error.errno, error.strerror), Path(model)) from error
+
+
+@contextmanager
+def _opened(model: str, place: str) -> Iterator[Path]:
+    """Give a path that stays with the folder, also when another one takes its name."""
+    if is_remote(place):
+        if not is_there(join(place, _CARD)):
+            raise _no_model(model)
+        place = str(local_folder(place))
+    try:
+        descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        raise _no_model(model) from None
+    try:
+        yield Path(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
+
+
+def _no_model(model: str) -> UsageError:
+    return UsageError(f"--model {model}: there is no model.json in it; give the model/ folder of a run.")
+
+
+def _checked(model: str, folder: Path, sha256: str | None) -> ModelCard:
+    """Return the content of model.json, when all files are what it says. Raises: UsageError."""
+    text = _content(folder / _CARD)
+    if text is None:
+        raise _no_model(model)
+    found = hashlib.sha256(text).hexdigest()
+    if sha256 is not None and found != sha256.lower():
+        raise UsageError(
+            f"--model {model}: the SHA-256 of its model.json is {found}, not {sha256}. "
+            "Give the model that you mean, or the digest that its run printed at the end."
+        )
+    try:
+        card = ModelCard.model_validate_json(text)
+    except ValidationError as error:
+        raise UsageError(f"--model {model}: its model.json is not that of a model. {_WAY_OUT}") from error
+    if changed := [name for name, digest in card.sha256.items() if _digest(folder / name) != digest]:
+        raise UsageError(
+            f"--model {model}: not what was exported together with its model.json: {', '.join(changed)}. {_WAY_OUT}"
+        )
+    foreign = sorted(_files(folder) - card.sha256.keys() - {_CARD})
+    if foreign and sha256 is not None:
+        raise UsageError(
+            f"--model {model}: files that its model.json does not name: {', '.join(foreign[:_SHOWN])}. "
+            "Copy the model/ folder of the run again, into a new folder."
+        )
+    return card
+
+
+def _content(file: Path) -> bytes | None:
+    """Return the bytes of a regular file, None where there is none."""
+    stream = _regular(file)
+    if stream is None:
+        return None
+    with stream:
+        return stream.readall()
+
+
+def _digest(file: Path) -> str:
+    """Return the SHA-256 of a regular file, nothing where there is none."""
+    stream = _regular(file)
+    if stream is None:
+        return ""
+    with stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _regular(file: Path) -> io.FileIO | None:
+    try:
+        return opened(file)
+    except ValueError:  # No file can be called so.
+        return None
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EINVAL, errno.ENXIO, errno.ENAMETOOLONG):
+            return None
+        raise
+
+
+def _files(folder: Path) -> set[str]:
+    """Return the names of everything in a folder but for the folders themselves."""
+    paths = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return {path.relative_to(folder).as_posix() for path in paths}
+
+
+def _loaded(model: str, folder: Path, card: ModelCard) -> ExportedModel:
+    """Load the graph, and hold it against model.json, whose own bytes no digest covers unless one was given."""
+    tf = import_tensorflow()
+    try:
+        loaded = tf.saved_model.load(str(folder))
+        signature = loaded.signatures["pixels"]
+        takes = signature.structured_input_signature[1]["pixels"].shape.as_list()
+        names = class_names(loaded)
+    except (MemoryError, tf.errors.ResourceExhaustedError):
+        raise
+    except Exception as error:  # There is no end to what TensorFlow raises about a graph that is none.
+        said = " ".join(str(error).split())[:200]
+        raise UsageError(f"--model {model}: TensorFlow cannot load its graph ({said}). {_WAY_OUT}") from error
+    if takes[1:] != [card.image_size, card.image_size, 3]:
+        fault = f"photos of {card.image_size} px, and its graph takes {takes[1:]}"
+        raise UsageError(f"--model {model}: its model.json says {fault}. {_WAY_OUT}")
+    if names != card.class_names:
+        said, has = next(pair for pair in zip_longest(card.class_names, names) if pair[0] != pair[1])
+        fault = f"{said!r} where its graph has {has!r}"
+        raise UsageError(f"--model {model}: the class names of its model.json have {fault}. {_WAY_OUT}")
+    return ExportedModel(card, loaded, signature)

@@ -1,0 +1,346 @@
+"""The decoder of the exported graph: encoded bytes to pixels with TensorFlow's operations alone.
+
+It does what the canonical decoder (job/decoding/decode.py) does: limits from the header first, accurate DCT, scaled while
+decoding by the same rule, EXIF orientation of JPEGs, the first frame of several, transparency over white, Pillow's resize
+with its rounding. parity.json has what is left.
+
+A picture that is refused becomes an empty string here, and TensorFlow's decoders raise InvalidArgumentError for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from job.decoding.decode import JPEG_REDUCTIONS
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+# Formats that the graph decodes, and the bytes that each begins with. Of a WebP the bytes 8 to 12 are looked at as well.
+FORMATS = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n", "GIF": b"GIF8", "BMP": b"BM", "WebP": b"RIFF"}
+
+# Enough of a JPEG to hold its EXIF segment, which must come before the picture and fits into 64 kB.
+_BYTES_SEARCHED_FOR_EXIF = 1 << 18
+_SEGMENTS_SEARCHED_FOR_EXIF = 500  # A colour profile may take 255 of them.
+# The marker of a scan, and the first byte of its length. With two bytes alone, a film behind a photo has hits by chance.
+_JPEG_SCAN = b"\xff\xda\x00"
+_GIF_PIECES_AT_ONCE = 256
+_RESIZED_AT_ONCE = 1 << 20  # Pixels, so that intermediate values need little memory.
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The largest pictures that the graph decodes. The first three are intake's, so the model saw nothing beyond them.
+
+    The other four stop pictures that are small to send and cost minutes or gigabytes to decode (docs/decisions/0018).
+    """
+
+    max_pixels: int
+    min_side_px: int
+    max_aspect_ratio: float
+    max_encoded_bytes: int = 1 << 28
+    max_jpeg_scans: int = 64
+    max_png_texts: int = 16
+    max_gif_steps: int = 10_000
+
+    def allow(self, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
+        """Whether the sides of a picture are within the limits, as a bool scalar."""
+        import tensorflow as tf
+
+        sides = tf.cast([height, width], tf.int64)
+        short, long = tf.reduce_min(sides), tf.reduce_max(sides)
+        is_long = tf.cast(long, tf.float64) > self.max_aspect_ratio * tf.cast(short, tf.float64)
+        return (short >= self.min_side_px) & (short * long <= self.max_pixels) & ~is_long
+
+
+def pixels_of(image_bytes: tf.Tensor, size: int, resize: str, limits: Limits) -> tf.Tensor:
+    """Decode one encoded picture to uint8 pixels of shape (size, size, 3).
+
+    Raises:
+        InvalidArgumentError: when the graph runs, where the bytes are no picture that it decodes, or one beyond `limits`.
+    """
+    import tensorflow as tf
+
+    image_bytes = _where(tf.strings.length(image_bytes) <= limits.max_encoded_bytes, image_bytes)
+    decoders: dict[str, Callable[[], tf.Tensor]] = {
+        "JPEG": lambda: _jpeg(image_bytes, size, resize, limits),
+        "PNG": lambda: _png(image_bytes, limits),
+        "GIF": lambda: _gif(image_bytes, limits),
+        "BMP": lambda: _bmp(image_bytes, limits),
+        "WebP": lambda: _webp(image_bytes, limits),
+    }
+    begins = {name: tf.strings.substr(image_bytes, 0, len(magic)) == magic for name, magic in FORMATS.items()}
+    image = tf.case([(begins[name], decoders[name]) for name in FORMATS], default=lambda: _decode_any(tf.constant(b"")))
+    image.set_shape([None, None, None])
+    return _to_square(image, size, resize)
+
+
+def _where(allowed: tf.Tensor, image_bytes: tf.Tensor) -> tf.Tensor:
+    """The bytes where they are allowed, else an empty string, which every decoder refuses."""
+    import tensorflow as tf
+
+    return tf.where(allowed, image_bytes, tf.constant(b""))
+
+
+def _decode_any(image_bytes: tf.Tensor, channels: int = 3) -> tf.Tensor:
+    import tensorflow as tf
+
+    return tf.io.decode_image(image_bytes, channels=channels, expand_animations=False)
+
+
+def _jpeg(image_bytes: tf.Tensor, size: int, resize: str, limits: Limits) -> tf.Tensor:
+    """The pixels of a JPEG, upright, scaled while decoding as the canonical decoder does it (`decode.jpeg_reduction`)."""
+    import tensorflow as tf
+
+    stored = tf.io.extract_jpeg_shape(image_bytes)
+    num_scans = _count(image_bytes, _JPEG_SCAN, limits.max_jpeg_scans)
+    allowed = limits.allow(stored[0], stored[1]) & (num_scans <= limits.max_jpeg_scans)
+    image_bytes = _where(allowed, image_bytes)
+    sides = tf.cast(stored[:2], tf.float32)
+    needed = (
+        tf.maximum(1.0, tf.round(size * sides / tf.reduce_max(sides))) if resize == "pad" else tf.constant([size * 1.0] * 2)
+    )
+    # A CMYK picture, which Pillow decodes, is never scaled there.
+    fits = [tf.reduce_all(tf.math.ceil(sides / r) >= needed) & (stored[2] != 4) for r in JPEG_REDUCTIONS]
+
+    def decoded(reduction: int) -> Callable[[], tf.Tensor]:
+        return lambda: tf.io.decode_jpeg(image_bytes, channels=3, ratio=reduction, dct_method="INTEGER_ACCURATE")
+
+    image = tf.case([(fit, decoded(r)) for fit, r in zip(fits, JPEG_REDUCTIONS, strict=True)], default=decoded(1))
+    turned: list[Any] = [
+        lambda: image,
+        lambda: tf.image.flip_left_right(image),
+        lambda: tf.image.rot90(image, 2),
+        lambda: tf.image.flip_up_down(image),
+        lambda: tf.transpose(image, (1, 0, 2)),
+        lambda: tf.image.rot90(image, 3),
+        lambda: tf.image.rot90(tf.transpose(image, (1, 0, 2)), 2),
+        lambda: tf.image.rot90(image, 1),
+    ]
+    return tf.switch_case(orientation(image_bytes) - 1, turned, default=turned[0])
+
+
+def _png(image_bytes: tf.Tensor, limits: Limits) -> tf.Tensor:
+    """The pixels of a PNG, RGB or RGBA. Each compressed text in it may take 8 MB in libpng, which reads up to 1000."""
+    import tensorflow as tf
+
+    width, height = tf.unstack(_numbers(image_bytes, 16, 2, tf.int32, little_endian=False), 2)
+    num_texts = sum(_count(image_bytes, kind, limits.max_png_texts) for kind in (b"zTXt", b"iTXt"))
+    allowed = limits.allow(height, width) & (num_texts <= limits.max_png_texts)
+    image_bytes = _where(allowed, image_bytes)
+    # Where TensorFlow adds the opacity itself, it adds 1 to pictures of 1 bit and 15 to those of 4 bits; 255 is opaque.
+    is_opaque = (_numbers(image_bytes, 24, 1, tf.uint8)[0] < 8) & (_count(image_bytes, b"tRNS", 1) == 0)
+    return tf.cond(
+        is_opaque,
+        lambda: tf.io.decode_png(image_bytes, channels=3),
+        lambda: tf.io.decode_png(image_bytes, channels=4),
+    )
+
+
+def _bmp(image_bytes: tf.Tensor, limits: Limits) -> tf.Tensor:
+    """The pixels of an uncompressed BMP of 8, 24 or 32 bits. TensorFlow gives numbers of colours for those of 8 bits."""
+    import tensorflow as tf
+
+    header = _numbers(image_bytes, 14, 9, tf.int32)
+    header_bytes, width, height, _, compression, _, _, _, num_colours = tf.unstack(header, 9)
+    bits = _numbers(image_bytes, 28, 1, tf.uint16)[0]
+    is_plain = (header_bytes >= 40) & (compression == 0)
+    image_bytes = _where(limits.allow(tf.abs(height), width) & is_plain, image_bytes)
+
+    def through_palette() -> tf.Tensor:
+        num = tf.where(num_colours == 0, 256, num_colours)
+        blue_green_red_0 = tf.reshape(_numbers(image_bytes, 14 + header_bytes, 4 * num, tf.uint8), (num, 4))
+        numbers = tf.io.decode_bmp(image_bytes)[:, :, 0]
+        return tf.gather(blue_green_red_0[:, 2::-1], tf.cast(numbers, tf.int32))
+
+    return tf.cond(bits == 8, through_palette, lambda: _decode_any(image_bytes))
+
+
+def _webp(image_bytes: tf.Tensor, limits: Limits) -> tf.Tensor:
+    """The pixels of a still WebP, RGB or RGBA. Each of its three kinds has its sides in another place."""
+    import tensorflow as tf
+
+    kind = tf.strings.substr(image_bytes, 12, 4)
+    data = tf.cast(_numbers(image_bytes, 20, 10, tf.uint8), tf.int32)
+    extended = [1 + data[k] + 0x100 * data[k + 1] + 0x10000 * data[k + 2] for k in (4, 7)]
+    lossy = [(data[k] + 0x100 * data[k + 1]) % 0x4000 for k in (6, 8)]
+    bits = data[1] + 0x100 * data[2] + 0x10000 * data[3] + 0x1000000 * (data[4] % 0x10)
+    lossless = [1 + bits % 0x4000, 1 + bits // 0x4000]
+    width, height = tf.unstack(tf.where(kind == b"VP8X", extended, tf.where(kind == b"VP8L", lossless, lossy)))
+    is_webp = tf.strings.substr(image_bytes, 8, 4) == b"WEBP"
+    is_animated = (kind == b"VP8X") & (data[0] // 2 % 2 == 1)
+    return _decode_any(_where(is_webp & ~is_animated & limits.allow(height, width), image_bytes), channels=0)
+
+
+def _gif(image_bytes: tf.Tensor, limits: Limits) -> tf.Tensor:
+    """The first frame of a GIF, where it fills its canvas. TensorFlow's decoder would make room for all frames."""
+    import tensorflow as tf
+
+    frame, end = _first_gif_frame(tf.io.decode_raw(image_bytes, tf.uint8), limits.max_gif_steps)
+    width, height = tf.unstack(tf.cast(_numbers(image_bytes, 6, 2, tf.uint16), tf.int32), 2)
+    corner_and_size = tf.cast(_numbers(image_bytes, frame + 1, 4, tf.uint16), tf.int32)
+    fills_canvas = tf.reduce_all(corner_and_size == [0, 0, width, height])
+    alone = tf.strings.join([tf.strings.substr(image_bytes, 0, end), b";"])
+    return _decode_any(_where(fills_canvas & limits.allow(height, width), alone))
+
+
+def _first_gif_frame(data: tf.Tensor, max_steps: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Where the first frame begins, and where it ends.
+
+    A GIF is a chain of blocks. Each has a header and pieces of data: a length, that many bytes, and a length of 0 at last.
+    """
+    import tensorflow as tf
+
+    length = tf.size(data)
+
+    def at(place: tf.Tensor) -> tf.Tensor:
+        return tf.cast(tf.gather(data, tf.minimum(place, length - 1)), tf.int32)
+
+    def palette_bytes(flags: tf.Tensor) -> tf.Tensor:
+        return tf.where(flags >= 0x80, 3 * 2 ** (flags % 8 + 1), 0)
+
+    def behind_pieces(place: tf.Tensor) -> tf.Tensor:
+        """Pass the piece at a place, and those of the same length that follow it, in one step."""
+        size = 1 + at(place)
+        ahead = at(place + size * tf.range(1, _GIF_PIECES_AT_ONCE))
+        others = tf.concat([tf.cast(1 + ahead != size, tf.int32), [1]], axis=0)
+        num = tf.where(size == 1, 1, 1 + tf.argmax(others, output_type=tf.int32))
+        return place + num * size
+
+    def step(place: tf.Tensor, in_pieces: tf.Tensor, frame: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        value = at(place)
+        begins_frame = ~in_pieces & (value == ord(","))
+        header = tf.where(begins_frame, 11 + palette_bytes(at(place + tf.where(begins_frame, 9, 0))), 2)
+        following = tf.where(in_pieces, behind_pieces(place), place + header)
+        return following, ~in_pieces | (value != 0), tf.where(begins_frame, place, frame)
+
+    def goes_on(place: tf.Tensor, in_pieces: tf.Tensor, frame: tf.Tensor) -> tf.Tensor:
+        begins_block = (at(place) == ord(",")) | (at(place) == ord("!"))
+        return (place < length) & (in_pieces | ((frame < 0) & begins_block))
+
+    start = 13 + palette_bytes(at(tf.constant(10)))
+    state = (start, tf.constant(False), tf.constant(-1))
+    end, in_pieces, frame = tf.while_loop(goes_on, step, state, maximum_iterations=max_steps)
+    return frame, tf.where(in_pieces, 0, end)
+
+
+def _numbers(image_bytes: tf.Tensor, place: Any, count: Any, dtype: tf.DType, *, little_endian: bool = True) -> tf.Tensor:
+    """Numbers from a place in a header. Where the bytes end before them, the graph raises InvalidArgumentError."""
+    import tensorflow as tf
+
+    return tf.io.decode_raw(tf.strings.substr(image_bytes, place, count * dtype.size), dtype, little_endian=little_endian)
+
+
+def _count(image_bytes: tf.Tensor, sought: bytes, limit: int) -> tf.Tensor:
+    """How often a few bytes occur, as an int32 scalar. It stops above `limit`, so that it needs little memory."""
+    import tensorflow as tf
+
+    return tf.size(tf.strings.split([image_bytes], sought, maxsplit=limit + 1).values) - 1
+
+
+def _to_square(image: tf.Tensor, size: int, resize: str) -> tf.Tensor:
+    import tensorflow as tf
+
+    height, width = (tf.cast(side, tf.float32) for side in tf.unstack(tf.shape(image)[:2]))
+    if resize == "squash":
+        resized = _resample(image, (size, size), (size / height, size / width), (0.0, 0.0))
+    elif resize == "crop":
+        scale = size / tf.minimum(height, width)
+        offset = (-(height * scale - size) / 2, -(width * scale - size) / 2)
+        resized = _resample(image, (size, size), (scale, scale), offset)
+    else:
+        scale = size / tf.maximum(height, width)
+        inner = [tf.maximum(1, tf.cast(tf.round(side * scale), tf.int32)) for side in (height, width)]
+        factors = [tf.cast(i, tf.float32) / side for i, side in zip(inner, (height, width), strict=True)]
+        small = _resample(image, inner, factors, (0.0, 0.0))
+        resized = tf.image.pad_to_bounding_box(small, (size - inner[0]) // 2, (size - inner[1]) // 2, size, size)
+    return tf.ensure_shape(resized, (size, size, 3))
+
+
+def _resample(image: tf.Tensor, size: Any, scale: Any, translation: Any) -> tf.Tensor:
+    """Antialiased bilinear resampling as Pillow does it: along the rows, to whole levels, along the columns, to whole
+    levels. `size`, `scale` and `translation` from input to output pixels are (y, x).
+
+    Rows are taken in bands: TensorFlow makes 12 bytes of float32 for each pixel that it resamples along its row.
+    """
+    import tensorflow as tf
+
+    def along(axis: int, picture: tf.Tensor) -> tf.Tensor:
+        sides, factors, offsets = list(tf.unstack(tf.shape(picture)[:2])), [1.0, 1.0], [0.0, 0.0]
+        sides[axis], factors[axis], offsets[axis] = size[axis], scale[axis], translation[axis]
+        resampled = tf.raw_ops.ScaleAndTranslate(
+            images=picture[None],
+            size=tf.stack(sides),
+            scale=tf.stack([tf.cast(s, tf.float32) for s in factors]),
+            translation=tf.stack([tf.cast(t, tf.float32) for t in offsets]),
+            kernel_type="triangle",
+            antialias=True,
+        )[0]
+        return tf.cast(tf.clip_by_value(tf.floor(resampled + 0.5), 0, 255), tf.uint8)
+
+    height, width = tf.unstack(tf.shape(image)[:2])
+    num_rows = tf.maximum(1, _RESIZED_AT_ONCE // width)
+
+    def next_band(top: tf.Tensor, bands: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
+        band = along(1, _over_white(image[top : top + num_rows]))
+        return top + num_rows, bands.write(top // num_rows, band)
+
+    num_bands = (height + num_rows - 1) // num_rows
+    bands = tf.TensorArray(tf.uint8, num_bands, infer_shape=False, element_shape=(None, None, 3))
+    _, bands = tf.while_loop(lambda top, _: top < height, next_band, (tf.constant(0), bands), parallel_iterations=1)
+    return along(0, bands.concat())
+
+
+def _over_white(image: tf.Tensor) -> tf.Tensor:
+    """RGB pixels of RGB or RGBA ones, rounded as Pillow rounds."""
+    import tensorflow as tf
+
+    def blended() -> tf.Tensor:
+        rgba = tf.cast(image, tf.int32)
+        opacity = rgba[:, :, 3:]
+        return tf.cast((rgba[:, :, :3] * opacity + 255 * (255 - opacity) + 127) // 255, tf.uint8)
+
+    rgb = tf.cond(tf.shape(image)[2] == 4, blended, lambda: image)
+    return tf.ensure_shape(rgb, (None, None, 3))
+
+
+def orientation(image_bytes: tf.Tensor) -> tf.Tensor:
+    """EXIF orientation of a JPEG, 1 to 8, as an int32 scalar; 1 where there is none or it cannot be read."""
+    import tensorflow as tf
+
+    data = tf.cast(tf.io.decode_raw(tf.strings.substr(image_bytes, 0, _BYTES_SEARCHED_FOR_EXIF), tf.uint8), tf.int32)
+    length = tf.size(data)
+
+    def at(place: tf.Tensor) -> tf.Tensor:
+        return tf.gather(data, tf.clip_by_value(place, 0, length - 1))
+
+    def is_exif(place: tf.Tensor) -> tf.Tensor:
+        return (at(place + 1) == 0xE1) & tf.reduce_all(at(place + 4 + tf.range(6)) == list(b"Exif\0\0"))
+
+    def segment_goes_on(place: tf.Tensor) -> tf.Tensor:
+        inside = (place + 10 < length) & (at(place) == 0xFF) & (at(place + 1) != 0xDA)
+        return inside & ~is_exif(place)
+
+    place = tf.while_loop(
+        segment_goes_on,
+        lambda p: [p + 2 + at(p + 2) * 256 + at(p + 3)],
+        [tf.constant(2)],
+        maximum_iterations=_SEGMENTS_SEARCHED_FOR_EXIF,
+    )[0]
+    found = (place + 10 < length) & (at(place) == 0xFF) & is_exif(place)
+    tiff = place + 10
+    little_endian = at(tiff) == ord("I")
+
+    def number(place: tf.Tensor, num_bytes: int) -> tf.Tensor:
+        big = sum(at(place + k) * 256 ** (num_bytes - 1 - k) for k in range(num_bytes))
+        little = sum(at(place + k) * 256**k for k in range(num_bytes))
+        return tf.where(little_endian, little, big)
+
+    directory = tiff + tf.clip_by_value(number(tiff + 4, 4), 0, length)
+    entries = directory + 2 + 12 * tf.range(tf.clip_by_value(number(directory, 2), 0, 200))
+    matching = tf.boolean_mask(entries, number(entries, 2) == 0x0112)
+    value = tf.cond(tf.size(matching) > 0, lambda: number(matching[0] + 8, 2), lambda: tf.constant(1))
+    valid = found & (value >= 1) & (value <= 8)
+    return tf.where(valid, value, 1)

@@ -1,0 +1,156 @@
+"""Checks that the exported model agrees with what was measured, in a fresh process: `python -m job.serving.parity`.
+
+The request comes as JSON on standard input, when TensorFlow is imported already; the answer goes to standard output. An
+error that is written for the user is an answer, too: its exit code and its message.
+"""
+
+import io
+import json
+import math
+import pickle
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from job.cluster.tensorflow import import_tensorflow
+from job.decoding.decode import DecodeRules, decode
+from job.errors import JobError, code_of
+from job.runtime.stop import ignore_signals
+from job.stores.arrays import ArrayStore
+
+# Largest difference of probabilities that float32 arithmetic on the same pixels may make.
+ARRAY_TOLERANCE = 1e-4
+# Labels that change although the two best classes were further apart than this are a fault, not a rounding.
+CLEAR_MARGIN = 0.2
+# A turned photo that the graph turns back differs by less than this; one that it leaves lying does not.
+EXIF_TOLERANCE = 0.02
+# With more photos than this that the graph cannot decode, users should know before they serve it.
+NOTABLE_FRACTION = 0.01
+_BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to compare: `expected` probabilities (a .npy file) of the photos in `rows` of the image store, whose original
+    bytes a source reads: `photos` is a file with that source and its entries, pickled by the process that asks."""
+
+    model: str
+    images: str
+    rows: list[int]
+    expected: str
+    photos: str
+    rules: dict[str, Any]
+
+
+def check(request: Request) -> dict[str, Any]:
+    """The content of parity.json but for the verdict."""
+    import tensorflow as tf
+
+    model = tf.saved_model.load(request.model)
+    from_pixels, from_bytes = model.signatures["pixels"], model.signatures["serving_default"]
+    expected = np.load(request.expected, allow_pickle=False)
+    images = ArrayStore(Path(request.images))
+    pixels = images.rows(request.rows)
+    by_array = _run(pixels, lambda batch: from_pixels(pixels=tf.constant(batch)))
+    by_bytes, valid, readable = _by_bytes(request, from_bytes)
+    difference = np.abs(by_bytes - expected)[valid]
+    best_two = np.sort(expected[valid], axis=1)[:, -2:]
+    changed = by_bytes[valid].argmax(1) != expected[valid].argmax(1)
+    not_decodable = int((readable & ~valid).sum())
+    return {
+        "num_photos": len(expected),
+        "arrays": {
+            "largest_difference": float(np.abs(by_array - expected).max()),
+            "tolerance": ARRAY_TOLERANCE,
+            "changed_labels": int((by_array.argmax(1) != expected.argmax(1)).sum()),
+        },
+        "bytes": {
+            "num_photos": int(valid.sum()),
+            "not_decodable_in_graph": not_decodable,
+            "not_readable": int((~readable).sum()),
+            "notice": _notice(not_decodable, int(readable.sum())),
+            "largest_difference": float(difference.max()) if len(difference) else 0.0,
+            "mean_difference": float(difference.mean()) if len(difference) else 0.0,
+            "changed_labels": int(changed.sum()),
+            "changed_labels_with_clear_margin": int((changed & (best_two[:, 1] - best_two[:, 0] > CLEAR_MARGIN)).sum()),
+            "clear_margin": CLEAR_MARGIN,
+        },
+        "exif": _exif(request, pixels, from_pixels, from_bytes),
+    }
+
+
+def _notice(not_decodable: int, num_photos: int) -> str:
+    """A sentence for the last line of the run, the page and model.json; empty where it concerns few photos."""
+    if not_decodable <= NOTABLE_FRACTION * num_photos:
+        return ""
+    return (
+        f"The exported model cannot decode {not_decodable:,} of {num_photos:,} held-out photos "
+        f"({not_decodable / num_photos:.1%}) from their bytes: label photos of their kind with transfer-job predict."
+    )
+
+
+def _run(items: Any, signature: Any) -> np.ndarray:
+    return np.concatenate(
+        [signature(items[k : k + _BATCH_SIZE])["probabilities"].numpy() for k in range(0, len(items), _BATCH_SIZE)]
+    )
+
+
+def _by_bytes(request: Request, signature: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Probabilities of each photo, whether the graph decodes it, and whether it could be read at all."""
+    import tensorflow as tf
+
+    payloads = _payloads(request)
+    results, readable = [], []
+    while batch := list(islice(payloads, _BATCH_SIZE)):
+        readable += [isinstance(payload, bytes) for payload in batch]
+        results.append(signature(image_bytes=tf.constant([p if isinstance(p, bytes) else b"" for p in batch])))
+    probabilities, valid = (np.concatenate([r[name].numpy() for r in results]) for name in ("probabilities", "valid"))
+    return probabilities, valid, np.asarray(readable)
+
+
+def _payloads(request: Request) -> Iterator[bytes | OSError]:
+    source, entries = pickle.loads(Path(request.photos).read_bytes())  # noqa: S301  # The exporting process wrote it.
+    source.prepare()
+    yield from source.read(entries)
+
+
+def _exif(request: Request, pixels: np.ndarray, from_pixels: Any, from_bytes: Any) -> dict[str, Any]:
+    """A photo stored lying on its side, with the EXIF tag that says so: bytes against canonical decoder and arrays."""
+    import tensorflow as tf
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    rules = DecodeRules(**request.rules)
+    side = min(max(rules.image_size, rules.min_side_px), math.isqrt(rules.max_pixels))  # Else it would be refused.
+    lying = Image.fromarray(pixels[0]).transpose(Image.Transpose.ROTATE_90).resize((side, side))
+    lying.save(buffer, "JPEG", quality=95, exif=exif)
+    upright = decode(buffer.getvalue(), rules).pixels_HWC
+    by_array = from_pixels(pixels=tf.constant(upright[None]))["probabilities"].numpy()
+    by_bytes = from_bytes(image_bytes=tf.constant([buffer.getvalue()]))["probabilities"].numpy()
+    return {"largest_difference": float(np.abs(by_array - by_bytes).max()), "tolerance": EXIF_TOLERANCE}
+
+
+def main() -> None:
+    ignore_signals()
+    import_tensorflow()
+    request = sys.stdin.read()
+    if request:  # Nothing, where the export ended before it.
+        print(json.dumps(_answer(Request(**json.loads(request)))))
+
+
+def _answer(request: Request) -> dict[str, Any]:
+    try:
+        return check(request)
+    except JobError as error:
+        return {"code": code_of(error), "message": str(error)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Label photos with an exported model. It reads what intake reads: the canonical decoder and the array signature."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from job.decoding.processes import Limits, ShardTask, decode_shards
+from job.errors import DataUnusable
+from job.runtime.cgroups import usable_cores
+from job.runtime.context import Context
+from job.serving import answers
+from job.serving import folder as model_folder
+from job.serving.folder import ExportedModel
+from job.sources.base import Entry, Source
+from job.sources.open import open_source
+from job.stores.arrays import ROWS_PER_SHARD, StoreWriter
+
+_BEST = 3
+_DECODE_TIMEOUT_S, _WORKER_MEMORY_MB = 30.0, 2048
+
+
+def predict(
+    model: str,
+    data: str,
+    out: str,
+    *,
+    tfds_dir: str | None,
+    batch_size: int,
+    context: Context,
+    model_sha256: str | None = None,
+    overwrite: bool = False,
+) -> str:
+    """Write one row for each photo found: path, label, probability, `top_3`, and `error` where it could not be read.
+
+    The model's graph runs with all rights of this process. With `model_sha256`, the SHA-256 of model.json, it is the graph
+    that was exported. With `overwrite`, `out` may replace a file that predict did not write. Returns a line that says what
+    was done.
+
+    Raises:
+        UsageError: where `model` is no exported model, not a whole one or another one, or `out` must not be written (see
+            `answers.place`); before any photo is read.
+        DataUnusable: where there is not a single photo.
+        StorageFailed: where the answer cannot be written, which is kept in scratch space then.
+    """
+    place = answers.place(out, overwrite=overwrite, model=model, data=data)
+    source = open_source(data, labelled=False, tfds_dir=tfds_dir)
+    exported = model_folder.load(model, model_sha256, context.telemetry.line)
+    listing = source.listing()
+    for note in listing.notes:
+        context.telemetry.line(note)
+    entries = [e for e in listing.entries if e.verdict != "ignored"]
+    readable = [e for e in entries if e.verdict is None]
+    place.refuse_inputs(source, readable)
+    context.stop.next_time = "Nothing was written: the same command begins again."
+    rows: dict[str, dict[str, Any]] = {e.path: {"path": e.path, "error": e.reason} for e in entries if e.verdict}
+    rows |= _labelled(readable, source, exported, batch_size, context)
+    rows = {path: row for path, row in rows.items() if row}
+    if not rows:
+        raise DataUnusable(f"--data {data}: there are no photos in it.")
+    place.write([rows[path] for path in sorted(rows)], context)
+    failed = sum(bool(row["error"]) for row in rows.values())
+    return f"{len(rows) - failed:,} photos labelled, {failed:,} could not be read: {out}"
+
+
+def _labelled(
+    entries: list[Entry], source: Source, exported: ExportedModel, batch_size: int, context: Context
+) -> dict[str, dict[str, Any]]:
+    """Rows by path, as `_rows` gives them, of all entries."""
+    rows: dict[str, dict[str, Any]] = {}
+    rules = exported.card.rules
+    shards = [entries[k : k + ROWS_PER_SHARD] for k in range(0, len(entries), ROWS_PER_SHARD)]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        context.telemetry.progress("predict", len(entries), "photos") as progress,
+    ):
+        writer = StoreWriter(Path(folder), (rules.image_size, rules.image_size, 3), "uint8")
+        tasks = (ShardTask(str(k), tuple(shard), writer.open_shard(len(shard))) for k, shard in enumerate(shards))
+        limits = Limits(min(usable_cores(), max(1, len(shards))), _DECODE_TIMEOUT_S, _WORKER_MEMORY_MB)
+        for task in decode_shards(tasks, source, rules, limits, context):
+            file = writer.array_path(writer.commit(task.key, task.file, task.num_rows))
+            pixels = np.load(file, mmap_mode="r")
+            probabilities = [exported.probabilities(pixels[k : k + batch_size]) for k in range(0, len(pixels), batch_size)]
+            rows |= _rows(
+                task, np.concatenate(probabilities) if probabilities else np.empty((0, 0)), exported.card.class_names
+            )
+            file.unlink()
+            progress.advance(len(task.entries))
+    return rows
+
+
+def _rows(task: ShardTask, probabilities: np.ndarray, class_names: list[str]) -> dict[str, dict[str, Any]]:
+    """Rows by path; empty for files that are neither photos nor called so."""
+    found: dict[str, dict[str, Any]] = {}
+    good = iter(probabilities)
+    for entry, record in zip(task.entries, task.records, strict=True):
+        if record["status"] in ("used", "converted"):
+            found[entry.path] = _row(entry, next(good), class_names)
+        else:
+            found[entry.path] = {} if record["status"] == "ignored" else {"path": entry.path, "error": record["reason"]}
+    return found
+
+
+def _row(entry: Entry, probabilities_C: np.ndarray, class_names: list[str]) -> dict[str, Any]:
+    best = np.argsort(-probabilities_C, kind="stable")[:_BEST]
+    top = {class_names[k]: round(float(probabilities_C[k]), 6) for k in best}
+    label = class_names[best[0]]
+    return {"path": entry.path, "label": label, "probability": float(probabilities_C[best[0]]), "top_3": top, "error": ""}

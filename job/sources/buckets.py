@@ -1,0 +1,201 @@
+"""Photos in object storage: class folders, or a table, below a prefix of a bucket.
+
+A listing of the objects becomes a tree of folders, by the slashes in their names, and from there on the rules are those of
+local folders and tables.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from operator import attrgetter
+from pathlib import PurePosixPath
+from posixpath import normpath
+from typing import NamedTuple
+
+from job.errors import UsageError
+from job.sources.base import Entry, Listing, Source
+from job.sources.fetch import PATIENCE_S, THREADS, limit_arenas, read_ordered
+from job.sources.folders import list_files
+from job.sources.local import OUTSIDE, Child, FoundFile, by_stem, find_file, from_text
+from job.sources.tables import TABLE_EXTENSIONS, TableSource, local_table
+from job.storage.bucket.objects import Objects, Stored, is_remote, join, split_object
+from job.storage.bucket.open import open_objects
+from job.storage.ledger import MARK
+
+
+def open_bucket(uri: str, labels: str | None = None, *, labelled: bool = True) -> Source:
+    """The source that `--data` in object storage and `--labels` name; the service is not asked yet.
+
+    Raises:
+        UsageError: for an unknown scheme, or a table that is none.
+    """
+    if _is_table(uri):
+        if labels is not None:
+            raise UsageError(f"--labels {labels}: --data {uri} is a table itself; give the folder of the photos as --data.")
+        return TableSource(_folder(split_object(uri)[0], labelled), uri, labelled=labelled)
+    if labels is None:
+        return _folder(uri, labelled)
+    if not is_remote(labels):
+        labels = local_table(labels)
+    elif not _is_table(labels):
+        raise UsageError(f"--labels {labels}: give a table ({', '.join(TABLE_EXTENSIONS)}).")
+    return TableSource(_folder(uri, labelled), labels, lists_folder=True, labelled=labelled)
+
+
+def _is_table(uri: str) -> bool:
+    return PurePosixPath(uri).suffix.lower() in TABLE_EXTENSIONS
+
+
+def _folder(uri: str, labelled: bool) -> "BucketSource":
+    return BucketSource(open_objects(uri, connections=THREADS), labelled)
+
+
+@dataclass(frozen=True)
+class BucketSource:
+    """What FolderSource is for a local folder. An object that has changed since it was listed is not read."""
+
+    objects: Objects
+    labelled: bool = True
+    threads: int = THREADS
+
+    @property
+    def uri(self) -> str:
+        return self.objects.uri
+
+    @property
+    def patience_s(self) -> float:
+        return PATIENCE_S + 5.0  # `read` gives up by itself, and says what the matter is.
+
+    def prepare(self) -> None:
+        limit_arenas()
+        self.objects.prepare()
+
+    def listing(self) -> Listing:
+        """
+        Raises:
+            UsageError: where there is nothing below the prefix.
+            DataUnusable: where there is no class folder, so that nothing is labelled.
+        """
+        found = list_files(self.files(), labelled=self.labelled)
+        return replace(found, entries=_with_own_paths(found.entries))
+
+    def files(self) -> "ObjectFiles":
+        files = ObjectFiles(self.uri, self.objects.list())
+        if not files.children(""):
+            raise UsageError(
+                f"--data {self.uri}: there is nothing there: no object has a name that begins with {self.uri}/."
+            )
+        return files
+
+    def read(self, entries: Sequence[Entry]) -> Iterator[bytes | OSError]:
+        wanted = ((from_text(e.path), e.version or None, e.num_bytes) for e in entries)
+        return read_ordered(self.objects, wanted, self.threads)
+
+    def location(self, entry: Entry) -> str:
+        return join(self.uri, from_text(entry.path))
+
+
+def _with_own_paths(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+    """A folder may be called like an object beside it; the object comes first, and its path stays."""
+    taken: set[str] = set()
+    own = []
+    for entry in entries:
+        path = entry.path
+        while path in taken:
+            path += "/"
+        taken.add(path)
+        own.append(entry if path == entry.path else entry._replace(path=path))
+    return tuple(sorted(own, key=attrgetter("path")))
+
+
+class _Child(NamedTuple):
+    """`path` is the name of the object; of a folder, what the names in it begin with."""
+
+    name: str
+    path: str
+    num_bytes: int = 0
+    version: str = ""  # No object is without one.
+
+    def is_dir(self) -> bool:
+        return not self.version
+
+    def is_symlink(self) -> bool:
+        return False
+
+
+class ObjectFiles:
+    """Listed objects as files in folders. One whose name ends in a slash is how consoles keep an empty folder."""
+
+    def __init__(self, uri: str, stored: Iterable[Stored]) -> None:
+        self.uri = uri
+        self._children: dict[str, list[_Child]] = {"": []}
+        self._files: dict[str, _Child] = {}
+        self._stems_of_folder: dict[str, dict[str, list[str]]] = {}
+        for found in stored:
+            folder = found.name[: found.name.rfind("/") + 1]
+            self._make(folder)
+            if found.name != folder or found.num_bytes:
+                child = self._files[found.name] = _Child(
+                    found.name[len(folder) :], found.name, found.num_bytes, found.version
+                )
+                self._children[folder].append(child)
+
+    def children(self, folder: str) -> list[_Child]:
+        return sorted(self._children[folder], key=lambda child: (child.name, child.is_dir()))
+
+    def identity(self, folder: str) -> str:
+        return folder
+
+    def is_output(self, folder: str) -> bool:
+        return f"{folder}{MARK}" in self._files
+
+    def status(self, file: Child) -> tuple[int, str]:
+        found = self._files[file.path]
+        return found.num_bytes, found.version
+
+    def follow(self, link: Child) -> Child:
+        return link
+
+    def real_path(self, file: Child, path: str) -> str:  # noqa: ARG002  # There are no links.
+        return ""
+
+    def find(self, text: str) -> FoundFile | str:
+        return find_file(text, self._look, self._with_extension)
+
+    def _make(self, folder: str) -> None:
+        missing = []
+        while folder not in self._children:
+            missing.append(folder)
+            folder = folder[: folder.rfind("/", 0, -1) + 1]
+        for made in reversed(missing):
+            self._children[made] = []
+            self._children[folder].append(_Child(made[len(folder) : -1], made))
+            folder = made
+
+    def _look(self, name: str) -> FoundFile | str:
+        path = self._below_root(name)
+        if path is None:
+            return OUTSIDE
+        if path in self._files:
+            return FoundFile(path, self._files[path].num_bytes, self._files[path].version)
+        return "it is a folder" if path == "." or f"{path}/" in self._children else ""
+
+    def _below_root(self, name: str) -> str | None:
+        """The name as that of an object; None where it lies elsewhere."""
+        root = f"{self.uri}/"
+        if is_remote(name) and not name.startswith(root):
+            return None
+        name = name.removeprefix(root)
+        if not name or name in self._files:  # However many dots and slashes there are in it.
+            return name
+        path = normpath(name)
+        return None if path == ".." or path.startswith(("../", "/")) else path
+
+    def _with_extension(self, name: str) -> list[str]:
+        path = self._below_root(name)
+        if not path:
+            return []
+        folder = path[: path.rfind("/") + 1]
+        if folder not in self._stems_of_folder:
+            names = sorted(child.name for child in self._children.get(folder, ()) if not child.is_dir())
+            self._stems_of_folder[folder] = by_stem(names)
+        return [folder + name for name in self._stems_of_folder[folder].get(path[len(folder) :], [])]

@@ -1,0 +1,180 @@
+"""A prepared data set of tensorflow-datasets: photos and labels in shards of TFRecord files.
+
+Each record is read from its own place and against its own checksum, without TensorFlow: so a decode process starts at once,
+one photo out of a large split is as quick as the next, and a damaged record costs itself only (docs/decisions/0015-tfds.md).
+"""
+
+import errno
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from job.errors import DataUnusable
+from job.sources.base import SPLIT_FOLDERS, Entry, Listing, Split
+from job.sources.opening import opened
+
+_FRAME_BYTES = 16  # Around a record: its length, the length's checksum, and behind it its own.
+
+
+class Shard(NamedTuple):
+    file: str
+    num_examples: int
+
+
+@dataclass(frozen=True)
+class NamedSource:
+    """A prepared data set. `train/000123` is what tensorflow-datasets calls `train[123]`.
+
+    An entry's version says in which shard its record begins where, and its checksum: it is the same on every machine.
+    """
+
+    uri: str
+    folder: Path
+    shards: Mapping[str, tuple[Shard, ...]]
+    image_key: str
+    label_key: str | None
+    label_names: tuple[str, ...]
+    patience_s: ClassVar[float] = 0.0
+
+    def prepare(self) -> None:
+        import google_crc32c  # noqa: F401
+        from tensorflow_datasets.proto import tf_example_pb2  # noqa: F401
+
+    def listing(self) -> Listing:
+        """Reads every record once, because that is where labels are.
+
+        Raises:
+            DataUnusable: where a shard is missing.
+        """
+        entries: list[Entry] = []
+        for name, shards in self.shards.items():
+            split = SPLIT_FOLDERS.get(name.lower()) if self.label_key is not None else None
+            if split is None and self.label_key is not None:
+                count = sum(shard.num_examples for shard in shards)
+                reason = f"a split beside train, validation and test, of {count:,} examples"
+                entries.append(Entry(f"{name}/", None, None, 0, "", "ignored", reason))
+                continue
+            try:
+                entries += self._entries(name, split)
+            except OSError as error:
+                fault = f"cannot be read ({error.strerror}), so that {self.uri} is not whole"
+                raise DataUnusable(f"{error.filename}: {fault}. Delete its folder and prepare it again.") from error
+        if {entry.split for entry in entries if entry.verdict is None} == {"train"}:  # Then nothing is split yet.
+            entries = [entry._replace(split=None) for entry in entries]
+        return Listing(tuple(sorted(entries, key=attrgetter("path"))), tuple(sorted(self.label_names)))
+
+    def location(self, entry: Entry) -> str:
+        return str(self.folder / self._file_of(entry))
+
+    def read(self, entries: Sequence[Entry]) -> Iterator[bytes | OSError]:
+        for name, group in groupby(entries, self._file_of):
+            try:
+                file = opened(self.folder / name)
+            except OSError as error:
+                yield from (error for _ in group)
+                continue
+            with file:
+                for entry in group:
+                    yield self._payload(file.fileno(), entry)
+
+    def _file_of(self, entry: Entry) -> str:
+        return self.shards[entry.path.rpartition("/")[0]][int(entry.version.partition(":")[0])].file
+
+    def _payload(self, file: int, entry: Entry) -> bytes | OSError:
+        _, offset, checksum = entry.version.split(":")
+        try:
+            record, stored = _read_record(file, int(offset))
+            if stored != checksum:
+                return OSError(errno.EIO, "the data set is not the one that was listed")
+            if _checksum(record) != stored:
+                return OSError(errno.EIO, "its record is damaged")
+            return self._image(_features(record))
+        except OSError as error:
+            return error
+        except MemoryError:
+            return OSError(errno.ENOMEM, "the record is larger than the memory of a decode process")
+
+    def _image(self, features: Any) -> bytes:
+        values = features[self.image_key].bytes_list.value
+        return bytes(values[0]) if values else b""
+
+    def _entries(self, name: str, split: Split | None) -> Iterator[Entry]:
+        digits = max(6, len(str(sum(shard.num_examples for shard in self.shards[name]))))
+        first = 0
+        for place, shard in enumerate(self.shards[name]):
+            for number, (where, record, fault) in enumerate(_records(self.folder / shard.file, shard.num_examples), first):
+                path = f"{name}/{number:0{digits}d}"
+                yield self._entry(path, split, f"{place}:{where}", record) if not fault else _quarantined(path, split, fault)
+            first += shard.num_examples
+
+    def _entry(self, path: str, split: Split | None, version: str, record: bytes) -> Entry:
+        try:
+            features = _features(record)
+        except OSError as error:
+            return _quarantined(path, split, f"cannot be read: {error.strerror}")
+        num_bytes = len(self._image(features))
+        if self.label_key is None:
+            return Entry(path, None, None, num_bytes, version)
+        labels = features[self.label_key].int64_list.value
+        if len(labels) == 1 and 0 <= labels[0] < len(self.label_names):
+            return Entry(path, self.label_names[labels[0]], split, num_bytes, version)
+        said = ", ".join(map(str, labels)) or "empty"
+        return _quarantined(path, split, f"unlabelled: its label is {said}, and classes begin at 0", num_bytes)
+
+
+def _quarantined(path: str, split: Split | None, reason: str, num_bytes: int = 0) -> Entry:
+    return Entry(path, None, split, num_bytes, "", "quarantined", reason)
+
+
+def _records(path: Path, count: int) -> Iterator[tuple[str, bytes, str]]:
+    """For each record where it begins, with its checksum, and its bytes; or else what is wrong."""
+    offset, fault = 0, ""
+    with opened(path) as file:
+        for _ in range(count):
+            if not fault:  # Else nobody knows where the next one begins.
+                try:
+                    record, checksum = _read_record(file.fileno(), offset)
+                except OSError as error:
+                    fault = f"cannot be read: {error.strerror}"
+            yield ("", b"", fault) if fault else (f"{offset}:{checksum}", record, "")
+            offset += _FRAME_BYTES + len(record) if not fault else 0
+
+
+def _read_record(file: int, offset: int) -> tuple[bytes, str]:
+    """The record that begins at `offset`, not yet held against its checksum, and that.
+
+    Raises:
+        OSError: where there is no record.
+    """
+    header = os.pread(file, 12, offset)
+    if len(header) < 12:
+        raise OSError(errno.EIO, "its shard ends before it")
+    length = int.from_bytes(header[:8], "little")
+    if _checksum(header[:8]) != header[8:].hex():
+        raise OSError(errno.EIO, "its shard is damaged at it or before it")
+    if offset + _FRAME_BYTES + length > os.fstat(file).st_size:
+        raise OSError(errno.EIO, "its shard ends within it")
+    return os.pread(file, length, offset + 12), os.pread(file, 4, offset + 12 + length).hex()
+
+
+def _checksum(data: bytes) -> str:
+    """As it stands in a TFRecord file (https://www.tensorflow.org/tutorials/load_data/tfrecord), in hexadecimal."""
+    import google_crc32c
+
+    crc = google_crc32c.value(data)
+    masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+    return masked.to_bytes(4, "little").hex()
+
+
+def _features(record: bytes) -> Any:
+    from google.protobuf.message import DecodeError
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    try:
+        return tf_example_pb2.Example.FromString(record).features.feature
+    except DecodeError as error:
+        raise OSError(errno.EIO, "its record is damaged") from error

@@ -1,0 +1,218 @@
+"""Google Cloud Storage, by its own client and the application default credentials."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from job.errors import StorageFailed, UsageError
+from job.storage.bucket.objects import (
+    CONNECT_TIMEOUT_S,
+    READ_TIMEOUT_S,
+    RETRY_FOR_S,
+    WRITE_ID,
+    Conflict,
+    NoSuchObject,
+    Passing,
+    Result,
+    Stored,
+    content_type,
+    join,
+    parts_of,
+    tried,
+)
+from job.storage.files import own_mark
+
+if TYPE_CHECKING:
+    from google.cloud.storage import Blob, Bucket
+
+_HOW: dict[str, Any] = {"timeout": (CONNECT_TIMEOUT_S, READ_TIMEOUT_S), "retry": None}  # `_tried` knows how long.
+_PART_BYTES = 8 << 20  # Of an upload that is larger than it, and then goes up in parts.
+_QUERY = re.compile(r"(with url: |\?)\S+")  # Upload sessions are addressed by what nobody else should know.
+_DAMAGED = re.compile(r"(crc32c|md5)\b.*match", re.IGNORECASE | re.DOTALL)
+
+
+class GoogleObjects:
+    """See `Objects`. A version is a generation."""
+
+    def __init__(self, uri: str, connections: int) -> None:
+        self.uri, self._connections = uri, connections
+        _, self._bucket_name, prefix = parts_of(uri)
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> Any:
+        return GoogleObjects, (self.uri, self._connections)
+
+    def prepare(self) -> None:
+        self._tried("", lambda: self._bucket)
+
+    def list(self, below: str = "") -> Iterator[Stored]:
+        where = {"prefix": self._prefix + below, "fields": "items(name,size,generation),nextPageToken"}
+
+        def page() -> tuple[list[Stored], str | None]:
+            found = self._bucket.list_blobs(page_token=token, **where, **_HOW)
+            blobs = [(blob.name[len(self._prefix) :], blob.size or 0, str(blob.generation)) for blob in next(found.pages)]
+            return [Stored(*blob) for blob in blobs], found.next_page_token
+
+        token: str | None = None
+        while True:
+            stored, token = self._tried("", page, in_bucket=True)
+            yield from stored
+            if token is None:
+                return
+
+    def find(self, name: str) -> Stored | None:
+        blob = self._looked_up(name)
+        return Stored(name, blob.size or 0, str(blob.generation), WRITE_ID in (blob.metadata or {})) if blob else None
+
+    def read(self, name: str, version: str | None = None) -> bytes:
+        return self._tried(name, lambda: self._blob(name, version).download_as_bytes(checksum="crc32c", **_HOW))
+
+    def download(self, name: str, file: Path, version: str | None = None) -> None:
+        self._tried(name, lambda: self._blob(name, version).download_to_filename(str(file), checksum="crc32c", **_HOW))
+
+    def write(self, name: str, data: bytes | Path, replaces: str | None = None) -> str:
+        write_id = own_mark()
+        how = _HOW | {
+            "content_type": content_type(name),
+            "checksum": "crc32c",
+            "if_generation_match": None if replaces is None else int(replaces or 0),
+            "retry": lambda request: lambda: self._part_tried(name, request),
+        }
+
+        def upload() -> str:
+            blob = self._blob(name)
+            blob.metadata, blob.chunk_size = {WRITE_ID: write_id}, _PART_BYTES
+            if isinstance(data, bytes):
+                blob.upload_from_string(data, **how)
+            else:
+                blob.upload_from_filename(str(data), **how)
+            return str(blob.generation)
+
+        try:
+            return self._tried(name, upload, in_bucket=True)
+        except Conflict:
+            # It may be a second try after one that was done, and whose answer was lost.
+            found = self._looked_up(name)
+            if found is None or (found.metadata or {}).get(WRITE_ID) != write_id:
+                raise
+            return str(found.generation)
+
+    def remove(self, name: str) -> None:
+        with suppress(NoSuchObject):
+            self._tried(name, lambda: self._bucket.delete_blob(self._prefix + name, **_HOW))
+
+    @property
+    def _bucket(self) -> Bucket:
+        with self._lock:  # From Python 3.12 on `cached_property` has none.
+            return self._connected
+
+    @cached_property
+    def _connected(self) -> Bucket:
+        from google.auth.exceptions import DefaultCredentialsError
+        from google.auth.transport.requests import Request
+        from google.cloud.storage import Client
+        from requests.adapters import HTTPAdapter
+
+        # Else the client asks for the bucket in a thread of its own, just to name it in traces.
+        os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
+        try:
+            client = Client(project="none")  # It stands for billing new buckets, and none is made here.
+        except OSError as error:  # The file with the credentials cannot be read.
+            raise DefaultCredentialsError(f"{error.filename}: {error.strerror}") from error
+        if not client._credentials.valid:  # Else each of the threads would ask for a token of its own.
+            client._credentials.refresh(Request())
+            client._credentials.with_non_blocking_refresh()
+        adapter = HTTPAdapter(pool_connections=1, pool_maxsize=self._connections)
+        for scheme in ("https://", "http://"):
+            client._http.mount(scheme, adapter)
+        return client.bucket(self._bucket_name)
+
+    def _blob(self, name: str, version: str | None = None) -> Blob:
+        return self._bucket.blob(self._prefix + name, generation=None if version is None else int(version))
+
+    def _looked_up(self, name: str) -> Blob | None:
+        return self._tried(name, lambda: self._bucket.get_blob(self._prefix + name, **_HOW))
+
+    def _tried(self, name: str, operation: Callable[[], Result], *, in_bucket: bool = False) -> Result:
+        return tried(operation, lambda error: self._judged(name, error, in_bucket), RETRY_FOR_S)
+
+    def _part_tried(self, name: str, request: Callable[[], Result]) -> Result:
+        """One request of an upload, which goes on where it was. What ends the upload is left to `_tried`."""
+        return tried(request, lambda error: self._passing(name, error) if _same_may_do(error) else error, RETRY_FOR_S)
+
+    def _passing(self, name: str, error: Exception) -> Passing:
+        return Passing(f"{join(self.uri, name)}: Google Cloud Storage", _said(error))
+
+    def _judged(self, name: str, error: Exception, in_bucket: bool) -> Exception | Passing:
+        """`in_bucket`: what is missing can only be the bucket."""
+        from google.api_core import exceptions as api
+        from google.auth import exceptions as auth
+        from google.cloud.storage.exceptions import InvalidResponse
+        from requests import RequestException
+        from urllib3.exceptions import HTTPError
+
+        where, said = join(self.uri, name), _said(error)
+        if _same_may_do(error) or _new_one_may_do(error):
+            return self._passing(name, error)
+        if isinstance(error, api.PreconditionFailed):
+            return Conflict(f"{where}: somebody else has written it in between.")
+        if isinstance(error, api.NotFound) and in_bucket:
+            return UsageError(f"{where}: there is no bucket gs://{self._bucket_name}, or these credentials may not see it.")
+        if isinstance(error, api.NotFound):
+            return NoSuchObject(f"{where}: there is no such object.")
+        if isinstance(error, (api.Forbidden, api.Unauthorized)):
+            return UsageError(
+                f"{where}: no permission ({said}). Give the job's account roles/storage.objectViewer on buckets "
+                "that it reads and roles/storage.objectUser on those that it writes."
+            )
+        if isinstance(error, (auth.DefaultCredentialsError, auth.RefreshError)):
+            return UsageError(
+                f"{where}: no credentials for Google Cloud that work ({said}). Run gcloud auth application-default login, "
+                "or give the machine or the pod a service account (docs/operating.md)."
+            )
+        if isinstance(error, api.BadRequest):
+            return UsageError(f"{where}: {said}.")
+        if isinstance(error, (api.GoogleAPIError, auth.GoogleAuthError, InvalidResponse, RequestException, HTTPError)):
+            return StorageFailed(f"{where}: Google Cloud Storage refuses it ({said}).")
+        return error
+
+
+def _same_may_do(error: Exception) -> bool:
+    """Whether the same request may do another time."""
+    from google.auth.exceptions import RefreshError, TransportError
+    from google.cloud.storage.retry import DEFAULT_RETRY
+
+    if isinstance(error, RefreshError):  # An error of the transport with nothing beside it is of one that did not answer.
+        cause = error.__cause__
+        return error.retryable or (isinstance(cause, TransportError) and len(cause.args) == 1)
+    return bool(DEFAULT_RETRY._predicate(error))
+
+
+def _new_one_may_do(error: Any) -> bool:
+    """Whether a whole transfer may do as a new one: bytes came damaged, or of an upload what had come is gone."""
+    from google.api_core.exceptions import GoogleAPICallError
+    from google.cloud.storage.exceptions import DataCorruption
+
+    if isinstance(error, ValueError):  # Of a part less was kept than was sent, and the client cannot go back in its file.
+        return "stream is in unexpected state" in str(error)
+    if not isinstance(error, GoogleAPICallError):
+        return isinstance(error, DataCorruption)
+    if error.code == 400:
+        return _DAMAGED.search(str(error)) is not None
+    sends_part = error.response is not None and error.response.request.method == "PUT"
+    return sends_part and error.code in (404, 410)
+
+
+def _said(error: Any) -> str:
+    """What the service said, in one line."""
+    cause = getattr(error, "cause", None) or error
+    text = str(getattr(cause, "message", "") or cause).strip().splitlines()
+    return f"{type(cause).__name__}: {_QUERY.sub('', text[0])[:300]}" if text else type(cause).__name__

@@ -1,0 +1,160 @@
+"""Object storage: whole objects below a prefix of a bucket, whoever keeps them.
+
+Nothing here knows what the objects are for. An object appears whole or not at all, and a write may ask that nobody else has
+written in between. `google.py` and `s3.py` speak to the services.
+"""
+
+import mimetypes
+import random
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeVar
+
+from job.errors import StorageFailed, UsageError
+
+RETRY_FOR_S = 60.0  # What fails for so long fails the run.
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 5.0, 20.0
+WRITE_ID = "transfer-job-write"  # The name, in an object's metadata, of what tells one's own write from another's.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 4.0
+_URI = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://([^/]*)/?(.*)", re.DOTALL)
+SCHEMES = ("gs", "s3")
+Result = TypeVar("Result")
+
+
+class Stored(NamedTuple):
+    """An object: its name below the prefix, and its `version`, which changes whenever the content may have.
+
+    `is_own` says whether this program has written it, by a mark in its metadata. Only `find` looks for that.
+    """
+
+    name: str
+    num_bytes: int
+    version: str
+    is_own: bool = False
+
+
+class NoSuchObject(StorageFailed):
+    """There is no object of this name, or not in this version any more."""
+
+
+class Conflict(StorageFailed):
+    """Somebody else has written in between."""
+
+
+class Objects(Protocol):
+    """Whole objects below `uri`. Picklable; several threads may use it at once.
+
+    Every method raises:
+        UsageError: where there are no credentials, no such bucket, or no permission.
+        StorageFailed: naming the object, where the service has failed for RETRY_FOR_S seconds.
+    """
+
+    @property
+    def uri(self) -> str: ...
+
+    def prepare(self) -> None:
+        """Load the client library and find the credentials."""
+
+    def list(self, below: str = "") -> Iterator[Stored]:
+        """All objects whose names begin with `below`, sorted by name."""
+        ...
+
+    def find(self, name: str) -> Stored | None: ...
+
+    def read(self, name: str, version: str | None = None) -> bytes:
+        """The bytes, checked against the service's checksum. Raises: NoSuchObject."""
+        ...
+
+    def download(self, name: str, file: Path, version: str | None = None) -> None:
+        """The same, into a file, of which an error may leave a part. Raises: NoSuchObject."""
+
+    def write(self, name: str, data: bytes | Path, replaces: str | None = None) -> str:
+        """Returns the version written. With `replaces`, only where that version is there; the empty one means none.
+
+        Raises: Conflict.
+        """
+        ...
+
+    def remove(self, name: str) -> None:
+        """Nothing where there is none."""
+
+
+def is_remote(text: str) -> bool:
+    """Whether it names something in object storage, or on another kind of machine that we may not know."""
+    return _URI.match(text) is not None
+
+
+def parts_of(uri: str) -> tuple[str, str, str]:
+    """Scheme, bucket and prefix, without a slash at its end. See `open_objects`."""
+    match = _URI.fullmatch(uri)
+    if match is None:
+        raise UsageError(f"{uri}: give SCHEME://BUCKET/PREFIX.")
+    scheme, bucket, prefix = match.groups()
+    if scheme not in SCHEMES:  # Not repeated either: where the credentials are in it, nobody knows.
+        known = ", ".join(f"{name}://BUCKET/PREFIX" for name in SCHEMES)
+        raise UsageError(f"{scheme}://...: there is no storage for {scheme}://; there are local paths and {known}.")
+    if re.search("[:@?]", bucket) or re.search("[@?]", prefix):
+        raise UsageError(
+            f"{scheme}://...: credentials never stand in a URI, so that no '@' or '?' may be in it, no ':' in its bucket. "
+            "Sign in once (gcloud auth application-default login, or aws configure), or give the machine an account of its "
+            "own; choose a prefix without these characters."
+        )
+    if not bucket:
+        raise UsageError(f"{uri}: there is no bucket in it; give {scheme}://BUCKET/PREFIX.")
+    return scheme, bucket, prefix.rstrip("/")
+
+
+def join(uri: str, name: str) -> str:
+    return f"{uri.rstrip('/')}/{name}" if name else uri
+
+
+def split_object(uri: str) -> tuple[str, str]:
+    """The URI of an object's folder, and its name in it."""
+    folder, _, name = uri.rstrip("/").rpartition("/")
+    return folder, name
+
+
+class Passing(NamedTuple):
+    """An error after which another try may do: who failed, and what was said."""
+
+    who: str
+    said: str
+
+
+def tried(operation: Callable[[], Result], judge: Callable[[Exception], Exception | Passing], retry_for_s: float) -> Result:
+    """What the operation gives, tried again until it has failed for `retry_for_s`, counted from its first failure.
+
+    `judge` says what an error means: what is to be raised, perhaps the error itself, or that it may pass.
+    """
+    failing_since, pause_s = None, _FIRST_PAUSE_S
+    while True:
+        try:
+            return operation()
+        except Exception as error:
+            verdict, now = judge(error), time.monotonic()
+            if verdict is error:
+                raise
+            if isinstance(verdict, Exception):
+                raise verdict from error
+            failing_since = now if failing_since is None else failing_since
+            left_s = failing_since + retry_for_s - now
+            if left_s <= 0:
+                said = f"{verdict.who} failed for {now - failing_since:.0f} s ({verdict.said})"
+                raise StorageFailed(f"{said}. Run the same command again.") from error
+        time.sleep(min(left_s, random.uniform(0.5, 1.0) * pause_s))  # noqa: S311 - it secures nothing.
+        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+
+def remove_own(objects: Objects, name: str, version: str | None = None) -> None:
+    """Remove an object that this program has written, in this version where one is given. Leave any other alone."""
+    found = objects.find(name)
+    if found and found.is_own and version in (None, found.version):
+        objects.remove(name)
+
+
+def content_type(name: str) -> str:
+    """What a browser is told that the object is."""
+    found, encoding = mimetypes.guess_type(name.rpartition("/")[2])
+    return found if found and not encoding else "application/octet-stream"

@@ -1,0 +1,224 @@
+"""Amazon S3, and services that speak its language, by boto3 and its usual chain of credentials."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from job.errors import UsageError
+from job.storage.bucket.objects import (
+    CONNECT_TIMEOUT_S,
+    READ_TIMEOUT_S,
+    RETRY_FOR_S,
+    WRITE_ID,
+    Conflict,
+    NoSuchObject,
+    Passing,
+    Result,
+    Stored,
+    content_type,
+    join,
+    parts_of,
+    tried,
+)
+from job.storage.files import own_mark
+
+_CHUNK_BYTES = 1 << 20
+_BAD_CREDENTIALS = ("ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch", "TokenRefreshRequired")
+# Answered with a status that says that the request is wrong, and yet another try may do.
+_MAY_PASS = ("BadDigest", "ConditionalRequestConflict", "IncompleteBody", "OperationAborted", "RequestTimeout")
+_USER = re.compile(r"//[^/@\s]*@")  # In the address of a service that somebody runs.
+_MD5 = re.compile(r"[0-9a-f]{32}")
+
+
+class S3Objects:
+    """See `Objects`. A version is an ETag, which for the same bytes may be the same again."""
+
+    def __init__(self, uri: str, connections: int) -> None:
+        if find_spec("boto3") is None:
+            raise UsageError(f"{uri}: boto3 is needed for s3://. Run pip install 'transfer-job[s3]'.")
+        self.uri, self._connections = uri, connections
+        _, self._bucket, prefix = parts_of(uri)
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> Any:
+        return S3Objects, (self.uri, self._connections)
+
+    def prepare(self) -> None:
+        self._tried("", lambda: self._client)
+
+    def list(self, below: str = "") -> Iterator[Stored]:
+        where = {"Bucket": self._bucket, "Prefix": self._prefix + below}
+        while True:
+            page = self._tried("", lambda: self._client.list_objects_v2(**where))
+            for item in page.get("Contents", ()):
+                yield Stored(item["Key"][len(self._prefix) :], item["Size"], _version(item))
+            if not page.get("IsTruncated"):
+                return
+            where["ContinuationToken"] = page["NextContinuationToken"]
+
+    def find(self, name: str) -> Stored | None:
+        try:
+            found = self._tried(name, lambda: self._client.head_object(**self._at(name)))
+        except NoSuchObject:
+            return None
+        return Stored(name, found["ContentLength"], _version(found), WRITE_ID in found["Metadata"])
+
+    def read(self, name: str, version: str | None = None) -> bytes:
+        return self._tried(name, lambda: b"".join(self._chunks(name, version)))
+
+    def download(self, name: str, file: Path, version: str | None = None) -> None:
+        def fetch() -> None:
+            with file.open("wb") as opened:
+                opened.writelines(self._chunks(name, version))
+
+        self._tried(name, fetch)
+
+    def write(self, name: str, data: bytes | Path, replaces: str | None = None) -> str:
+        write_id = own_mark()
+        how: dict[str, Any] = {"Metadata": {WRITE_ID: write_id}, "ContentType": content_type(name)}
+        if replaces is not None:
+            how |= {"IfMatch": f'"{replaces}"'} if replaces else {"IfNoneMatch": "*"}
+
+        def upload() -> str:
+            with ExitStack() as opened:
+                body = data if isinstance(data, bytes) else opened.enter_context(data.open("rb"))
+                return _version(self._client.put_object(**self._at(name), Body=body, **how))
+
+        try:
+            return self._tried(name, upload)
+        except NoSuchObject as error:  # So the service answers where a version is to be replaced and there is none.
+            raise Conflict(f"{join(self.uri, name)}: somebody else has removed it in between.") from error
+        except Conflict:
+            # It may be a second try after one that was done, and whose answer was lost.
+            try:
+                found = self._tried(name, lambda: self._client.head_object(**self._at(name)))
+            except NoSuchObject:
+                found = {"Metadata": {}}
+            if found["Metadata"].get(WRITE_ID) != write_id:
+                raise
+            return _version(found)
+
+    def remove(self, name: str) -> None:
+        self._tried(name, lambda: self._client.delete_object(**self._at(name)))
+
+    @property
+    def _client(self) -> Any:
+        with self._lock:  # From Python 3.12 on `cached_property` has none.
+            return self._connected
+
+    @cached_property
+    def _connected(self) -> Any:
+        from boto3.session import Session
+        from botocore.config import Config
+        from botocore.exceptions import NoCredentialsError
+
+        config = Config(
+            max_pool_connections=self._connections,
+            connect_timeout=CONNECT_TIMEOUT_S,
+            read_timeout=READ_TIMEOUT_S,
+            retries={"mode": "standard", "total_max_attempts": 1},  # `_tried` knows how long, and of bodies, too.
+        )
+        os.environ.setdefault("AWS_METADATA_SERVICE_NUM_ATTEMPTS", "3")  # Many processes ask it at once.
+        session = Session()
+        try:
+            client = session.client("s3", config=config)
+        except ValueError as error:
+            said = "AWS_ENDPOINT_URL, or the profile, gives no address that is one, like http://localhost:9000"
+            raise UsageError(f"{self.uri}: {said}.") from error
+        if session.get_credentials() is None:
+            raise NoCredentialsError
+        return client
+
+    def _at(self, name: str) -> dict[str, str]:
+        return {"Bucket": self._bucket, "Key": self._prefix + name}
+
+    def _chunks(self, name: str, version: str | None) -> Iterator[bytes]:
+        """The bytes, held against the checksum that the service keeps, or else against its MD5 where it has one."""
+        from botocore.exceptions import ChecksumError
+        from botocore.httpchecksum import StreamingChecksumBody
+
+        match = {} if version is None else {"IfMatch": f'"{version}"'}
+        answer = self._client.get_object(**self._at(name), **match)
+        digest = hashlib.md5(usedforsecurity=False)
+        with closing(answer["Body"]) as body:
+            checked = isinstance(body, StreamingChecksumBody) or not _is_md5(answer)
+            for chunk in body.iter_chunks(_CHUNK_BYTES):
+                if not checked:
+                    digest.update(chunk)
+                yield chunk
+        expected = _version(answer)
+        if not checked and digest.hexdigest() != expected:
+            raise ChecksumError(checksum_type="md5", expected_checksum=expected, actual_checksum=digest.hexdigest())
+
+    def _tried(self, name: str, operation: Callable[[], Result]) -> Result:
+        return tried(operation, lambda error: self._judged(name, error), RETRY_FOR_S)
+
+    def _judged(self, name: str, error: Exception) -> Exception | Passing:
+        from botocore import exceptions as boto
+        from urllib3.exceptions import HTTPError
+
+        if not isinstance(error, (boto.BotoCoreError, boto.ClientError, HTTPError)):
+            return error
+        where, said = join(self.uri, name), _said(error)
+        of_credentials = (
+            *(boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError, boto.ProfileNotFound),
+            *(boto.SSOError, boto.NoAuthTokenError, boto.TokenRetrievalError),
+        )
+        passing = (boto.HTTPClientError, boto.ConnectionError, boto.IncompleteReadError, boto.MetadataRetrievalError)
+        if isinstance(error, (HTTPError, *passing, boto.FlexibleChecksumError, boto.ChecksumError)):
+            return Passing(f"{where}: S3", said)
+        code, status = _code(error), _status(error)
+        if isinstance(error, of_credentials) or code in _BAD_CREDENTIALS:
+            return UsageError(
+                f"{where}: no credentials for S3 that work ({said}). Run aws configure, or give the machine or the pod "
+                "a role (docs/operating.md)."
+            )
+        if status in (401, 403):
+            return UsageError(
+                f"{where}: no permission ({said}). Give the job's role s3:ListBucket and s3:GetObject on buckets that it "
+                "reads, and s3:PutObject and s3:DeleteObject on those that it writes."
+            )
+        if code == "NoSuchBucket":
+            return UsageError(f"{where}: there is no bucket s3://{self._bucket}.")
+        if status == 412 and error.operation_name == "PutObject":
+            return Conflict(f"{where}: somebody else has written it in between.")
+        if status in (404, 412):
+            return NoSuchObject(f"{where}: there is no such object.")
+        if status in (408, 429, 500, 502, 503, 504) or code in _MAY_PASS:
+            return Passing(f"{where}: S3", said)
+        return UsageError(f"{where}: {said}.")
+
+
+def _version(answer: Any) -> str:
+    return str(answer["ETag"]).strip('"')
+
+
+def _is_md5(answer: Any) -> bool:
+    """Whether its ETag is the MD5 of its bytes: not so for uploads in parts, nor under keys of the user's own."""
+    is_plain = answer.get("ServerSideEncryption") in (None, "AES256") and "SSECustomerAlgorithm" not in answer
+    return is_plain and _MD5.fullmatch(_version(answer)) is not None
+
+
+def _code(error: Any) -> str:
+    return str((getattr(error, "response", None) or {}).get("Error", {}).get("Code", ""))
+
+
+def _status(error: Any) -> int:
+    return int((getattr(error, "response", None) or {}).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _said(error: Any) -> str:
+    """What the service said, in one line."""
+    message = (getattr(error, "response", None) or {}).get("Error", {}).get("Message") or error
+    text = " ".join(_USER.sub("//", str(message)).split())
+    return f"{_code(error) or type(error).__name__}: {text[:300].rstrip('.')}"

@@ -1,0 +1,262 @@
+"""One kind of store for photos, features and activations: N rows of one shape and dtype in shards of `.npy` files.
+
+A shard is found by its key, which says what it was made from: KEY.json names the array, KEY-DIGEST.npy, and is written after
+it. So shards may be written in any order, by anyone, several runs share a folder, and a half-finished store goes on where it
+stopped. A store is an index, a list of shards, written last: index-DIGEST.json. Rows are read through memory maps.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from job.storage.files import digest_of, digest_of_file, own_mark, read_json, storage_errors, sync, to_json, writing
+from job.storage.ledger import TEMPORARY
+
+ROWS_PER_SHARD = 256
+HEADER_BYTES = 128  # What NumPy pads the header of a .npy file of this kind to.
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A committed shard. `key` says what it was made from; `extra` is whatever the writer wants to find again."""
+
+    key: str
+    num_rows: int
+    sha256: str
+    extra: Any = None
+
+    @property
+    def array_name(self) -> str:
+        return f"{self.key[:32]}-{self.sha256[:16]}.npy"
+
+
+class StoreWriter:
+    """Adds shards of one shape and dtype to a folder."""
+
+    def __init__(self, folder: Path, row_shape: Sequence[int], dtype: str, temporary: Path | None = None) -> None:
+        """`temporary` is the folder for unfinished files, on the same file system; without one it is `.tmp/` in `folder`."""
+        self.folder, self._temporary = folder, temporary or folder / TEMPORARY
+        self.row_shape, self.dtype = tuple(row_shape), np.dtype(dtype)
+        self._seen: dict[str, Shard] = {}  # Without `extra`, which may be large.
+        with storage_errors(folder):
+            for made in (folder, self._temporary):
+                made.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def row_bytes(self) -> int:
+        return int(np.prod(self.row_shape, dtype=np.int64)) * self.dtype.itemsize
+
+    def committed(self, key: str) -> Shard | None:
+        """The shard that was made from `key`, if its bytes are what they were."""
+        record = read_json(self.folder / record_name(key))
+        try:
+            found = Shard(**record) if record else None
+        except TypeError:
+            return None
+        if found is None or found.key != key or not _is_intact(self.folder, found):
+            return None
+        self._seen[key] = replace(found, extra=None)
+        return found
+
+    def open_shard(self, capacity: int) -> Path:
+        """A file to write rows into, the first one at HEADER_BYTES; `commit` makes it the shard."""
+        path = self._temporary / own_mark()
+        with storage_errors(path), path.open("wb") as file:
+            file.truncate(HEADER_BYTES + capacity * self.row_bytes)
+        return path
+
+    def commit(self, key: str, path: Path, num_rows: int, extra: Any = None) -> Shard:
+        """Make the first `num_rows` rows of the file from `open_shard` the shard."""
+        with storage_errors(path), path.open("r+b") as file:
+            header = {"descr": self.dtype.str, "fortran_order": False, "shape": (num_rows, *self.row_shape)}
+            np.lib.format.write_array_header_1_0(file, header)
+            assert file.tell() == HEADER_BYTES
+            file.truncate(HEADER_BYTES + num_rows * self.row_bytes)
+        shard = Shard(key, num_rows, digest_of_file(path), extra)
+        with storage_errors(path, num_rows * self.row_bytes):
+            sync(path)
+            os.replace(path, self.array_path(shard))
+        self._write(record_name(key), to_json(shard.__dict__, indent=None))
+        self._seen[key] = replace(shard, extra=None)
+        return shard
+
+    def write(self, key: str, rows: np.ndarray) -> Shard:
+        path = self.open_shard(len(rows))
+        with storage_errors(path, rows.nbytes), path.open("r+b") as file:
+            file.seek(HEADER_BYTES)
+            file.write(np.ascontiguousarray(rows, self.dtype).data)
+        return self.commit(key, path, len(rows))
+
+    def array_path(self, shard: Shard) -> Path:
+        """Return where a shard's array lies."""
+        return self.folder / shard.array_name
+
+    def finish(self, keys: Sequence[str]) -> "ArrayStore":
+        """The store of these shards, in this order, all of them seen by this writer."""
+        shards = [self._seen[key] for key in keys]
+        index = {
+            "row_shape": self.row_shape,
+            "dtype": self.dtype.str,
+            "shards": [{"key": s.key, "num_rows": s.num_rows, "sha256": s.sha256} for s in shards],
+        }
+        name = index_name(index)
+        self._write(name, to_json(index))
+        return ArrayStore(self.folder / name)
+
+    def _write(self, name: str, data: bytes) -> None:
+        with writing(self.folder / name, self._temporary / own_mark(), len(data)) as path:
+            path.write_bytes(data)
+
+
+class ArrayStore:
+    """A complete store, by the file of its index. Raises FileNotFoundError where that is missing."""
+
+    def __init__(self, index_file: Path) -> None:
+        self.index_file = index_file
+        index = json.loads(index_file.read_text())
+        self.row_shape: tuple[int, ...] = tuple(index["row_shape"])
+        self.dtype = np.dtype(index["dtype"])
+        self.shards = tuple(Shard(**shard) for shard in index["shards"])
+        self.digest = digest_of([index["row_shape"], index["dtype"], [s.sha256 for s in self.shards]])
+        self._starts = np.cumsum([0, *(s.num_rows for s in self.shards)])
+
+    @staticmethod
+    def is_intact(index_file: Path) -> bool:
+        """Whether the store is complete and every byte is what it was."""
+        try:
+            return all(_is_intact(index_file.parent, shard) for shard in ArrayStore(index_file).shards)
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self) * int(np.prod(self.row_shape, dtype=np.int64)) * self.dtype.itemsize
+
+    def shard_range(self, shard: int) -> range:
+        """The row numbers in a shard."""
+        return range(int(self._starts[shard]), int(self._starts[shard + 1]))
+
+    def rows(self, numbers: np.ndarray | Sequence[int]) -> np.ndarray:
+        """The rows of these numbers, copied, in this order. They are read in the order of the disk."""
+        numbers = np.asarray(numbers, np.int64)
+        gathered = np.empty((len(numbers), *self.row_shape), self.dtype)
+        order = np.argsort(numbers, kind="stable")
+        ends = np.searchsorted(numbers[order], self._starts[1:])
+        start = 0
+        for shard, end in enumerate(ends):
+            if end > start:
+                here = order[start:end]
+                gathered[here] = self._arrays[shard][numbers[here] - self._starts[shard]]
+                start = end
+        return gathered
+
+    @cached_property
+    def _arrays(self) -> list[np.ndarray]:
+        return [np.load(self.index_file.parent / shard.array_name, mmap_mode="r") for shard in self.shards]
+
+
+def wanted(kept: Iterable[Path]) -> set[Path] | None:
+    """Return every file of the stores with these index files, or None where one of them cannot be read."""
+    found: set[Path] = set()
+    for index_file in kept:
+        if not (names := named_by(index_file)):
+            return None
+        found |= {index_file.parent / name for name in names}
+    return found
+
+
+def named_by(file: Path) -> set[str]:
+    """Return the names, in its folder, of what an index or a record of a shard stands for, its own included.
+
+    Only a file whose name fits its content says anything; of any other the answer is empty.
+    """
+    return names_in(file.name, read_json(file))
+
+
+def names_in(name: str, content: Any) -> set[str]:
+    """Return what `named_by` does, for a file of this name with this parsed content."""
+    try:
+        if name == index_name(content):
+            shards = [Shard(**shard) for shard in content["shards"]]
+        else:
+            shards = [Shard(**content)]
+            if name != record_name(shards[0].key):
+                return set()
+        names = {name, *(inner for s in shards for inner in (s.array_name, record_name(s.key)))}
+        return names if not any("/" in inner for inner in names) else set()
+    except (KeyError, TypeError, AttributeError):
+        return set()
+
+
+def unwanted(root: Path, kept: Iterable[Path]) -> list[Path]:
+    """Return the files below the store folders of `root` that belong to none of the stores of these index files.
+
+    Only what an index or a record names is in it; nothing at all where one of `kept` cannot be read. Other indexes come
+    first: a store ends as it began, without one.
+    """
+    needed = wanted(kept)
+    if needed is None:
+        return []
+    files = [file for file in root.glob("*/*.json") if file.is_file()]
+    found = {file.parent / name for file in files for name in named_by(file)} - needed
+    return sorted(found, key=lambda path: (not path.name.startswith("index-"), path))
+
+
+def sweep(files: Iterable[Path]) -> None:
+    """Remove these files, and the folders that they leave empty."""
+    for path in files:
+        path.unlink(missing_ok=True)
+        if not any(path.parent.iterdir()):
+            path.parent.rmdir()
+
+
+@dataclass(frozen=True)
+class StoredViews:
+    """What a frozen network made of every photo, and of further augmented views of the training photos.
+
+    `plain` has a row for each row of the image store. `augmented` has num_views - 1 rows, one after the other, for each
+    training photo in the order of `train_rows_T` (their rows in the image store); it is None where there is one view.
+    """
+
+    plain: ArrayStore
+    augmented: ArrayStore | None
+    train_rows_T: np.ndarray
+    num_views: int
+
+    def positions_of(self, rows_B: np.ndarray) -> np.ndarray:
+        """Where these rows of the image store stand among the training photos that have views."""
+        return np.searchsorted(self.train_rows_T, rows_B)
+
+    def training(self, positions_B: np.ndarray, views_B: np.ndarray) -> np.ndarray:
+        """One view of each of these training photos, given by position in `train_rows_T`."""
+        if self.augmented is None:
+            return self.plain.rows(self.train_rows_T[positions_B])
+        is_plain = views_B == 0
+        gathered = np.empty((len(positions_B), *self.plain.row_shape), self.plain.dtype)
+        gathered[is_plain] = self.plain.rows(self.train_rows_T[positions_B[is_plain]])
+        later = positions_B[~is_plain] * (self.num_views - 1) + views_B[~is_plain] - 1
+        gathered[~is_plain] = self.augmented.rows(later)
+        return gathered
+
+
+def index_name(index: Any) -> str:
+    """Return the name of the file for a store's index, which fits its content."""
+    return f"index-{digest_of(index)[:16]}.json"
+
+
+def record_name(key: str) -> str:
+    return f"{key[:32]}.json"
+
+
+def _is_intact(folder: Path, shard: Shard) -> bool:
+    file = folder / shard.array_name
+    return file.is_file() and digest_of_file(file) == shard.sha256

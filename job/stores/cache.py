@@ -1,0 +1,145 @@
+"""Where stores lie that can be made again: photos, features, activations. Several runs may share the place.
+
+A store is found by what it was made from (`data/stores.py`), so sharing needs no lock, and nothing in it goes stale. A
+folder that runs share has no owner. The file `.shared` marks it, and no run removes anything from it that another run may
+want.
+"""
+
+import re
+import shutil
+import time
+from itertools import islice
+from pathlib import Path
+
+from job.console.places import refused_at_start
+from job.errors import StorageFailed, UsageError
+from job.storage.bucket.objects import Conflict, Objects
+from job.storage.claim import is_of_a_system
+from job.storage.files import free_bytes, in_units, own_mark, storage_errors
+from job.storage.ledger import TEMPORARY
+
+_GB = 10**9
+SHARED = ".shared"
+_STORE = re.compile(r"\w+-[0-9a-f]{16}")
+_ABANDONED_S = 24 * 3600
+_TOKEN = own_mark()  # This process' own part of the temporary files of a folder that several runs share.
+
+
+class Cache:
+    """A folder of stores.
+
+    `is_shared` where runs may share it, so that it has no owner. `temporary` is the folder for unfinished files. `objects`
+    is where the stores last, if that is a bucket (`data/exchange.py`); the folder is then this machine's part. `complete`
+    has the names of stores of which everything was brought here. `kept_free_bytes` is what must stay free beside them.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        is_shared: bool,
+        temporary: Path | None = None,
+        max_gb: float | None = None,
+        objects: Objects | None = None,
+    ) -> None:
+        self.root, self.is_shared, self.max_gb, self.objects = root, is_shared, max_gb, objects
+        self.temporary = temporary or root / TEMPORARY / _TOKEN
+        self.complete: set[str] = set()
+        self.kept_free_bytes = 0
+
+    @property
+    def may_be_swept(self) -> bool:
+        """Whether no other run can want anything of it."""
+        return not self.is_shared and not self.path(SHARED).exists()
+
+    def path(self, name: str) -> Path:
+        """Return the local path of a name."""
+        return self.root / name
+
+    def name(self, path: Path) -> str:
+        """Return the name of what lies at `path`, which stays the same where the folder is moved or mounted elsewhere."""
+        return path.relative_to(self.root).as_posix()
+
+    def check(self) -> None:
+        """Refuse a shared folder or prefix that holds anything but stores and is not marked yet.
+
+        Raises:
+            UsageError: naming some of it, and the setting to type instead.
+        """
+        if not self.is_shared or self._is_marked():
+            return
+        if self.objects:
+            names = (found.name for found in self.objects.list())
+        else:
+            with refused_at_start(f"cache.dir {self.root}", self.root):
+                there = sorted(self.root.iterdir()) if self.root.is_dir() else ()
+            names = (path.name + "/" * path.is_dir() for path in there)
+        found = list(islice((name for name in names if not _may_lie_in_a_cache(name)), 5))
+        if found and not self._is_marked():
+            place = self.objects.uri if self.objects else self.root
+            raise UsageError(
+                f"cache.dir {place} holds files that are no stores of this job: {', '.join(found)}. Give a "
+                f"folder of its own: --set cache.dir={place}/transfer-job-cache"
+            )
+
+    def claim(self) -> None:
+        """Mark a shared folder or prefix as one, and remove unfinished files that runs have left there over a day ago.
+
+        Raises:
+            UsageError: as `check` does.
+            StorageFailed.
+        """
+        if not self.is_shared:
+            return
+        self.check()
+        with storage_errors(self.root), refused_at_start(f"cache.dir {self.root}", self.root, writing=True):
+            self.root.mkdir(parents=True, exist_ok=True)
+            self.path(SHARED).touch()
+            for left in self.path(TEMPORARY).glob("*"):
+                newest = max((p.stat().st_mtime for p in (left, *left.glob("*"))), default=0.0)
+                if time.time() - newest > _ABANDONED_S:
+                    shutil.rmtree(left, ignore_errors=True)
+        if self.objects and not self._is_marked():
+            try:
+                self.objects.write(SHARED, b"", replaces="")  # It tells at once whether this run may write there, too.
+            except Conflict:
+                return  # Another run has just marked it.
+
+    def close(self) -> None:
+        """Remove this process' own unfinished files from a folder that several runs share."""
+        if self.is_shared:
+            shutil.rmtree(self.temporary, ignore_errors=True)
+
+    def _is_marked(self) -> bool:
+        return self.objects.find(SHARED) is not None if self.objects else self.path(SHARED).exists()
+
+    @property
+    def free_bytes(self) -> int:
+        """How much room the file system has left for stores."""
+        return max(0, free_bytes(self.root) - self.kept_free_bytes)
+
+    def reserve(self, needed_bytes: int, missing_bytes: int) -> None:
+        """Ask before work starts whether this run's stores may take `needed_bytes`, `missing_bytes` of them still to write.
+
+        Raises:
+            UsageError: where they are over the budget.
+            StorageFailed: where the disk has not so much left.
+        """
+        if self.max_gb is not None and needed_bytes > self.max_gb * _GB:
+            raise UsageError(
+                f"The stores of this run need {in_units(needed_bytes)} under {self.root}; cache.max_gb allows "
+                f"{self.max_gb:g}. Raise it, or store less: fewer augment.views, a smaller intake.image_size, or "
+                'fine_tune.inputs = "online".'
+            )
+        if missing_bytes > self.free_bytes:
+            raise StorageFailed(
+                f"The stores of this run need {in_units(missing_bytes)} more under {self.root}, where "
+                f"{in_units(self.free_bytes)} are free for them. Free some space, give another cache.dir, or store less: "
+                'fewer augment.views, a smaller intake.image_size, or fine_tune.inputs = "online".'
+            )
+
+
+def _may_lie_in_a_cache(name: str) -> bool:
+    """Return whether a name in a folder, which ends with / for a folder, or in a prefix is of a store or a system."""
+    first, slash, _ = name.partition("/")
+    return is_of_a_system(first) or first in ("", SHARED, TEMPORARY) or bool(slash and _STORE.fullmatch(first))

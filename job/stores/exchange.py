@@ -1,0 +1,205 @@
+"""Stores in object storage: shards go up while a stage works, and come down where they are missing.
+
+A shard never changes under its name and is checked by digest before it is used, so nobody has to agree on anything: workers
+that share no disk, a node that goes on after another one, and runs that share a `cache.dir` all meet in the bucket.
+"""
+
+import json
+import threading
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+from job.errors import JobError, StorageFailed
+from job.storage.bucket.downloads import fetch
+from job.storage.bucket.objects import Conflict, NoSuchObject, Objects, remove_own
+from job.storage.bucket.parallel import each
+from job.storage.files import digest_of_file, own_mark, storage_errors, writing
+from job.stores.arrays import ArrayStore, Shard, names_in, record_name
+from job.stores.cache import SHARED, Cache
+
+_SECONDS_BETWEEN_UPLOADS = 2.0
+
+
+class Exchange:
+    """Between a stage's stores, in these folders of the cache, and the bucket behind it; does nothing where there is none.
+
+    While the block lasts, a thread uploads what is committed. At its good end everything is in the bucket.
+    """
+
+    def __init__(self, cache: Cache, folders: Sequence[str]) -> None:
+        self._cache, self._folders = cache, folders
+        self._there: dict[str, set[str]] = {}  # Names in the bucket, by folder, as far as this machine knows.
+        self._ended, self._given_up = threading.Event(), False
+        self._thread = threading.Thread(target=self._keep_uploading, daemon=True)
+        self._lock = threading.Lock()
+        self._error: JobError | None = None  # Of the uploads, where trying again is of no use.
+
+    def __enter__(self) -> Self:
+        if self._cache.objects:
+            self._thread.start()
+        return self
+
+    def __exit__(self, error_type: object, *_: object) -> None:
+        self._ended.set()
+        self._given_up = error_type is not None
+        if self._cache.objects and error_type is None:
+            self._thread.join()
+            self.flush()
+
+    def fetch(self, folder: str, keys: Iterable[str]) -> None:
+        """Bring the shards that were made from these keys here, as far as they are in the bucket."""
+        if self._cache.objects and (missing := _missing(self._cache, folder, keys)):
+            with self._lock:
+                self._there[folder] = _names(self._cache.objects, folder)
+                _bring(self._cache, folder, missing, self._there[folder])
+
+    def flush(self) -> None:
+        """Wait until everything that is committed is in the bucket. Raises: StorageFailed, UsageError."""
+        if self._error:
+            raise self._error
+        if self._cache.objects:
+            with self._lock:
+                for folder in self._folders:
+                    self._upload(folder, self._cache.objects)
+
+    def _keep_uploading(self) -> None:
+        while not self._ended.wait(_SECONDS_BETWEEN_UPLOADS):
+            try:
+                self.flush()
+            except StorageFailed:  # The flush at the end tries again, and says so.
+                continue
+            except JobError as error:
+                self._error = error
+                return
+
+    def _upload(self, folder: str, objects: Objects) -> None:
+        here = self._cache.path(folder)
+        if folder not in self._there:
+            self._there[folder] = _names(objects, folder)
+        there = self._there[folder]
+        records = [p for p in sorted(here.glob("*.json")) if p.name not in there]
+        shards = [p for p in records if not p.name.startswith("index-")]
+
+        def upload(record: Path) -> None:
+            if not _has(here, record.stem):  # Damaged here; whoever needs it makes it again.
+                return
+            array = Shard(**json.loads(record.read_text())).array_name
+            for name in (array, record.name):
+                if name not in there and not self._given_up:
+                    _write(objects, f"{folder}/{name}", here / name)
+                    there.add(name)
+
+        with storage_errors(here):
+            each(upload, shards)
+            for index in (p for p in records if p not in shards):
+                _write(objects, f"{folder}/{index.name}", index)
+                there.add(index.name)
+
+
+def open_store(cache: Cache, name: str) -> ArrayStore:
+    """The store with this name of its index, brought here first where it lies in the bucket.
+
+    Raises:
+        FileNotFoundError: where there is none.
+    """
+    complete(cache, name)
+    return ArrayStore(cache.path(name))
+
+
+def complete(cache: Cache, name: str) -> None:
+    """Bring what is missing of a store here, as far as it is in the bucket."""
+    if cache.objects is None or name in cache.complete:
+        return
+    index = cache.path(name)
+    try:
+        if not index.exists():
+            fetch(cache.objects, name, index)
+        folder = name.rpartition("/")[0]
+        if missing := _missing(cache, folder, [shard.key for shard in ArrayStore(index).shards]):
+            _bring(cache, folder, missing, _names(cache.objects, folder))
+    except (NoSuchObject, ValueError, KeyError, TypeError):  # Whoever opens it finds out.
+        return
+    cache.complete.add(name)
+
+
+def is_listed(cache: Cache, name: str) -> bool:
+    """Whether the bucket has every file of a store, by their names."""
+    assert cache.objects is not None
+    try:
+        if not cache.path(name).exists():
+            fetch(cache.objects, name, cache.path(name))
+        folder = name.rpartition("/")[0]
+        there = _names(cache.objects, folder)
+        return all({s.array_name, record_name(s.key)} <= there for s in ArrayStore(cache.path(name)).shards)
+    except (NoSuchObject, ValueError, KeyError, TypeError):
+        return False
+
+
+def sweep_bucket(cache: Cache, wanted: Iterable[Path]) -> None:
+    """Remove the objects of stores that are not among these from the bucket, unless other runs share it.
+
+    Only what an index or a record names goes.
+    """
+    objects = cache.objects
+    if objects is None or objects.find(SHARED):
+        return
+    there = {found.name for found in objects.list() if found.name.count("/") == 1}
+    left = there - {cache.name(path) for path in wanted}
+    for name in sorted((n for n in left if n.endswith(".json")), key=lambda n: ("/index-" not in n, n)):
+        folder, _, file = name.partition("/")
+        with suppress(NoSuchObject, ValueError, RecursionError):
+            named = {f"{folder}/{inner}" for inner in names_in(file, json.loads(objects.read(name)))}
+            going = sorted(named & left, key=lambda n: ("/index-" not in n, n))
+            each(lambda n: remove_own(objects, n), going)
+            left -= named
+
+
+def _bring(cache: Cache, folder: str, keys: Iterable[str], there: set[str]) -> None:
+    objects, here = cache.objects, cache.path(folder)
+    assert objects is not None
+
+    def bring(key: str) -> None:
+        with suppress(NoSuchObject, ValueError, TypeError):  # Then it is made again.
+            record = objects.read(f"{folder}/{record_name(key)}")
+            shard = Shard(**json.loads(record))
+            file = here / shard.array_name
+            if not file.exists() or digest_of_file(file) != shard.sha256:
+                fetch(objects, f"{folder}/{file.name}", file)
+                if digest_of_file(file) != shard.sha256:
+                    file.unlink()  # It was fetched damaged just now.
+                    for name in (record_name(key), file.name):  # What is made in their place can go up then.
+                        there.discard(name)
+                        with suppress(JobError):
+                            objects.remove(f"{folder}/{name}")
+                    return
+            with writing(here / record_name(key), cache.temporary / own_mark()) as path:
+                path.write_bytes(record)
+
+    with storage_errors(here):
+        here.mkdir(parents=True, exist_ok=True)
+        each(bring, [key for key in keys if record_name(key) in there])
+
+
+def _missing(cache: Cache, folder: str, keys: Iterable[str]) -> list[str]:
+    here = cache.path(folder)
+    return [key for key in keys if not _has(here, key)]
+
+
+def _names(objects: Objects, folder: str) -> set[str]:
+    return {found.name.rpartition("/")[2] for found in objects.list(f"{folder}/")}
+
+
+def _has(here: Path, key: str) -> bool:
+    try:
+        return (here / Shard(**json.loads((here / record_name(key)).read_text())).array_name).exists()
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _write(objects: Objects, name: str, file: Path) -> None:
+    try:
+        objects.write(name, file, replaces="")
+    except Conflict:  # Another worker was first, with the same.
+        return
