@@ -43,7 +43,7 @@ ENV PATH=/opt/job/bin:$PATH \
     KERAS_HOME=/opt/keras
 
 # Shows that everything can be imported, and leaves the bytecode of the standard library, which slim images come without.
-RUN python -c "import job.serving.parity, job.serving.predict, job.rank.rank, job.pipeline.run, boto3, cleanlab, faiss, google.cloud.storage, \
+RUN python -c "import job.serving.parity, job.serving.predict, job.ranking.rank, job.pipeline.run, boto3, cleanlab, faiss, google.cloud.storage, \
     matplotlib.figure, tensorboardX, tensorflow, tensorflow_datasets"
 
 COPY weights /opt/keras/models

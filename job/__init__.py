@@ -1,3 +1,56 @@
-"""transfer-job: one batch job from labelled photos to an image classifier you can trust and ship."""
+"""transfer-job: one batch job from labelled photos to an image classifier you can trust and ship.
 
-__version__ = "0.2.0"
+From Python (docs/python.md):
+
+    import job
+
+    result = job.run("photos/", "runs/first", config={"fine_tune.epochs": 20})
+    print(result.metrics["head"]["test"]["accuracy"], result.report)
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from job.errors import (
+    DataUnusable,
+    Diverged,
+    GateNotMet,
+    JobError,
+    Stopped,
+    StorageFailed,
+    TryAgainLater,
+    UsageError,
+)
+from job.version import __version__
+
+if TYPE_CHECKING:
+    from job.api import Ranking, Result, explore, plan, predict, rank, report, run
+    from job.config import Config
+
+__all__ = [
+    "Config",
+    "DataUnusable",
+    "Diverged",
+    "GateNotMet",
+    "JobError",
+    "Ranking",
+    "Result",
+    "Stopped",
+    "StorageFailed",
+    "TryAgainLater",
+    "UsageError",
+    "__version__",
+    "explore",
+    "plan",
+    "predict",
+    "rank",
+    "report",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what takes time only when it is used."""
+    if name not in __all__:
+        raise AttributeError(f"module 'job' has no attribute {name!r}")
+    return getattr(importlib.import_module("job.config" if name == "Config" else "job.api"), name)

@@ -1,26 +1,29 @@
-"""The command line: thin commands over the pipeline, and the only translator of errors into exit codes."""
+"""The command line: thin commands over `job.api`, and the only place where errors become exit codes."""
 
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from job import __version__
 from job.console.places import place
 from job.console.terminal import end, say
 from job.errors import OF_STORAGE, JobError, UsageError
 from job.pipeline.table import STAGES
 from job.runtime.stop import STOP
 from job.text.untrusted import escaped
+from job.version import __version__
 
-# No import of the pipeline up here: `--help` must not wait for pydantic, pyarrow or TensorFlow.
+if TYPE_CHECKING:
+    from job.api import Session
+    from job.config import Config
+
+# `job.api` is imported inside the commands: `--help` must not wait for pydantic, pyarrow or TensorFlow.
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -94,10 +97,15 @@ class _Call:
     weights: str | None
     tfds_dir: str | None
 
-    @property
-    def flags(self) -> dict[str, str | None]:
-        """Options that stand for a key of the configuration."""
-        return {"backbone.weights": self.weights, "intake.tfds_dir": self.tfds_dir}
+    def config(self) -> "Config":
+        """Return the configuration: the file, then --set, then options that stand for a setting. Raises: UsageError."""
+        from job.config import Config
+        from job.storage.bucket.objects import refuse_credentials
+
+        assigned = (assignment.partition("=")[2].strip("\"' ") for assignment in self.assignments)
+        refuse_credentials(self.data, self.labels, self.out, self.weights, self.tfds_dir, *assigned)
+        flags = {"backbone.weights": self.weights, "intake.tfds_dir": self.tfds_dir}
+        return Config.load(self.config_file, self.assignments, flags)
 
 
 def _with_run_options(command: Command) -> Command:
@@ -172,15 +180,17 @@ def _with_run_options(command: Command) -> Command:
 @click.option("--dry-run", is_flag=True, help="Print the resolved configuration and which stages would run, and why.")
 def run(call: _Call, stop_after: str | None, dry_run: bool) -> None:
     """Run the whole job: intake, split, explore, extract, audit, head, fine_tune, evaluate, export, report."""
-    work = _dry_run if dry_run else _run
-    work(call, _config(call), stop_after)
+    if dry_run:
+        _dry_run(call, stop_after)
+    else:
+        _run(call, stop_after)
 
 
 @main.command()
 @_with_run_options
 def explore(call: _Call) -> None:
     """Only look at the data: the same as run --stop-after explore."""
-    _run(call, _config(call), "explore")
+    _run(call, "explore")
 
 
 @main.command()
@@ -201,24 +211,18 @@ def explore(call: _Call) -> None:
 )
 def rank(call: _Call, backbones: tuple[str, ...], image_sizes: tuple[str, ...]) -> None:
     """Which backbone? Probe several on features, one pass each: a table and a plot of accuracy against cost."""
-    from job.pipeline import output
-    from job.rank.candidates import candidates
-    from job.rank.rank import rank as rank_candidates
+    from job import api
 
-    _refuse_credentials(*(part.partition("weights=")[2] for listed in backbones for part in listed.split(",")))
-    config = _loaded(call)
-    workdir = _workdir(call, config)
-    found = candidates(backbones, image_sizes, config, workdir.shown("cache"))
-    with _context(workdir, config) as context, output.owned(context, call.config_file):
-        lines = rank_candidates(
-            found,
-            call.data,
-            labels=call.labels,
-            config_file=call.config_file,
-            assignments=call.assignments,
-            context=context,
-        )
-        say(*lines)
+    ranking = api.rank(
+        call.data,
+        call.out,
+        backbones,
+        image_sizes=image_sizes,
+        config=call.config(),
+        labels=call.labels,
+        session=_session(call),
+    )
+    say(*ranking.lines)
 
 
 @main.command()
@@ -256,41 +260,20 @@ def predict(model: str, data: str, out: str, **options: Any) -> None:
     A model is code: its graph can read and write files as the user who runs this. docs/security.md says how to be sure
     that it is the one that was exported.
     """
-    from job.serving.predict import predict as predict_photos
+    from job import api
 
-    _refuse_credentials(model, data, out, options["tfds_dir"])
-    with _context() as context:
-        say(predict_photos(model, data, out, context=context, **options))
+    errors = api.predict(model, data, out, session=_session(), **options)["error"].to_pylist()
+    failed = sum(map(bool, errors))
+    say(f"{len(errors) - failed:,} photos labelled, {failed:,} could not be read: {out}")
 
 
 @main.command()
 @click.argument("directory", metavar="DIR", type=_PLACE)
 def report(directory: str) -> None:
     """Draw the page of a run again from its artifacts, DIR/report.html."""
-    from job.config import Config
-    from job.pipeline import publishing
-    from job.pipeline.output import existing_workdir, owned
-    from job.pipeline.records import Records, read_run
-    from job.stages.report import report as draw_report
+    from job import api
 
-    with _context(existing_workdir(directory)) as context, owned(context):
-        described = read_run(context.workdir)
-        if described is None:
-            raise UsageError(
-                f"{directory}/run.json is missing or damaged. Give the --out of a run, or run the job on it again."
-            )
-        records = Records(context.workdir)
-        made = [name for name in records.made_with(described["settings_of_stages"]) if name != "report"]
-        if mixed := records.contradictions(made):
-            raise UsageError(
-                f"{directory} holds a mix of results:",
-                *(f"  {line}" for line in mixed),
-                "Run the job on it again, and it puts that right.",
-            )
-        config = Config.model_validate(described["config"])
-        draw_report(config.report, run=described, timings=records.timings(made), context=context)
-        publishing.publish(context.workdir, [*made, "report"])
-        say(f"Report: {context.workdir.shown(f'{publishing.place(context.workdir)}report.html')}")
+    say(*api.report(directory, session=_session()).lines)
 
 
 @main.command()
@@ -305,19 +288,40 @@ def report(directory: str) -> None:
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Decides the pictures and the run.")
 def demo(out: str, seed: int) -> None:
     """The whole job on pictures that it draws itself, without any network, in about a minute."""
-    from job.cluster.environment import Cluster
-    from job.demo import demo as drawn
-    from job.pipeline import output
-    from job.storage.bucket.objects import is_remote
+    from job import api
 
-    if Cluster.from_environ(os.environ).num_workers > 1:
-        raise UsageError("The demo is for one worker: they would all draw its pictures. Use run on a folder of photos.")
-    _refuse_credentials(out)
-    if is_remote(out):
-        raise UsageError(f"--out {out}: the demo draws its pictures into a folder of this machine; give one.")
-    with _context(output.make_workdir(out), logs=False) as context, output.owned(context):
-        data = drawn.draw_photos(context.workdir, seed)
-    _run(_Call(str(data), None, str(Path(out) / "run"), None, (), None, None), drawn.config(seed), None)
+    say(*api.demo(out, seed=seed, session=_session()).lines)
+
+
+def _run(call: _Call, stop_after: str | None) -> None:
+    from job import api
+
+    result = api.run(
+        call.data, call.out, config=call.config(), labels=call.labels, stop_after=stop_after, session=_session(call)
+    )
+    say(*result.lines)
+
+
+def _dry_run(call: _Call, stop_after: str | None) -> None:
+    from job import api
+    from job.config import as_toml
+    from job.pipeline.plan import cut_in_words
+
+    with api.planned(
+        call.data, call.out, config=call.config(), labels=call.labels, stop_after=stop_after, session=_session(call)
+    ) as (job, steps):
+        say(*as_toml(job.config).split("\n"))
+        say(*(f"{step.stage:<10} {'runs' if step.runs else 'skipped'}: {step.reason}" for step in steps))
+        if any(step.runs and STAGES[step.stage].needs_devices for step in steps):
+            say(cut_in_words(job))
+
+
+def _session(call: _Call | None = None) -> "Session":
+    from job import api
+    from job.pipeline.provenance import program
+
+    command = [*shlex.split(program()), *sys.argv[1:]]
+    return api.Session(STOP, os.environ, command, call.config_file if call else None, call.assignments if call else ())
 
 
 def _check_surroundings() -> None:
@@ -328,112 +332,3 @@ def _check_surroundings() -> None:
         raise UsageError(
             "The current folder was deleted. Change to one that exists (cd), and type the command again."
         ) from None
-
-
-def _refuse_credentials(*uris: str | None) -> None:
-    """Before anything can repeat them, in an error or in what a run writes down."""
-    from job.storage.bucket.objects import is_remote, parts_of
-
-    for uri in uris:
-        if uri and is_remote(uri):
-            parts_of(uri)
-
-
-def _loaded(call: _Call) -> Any:
-    from job.config import Config
-
-    assigned = (assignment.partition("=")[2].strip("\"' ") for assignment in call.assignments)
-    _refuse_credentials(call.data, call.labels, call.out, call.weights, call.tfds_dir, *assigned)
-    config = Config.load(call.config_file, call.assignments, call.flags)
-    _refuse_credentials(config.backbone.weights, config.intake.tfds_dir, config.cache.dir)
-    return config
-
-
-def _config(call: _Call) -> Any:
-    from job.model import backbones
-
-    config = _loaded(call)
-    mistakes = backbones.check(config.backbone)
-    if mistakes:
-        raise UsageError("The configuration has mistakes:", *(f"  {m}" for m in mistakes))
-    return config
-
-
-@contextmanager
-def _context(workdir: Any = None, config: Any = None, *, logs: bool = True) -> Iterator[Any]:
-    from job.config import Config
-    from job.runtime.context import Context
-    from job.runtime.telemetry import Telemetry
-    from job.storage.workdir import Workdir
-
-    config = config or Config()
-    STOP.grace_s = config.checkpoint.grace_s
-    telemetry = Telemetry(workdir.path("logs") if workdir and logs else None)
-    try:
-        yield Context(workdir or Workdir(Path()), telemetry, config.seed, STOP, config.cache, config.checkpoint)
-    finally:
-        telemetry.close()
-
-
-def _workdir(call: _Call, config: Any, worker: int = 0) -> Any:
-    """Return the output directory, refused where it and the inputs do not go together."""
-    from job.pipeline import output
-
-    folders, files = [config.intake.tfds_dir], [call.labels, str(call.config_file or "") or None]
-    if config.backbone.weights not in ("imagenet", "random"):
-        files.append(config.backbone.weights)
-    if not call.data.startswith("tfds:"):
-        (files if Path(call.data).is_file() or output.is_table(call.data) else folders).append(call.data)
-    if config.cache.dir:
-        output.refuse_nested(config.cache.dir, "cache.dir", [call.data])
-    return output.make_workdir(call.out, folders=folders, files=files, worker=worker)
-
-
-def _run(call: _Call, config: Any, stop_after: str | None) -> None:
-    from job.cluster.environment import Cluster
-    from job.pipeline import results, run, team
-    from job.pipeline.job import Job
-    from job.pipeline.provenance import program
-
-    cluster = Cluster.from_environ(os.environ)
-    workdir = _workdir(call, config, cluster.index)
-    with _context(workdir, config, logs=cluster.is_chief) as context:
-        context.telemetry.line(str(cluster))
-        command = [*shlex.split(program()), *sys.argv[1:]]
-        job = Job(config, call.data, context, command, labels=call.labels, cluster=cluster)
-        if cluster.is_chief:
-            run.run(job, stop_after, call.config_file)
-            say(*results.headline(job))
-        else:
-            team.assist(job, stop_after)
-
-
-def _dry_run(call: _Call, config: Any, stop_after: str | None) -> None:
-    from job.config import as_toml
-    from job.model.network import Network
-    from job.pipeline import output, plan
-    from job.pipeline.job import Job
-    from job.runtime.context import Context
-    from job.runtime.telemetry import Telemetry
-
-    given = _workdir(call, config)
-    output.check(Context(given, Telemetry(None), caching=config.cache), call.config_file)
-    with output.looked_at(given) as workdir:
-        context = Context(workdir, Telemetry(None), config.seed, caching=config.cache)
-        job = Job(config, call.data, context, labels=call.labels)
-        say(*as_toml(config).split("\n"))
-        steps = plan.plan(job, stop_after)
-    for step in steps:
-        say(f"{step.stage:<10} {'runs' if step.runs else 'skipped'}: {step.reason}")
-    if any(step.stage == "extract" and step.runs for step in steps):
-        backbone = config.backbone
-        if backbone.weights == "imagenet":  # They may have to be downloaded, and the plan needs no more than the layers.
-            backbone = backbone.model_copy(update={"weights": "random"})
-        point = Network(backbone, config.intake.image_size, job.devices, seed=config.seed).cut_point
-        cut = (
-            f"cut after {point.name}, {point.share_above:.0%} of the multiply-adds are fine-tuned; "
-            f"at most {point.values_per_view * 2:,} bytes stored for each view"
-            if point
-            else "nothing is fine-tuned"
-        )
-        say(f"{config.backbone.name}: {cut}.")

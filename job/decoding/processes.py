@@ -31,6 +31,7 @@ from pydantic import ValidationError
 from job.decoding.decode import BadPhoto, DecodeRules, Facts, decode
 from job.decoding.wire import MAX_LINE_BYTES, Lines, NewsLine, RecordLine, plain, tell
 from job.errors import JobError, StorageFailed, TryAgainLater, code_of, of_code
+from job.runtime.children import without_main
 from job.runtime.context import Context
 from job.runtime.stop import ignore_signals
 from job.runtime.telemetry import Telemetry
@@ -147,7 +148,8 @@ class _Worker:
         arguments = (*far_ends, self._source, self._rules, self._limits.memory_mb)
         self._process = _FORK_SERVER.Process(target=_work, args=arguments, daemon=True)
         try:
-            self._process.start()
+            with without_main():
+                self._process.start()
         except (EOFError, ConnectionError) as error:  # The fork server is gone.
             raise _not_started(None) from error
         self._is_ready = False

@@ -1,9 +1,8 @@
 """The output of a run: where it lies, on this machine or in a bucket, that it is the job's own, and who works in it now."""
 
-import os
 import shlex
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 
@@ -94,18 +93,18 @@ def looked_at(workdir: Workdir) -> Iterator[Workdir]:
         yield glance
 
 
-def check(context: Context, config_file: Path | None = None) -> None:
+def check(context: Context, config_file: Path | None = None, environ: Mapping[str, str] | None = None) -> None:
     """Refuse an output, or a cache.dir, that is not the job's own. Nothing is written. Raises: UsageError."""
-    _check(context.workdir, config_file)
+    _check(context.workdir, config_file, environ or {})
     context.cache.check()
 
 
-def _check(workdir: Workdir, config_file: Path | None) -> None:
+def _check(workdir: Workdir, config_file: Path | None, environ: Mapping[str, str]) -> None:
     if workdir.mirror:
         claim.check_bucket(workdir.mirror.objects)
     else:
         with storage_errors(workdir.root), refused_at_start(f"--out {workdir.uri}", workdir.root):
-            claim.check(workdir.root, workdir.uri, config_file=config_file, environ=os.environ)
+            claim.check(workdir.root, workdir.uri, config_file=config_file, environ=environ)
 
 
 def _workdir(out: str, worker: int = 0) -> Workdir:
@@ -137,7 +136,7 @@ def _outside(folder: str) -> str:
 
 
 @contextmanager
-def owned(context: Context, config_file: Path | None = None) -> Iterator[None]:
+def owned(context: Context, config_file: Path | None = None, environ: Mapping[str, str] | None = None) -> Iterator[None]:
     """Give a block in which nobody else works in the output directory. What killed runs left unfinished is removed first.
 
     At its end everything lasts, also where the run ends with an error that says something about the data or the model.
@@ -148,13 +147,14 @@ def owned(context: Context, config_file: Path | None = None) -> Iterator[None]:
         StorageFailed, Stopped.
     """
     workdir, tell, check_stop = context.workdir, context.telemetry.line, context.stop.check
-    check(context, config_file)
+    environ = environ or {}
+    check(context, config_file, environ)
     with storage_errors(workdir.root), refused_at_start(f"--out {workdir.uri}", workdir.root, writing=True):
         if workdir.mirror:
             claim.claim_bucket(workdir.mirror.objects)
             workdir.root.mkdir(parents=True, exist_ok=True)
         else:
-            claim.claim(workdir.root, workdir.uri, config_file=config_file, environ=os.environ)
+            claim.claim(workdir.root, workdir.uri, config_file=config_file, environ=environ)
         wait_s = _SCRATCH_DEAD_AFTER_S if workdir.mirror else lease.DEAD_AFTER_S
         workdir.lease = lease.acquire(workdir.root, tell, check_stop, wait_s, workdir.uri)
     try:

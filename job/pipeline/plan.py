@@ -51,6 +51,22 @@ def stale(job: Job, stop_after: str | None) -> dict[str, Step]:
     return steps
 
 
+def cut_in_words(job: Job) -> str:
+    """Return a line about the cut point: how much is fine-tuned, and what is stored for it. Downloads no weights."""
+    from job.model.network import Network
+
+    backbone = job.config.backbone
+    if backbone.weights == "imagenet":  # The layers are enough for this.
+        backbone = backbone.model_copy(update={"weights": "random"})
+    point = Network(backbone, job.config.intake.image_size, job.devices, seed=job.config.seed).cut_point
+    if not point:
+        return f"{backbone.name}: nothing is fine-tuned."
+    return (
+        f"{backbone.name}: cut after {point.name}, {point.share_above:.0%} of the multiply-adds are fine-tuned; "
+        f"at most {point.values_per_view * 2:,} bytes stored for each view."
+    )
+
+
 def wanted(stop_after: str | None) -> list[str]:
     """Return the stages that run where they are stale."""
     names = list(STAGES)

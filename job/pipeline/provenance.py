@@ -9,13 +9,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from job import __version__
 from job.pipeline.job import Job
 from job.pipeline.records import read_run
 from job.pipeline.settings import settings_digest
 from job.pipeline.table import STAGES
 from job.runtime.cgroups import usable_cores
 from job.storage.bucket.objects import is_remote
+from job.version import __version__
 
 
 def describe(job: Job) -> dict[str, Any]:

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from job.errors import StorageFailed
 from job.pipeline.records import Records
 from job.pipeline.table import STAGES
-from job.report import times
+from job.reporting import times
 from job.runtime.context import Context
 from job.storage.files import (
     copy_file,

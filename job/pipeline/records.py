@@ -101,7 +101,7 @@ class Records:
             sweep_bucket(cache, kept)
 
     def timings(self, stages: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """Return what `job.report.times` reads, of each of these stages that is finished, in this order."""
+        """Return what `job.reporting.times` reads, of each of these stages that is finished, in this order."""
         records = {stage: self[stage] for stage in stages}
         kept = ("wall_s", "cpu_s", "count", "spent_s", "done")
         return {stage: {what: r[what] for what in kept if what in r} for stage, r in records.items() if r}

@@ -3,6 +3,7 @@
 import importlib
 import resource
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from job.cluster.chief import Chief
@@ -21,7 +22,12 @@ from job.runtime.telemetry import spent_once
 from job.stores.exchange import open_store
 
 
-def run(job: Job, stop_after: str | None = None, config_file: Path | None = None) -> None:
+def run(
+    job: Job,
+    stop_after: str | None = None,
+    config_file: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> None:
     """Run what is stale, up to and with `stop_after`, and draw the report of what there is.
 
     Raises:
@@ -30,7 +36,7 @@ def run(job: Job, stop_after: str | None = None, config_file: Path | None = None
         GateNotMet: after the report is written, where the model is not good enough; nothing is exported then.
         JobError: as the stages do.
     """
-    with owned(job.context, config_file):
+    with owned(job.context, config_file, environ):
         publishing.finish(job.workdir)
         with led(job, steps := plan(job, stop_after), stop_after):
             is_due = any(step.runs for step in steps) or read_run(job.workdir) is None  # A kill may have left it out.

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from job import __version__
 from job.cluster import secret
 from job.cluster.chief import Chief
 from job.cluster.connection import peers_first
@@ -16,6 +15,7 @@ from job.pipeline.table import STAGES
 from job.pipeline.wiring import WIRING
 from job.runtime.telemetry import spent_once
 from job.storage.files import digest_of
+from job.version import __version__
 
 
 def assist(job: Job, stop_after: str | None = None) -> None:

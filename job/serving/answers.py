@@ -47,8 +47,8 @@ class Place:
         if self.is_foreign and any(_is_same(self.out, source.location(entry)) for entry in entries):
             raise UsageError(f"--out {self.out}: this is one of the files of --data. Give another name.")
 
-    def write(self, rows: Sequence[dict[str, Any]], context: Context) -> None:
-        """Write the answer. Where that fails, it is kept in scratch space, and the error says where.
+    def write(self, rows: Sequence[dict[str, Any]], context: Context) -> pa.Table:
+        """Write the answer, and return it. Where that fails, it is kept in scratch space, and the error says where.
 
         Raises:
             StorageFailed: where it cannot be written.
@@ -69,6 +69,7 @@ class Place:
             if not is_remote(self.out):
                 _write_file(table, kept)
             raise type(error)(*error.args, kept_in) from error
+        return table
 
     def _upload(self, file: Path) -> None:
         folder, name = split_object(self.out)

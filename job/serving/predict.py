@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from job.decoding.processes import Limits, ShardTask, decode_shards
 from job.errors import DataUnusable
@@ -31,12 +32,13 @@ def predict(
     context: Context,
     model_sha256: str | None = None,
     overwrite: bool = False,
-) -> str:
-    """Write one row for each photo found: path, label, probability, `top_3`, and `error` where it could not be read.
+) -> pa.Table:
+    """Write and return a table with one row for each photo found.
+
+    Its columns are path, label, probability, `top_3` (JSON), and `error` where the photo could not be read.
 
     The model's graph runs with all rights of this process. With `model_sha256`, the SHA-256 of model.json, it is the graph
-    that was exported. With `overwrite`, `out` may replace a file that predict did not write. Returns a line that says what
-    was done.
+    that was exported. With `overwrite`, `out` may replace a file that predict did not write.
 
     Raises:
         UsageError: where `model` is no exported model, not a whole one or another one, or `out` must not be written (see
@@ -59,9 +61,7 @@ def predict(
     rows = {path: row for path, row in rows.items() if row}
     if not rows:
         raise DataUnusable(f"--data {data}: there are no photos in it.")
-    place.write([rows[path] for path in sorted(rows)], context)
-    failed = sum(bool(row["error"]) for row in rows.values())
-    return f"{len(rows) - failed:,} photos labelled, {failed:,} could not be read: {out}"
+    return place.write([rows[path] for path in sorted(rows)], context)
 
 
 def _labelled(

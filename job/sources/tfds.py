@@ -16,6 +16,7 @@ from threading import Thread
 from typing import Any, NamedTuple
 
 from job.errors import DataUnusable, StorageFailed, UsageError
+from job.runtime.children import without_main
 from job.sources.base import SPLIT_FOLDERS
 from job.sources.tfds_features import flat, image_and_label, only_own_features
 from job.sources.tfrecords import NamedSource, Shard
@@ -147,7 +148,8 @@ def _in_a_process_of_its_own(builder: Any, store: str, config: str, version: str
     spawning = multiprocessing.get_context("spawn")
     near_end, far_end = spawning.Pipe(duplex=False)
     process = spawning.Process(target=_download_and_prepare, args=(far_end, builder, store, config, version))
-    process.start()
+    with without_main():
+        process.start()
     far_end.close()
     try:
         return near_end.recv_bytes(_MAX_FAULT_BYTES).decode("utf-8", "replace")

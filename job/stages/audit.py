@@ -18,7 +18,7 @@ from job.data.neighbours import Neighbours, nearest, principal_components
 from job.data.registration import same_scene
 from job.errors import DataUnusable
 from job.measure.probes import learning_curve, out_of_fold
-from job.report.gallery import Gallery, crossings
+from job.reporting.gallery import Gallery, crossings
 from job.runtime.context import Context
 from job.runtime.telemetry import spent_once
 from job.storage.workdir import Workdir

@@ -15,7 +15,7 @@ from job.measure import metrics
 from job.model.heads import Head
 from job.model.inputs import Inputs
 from job.model.network import Network
-from job.report.gallery import Gallery
+from job.reporting.gallery import Gallery
 from job.runtime.context import Context
 from job.runtime.telemetry import Telemetry
 from job.storage.workdir import Workdir

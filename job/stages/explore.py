@@ -14,8 +14,8 @@ from job.config import ExploreConfig
 from job.data.examples import Examples
 from job.measure.metrics import wilson
 from job.measure.shortcuts import shortcuts
-from job.report import figures
-from job.report.gallery import TILE_PX, Gallery, crossings
+from job.reporting import figures
+from job.reporting.gallery import TILE_PX, Gallery, crossings
 from job.runtime.context import Context
 from job.stores.arrays import ArrayStore
 

@@ -19,7 +19,6 @@ from typing import Any, Self
 import numpy as np
 import pyarrow.parquet as pq
 
-from job import __version__
 from job.config import ExportConfig, IntakeConfig
 from job.data.examples import Examples
 from job.decoding.decode import DecodeRules
@@ -33,6 +32,7 @@ from job.serving.graph_decode import FORMATS, Limits
 from job.sources.base import Entry, Source
 from job.storage.files import digest_of_file, storage_failed
 from job.stores.arrays import ArrayStore
+from job.version import __version__
 
 MODEL = "stages/export/model"
 PREDICTIONS = "stages/evaluate/predictions.parquet"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from job.config import ReportConfig
-from job.report.page import page
+from job.reporting.page import page
 from job.runtime.context import Context
 
 PAGE = "stages/report/report.html"
@@ -27,7 +27,7 @@ def report(config: ReportConfig, *, run: dict[str, Any], timings: dict[str, dict
     """Draw the page and write it.
 
     `run` is the content of run.json; `timings` are the records of the stages that are up to date, as
-    `job.report.times` reads them. Other stages are not shown.
+    `job.reporting.times` reads them. Other stages are not shown.
 
     Raises:
         StorageFailed: where explore's summary cannot be read, or the page cannot be written.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import pytest
 
 from job.config import IntakeConfig, SplitConfig
-from job.report.gallery import Gallery
+from job.reporting.gallery import Gallery
 from job.sources.folders import FolderSource
 from job.stages.explore import _suspicious
 from job.stages.intake import intake

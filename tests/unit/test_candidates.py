@@ -2,7 +2,7 @@ import pytest
 
 from job.config import Config
 from job.errors import UsageError
-from job.rank.candidates import candidates
+from job.ranking.candidates import candidates
 
 
 def named(*lists, sizes=(), weights="random", tmp_path, **settings):

@@ -8,8 +8,8 @@ import pytest
 from job.config import Config
 from job.data.examples import SCHEMA, Examples
 from job.errors import DataUnusable
-from job.rank.rank import Photos, compared, shared_photos
-from job.rank.table import Accuracy, Cost, Row, as_csv, as_text, draw, in_order, recommended
+from job.ranking.rank import Photos, compared, shared_photos
+from job.ranking.table import Accuracy, Cost, Row, as_csv, as_text, draw, in_order, recommended
 
 
 def cost(millions, width=1280):

@@ -11,9 +11,9 @@ from PIL import Image
 
 from job.config import Config, ReportConfig
 from job.errors import StorageFailed
-from job.report.figures import SERIES
-from job.report.page import _percent, _points, _seconds
-from job.report.times import PARTS
+from job.reporting.figures import SERIES
+from job.reporting.page import _percent, _points, _seconds
+from job.reporting.times import PARTS
 from job.stages.report import Report, report
 from tests.conftest import ROOT
 

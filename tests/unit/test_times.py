@@ -1,6 +1,6 @@
 import pytest
 
-from job.report import times
+from job.reporting import times
 
 # Round numbers, so that the parts can be told by hand: 20 s in all.
 RECORDS = {

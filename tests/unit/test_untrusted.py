@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from job import errors
 from job.errors import JobError, StorageFailed, of_code
-from job.rank.table import Row, as_csv
+from job.ranking.table import Row, as_csv
 from job.runtime.telemetry import Telemetry
 from job.sources.rows import read_rows
 from job.stages.audit import _as_csv

@@ -5,6 +5,7 @@ written in between. `google.py` and `s3.py` speak to the services.
 """
 
 import mimetypes
+import os
 import random
 import re
 import time
@@ -104,6 +105,13 @@ def parts_of(uri: str) -> tuple[str, str, str]:
     if not bucket:
         raise UsageError(f"{uri}: there is no bucket in it; give {scheme}://BUCKET/PREFIX.")
     return scheme, bucket, prefix.rstrip("/")
+
+
+def refuse_credentials(*places: "str | os.PathLike[str] | None") -> None:
+    """Refuse URIs with credentials in them before anything can repeat them, in an error or in a file. Raises: UsageError."""
+    for text in (os.fspath(place) for place in places if place is not None):
+        if is_remote(text):
+            parts_of(text)
 
 
 def join(uri: str, name: str) -> str:

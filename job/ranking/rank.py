@@ -27,8 +27,8 @@ from job.model.network import Network
 from job.pipeline.job import Job
 from job.pipeline.provenance import program
 from job.pipeline.run import bring_up_to_date
-from job.rank.candidates import Candidate
-from job.rank.table import Accuracy, Cost, Row, as_csv, as_text, draw, in_order, recommended
+from job.ranking.candidates import Candidate
+from job.ranking.table import Accuracy, Cost, Row, as_csv, as_text, draw, in_order, recommended
 from job.runtime.context import Context
 from job.storage.claim import claim
 from job.storage.files import digest_of

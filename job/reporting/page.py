@@ -19,9 +19,9 @@ from markupsafe import Markup
 from job.config import Config, ReportConfig
 from job.errors import StorageFailed
 from job.pipeline.table import STAGES
-from job.report import times
-from job.report.advice import MIN_AGREEMENT, advice
-from job.report.charts import charts, data_uri
+from job.reporting import times
+from job.reporting.advice import MIN_AGREEMENT, advice
+from job.reporting.charts import charts, data_uri
 from job.runtime.context import Context
 from job.storage.files import in_units
 from job.storage.workdir import Workdir
@@ -55,7 +55,7 @@ LIMITS = {
 def page(config: ReportConfig, *, run: dict[str, Any], timings: dict[str, dict[str, Any]], context: Context) -> bytes:
     """Return the page. Needs explore's summary; says what there is to say about models where there are any.
 
-    `run` is the content of run.json, `timings` the records (as in `job.report.times`) of the stages that are up to date;
+    `run` is the content of run.json, `timings` the records (as in `job.reporting.times`) of the stages that are up to date;
     others are not shown.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 
 from job.data.examples import Examples
-from job.report import figures
+from job.reporting import figures
 from job.storage.files import storage_errors
 from job.storage.workdir import Workdir
 from job.stores.arrays import ArrayStore

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from job.report.figures import SERIES, new_figure, save_svg
+from job.reporting.figures import SERIES, new_figure, save_svg
 from job.text.untrusted import csv_of
 
 _WIDTH = 120

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from job.report import figures, times
+from job.reporting import figures, times
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -70,6 +70,18 @@ def candidates(listed: Sequence[str], image_sizes: Sequence[str], base: Config, 
     return list({candidate.folder: candidate for candidate in found}.values())
 
 
+def recommended(base: Config, chosen: Candidate) -> Config:
+    """Return the configuration of a run with the backbone, image size and cache of a candidate."""
+    own = chosen.config
+    return base.model_copy(
+        update={
+            "backbone": own.backbone.model_copy(update={"unfreeze": base.backbone.unfreeze}),
+            "intake": own.intake,
+            "cache": own.cache,
+        }
+    )
+
+
 def _image_sizes(text: str, where: str, mistakes: list[str]) -> Iterator[int]:
     for part in text.split(","):
         if part.strip().isdecimal():

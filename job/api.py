@@ -1,0 +1,380 @@
+"""The commands as functions. The command line (`cli.py`) is thin over them, and `import job` gives them to Python.
+
+Nothing here reads `sys.argv` or the environment, installs a signal handler, or ends the process: what the command line knows
+beside its options is in a `Session`.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from job.cluster.environment import Cluster
+from job.config import Config
+from job.console.places import place
+from job.errors import UsageError
+from job.pipeline import output, publishing, results
+from job.pipeline.job import Job
+from job.pipeline.plan import Step
+from job.pipeline.plan import plan as plan_of
+from job.pipeline.records import Records, read_run
+from job.runtime.context import Context
+from job.runtime.stop import StopRequest
+from job.runtime.telemetry import Telemetry
+from job.storage.bucket.objects import is_remote, refuse_credentials
+from job.storage.published import Published
+from job.storage.workdir import Workdir
+
+Settings = Config | Mapping[str, Any] | str | os.PathLike[str] | None
+Place = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Session:
+    """What the command line adds to a call.
+
+    `environ` has the variables by which schedulers tell a process that it is one of several workers; without them a run is
+    alone. `command` is what run.json says to type to run it again; `config_file` is the file of settings, which may lie in
+    the output. `assignments` are settings given beside that file, for the command that `rank` recommends.
+    """
+
+    stop: StopRequest = field(default_factory=StopRequest)
+    environ: Mapping[str, str] = field(default_factory=dict)
+    command: Sequence[str] = ()
+    config_file: Path | None = None
+    assignments: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run has left. `lines` are the last lines that the command line prints."""
+
+    workdir: Workdir
+    lines: Sequence[str]
+
+    @property
+    def metrics(self) -> dict[str, Any] | None:
+        """The content of metrics.json; None where nothing was trained."""
+        found: dict[str, Any] | None = self.workdir.read_json(f"{publishing.place(self.workdir)}metrics.json")
+        return found
+
+    @property
+    def report(self) -> Path:
+        """The page, an HTML file."""
+        return self._path("report.html")
+
+    @property
+    def model(self) -> Path | None:
+        """The folder of the model that is in service; None where there is none."""
+        return self.workdir.path("model") if Published.load(self.workdir).has_model else None
+
+    @property
+    def predictions(self) -> pa.Table:
+        """Every held-out photo with the probabilities of both models.
+
+        Raises:
+            FileNotFoundError: where nothing was trained.
+        """
+        return pq.read_table(self._path("predictions.parquet"))
+
+    @property
+    def examples(self) -> pa.Table:
+        """Every file that was found: what it is, what became of it, and why."""
+        return pq.read_table(self._path("examples.parquet"))
+
+    def _path(self, name: str) -> Path:
+        return self.workdir.path(publishing.place(self.workdir) + name)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Backbones that were compared, the most accurate first.
+
+    `rows` has the numbers of each as in rank.json. `recommended` is a configuration for `run` with the recommended one.
+    `lines` are what the command line prints, and `plot` is accuracy against cost, an SVG.
+    """
+
+    rows: Sequence[Mapping[str, Any]]
+    recommended: Config
+    plot: Path
+    lines: Sequence[str]
+
+
+def run(
+    data: Place,
+    out: Place,
+    *,
+    config: Settings = None,
+    labels: Place | None = None,
+    stop_after: str | None = None,
+    session: Session | None = None,
+) -> Result:
+    """Run the whole job, or go on where an earlier run on `out` stopped.
+
+    `data` and `labels` are what --data and --labels take, `out` a folder or a prefix of a bucket. `config` is a
+    configuration, a TOML file, or a mapping of settings with dotted names (`{"fine_tune.epochs": 20}`) or sections. With
+    `stop_after`, later stages are left out.
+
+    Raises:
+        UsageError, DataUnusable, GateNotMet, Diverged, StorageFailed, TryAgainLater, Stopped: what the exit codes 2, 65, 3,
+            70, 74, 75 and 143 of the command line mean.
+    """
+    from job.pipeline import run as runs
+    from job.pipeline import team
+
+    session = session or Session()
+    settings = _config(config)
+    cluster = Cluster.from_environ(session.environ)
+    workdir = _workdir(data, out, labels, settings, session, cluster.index)
+    with _context(workdir, settings, session, logs=cluster.is_chief) as context:
+        context.telemetry.line(str(cluster))
+        command = session.command or _as_python(data, out, config, labels, stop_after)
+        job = Job(settings, _text(data), context, command, labels=_text(labels), cluster=cluster)
+        if cluster.is_chief:
+            runs.run(job, stop_after, session.config_file, session.environ)
+            return Result(workdir, results.headline(job))
+        team.assist(job, stop_after)
+        return Result(workdir, ())
+
+
+def explore(
+    data: Place,
+    out: Place,
+    *,
+    config: Settings = None,
+    labels: Place | None = None,
+    session: Session | None = None,
+) -> Result:
+    """Only look at the data: `run` up to and with explore. Needs no TensorFlow."""
+    return run(data, out, config=config, labels=labels, stop_after="explore", session=session)
+
+
+def plan(
+    data: Place,
+    out: Place,
+    *,
+    config: Settings = None,
+    labels: Place | None = None,
+    stop_after: str | None = None,
+    session: Session | None = None,
+) -> list[Step]:
+    """Return which stages `run` would run, and why. Writes nothing, and downloads no weights. Raises as `run` does."""
+    with planned(data, out, config=config, labels=labels, stop_after=stop_after, session=session) as (_, steps):
+        return steps
+
+
+@contextmanager
+def planned(
+    data: Place,
+    out: Place,
+    *,
+    config: Settings = None,
+    labels: Place | None = None,
+    stop_after: str | None = None,
+    session: Session | None = None,
+) -> Iterator[tuple[Job, list[Step]]]:
+    """Give a job that only looks, and its plan, for the block."""
+    session = session or Session()
+    settings = _config(config)
+    given = _workdir(data, out, labels, settings, session)
+    output.check(Context(given, Telemetry(None), caching=settings.cache), session.config_file, session.environ)
+    with output.looked_at(given) as workdir:
+        context = Context(workdir, Telemetry(None), settings.seed, caching=settings.cache)
+        job = Job(settings, _text(data), context, labels=_text(labels))
+        yield job, plan_of(job, stop_after)
+
+
+def rank(
+    data: Place,
+    out: Place,
+    backbones: Sequence[str],
+    *,
+    image_sizes: Sequence[int | str] = (),
+    config: Settings = None,
+    labels: Place | None = None,
+    session: Session | None = None,
+) -> Ranking:
+    """Compare backbones on stored features, one pass over the photos for each.
+
+    `backbones` are names of docs/backbones.md, each with `:alpha=A`, `:weights=W` or `:image_size=S` behind it where wanted.
+    Each backbone without a size of its own is tried at each of `image_sizes` (pixels).
+
+    Raises:
+        UsageError, DataUnusable, StorageFailed, Diverged: where no backbone at all could be ranked.
+    """
+    from job.ranking.candidates import candidates, recommended
+    from job.ranking.rank import rank as rank_candidates
+
+    session = session or Session()
+    for part in (part for listed in backbones for part in listed.split(",")):
+        refuse_credentials(part.partition("weights=")[2])
+    settings = _config(config, checks_backbone=False)
+    workdir = _workdir(data, out, labels, settings, session)
+    found = candidates(backbones, [str(size) for size in image_sizes], settings, workdir.shown("cache"))
+    with (
+        _context(workdir, settings, session) as context,
+        output.owned(context, session.config_file, session.environ),
+    ):
+        lines = rank_candidates(
+            found,
+            _text(data),
+            labels=_text(labels),
+            config_file=session.config_file,
+            assignments=session.assignments,
+            context=context,
+        )
+        numbers = workdir.read_json("rank.json")
+    chosen = next(candidate for candidate in found if candidate.folder == numbers["recommended"])
+    return Ranking(numbers["candidates"], recommended(settings, chosen), workdir.path("rank.svg"), lines)
+
+
+def predict(
+    model: Place,
+    data: Place,
+    out: Place,
+    *,
+    model_sha256: str | None = None,
+    overwrite: bool = False,
+    tfds_dir: Place | None = None,
+    batch_size: int = 64,
+    session: Session | None = None,
+) -> pa.Table:
+    """Label photos with an exported model, write the answer to `out` (.parquet or .csv), and return it.
+
+    One row for each photo: path, label, probability, top_3 (JSON), and error where it could not be read. `batch_size` is how
+    many photos are in one forward pass. A model is code: its graph can read and write files as the user of this process.
+    With `model_sha256`, the SHA-256 of its model.json, only that model is loaded. With `overwrite`, `out` may replace a file
+    that predict did not write.
+
+    Raises:
+        UsageError: where there is no such model, or `out` must not be written; before any photo is read.
+        DataUnusable: where there is not a single photo.
+        StorageFailed, Stopped.
+    """
+    from job.serving.predict import predict as label_photos
+
+    session = session or Session()
+    refuse_credentials(model, data, out, tfds_dir)
+    with _context(Workdir(Path()), Config(), session, logs=False) as context:
+        return label_photos(
+            place("--model", _text(model)),
+            place("--data", _text(data)),
+            place("--out", _text(out)),
+            tfds_dir=_text(tfds_dir),
+            batch_size=batch_size,
+            context=context,
+            model_sha256=model_sha256,
+            overwrite=overwrite,
+        )
+
+
+def report(out: Place, *, session: Session | None = None) -> Result:
+    """Draw the page of a run again, from what its stages have left.
+
+    Raises:
+        UsageError: where `out` is not the output of a run, or holds results that do not belong together.
+        TryAgainLater, StorageFailed.
+    """
+    from job.stages.report import report as draw
+
+    session = session or Session()
+    refuse_credentials(out)
+    workdir = output.existing_workdir(place("--out", _text(out)))
+    with _context(workdir, Config(), session) as context, output.owned(context, None, session.environ):
+        described = read_run(workdir)
+        if described is None:
+            raise UsageError(f"{out}/run.json is missing or damaged. Give the --out of a run, or run the job on it again.")
+        records = Records(workdir)
+        made = [name for name in records.made_with(described["settings_of_stages"]) if name != "report"]
+        if mixed := records.contradictions(made):
+            raise UsageError(
+                f"{out} holds a mix of results:",
+                *(f"  {line}" for line in mixed),
+                "Run the job on it again, and it puts that right.",
+            )
+        settings = Config.model_validate(described["config"])
+        draw(settings.report, run=described, timings=records.timings(made), context=context)
+        publishing.publish(workdir, [*made, "report"])
+        return Result(workdir, [f"Report: {workdir.shown(f'{publishing.place(workdir)}report.html')}"])
+
+
+def demo(out: Place, *, seed: int = 0, session: Session | None = None) -> Result:
+    """Run the whole job on pictures that it draws below `out`, a folder of this machine. Raises as `run` does."""
+    from job.demo import demo as drawn
+
+    session = session or Session()
+    if Cluster.from_environ(session.environ).num_workers > 1:
+        raise UsageError("The demo is for one worker: they would all draw its pictures. Use run on a folder of photos.")
+    refuse_credentials(out)
+    if is_remote(_text(out)):
+        raise UsageError(f"--out {out}: the demo draws its pictures into a folder of this machine; give one.")
+    workdir = output.make_workdir(place("--out", _text(out)))
+    with (
+        _context(workdir, Config(), session, logs=False) as context,
+        output.owned(context, None, session.environ),
+    ):
+        data = drawn.draw_photos(context.workdir, seed)
+    return run(data, workdir.path("run"), config=drawn.config(seed), session=session)
+
+
+def _config(given: Settings, *, checks_backbone: bool = True) -> Config:
+    from job.model import backbones
+
+    if isinstance(given, Config):
+        config = given
+    elif isinstance(given, Mapping):
+        config = Config.load(None, (), dict(_dotted(given)))
+    else:
+        config = Config.load(None if given is None else Path(given).expanduser())
+    refuse_credentials(config.backbone.weights, config.intake.tfds_dir, config.cache.dir)
+    if checks_backbone and (mistakes := backbones.check(config.backbone)):
+        raise UsageError("The configuration has mistakes:", *(f"  {mistake}" for mistake in mistakes))
+    return config
+
+
+def _dotted(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+@contextmanager
+def _context(workdir: Workdir, config: Config, session: Session, *, logs: bool = True) -> Iterator[Context]:
+    session.stop.grace_s = config.checkpoint.grace_s
+    telemetry = Telemetry(workdir.path("logs") if logs else None)
+    try:
+        yield Context(workdir, telemetry, config.seed, session.stop, config.cache, config.checkpoint)
+    finally:
+        telemetry.close()
+
+
+def _workdir(data: Place, out: Place, labels: Place | None, config: Config, session: Session, worker: int = 0) -> Workdir:
+    """Return the output directory, refused where it and the inputs do not go together."""
+    refuse_credentials(data, labels, out)
+    source = _text(data)
+    folders, files = [config.intake.tfds_dir], [_text(labels), str(session.config_file or "") or None]
+    if config.backbone.weights not in ("imagenet", "random"):
+        files.append(config.backbone.weights)
+    if not source.startswith("tfds:"):
+        (files if Path(source).is_file() or output.is_table(source) else folders).append(source)
+    if config.cache.dir:
+        output.refuse_nested(config.cache.dir, "cache.dir", [source])
+    return output.make_workdir(place("--out", _text(out)), folders=folders, files=files, worker=worker)
+
+
+def _text(given: Any) -> Any:
+    """Return a path or URI as text, with `~` expanded in paths; None stays None."""
+    return given if given is None else os.path.expanduser(os.fspath(given))  # noqa: PTH111
+
+
+def _as_python(*call: Any) -> list[str]:
+    data, out, config, labels, stop_after = call
+    more = {"config": config, "labels": labels, "stop_after": stop_after}
+    return [f"job.run({data!r}, {out!r}{''.join(f', {k}={v!r}' for k, v in more.items() if v is not None)})"]
