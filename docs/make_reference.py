@@ -20,43 +20,51 @@ A `*` marks settings that say how the work is done and not what comes out; chang
 
 BACKBONES = """# Backbones
 
-Every backbone of keras.applications. Each is given pixels from 0 to 255; the job scales them as the backbone wants.
+This page is for people who choose a backbone. It lists all names, and explains how to compare backbones with `rank`.
+
+    transfer-job run --data photos/ --out runs/first --set backbone.name=efficientnet_v2_b0
+    transfer-job rank --data photos/ --out runs/rank --backbones mobilenet_v2,efficientnet_v2_b0
+
+You can use every backbone of keras.applications. Each one gets pixels from 0 to 255. The job scales them as the
+backbone needs it.
 
 """
 
 WHICH = """
-Photos need at least 32 px a side; Xception takes 71 and more, the Inceptions 75.
+Photos need at least 32 px per side, for Xception 71 px, and for the Inceptions 75 px.
 
 ## Which backbone?
 
     transfer-job rank --data photos/ --out runs/rank --backbones LIST [--image-size 96,160] [--weights imagenet|random|FILE]
 
-`LIST` has candidates with commas between them, each `NAME[:alpha=A][:weights=imagenet|random|FILE][:image_size=S]`.
-One without an image size is tried at each `--image-size`, or at `intake.image_size`; one without weights has those of
-`--weights`. A path with a comma or a colon in it only goes to `--weights`. `--config` and `--set` are as in `run`; of
-`[backbone]` only the weights are looked at.
+`LIST` contains candidates, separated by commas. Each one is `NAME[:alpha=A][:weights=imagenet|random|FILE][:image_size=S]`.
 
-- **Accuracy** is out of fold (`audit.folds` of them) over the training and validation photos together: a head on 256
-  principal components of the features, which saw neither the photo nor a copy of it. Its strength is chosen by
-  log-loss over the same folds, alike for all. It says which features are better, not what `run` will reach after
-  fine-tuning. The held-out photos are decoded and have features, which a later run finds, but no head and no choice
-  sees them.
-- **All candidates share photos and folds**, so the difference to the best is paired, and its interval is narrower
-  than those of the two accuracies. Copies are told from pixels, so a few photos may be usable at one image size only;
-  they are left out of the comparison, and their number is printed.
-- **Cost**: multiply-adds (MACs) of one photo; CPU and wall milliseconds of the forward pass in batches of
-  `extract.batch_size`, compiled (the median of some batches, on the device at hand); megabytes of float32 weights;
-  feature width; kilobytes stored for a photo, pixels and features; seconds that this machine took for the features of
-  all photos.
-- **Recommended** is the candidate with the fewest multiply-adds whose 95% interval of the paired difference to the
-  best reaches zero. With few photos that interval is wide: the line shows it, so look at it before you give up two
-  points.
+- A candidate without an image size is tried at each `--image-size`, or at `intake.image_size`.
+- A candidate without weights gets those of `--weights`. If a path contains a comma or a colon, give it to `--weights`.
+- `--config` and `--set` work as in `run`. In `[backbone]`, only the weights are used.
 
-A candidate that cannot be built (weights that do not fit, or that cannot be downloaded) is listed with its reason,
-and the others are ranked without it. Each works in a folder of its own below `--out`; called again, `rank` goes on
-where it stopped and takes what is there. The recommended `run` command names the same cache: it finds the decoded
-photos there and, with `backbone.unfreeze=none`, their features; where something is fine-tuned, features are stored
-anew, through the cut.
+`rank` prints a table, and at the end the `run` command for the recommended candidate:
+
+- **Accuracy**: it is computed out of fold (`audit.folds` folds) on the training and validation photos together. For each
+  photo, a head predicts from 256 principal components of the features. That head has seen neither the photo nor a copy of
+  it. Its regularisation is chosen by log-loss over the same folds, in the same way for all candidates. The accuracy says
+  which features are better. It does not say what `run` reaches after fine-tuning. The test set (held-out photos) is decoded
+  and gets features, which a later run reuses. But no head and no choice uses it.
+- **Difference**: all candidates are tested on the same photos and folds. So the difference to the best candidate is paired,
+  and its interval is narrower than the intervals of the two accuracies. Copies are found by their pixels, so a few photos
+  may be usable at only one image size. They are left out of the comparison, and `rank` prints their number.
+- **Cost**: multiply-adds (MACs) for one photo; CPU and wall milliseconds of the compiled forward pass, in batches of
+  `extract.batch_size` (the median of some batches on this device); megabytes of float32 weights; feature width; kilobytes
+  stored per photo (pixels and features); seconds that this machine needed for the features of all photos.
+- **Recommended**: the candidate with the fewest multiply-adds, among those whose 95% interval of the difference to the best
+  includes zero. With few photos this interval is wide. Look at it before you give up two points.
+
+If a candidate cannot be built (its weights do not fit or cannot be downloaded), `rank` lists it with the reason and
+compares the others. Each candidate has its own folder in `--out`. If you start `rank` again, it resumes and reuses what is
+there.
+
+The recommended `run` command uses the same cache, so it finds the decoded photos. With `backbone.unfreeze=none` it also
+finds their features. With fine-tuning it stores features again, because they must pass the cut.
 """
 
 
