@@ -1,3 +1,6 @@
+import shutil
+
+import h5py
 import pytest
 
 from job.config import Config
@@ -16,6 +19,11 @@ def mistakes_of(*lists, sizes=(), tmp_path, **settings):
     return str(caught.value)
 
 
+def save(file, number):
+    with h5py.File(file, "w") as weights:
+        weights["layers/dense/vars/0"] = [number]
+
+
 def described(found):
     backbones = [c.config.backbone for c in found]
     return [(b.name, b.alpha, b.weights, c.image_size) for b, c in zip(backbones, found, strict=True)]
@@ -23,7 +31,7 @@ def described(found):
 
 def test_each_candidate_has_its_own_keys_and_the_rest_from_the_defaults(tmp_path):
     file = tmp_path / "a.weights.h5"
-    file.write_bytes(b"weights")
+    save(file, 1.0)
     found = named(
         f"mobilenet_v2:alpha=0.35:weights={file}, mobilenet_v2:image_size=96:alpha=0.5",
         "resnet50",
@@ -55,8 +63,9 @@ def test_candidates_only_look_at_plain_features_and_share_one_cache(tmp_path):
 
 
 def test_a_backbone_named_twice_is_one_candidate_and_weights_of_other_content_another(tmp_path):
-    for name, content in (("a.h5", b"one"), ("b.h5", b"one"), ("c.h5", b"two")):
-        (tmp_path / name).write_bytes(content)
+    save(tmp_path / "a.h5", 1.0)
+    shutil.copy(tmp_path / "a.h5", tmp_path / "b.h5")
+    save(tmp_path / "c.h5", 2.0)
     text = ",".join(f"vgg16:weights={tmp_path / name}" for name in ("a.h5", "b.h5", "c.h5"))
     found = named("resnet50,resnet50:image_size=224", text, tmp_path=tmp_path)
     assert [c.label for c in found] == ["resnet50", "vgg16", "vgg16"]
