@@ -9,13 +9,13 @@ from tests.unit.reasons import PAGE, documented, pattern, unexplained
 
 JOB = PAGE.parent.parent / "job"
 SOURCES = (
-    "data/decode.py",
-    "data/headers.py",
-    "data/workers.py",
-    "data/files.py",
-    "data/sources.py",
-    "data/rows.py",
-    "data/tables.py",
+    "decoding/decode.py",
+    "decoding/headers.py",
+    "decoding/processes.py",
+    "sources/local.py",
+    "sources/folders.py",
+    "sources/rows.py",
+    "sources/tables.py",
     "data/duplicates.py",
     "stages/split.py",
 )
