@@ -311,7 +311,7 @@ def test_names_are_utf_8_whatever_the_locale_is(scene, tmp_path, environ):
 
 
 def test_program_starts_itself_again_only_once_and_keeps_its_number(scene):
-    code = "import os, job.streams; print(os.getpid(), flush=True); job.streams.restart_in_utf8(); print('over')"
+    code = "import os, job.console.streams as s; print(os.getpid(), flush=True); s.restart_in_utf8(); print('over')"
     environ = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = start(scene, "", shell=f"exec {shlex.quote(sys.executable)} -c {shlex.quote(code)}", **environ)
     first, second, over = done.stdout.split()

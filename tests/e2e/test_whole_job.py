@@ -103,7 +103,7 @@ def test_keras_file_loads_in_safe_mode_and_predicts_the_same(finished_run):
     script = (
         "import sys, json, keras, numpy as np, pyarrow.parquet as pq\n"
         "from pathlib import Path\n"
-        "from job.data.stores import ArrayStore\n"
+        "from job.stores.arrays import ArrayStore\n"
         "from job.data.examples import Examples\n"
         "out = Path(sys.argv[1])\n"
         "model = keras.saving.load_model(out / 'model' / 'model.keras', safe_mode=True)\n"

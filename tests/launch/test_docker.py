@@ -133,7 +133,7 @@ def test_missing_credentials_are_said_in_a_line_for_each_service(image: Image, v
     ids=["none", "one core", "half of a core's time", "one and a half"],
 )
 def test_limits_of_the_container_are_known(image: Image, limits: dict[str, object], cores: int) -> None:
-    ask = "from job import cgroups; print(cgroups.usable_cores(), cgroups.memory_bytes())"
+    ask = "from job.runtime import cgroups; print(cgroups.usable_cores(), cgroups.memory_bytes())"
     code, text = ended(image, "-c", ask, entrypoint="python", mem_limit="512m", **limits, **HARDENED)
     assert code == 0, text
     assert text.split() == [str(min(cores, usable_cores())), str(512 * 2**20)]

@@ -103,7 +103,7 @@ def test_lines_and_events_of_a_run_are_single_lines(tmp_path):
 
 @pytest.mark.parametrize("kind", ["ValueError", "OSError"])
 def test_the_trace_of_a_bug_is_escaped(tmp_path, kind):
-    code = "import sys; from job.terminal import show_bug; sys.excepthook = show_bug\n" + f"raise {kind}({ODD!r})"
+    code = "import sys; from job.console.terminal import show_bug; sys.excepthook = show_bug\n" + f"raise {kind}({ODD!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT, check=False)
     assert done.returncode == 1 and b"Traceback" in done.stderr
     assert not set(done.stderr) & {0x1B, 0x07, 0x0D} and rb"\x1b]0;t\x07" in done.stderr
