@@ -132,8 +132,8 @@ def _found(workdir: Workdir, now: Published) -> Published:
     newest = sorted(whole, key=lambda found: found[:2])[-2:]
     if not newest:
         return now
-    before = {"before": newest[0][1], "before_files": newest[0][2]} if len(newest) > 1 else {}
-    return replace(now, set=newest[-1][1], files=newest[-1][2], **before)
+    now = replace(now, set=newest[-1][1], files=newest[-1][2])
+    return replace(now, before=newest[0][1], before_files=newest[0][2]) if len(newest) > 1 else now
 
 
 def _name(files: Mapping[str, str]) -> str:

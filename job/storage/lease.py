@@ -61,7 +61,7 @@ class Owner:
         values = {field.name: found.get(field.name) for field in fields(cls)} if isinstance(found, dict) else {}
         if any(not isinstance(value, int if name == "pid" else str) for name, value in values.items()) or not values:
             raise ValueError("no lease")
-        return cls(**values)
+        return cls(**values)  # type: ignore[arg-type]  # The kinds were just checked.
 
     def to_bytes(self) -> bytes:
         return json.dumps(asdict(self)).encode()
