@@ -2,8 +2,6 @@ import base64
 import hashlib
 import html
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 
 import pytest
@@ -15,7 +13,6 @@ from job.reporting.figures import SERIES
 from job.reporting.page import _percent, _points, _seconds
 from job.reporting.times import PARTS
 from job.stages.report import Report, report
-from tests.conftest import ROOT
 
 HOSTILE = (
     "<img src=x onerror=alert(1)>",
@@ -570,9 +567,3 @@ def test_nearly_all_is_not_called_all(share, text):
 def test_differences_have_a_sign_and_times_their_units():
     assert [_points(d) for d in (0.0123, -0.014, -0.0001)] == ["+1.2", "\N{MINUS SIGN}1.4", "0.0"]
     assert [_seconds(s) for s in (0.42, 31, 141, 9000)] == ["0.4 s", "31 s", "2 min 21 s", "2 h 30 min"]
-
-
-def test_nothing_heavy_is_imported():
-    code = "import sys, job.stages.report; print({'tensorflow', 'keras', 'matplotlib'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "set()\n"
