@@ -22,7 +22,7 @@ define INSTALL
 	$(1)/bin/python $(PIP_INSTALL) --quiet --no-deps --no-build-isolation --editable .
 endef
 
-.PHONY: help demo test check fix bench image docs lock clean
+.PHONY: help demo test test-all test-thorough check fix bench image docs lock clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -30,8 +30,15 @@ help:  ## list these targets
 demo: .venv/.cpu  ## the whole job on pictures that it draws itself
 	.venv/bin/transfer-job demo
 
-test: .venv/.dev  ## the tests
-	.venv/bin/python -m pytest -m "not long" --numprocesses 2 --dist loadfile --no-loadscope-reorder
+PYTEST = .venv/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+test: .venv/.dev  ## the tests that a change needs, in minutes
+	$(PYTEST) -m "not long and not thorough"
+
+test-all: test test-thorough  ## all tests but the long ones
+
+test-thorough: .venv/.dev  ## what test leaves out: clouds, kills, Docker, Slurm, Kubernetes
+	$(PYTEST) -m "thorough and not long"
 
 check: .venv/.dev .venv-lint/.done  ## format, lint, types, imports, shell scripts, Dockerfile
 	.venv/bin/ruff format --check .

@@ -38,6 +38,14 @@ pytest_plugins = ["tests.clouds.fixtures"]
 RunJob = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave what takes long, or needs a service, to `make test-all`."""
+    for item in items:
+        folder = item.path.relative_to(ROOT / "tests").parts[0]
+        if folder in ("clouds", "faults", "launch") and not item.get_closest_marker("core"):
+            item.add_marker("thorough")
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with real photos and weights; see CONTRIBUTING.md."""

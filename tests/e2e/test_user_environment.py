@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import ROOT, paint_classes, quick_settings
 
+pytestmark = pytest.mark.thorough
 USER = ROOT / ".venv-user" / "bin"
 NOBODY = "http://127.0.0.1:9"  # Where nobody answers, as on a node without a network.
 
