@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from job.storage.ledger import is_inside
 from job.storage.workdir import Workdir
@@ -46,6 +46,6 @@ class Published:
         """Return where a file of the set in service lies whole."""
         return workdir.path(f"versions/{self.set}/{name}")
 
-    def content(self) -> dict[str, Any]:
+    def content(self) -> dict[str, object]:
         """Return what is to be written to the file."""
         return {"schema": _SCHEMA, **asdict(self)}
