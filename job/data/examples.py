@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Self, TypedDict
+from typing import Literal, Self, TypedDict, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -116,21 +116,10 @@ class Examples:
 
     def by_class(self) -> list[ClassCounts]:
         """Return for each class its examples in each split, and what was excluded and quarantined of it."""
-        train, val, test = (Counter(self["label"][self.of(name)].tolist()) for name in ("train", "val", "test"))
-        excluded, quarantined = (
-            Counter(self["label"][self["status"] == status].tolist()) for status in ("excluded", "quarantined")
-        )
-        return [
-            {
-                "class": name,
-                "train": train[name],
-                "val": val[name],
-                "test": test[name],
-                "excluded": excluded[name],
-                "quarantined": quarantined[name],
-            }
-            for name in self.class_names
-        ]
+        counts = {name: Counter(self["label"][self.of(name)].tolist()) for name in ("train", "val", "test")}
+        counts |= {s: Counter(self["label"][self["status"] == s].tolist()) for s in ("excluded", "quarantined")}
+        rows = [{"class": name, **{column: c[name] for column, c in counts.items()}} for name in self.class_names]
+        return cast(list[ClassCounts], rows)
 
     @cached_property
     def labels(self) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
@@ -24,6 +24,7 @@ class Scores(TypedDict):
     log_loss: float
     ece: float
     ece_bins: int
+    used_for_choices: NotRequired[bool]
 
 
 def summary(labels_N: np.ndarray, probabilities_NC: np.ndarray, ece_bins: int) -> Scores:

@@ -112,7 +112,7 @@ class Job:
     @property
     def gate_met(self) -> bool:
         """Whether the model is good enough to be exported."""
-        return bool(self["evaluate"].numbers["gate"]["met"])
+        return self["evaluate"].numbers["gate"]["met"]
 
     def made_from(self, stage: str, done: Sequence[str]) -> dict[str, str]:
         """Return digests of all that a stage depends on: its settings, the source, and each `done` stage before it."""

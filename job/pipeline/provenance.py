@@ -12,7 +12,7 @@ from job.pipeline.job import Job
 from job.pipeline.records import read_run
 from job.pipeline.settings import settings_digest
 from job.pipeline.table import STAGES
-from job.reporting.summaries import Fingerprint, Run
+from job.reporting.summaries import Run
 from job.runtime.cgroups import usable_cores
 from job.storage.bucket.objects import is_remote
 from job.version import __version__
@@ -42,7 +42,7 @@ def describe(job: Job) -> Run:
     }
 
 
-def fingerprint(num_workers: int) -> Fingerprint:
+def fingerprint(num_workers: int) -> dict[str, object]:
     """Return the facts that decide about the last bits of a result, beside the configuration and the versions."""
     variables = ("TF_ENABLE_ONEDNN_OPTS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
     return {

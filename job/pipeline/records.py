@@ -28,8 +28,7 @@ class Record(Timing):
 
 def read_run(workdir: Workdir) -> Run | None:
     """Return the description of the run in run.json; None where it is missing or damaged."""
-    found: Run | None = read_sealed(workdir, _RUN)
-    return found
+    return read_sealed(workdir, _RUN)
 
 
 def write_run(workdir: Workdir, described: Run) -> None:
@@ -49,8 +48,7 @@ class Records:
 
     def __getitem__(self, stage: str) -> Record | None:
         """Return the record of a stage; None where the stage is not finished."""
-        found: Record | None = read_sealed(self._workdir, _name(stage))
-        return found
+        return read_sealed(self._workdir, _name(stage))
 
     def write(self, stage: str, record: Record) -> None:
         """Write that a stage is finished, and with what."""

@@ -21,7 +21,7 @@ from job.pipeline.table import STAGES
 from job.reporting import times
 from job.reporting.advice import MIN_AGREEMENT, advice
 from job.reporting.charts import charts, data_uri
-from job.reporting.summaries import Audited, Evaluated, Explored, Run, Shipped
+from job.reporting.summaries import Audited, Evaluated, Explored, Run, Shipped, of_shipped
 from job.runtime.context import Context
 from job.storage.files import in_units
 from job.storage.workdir import Workdir
@@ -145,8 +145,7 @@ def _data(explore: Explored, audit: Audited | None) -> dict[str, object]:
 def _results(evaluation: Evaluated) -> dict[str, object]:
     """The shipped model's numbers beside what it has to be held against, and its confusions."""
     shipped = evaluation["shipped"]
-    scores = evaluation[shipped]
-    assert scores is not None
+    scores = of_shipped(evaluation)
     test, leak_free = scores["test"], scores["test_leak_free"]
     other: Shipped = "fine_tuned" if shipped == "head" else "head"
     names, matrix = evaluation["class_names"], evaluation["confusion"]

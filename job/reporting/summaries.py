@@ -8,17 +8,6 @@ from job.measure.probes import CurvePoint
 from job.measure.shortcuts import Shortcuts
 
 
-class Fingerprint(TypedDict):
-    """The facts that decide about the last bits of a result, beside the configuration and the versions."""
-
-    cpu: str
-    cores: int
-    platform: str
-    environment: dict[str, str]
-    op_determinism: bool
-    workers: int
-
-
 class Run(TypedDict):
     """The content of run.json: with what a run was made, and on what kind of machine."""
 
@@ -31,22 +20,15 @@ class Run(TypedDict):
     config: dict[str, object]
     settings_of_stages: dict[str, str]
     versions: dict[str, str]
-    fingerprint: Fingerprint
-
-
-class FileOfReason(TypedDict):
-    """A file, and what the reason says about it alone."""
-
-    path: str
-    own: str
+    fingerprint: dict[str, object]
 
 
 class Reason(TypedDict):
-    """Why some files were not taken as they are, and the first of them."""
+    """Why some files were not taken as they are, the first of them, and what is particular to each."""
 
     reason: str
     count: int
-    files: list[FileOfReason]
+    files: list[dict[str, str]]
 
 
 class ExploredClass(ClassCounts):
@@ -121,23 +103,6 @@ class LateCopies(TypedDict):
     groups: list[Copies]
 
 
-class LabelIssue(TypedDict):
-    """A row of label_issues.csv: an example that a head which never saw it calls something else."""
-
-    path: str
-    given_label: str
-    suggested_label: str
-    score: float
-    likely: bool
-    split: str
-
-
-class ShownLabelIssue(LabelIssue):
-    """A label issue with its picture."""
-
-    thumbnail: str
-
-
 class LabelIssues(TypedDict):
     """Label issues. `agreement` is the share of the labels that the head agrees with."""
 
@@ -146,7 +111,7 @@ class LabelIssues(TypedDict):
     num_likely: int
     agreement: float
     by_class: list[dict[str, object]]
-    shown: list[ShownLabelIssue]
+    shown: list[dict[str, object]]
 
 
 class LearningCurve(TypedDict):
@@ -194,16 +159,10 @@ class Tuning(TypedDict):
     recipe: dict[str, object]
 
 
-class ValScores(Scores):
-    """Scores on the validation photos, which chose settings and so are too good."""
-
-    used_for_choices: bool
-
-
 class ModelScores(TypedDict):
     """How good one of the two models is. `test_leak_free` leaves out photos with a copy in the given training split."""
 
-    val: ValScores
+    val: Scores
     test: Scores
     test_leak_free: Scores | None
 
@@ -237,3 +196,10 @@ class Evaluated(Details):
     fine_tuned: ModelScores | None
     gate: Gate
     mistakes: list[dict[str, object]]
+
+
+def of_shipped(evaluated: Evaluated) -> ModelScores:
+    """Return the scores of the model that ships, which always has some."""
+    scores = evaluated[evaluated["shipped"]]
+    assert scores is not None
+    return scores

@@ -19,7 +19,7 @@ from job.data.registration import same_scene
 from job.errors import DataUnusable
 from job.measure.probes import learning_curve, out_of_fold
 from job.reporting.gallery import Gallery, crossings
-from job.reporting.summaries import Audited, LabelIssue, LabelIssues, LateCopies, LearningCurve, ShownLabelIssue
+from job.reporting.summaries import Audited, LabelIssues, LateCopies, LearningCurve
 from job.runtime.context import Context
 from job.runtime.telemetry import spent_once
 from job.storage.workdir import Workdir
@@ -147,7 +147,7 @@ def _label_issues(
     score = probabilities_NC[np.arange(len(labels)), labels]
     listed = np.flatnonzero((suggested != labels) | likely)
     listed = listed[np.argsort(score[listed], kind="stable")]
-    rows: list[LabelIssue] = [
+    rows: list[dict[str, object]] = [
         {
             "path": examples["path"][indices[k]],
             "given_label": examples.class_names[labels[k]],
@@ -159,7 +159,7 @@ def _label_issues(
         for k in listed
     ]
     workdir.write_bytes(LABEL_ISSUES, _as_csv(rows))
-    shown: list[ShownLabelIssue] = [
+    shown = [
         {**row, "thumbnail": gallery.photo(examples["row"][indices[k]], f"label-{number:03d}")}
         for number, (row, k) in enumerate(zip(rows[: config.shown], listed, strict=False))
     ]
@@ -174,10 +174,10 @@ def _label_issues(
     }
 
 
-def _as_csv(rows: list[LabelIssue]) -> bytes:
+def _as_csv(rows: list[dict[str, object]]) -> bytes:
     """A table with a header."""
     columns = ("path", "given_label", "suggested_label", "score", "likely", "split")
-    return csv_of([columns, *([row.get(column) for column in columns] for row in rows)])
+    return csv_of([columns, *([row[column] for column in columns] for row in rows)])
 
 
 def _outliers(

@@ -16,7 +16,7 @@ from job.measure.metrics import wilson
 from job.measure.shortcuts import shortcuts
 from job.reporting import figures
 from job.reporting.gallery import TILE_PX, Gallery, crossings
-from job.reporting.summaries import Duplicates, Explored, ExploredClass, FileOfReason, Reason, Suspicious
+from job.reporting.summaries import Duplicates, Explored, ExploredClass, Reason, Suspicious
 from job.runtime.context import Context
 from job.stores.arrays import ArrayStore
 
@@ -87,7 +87,7 @@ def _reason(kind: tuple[str, ...], examples: Examples, indices: list[int]) -> Re
     particulars = [_PARTICULAR.findall(examples["reason"][index]) for index in indices]
     same = [len(set(values)) == 1 for values in zip(*particulars, strict=True)]
     words = [first if alike else "\N{HORIZONTAL ELLIPSIS}" for first, alike in zip(particulars[0], same, strict=True)]
-    files: list[FileOfReason] = [
+    files = [
         {"path": examples["path"][index], "own": ", ".join(v for v, alike in zip(values, same, strict=True) if not alike)}
         for index, values in zip(indices[:_PATHS_SHOWN], particulars, strict=False)
     ]
