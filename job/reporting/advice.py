@@ -4,11 +4,16 @@ The harm is an estimate of the share of photos, or of points of accuracy, that a
 has the table. It orders the list and is never shown as a number.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from job.measure.shortcuts import Fact
 from job.reporting.summaries import Audited, Explored
+
+if TYPE_CHECKING:
+    from job.measure.shortcuts import Fact
 
 # Share of the labels that the probing head must agree with, before its disagreement says something about labels.
 MIN_AGREEMENT = 0.7

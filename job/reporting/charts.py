@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from job.measure.probes import CurvePoint
 from job.reporting import figures, times
 from job.reporting.summaries import Audited, HeadPath, Tuning
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from job.measure.probes import CurvePoint
 
 _MEDIA_TYPES = {".jpg": "image/jpeg", ".png": "image/png", ".svg": "image/svg+xml"}
 
@@ -33,7 +34,7 @@ def charts(
     return drawn
 
 
-def _learning_curve_chart(points: Sequence[CurvePoint]) -> "Figure":
+def _learning_curve_chart(points: "Sequence[CurvePoint]") -> "Figure":
     figure, (ax,) = figures.new_figure(6.0, 2.9)
     sizes = [point["num_examples"] for point in points]
     for point in points:

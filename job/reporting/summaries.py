@@ -1,11 +1,15 @@
 """The content of the JSON files that stages leave, as the page and later stages read them."""
 
-from typing import Literal, TypedDict
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from job.data.examples import ClassCounts
-from job.measure.metrics import Scores
-from job.measure.probes import CurvePoint
-from job.measure.shortcuts import Shortcuts
+
+if TYPE_CHECKING:  # These modules import much that only training needs.
+    from job.measure.metrics import Scores
+    from job.measure.probes import CurvePoint
+    from job.measure.shortcuts import Shortcuts
 
 
 class Run(TypedDict):

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from job.errors import TryAgainLater, UsageError
 
@@ -49,9 +49,8 @@ class Owner:
     def parse(cls, text: bytes) -> Self | None:
         """None where there is no owner, or one that died while it wrote its name."""
         with suppress(ValueError, TypeError):
-            found: dict[str, Any] = json.loads(text)
-            if found:
-                return cls(**{field.name: found.get(field.name) for field in fields(cls)})  # type: ignore[arg-type]
+            if found := json.loads(text):
+                return cls(**{field.name: found.get(field.name) for field in fields(cls)})
         return None
 
     def to_bytes(self) -> bytes:
