@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from job.data.examples import ClassCounts
 
@@ -25,14 +25,6 @@ class Run(TypedDict):
     settings_of_stages: dict[str, str]
     versions: dict[str, str]
     fingerprint: dict[str, object]
-
-
-class Reason(TypedDict):
-    """Why some files were not taken as they are, the first of them, and what is particular to each."""
-
-    reason: str
-    count: int
-    files: list[dict[str, str]]
 
 
 class ExploredClass(ClassCounts):
@@ -68,13 +60,6 @@ class Duplicates(TypedDict):
     label_conflicts: list[Copies]
 
 
-class Suspicious(TypedDict):
-    """Photos that show nothing or almost nothing."""
-
-    num_photos: int
-    shown: list[dict[str, str]]
-
-
 class Explored(TypedDict):
     """The content of explore.json."""
 
@@ -83,16 +68,16 @@ class Explored(TypedDict):
     splits: dict[str, int]
     splits_given: list[str]
     source_notes: list[str]
-    faults: list[Reason]
-    conversions: list[Reason]
-    ignored: list[Reason]
-    remarks: list[Reason]
+    faults: list[dict[str, object]]
+    conversions: list[dict[str, object]]
+    ignored: list[dict[str, object]]
+    remarks: list[dict[str, object]]
     classes: list[ExploredClass]
     sizes: dict[str, object]
     light: dict[str, object]
     shortcuts: Shortcuts
     duplicates: Duplicates
-    suspicious: Suspicious
+    suspicious: dict[str, Any]
     class_pictures: list[dict[str, object]]
     figures: dict[str, str]
 

@@ -54,26 +54,12 @@ class Request:
     rules: dict[str, Any]
 
 
-class OfBytes(TypedDict):
-    """What the exported model says to the bytes of the photos. `notice` is a sentence for users, or empty."""
-
-    num_photos: int
-    not_decodable_in_graph: int
-    not_readable: int
-    notice: str
-    largest_difference: float
-    mean_difference: float
-    changed_labels: int
-    changed_labels_with_clear_margin: int
-    clear_margin: float
-
-
 class Parity(TypedDict):
     """The content of parity.json. Whoever asked adds `faults`, clauses of a sentence, and the verdict `agrees`."""
 
     num_photos: int
     arrays: dict[str, float]
-    bytes: OfBytes
+    bytes: dict[str, Any]
     exif: dict[str, float]
     faults: NotRequired[list[str]]
     agrees: NotRequired[bool]

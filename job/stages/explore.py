@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, zip_longest
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from PIL import Image
@@ -16,7 +16,7 @@ from job.measure.metrics import wilson
 from job.measure.shortcuts import shortcuts
 from job.reporting import figures
 from job.reporting.gallery import TILE_PX, Gallery, crossings
-from job.reporting.summaries import Duplicates, Explored, ExploredClass, Reason, Suspicious
+from job.reporting.summaries import Duplicates, Explored, ExploredClass
 from job.runtime.context import Context
 from job.stores.arrays import ArrayStore
 
@@ -73,7 +73,7 @@ def explore(
     return Exploration(numbers)
 
 
-def _by_reason(examples: Examples, status: str) -> list[Reason]:
+def _by_reason(examples: Examples, status: str) -> list[dict[str, Any]]:
     """Return the reasons for a status. Those that differ only in what is particular to a file are one."""
     chosen = np.flatnonzero((examples["status"] == status) & (examples["reason"] != ""))
     kinds: dict[tuple[str, ...], list[int]] = defaultdict(list)
@@ -83,7 +83,7 @@ def _by_reason(examples: Examples, status: str) -> list[Reason]:
     return sorted(found, key=lambda r: (-r["count"], r["reason"]))
 
 
-def _reason(kind: tuple[str, ...], examples: Examples, indices: list[int]) -> Reason:
+def _reason(kind: tuple[str, ...], examples: Examples, indices: list[int]) -> dict[str, Any]:
     particulars = [_PARTICULAR.findall(examples["reason"][index]) for index in indices]
     same = [len(set(values)) == 1 for values in zip(*particulars, strict=True)]
     words = [first if alike else "\N{HORIZONTAL ELLIPSIS}" for first, alike in zip(particulars[0], same, strict=True)]
@@ -160,7 +160,7 @@ def _duplicates(examples: Examples, gallery: Gallery) -> Duplicates:
     }
 
 
-def _suspicious(examples: Examples, gallery: Gallery) -> Suspicious:
+def _suspicious(examples: Examples, gallery: Gallery) -> dict[str, object]:
     indices = examples.of()
     brightness, contrast = examples["brightness"][indices], examples["contrast"][indices]
     flat = contrast < _CONSTANT_CONTRAST
