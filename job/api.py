@@ -297,6 +297,7 @@ def report(out: Place, *, session: Session | None = None) -> Result:
                 "Run the job on it again, and it puts that right.",
             )
         settings = Config.model_validate(described["config"])
+        publishing.finish(workdir)
         draw(settings.report, run=described, timings=records.timings(made), context=context)
         publishing.publish(workdir, [*made, "report"])
         return Result(workdir, [f"Report: {workdir.shown(f'{publishing.place(workdir)}report.html')}"])

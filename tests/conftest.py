@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import job
 from job.runtime.context import Context
 from job.runtime.telemetry import Telemetry
 from job.storage.workdir import Workdir
@@ -67,6 +68,12 @@ def run_job(*arguments: object, timeout_s: float = 300, **environment: str) -> s
 
 def quick_settings(*more: str) -> list[str]:
     return [word for setting in (*QUICK, *more) for word in ("--set", setting)]
+
+
+def would_run(data: Path, out: Path, *settings: str) -> set[str]:
+    """The stages that a run with the quick settings and these would run, asked in this process."""
+    steps = job.plan(data, out, config=job.Config.load(None, [*QUICK, *settings]))
+    return {step.stage for step in steps if step.runs}
 
 
 def paint(path: Path, seed: int, kind: str = "stripes", size: tuple[int, int] = (72, 60), **save: object) -> Path:

@@ -168,10 +168,8 @@ def _weights_drawn_from(seed: int) -> Iterator[None]:
 
 
 def _weights_file(config: BackboneConfig) -> Path:
-    """Return the file of weights on this machine. Raises: UsageError, where it is none, or its numbers lie elsewhere."""
-    file = local_copy(config.weights) if is_remote(config.weights) else Path(config.weights)
-    _refuse_links(file)
-    return file
+    """Return the file of weights on this machine."""
+    return local_copy(config.weights) if is_remote(config.weights) else Path(config.weights)
 
 
 def scaling_layers(config: BackboneConfig) -> list[keras.Layer]:
@@ -234,6 +232,7 @@ def _calibrate(model: keras.Model, scaling: list[keras.Layer], image_size: int, 
 
 def _load_weights(model: keras.Model, file: Path) -> None:
     """Check every shape first: Keras loads what fits and is silent or vague about the rest."""
+    _refuse_links(file)
     with _refused(file):
         stored = _stored_shapes(file, model)
     expected = [(layer.name, [tuple(w.shape) for w in layer.weights]) for layer in model.layers if layer.weights]

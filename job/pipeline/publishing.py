@@ -38,7 +38,7 @@ from job.storage.files import (
     storage_errors,
     to_json,
 )
-from job.storage.published import PUBLISHED, Published
+from job.storage.published import Published
 from job.storage.workdir import Workdir
 
 ATTEMPT = "attempt"
@@ -76,7 +76,7 @@ def publish(workdir: Workdir, done: Collection[str]) -> None:
     else:
         finish(workdir)
         if digests != before.attempt:
-            _write(workdir, replace(before, attempt=digests))
+            replace(before, attempt=digests).save(workdir)
         _place(workdir, sources, digests, before.attempt, f"{ATTEMPT}/")
         _remove_copies(workdir, {n: d for n, d in before.attempt.items() if n not in digests}, f"{ATTEMPT}/")
     workdir.commit()
@@ -102,12 +102,56 @@ def keep_room(context: Context, num_parameters: int) -> None:
 
 
 def finish(workdir: Workdir) -> None:
-    """Make the files at the root of an output copies of the set in service, where they are not. Raises as `publish` does."""
+    """Make the files at the root of an output copies of the set in service, where they are not. Raises as `publish` does.
+
+    A published.json that is missing or damaged is written again from the sets in `versions/`. A set that is no longer whole
+    is made again from the copies, or from the stages by the next publication.
+    """
     now = Published.load(workdir)
+    mended = _mended(workdir, now)
+    if mended != now:
+        now = mended
+        now.save(workdir)
     old = {name: digest for name, digest in now.before_files.items() if name not in now.files}
     sources = {name: now.path(workdir, name) for name in now.files}
     _place(workdir, sources, now.files, now.before_files)
     _remove_copies(workdir, old)
+
+
+def _mended(workdir: Workdir, now: Published) -> Published:
+    """Return what is published where published.json, or a set that it names, is gone or damaged."""
+    if not now.set:
+        return _found(workdir, now)
+    names = {f"versions/{now.set}/{name}": digest for name, digest in now.files.items()}
+    if workdir.digests(tuple(now.files)) == now.files and all(workdir.exists(name) for name in names):
+        return now
+    if workdir.digests(tuple(names)) == names:
+        return now
+    if workdir.digests(tuple(now.files)) == now.files:
+        with workdir.writing_folder(f"versions/{now.set}") as folder, storage_errors(folder):
+            for name in now.files:
+                _fill(folder / name, workdir.path(name), copy_file)
+        return now
+    return _found(workdir, replace(now, set="", files={}, before="", before_files={}))
+
+
+def _found(workdir: Workdir, now: Published) -> Published:
+    """Return `now` with the newest whole set in `versions/` in service. The name of a set is a digest of what is in it."""
+    whole: list[tuple[float, str, dict[str, str]]] = []
+    for name in {file.split("/")[1] for file in workdir.ledger.below("versions")}:
+        folder = f"versions/{name}"
+        files = {file.removeprefix(f"{folder}/"): digest for file, digest in workdir.digests((folder,)).items()}
+        if name == _name(files):
+            whole.append((workdir.path(folder).stat().st_mtime, name, files))
+    newest = sorted(whole, key=lambda found: found[:2])[-2:]
+    if not newest:
+        return now
+    now = replace(now, set=newest[-1][1], files=newest[-1][2])
+    return replace(now, before=newest[0][1], before_files=newest[0][2]) if len(newest) > 1 else now
+
+
+def _name(files: Mapping[str, str]) -> str:
+    return digest_of(files)[:16]
 
 
 def place(workdir: Workdir) -> str:
@@ -185,7 +229,7 @@ def _sources(workdir: Workdir, done: Collection[str]) -> _Sources:
 
 def _publish_set(workdir: Workdir, sources: _Sources, digests: Mapping[str, str], before: Published) -> None:
     """Put a set into `versions/` and name it in published.json."""
-    name = digest_of(digests)[:16]
+    name = _name(digests)
     if workdir.digests((f"versions/{name}",)) != {f"versions/{name}/{file}": digest for file, digest in digests.items()}:
         with workdir.writing_folder(f"versions/{name}") as folder, storage_errors(folder):
             for file, source in sources.items():
@@ -193,7 +237,7 @@ def _publish_set(workdir: Workdir, sources: _Sources, digests: Mapping[str, str]
     is_same = name == before.set
     now = replace(before, attempt={}) if is_same else Published(name, digests, before.set, before.files)
     if now != before:
-        _write(workdir, now)
+        now.save(workdir)
         workdir.commit()  # Before the copies: in a bucket, too, the set is published before they change.
     for old in {file.split("/")[1] for file in workdir.ledger.below("versions")} - {now.set, now.before}:
         workdir.remove(f"versions/{old}")
@@ -245,7 +289,3 @@ def _fill(path: Path, source: Path | bytes, copy: Callable[[Path, Path], None]) 
 
 def _digest(source: Path | bytes) -> str:
     return sha256(source).hexdigest() if isinstance(source, bytes) else digest_of_file(source)
-
-
-def _write(workdir: Workdir, published: Published) -> None:
-    workdir.write_json(PUBLISHED, published.content())

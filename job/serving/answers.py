@@ -19,9 +19,11 @@ from job.serving.folder import is_below
 from job.sources.base import Entry, Source
 from job.sources.opening import opened
 from job.storage.bucket.downloads import local_copy, scratch
-from job.storage.bucket.objects import Conflict, is_remote, split_object
-from job.storage.bucket.open import open_objects
+from job.storage.bucket.objects import Conflict, is_remote, join, split_object
+from job.storage.bucket.open import is_there, open_objects
+from job.storage.claim import is_claimed
 from job.storage.files import beside, writing
+from job.storage.ledger import MARK, is_reserved
 from job.text.untrusted import guarded
 
 _COLUMNS = ("path", "label", "probability", "top_3", "error")
@@ -102,6 +104,10 @@ def place(out: str, *, overwrite: bool, model: str, data: str) -> Place:
         raise UsageError(f"--out {out}: give a name that ends in .parquet or .csv.")
     if is_below(out, model):
         raise UsageError(f"--out {out} lies in --model {model}, where nothing is written. Give a name elsewhere.")
+    if (owner := _output_around(out)) is not None:
+        raise UsageError(
+            f"--out {out} lies in the output of a run, {owner}, under a name that the job writes itself. Give another place."
+        )
     if _is_same(out, data):
         raise UsageError(f"--out {out}: this is the table that --data names. Give another name.")
     version = ""
@@ -129,6 +135,17 @@ def _is_foreign(out: str, overwrite: bool) -> bool:
             "be replaced."
         )
     return True
+
+
+def _output_around(out: str) -> str | None:
+    """Return the output of this job in which a file has a name that the job may write itself."""
+    if is_remote(out):
+        parts = out.split("/")
+        around = [("/".join(parts[:k]), "/".join(parts[k:])) for k in range(len(parts) - 1, 3, -1)]
+        return next((uri for uri, name in around if is_reserved(name) and is_there(join(uri, MARK))), None)
+    file = Path(out).resolve()
+    found = (p for p in file.parents if is_claimed(p) and is_reserved(file.relative_to(p).as_posix()))
+    return next(map(str, found), None)
 
 
 def _is_same(out: str, other: str) -> bool:

@@ -8,12 +8,13 @@ import math
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from job.errors import StorageFailed
+from job.errors import StorageFailed, UsageError
 
 _NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)  # 9p, vboxsf and some FUSE mounts cannot sync a folder.
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -89,6 +90,27 @@ def link_or_copy(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         copy_file(source, target)
+
+
+def open_own(path: Path, flags: int) -> int:
+    """Return the descriptor of a regular file of the job's, which is no link.
+
+    Raises:
+        UsageError: where something else has its name.
+        OSError.
+    """
+    try:
+        descriptor = os.open(
+            path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666
+        )  # A pipe would be waited for.
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise
+    else:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return descriptor
+        os.close(descriptor)
+    raise UsageError(f"{path} is in the way: it is no regular file, so this job did not make it. Move it somewhere else.")
 
 
 def digest_of_file(path: Path) -> str:

@@ -20,13 +20,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
-from job.errors import TryAgainLater, UsageError
+from job.errors import JobError, TryAgainLater, UsageError
+from job.storage.files import open_own
 
 NAME = ".lease"
 _TOUCHED_EVERY_S = 1.0
 DEAD_AFTER_S = 40.0  # Well beyond the few seconds for which network file systems remember old times.
 _LOCK_TIMEOUT_S = 3.0
 _LOOKS_EVERY_S = 0.2
+_BEGINS = b'{"token": "'
+_MAX_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,18 @@ class Owner:
 
     @classmethod
     def parse(cls, text: bytes) -> Self | None:
-        """None where there is no owner, or one that died while it wrote its name."""
-        with suppress(ValueError, TypeError):
-            if found := json.loads(text):
-                return cls(**{field.name: found.get(field.name) for field in fields(cls)})
-        return None
+        """Return the owner that a lease names; None where there is none, or one that died while it wrote its name.
+
+        Raises:
+            ValueError: where the text is no lease.
+        """
+        if not text or (text.startswith(_BEGINS) and not text.endswith(b"}")):
+            return None
+        found = json.loads(text)
+        values = {field.name: found.get(field.name) for field in fields(cls)} if isinstance(found, dict) else {}
+        if any(not isinstance(value, int if name == "pid" else str) for name, value in values.items()) or not values:
+            raise ValueError("no lease")
+        return cls(**values)  # type: ignore[arg-type]  # The kinds were just checked.
 
     def to_bytes(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -88,12 +98,12 @@ class Lease:
 
     def release(self) -> None:
         self._released.set()
-        with suppress(TryAgainLater, OSError), _locked(self._file) as descriptor:
+        with suppress(JobError, OSError), _locked(self._file) as descriptor:
             self._check(descriptor)
             self._file.unlink()
 
     def _check(self, descriptor: int) -> None:
-        now = _read(descriptor)
+        now = _read(descriptor, self._file)
         if now != self._owner:
             raise TryAgainLater(
                 f"{self._file.parent} was taken over by {now or 'another run'}, because this one seemed to be dead. "
@@ -103,8 +113,8 @@ class Lease:
     def _keep_touching(self) -> None:
         while not self._released.wait(_TOUCHED_EVERY_S):
             # Where the lock is held for long, by a thread of this process above all, the next touch will do.
-            with suppress(OSError, TryAgainLater), _locked(self._file) as descriptor:
-                if _read(descriptor) != self._owner:
+            with suppress(OSError, JobError), _locked(self._file) as descriptor:
+                if _read(descriptor, self._file) != self._owner:
                     return
                 os.utime(descriptor)
 
@@ -128,9 +138,7 @@ def acquire(
     seen_at = time.monotonic()
     while True:
         with _locked(file) as descriptor:
-            if os.pread(descriptor, 1, 0) not in (b"", b"{"):
-                raise UsageError(f"{file} is in the way: it is no lease of this job. Move it somewhere else.")
-            other, touched = _read(descriptor), os.fstat(descriptor).st_mtime_ns
+            other, touched = _read(descriptor, file), os.fstat(descriptor).st_mtime_ns
             waited_s = time.monotonic() - seen_at
             if other is None or other.is_dead or ((other, touched) == seen and waited_s > dead_after_s):
                 if other is not None:
@@ -152,13 +160,13 @@ def _locked(file: Path) -> Iterator[int]:
     """The open file, which nobody else has locked."""
     deadline = time.monotonic() + _LOCK_TIMEOUT_S
     while True:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = open_own(file, os.O_RDWR | os.O_CREAT)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise in_use(file.parent, _read(descriptor)) from None
+                    raise in_use(file.parent, _read(descriptor, file)) from None
                 time.sleep(0.01)
                 continue
             except OSError:
@@ -172,12 +180,17 @@ def _locked(file: Path) -> Iterator[int]:
 
 def _is_still(file: Path, descriptor: int) -> bool:
     with suppress(FileNotFoundError):
-        return os.path.samestat(file.stat(), os.fstat(descriptor))
+        return os.path.samestat(file.lstat(), os.fstat(descriptor))
     return False
 
 
-def _read(descriptor: int) -> Owner | None:
-    return Owner.parse(os.pread(descriptor, 4096, 0))
+def _read(descriptor: int, file: Path) -> Owner | None:
+    """Return the owner. Raises: UsageError, where the file is somebody else's."""
+    text = os.pread(descriptor, _MAX_BYTES, 0)
+    try:
+        return Owner.parse(text)
+    except (ValueError, RecursionError):
+        raise UsageError(f"{file} is in the way: it is no lease of this job. Move it somewhere else.") from None
 
 
 def in_use(folder: Path | str, owner: Owner | None) -> TryAgainLater:

@@ -3,7 +3,8 @@
 The ledger is the content of the mark, the file that claims the directory (`claim.py`). A name is written into it *before*
 the file appears, with the SHA-256 that the file will have, and before the file goes. So a kill at any instant leaves no file
 of which it is not known whose it is: a file that was about to come is the job's where it has those bytes, and somebody
-else's where it has others. Names are relative to the directory, which may therefore be moved or copied.
+else's where it has others. Names are relative to the directory, which may therefore be moved or copied. The content stands
+in the mark twice, so that a flipped bit leaves one of them whole.
 
 Four kinds of files need no line. Shards and checkpoints carry the SHA-256 of their content in their names; what lies in
 `.tmp/` is the job's by its place; and logs only grow.
@@ -11,6 +12,7 @@ Four kinds of files need no line. Shards and checkpoints carry the SHA-256 of th
 
 import json
 import os
+import stat
 import threading
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -19,7 +21,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from job.errors import UsageError
-from job.storage.files import digest_of_file, own_mark, sync
+from job.storage.files import digest_of_file, open_own, own_mark, sync
 
 MARK = ".transfer-job"
 TEMPORARY = ".tmp"
@@ -133,22 +135,41 @@ class Ledger:
 
     def _read(self) -> set[str]:
         try:
-            text = self._file.read_bytes()
+            with open(open_own(self._file, os.O_RDONLY), "rb") as file:
+                text = file.read()
         except FileNotFoundError:
             return set()
         if not text:  # The claim was cut off before its first line, or this is the copy of an output in a bucket.
             self._unsaved = {name for name in _in_manifest(self._root) if self._has(name)}
+            if not self._unsaved:
+                self._refuse_unknown("is empty")
             return set(self._unsaved)
-        content = _parsed(text)
-        if content is None:  # Damaged. The mark stands, so whatever has one of the job's names is taken for the job's.
-            self._unsaved = {name for name in self._files_below() if is_reserved(name) and name != MARK}
-            return set(self._unsaved)
+        content = _parsed(text[: len(text) // 2]) or _parsed(text[len(text) // 2 :])
+        if content is None:
+            self._refuse_unknown("is damaged")
+            return set()
         coming = content["coming"].items()
         self._unsaved = {name for name, digest in coming if self._has(name) and digest_of_file(self._root / name) == digest}
         return {name for name in content["files"] if self._has(name)} | self._unsaved
 
+    def _refuse_unknown(self, what: str) -> None:
+        """Refuse a directory with files of which nobody knows whose they are. Raises: UsageError."""
+        apart = (MARK, ".lease", TEMPORARY)
+        found = sorted(p.name for p in self._root.iterdir() if p.name not in apart and is_reserved(p.name))
+        if found:
+            raise UsageError(
+                f"{self._file} {what}, so it is unknown which files beside it this job has made: {', '.join(found[:5])}. "
+                "They stay as they are, and predict can still read a model in them. Give another --out."
+            )
+
     def _has(self, name: str) -> bool:
-        return is_inside(name) and (self._root / name).is_file()
+        """Return whether there is a regular file of this name, with no link on the way to it."""
+        return is_inside(name) and _is_regular(self._root / name) and self._obstacle(self._root / name) is None
+
+    def _obstacle(self, path: Path) -> Path | None:
+        """Return what on the way to a file is not a folder of its own: a file, or a link."""
+        parents = (p for p in reversed(path.parents) if p != self._root and p.is_relative_to(self._root))
+        return next((p for p in parents if os.path.lexists(p) and (p.is_symlink() or not p.is_dir())), None)
 
     def _files_below(self) -> Iterable[str]:
         for folder, folders, files in os.walk(self._root):
@@ -158,7 +179,7 @@ class Ledger:
 
     def _refuse_foreign(self, name: str) -> None:
         path = self._root / name
-        in_the_way = next((p for p in path.parents if p.is_relative_to(self._root) and _is_no_folder(p)), None)
+        in_the_way = self._obstacle(path)
         if in_the_way is None and os.path.lexists(path):
             in_the_way = path
         if in_the_way is not None:
@@ -169,7 +190,7 @@ class Ledger:
 
     def _save(self, coming: Mapping[str, str]) -> None:
         content = {"what": _WHAT, "files": sorted(self._ours()), "coming": dict(coming)}
-        text = json.dumps({"sha256": _checksum(content), **content}, indent=0) + "\n"
+        text = 2 * (json.dumps({"sha256": _checksum(content), **content}, indent=0) + "\n")  # One of them may be damaged.
         temporary = self._root / TEMPORARY / own_mark()
         temporary.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -218,8 +239,10 @@ def _checksum(content: Mapping[str, object]) -> str:
     return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _is_no_folder(path: Path) -> bool:
-    return os.path.lexists(path) and not path.is_dir()
+def _is_regular(path: Path) -> bool:
+    with suppress(OSError):
+        return stat.S_ISREG(path.lstat().st_mode)
+    return False
 
 
 def is_inside(name: str) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Self
 
-from job.storage.ledger import is_inside
+from job.storage.sealed import read_sealed, write_sealed
 from job.storage.workdir import Workdir
 
 PUBLISHED = "published.json"
@@ -26,16 +26,14 @@ class Published:
     @classmethod
     def load(cls, workdir: Workdir) -> Self:
         """Return what is published; nothing where the file is missing or damaged."""
-        found = workdir.read_json(PUBLISHED)
-        try:
-            named = {name: found[name] for name in cls.__dataclass_fields__}
-            files = [name for part in ("files", "before_files", "attempt") for name in named[part]]
-            sets = all(isinstance(named[name], str) for name in ("set", "before"))
-            if found["schema"] == _SCHEMA and sets and all(map(is_inside, files)):
-                return cls(**named)
-        except (TypeError, KeyError, AttributeError):
-            pass
-        return cls()
+        found = read_sealed(workdir, PUBLISHED)
+        if found is None or found.pop("schema") != _SCHEMA:
+            return cls()
+        return cls(**found)
+
+    def save(self, workdir: Workdir) -> None:
+        """Write the file. Raises as `Workdir.writing` does."""
+        write_sealed(workdir, PUBLISHED, {"schema": _SCHEMA, **asdict(self)})
 
     @property
     def has_model(self) -> bool:
@@ -45,7 +43,3 @@ class Published:
     def path(self, workdir: Workdir, name: str) -> Path:
         """Return where a file of the set in service lies whole."""
         return workdir.path(f"versions/{self.set}/{name}")
-
-    def content(self) -> dict[str, object]:
-        """Return what is to be written to the file."""
-        return {"schema": _SCHEMA, **asdict(self)}

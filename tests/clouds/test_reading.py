@@ -36,7 +36,9 @@ def impatient(tmp_path):
     """The environment of a program that tries again for 2 s, and so do the processes that it starts."""
     folder = tmp_path / "site"
     folder.mkdir()
-    (folder / "sitecustomize.py").write_text("import job.storage.bucket.objects\njob.storage.bucket.objects.RETRY_FOR_S = 2.0\n")
+    (folder / "sitecustomize.py").write_text(
+        "import job.storage.bucket.objects\njob.storage.bucket.objects.RETRY_FOR_S = 2.0\n"
+    )
     return {"PYTHONPATH": f"{folder}:{ROOT}", **node(tmp_path / "node")}
 
 

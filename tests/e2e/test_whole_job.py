@@ -14,14 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from job.pipeline.table import STAGES
-from tests.conftest import ROOT, paint, quick_settings, run_job
-
-
-def plan_of(out, data, *settings):
-    done = run_job("run", "--data", data, "--out", out, "--dry-run", *settings)
-    assert done.returncode == 0, done.stderr
-    lines = [line.split(maxsplit=2) for line in done.stdout.splitlines()]
-    return {line[0]: line[1].rstrip(":") == "runs" for line in lines if line and line[0] in STAGES}
+from tests.conftest import ROOT, paint, quick_settings, run_job, would_run
 
 
 @pytest.fixture
@@ -152,8 +145,7 @@ def test_finished_run_is_left_alone_without_importing_tensorflow(finished_run, p
     ],
 )
 def test_a_changed_setting_makes_stale_what_depends_on_it(finished_run, painted, setting, runs):
-    found = plan_of(finished_run, painted, *quick_settings(setting))
-    assert {name for name, will_run in found.items() if will_run} == runs
+    assert would_run(painted, finished_run, setting) == runs
 
 
 def test_changed_epochs_run_only_fine_tune_and_what_follows(copy_of_run, painted):
@@ -167,9 +159,9 @@ def test_changed_epochs_run_only_fine_tune_and_what_follows(copy_of_run, painted
 
 def test_missing_store_is_made_again_only_when_it_is_needed(copy_of_run, painted):
     shutil.rmtree(copy_of_run / "cache")
-    assert not any(plan_of(copy_of_run, painted, *quick_settings()).values())
-    needed = plan_of(copy_of_run, painted, *quick_settings("fine_tune.epochs=1"))
-    assert {n for n, runs in needed.items() if runs} == {"intake", "extract", "fine_tune", "evaluate", "export", "report"}
+    assert would_run(painted, copy_of_run) == set()
+    needed = would_run(painted, copy_of_run, "fine_tune.epochs=1")
+    assert needed == {"intake", "extract", "fine_tune", "evaluate", "export", "report"}
 
 
 def test_run_that_stops_early_leaves_the_model_in_service_and_what_it_saw_beside_it(copy_of_run, painted):
@@ -203,7 +195,7 @@ def contents(out, *names):
 
 def test_damaged_output_is_made_again(copy_of_run, painted):
     (copy_of_run / "stages/evaluate/predictions.parquet").write_bytes(b"half")
-    assert plan_of(copy_of_run, painted, *quick_settings())["evaluate"]
+    assert "evaluate" in would_run(painted, copy_of_run)
     whole = (copy_of_run / "metrics.json").read_bytes()
     (copy_of_run / "metrics.json").write_bytes(b"half")
     shutil.rmtree(copy_of_run / "model")
@@ -255,8 +247,8 @@ def test_stop_signal_ends_with_143_and_the_same_command_goes_on(painted, tmp_pat
     assert "Stopped by SIGTERM" in errors and "same command goes on" in errors and "Traceback" not in errors
     finished = {p.stem for p in (out / "stages").glob("*.json")}
     assert finished == {"intake", "split", "explore", "extract", "audit", "head"}
-    again = plan_of(out, painted, *quick_settings("fine_tune.epochs=500"))
-    assert not any(again[name] for name in finished) and again["fine_tune"]
+    again = would_run(painted, out, "fine_tune.epochs=500")
+    assert not again & finished and "fine_tune" in again
 
 
 def test_quality_gate_that_is_not_met_ends_with_3_and_exports_nothing(copy_of_run, painted):

@@ -8,7 +8,7 @@ import pytest
 from job.pipeline.records import Records
 from job.pipeline.table import STAGES
 from job.storage.workdir import Workdir
-from tests.conftest import paint, paint_classes, quick_settings, run_job
+from tests.conftest import paint, paint_classes, quick_settings, run_job, would_run
 
 ALL = set(STAGES)
 FROM_EXTRACT = {"extract", "audit", "head", "fine_tune", "evaluate", "export", "report"}
@@ -32,14 +32,6 @@ def folder(finished):
     yield finished
     shutil.rmtree(finished)
     kept.rename(finished)
-
-
-def would_run(folder, *settings):
-    call = ("run", "--data", folder / "photos", "--out", folder / "out")
-    done = run_job(*call, "--dry-run", *quick_settings(*settings))
-    assert done.returncode == 0, done.stderr
-    lines = [line.split(maxsplit=2) for line in done.stdout.splitlines()]
-    return {line[0] for line in lines if line and line[0] in STAGES and line[1] == "runs:"}
 
 
 def photo(folder):
@@ -106,7 +98,7 @@ def cut_output(folder):
 )
 def test_a_change_makes_stale_what_depends_on_it(folder, change, runs):
     change(folder)
-    assert would_run(folder) == runs
+    assert would_run(folder / "photos", folder / "out") == runs
 
 
 @pytest.mark.parametrize(
@@ -119,12 +111,12 @@ def test_a_change_makes_stale_what_depends_on_it(folder, change, runs):
     ],
 )
 def test_a_changed_setting_makes_stale_what_depends_on_it(finished, setting, runs):
-    assert would_run(finished, setting) == runs
+    assert would_run(finished / "photos", finished / "out", setting) == runs
 
 
 def test_other_weights_make_stale_what_they_go_into(finished, shared):
     weights = shared / "weights" / "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_224_no_top.h5"
-    assert would_run(finished, f"backbone.weights={weights}") == FROM_EXTRACT
+    assert would_run(finished / "photos", finished / "out", f"backbone.weights={weights}") == FROM_EXTRACT
 
 
 def test_cut_shard_is_made_again_with_the_same_bytes_and_nothing_else(folder):

@@ -5,11 +5,8 @@ import csv
 import io
 import json
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -99,11 +96,3 @@ def test_lines_and_events_of_a_run_are_single_lines(tmp_path):
     assert stream.getvalue() == SHOWN + "\n"
     (line,) = Path(tmp_path / "events.jsonl").read_bytes().splitlines()
     assert line.isascii() and json.loads(line)["name"] == ODD
-
-
-@pytest.mark.parametrize("kind", ["ValueError", "OSError"])
-def test_the_trace_of_a_bug_is_escaped(tmp_path, kind):
-    code = "import sys; from job.console.terminal import show_bug; sys.excepthook = show_bug\n" + f"raise {kind}({ODD!r})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT, check=False)
-    assert done.returncode == 1 and b"Traceback" in done.stderr
-    assert not set(done.stderr) & {0x1B, 0x07, 0x0D} and rb"\x1b]0;t\x07" in done.stderr

@@ -118,17 +118,62 @@ def test_file_that_was_about_to_come_is_the_jobs_only_with_the_announced_bytes(w
     assert workdir.path("report.html").read_bytes() == b"mine"
 
 
-def test_every_flipped_bit_of_the_mark_leaves_the_job_its_own_files(workdir):
+def test_every_flipped_bit_of_the_mark_leaves_everybody_their_own_files(workdir):
     workdir.write_bytes("metrics.json", b"1")
     publish(workdir, b"1")
+    workdir.path("model/notes").write_bytes(b"mine")
     good = workdir.path(MARK).read_bytes()
     for place in range(0, 8 * len(good), 97):
         bad = bytearray(good)
         bad[place // 8] ^= 1 << place % 8
         workdir.path(MARK).write_bytes(bytes(bad))
         again = Workdir(workdir.root)
-        again.write_bytes("metrics.json", b"2")
-        assert {"metrics.json", "model/weights"} <= {*again.ledger.below("metrics.json"), *again.ledger.below("model")}
+        assert [*again.ledger.below("metrics.json"), *again.ledger.below("model")] == ["metrics.json", "model/weights"]
+    again.write_bytes("metrics.json", b"2")
+    again.remove("model")
+    assert [p.name for p in workdir.path("model").iterdir()] == ["notes"]
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"0", b"[" * 100_000, b"\xff" * 10], ids=len)
+def test_directory_whose_mark_says_nothing_is_refused_and_stays(workdir, text):
+    publish(workdir, b"1")
+    workdir.path(MARK).write_bytes(text)
+    again = Workdir(workdir.root)
+    with pytest.raises(UsageError, match=r"which files beside it this job has made: model\..*another --out"):
+        publish(again, b"2")
+    assert workdir.path("model/weights").read_bytes() == b"1" and workdir.path(MARK).read_bytes() == text
+
+
+@pytest.mark.parametrize("what", ["pipe", "folder", "loop", "dangling link"])
+def test_mark_that_is_no_regular_file_is_refused(workdir, what):
+    mark = workdir.path(MARK)
+    {
+        "pipe": lambda: os.mkfifo(mark),
+        "folder": mark.mkdir,
+        "loop": lambda: mark.symlink_to(MARK),
+        "dangling link": lambda: mark.symlink_to("nowhere"),
+    }[what]()
+    with pytest.raises(UsageError, match="is in the way: it is no regular file"):
+        publish(workdir, b"1")
+    assert not workdir.path("nowhere").exists()
+
+
+@pytest.mark.parametrize("linked", ["model", "model/weights", "stages"])
+def test_nothing_is_written_or_removed_through_a_link(workdir, tmp_path_factory, linked):
+    """Users deploy so: the folder is moved to where a server reads it, and a link takes its place."""
+    publish(workdir, b"1")
+    workdir.write_bytes("stages/head/head.json", b"1")
+    elsewhere = tmp_path_factory.mktemp("srv") / "moved"
+    workdir.path(linked).rename(elsewhere)
+    workdir.path(linked).symlink_to(elsewhere)
+    before = {p: p.read_bytes() for p in [elsewhere, *elsewhere.rglob("*")] if p.is_file()}
+    again = Workdir(workdir.root)
+    with pytest.raises(UsageError, match=f"{linked} is in the way"):
+        again.write_bytes("stages/head/head.json", b"2")
+        publish(again, b"2")
+    again.remove("model")
+    again.remove("stages")
+    assert {p: p.read_bytes() for p in before} == before and workdir.path(linked).is_symlink()
 
 
 def test_json_that_is_missing_or_broken_reads_as_none(workdir):

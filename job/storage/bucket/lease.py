@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 
-from job.errors import JobError
+from job.errors import JobError, UsageError
 from job.storage.bucket.objects import Conflict, NoSuchObject, Objects
 from job.storage.lease import NAME, Owner, in_use
 
@@ -71,6 +71,8 @@ def acquire(
     seen, seen_at = "", time.monotonic()
     while True:
         found = objects.find(NAME)
+        if found and not found.is_own:
+            raise UsageError(f"{objects.uri}/{NAME} is in the way: it is no lease of this job. Move it somewhere else.")
         version, other = (found.version, _owner(objects, found.version)) if found else ("", None)
         is_silent = version == seen and time.monotonic() - seen_at > dead_after_s
         if other is None or other.is_dead or is_silent:
@@ -88,7 +90,7 @@ def acquire(
 
 
 def _owner(objects: Objects, version: str) -> Owner | None:
-    """None where it has been written again meanwhile, too: then it cannot be replaced either."""
-    with suppress(NoSuchObject):
+    """Return who holds the lease; None where it was released, or written again meanwhile, so that it cannot be replaced."""
+    with suppress(NoSuchObject, ValueError):
         return Owner.parse(objects.read(NAME, version))
     return None

@@ -7,6 +7,7 @@ import pytest
 from job.cli import main
 from job.errors import JobError
 from tests.conftest import ROOT, run_job
+from tests.unit.test_untrusted import ODD
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in main.commands)])
@@ -55,3 +56,17 @@ def test_wrong_usage_ends_with_2_and_one_clear_line(tmp_path, arguments, said):
     assert done.returncode == 2
     assert said in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_report_imports_nothing_heavy():
+    code = "import sys, job.stages.report; print({'tensorflow', 'keras', 'matplotlib'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize("kind", ["ValueError", "OSError"])
+def test_the_trace_of_a_bug_is_escaped(tmp_path, kind):
+    code = "import sys; from job.console.terminal import show_bug; sys.excepthook = show_bug\n" + f"raise {kind}({ODD!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT, check=False)
+    assert done.returncode == 1 and b"Traceback" in done.stderr
+    assert not set(done.stderr) & {0x1B, 0x07, 0x0D} and rb"\x1b]0;t\x07" in done.stderr

@@ -208,11 +208,29 @@ def test_owner_that_died_while_it_wrote_its_name_is_none(tmp_path):
     held.release()
 
 
-def test_file_of_somebody_else_under_the_name_of_the_lease_stays(tmp_path):
-    (tmp_path / lease.NAME).write_bytes(b"flat 4, until June")
-    with pytest.raises(UsageError, match="is in the way"):
+FOREIGN = {
+    "text": lambda file, other: file.write_bytes(b"mine"),
+    "broken JSON": lambda file, other: file.write_bytes(b"{ precious"),
+    "JSON": lambda file, other: file.write_bytes(b'{"my": "settings"}'),
+    "long": lambda file, other: file.write_bytes(b'{"my": "' + b"x" * 5000 + b'"}'),
+    "deep": lambda file, other: file.write_bytes(b"[" * 4096),
+    "owner of another kind": lambda file, other: file.write_bytes(b'{"token": 1, "host": 2}'),
+    "folder": lambda file, other: file.mkdir(),
+    "pipe": lambda file, other: os.mkfifo(file),
+    "link": lambda file, other: (other.write_bytes(b"{ precious"), file.symlink_to(other)),
+    "dangling link": lambda file, other: file.symlink_to(other),
+}
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_file_of_somebody_else_under_the_name_of_the_lease_stays(tmp_path, what):
+    file, other = tmp_path / lease.NAME, tmp_path / "other"
+    FOREIGN[what](file, other)
+    before = [p.read_bytes() if p.is_file() else p.exists() for p in (file, other)]
+    with pytest.raises(UsageError, match="in the way"):
         acquire(tmp_path)
-    assert (tmp_path / lease.NAME).read_bytes() == b"flat 4, until June"
+    assert [p.read_bytes() if p.is_file() else p.exists() for p in (file, other)] == before
+    assert os.path.lexists(file)
 
 
 def test_of_many_that_start_at_once_one_gets_the_lease(tmp_path):

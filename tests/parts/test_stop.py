@@ -11,9 +11,13 @@ import pytest
 from tests.conftest import ROOT
 
 # A process that listens, says so, and then does something for as long as it takes.
-SCRIPT = (
-    "from job.runtime.stop import STOP, ignore_signals\nSTOP.listen()\nSTOP.grace_s = {grace}\nprint('ready', flush=True)\n{body}\n"
-)
+SCRIPT = """
+from job.runtime.stop import STOP, ignore_signals
+STOP.listen()
+STOP.grace_s = {grace}
+print('ready', flush=True)
+{body}
+"""
 ASKS = "import time\nfrom job.errors import Stopped\nwhile True:\n    time.sleep(0.01)\n    STOP.check()"
 # A busy loop in C, between whose bytecodes nothing of Python's runs in the main thread.
 DEAF = "import hashlib\nhashlib.pbkdf2_hmac('sha256', b'a', b'b', 10**9)"

@@ -211,7 +211,7 @@ def test_good_files_are_all_taken(context):
 
 def test_mutants_are_the_same_in_every_process():
     program = (
-        "import hashlib, tests.unit.test_fuzz as t; print(hashlib.sha256(b''.join(map(t.mutant, range(40)))).hexdigest())"
+        "import hashlib, tests.parts.test_fuzz as t; print(hashlib.sha256(b''.join(map(t.mutant, range(40)))).hexdigest())"
     )
     there = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert there.stdout.strip() == sha256(b"".join(map(mutant, range(40)))).hexdigest()
