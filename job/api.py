@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,7 +30,7 @@ from job.storage.bucket.objects import is_remote, refuse_credentials
 from job.storage.published import Published
 from job.storage.workdir import Workdir
 
-Settings = Config | Mapping[str, Any] | str | os.PathLike[str] | None
+Settings = Config | Mapping[str, object] | str | os.PathLike[str] | None
 Place = str | os.PathLike[str]
 
 
@@ -58,10 +58,9 @@ class Result:
     lines: Sequence[str]
 
     @property
-    def metrics(self) -> dict[str, Any] | None:
+    def metrics(self) -> publishing.Metrics | None:
         """The content of metrics.json; None where nothing was trained."""
-        found: dict[str, Any] | None = self.workdir.read_json(f"{publishing.place(self.workdir)}metrics.json")
-        return found
+        return self.workdir.read_json(f"{publishing.place(self.workdir)}metrics.json")
 
     @property
     def report(self) -> Path:
@@ -338,7 +337,7 @@ def _config(given: Settings, *, checks_backbone: bool = True) -> Config:
     return config
 
 
-def _dotted(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _dotted(settings: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     for name, value in settings.items():
         if isinstance(value, Mapping):
             yield from _dotted(value, f"{prefix}{name}.")
@@ -370,12 +369,16 @@ def _workdir(data: Place, out: Place, labels: Place | None, config: Config, sess
     return output.make_workdir(place("--out", _text(out)), folders=folders, files=files, worker=worker)
 
 
-def _text(given: Any) -> Any:
+@overload
+def _text(given: Place) -> str: ...
+@overload
+def _text(given: Place | None) -> str | None: ...
+def _text(given: Place | None) -> str | None:
     """Return a path or URI as text, with `~` expanded in paths; None stays None."""
     return given if given is None else os.path.expanduser(os.fspath(given))  # noqa: PTH111
 
 
-def _as_python(*call: Any) -> list[str]:
+def _as_python(*call: object) -> list[str]:
     data, out, config, labels, stop_after = call
     more = {"config": config, "labels": labels, "stop_after": stop_after}
     return [f"job.run({data!r}, {out!r}{''.join(f', {k}={v!r}' for k, v in more.items() if v is not None)})"]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # `job.api` is imported inside the commands: `--help` must not wait for pydantic, pyarrow or TensorFlow.
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+Command = TypeVar("Command", bound=Callable[..., object])
 
 
 class _Translating(click.Group):
@@ -44,7 +44,7 @@ class _Translating(click.Group):
 
             end(storage_failed(error, Path(error.filename or ".")))
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: click.Context) -> object:
         """Run a command."""
         try:
             return super().invoke(ctx)
@@ -161,7 +161,7 @@ def _with_run_options(command: Command) -> Command:
     )
 
     @wraps(command)
-    def called(**given: Any) -> Any:
+    def called(**given: Any) -> object:
         call = _Call(**{field.name: given.pop(field.name) for field in fields(_Call)})
         return command(call, **given)
 

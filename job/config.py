@@ -8,7 +8,7 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self, TypedDict, TypeVar, Unpack
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -17,13 +17,23 @@ from job.console.places import place, read_named, refused_at_start
 from job.errors import UsageError
 from job.text.wording import explain
 
+Value = TypeVar("Value")
 
-def _how(default: Any, description: str, **limits: Any) -> Any:
-    """A field that says how the work is done and not what comes out: it makes no finished stage stale."""
+
+class _Limits(TypedDict, total=False):
+    ge: float
+    gt: float
+    le: float
+    lt: float
+    min_length: int
+
+
+def _how(default: Value, description: str, **limits: Unpack[_Limits]) -> Value:
+    """Define a setting that says how the work is done and not what comes out: it makes no finished stage stale."""
     return Field(default, description=description, json_schema_extra={"how": True}, **limits)
 
 
-def _what(default: Any, description: str, **limits: Any) -> Any:
+def _what(default: Value, description: str, **limits: Unpack[_Limits]) -> Value:
     return Field(default, description=description, **limits)
 
 
@@ -59,8 +69,8 @@ def _unfreeze(value: float | str) -> float | str:
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    def what(self) -> dict[str, Any]:
-        """The values that decide what comes out of a stage."""
+    def what(self) -> dict[str, object]:
+        """Return the values that decide what comes out of a stage."""
         how = {name for name, field in type(self).model_fields.items() if _is_how(field)}
         return self.model_dump(mode="json", exclude=how)
 
@@ -280,8 +290,8 @@ class Config(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _seeds(cls, values: Any) -> Any:
-        """Every seed that is left out is the run's."""
+    def _seeds(cls, values: object) -> object:
+        """Give every section whose seed is left out that of the run."""
         if not isinstance(values, dict):
             return values
         values = dict(values)
@@ -292,7 +302,7 @@ class Config(Section):
         return values
 
     @classmethod
-    def load(cls, file: Path | None, assignments: Sequence[str] = (), flags: Mapping[str, Any] | None = None) -> Self:
+    def load(cls, file: Path | None, assignments: Sequence[str] = (), flags: Mapping[str, object] | None = None) -> Self:
         """Read the file, lay `section.key=value` assignments and then flags (dotted names) over it.
 
         Raises:
@@ -311,8 +321,8 @@ class Config(Section):
                 _put(values, name, value, mistakes)
         for name in _PLACES:
             section, _, key = name.partition(".")
-            if isinstance(values.get(section), dict) and isinstance(values[section].get(key), str):
-                values[section][key] = place(name, values[section][key])
+            if isinstance(given := values.get(section), dict) and isinstance(given.get(key), str):
+                given[key] = place(name, given[key])
         config = None
         try:
             config = cls.model_validate(values)
@@ -338,7 +348,7 @@ def _is_how(field: FieldInfo) -> bool:
     return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("how"))
 
 
-def _read_toml(file: Path) -> dict[str, Any]:
+def _read_toml(file: Path) -> dict[str, object]:
     with refused_at_start(f"--config {file}", file):
         data = read_named(file)
     try:
@@ -348,21 +358,22 @@ def _read_toml(file: Path) -> dict[str, Any]:
         raise UsageError(f"--config {file}: not TOML: {fault}.") from error
 
 
-def _parse_value(text: str) -> Any:
-    """A TOML value, or text where it is none: `--set backbone.name=mobilenet_v2` needs no quotes."""
+def _parse_value(text: str) -> object:
+    """Return a TOML value, or text where it is none: `--set backbone.name=mobilenet_v2` needs no quotes."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):
         return text
 
 
-def _put(values: Any, dotted: str, value: Any, mistakes: list[str]) -> None:
+def _put(values: dict[str, object], dotted: str, value: object, mistakes: list[str]) -> None:
     *sections, key = dotted.split(".")
     for section in sections:
-        values = values.setdefault(section, {})
-        if not isinstance(values, dict):
+        inner = values.setdefault(section, {})
+        if not isinstance(inner, dict):
             mistakes.append(f"{dotted}: {section} is a value, not a section")
             return
+        values = inner
     values[key] = value
 
 
@@ -372,7 +383,7 @@ def as_toml(config: Config) -> str:
     section = ""
     for dotted, _ in fields():
         *sections, key = dotted.split(".")
-        value: Any = config
+        value: object = config
         for name in (*sections, key):
             value = getattr(value, name)
         if sections and sections[0] != section:

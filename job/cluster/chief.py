@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Self
+from typing import Self
 
 from job.cluster.connection import MEANINGLESS, Connection, Lost, Message, lost_peer, text_of
 from job.cluster.listener import Listener
@@ -89,7 +89,7 @@ class Chief:
             self._stop.check()
             self._wait()
 
-    def order(self, **what: Any) -> None:
+    def order(self, **what: object) -> None:
         """Have all others do something, as soon as all are there.
 
         Raises:

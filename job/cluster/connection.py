@@ -56,7 +56,7 @@ class Connection:
         """Take longer lines from now on, because the other end has proven that it belongs to the run."""
         self._max_line_bytes = _MAX_LINE_BYTES
 
-    def say(self, **message: Any) -> None:
+    def say(self, **message: object) -> None:
         """Send a message. If the other end is gone, the thread that reads finds out."""
         with suppress(OSError), self._writing:
             try:
@@ -64,7 +64,7 @@ class Connection:
             except TimeoutError:
                 self.hang_up()  # A part of the line may have been sent, so nothing can come after it.
 
-    def say_at_once(self, **message: Any) -> None:
+    def say_at_once(self, **message: object) -> None:
         """Send a message, or nothing where that would have to wait."""
         if self._writing.acquire(timeout=0.2):
             with suppress(OSError):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, TypeVar
 
 from job.cluster.environment import Cluster
 from job.cluster.replicas import Replicas
@@ -11,6 +12,11 @@ from job.cluster.tensorflow import import_tensorflow
 from job.errors import TryAgainLater, UsageError
 from job.runtime.peers import Peers
 from job.runtime.stop import StopRequest
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+Gpu = TypeVar("Gpu")
 
 
 class Devices:
@@ -91,7 +97,7 @@ class Devices:
             )
 
     @cached_property
-    def _set_up(self) -> tuple[Any, list[Any]]:
+    def _set_up(self) -> tuple[ModuleType, list[tf.config.PhysicalDevice]]:
         """TensorFlow, and this worker's GPUs."""
         tf = import_tensorflow()
         gpus = tf.config.list_physical_devices("GPU")
@@ -121,8 +127,8 @@ class Devices:
         return "mixed_bfloat16" if has_bfloat16 else "float32"
 
 
-def own_gpus(gpus: list[Any], num_here: int, place_here: int) -> list[Any]:
-    """The part of a machine's GPUs that belongs to one of the workers on it.
+def own_gpus(gpus: list[Gpu], num_here: int, place_here: int) -> list[Gpu]:
+    """Return the part of a machine's GPUs that belongs to one of the workers on it.
 
     Raises:
         UsageError: where there are not enough for all.

@@ -2,14 +2,14 @@
 
 import os
 import sys
-from typing import Any
+from types import ModuleType
 
 from job.runtime.cgroups import usable_cores
 from job.runtime.telemetry import spent_once
 
 
-def import_tensorflow() -> Any:
-    """The module, without the lines about itself that it writes to standard error below Python while it loads."""
+def import_tensorflow() -> ModuleType:
+    """Import TensorFlow without the lines about itself that it writes to standard error below Python while it loads."""
     if "tensorflow" in sys.modules:
         return sys.modules["tensorflow"]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -27,7 +27,7 @@ class Worker:
 
     def __init__(self, index: int, count: int, stop: StopRequest) -> None:
         self.index, self.count, self._stop = index, count, stop
-        self._values: deque[Any] = deque()
+        self._values: deque[object] = deque()
         self._changed = threading.Condition()
         self._ended: JobError | bool = False
         self._num_meetings = 0

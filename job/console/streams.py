@@ -6,9 +6,12 @@ import io
 import os
 import select
 import sys
-from typing import Any
+from typing import TYPE_CHECKING
 
 from job.errors import StorageFailed
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 _UTF8 = ["-X", "utf8"]
 _NOBODY_THERE = (errno.EPIPE, errno.EIO, errno.ENXIO)  # The reader of a pipe has left, or the terminal was closed.
@@ -50,7 +53,7 @@ class _Stream(io.FileIO):
     def __init__(self, descriptor: int) -> None:
         super().__init__(descriptor, "w", closefd=False)
 
-    def write(self, data: Any) -> int:
+    def write(self, data: "ReadableBuffer") -> int:
         """Write what the stream takes; wait where it takes nothing now. Raises: OSError."""
         while (written := super().write(data)) is None:
             select.select([], [self], [])
@@ -60,12 +63,12 @@ class _Stream(io.FileIO):
 class _Errors(_Stream):
     """Standard error. What it does not take is dropped: no work is lost for a line about the work."""
 
-    def write(self, data: Any) -> int:
+    def write(self, data: "ReadableBuffer") -> int:
         """Write what the stream takes."""
         try:
             return super().write(data)
         except OSError:
-            return len(data)
+            return memoryview(data).nbytes
 
 
 class _Output(_Stream):
@@ -73,16 +76,16 @@ class _Output(_Stream):
 
     _has_failed = False
 
-    def write(self, data: Any) -> int:
+    def write(self, data: "ReadableBuffer") -> int:
         """Write what the stream takes. Raises: StorageFailed, once."""
         if self._has_failed:  # Python writes again what is in its buffer when the program ends.
-            return len(data)
+            return memoryview(data).nbytes
         try:
             return super().write(data)
         except OSError as error:
             self._has_failed = True
             if error.errno in _NOBODY_THERE:
-                return len(data)
+                return memoryview(data).nbytes
             raise StorageFailed(
                 f"Standard output ({_target(self.fileno())}): {error.strerror}. What the program prints is lost, "
                 "what it saved stays. Make room there, or send standard output elsewhere, and run the same command again."

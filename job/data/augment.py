@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -201,7 +201,7 @@ class Transforms:
         matrices = back @ rotate @ shift @ slant @ zoom @ flip @ to_middle
         return matrices.reshape(-1, 9)[:, :8].astype(np.float32)
 
-    def as_keras(self, row: int) -> dict[str, Any]:
+    def as_keras(self, row: int) -> dict[str, float | bool]:
         """One view's parameters as ImageDataGenerator.apply_transform takes them."""
         names = {"channel_shift": "channel_shift_intensity"}
         return {names.get(name, name): values[row].item() for name, values in vars(self).items()}

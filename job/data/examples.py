@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self, TypedDict, cast
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -39,7 +40,12 @@ SCHEMA = pa.schema(
         ("has_exif", pa.bool_()),
     ]
 )
-DEFAULTS: Mapping[str, Any] = {"group": -1, "row": -1}
+DEFAULTS: Mapping[str, int] = {"group": -1, "row": -1}
+
+# How many examples of a class are in each split, and how many files of it are of no use.
+ClassCounts = TypedDict(
+    "ClassCounts", {"class": str, "train": int, "val": int, "test": int, "excluded": int, "quarantined": int}
+)
 
 
 @dataclass(frozen=True)
@@ -54,13 +60,13 @@ class Examples:
     class_names: tuple[str, ...]
 
     @classmethod
-    def from_records(cls, records: Iterable[Mapping[str, Any]], class_names: Sequence[str]) -> Self:
+    def from_records(cls, records: Iterable[Mapping[str, object]], class_names: Sequence[str]) -> Self:
         records = list(records)
         names = [f.name for f in SCHEMA]
         return cls.from_columns({n: [r.get(n, DEFAULTS.get(n)) for r in records] for n in names}, class_names)
 
     @classmethod
-    def from_columns(cls, columns: Mapping[str, Sequence[Any]], class_names: Sequence[str]) -> Self:
+    def from_columns(cls, columns: Mapping[str, Sequence[object]], class_names: Sequence[str]) -> Self:
         """Columns that are left out hold the default of each row."""
         num_rows = len(columns["path"])
         values = {f.name: columns.get(f.name, [DEFAULTS.get(f.name)] * num_rows) for f in SCHEMA}
@@ -108,11 +114,12 @@ class Examples:
     def splits(self) -> dict[str, int]:
         return {name: len(self.of(name)) for name in ("train", "val", "test")}
 
-    def by_class(self) -> list[dict[str, Any]]:
-        """For each class its examples in each split, and what was excluded and quarantined of it."""
+    def by_class(self) -> list[ClassCounts]:
+        """Return for each class its examples in each split, and what was excluded and quarantined of it."""
         counts = {name: Counter(self["label"][self.of(name)].tolist()) for name in ("train", "val", "test")}
         counts |= {s: Counter(self["label"][self["status"] == s].tolist()) for s in ("excluded", "quarantined")}
-        return [{"class": name, **{column: c[name] for column, c in counts.items()}} for name in self.class_names]
+        rows = [{"class": name, **{column: c[name] for column, c in counts.items()}} for name in self.class_names]
+        return cast(list[ClassCounts], rows)
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -137,5 +144,5 @@ class Examples:
         return digest_of([self.class_names, {name: column.tolist() for name, column in self.columns.items()}])
 
 
-def _numpy_type(arrow_type: pa.DataType) -> Any:
+def _numpy_type(arrow_type: pa.DataType) -> npt.DTypeLike:
     return object if pa.types.is_string(arrow_type) else arrow_type.to_pandas_dtype()

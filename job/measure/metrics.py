@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
@@ -13,8 +13,22 @@ from job.runtime.telemetry import spent_once
 _RESAMPLES_AT_ONCE = 100
 
 
-def summary(labels_N: np.ndarray, probabilities_NC: np.ndarray, ece_bins: int) -> dict[str, Any]:
-    """The `M` of metrics.json. Means over classes are over those that have examples."""
+class Scores(TypedDict):
+    """How good a classifier is on some examples: the `M` of metrics.json."""
+
+    num_examples: int
+    accuracy: float
+    accuracy_ci95: list[float]
+    balanced_accuracy: float
+    macro_f1: float
+    log_loss: float
+    ece: float
+    ece_bins: int
+    used_for_choices: NotRequired[bool]
+
+
+def summary(labels_N: np.ndarray, probabilities_NC: np.ndarray, ece_bins: int) -> Scores:
+    """Return the scores of a classifier. Means over classes are over those that have examples."""
     with spent_once("imports"):
         from sklearn.metrics import f1_score, log_loss, recall_score
 
@@ -70,8 +84,11 @@ def per_class(
     class_names: tuple[str, ...],
     resamples: int,
     seed: int,
-) -> list[dict[str, Any]]:
-    """Precision and recall with Wilson's intervals, F1 with a bootstrap interval over duplicate groups."""
+) -> list[dict[str, object]]:
+    """Return precision and recall of each class with Wilson's intervals, and F1 with a bootstrap interval.
+
+    The bootstrap resamples duplicate groups.
+    """
     matrix = confusion(labels_N, predicted_N, len(class_names))
     given, predicted, hits = matrix.sum(1), matrix.sum(0), matrix.diagonal()
     one_hot = np.eye(len(class_names), dtype=np.float64)

@@ -4,7 +4,7 @@ N examples, K components of their features, C classes. Nothing here chooses anyt
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 from scipy.special import xlogy
@@ -47,8 +47,7 @@ def out_of_fold(
     return best
 
 
-@dataclass(frozen=True)
-class CurvePoint:
+class CurvePoint(TypedDict):
     """Accuracy on the validation photos of heads trained on `num_examples` training photos, over some draws of them."""
 
     fraction: float
@@ -84,7 +83,7 @@ def learning_curve(
                 best_loss, accuracy = loss, float((probabilities.argmax(1) == val[1]).mean())
             accuracies.append(accuracy)
             sizes.append(len(chosen))
-        points.append(CurvePoint(fraction, round(float(np.mean(sizes))), accuracies))
+        points.append(CurvePoint(fraction=fraction, num_examples=round(float(np.mean(sizes))), accuracies=accuracies))
     return points
 
 

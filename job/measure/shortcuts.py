@@ -5,7 +5,7 @@ held-out photos from the same collection, and wrong everywhere else (Geirhos et 
 Networks", 2020).
 """
 
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -24,12 +24,34 @@ _NUM_FOLDS = 5
 _MAX_PHOTOS = 20_000
 
 
-def shortcuts(examples: Examples, seed: int) -> dict[str, Any]:
-    """How well each fact, and all facts of the file together, tell the class; cross-validated, copies never torn apart.
+class Telling(TypedDict):
+    """How well something tells the class, and which class is told best by it, with its recall."""
 
-    Returns `largest_class` (the share of it), `facts` (a list with `fact`, `kind` file or light, `accuracy`,
-    `accuracy_ci95`, `warning`, and the class that is told best by it with its recall), and the same for `file` as a whole.
-    """
+    accuracy: float
+    accuracy_ci95: list[float]
+    warning: bool
+    best_class: str
+    best_recall: float
+
+
+class Fact(Telling):
+    """How well one fact tells the class. `kind` is file or light."""
+
+    fact: str
+    kind: str
+
+
+class Shortcuts(TypedDict):
+    """How well each fact, and all facts of the file together, tell the class. `largest_class` is the share of it."""
+
+    num_examples: int
+    largest_class: float
+    facts: list[Fact]
+    file: Telling
+
+
+def shortcuts(examples: Examples, seed: int) -> Shortcuts:
+    """Return how well facts beside what a photo shows tell its class; cross-validated, copies never torn apart."""
     indices = examples.of()
     indices = indices[np.argsort(examples.keys[indices], kind="stable")][:_MAX_PHOTOS]
     labels = examples.labels[indices]
@@ -38,7 +60,7 @@ def shortcuts(examples: Examples, seed: int) -> dict[str, Any]:
     kinds = {**dict.fromkeys(FILE_FACTS, "file"), **dict.fromkeys(LIGHT_FACTS, "light")}
     folds = folds_of_groups(examples["group"][indices], labels, _NUM_FOLDS, seed)
 
-    def told_by(*facts: str) -> dict[str, Any]:
+    def told_by(*facts: str) -> Telling:
         predicted = _predicted(np.concatenate([columns[f] for f in facts], axis=1), labels, folds)
         matrix = confusion(labels, predicted, len(examples.class_names))
         hits, given, said = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
@@ -52,7 +74,7 @@ def shortcuts(examples: Examples, seed: int) -> dict[str, Any]:
             "best_recall": float(hits[best] / max(given[best], 1)),
         }
 
-    found = [{"fact": fact, "kind": kind, **told_by(fact)} for fact, kind in kinds.items()]
+    found: list[Fact] = [{"fact": fact, "kind": kind, **told_by(fact)} for fact, kind in kinds.items()]
     for fact in found:
         fact["warning"] = fact["warning"] and fact["kind"] == "file"
     return {"num_examples": len(labels), "largest_class": largest, "facts": found, "file": told_by(*FILE_FACTS)}

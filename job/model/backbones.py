@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from job.storage.bucket.objects import is_remote, parts_of
 from job.storage.files import digest_of, digest_of_file
 
 if TYPE_CHECKING:
+    import h5py
     import keras
 
 # How a backbone wants its pixels (0 to 255, RGB): from -1 to 1; standardised with the means and deviations of ImageNet;
@@ -131,7 +132,7 @@ def build(config: BackboneConfig, image_size: int, *, seed: int = 0) -> keras.Mo
     import keras
 
     backbone = BACKBONES[config.name]
-    arguments: dict[str, Any] = {"alpha": config.alpha} if config.alpha is not None else {}
+    arguments: dict[str, float] = {"alpha": config.alpha} if config.alpha is not None else {}
     try:
         with _weights_drawn_from(seed), imagenet.files_of_keras():
             model = getattr(keras.applications, backbone.constructor)(
@@ -273,7 +274,7 @@ def _refuse_links(file: Path) -> None:
 
     elsewhere: list[str] = []
 
-    def look(name: str, link: Any) -> None:
+    def look(name: str, link: h5py.HardLink | h5py.SoftLink | h5py.ExternalLink) -> None:
         found = content[name] if isinstance(link, h5py.HardLink) else None
         if found is None or (isinstance(found, h5py.Dataset) and (found.is_virtual or found.external)):
             elsewhere.append(name)
@@ -299,7 +300,7 @@ def _stored_shapes(file: Path, model: keras.Model) -> list[tuple[str, list[tuple
         return [(name, [tuple(group[name][w].shape) for w in weights[name]]) for name in names if weights[name]]
 
 
-def _shapes_of_keras_3(layers: Any, model: keras.Model) -> list[tuple[str, list[tuple[int, ...]]]]:
+def _shapes_of_keras_3(layers: h5py.Group, model: keras.Model) -> list[tuple[str, list[tuple[int, ...]]]]:
     """In such a file the groups are named by class and a counter: conv2d, conv2d_1, ..."""
     counter: dict[str, int] = {}
     found = []

@@ -7,7 +7,7 @@ functional model has them, whatever its layers are called.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -102,7 +102,7 @@ def multiply_adds(backbone: keras.Model) -> int:
     return sum(_multiply_adds(operation) for operation in backbone.operations)
 
 
-def _multiply_adds(operation: Any) -> int:
+def _multiply_adds(operation: keras.Operation) -> int:
     """Of convolutions and dense layers: each kernel value once for every place of the output."""
     kernels = sum(int(np.prod(w.shape)) for w in getattr(operation, "weights", ()) if len(w.shape) >= 2)
     return kernels * int(np.prod(operation.output.shape[1:-1])) if kernels else 0

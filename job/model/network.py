@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from job.cluster.devices import Devices
-from job.cluster.replicas import Replicas
+from job.cluster.replicas import Replicas, Tensors
 from job.cluster.tensorflow import import_tensorflow
 from job.config import BackboneConfig
 from job.data.augment import Augmentation
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
+Inference: TypeAlias = "Callable[[tf.Tensor], tf.Tensor]"
 CUT_DTYPE = "float16"
 _MAX_CONSTANT_BYTES = 500_000_000
 
@@ -78,14 +79,14 @@ class Network:
         return int(self.backbone.output.shape[-1])
 
     @cached_property
-    def _inference(self) -> tuple[Callable[[Any], Any], Callable[[Any], Any] | None]:
+    def _inference(self) -> tuple[Inference, Inference | None]:
         """Pixels to what lies at the cut, and that to features, for as long as the pre-trained weights are what they are."""
         frozen, above = self._parts
         copies = self.replicas.num  # Of the constants, in one graph.
         below = with_constant_weights(frozen, copies)
         scaling = self._built[0]
 
-        def from_pixels(pixels_BHWC: Any) -> Any:
+        def from_pixels(pixels_BHWC: tf.Tensor) -> tf.Tensor:
             import tensorflow as tf
 
             scaled = tf.cast(pixels_BHWC, tf.float32)
@@ -110,10 +111,10 @@ class Network:
         activations, above = self.activations(pixels_BHWC), self._inference[1]
         return activations, activations if above is None else above(tf.cast(activations, tf.float32))
 
-    def compiled(self, augmentation: Augmentation | None = None) -> Callable[..., Any]:
+    def compiled(self, augmentation: Augmentation | None = None) -> Callable[..., Tensors]:
         """`activations_and_features` on this worker's replicas, of photos or of what `Augmentation.host` makes of them."""
 
-        def forward(*batch: Any) -> Any:
+        def forward(*batch: tf.Tensor) -> Tensors:
             return self.activations_and_features(augmentation.device(*batch) if augmentation else batch[0])
 
         return self.replicas.compiled(forward)
@@ -163,7 +164,7 @@ def fit_as_constants(model: keras.Model, copies: int = 1) -> bool:
     return copies * sum(4 * int(np.prod(v.shape)) for v in model.variables) <= _MAX_CONSTANT_BYTES
 
 
-def with_constant_weights(model: keras.Model, copies: int = 1) -> Callable[[Any], Any]:
+def with_constant_weights(model: keras.Model, copies: int = 1) -> Inference:
     """Inference with the weights as constants of the graph, so that TensorFlow folds BatchNormalization into convolutions.
 
     A MobileNetV2 takes two thirds of the time that way (docs/decisions/0009-speed.md).
@@ -181,7 +182,7 @@ def with_constant_weights(model: keras.Model, copies: int = 1) -> Callable[[Any]
     return lambda inputs: model.stateless_call(trainable, fixed, inputs, training=False)[0]
 
 
-def _clone(layer: Any, precision: str) -> Any:
+def _clone(layer: keras.Layer, precision: str) -> keras.Layer:
     import keras
 
     # The original is frozen. BatchNormalization stays so: its statistics are, and to train gamma and beta alone costs a

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal, Protocol, Self, overload
 
 from job.cluster.devices import Devices
 from job.cluster.environment import Cluster
@@ -22,8 +22,23 @@ if TYPE_CHECKING:
     from job.data.examples import Examples
     from job.model.inputs import Inputs
     from job.model.network import Network
+    from job.stages.audit import Audit
+    from job.stages.evaluate import Evaluation
+    from job.stages.explore import Exploration
+    from job.stages.export import Exported
     from job.stages.extract import Extraction
+    from job.stages.fine_tune import FineTuned
+    from job.stages.head import ChosenHead
+    from job.stages.intake import Intake
+    from job.stages.split import Refusal, SplitExamples
     from job.train.checkpoint import Checkpoints
+
+
+class Artifact(Protocol):
+    """The outcome of a stage, which `load` reads from what an earlier run left."""
+
+    @classmethod
+    def load(cls, context: Context) -> Self: ...
 
 
 class Job:
@@ -45,7 +60,7 @@ class Job:
         self.workdir = context.workdir
         self.source: Source = open_source(data, labels, tfds_dir=config.intake.tfds_dir)
         self.labels = labels
-        self._artifacts: dict[str, Any] = {}
+        self._artifacts: dict[str, Artifact] = {}
         self.done: list[str] = []  # The stages of this run that are up to date.
         self.records = Records(self.workdir, context.cache)
 
@@ -78,7 +93,7 @@ class Job:
         from job.data.augment import Augmentation
         from job.model.inputs import OnlineInputs, StoredInputs
 
-        extraction: Extraction = self["extract"]
+        extraction = self["extract"]
         if extraction.inputs.kind == "stored":
             return StoredInputs(extraction.activations)
         augmentation = Augmentation(self.config.augment, self.config.intake.image_size)
@@ -87,19 +102,17 @@ class Job:
     @property
     def examples(self) -> Examples:
         """The table as the last stage that decided about photos left it."""
-        examples: Examples = self["audit" if "audit" in self.done else "split"].examples
-        return examples
+        return (self["audit"] if "audit" in self.done else self["split"]).examples
 
     @property
-    def refusals(self) -> Sequence[Any]:
+    def refusals(self) -> Sequence[Refusal]:
         """Why nobody can train on the data as it is; empty where somebody can."""
-        refusals: Sequence[Any] = self["split"].refusals
-        return refusals
+        return self["split"].refusals
 
     @property
     def gate_met(self) -> bool:
         """Whether the model is good enough to be exported."""
-        return bool(self["evaluate"].numbers["gate"]["met"])
+        return self["evaluate"].numbers["gate"]["met"]
 
     def made_from(self, stage: str, done: Sequence[str]) -> dict[str, str]:
         """Return digests of all that a stage depends on: its settings, the source, and each `done` stage before it."""
@@ -121,16 +134,34 @@ class Job:
         code = {"its code": str(STAGES[stage].schema)}
         return Checkpoints(self.context, stage, {**code, **self.made_from(stage, self.done)})
 
-    def __getitem__(self, stage: str) -> Any:
-        """What a stage made, now or in an earlier run."""
+    @overload
+    def __getitem__(self, stage: Literal["intake"]) -> Intake: ...
+    @overload
+    def __getitem__(self, stage: Literal["split"]) -> SplitExamples: ...
+    @overload
+    def __getitem__(self, stage: Literal["explore"]) -> Exploration: ...
+    @overload
+    def __getitem__(self, stage: Literal["extract"]) -> Extraction: ...
+    @overload
+    def __getitem__(self, stage: Literal["audit"]) -> Audit: ...
+    @overload
+    def __getitem__(self, stage: Literal["head"]) -> ChosenHead: ...
+    @overload
+    def __getitem__(self, stage: Literal["fine_tune"]) -> FineTuned: ...
+    @overload
+    def __getitem__(self, stage: Literal["evaluate"]) -> Evaluation: ...
+    @overload
+    def __getitem__(self, stage: Literal["export"]) -> Exported: ...
+    def __getitem__(self, stage: str) -> Artifact:
+        """Return what a stage made, now or in an earlier run."""
         if stage not in self._artifacts:
             module = importlib.import_module(f"job.stages.{stage}")
             self._artifacts[stage] = getattr(module, STAGES[stage].artifact).load(self.context)
         return self._artifacts[stage]
 
-    def keep(self, stage: str, artifact: Any) -> None:
+    def keep(self, stage: str, artifact: Artifact) -> None:
         self._artifacts[stage] = artifact
 
     def forget(self) -> None:
-        """What was loaded: somebody else may have made it anew."""
+        """Drop what was loaded, because somebody else may have made it anew."""
         self._artifacts.clear()

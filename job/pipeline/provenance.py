@@ -7,19 +7,19 @@ import shlex
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from job.pipeline.job import Job
 from job.pipeline.records import read_run
 from job.pipeline.settings import settings_digest
 from job.pipeline.table import STAGES
+from job.reporting.summaries import Run
 from job.runtime.cgroups import usable_cores
 from job.storage.bucket.objects import is_remote
 from job.version import __version__
 
 
-def describe(job: Job) -> dict[str, Any]:
-    """The content of run.json."""
+def describe(job: Job) -> Run:
+    """Return the content of run.json."""
     packages = ["keras", "tensorflow-cpu", "tensorflow", "numpy", "scipy", "scikit-learn", "cleanlab", "faiss-cpu"]
     packages += ["pillow", "simplejpeg", "pyarrow"]
     versions = {"transfer-job": __version__, "python": platform.python_version()}
@@ -38,12 +38,12 @@ def describe(job: Job) -> dict[str, Any]:
         "config": job.config.model_dump(mode="json"),
         "settings_of_stages": {name: settings_digest(name, job.config) for name in STAGES},
         "versions": versions,
-        "fingerprint": {**fingerprint(), "workers": job.context.peers.count},
+        "fingerprint": fingerprint(job.context.peers.count),
     }
 
 
-def fingerprint() -> dict[str, Any]:
-    """What decides about the last bits of a result, beside the configuration and the versions."""
+def fingerprint(num_workers: int) -> dict[str, object]:
+    """Return the facts that decide about the last bits of a result, beside the configuration and the versions."""
     variables = ("TF_ENABLE_ONEDNN_OPTS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
     return {
         "cpu": _cpu_model(),
@@ -51,13 +51,15 @@ def fingerprint() -> dict[str, Any]:
         "platform": platform.platform(),
         "environment": {name: os.environ[name] for name in variables if name in os.environ},
         "op_determinism": True,
+        "workers": num_workers,
     }
 
 
-def warn_of_another_machine(job: Job, now: dict[str, Any]) -> None:
+def warn_of_another_machine(job: Job, now: Run) -> None:
+    """Print a line where the run before this one was on another kind of machine."""
     before = read_run(job.workdir)
     if before and any(job.records[name] for name in STAGES):
-        changed = [what for what in now["fingerprint"] if before["fingerprint"].get(what) != now["fingerprint"][what]]
+        changed = [what for what, value in now["fingerprint"].items() if before["fingerprint"].get(what) != value]
         changed += ["versions"] if before["versions"] != now["versions"] else []
         if changed:
             job.context.telemetry.line(

@@ -17,7 +17,7 @@ from dataclasses import replace
 from hashlib import sha256
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import pyarrow.parquet as pq
 
@@ -25,6 +25,7 @@ from job.errors import StorageFailed
 from job.pipeline.records import Records
 from job.pipeline.table import STAGES
 from job.reporting import times
+from job.reporting.summaries import Evaluated, ModelScores, Shipped
 from job.runtime.context import Context
 from job.storage.files import (
     copy_file,
@@ -43,6 +44,19 @@ from job.storage.workdir import Workdir
 ATTEMPT = "attempt"
 _EDITED = "label_issues.csv"  # Its user may write into it, and keeps what was written.
 _Sources = Mapping[str, Path | bytes]  # By name in a set: a file, or the content of one.
+
+
+class Metrics(TypedDict):
+    """The content of metrics.json. `shipped` names the model that was exported."""
+
+    schema: int
+    shipped: Shipped
+    class_names: list[str]
+    head: ModelScores
+    fine_tuned: ModelScores | None
+    timings: times.Records
+    throughput: dict[str, float]
+    share: dict[str, float]
 
 
 def publish(workdir: Workdir, done: Collection[str]) -> None:
@@ -145,11 +159,19 @@ def place(workdir: Workdir) -> str:
     return f"{ATTEMPT}/" if Published.load(workdir).attempt else ""
 
 
-def metrics(workdir: Workdir, numbers: Mapping[str, Any], done: Collection[str]) -> dict[str, Any]:
+def metrics(workdir: Workdir, numbers: Evaluated, done: Collection[str]) -> Metrics:
     """Return the content of metrics.json: the numbers of evaluate, with the times of the stages that are up to date."""
     records = Records(workdir).timings(name for name in STAGES if name in done)
-    found = {"schema": 1, **{k: numbers[k] for k in ("shipped", "class_names", "head", "fine_tuned")}}
-    return found | {"timings": records, "throughput": times.throughput(records), "share": times.shares(records)}
+    return Metrics(
+        schema=1,
+        shipped=numbers["shipped"],
+        class_names=numbers["class_names"],
+        head=numbers["head"],
+        fine_tuned=numbers["fine_tuned"],
+        timings=records,
+        throughput=times.throughput(records),
+        share=times.shares(records),
+    )
 
 
 def new_model(workdir: Workdir) -> str:

@@ -1,9 +1,11 @@
 """Records of finished stages: what each stage left, from what it was made, and whether that still holds."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import cast
 
 from job.pipeline.table import STAGES
+from job.reporting.summaries import Run
+from job.reporting.times import Timing
 from job.storage.files import digest_of
 from job.storage.sealed import read_sealed, write_sealed
 from job.storage.workdir import Workdir
@@ -14,12 +16,22 @@ from job.stores.exchange import complete, is_listed, sweep_bucket
 _RUN = "run.json"
 
 
-def read_run(workdir: Workdir) -> dict[str, Any] | None:
+class Record(Timing):
+    """The content of stages/NAME.json. `key`, `outputs` and `stores` map names to digests."""
+
+    stage: str
+    schema: int
+    key: dict[str, str]
+    outputs: dict[str, str]
+    stores: dict[str, str]
+
+
+def read_run(workdir: Workdir) -> Run | None:
     """Return the description of the run in run.json; None where it is missing or damaged."""
     return read_sealed(workdir, _RUN)
 
 
-def write_run(workdir: Workdir, described: Mapping[str, Any]) -> None:
+def write_run(workdir: Workdir, described: Run) -> None:
     """Write run.json."""
     write_sealed(workdir, _RUN, described)
 
@@ -34,11 +46,11 @@ class Records:
         self._workdir, self._cache = workdir, cache
         self._intact: set[str] = set()  # Stores that were read whole; it takes a while, and is done once.
 
-    def __getitem__(self, stage: str) -> dict[str, Any] | None:
+    def __getitem__(self, stage: str) -> Record | None:
         """Return the record of a stage; None where the stage is not finished."""
         return read_sealed(self._workdir, _name(stage))
 
-    def write(self, stage: str, record: Mapping[str, Any]) -> None:
+    def write(self, stage: str, record: Record) -> None:
         """Write that a stage is finished, and with what."""
         write_sealed(self._workdir, _name(stage), record)
 
@@ -100,11 +112,11 @@ class Records:
         if there == indexes and (kept := wanted(indexes)) is not None:
             sweep_bucket(cache, kept)
 
-    def timings(self, stages: Iterable[str]) -> dict[str, dict[str, Any]]:
+    def timings(self, stages: Iterable[str]) -> dict[str, Timing]:
         """Return what `job.reporting.times` reads, of each of these stages that is finished, in this order."""
         records = {stage: self[stage] for stage in stages}
         kept = ("wall_s", "cpu_s", "count", "spent_s", "done")
-        return {stage: {what: r[what] for what in kept if what in r} for stage, r in records.items() if r}
+        return {s: cast(Timing, {what: r.get(what) for what in kept if what in r}) for s, r in records.items() if r}
 
     def made_with(self, settings: Mapping[str, str]) -> list[str]:
         """Return the stages that were made with these settings, given as digests by stage, and from such stages alone.
@@ -143,7 +155,7 @@ def _name(stage: str) -> str:
     return f"stages/{stage}.json"
 
 
-def _outcome(record: Mapping[str, Any]) -> str:
+def _outcome(record: Record) -> str:
     return digest_of([record["outputs"], record["stores"]])
 
 

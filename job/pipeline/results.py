@@ -3,6 +3,7 @@
 from job.errors import DataUnusable, GateNotMet
 from job.pipeline import publishing
 from job.pipeline.job import Job
+from job.reporting.summaries import of_shipped
 
 
 def headline(job: Job) -> list[str]:
@@ -13,7 +14,7 @@ def headline(job: Job) -> list[str]:
         found = f"{len(job['intake'].examples):,} files looked at.{page}"
     else:
         numbers = job["evaluate"].numbers
-        test = numbers[numbers["shipped"]]["test"]
+        test = of_shipped(numbers)["test"]
         low, high = test["accuracy_ci95"]
         what = {"head": "head", "fine_tuned": "fine-tuned model"}[numbers["shipped"]]
         found = (

@@ -13,7 +13,7 @@ from job.pipeline.job import Job
 from job.pipeline.output import owned
 from job.pipeline.plan import Step, plan, wanted
 from job.pipeline.provenance import describe, warn_of_another_machine
-from job.pipeline.records import read_run, write_run
+from job.pipeline.records import Record, read_run, write_run
 from job.pipeline.results import raise_if_gate_not_met, raise_if_refused
 from job.pipeline.table import STAGES
 from job.pipeline.team import led
@@ -119,14 +119,15 @@ def _run_stage(job: Job, name: str) -> None:
     with spent_once("imports"):
         importlib.import_module(f"job.stages.{name}")
     artifact = wiring.run(job)
+    assert artifact is not None  # The chief gets every outcome; other workers get nothing from some stages.
     job.keep(name, artifact)
     spent_s, done = telemetry.take_spent()
-    record = {
+    record: Record = {
         "stage": name,
         "schema": stage.schema,
         "key": job.made_from(name, job.done),
         "outputs": job.workdir.digests(stage.outputs),
-        "stores": {store: open_store(job.context.cache, store).digest for store in wiring.stores(artifact)},
+        "stores": {store: open_store(job.context.cache, store).digest for store in wiring.stores(job)},
         "count": wiring.count(job) if wiring.count else None,
         "wall_s": round(time.monotonic() - wall, 2),
         "cpu_s": round(_cpu_s(job) - cpu, 2),

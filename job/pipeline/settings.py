@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from operator import attrgetter
-from typing import Any
 
 from job.config import Config, Section
 from job.pipeline.table import STAGES
@@ -20,31 +19,31 @@ def fine_tunes(config: Config) -> bool:
     return config.fine_tune.epochs != 0 and config.backbone.unfreeze != "none"
 
 
-def backbone_weights(config: Config) -> list[Any]:
+def backbone_weights(config: Config) -> list[object]:
     """Return what decides the weights of the pre-trained backbone: a fingerprint of the file, or a seed."""
     from job.model import backbones
 
     return [backbones.fingerprint(config.backbone), config.seed if config.backbone.weights == "random" else None]
 
 
-def _decoding(config: Config) -> Any:
+def _decoding(config: Config) -> object:
     """Return what decides the pixels and the table of intake. Whether its outcome will do is for split to say."""
     of_split = {"max_quarantined_fraction", "drop_small_classes"}
     return {name: value for name, value in config.intake.what().items() if name not in of_split}
 
 
-def _backbone(config: Config) -> Any:
+def _backbone(config: Config) -> object:
     return [*backbone_weights(config), config.backbone.unfreeze, config.intake.image_size]
 
 
-_DERIVED: Mapping[str, Callable[[Config], Any]] = {
+_DERIVED: Mapping[str, Callable[[Config], object]] = {
     "decoding": _decoding,
     "backbone": _backbone,
     "fine_tunes": fine_tunes,
 }
 
 
-def _value(config: Config, name: str) -> Any:
+def _value(config: Config, name: str) -> object:
     """Return a derived value, what decides the outcome in a section, or a single setting."""
     if name in _DERIVED:
         return _DERIVED[name](config)

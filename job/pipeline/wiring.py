@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from job.pipeline.job import Job
+from job.pipeline.job import Artifact, Job
 from job.pipeline.records import read_run
 from job.pipeline.settings import backbone_weights, fine_tunes
 from job.pipeline.table import STAGES
@@ -16,21 +15,21 @@ class Wiring:
     """The functions of a stage.
 
     `run` does the work and returns the artifact; None on workers other than the chief. `stores` returns the names of the
-    stores that the artifact has in the cache. `count` returns how much the stage worked through, in the unit of the table.
+    stores that it then has in the cache. `count` returns how much the stage worked through, in the unit of the table.
     """
 
-    run: Callable[[Job], Any]
-    stores: Callable[[Any], Sequence[str]] = lambda _: ()
+    run: Callable[[Job], Artifact | None]
+    stores: Callable[[Job], Sequence[str]] = lambda _: ()
     count: Callable[[Job], int] | None = None
 
 
-def _intake(job: Job) -> Any:
+def _intake(job: Job) -> Artifact | None:
     from job.stages.intake import intake
 
     return intake(job.config.intake, source=job.source, listing=job.listing, context=job.context)
 
 
-def _split(job: Job) -> Any:
+def _split(job: Job) -> Artifact | None:
     from job.stages.split import split
 
     found = job["intake"]
@@ -44,7 +43,7 @@ def _split(job: Job) -> Any:
     )
 
 
-def _explore(job: Job) -> Any:
+def _explore(job: Job) -> Artifact | None:
     from job.stages.explore import explore
 
     return explore(
@@ -56,7 +55,7 @@ def _explore(job: Job) -> Any:
     )
 
 
-def _extract(job: Job) -> Any:
+def _extract(job: Job) -> Artifact | None:
     from job.stages.extract import extract
 
     job.devices.join(job.context.peers, job.context.stop, job.config.cluster.start_timeout_s)
@@ -74,7 +73,7 @@ def _extract(job: Job) -> Any:
     )
 
 
-def _audit(job: Job) -> Any:
+def _audit(job: Job) -> Artifact | None:
     from job.stages.audit import audit
 
     return audit(
@@ -86,7 +85,7 @@ def _audit(job: Job) -> Any:
     )
 
 
-def _head(job: Job) -> Any:
+def _head(job: Job) -> Artifact | None:
     from job.stages.head import head
 
     return head(
@@ -98,7 +97,7 @@ def _head(job: Job) -> Any:
     )
 
 
-def _fine_tune(job: Job) -> Any:
+def _fine_tune(job: Job) -> Artifact | None:
     from job.stages.fine_tune import fine_tune
 
     job.devices.join(job.context.peers, job.context.stop, job.config.cluster.start_timeout_s)
@@ -117,7 +116,7 @@ def _fine_tune(job: Job) -> Any:
     )
 
 
-def _evaluate(job: Job) -> Any:
+def _evaluate(job: Job) -> Artifact | None:
     from job.stages.evaluate import evaluate
 
     return evaluate(
@@ -133,7 +132,7 @@ def _evaluate(job: Job) -> Any:
     )
 
 
-def _export(job: Job) -> Any:
+def _export(job: Job) -> Artifact | None:
     from job.stages.export import export
 
     return export(
@@ -150,7 +149,7 @@ def _export(job: Job) -> Any:
     )
 
 
-def _report(job: Job) -> Any:
+def _report(job: Job) -> Artifact | None:
     from job.stages.report import report
 
     run = read_run(job.workdir)
@@ -163,10 +162,10 @@ def _num_trained_examples(job: Job) -> int:
 
 
 WIRING: Mapping[str, Wiring] = {
-    "intake": Wiring(_intake, lambda artifact: (artifact.store_name,), lambda job: len(job["intake"].examples)),
+    "intake": Wiring(_intake, lambda job: (job["intake"].store_name,), lambda job: len(job["intake"].examples)),
     "split": Wiring(_split, count=lambda job: len(job["split"].examples)),
     "explore": Wiring(_explore, count=lambda job: len(job["split"].examples.of())),
-    "extract": Wiring(_extract, lambda artifact: tuple(artifact.stores.values()), lambda job: job["extract"].num_looked_at),
+    "extract": Wiring(_extract, lambda job: tuple(job["extract"].stores.values()), lambda job: job["extract"].num_looked_at),
     "audit": Wiring(_audit, count=lambda job: len(job["split"].examples.in_store_order())),
     "head": Wiring(_head),
     "fine_tune": Wiring(_fine_tune, count=_num_trained_examples),

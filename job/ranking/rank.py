@@ -138,8 +138,8 @@ def _extract(job: Job) -> Cost:
         key = digest_of([record["key"], record["stores"]])
         known = read_sealed(job.workdir, "cost.json")
         if known is None or known["key"] != key:
-            seconds = {f"extract_{clock}_s": record[f"{clock}_s"] for clock in ("wall", "cpu")}
-            cost = Cost(**measured(job.network, job["intake"].images, job.config.extract.batch_size), **seconds)
+            per_photo = measured(job.network, job["intake"].images, job.config.extract.batch_size)
+            cost = Cost(**per_photo, extract_wall_s=record["wall_s"], extract_cpu_s=record["cpu_s"])
             write_sealed(job.workdir, "cost.json", {"key": key, "cost": asdict(cost)})
             return cost
     except MemoryError as error:

@@ -4,9 +4,16 @@ The harm is an estimate of the share of photos, or of points of accuracy, that a
 has the table. It orders the list and is never shown as a number.
 """
 
-from collections.abc import Iterator, Mapping
+from __future__ import annotations
+
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
+
+from job.reporting.summaries import Audited, Explored
+
+if TYPE_CHECKING:
+    from job.measure.shortcuts import Fact
 
 # Share of the labels that the probing head must agree with, before its disagreement says something about labels.
 MIN_AGREEMENT = 0.7
@@ -24,7 +31,7 @@ class Advice:
     section: str
 
 
-def advice(explore: Mapping[str, Any], audit: Mapping[str, Any] | None) -> list[Advice]:
+def advice(explore: Explored, audit: Audited | None) -> list[Advice]:
     """Most harmful first. `audit` is None where features were not looked at."""
     found = [*_about_files(explore), *_about_splits(explore), *_about_classes(explore), *_about_shortcuts(explore)]
     if audit:
@@ -32,7 +39,7 @@ def advice(explore: Mapping[str, Any], audit: Mapping[str, Any] | None) -> list[
     return sorted(found, key=lambda a: -a.harm)
 
 
-def _about_files(explore: Mapping[str, Any]) -> Iterator[Advice]:
+def _about_files(explore: Explored) -> Iterator[Advice]:
     num_photos = max(1, sum(explore["statuses"].get(s, 0) for s in ("used", "converted", "excluded", "quarantined")))
     copies = explore["duplicates"]
     conflicts = copies["num_label_conflicts"] + copies["num_crossing_labels"]
@@ -61,7 +68,7 @@ def _about_files(explore: Mapping[str, Any]) -> Iterator[Advice]:
         )
 
 
-def _about_splits(explore: Mapping[str, Any]) -> Iterator[Advice]:
+def _about_splits(explore: Explored) -> Iterator[Advice]:
     crossing = explore["duplicates"]["num_crossing_splits"]
     if crossing:
         yield Advice(
@@ -73,7 +80,7 @@ def _about_splits(explore: Mapping[str, Any]) -> Iterator[Advice]:
         )
 
 
-def _about_classes(explore: Mapping[str, Any]) -> Iterator[Advice]:
+def _about_classes(explore: Explored) -> Iterator[Advice]:
     totals = {c["class"]: c["train"] + c["val"] + c["test"] for c in explore["classes"]}
     num_photos = max(1, sum(totals.values()))
     unmeasured = [c["class"] for c in explore["classes"] if c["test"] == 0]
@@ -106,11 +113,12 @@ def _about_classes(explore: Mapping[str, Any]) -> Iterator[Advice]:
         )
 
 
-def _about_shortcuts(explore: Mapping[str, Any]) -> Iterator[Advice]:
+def _about_shortcuts(explore: Explored) -> Iterator[Advice]:
     found = explore["shortcuts"]
     telling = sorted((f for f in found["facts"] if f["warning"]), key=lambda f: -f["accuracy"])
     if telling or found["file"]["warning"]:
-        best = telling[0] if telling else {"fact": "size, shape, format and EXIF data", **found["file"]}
+        all_facts: Fact = {"fact": "size, shape, format and EXIF data", "kind": "file", **found["file"]}
+        best = telling[0] if telling else all_facts
         yield Advice(
             best["accuracy"] - found["largest_class"],
             f"The class can be told from the file alone: its {best['fact']} gives {100 * best['accuracy']:.0f}% of the "
@@ -122,7 +130,7 @@ def _about_shortcuts(explore: Mapping[str, Any]) -> Iterator[Advice]:
         )
 
 
-def _about_labels(audit: Mapping[str, Any]) -> Iterator[Advice]:
+def _about_labels(audit: Audited) -> Iterator[Advice]:
     issues = audit["label_issues"]
     if issues["num_likely"] and issues["agreement"] >= MIN_AGREEMENT:
         share = issues["num_likely"] / issues["num_examples"]
@@ -135,7 +143,7 @@ def _about_labels(audit: Mapping[str, Any]) -> Iterator[Advice]:
         )
 
 
-def _about_late_copies(audit: Mapping[str, Any]) -> Iterator[Advice]:
+def _about_late_copies(audit: Audited) -> Iterator[Advice]:
     late = audit["late_copies"]
     if late["num_crossing_splits"]:
         yield Advice(
@@ -148,7 +156,7 @@ def _about_late_copies(audit: Mapping[str, Any]) -> Iterator[Advice]:
         )
 
 
-def _about_more_photos(audit: Mapping[str, Any]) -> Iterator[Advice]:
+def _about_more_photos(audit: Audited) -> Iterator[Advice]:
     points = audit["learning_curve"]["points"]
     gain = _mean(points[-1]["accuracies"]) - _mean(points[-2]["accuracies"]) if len(points) > 1 else 0.0
     if gain > 0.01:

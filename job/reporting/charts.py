@@ -4,21 +4,24 @@ import base64
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from job.reporting import figures, times
+from job.reporting.summaries import Audited, HeadPath, Tuning
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from job.measure.probes import CurvePoint
+
 _MEDIA_TYPES = {".jpg": "image/jpeg", ".png": "image/png", ".svg": "image/svg+xml"}
 
 
 def charts(
-    audit: Mapping[str, Any] | None,
-    head: Mapping[str, Any] | None,
-    tuning: Mapping[str, Any] | None,
+    audit: Audited | None,
+    head: HeadPath | None,
+    tuning: Tuning | None,
     records: times.Records,
 ) -> dict[str, str]:
     drawn = {"curve": _drawn(_learning_curve_chart(audit["learning_curve"]["points"]))} if audit else {}
@@ -31,7 +34,7 @@ def charts(
     return drawn
 
 
-def _learning_curve_chart(points: Sequence[Mapping[str, Any]]) -> "Figure":
+def _learning_curve_chart(points: "Sequence[CurvePoint]") -> "Figure":
     figure, (ax,) = figures.new_figure(6.0, 2.9)
     sizes = [point["num_examples"] for point in points]
     for point in points:
@@ -44,11 +47,11 @@ def _learning_curve_chart(points: Sequence[Mapping[str, Any]]) -> "Figure":
     return figure
 
 
-def _head_chart(head: Mapping[str, Any]) -> "Figure":
+def _head_chart(head: HeadPath) -> "Figure":
     figure, axes = figures.new_figure(9.0, 2.7, columns=2)
     strengths = [tried["c"] for tried in head["path"]]
-    for ax, name, colour in ((axes[0], "val_log_loss", figures.SERIES[0]), (axes[1], "val_accuracy", figures.SERIES[2])):
-        values = [tried[name] for tried in head["path"]]
+    losses, accuracies = ([tried[name] for tried in head["path"]] for name in ("val_log_loss", "val_accuracy"))
+    for ax, values, colour in ((axes[0], losses, figures.SERIES[0]), (axes[1], accuracies, figures.SERIES[2])):
         ax.plot(strengths, values, marker="o", markersize=4, color=colour)
         chosen = [(c, v) for c, v in zip(strengths, values, strict=True) if c == head["c"]]
         ax.plot(*zip(*chosen, strict=True), marker="o", markersize=11, fillstyle="none", color=colour, linestyle="none")

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
 from job.data.examples import Examples
 from job.reporting import figures
+from job.reporting.summaries import Copies, Crossings
 from job.storage.files import storage_errors
 from job.storage.workdir import Workdir
 from job.stores.arrays import ArrayStore
@@ -44,8 +45,8 @@ class Gallery:
         drawn = figures.contact_sheet(self._images.rows(rows), columns, TILE_PX)
         return self.add(f"{name}.jpg", lambda path: drawn.save(path, "JPEG", quality=85))
 
-    def copies(self, examples: Examples, indices: Sequence[int], name: str) -> dict[str, Any]:
-        """A group of copies: what is to be said of each, and a strip of the first of them."""
+    def copies(self, examples: Examples, indices: Sequence[int], name: str) -> Copies:
+        """Describe a group of copies, and draw a strip of the first of them."""
         columns = ("path", "label", "given_split", "split", "status", "reason")
         return {
             "photos": [{column: examples[column][i] for column in columns} for i in indices],
@@ -55,6 +56,7 @@ class Gallery:
         }
 
 
-def crossings(examples: Examples, indices: Sequence[int]) -> dict[str, bool]:
-    """Whether a group of copies lies in more than one split, and under more than one label."""
-    return {f"crosses_{c}s": len({examples[c][i] for i in indices}) > 1 for c in ("split", "label")}
+def crossings(examples: Examples, indices: Sequence[int]) -> Crossings:
+    """Return whether a group of copies lies in more than one split, and under more than one label."""
+    crosses_splits, crosses_labels = (len({examples[c][i] for i in indices}) > 1 for c in ("split", "label"))
+    return {"crosses_splits": crosses_splits, "crosses_labels": crosses_labels}

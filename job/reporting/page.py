@@ -11,7 +11,6 @@ import math
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -22,13 +21,11 @@ from job.pipeline.table import STAGES
 from job.reporting import times
 from job.reporting.advice import MIN_AGREEMENT, advice
 from job.reporting.charts import charts, data_uri
+from job.reporting.summaries import Audited, Evaluated, Explored, Run, Shipped, of_shipped
 from job.runtime.context import Context
 from job.storage.files import in_units
 from job.storage.workdir import Workdir
 from job.text.untrusted import escaped
-
-if TYPE_CHECKING:
-    pass
 
 _ARTIFACTS = {
     "explore": "stages/explore/explore.json",
@@ -52,7 +49,7 @@ LIMITS = {
 }
 
 
-def page(config: ReportConfig, *, run: dict[str, Any], timings: dict[str, dict[str, Any]], context: Context) -> bytes:
+def page(config: ReportConfig, *, run: Run, timings: times.Records, context: Context) -> bytes:
     """Return the page. Needs explore's summary; says what there is to say about models where there are any.
 
     `run` is the content of run.json, `timings` the records (as in `job.reporting.times`) of the stages that are up to date;
@@ -111,7 +108,7 @@ def _environment(workdir: Workdir) -> Environment:
     return environment
 
 
-def _state(evaluation: Mapping[str, Any] | None, parity: Mapping[str, Any] | None) -> str:
+def _state(evaluation: Evaluated | None, parity: Mapping[str, object] | None) -> str:
     if evaluation is None:
         return "no model"
     if not evaluation["gate"]["met"]:
@@ -121,15 +118,15 @@ def _state(evaluation: Mapping[str, Any] | None, parity: Mapping[str, Any] | Non
     return "exported" if parity["agrees"] else "export disagrees"
 
 
-def _data(explore: Mapping[str, Any], audit: Mapping[str, Any] | None) -> dict[str, Any]:
+def _data(explore: Explored, audit: Audited | None) -> dict[str, object]:
     """What the page says about the data beside explore's own numbers; what was decided later counts."""
     widths = [c["recall_interval_width"] for c in explore["classes"]]
     counted = (audit or explore)["classes"]
+    totals = [c["train"] + c["val"] + c["test"] for c in counted]
     classes = [
-        {**c, "total": c["train"] + c["val"] + c["test"], "recall_interval_width": width}
-        for c, width in zip(counted, widths, strict=True)
+        {**c, "total": total, "recall_interval_width": width}
+        for c, total, width in zip(counted, totals, widths, strict=True)
     ]
-    totals = [c["total"] for c in classes]
     groups = explore["duplicates"]["groups"]
     crossing = [g for g in groups if g["crosses_splits"] or g["crosses_labels"]]
     given = explore["splits_given"]
@@ -145,17 +142,17 @@ def _data(explore: Mapping[str, Any], audit: Mapping[str, Any] | None) -> dict[s
     }
 
 
-def _results(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+def _results(evaluation: Evaluated) -> dict[str, object]:
     """The shipped model's numbers beside what it has to be held against, and its confusions."""
     shipped = evaluation["shipped"]
-    test, leak_free = evaluation[shipped]["test"], evaluation[shipped]["test_leak_free"]
-    other = {"head": "fine_tuned", "fine_tuned": "head"}[shipped]
+    scores = of_shipped(evaluation)
+    test, leak_free = scores["test"], scores["test_leak_free"]
+    other: Shipped = "fine_tuned" if shipped == "head" else "head"
     names, matrix = evaluation["class_names"], evaluation["confusion"]
+    cells = [(count, i, j) for i, row in enumerate(matrix) for j, count in enumerate(row) if count and i != j]
     confusions = [
-        {"label": names[i], "predicted": names[j], "count": count, "share": count / sum(row)}
-        for i, row in enumerate(matrix)
-        for j, count in enumerate(row)
-        if count and i != j
+        {"label": names[i], "predicted": names[j], "count": count, "share": count / sum(matrix[i])}
+        for count, i, j in sorted(cells, key=lambda cell: -cell[0])
     ]
     return {
         "test": test,
@@ -163,7 +160,7 @@ def _results(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         "num_correct": round(test["accuracy"] * test["num_examples"]),
         "leak_free": leak_free if leak_free and leak_free["num_examples"] != test["num_examples"] else None,
         "other": other if evaluation[other] else None,
-        "confusions": sorted(confusions, key=lambda c: -c["count"]),
+        "confusions": confusions,
         "matrix": [[(count, _heat(count, sum(row)), i == j) for j, count in enumerate(row)] for i, row in enumerate(matrix)],
     }
 
@@ -173,13 +170,13 @@ def _heat(count: int, total: int) -> int:
     return math.ceil(_HEAT_LEVELS * math.sqrt(count / total)) if count else 0
 
 
-def _settings(config: Mapping[str, Any]) -> list[tuple[str, Any, bool]]:
+def _settings(config: Mapping[str, object]) -> list[tuple[str, object, bool]]:
     """Every setting with its dotted name, its value, and whether it differs from the default."""
     defaults = dict(_leaves(Config().model_dump(mode="json")))
     return [(name, value, name in defaults and defaults[name] != value) for name, value in _leaves(config)]
 
 
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{prefix}{name}.")
@@ -187,7 +184,7 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield prefix + name, value
 
 
-def _times(records: times.Records) -> dict[str, Any]:
+def _times(records: times.Records) -> dict[str, object]:
     """A row for each stage, and the shares of the whole."""
     rows = [
         {
@@ -203,7 +200,7 @@ def _times(records: times.Records) -> dict[str, Any]:
     return {"rows": rows, "shares": times.shares(records)}
 
 
-def _with_unseen_written_out(value: Any) -> Any:
+def _with_unseen_written_out(value: object) -> object:
     """For every value on its way into the page; what is already markup was made by a template."""
     return escaped(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 

@@ -7,11 +7,22 @@ worked through) and `done` (examples that went through a compiled loop once it w
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from job.pipeline.table import STAGES
 
-Records = Mapping[str, Mapping[str, Any]]
+
+class Timing(TypedDict):
+    """What a record tells about the time of its stage."""
+
+    wall_s: float
+    cpu_s: float
+    count: NotRequired[int | None]
+    spent_s: NotRequired[dict[str, float]]
+    done: NotRequired[dict[str, int]]
+
+
+Records = Mapping[str, Timing]
 
 OTHER = "other"
 PARTS = ("decode", "forward", "training", "waiting for data", "overhead", OTHER)
@@ -21,14 +32,14 @@ _PART_OF |= dict.fromkeys(("imports", "building", "tracing", "export"), "overhea
 _PART_OF |= {"solving": "training"}
 
 
-def spent(stage: str, record: Mapping[str, Any]) -> dict[str, float]:
+def spent(stage: str, record: Timing) -> dict[str, float]:
     """Wall seconds of a stage by what they went into, the largest first and the rest at the end."""
     known = {what: seconds for what, seconds in record.get("spent_s", {}).items() if seconds > 0}
     rest = max(0.0, record["wall_s"] - sum(known.values()))
     return {**dict(sorted(known.items(), key=lambda item: -item[1])), STAGES[stage].rest: rest}
 
 
-def parts(stage: str, record: Mapping[str, Any]) -> dict[str, float]:
+def parts(stage: str, record: Timing) -> dict[str, float]:
     """Wall seconds of a stage by `PARTS`."""
     found = dict.fromkeys(PARTS, 0.0)
     for what, seconds in spent(stage, record).items():
@@ -47,7 +58,7 @@ def shares(records: Records) -> dict[str, float]:
     return {**rounded, OTHER: round(1 - sum(rounded.values()), 4)}
 
 
-def rate(stage: str, record: Mapping[str, Any]) -> float | None:
+def rate(stage: str, record: Timing) -> float | None:
     """Return how much the stage works through in a second, in the unit of the table of stages.
 
     None where it counts nothing, or found everything there.

@@ -1,5 +1,7 @@
 """What the run tells while it works: lines or a progress bar for people, events.jsonl and TensorBoard for programs."""
 
+from __future__ import annotations
+
 import json
 import sys
 import time
@@ -7,12 +9,15 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 import numpy as np
 
 from job.storage.files import storage_errors
 from job.text.untrusted import escaped
+
+if TYPE_CHECKING:
+    from tensorboardX.event_file_writer import EventsWriter
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -49,12 +54,12 @@ class Telemetry:
         self._folder = folder
         self._stream = stream or sys.stderr
         self._events: TextIO | None = None
-        self._board: Any = None
+        self._board: EventsWriter | None = None
         self.cpu_s_elsewhere = 0.0  # Of processes that the kernel does not count as this one's children.
         self._spent_s: dict[str, float] = {}
         self._done: dict[str, int] = {}
         self._once_before_s = dict(_once_s)
-        self._traced: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._traced: weakref.WeakSet[object] = weakref.WeakSet()
 
     @property
     def keeps_log(self) -> bool:
@@ -65,7 +70,7 @@ class Telemetry:
         """One line for people."""
         print(escaped(text), file=self._stream, flush=True)
 
-    def event(self, kind: str, **fields: Any) -> None:
+    def event(self, kind: str, **fields: object) -> None:
         """One line in logs/events.jsonl."""
         if self._folder is None:
             return
@@ -140,7 +145,7 @@ class Telemetry:
                     file.close()
         self._board = self._events = None
 
-    def _show(self, kind: str, tag: str, step: int, *values: Any, **how: Any) -> None:
+    def _show(self, kind: str, tag: str, step: int, *values: object, **how: object) -> None:
         # The library's own writer has a thread, and waits for it for ever once that has met a full disk.
         with spent_once("imports"):
             from tensorboardX import event_file_writer, summary

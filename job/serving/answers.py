@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import pyarrow as pa
 import pyarrow.csv
@@ -31,6 +31,16 @@ _METADATA = {b"transfer-job": b"predict"}
 _MAX_HEADER_CHARACTERS = 1000
 
 
+class Row(TypedDict):
+    """What predict says about one photo; only `error`, where it could not be read."""
+
+    path: str
+    label: NotRequired[str]
+    probability: NotRequired[float]
+    top_3: NotRequired[dict[str, float]]
+    error: str
+
+
 @dataclass(frozen=True)
 class Place:
     """A file that predict may write.
@@ -49,7 +59,7 @@ class Place:
         if self.is_foreign and any(_is_same(self.out, source.location(entry)) for entry in entries):
             raise UsageError(f"--out {self.out}: this is one of the files of --data. Give another name.")
 
-    def write(self, rows: Sequence[dict[str, Any]], context: Context) -> pa.Table:
+    def write(self, rows: Sequence[Row], context: Context) -> pa.Table:
         """Write the answer, and return it. Where that fails, it is kept in scratch space, and the error says where.
 
         Raises:
@@ -156,7 +166,7 @@ def _is_answer(file: Path, called: str) -> bool:
     return False
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> pa.Table:
+def _table(rows: Sequence[Row]) -> pa.Table:
     best = [json.dumps(row["top_3"], ensure_ascii=False) if "top_3" in row else None for row in rows]
     columns = (
         [row["path"] for row in rows],

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -31,6 +31,9 @@ from job.storage.bucket.open import is_there
 from job.storage.files import storage_failed
 from job.storage.published import PUBLISHED, Published
 from job.storage.workdir import Workdir
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 _CARD = "model.json"
 _SHOWN = 5
@@ -67,8 +70,8 @@ class ExportedModel:
     """A model in memory. `loaded` holds the variables of `signature`."""
 
     card: ModelCard
-    loaded: Any
-    signature: Any
+    loaded: "tf.Module"
+    signature: Callable[..., dict[str, "tf.Tensor"]]
 
     def probabilities(self, pixels_NHWC: np.ndarray) -> np.ndarray:
         """Return probabilities (N, C) of uint8 pixels."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from job.model.network import fit_as_constants, with_constant_weights
 from job.serving.graph_decode import Limits, pixels_of
@@ -101,7 +101,7 @@ def decoded(image_bytes: tf.Tensor, size: int, resize: str, limits: Limits) -> t
         return pixels[:-1], places[:-1]
 
 
-def class_names(model: Any) -> list[str]:
+def class_names(model: tf.Module) -> list[str]:
     """Read the names of the classes from a loaded SavedModel, in the order of its probabilities."""
     import tensorflow as tf
 

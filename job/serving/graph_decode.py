@@ -9,14 +9,16 @@ A picture that is refused becomes an empty string here, and TensorFlow's decoder
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from job.decoding.decode import JPEG_REDUCTIONS
 
 if TYPE_CHECKING:
     import tensorflow as tf
+
+    _Pair = Sequence[tf.Tensor | float]
 
 # Formats that the graph decodes, and the bytes that each begins with. Of a WebP the bytes 8 to 12 are looked at as well.
 FORMATS = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n", "GIF": b"GIF8", "BMP": b"BM", "WebP": b"RIFF"}
@@ -109,7 +111,7 @@ def _jpeg(image_bytes: tf.Tensor, size: int, resize: str, limits: Limits) -> tf.
         return lambda: tf.io.decode_jpeg(image_bytes, channels=3, ratio=reduction, dct_method="INTEGER_ACCURATE")
 
     image = tf.case([(fit, decoded(r)) for fit, r in zip(fits, JPEG_REDUCTIONS, strict=True)], default=decoded(1))
-    turned: list[Any] = [
+    turned: list[Callable[[], tf.Tensor]] = [
         lambda: image,
         lambda: tf.image.flip_left_right(image),
         lambda: tf.image.rot90(image, 2),
@@ -226,7 +228,9 @@ def _first_gif_frame(data: tf.Tensor, max_steps: int) -> tuple[tf.Tensor, tf.Ten
     return frame, tf.where(in_pieces, 0, end)
 
 
-def _numbers(image_bytes: tf.Tensor, place: Any, count: Any, dtype: tf.DType, *, little_endian: bool = True) -> tf.Tensor:
+def _numbers(
+    image_bytes: tf.Tensor, place: tf.Tensor | int, count: tf.Tensor | int, dtype: tf.DType, *, little_endian: bool = True
+) -> tf.Tensor:
     """Numbers from a place in a header. Where the bytes end before them, the graph raises InvalidArgumentError."""
     import tensorflow as tf
 
@@ -259,7 +263,7 @@ def _to_square(image: tf.Tensor, size: int, resize: str) -> tf.Tensor:
     return tf.ensure_shape(resized, (size, size, 3))
 
 
-def _resample(image: tf.Tensor, size: Any, scale: Any, translation: Any) -> tf.Tensor:
+def _resample(image: tf.Tensor, size: _Pair, scale: _Pair, translation: _Pair) -> tf.Tensor:
     """Antialiased bilinear resampling as Pillow does it: along the rows, to whole levels, along the columns, to whole
     levels. `size`, `scale` and `translation` from input to output pixels are (y, x).
 

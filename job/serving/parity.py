@@ -4,16 +4,18 @@ The request comes as JSON on standard input, when TensorFlow is imported already
 error that is written for the user is an answer, too: its exit code and its message.
 """
 
+from __future__ import annotations
+
 import io
 import json
 import math
 import pickle
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import numpy as np
 
@@ -22,6 +24,11 @@ from job.decoding.decode import DecodeRules, decode
 from job.errors import JobError, code_of
 from job.runtime.stop import ignore_signals
 from job.stores.arrays import ArrayStore
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    _Signature = Callable[..., dict[str, tf.Tensor]]
 
 # Largest difference of probabilities that float32 arithmetic on the same pixels may make.
 ARRAY_TOLERANCE = 1e-4
@@ -47,8 +54,19 @@ class Request:
     rules: dict[str, Any]
 
 
-def check(request: Request) -> dict[str, Any]:
-    """The content of parity.json but for the verdict."""
+class Parity(TypedDict):
+    """The content of parity.json. Whoever asked adds `faults`, clauses of a sentence, and the verdict `agrees`."""
+
+    num_photos: int
+    arrays: dict[str, float]
+    bytes: dict[str, Any]
+    exif: dict[str, float]
+    faults: NotRequired[list[str]]
+    agrees: NotRequired[bool]
+
+
+def check(request: Request) -> Parity:
+    """Return the content of parity.json but for the verdict."""
     import tensorflow as tf
 
     model = tf.saved_model.load(request.model)
@@ -94,13 +112,13 @@ def _notice(not_decodable: int, num_photos: int) -> str:
     )
 
 
-def _run(items: Any, signature: Any) -> np.ndarray:
+def _run(items: np.ndarray, signature: Callable[[np.ndarray], dict[str, tf.Tensor]]) -> np.ndarray:
     return np.concatenate(
         [signature(items[k : k + _BATCH_SIZE])["probabilities"].numpy() for k in range(0, len(items), _BATCH_SIZE)]
     )
 
 
-def _by_bytes(request: Request, signature: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _by_bytes(request: Request, signature: _Signature) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Probabilities of each photo, whether the graph decodes it, and whether it could be read at all."""
     import tensorflow as tf
 
@@ -119,8 +137,8 @@ def _payloads(request: Request) -> Iterator[bytes | OSError]:
     yield from source.read(entries)
 
 
-def _exif(request: Request, pixels: np.ndarray, from_pixels: Any, from_bytes: Any) -> dict[str, Any]:
-    """A photo stored lying on its side, with the EXIF tag that says so: bytes against canonical decoder and arrays."""
+def _exif(request: Request, pixels: np.ndarray, from_pixels: _Signature, from_bytes: _Signature) -> dict[str, float]:
+    """Compare bytes with pixels for a photo stored lying on its side, with the EXIF tag that says so."""
     import tensorflow as tf
     from PIL import Image
 
@@ -145,7 +163,7 @@ def main() -> None:
         print(json.dumps(_answer(Request(**json.loads(request)))))
 
 
-def _answer(request: Request) -> dict[str, Any]:
+def _answer(request: Request) -> Parity | dict[str, object]:
     try:
         return check(request)
     except JobError as error:

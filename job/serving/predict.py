@@ -2,7 +2,6 @@
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +12,7 @@ from job.runtime.cgroups import usable_cores
 from job.runtime.context import Context
 from job.serving import answers
 from job.serving import folder as model_folder
+from job.serving.answers import Row
 from job.serving.folder import ExportedModel
 from job.sources.base import Entry, Source
 from job.sources.open import open_source
@@ -56,19 +56,19 @@ def predict(
     readable = [e for e in entries if e.verdict is None]
     place.refuse_inputs(source, readable)
     context.stop.next_time = "Nothing was written: the same command begins again."
-    rows: dict[str, dict[str, Any]] = {e.path: {"path": e.path, "error": e.reason} for e in entries if e.verdict}
+    rows: dict[str, Row | None] = {e.path: {"path": e.path, "error": e.reason} for e in entries if e.verdict}
     rows |= _labelled(readable, source, exported, batch_size, context)
-    rows = {path: row for path, row in rows.items() if row}
-    if not rows:
+    answered = {path: row for path, row in rows.items() if row}
+    if not answered:
         raise DataUnusable(f"--data {data}: there are no photos in it.")
-    return place.write([rows[path] for path in sorted(rows)], context)
+    return place.write([answered[path] for path in sorted(answered)], context)
 
 
 def _labelled(
     entries: list[Entry], source: Source, exported: ExportedModel, batch_size: int, context: Context
-) -> dict[str, dict[str, Any]]:
-    """Rows by path, as `_rows` gives them, of all entries."""
-    rows: dict[str, dict[str, Any]] = {}
+) -> dict[str, Row | None]:
+    """Return the row of each entry by its path; None for files that are neither photos nor called so."""
+    rows: dict[str, Row | None] = {}
     rules = exported.card.rules
     shards = [entries[k : k + ROWS_PER_SHARD] for k in range(0, len(entries), ROWS_PER_SHARD)]
     with (
@@ -90,19 +90,19 @@ def _labelled(
     return rows
 
 
-def _rows(task: ShardTask, probabilities: np.ndarray, class_names: list[str]) -> dict[str, dict[str, Any]]:
-    """Rows by path; empty for files that are neither photos nor called so."""
-    found: dict[str, dict[str, Any]] = {}
+def _rows(task: ShardTask, probabilities: np.ndarray, class_names: list[str]) -> dict[str, Row | None]:
+    """Return the row of each photo of a shard by its path; None for files that are neither photos nor called so."""
+    found: dict[str, Row | None] = {}
     good = iter(probabilities)
     for entry, record in zip(task.entries, task.records, strict=True):
         if record["status"] in ("used", "converted"):
             found[entry.path] = _row(entry, next(good), class_names)
         else:
-            found[entry.path] = {} if record["status"] == "ignored" else {"path": entry.path, "error": record["reason"]}
+            found[entry.path] = None if record["status"] == "ignored" else {"path": entry.path, "error": record["reason"]}
     return found
 
 
-def _row(entry: Entry, probabilities_C: np.ndarray, class_names: list[str]) -> dict[str, Any]:
+def _row(entry: Entry, probabilities_C: np.ndarray, class_names: list[str]) -> Row:
     best = np.argsort(-probabilities_C, kind="stable")[:_BEST]
     top = {class_names[k]: round(float(probabilities_C[k]), 6) for k in best}
     label = class_names[best[0]]

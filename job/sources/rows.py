@@ -175,7 +175,7 @@ def _texts(column: pa.ChunkedArray) -> list[str]:
     return [_text(value) for value in column.to_pylist()]
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, bytes):

@@ -6,8 +6,8 @@ changed, only listed.
 """
 
 import warnings
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from job.data.registration import same_scene
 from job.errors import DataUnusable
 from job.measure.probes import learning_curve, out_of_fold
 from job.reporting.gallery import Gallery, crossings
+from job.reporting.summaries import Audited, LabelIssues, LateCopies, LearningCurve
 from job.runtime.context import Context
 from job.runtime.telemetry import spent_once
 from job.storage.workdir import Workdir
@@ -41,7 +42,7 @@ class Audit:
     """The table with late copies excluded, and the numbers as in stages/audit/audit.json."""
 
     examples: Examples
-    numbers: dict[str, Any]
+    numbers: Audited
 
     @classmethod
     def load(cls, context: Context) -> Self:
@@ -66,7 +67,7 @@ def audit(config: AuditConfig, *, examples: Examples, images: ArrayStore, featur
     num_classes = len(result.class_names)
     probabilities = out_of_fold(components_kept, labels, groups, num_classes, config.folds, context.seed, context.stop.check)
     with Gallery.drawing(context.workdir, PICTURES, images) as gallery:
-        numbers = {
+        numbers: Audited = {
             "statuses": result.statuses(),
             "splits": result.splits(),
             "classes": result.by_class(),
@@ -106,8 +107,8 @@ def _check_classes(examples: Examples) -> None:
         )
 
 
-def _late_copies(config: AuditConfig, before: Examples, after: Examples, gallery: Gallery) -> dict[str, Any]:
-    """Groups that grew, those that lost a photo first."""
+def _late_copies(config: AuditConfig, before: Examples, after: Examples, gallery: Gallery) -> LateCopies:
+    """Return the groups that grew, those that lost a photo first."""
     grown = np.unique(after["group"][before["group"] != after["group"]])
     groups = [np.flatnonzero((after["group"] == group) & (after["row"] >= 0)).tolist() for group in grown]
     excluded = before["status"] != after["status"]
@@ -128,8 +129,10 @@ def _label_issues(
     probabilities_NC: np.ndarray,
     gallery: Gallery,
     workdir: Workdir,
-) -> dict[str, Any]:
-    """Examples that a head which never saw them calls something else, least believable label first.
+) -> LabelIssues:
+    """Write a table of the examples that a head which never saw them calls something else, and describe it.
+
+    The least believable label comes first.
 
     `likely` ones are those of confident learning (Northcutt et al., "Confident Learning: Estimating Uncertainty in Dataset
     Labels", 2021), as cleanlab computes it.
@@ -144,7 +147,7 @@ def _label_issues(
     score = probabilities_NC[np.arange(len(labels)), labels]
     listed = np.flatnonzero((suggested != labels) | likely)
     listed = listed[np.argsort(score[listed], kind="stable")]
-    rows = [
+    rows: list[dict[str, object]] = [
         {
             "path": examples["path"][indices[k]],
             "given_label": examples.class_names[labels[k]],
@@ -171,7 +174,7 @@ def _label_issues(
     }
 
 
-def _as_csv(rows: list[dict[str, Any]]) -> bytes:
+def _as_csv(rows: list[dict[str, object]]) -> bytes:
     """A table with a header."""
     columns = ("path", "given_label", "suggested_label", "score", "likely", "split")
     return csv_of([columns, *([row[column] for column in columns] for row in rows)])
@@ -179,8 +182,8 @@ def _as_csv(rows: list[dict[str, Any]]) -> bytes:
 
 def _outliers(
     config: AuditConfig, examples: Examples, looked_at: np.ndarray, neighbours: Neighbours, gallery: Gallery
-) -> list[dict[str, Any]]:
-    """Photos whose nearest neighbours are farthest: `similarity` is the mean cosine similarity to them."""
+) -> list[dict[str, object]]:
+    """Return the photos whose nearest neighbours are farthest: `similarity` is the mean cosine similarity to them."""
     similarity = neighbours.similarity_NM.mean(axis=1) if neighbours.similarity_NM.size else np.zeros(len(looked_at))
     order = [k for k in np.argsort(similarity, kind="stable") if examples["status"][looked_at[k]] != "excluded"]
     return [
@@ -194,7 +197,7 @@ def _outliers(
     ]
 
 
-def _curve(examples: Examples, indices: np.ndarray, components: np.ndarray, context: Context) -> dict[str, Any]:
+def _curve(examples: Examples, indices: np.ndarray, components: np.ndarray, context: Context) -> LearningCurve:
     labels, groups, split = examples.labels[indices], examples["group"][indices], examples["split"][indices]
     train, val = split == "train", split == "val"
     points = learning_curve(
@@ -205,4 +208,4 @@ def _curve(examples: Examples, indices: np.ndarray, components: np.ndarray, cont
         context.seed,
         context.stop.check,
     )
-    return {"num_val": int(val.sum()), "points": [asdict(point) for point in points]}
+    return {"num_val": int(val.sum()), "points": points}

@@ -1,8 +1,10 @@
 """evaluate: score both models on validation, choose the one to ship, then look at the held-out photos once."""
 
+from __future__ import annotations
+
 import io
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import pyarrow as pa
@@ -16,11 +18,15 @@ from job.model.heads import Head
 from job.model.inputs import Inputs
 from job.model.network import Network
 from job.reporting.gallery import Gallery
+from job.reporting.summaries import Details, Evaluated, ModelScores, Shipped
 from job.runtime.context import Context
 from job.runtime.telemetry import Telemetry
 from job.storage.workdir import Workdir
 from job.stores.arrays import ArrayStore
 from job.train.feed import all_rows, run_batches
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 SUMMARY = "stages/evaluate/evaluation.json"
 PREDICTIONS = "stages/evaluate/predictions.parquet"
@@ -32,7 +38,7 @@ _BATCH_SIZE = 256
 class Evaluation:
     """All numbers, as in stages/evaluate/evaluation.json: `head`, `fine_tuned`, `shipped` and what the report shows."""
 
-    numbers: dict[str, Any]
+    numbers: Evaluated
 
     @classmethod
     def load(cls, context: Context) -> Self:
@@ -40,7 +46,7 @@ class Evaluation:
 
     @property
     def ships_fine_tuned(self) -> bool:
-        return bool(self.numbers["shipped"] == "fine_tuned")
+        return self.numbers["shipped"] == "fine_tuned"
 
 
 def evaluate(
@@ -66,18 +72,18 @@ def evaluate(
     on_val = {name: p[: len(val)] for name, p in probabilities.items()}
     shipped, choice = _choose(config, examples, val, on_val, context.seed)
     on_test = {name: p[len(val) :] for name, p in probabilities.items()}
-    numbers = {
+    scores = _scores(config, examples, val, on_val, test, on_test)
+    is_met = config.min_accuracy is None or scores[shipped]["test"]["accuracy"] >= config.min_accuracy
+    numbers: Evaluated = {
         "shipped": shipped,
         "choice": choice,
         "class_names": list(examples.class_names),
-        "head": None,
-        "fine_tuned": None,
-        **_summaries(config, examples, val, on_val, test, on_test),
+        "head": scores["head"],
+        "fine_tuned": scores.get("fine_tuned"),
         **_details(config, examples, test, on_test, shipped, context.seed),
-        "gate": {"min_accuracy": config.min_accuracy},
+        "gate": {"min_accuracy": config.min_accuracy, "met": is_met},
+        "mistakes": _mistakes(config, examples, images, test, on_test[shipped], context.workdir),
     }
-    numbers["gate"]["met"] = config.min_accuracy is None or numbers[shipped]["test"]["accuracy"] >= config.min_accuracy
-    numbers["mistakes"] = _mistakes(config, examples, images, test, on_test[shipped], context.workdir)
     _tell(context, numbers)
     context.workdir.write_bytes(PREDICTIONS, _predictions(examples, test, on_test, shipped))
     context.workdir.write_json(SUMMARY, numbers)
@@ -93,7 +99,7 @@ def _tuned_probabilities(
     model = network.tuned(start)
     model.set_weights(weights)
 
-    def on_replica(*arrays: Any) -> Any:
+    def on_replica(*arrays: tf.Tensor) -> tuple[tf.Tensor]:
         return (model(tf.cast(inputs.on_device(arrays, training=False), tf.float32), training=False),)
 
     forward = network.replicas.compiled(on_replica)
@@ -105,7 +111,7 @@ def _tuned_probabilities(
 
 def _choose(
     config: EvaluateConfig, examples: Examples, val: np.ndarray, probabilities: dict[str, np.ndarray], seed: int
-) -> tuple[str, dict[str, Any]]:
+) -> tuple[Shipped, dict[str, object]]:
     if "fine_tuned" not in probabilities:
         return "head", {"reason": "There is no fine-tuned model."}
     predicted = {name: p.argmax(1) for name, p in probabilities.items()}
@@ -131,14 +137,14 @@ def _choose(
     return ("fine_tuned" if better and safe else "head"), choice
 
 
-def _summaries(
+def _scores(
     config: EvaluateConfig,
     examples: Examples,
     val: np.ndarray,
     on_val: dict[str, np.ndarray],
     test: np.ndarray,
     on_test: dict[str, np.ndarray],
-) -> dict[str, Any]:
+) -> dict[str, ModelScores]:
     leak_free = _leak_free(examples, test)
     labels = examples.labels
     return {
@@ -160,13 +166,13 @@ def _leak_free(examples: Examples, test: np.ndarray) -> np.ndarray:
 
 
 def _details(
-    config: EvaluateConfig, examples: Examples, test: np.ndarray, on_test: dict[str, np.ndarray], shipped: str, seed: int
-) -> dict[str, Any]:
+    config: EvaluateConfig, examples: Examples, test: np.ndarray, on_test: dict[str, np.ndarray], shipped: Shipped, seed: int
+) -> Details:
     labels, groups = examples.labels[test], examples["group"][test]
     predicted = {name: p.argmax(1) for name, p in on_test.items()}
     train_labels = examples.labels[examples.of("train")]
     largest = int(np.bincount(train_labels).argmax())
-    details: dict[str, Any] = {
+    details: Details = {
         "confusion": metrics.confusion(labels, predicted[shipped], len(examples.class_names)).tolist(),
         "per_class": metrics.per_class(
             labels, predicted[shipped], groups, examples.class_names, config.bootstrap_samples, seed
@@ -189,7 +195,7 @@ def _mistakes(
     test: np.ndarray,
     probabilities: np.ndarray,
     workdir: Workdir,
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     predicted = probabilities.argmax(1)
     wrong = np.flatnonzero(predicted != examples.labels[test])
     worst = wrong[np.argsort(-probabilities[wrong, predicted[wrong]], kind="stable")][: config.mistakes]
@@ -228,11 +234,11 @@ def _predictions(examples: Examples, test: np.ndarray, on_test: dict[str, np.nda
     return buffer.getvalue()
 
 
-def _tell(context: Context, numbers: dict[str, Any]) -> None:
+def _tell(context: Context, numbers: Evaluated) -> None:
     matrix = np.asarray(numbers["confusion"], np.float64)
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     picture = (255 * (1 - shares)).astype(np.uint8).repeat(24, axis=0).repeat(24, axis=1)
     context.telemetry.image("evaluate/confusion_matrix", np.repeat(picture[:, :, None], 3, axis=2))
-    for name in ("head", "fine_tuned"):
-        if numbers[name]:
-            context.telemetry.scalar(f"evaluate/{name}_test_accuracy", numbers[name]["test"]["accuracy"], 0)
+    for name, scores in (("head", numbers["head"]), ("fine_tuned", numbers["fine_tuned"])):
+        if scores:
+            context.telemetry.scalar(f"evaluate/{name}_test_accuracy", scores["test"]["accuracy"], 0)

@@ -16,6 +16,7 @@ from job.measure.metrics import wilson
 from job.measure.shortcuts import shortcuts
 from job.reporting import figures
 from job.reporting.gallery import TILE_PX, Gallery, crossings
+from job.reporting.summaries import Duplicates, Explored, ExploredClass
 from job.runtime.context import Context
 from job.stores.arrays import ArrayStore
 
@@ -34,7 +35,7 @@ _CONSTANT_CONTRAST, _DARK, _BRIGHT = 0.012, 0.06, 0.94
 class Exploration:
     """The numbers, as in stages/explore/explore.json; pictures are named in it relative to the output directory."""
 
-    numbers: dict[str, Any]
+    numbers: Explored
 
     @classmethod
     def load(cls, context: Context) -> Self:
@@ -46,7 +47,7 @@ def explore(
 ) -> Exploration:
     """`source_notes` is what the source has to say of itself, for the page."""
     with Gallery.drawing(context.workdir, PICTURES, images) as gallery:
-        numbers = {
+        numbers: Explored = {
             "num_files": len(examples),
             "statuses": examples.statuses(),
             "splits": examples.splits(),
@@ -62,6 +63,8 @@ def explore(
             "shortcuts": shortcuts(examples, context.seed),
             "duplicates": _duplicates(examples, gallery),
             "suspicious": _suspicious(examples, gallery),
+            "class_pictures": [],
+            "figures": {},
         }
         with context.telemetry.spent("drawing"):
             numbers["class_pictures"] = _class_pictures(config, examples, images, gallery, context)
@@ -71,7 +74,7 @@ def explore(
 
 
 def _by_reason(examples: Examples, status: str) -> list[dict[str, Any]]:
-    """Reasons that differ only in what is particular to a file are one; what differs is shown beside each file."""
+    """Return the reasons for a status. Those that differ only in what is particular to a file are one."""
     chosen = np.flatnonzero((examples["status"] == status) & (examples["reason"] != ""))
     kinds: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for index in chosen:
@@ -92,16 +95,16 @@ def _reason(kind: tuple[str, ...], examples: Examples, indices: list[int]) -> di
     return {"reason": text, "count": len(indices), "files": files}
 
 
-def _classes(examples: Examples) -> list[dict[str, Any]]:
-    """Counts of each class, and how wide the 95% interval of its recall will be if that is 0.9."""
-    classes = examples.by_class()
-    for row in classes:
+def _classes(examples: Examples) -> list[ExploredClass]:
+    """Return the counts of each class, and how wide the 95% interval of its recall will be if that is 0.9."""
+    classes: list[ExploredClass] = []
+    for row in examples.by_class():
         low, high = wilson(round(0.9 * row["test"]), row["test"])
-        row["recall_interval_width"] = high - low
+        classes.append({**row, "recall_interval_width": high - low})
     return classes
 
 
-def _sizes(examples: Examples) -> dict[str, Any]:
+def _sizes(examples: Examples) -> dict[str, object]:
     usable = examples.of()
     width, height = examples["width"][usable], examples["height"][usable]
     columns = {"width": width, "height": height, "aspect": width / height, "num_bytes": examples["num_bytes"][usable]}
@@ -113,7 +116,7 @@ def _sizes(examples: Examples) -> dict[str, Any]:
     }
 
 
-def _light(examples: Examples) -> dict[str, Any]:
+def _light(examples: Examples) -> dict[str, object]:
     labels = examples.labels
     usable = examples.of()
     return {
@@ -133,8 +136,8 @@ def _five_numbers(values: np.ndarray) -> dict[str, float] | None:
     return {n: round(float(v), 4) for n, v in zip(names, np.percentile(values, [0, 25, 50, 75, 100]), strict=True)}
 
 
-def _duplicates(examples: Examples, gallery: Gallery) -> dict[str, Any]:
-    """Groups of copies, those that cross splits or labels first, and files with the same bytes and two labels."""
+def _duplicates(examples: Examples, gallery: Gallery) -> Duplicates:
+    """Return groups of copies, those that cross splits or labels first, and files with the same bytes and two labels."""
     decoded = examples["row"] >= 0
     members = defaultdict(list)
     for index in np.flatnonzero((examples["group"] >= 0) & decoded):
@@ -157,7 +160,7 @@ def _duplicates(examples: Examples, gallery: Gallery) -> dict[str, Any]:
     }
 
 
-def _suspicious(examples: Examples, gallery: Gallery) -> dict[str, Any]:
+def _suspicious(examples: Examples, gallery: Gallery) -> dict[str, object]:
     indices = examples.of()
     brightness, contrast = examples["brightness"][indices], examples["contrast"][indices]
     flat = contrast < _CONSTANT_CONTRAST
@@ -181,8 +184,8 @@ def _suspicious(examples: Examples, gallery: Gallery) -> dict[str, Any]:
 
 def _class_pictures(
     config: ExploreConfig, examples: Examples, images: ArrayStore, gallery: Gallery, context: Context
-) -> list[dict[str, Any]]:
-    """The mean picture and a sheet of samples of each class, samples drawn by a hash of their content."""
+) -> list[dict[str, object]]:
+    """Draw the mean picture and a sheet of samples of each class, samples drawn by a hash of their content."""
     usable = examples.of()
     label_of_row = np.full(len(images), -1)
     label_of_row[examples["row"][usable]] = examples.labels[usable]

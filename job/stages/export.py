@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -29,6 +29,7 @@ from job.runtime.context import Context
 from job.serving import graph as serving
 from job.serving import parity
 from job.serving.graph_decode import FORMATS, Limits
+from job.serving.parity import Parity
 from job.sources.base import Entry, Source
 from job.storage.files import digest_of_file, storage_failed
 from job.stores.arrays import ArrayStore
@@ -43,9 +44,9 @@ _LOOKS_EVERY_S = 0.5
 
 @dataclass(frozen=True)
 class Exported:
-    """The published model folder's parity.json."""
+    """How far the exported model agrees with what was measured."""
 
-    parity: dict[str, Any]
+    parity: Parity
 
     @classmethod
     def load(cls, context: Context) -> Self:
@@ -80,9 +81,8 @@ def export(
         raise Diverged(f"{len(bad)} variables of the model are not finite numbers, {bad[0]} the first. Nothing is exported.")
     rules = DecodeRules(**{name: getattr(intake, name) for name in DecodeRules.__dataclass_fields__})
     limits = Limits(rules.max_pixels, rules.min_side_px, rules.max_aspect_ratio)
-    result: dict[str, Any] = {}
 
-    def build(folder: Path) -> None:
+    def build(folder: Path) -> Parity:
         with _tensorflows_storage_errors(folder, sum(4 * int(np.prod(v.shape)) for v in classifier.variables)):
             serving.save(
                 classifier,
@@ -94,7 +94,7 @@ def export(
             )
             classifier.save(folder / "model.keras")
         context.stop.check()
-        result.update(_check_parity(checker, config, folder, rules, examples, images, source, entries, context))
+        result = _check_parity(checker, config, folder, rules, examples, images, source, entries, context)
         (folder / "parity.json").write_text(json.dumps(result, indent=2) + "\n")
         card = _model_card(intake, examples, network, folder, tuned_weights is not None)
         card["image_bytes"] = _what_bytes_it_takes(limits, result)
@@ -105,11 +105,12 @@ def export(
                 f"The exported model disagrees with what was measured: {'; '.join(result['faults'])}. "
                 f"Nothing was published; the numbers are in {context.workdir.shown(PARITY)}."
             )
+        return result
 
     with _start_checker() as checker:  # It imports TensorFlow while the model is saved here.
         try:
             with context.workdir.writing_folder(MODEL) as folder:
-                build(folder)
+                result = build(folder)
         finally:
             checker.kill()
     context.workdir.write_json(PARITY, result)
@@ -138,7 +139,7 @@ def _check_parity(
     source: Source,
     entries: Mapping[str, Entry],
     context: Context,
-) -> dict[str, Any]:
+) -> Parity:
     predictions = pq.read_table(context.workdir.path(PREDICTIONS)).slice(0, config.parity_photos)
     shipped = predictions["shipped"][0].as_py()
     row_of_path = dict(zip(examples["path"], examples["row"], strict=True))
@@ -161,7 +162,7 @@ def _check_parity(
     return {**result, "faults": faults, "agrees": not faults}
 
 
-def _faults(config: ExportConfig, result: dict[str, Any]) -> list[str]:
+def _faults(config: ExportConfig, result: Parity) -> list[str]:
     arrays, by_bytes, exif = result["arrays"], result["bytes"], result["exif"]
     faults = []
     if not arrays["largest_difference"] <= arrays["tolerance"]:
@@ -177,11 +178,12 @@ def _faults(config: ExportConfig, result: dict[str, Any]) -> list[str]:
 
 def _start_checker() -> subprocess.Popen[str]:
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    return subprocess.Popen([sys.executable, "-P", "-m", "job.serving.parity"], env=environment, text=True, **pipes)
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-P", "-m", "job.serving.parity"]
+    return subprocess.Popen(command, env=environment, text=True, stdin=pipe, stdout=pipe, stderr=pipe)
 
 
-def _ask(checker: subprocess.Popen[str], request: parity.Request, context: Context) -> dict[str, Any]:
+def _ask(checker: subprocess.Popen[str], request: parity.Request, context: Context) -> Parity:
     deadline = time.monotonic() + _PARITY_TIMEOUT_S
     unsent: str | None = json.dumps(asdict(request))
     while True:
@@ -201,7 +203,7 @@ def _ask(checker: subprocess.Popen[str], request: parity.Request, context: Conte
                 "Give the job more, and the same command goes on."
             )
         raise JobError("The parity check did not run through:", *said[-4000:].splitlines())
-    result: dict[str, Any] = json.loads(answer.splitlines()[-1])
+    result = json.loads(answer.splitlines()[-1])
     if "code" in result:
         raise of_code(result["code"], result["message"])
     return result
@@ -209,7 +211,7 @@ def _ask(checker: subprocess.Popen[str], request: parity.Request, context: Conte
 
 def _model_card(
     intake: IntakeConfig, examples: Examples, network: Network, folder: Path, fine_tuned: bool
-) -> dict[str, Any]:
+) -> dict[str, object]:
     return {
         "schema": 1,
         "class_names": list(examples.class_names),
@@ -228,7 +230,7 @@ def _model_card(
     }
 
 
-def _what_bytes_it_takes(limits: Limits, checked: dict[str, Any]) -> dict[str, Any]:
+def _what_bytes_it_takes(limits: Limits, checked: Parity) -> dict[str, object]:
     """Part of model.json: what `serving_default` decodes. All else gets `valid` false, as docs/security.md explains."""
     told = ("num_photos", "not_decodable_in_graph", "notice")
     return {

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from job.runtime.cgroups import memory_bytes
 from job.runtime.context import Context
 from job.storage.files import digest_of
 from job.storage.sealed import read_sealed, write_sealed
-from job.stores.arrays import ROWS_PER_SHARD, ArrayStore, StoredViews, StoreWriter
+from job.stores.arrays import ROWS_PER_SHARD, ArrayStore, Shard, StoredViews, StoreWriter
 from job.stores.cache import Cache
 from job.stores.exchange import Exchange, open_store
 from job.train.feed import run_batches
@@ -124,7 +124,7 @@ def extract(
     stores = _make(passes, config.batch_size, images.num_bytes, context)
     if stores is None:
         return None
-    summary: dict[str, Any] = {"num_views": num_views, "train_rows": train_rows.tolist(), "stores": stores}
+    summary: dict[str, object] = {"num_views": num_views, "train_rows": train_rows.tolist(), "stores": stores}
     summary |= {"inputs": asdict(inputs), "cut": network.cut_point and asdict(network.cut_point)}
     context.workdir.write_json(SUMMARY, summary)
     return Extraction(context.cache, num_views, train_rows, inputs, stores)
@@ -292,7 +292,7 @@ class _Pass:
 
         step = network.compiled(augmentation)
         held = {kind: np.empty((0, *writer.row_shape), writer.dtype) for kind, writer in self.writers.items()}
-        waiting, writes, num_passed = deque(missing), deque[Future[Any]](), 0
+        waiting, writes, num_passed = deque(missing), deque[Future[Shard]](), 0
         with ThreadPoolExecutor(1) as thread:
             for outputs in run_batches(network.replicas, step, load, len(passed), size, telemetry):
                 self._context.stop.check()

@@ -12,6 +12,7 @@ from job.data.examples import Examples
 from job.model.heads import COARSE, Head, class_weights, regression_on_views, smoothed_one_hot
 from job.model.inputs import Inputs
 from job.model.network import Network
+from job.reporting.summaries import Tuning
 from job.runtime.context import Context
 from job.stores.arrays import StoredViews
 from job.train.checkpoint import Checkpoints, TrainState, numbered
@@ -31,13 +32,13 @@ class FineTuned:
     one entry for each epoch, the first one before training."""
 
     weights: list[np.ndarray] | None
-    history: list[dict[str, Any]]
+    history: list[dict[str, float]]
     note: str
-    recipe: dict[str, Any]
+    recipe: dict[str, object]
 
     @classmethod
     def load(cls, context: Context) -> Self:
-        summary = context.workdir.read_json(SUMMARY)
+        summary: Tuning = context.workdir.read_json(SUMMARY)
         weights = None
         if summary["trained"]:
             with np.load(context.workdir.path(WEIGHTS), allow_pickle=False) as arrays:
@@ -120,10 +121,10 @@ class _Course:
 
     def __init__(self, config: FineTuneConfig, num_classes: int) -> None:
         self._config, self._collapse = config, 2 * np.log(num_classes)
-        self.history: list[dict[str, Any]] = []
+        self.history: list[dict[str, float]] = []
         self._best_weights: list[np.ndarray] = []
 
-    def add(self, epoch: dict[str, Any], trainer: Trainer) -> None:
+    def add(self, epoch: dict[str, float], trainer: Trainer) -> None:
         self.history.append(epoch)
         if self._best_epoch == epoch["epoch"]:
             self._best_weights = trainer.final_weights()
@@ -215,9 +216,9 @@ def _validate(trainer: Trainer, rows: np.ndarray, labels: np.ndarray) -> dict[st
     return {"val_log_loss": loss, "val_accuracy": float((probabilities.argmax(1) == labels).mean())}
 
 
-def _tell(context: Context, epoch: dict[str, Any]) -> None:
+def _tell(context: Context, epoch: dict[str, float]) -> None:
     for name in ("train_loss", "train_accuracy", "val_log_loss", "val_accuracy", "learning_rate"):
-        context.telemetry.scalar(f"fine_tune/{name}", epoch[name], epoch["epoch"])
+        context.telemetry.scalar(f"fine_tune/{name}", epoch[name], int(epoch["epoch"]))
     context.telemetry.event("epoch", **epoch)
 
 
@@ -229,6 +230,6 @@ def _kept(context: Context, result: FineTuned) -> FineTuned | None:
         with workdir.writing(WEIGHTS) as file, file.open("wb") as stream:
             arrays: dict[str, Any] = {f"{k:04d}": w for k, w in enumerate(result.weights)}
             np.savez(stream, **arrays)
-    summary = {"trained": result.weights is not None, "note": result.note, "history": result.history}
-    workdir.write_json(SUMMARY, {**summary, "recipe": result.recipe})
+    trained = result.weights is not None
+    workdir.write_json(SUMMARY, Tuning(trained=trained, note=result.note, history=result.history, recipe=result.recipe))
     return result

@@ -1,7 +1,7 @@
 """head: train a new classifier on the features, for a path of regularisation strengths; validation chooses one."""
 
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from sklearn.metrics import log_loss
@@ -9,6 +9,7 @@ from sklearn.metrics import log_loss
 from job.config import HeadConfig
 from job.data.examples import Examples
 from job.model.heads import COARSE, Head, class_weights, regression_on_views, smoothed_one_hot
+from job.reporting.summaries import HeadPath, TriedStrength
 from job.runtime.context import Context
 from job.stores.arrays import StoredViews
 from job.train.checkpoint import Checkpoints, TrainState, numbered
@@ -24,23 +25,14 @@ class ChosenHead:
 
     head: Head
     c: float
-    path: list[dict[str, Any]]
+    path: list[TriedStrength]
 
     @classmethod
     def load(cls, context: Context) -> Self:
-        summary = context.workdir.read_json(SUMMARY)
+        summary: HeadPath = context.workdir.read_json(SUMMARY)
         with np.load(context.workdir.path(ARRAYS), allow_pickle=False) as arrays:
             head = Head(arrays["kernel_DC"], arrays["bias_C"])
         return cls(head, summary["c"], summary["path"])
-
-
-@dataclass(frozen=True)
-class _Tried:
-    c: float
-    val_log_loss: float
-    val_accuracy: float
-    num_iterations: int
-    converged: bool
 
 
 def head(
@@ -73,31 +65,38 @@ def head(
             probabilities = current.probabilities(val_features)
             loss = float(log_loss(val_labels, probabilities, labels=range(num_classes)))
             accuracy = float((probabilities.argmax(1) == val_labels).mean())
-            tried.append((_Tried(c, loss, accuracy, solution.num_iterations, solution.converged), current))
+            result = TriedStrength(
+                c=c,
+                val_log_loss=loss,
+                val_accuracy=accuracy,
+                num_iterations=solution.num_iterations,
+                converged=solution.converged,
+            )
+            tried.append((result, current))
             context.telemetry.scalar("head/val_log_loss", loss, len(tried))
             progress.advance()
-        best, coarse = min(tried, key=lambda t: t[0].val_log_loss)
-        chosen = regression.solve(best.c, coarse, config.max_iterations, on_iteration=on_iteration).head
-    path = [asdict(t) for t, _ in tried]
+        best, coarse = min(tried, key=lambda t: t[0]["val_log_loss"])
+        chosen = regression.solve(best["c"], coarse, config.max_iterations, on_iteration=on_iteration).head
+    path = [t for t, _ in tried]
     with context.workdir.writing(ARRAYS) as file, file.open("wb") as stream:
         np.savez(stream, kernel_DC=chosen.kernel_DC, bias_C=chosen.bias_C)
-    context.workdir.write_json(SUMMARY, {"c": best.c, "path": path})
-    return ChosenHead(chosen, best.c, path)
+    context.workdir.write_json(SUMMARY, HeadPath(c=best["c"], path=path))
+    return ChosenHead(chosen, best["c"], path)
 
 
-def _is_enough(tried: list[tuple[_Tried, Head]]) -> bool:
-    losses = [t.val_log_loss for t, _ in tried]
+def _is_enough(tried: list[tuple[TriedStrength, Head]]) -> bool:
+    losses = [t["val_log_loss"] for t, _ in tried]
     return bool(losses) and len(losses) - losses.index(min(losses)) > _WORSE_BEFORE_STOP
 
 
-def _state(tried: list[tuple[_Tried, Head]]) -> TrainState:
+def _state(tried: list[tuple[TriedStrength, Head]]) -> TrainState:
     kernels, biases = [head.kernel_DC for _, head in tried], [head.bias_C for _, head in tried]
     arrays = {**numbered("kernel_DC", kernels), **numbered("bias_C", biases)}
-    return TrainState(len(tried), arrays, {"path": [asdict(t) for t, _ in tried]})
+    return TrainState(len(tried), arrays, {"path": [t for t, _ in tried]})
 
 
-def _restored(state: TrainState | None) -> list[tuple[_Tried, Head]]:
+def _restored(state: TrainState | None) -> list[tuple[TriedStrength, Head]]:
     if state is None:
         return []
     heads = map(Head, state.listed("kernel_DC"), state.listed("bias_C"))
-    return [(_Tried(**told), head) for told, head in zip(state.notes["path"], heads, strict=True)]
+    return list(zip(state.notes["path"], heads, strict=True))

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from hashlib import sha256
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -164,11 +164,11 @@ def _table(listing: Listing, records: list[Record]) -> Examples:
     """One row for each entry of the listing; `records` are those of the entries without a verdict, in order."""
     entries, decoded = listing.entries, iter(records)
     rows = [next(decoded) if e.verdict is None else {"status": e.verdict, "reason": e.reason} for e in entries]
-    columns: dict[str, list[Any]] = {name: [r.get(name, blank) for r in rows] for name, blank in _BLANK.items()}
+    columns: dict[str, list[object]] = {name: [r.get(name, blank) for r in rows] for name, blank in _BLANK.items()}
     columns |= {"path": [e.path for e in entries], "label": [e.label for e in entries]}
     columns |= {"given_split": [e.split for e in entries]}
     columns["num_bytes"] = [r.get("num_bytes", e.num_bytes) for r, e in zip(rows, entries, strict=True)]
-    has_pixels = np.isin(columns["status"], ("used", "converted"))
+    has_pixels = np.isin(np.asarray(columns["status"]), ("used", "converted"))
     columns["row"] = np.where(has_pixels, np.cumsum(has_pixels) - 1, -1).tolist()
     return Examples.from_columns(columns, listing.class_names)
 

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from job.config import ReportConfig
 from job.reporting.page import page
+from job.reporting.summaries import Run
+from job.reporting.times import Records
 from job.runtime.context import Context
 
 PAGE = "stages/report/report.html"
@@ -23,7 +25,7 @@ class Report:
         return cls(context.workdir.path(PAGE))
 
 
-def report(config: ReportConfig, *, run: dict[str, Any], timings: dict[str, dict[str, Any]], context: Context) -> Report:
+def report(config: ReportConfig, *, run: Run, timings: Records, context: Context) -> Report:
     """Draw the page and write it.
 
     `run` is the content of run.json; `timings` are the records of the stages that are up to date, as

@@ -192,7 +192,7 @@ def in_units(num_bytes: float) -> str:
     return f"{math.ceil(10 * num_bytes / unit) / 10:,.1f} {name}"
 
 
-def to_json(value: Any, indent: int | None = 2) -> bytes:
+def to_json(value: object, indent: int | None = 2) -> bytes:
     """Return a value as the bytes of a JSON file."""
     return (json.dumps(value, indent=indent, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
@@ -207,6 +207,6 @@ def read_json(path: Path) -> Any:
         raise StorageFailed(f"{path}: {error.strerror}") from error
 
 
-def digest_of(value: Any) -> str:
+def digest_of(value: object) -> str:
     """SHA-256 of a JSON-serialisable value, in hexadecimal."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

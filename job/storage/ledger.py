@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from job.errors import UsageError
 from job.storage.files import digest_of_file, open_own, own_mark, sync
@@ -33,6 +33,11 @@ _RESERVED = frozenset(
     report.html run run.json seed.json stages versions""".split()
 )
 _WITHOUT_LINES = ("cache", "checkpoints", TEMPORARY)
+
+
+class _Content(TypedDict):
+    files: list[str]
+    coming: dict[str, str]
 
 
 def is_reserved(name: str) -> bool:
@@ -214,7 +219,7 @@ class ScratchLedger(Ledger):
         self._unsaved.clear()
 
 
-def _parsed(text: bytes) -> dict[str, Any] | None:
+def _parsed(text: bytes) -> _Content | None:
     """Return the content of a mark, or None where it is damaged."""
     with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
         content = json.loads(text)
@@ -230,7 +235,7 @@ def _in_manifest(root: Path) -> list[str]:
     return []
 
 
-def _checksum(content: Mapping[str, Any]) -> str:
+def _checksum(content: Mapping[str, object]) -> str:
     return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

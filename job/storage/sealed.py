@@ -9,8 +9,8 @@ from job.storage.workdir import Workdir
 _DIGEST = "sha256"
 
 
-def read_sealed(workdir: Workdir, name: str) -> dict[str, Any] | None:
-    """The content of a file that `write_sealed` wrote; None where it is missing or not what was written."""
+def read_sealed(workdir: Workdir, name: str) -> Any:
+    """Return the JSON object that `write_sealed` wrote; None where it is missing or not what was written."""
     content = workdir.read_json(name)
     if not isinstance(content, dict):
         return None
@@ -18,6 +18,6 @@ def read_sealed(workdir: Workdir, name: str) -> dict[str, Any] | None:
     return content if digest == digest_of(content) else None
 
 
-def write_sealed(workdir: Workdir, name: str, content: Mapping[str, Any]) -> None:
+def write_sealed(workdir: Workdir, name: str, content: Mapping[str, object]) -> None:
     """Write a JSON object, with a digest of itself under "sha256"."""
     workdir.write_json(name, {**content, _DIGEST: digest_of(content)})

@@ -117,7 +117,7 @@ class Workdir:
         with self.writing(name, len(data)) as path:
             path.write_bytes(data)
 
-    def write_json(self, name: str, value: Any, indent: int | None = 2) -> None:
+    def write_json(self, name: str, value: object, indent: int | None = 2) -> None:
         """Write a JSON file. `indent=None` takes a third of the time, for files that only programs read."""
         self.write_bytes(name, to_json(value, indent))
 

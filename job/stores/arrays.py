@@ -71,7 +71,7 @@ class StoreWriter:
             file.truncate(HEADER_BYTES + capacity * self.row_bytes)
         return path
 
-    def commit(self, key: str, path: Path, num_rows: int, extra: Any = None) -> Shard:
+    def commit(self, key: str, path: Path, num_rows: int, extra: object = None) -> Shard:
         """Make the first `num_rows` rows of the file from `open_shard` the shard."""
         with storage_errors(path), path.open("r+b") as file:
             header = {"descr": self.dtype.str, "fortran_order": False, "shape": (num_rows, *self.row_shape)}
@@ -248,7 +248,7 @@ class StoredViews:
         return gathered
 
 
-def index_name(index: Any) -> str:
+def index_name(index: object) -> str:
     """Return the name of the file for a store's index, which fits its content."""
     return f"index-{digest_of(index)[:16]}.json"
 

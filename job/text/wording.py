@@ -3,7 +3,7 @@
 import difflib
 import reprlib
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -48,11 +48,11 @@ def _setting(location: tuple[int | str, ...], known: Mapping[str, FieldInfo]) ->
     return ".".join(parts)
 
 
-def _in_words(annotation: Any, metadata: list[Any]) -> str:
+def _in_words(annotation: object, metadata: list[object]) -> str:
     origin = getattr(annotation, "__origin__", None)
     arguments = get_args(annotation)
     if origin is Annotated or hasattr(annotation, "__metadata__"):
-        return _in_words(arguments[0], [*metadata, *annotation.__metadata__])
+        return _in_words(arguments[0], [*metadata, *arguments[1:]])
     if origin is Literal:
         return " or ".join(str(a) for a in arguments)
     if origin is tuple:
@@ -68,7 +68,7 @@ def _in_words(annotation: Any, metadata: list[Any]) -> str:
     return "text"
 
 
-def _limits(metadata: list[Any]) -> str:
+def _limits(metadata: list[object]) -> str:
     words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
     limits = [
         f"{word} {getattr(m, name):,}" if isinstance(getattr(m, name), int) else f"{word} {getattr(m, name)}"

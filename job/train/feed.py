@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from job.cluster.replicas import Replicas
+from job.cluster.replicas import Replicas, Tensors
 from job.errors import UsageError
 from job.runtime.telemetry import Telemetry
 
@@ -30,7 +30,7 @@ def ahead(items: Iterator[Item], telemetry: Telemetry) -> Iterator[Item]:
 
 def run_batches(
     replicas: Replicas,
-    step: Callable[..., Any],
+    step: Callable[..., Tensors],
     load: Callable[[np.ndarray], Arrays],
     count: int,
     batch_size: int,

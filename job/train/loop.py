@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from job.cluster.replicas import Replicas
+from job.cluster.replicas import Replicas, Tensors
 from job.errors import Diverged, UsageError
 from job.runtime.telemetry import Telemetry
 from job.train.checkpoint import TrainState, numbered
@@ -17,6 +17,7 @@ from job.train.schedule import Schedule
 
 if TYPE_CHECKING:
     import keras
+    import tensorflow as tf
 
 # A step's examples: what makes the arrays of some of them, given by position in the batch (a worker loads its own only);
 # targets (B, C) that sum to one; and weights (B,).
@@ -32,7 +33,7 @@ class Inputs(Protocol):
     def plain(self, rows_B: np.ndarray) -> Arrays:
         """Of photos as they are, by row in the image store."""
 
-    def on_device(self, arrays: Any, *, training: bool) -> Any:
+    def on_device(self, arrays: Tensors, *, training: bool) -> tf.Tensor:
         """Of a batch for training, or of `plain`."""
 
 
@@ -86,12 +87,14 @@ class Trainer:
             self.optimizer.build(model.trainable_variables)
         self._train_step, self._forward = self._compiled_step(), self._compiled_forward()
 
-    def _compiled_step(self) -> Callable[..., Any]:
+    def _compiled_step(self) -> Callable[..., Tensors]:
         import tensorflow as tf
 
         model, dtype, num_parts = self.model, self._dtype, self.num_parts
 
-        def loss_and_gradients(arrays: Any, targets: Any, shares: Any) -> tuple[Any, Any, list[Any]]:
+        def loss_and_gradients(
+            arrays: Tensors, targets: tf.Tensor, shares: tf.Tensor
+        ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
             inputs = tf.cast(self.inputs.on_device(arrays, training=True), dtype)
             with tf.GradientTape() as tape:
                 logits = tf.cast(model(inputs, training=False), dtype)
@@ -100,7 +103,7 @@ class Trainer:
             correct = tf.cast(tf.argmax(logits, 1) == tf.argmax(targets, 1), dtype)
             return losses, correct, tape.gradient(loss, model.trainable_variables)
 
-        def replica_step(targets: Any, shares: Any, *arrays: Any) -> tuple[Any, Any]:
+        def replica_step(targets: tf.Tensor, shares: tf.Tensor, *arrays: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             losses, correct, gradients = [], [], None
             for part in zip(*(tf.split(a, num_parts) for a in (targets, shares, *arrays)), strict=True):
                 with tf.control_dependencies(gradients or []):  # One part after the other, or memory would hold them all.
@@ -116,12 +119,12 @@ class Trainer:
         jit = self.replicas.num == 1 and bool(tf.config.list_physical_devices("GPU"))
         return self.replicas.compiled(replica_step, jit=jit)
 
-    def _compiled_forward(self) -> Callable[..., Any]:
+    def _compiled_forward(self) -> Callable[..., Tensors]:
         import tensorflow as tf
 
         model, dtype = self.model, self._dtype
 
-        def replica_forward(*arrays: Any) -> tuple[Any]:
+        def replica_forward(*arrays: tf.Tensor) -> tuple[tf.Tensor]:
             inputs = tf.cast(self.inputs.on_device(arrays, training=False), dtype)
             return (tf.cast(model(inputs, training=False), dtype),)
 
@@ -226,7 +229,7 @@ class Trainer:
             self._train_step = self._compiled_step()
 
     @property
-    def _variables(self) -> list[Any]:
+    def _variables(self) -> list[keras.Variable]:
         return [*self.model.variables, *self.optimizer.variables]
 
     def logits(self, rows_N: np.ndarray, batch_size: int = 256) -> np.ndarray:
@@ -282,20 +285,20 @@ class Trainer:
         )
 
 
-def _numpy(variable: Any) -> np.ndarray:
-    """The value of a Keras variable, mirrored or not."""
+def _numpy(variable: keras.Variable) -> np.ndarray:
+    """Return the value of a Keras variable, mirrored or not."""
     import keras
 
     return keras.ops.convert_to_numpy(variable)
 
 
-def _Course(schedule: Schedule) -> Any:  # noqa: N802 - a class made on demand, because its base needs Keras.
+def _Course(schedule: Schedule) -> keras.optimizers.schedules.LearningRateSchedule:  # noqa: N802 - a class made on demand, because its base needs Keras.
     import keras
 
     class Course(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
         """`Schedule.learning_rate` in the graph."""
 
-        def __call__(self, step: Any) -> Any:
+        def __call__(self, step: tf.Tensor) -> tf.Tensor:
             ops = keras.ops
             now = ops.cast(step, "float32")
             warmup = float(max(schedule.warmup_steps, 1))
@@ -305,7 +308,7 @@ def _Course(schedule: Schedule) -> Any:  # noqa: N802 - a class made on demand, 
             rising = (now + 1) / warmup
             return schedule.peak_learning_rate * ops.where(now < schedule.warmup_steps, rising, falling)
 
-        def get_config(self) -> dict[str, Any]:
+        def get_config(self) -> dict[str, object]:
             return {}
 
     return Course()

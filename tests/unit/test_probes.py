@@ -54,8 +54,8 @@ def test_curve_rises_with_the_number_of_photos_and_keeps_every_class():
     val = blobs(300, spread=2.0, seed=5)
     shares = ((0.02, 4), (1.0, 1))
     points = learning_curve((components, labels, np.arange(400)), val, 3, shares, 0, nothing)
-    assert [len(p.accuracies) for p in points] == [4, 1] and points[1].num_examples == 400
-    assert np.mean(points[0].accuracies) + 0.05 < points[1].accuracies[0]
+    assert [len(p["accuracies"]) for p in points] == [4, 1] and points[1]["num_examples"] == 400
+    assert np.mean(points[0]["accuracies"]) + 0.05 < points[1]["accuracies"][0]
 
 
 def test_the_same_seed_gives_the_same_numbers():

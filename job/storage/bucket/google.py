@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from job.errors import StorageFailed, UsageError
 from job.storage.bucket.objects import (
@@ -32,7 +32,7 @@ from job.storage.files import own_mark
 if TYPE_CHECKING:
     from google.cloud.storage import Blob, Bucket
 
-_HOW: dict[str, Any] = {"timeout": (CONNECT_TIMEOUT_S, READ_TIMEOUT_S), "retry": None}  # `_tried` knows how long.
+_HOW: dict[str, object] = {"timeout": (CONNECT_TIMEOUT_S, READ_TIMEOUT_S), "retry": None}  # `_tried` knows how long.
 _PART_BYTES = 8 << 20  # Of an upload that is larger than it, and then goes up in parts.
 _QUERY = re.compile(r"(with url: |\?)\S+")  # Upload sessions are addressed by what nobody else should know.
 _DAMAGED = re.compile(r"(crc32c|md5)\b.*match", re.IGNORECASE | re.DOTALL)
@@ -47,7 +47,7 @@ class GoogleObjects:
         self._prefix = f"{prefix}/" if prefix else ""
         self._lock = threading.Lock()
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[type[GoogleObjects], tuple[str, int]]:
         return GoogleObjects, (self.uri, self._connections)
 
     def prepare(self) -> None:
@@ -196,7 +196,7 @@ def _same_may_do(error: Exception) -> bool:
     return bool(DEFAULT_RETRY._predicate(error))
 
 
-def _new_one_may_do(error: Any) -> bool:
+def _new_one_may_do(error: BaseException) -> bool:
     """Whether a whole transfer may do as a new one: bytes came damaged, or of an upload what had come is gone."""
     from google.api_core.exceptions import GoogleAPICallError
     from google.cloud.storage.exceptions import DataCorruption
@@ -211,7 +211,7 @@ def _new_one_may_do(error: Any) -> bool:
     return sends_part and error.code in (404, 410)
 
 
-def _said(error: Any) -> str:
+def _said(error: BaseException) -> str:
     """What the service said, in one line."""
     cause = getattr(error, "cause", None) or error
     text = str(getattr(cause, "message", "") or cause).strip().splitlines()

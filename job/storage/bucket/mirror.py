@@ -183,7 +183,7 @@ class Mirror:
                 del self._files[name]
 
     def _commit(self) -> None:
-        manifest: dict[str, Any] = {
+        manifest: dict[str, object] = {
             "schema": _SCHEMA,
             "owner": self.token,
             "files": {name: vars(file) for name, file in sorted(self._files.items())},

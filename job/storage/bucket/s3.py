@@ -50,7 +50,7 @@ class S3Objects:
         self._prefix = f"{prefix}/" if prefix else ""
         self._lock = threading.Lock()
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[type[S3Objects], tuple[str, int]]:
         return S3Objects, (self.uri, self._connections)
 
     def prepare(self) -> None:
@@ -85,7 +85,7 @@ class S3Objects:
 
     def write(self, name: str, data: bytes | Path, replaces: str | None = None) -> str:
         write_id = own_mark()
-        how: dict[str, Any] = {"Metadata": {WRITE_ID: write_id}, "ContentType": content_type(name)}
+        how: dict[str, object] = {"Metadata": {WRITE_ID: write_id}, "ContentType": content_type(name)}
         if replaces is not None:
             how |= {"IfMatch": f'"{replaces}"'} if replaces else {"IfNoneMatch": "*"}
 
@@ -209,15 +209,15 @@ def _is_md5(answer: Any) -> bool:
     return is_plain and _MD5.fullmatch(_version(answer)) is not None
 
 
-def _code(error: Any) -> str:
+def _code(error: BaseException) -> str:
     return str((getattr(error, "response", None) or {}).get("Error", {}).get("Code", ""))
 
 
-def _status(error: Any) -> int:
+def _status(error: BaseException) -> int:
     return int((getattr(error, "response", None) or {}).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
-def _said(error: Any) -> str:
+def _said(error: BaseException) -> str:
     """What the service said, in one line."""
     message = (getattr(error, "response", None) or {}).get("Error", {}).get("Message") or error
     text = " ".join(_USER.sub("//", str(message)).split())

@@ -1,0 +1,194 @@
+"""The content of the JSON files that stages leave, as the page and later stages read them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+from job.data.examples import ClassCounts
+
+if TYPE_CHECKING:  # These modules import much that only training needs.
+    from job.measure.metrics import Scores
+    from job.measure.probes import CurvePoint
+    from job.measure.shortcuts import Shortcuts
+
+
+class Run(TypedDict):
+    """The content of run.json: with what a run was made, and on what kind of machine."""
+
+    schema: int
+    data: str
+    labels: str | None
+    out: str
+    command: str
+    started: str
+    config: dict[str, object]
+    settings_of_stages: dict[str, str]
+    versions: dict[str, str]
+    fingerprint: dict[str, object]
+
+
+class ExploredClass(ClassCounts):
+    """The counts of a class, and how wide the 95% interval of its recall will be if that is 0.9."""
+
+    recall_interval_width: float
+
+
+class Crossings(TypedDict):
+    """Whether a group of copies lies in more than one split, and under more than one label."""
+
+    crosses_splits: bool
+    crosses_labels: bool
+
+
+class Copies(Crossings):
+    """A group of copies. `exact` where their bytes are the same; `strip` is a picture of the first ones."""
+
+    photos: list[dict[str, str]]
+    exact: bool
+    strip: str
+
+
+class Duplicates(TypedDict):
+    """Groups of copies, those that cross splits or labels first, and files with the same bytes and two labels."""
+
+    num_groups: int
+    num_photos: int
+    num_crossing_splits: int
+    num_crossing_labels: int
+    groups: list[Copies]
+    num_label_conflicts: int
+    label_conflicts: list[Copies]
+
+
+class Explored(TypedDict):
+    """The content of explore.json."""
+
+    num_files: int
+    statuses: dict[str, int]
+    splits: dict[str, int]
+    splits_given: list[str]
+    source_notes: list[str]
+    faults: list[dict[str, object]]
+    conversions: list[dict[str, object]]
+    ignored: list[dict[str, object]]
+    remarks: list[dict[str, object]]
+    classes: list[ExploredClass]
+    sizes: dict[str, object]
+    light: dict[str, object]
+    shortcuts: Shortcuts
+    duplicates: Duplicates
+    suspicious: dict[str, Any]
+    class_pictures: list[dict[str, object]]
+    figures: dict[str, str]
+
+
+class LateCopies(TypedDict):
+    """Groups of copies that only features have found, those that lost a photo first."""
+
+    num_groups: int
+    num_excluded: int
+    num_crossing_splits: int
+    num_crossing_labels: int
+    groups: list[Copies]
+
+
+class LabelIssues(TypedDict):
+    """Label issues. `agreement` is the share of the labels that the head agrees with."""
+
+    num_examples: int
+    num_listed: int
+    num_likely: int
+    agreement: float
+    by_class: list[dict[str, object]]
+    shown: list[dict[str, object]]
+
+
+class LearningCurve(TypedDict):
+    """Accuracy by the number of training photos."""
+
+    num_val: int
+    points: list[CurvePoint]
+
+
+class Audited(TypedDict):
+    """The content of audit.json."""
+
+    statuses: dict[str, int]
+    splits: dict[str, int]
+    classes: list[ClassCounts]
+    late_copies: LateCopies
+    label_issues: LabelIssues
+    outliers: list[dict[str, object]]
+    learning_curve: LearningCurve
+
+
+class TriedStrength(TypedDict):
+    """What came of one regularisation strength."""
+
+    c: float
+    val_log_loss: float
+    val_accuracy: float
+    num_iterations: int
+    converged: bool
+
+
+class HeadPath(TypedDict):
+    """The content of head.json: the strength that validation chose, and one entry for each that was solved."""
+
+    c: float
+    path: list[TriedStrength]
+
+
+class Tuning(TypedDict):
+    """The content of fine_tune.json. `history` has one entry for each epoch, the first one before training."""
+
+    trained: bool
+    note: str
+    history: list[dict[str, float]]
+    recipe: dict[str, object]
+
+
+class ModelScores(TypedDict):
+    """How good one of the two models is. `test_leak_free` leaves out photos with a copy in the given training split."""
+
+    val: Scores
+    test: Scores
+    test_leak_free: Scores | None
+
+
+class Gate(TypedDict):
+    """The quality gate: the accuracy that was asked for, and whether the shipped model has it."""
+
+    min_accuracy: float | None
+    met: bool
+
+
+Shipped = Literal["head", "fine_tuned"]
+
+
+class Details(TypedDict):
+    """What evaluation.json says about the shipped model beyond its scores. `confusion` has a row for each given label."""
+
+    confusion: list[list[int]]
+    per_class: list[dict[str, object]]
+    largest_class: dict[str, object]
+    head_against_fine_tuned: dict[str, object] | None
+
+
+class Evaluated(Details):
+    """The content of evaluation.json."""
+
+    shipped: Shipped
+    choice: dict[str, object]
+    class_names: list[str]
+    head: ModelScores
+    fine_tuned: ModelScores | None
+    gate: Gate
+    mistakes: list[dict[str, object]]
+
+
+def of_shipped(evaluated: Evaluated) -> ModelScores:
+    """Return the scores of the model that ships, which always has some."""
+    scores = evaluated[evaluated["shipped"]]
+    assert scores is not None
+    return scores
