@@ -82,6 +82,7 @@ def numbers(out):
     }
 
 
+@pytest.mark.core
 def test_run_in_a_bucket_gives_what_a_run_on_local_folders_gives(google, in_bucket, finished_run, tmp_path):
     out = fetched(google, in_bucket, tmp_path / "out")
     assert numbers(out) == numbers(finished_run)

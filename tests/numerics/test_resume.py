@@ -102,7 +102,7 @@ def test_number_that_is_not_finite_is_noticed_in_any_one_variable_before_a_check
         checkpoints.finish()
         looked_at = 0
         for variable in trainer._variables:
-            value = np.asarray(variable)
+            value = np.asarray(variable).copy()
             if value.dtype.kind != "f":
                 continue
             for bad in (np.nan, np.inf):
