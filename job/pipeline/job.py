@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from job.model.network import Network
     from job.stages.audit import Audit
     from job.stages.evaluate import Evaluation
-    from job.stages.explore import Exploration
     from job.stages.export import Exported
     from job.stages.extract import Extraction
     from job.stages.fine_tune import FineTuned
@@ -138,8 +137,6 @@ class Job:
     def __getitem__(self, stage: Literal["intake"]) -> Intake: ...
     @overload
     def __getitem__(self, stage: Literal["split"]) -> SplitExamples: ...
-    @overload
-    def __getitem__(self, stage: Literal["explore"]) -> Exploration: ...
     @overload
     def __getitem__(self, stage: Literal["extract"]) -> Extraction: ...
     @overload
