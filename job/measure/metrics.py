@@ -48,17 +48,17 @@ def summary(labels_N: np.ndarray, probabilities_NC: np.ndarray, ece_bins: int) -
 
 
 def wilson(successes: int, trials: int, confidence: float = 0.95) -> list[float]:
-    """Interval of a proportion. Wilson, "Probable inference, the law of succession, and statistical inference" (1927)."""
+    """Return the lower and upper end of Wilson's interval of a proportion.
+
+    Source: Wilson, "Probable inference, the law of succession, and statistical inference" (1927).
+    """
     with spent_once("imports"):
-        from scipy.stats import norm
+        from scipy.stats import binomtest
 
     if trials == 0:
         return [0.0, 1.0]
-    z = float(norm.ppf(0.5 + confidence / 2))
-    share = successes / trials
-    centre = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
-    half = z / (1 + z**2 / trials) * float(np.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2)))
-    return [max(0.0, centre - half), min(1.0, centre + half)]
+    interval = binomtest(successes, trials).proportion_ci(confidence, method="wilson")
+    return [float(interval.low), float(interval.high)]
 
 
 def expected_calibration_error(labels_N: np.ndarray, probabilities_NC: np.ndarray, bins: int) -> float:
