@@ -3,13 +3,13 @@ import sys
 
 def start() -> None:
     """Run the program. Signals are heard before anything that takes time is imported."""
-    from job.console.startup import keep_foreign_modules_out, refuse_small_address_space
+    from job.console.startup import keep_foreign_modules_out, refuse_small_limits
 
     keep_foreign_modules_out()
     from job.console.streams import open_closed_descriptors, replace_standard_streams, restart_in_utf8
 
     open_closed_descriptors()
-    refuse_small_address_space()
+    refuse_small_limits()
     restart_in_utf8()
     replace_standard_streams()
     from job.runtime.stop import STOP, ignore_signals

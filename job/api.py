@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, overload
 
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from job.cluster.environment import Cluster
-from job.config import Config
+from job.config import PLACES, Config
 from job.console.places import place
 from job.errors import UsageError
 from job.pipeline import output, publishing, results
@@ -133,7 +134,7 @@ def run(
     with _context(workdir, settings, session, logs=cluster.is_chief) as context:
         context.telemetry.line(str(cluster))
         command = session.command or _as_python(data, out, config, labels, stop_after)
-        job = Job(settings, _text(data), context, command, labels=_text(labels), cluster=cluster)
+        job = Job(settings, _place("--data", data), context, command, labels=_place("--labels", labels), cluster=cluster)
         if cluster.is_chief:
             runs.run(job, stop_after, session.config_file, session.environ)
             return Result(workdir, results.headline(job))
@@ -180,11 +181,12 @@ def planned(
     """Give a job that only looks, and its plan, for the block."""
     session = session or Session()
     settings = _config(config)
+    Cluster.from_environ(session.environ)  # For its errors.
     given = _workdir(data, out, labels, settings, session)
     output.check(Context(given, Telemetry(None), caching=settings.cache), session.config_file, session.environ)
     with output.looked_at(given) as workdir:
         context = Context(workdir, Telemetry(None), settings.seed, caching=settings.cache)
-        job = Job(settings, _text(data), context, labels=_text(labels))
+        job = Job(settings, _place("--data", data), context, labels=_place("--labels", labels))
         yield job, plan_of(job, stop_after)
 
 
@@ -221,8 +223,8 @@ def rank(
     ):
         lines = rank_candidates(
             found,
-            _text(data),
-            labels=_text(labels),
+            _place("--data", data),
+            labels=_place("--labels", labels),
             config_file=session.config_file,
             assignments=session.assignments,
             context=context,
@@ -261,10 +263,10 @@ def predict(
     refuse_credentials(model, data, out, tfds_dir)
     with _context(Workdir(Path()), Config(), session, logs=False) as context:
         return label_photos(
-            place("--model", _text(model)),
-            place("--data", _text(data)),
-            place("--out", _text(out)),
-            tfds_dir=_text(tfds_dir),
+            _place("--model", model),
+            _place("--data", data),
+            _place("--out", out),
+            tfds_dir=_place("--tfds-dir", tfds_dir),
             batch_size=batch_size,
             context=context,
             model_sha256=model_sha256,
@@ -283,7 +285,7 @@ def report(out: Place, *, session: Session | None = None) -> Result:
 
     session = session or Session()
     refuse_credentials(out)
-    workdir = output.existing_workdir(place("--out", _text(out)))
+    workdir = output.existing_workdir(_place("--out", out))
     with _context(workdir, Config(), session) as context, output.owned(context, None, session.environ):
         described = read_run(workdir)
         if described is None:
@@ -311,9 +313,9 @@ def demo(out: Place, *, seed: int = 0, session: Session | None = None) -> Result
     if Cluster.from_environ(session.environ).num_workers > 1:
         raise UsageError("The demo is for one worker: they would all draw its pictures. Use run on a folder of photos.")
     refuse_credentials(out)
-    if is_remote(_text(out)):
+    if is_remote(os.fspath(out)):
         raise UsageError(f"--out {out}: the demo draws its pictures into a folder of this machine; give one.")
-    workdir = output.make_workdir(place("--out", _text(out)))
+    workdir = output.make_workdir(_place("--out", out))
     with (
         _context(workdir, Config(), session, logs=False) as context,
         output.owned(context, None, session.environ),
@@ -330,8 +332,11 @@ def _config(given: Settings, *, checks_backbone: bool = True) -> Config:
     elif isinstance(given, Mapping):
         config = Config.load(None, (), dict(_dotted(given)))
     else:
-        config = Config.load(None if given is None else Path(given).expanduser())
-    refuse_credentials(config.backbone.weights, config.intake.tfds_dir, config.cache.dir)
+        config = Config.load(None if given is None else Path(place("config", os.fspath(given))))
+    for name in PLACES:
+        path: str | None = attrgetter(name)(config)
+        _place(name, path)  # A configuration made in Python has not been looked at yet.
+        refuse_credentials(path)
     if checks_backbone and (mistakes := backbones.check(config.backbone)):
         raise UsageError("The configuration has mistakes:", *(f"  {mistake}" for mistake in mistakes))
     return config
@@ -358,24 +363,24 @@ def _context(workdir: Workdir, config: Config, session: Session, *, logs: bool =
 def _workdir(data: Place, out: Place, labels: Place | None, config: Config, session: Session, worker: int = 0) -> Workdir:
     """Return the output directory, refused where it and the inputs do not go together."""
     refuse_credentials(data, labels, out)
-    source = _text(data)
-    folders, files = [config.intake.tfds_dir], [_text(labels), str(session.config_file or "") or None]
+    source = _place("--data", data)
+    folders, files = [config.intake.tfds_dir], [_place("--labels", labels), str(session.config_file or "") or None]
     if config.backbone.weights not in ("imagenet", "random"):
         files.append(config.backbone.weights)
     if not source.startswith("tfds:"):
         (files if Path(source).is_file() or output.is_table(source) else folders).append(source)
     if config.cache.dir:
         output.refuse_nested(config.cache.dir, "cache.dir", [source])
-    return output.make_workdir(place("--out", _text(out)), folders=folders, files=files, worker=worker)
+    return output.make_workdir(_place("--out", out), folders=folders, files=files, worker=worker)
 
 
 @overload
-def _text(given: Place) -> str: ...
+def _place(option: str, given: Place) -> str: ...
 @overload
-def _text(given: Place | None) -> str | None: ...
-def _text(given: Place | None) -> str | None:
-    """Return a path or URI as text, with `~` expanded in paths; None stays None."""
-    return given if given is None else os.path.expanduser(os.fspath(given))  # noqa: PTH111
+def _place(option: str, given: Place | None) -> str | None: ...
+def _place(option: str, given: Place | None) -> str | None:
+    """Return a path or URI as text, as `place` does; None stays None. Raises: UsageError, OSError."""
+    return given if given is None else place(option, os.fspath(given))
 
 
 def _as_python(*call: object) -> list[str]:

@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import wraps
@@ -13,7 +14,7 @@ import click
 
 from job.console.places import place
 from job.console.terminal import end, say
-from job.errors import OF_STORAGE, JobError, UsageError
+from job.errors import OF_STORAGE, JobError, StorageFailed, UsageError
 from job.pipeline.table import STAGES
 from job.runtime.stop import STOP
 from job.text.untrusted import escaped
@@ -40,9 +41,7 @@ class _Translating(click.Group):
         except OSError as error:  # From a library that writes where nobody thought of it.
             if error.errno not in OF_STORAGE:
                 raise
-            from job.storage.files import storage_failed
-
-            end(storage_failed(error, Path(error.filename or ".")))
+            end(_of_storage(error))
 
     def invoke(self, ctx: click.Context) -> object:
         """Run a command."""
@@ -316,12 +315,33 @@ def _dry_run(call: _Call, stop_after: str | None) -> None:
             say(cut_in_words(job))
 
 
+def _of_storage(error: OSError) -> JobError:
+    """Return an error of the system as one that is written for users."""
+    from job.storage.files import storage_failed
+
+    if isinstance(error.filename, str):
+        return storage_failed(error, Path(error.filename))
+    return StorageFailed(f"Reading or writing failed ({error.strerror}), the system does not say where. Try it again.")
+
+
 def _session(call: _Call | None = None) -> "Session":
     from job import api
     from job.pipeline.provenance import program
 
+    _check_temporary_folder()
     command = [*shlex.split(program()), *sys.argv[1:]]
     return api.Session(STOP, os.environ, command, call.config_file if call else None, call.assignments if call else ())
+
+
+def _check_temporary_folder() -> None:
+    """Refuse to work where nothing can be kept for a while. Raises: UsageError."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        raise UsageError(
+            "No file can be made in any folder for temporary files, neither in /tmp, /var/tmp, nor the current folder. Set "
+            "TMPDIR to a folder that can be written to."
+        ) from None
 
 
 def _check_surroundings() -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Literal, Self, TypedDict, TypeVar, Unpack
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
-from job.console.places import place, read_named, refused_at_start
+from job.console.places import place, read_named, refuse_odd_name, refused_at_start
 from job.errors import UsageError
 from job.text.wording import explain
 
@@ -37,7 +37,7 @@ def _what(default: Value, description: str, **limits: Unpack[_Limits]) -> Value:
     return Field(default, description=description, **limits)
 
 
-_PLACES = ("backbone.weights", "intake.tfds_dir", "cache.dir")  # Settings that are paths.
+PLACES = ("backbone.weights", "intake.tfds_dir", "cache.dir")  # Settings that are paths.
 _BY_SIZE = "auto follows the number of training photos (docs/defaults.md)."
 
 
@@ -169,7 +169,7 @@ class AugmentConfig(Section):
 
 
 class CacheConfig(Section):
-    dir: Annotated[str, Field(min_length=1)] | None = _how(
+    dir: str | None = _how(
         None, "Folder or bucket for photos, features and activations, which runs may share; OUT/cache where it is left out."
     )
     max_gb: float | None = _how(
@@ -319,10 +319,11 @@ class Config(Section):
         for name, value in (flags or {}).items():
             if value is not None:
                 _put(values, name, value, mistakes)
-        for name in _PLACES:
+        for name in PLACES:
             section, _, key = name.partition(".")
             if isinstance(given := values.get(section), dict) and isinstance(given.get(key), str):
                 given[key] = place(name, given[key])
+                refuse_odd_name(name, given[key])
         config = None
         try:
             config = cls.model_validate(values)

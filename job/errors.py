@@ -16,9 +16,12 @@ import errno
 
 from job.text.untrusted import escaped
 
+# There are no more descriptors or no more memory. It says nothing about the file that was to be read.
+OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 # What a library may meet that writes or reads where nobody thought of it.
 OF_STORAGE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.ELOOP),
+    *OF_THE_MACHINE,
     *(errno.EACCES, errno.EPERM),  # In the middle of the work: a ticket has run out, or a share was mounted anew.
 )
 

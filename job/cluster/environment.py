@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from job.cluster.variables import expand_counts, expand_hosts, number, refused, task_nodes
+from job.cluster.variables import check_count, expand_counts, expand_hosts, number, refused, task_nodes
 from job.errors import UsageError
 
 _KUBERNETES_PORT = 2222
@@ -84,9 +84,9 @@ class Cluster:
             )
         index = number if kind == "chief" or not has_chief else number + 1
         for address in addresses:
-            match = re.fullmatch(r"\S+:(\d+)", str(address))
+            match = re.fullmatch(r"\S+:([0-9]{1,5})", str(address))
             if not match or not 1 < int(match[1]) < 65_536:  # The chief needs the port below its own, too.
-                raise UsageError(f"TF_CONFIG: {address} is not HOST:PORT with a port from 2 to 65535.")
+                raise UsageError(f"TF_CONFIG: {str(address)[:_MAX_SHOWN]} is not HOST:PORT with a port from 2 to 65535.")
         hosts = [address.rpartition(":")[0] for address in addresses]
         found = cls._checked(addresses, index, f"TF_CONFIG: {kind} {number}")
         all_visible = "CUDA_VISIBLE_DEVICES" not in environ  # Else whoever started the worker has chosen.
@@ -131,6 +131,7 @@ class Cluster:
         count = number(environ, "CLUSTER_NUM_WORKERS")
         if count == 1 and index == 0:
             return cls(found="Kubernetes: one pod")
+        check_count(count, "CLUSTER_NUM_WORKERS")
         missing = [name for name in ("CLUSTER_JOB_NAME", "CLUSTER_SERVICE") if not environ.get(name)]
         if missing:
             raise UsageError(

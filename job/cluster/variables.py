@@ -6,12 +6,20 @@ from contextlib import contextmanager
 
 from job.errors import UsageError
 
+_MAX_WORKERS, _MAX_SHOWN = 10_000, 100
+
 
 def number(environ: Mapping[str, str], name: str) -> int:
     """Return the number in a variable. Raises: KeyError, ValueError."""
     if not re.fullmatch(r"[0-9]{1,18}", environ[name].strip()):
         raise ValueError(f"{name} is not a number: {environ[name]!r}")
     return int(environ[name])
+
+
+def check_count(count: int, where: str) -> None:
+    """Refuse more workers than any cluster has, before a list of them is made. Raises: ValueError."""
+    if count > _MAX_WORKERS:
+        raise ValueError(f"{where[:_MAX_SHOWN]} stands for more than {_MAX_WORKERS:,} workers")
 
 
 @contextmanager
@@ -27,26 +35,38 @@ def refused(variable: str, way_out: str) -> Iterator[None]:
 
 
 def expand_hosts(text: str) -> list[str]:
-    """Slurm's list of hosts in its short form: `n[1-3,07],login` is n1, n2, n3, n07, login."""
+    """Slurm's list of hosts in its short form: `n[1-3,07],login` is n1, n2, n3, n07, login. Raises: ValueError."""
     hosts: list[str] = []
     for item in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text):
         names = [""]
         for fixed, listed in re.findall(r"([^\[]+)|\[([^\]]*)\]", item):
-            parts = [fixed] if fixed else [number for part in listed.split(",") for number in _numbers(part)]
+            parts = [fixed] if fixed else _numbers(listed)
+            check_count(len(hosts) + len(names) * len(parts), text)
             names = [name + part for name in names for part in parts]
         hosts += names
     return hosts
 
 
-def _numbers(part: str) -> list[str]:
-    first, _, last = part.partition("-")
-    return [f"{k:0{len(first)}d}" for k in range(int(first), int(last or first) + 1)]
+def _numbers(listed: str) -> list[str]:
+    numbers: list[str] = []
+    for part in listed.split(","):
+        first, _, last = part.partition("-")
+        span = range(int(first), int(last or first) + 1)
+        check_count(len(numbers) + span.stop - span.start, listed)
+        numbers += [f"{k:0{len(first)}d}" for k in span]
+    return numbers
 
 
 def expand_counts(text: str) -> list[int]:
-    """`2(x3),1` is 2, 2, 2, 1."""
-    counts = [re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part) for part in text.split(",")]
-    return [int(c[1]) for c in counts if c for _ in range(int(c[2] or 1))]
+    """`2(x3),1` is 2, 2, 2, 1. Raises: ValueError."""
+    counts: list[int] = []
+    total = 0
+    for match in filter(None, (re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part) for part in text.split(","))):
+        count, times = int(match[1]), int(match[2] or 1)
+        total += max(count, 1) * times
+        check_count(total, text)
+        counts += [count] * times
+    return counts
 
 
 def task_nodes(on_nodes: list[int], distribution: str) -> list[int]:

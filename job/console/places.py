@@ -29,21 +29,36 @@ def place(option: str, text: str) -> str:
     """Return a path as the program takes it, or the URI of something elsewhere as it is.
 
     Raises:
-        UsageError: where the system says that there can be nothing, or nothing for this user, at the path.
+        UsageError: where the path is empty, or the system says that there can be nothing, or nothing for this user, at it.
         OSError: where the system cannot tell.
     """
+    if not text:
+        raise UsageError(f"{option}: the path is empty. Is a variable of your script unset? The current folder is a dot.")
     if "://" in text or text.startswith("tfds:"):
         return text
     path = os.path.expanduser(text)  # noqa: PTH111  # A Path would drop a slash at the end.
-    if path.split("/")[0] == "~":
+    if path.startswith("~"):
+        home = path.partition("/")[0]
         raise UsageError(
-            f"{option} {text}: this user has no home folder that ~ could stand for. Set HOME, or write the path."
+            f"{option} {text}: there is no home folder that {home} could stand for. Write the whole path; a folder that is "
+            f"really called {home} is ./{home}"
         )
     if "\0" in path:
         raise UsageError(f"{option} {text!r}: no path can hold a zero byte.")
     with refused_at_start(f"{option} {text}", path), suppress(FileNotFoundError):
         os.stat(path)  # noqa: PTH116  # Where nothing is there, whoever reads or makes it says more than this could.
     return path
+
+
+def refuse_odd_name(option: str, path: str | Path) -> None:
+    """Refuse a path that is not UTF-8, for what TensorFlow reads or writes. Raises: UsageError."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"{option} {path}: a name in this path is not UTF-8, and TensorFlow can neither read nor write there. Rename "
+            "that folder, or give another path."
+        ) from None
 
 
 def check_readable(what: str, path: Path) -> None:
@@ -81,6 +96,8 @@ def refused_at_start(what: str, path: str | Path, *, writing: bool = False) -> I
     try:
         yield
     except OSError as error:
+        if error.filename is None:  # What is read from an open file fails without its name.
+            error.filename = str(path)
         if refusal := at_start(error, what, path, writing=writing):
             raise refusal from error
         raise
@@ -102,9 +119,11 @@ def at_start(error: OSError, what: str, path: str | Path, *, writing: bool = Fal
 
 def denial(path: str | Path, *, writing: bool = False) -> str:
     """Say who has no permission to do what: the user of this process, and the folder or file that keeps them out."""
-    kept_out_by = _kept_out_by(Path(os.path.realpath(path)))
+    with suppress(OSError):  # It may be a link that this user may not follow.
+        path = os.path.realpath(path)
+    kept_out_by = _kept_out_by(Path(path))
     groups = ", ".join(map(str, sorted({os.getegid(), *os.getgroups()})))
-    status = kept_out_by.stat()
+    status = kept_out_by.lstat()
     return (
         f"no permission: user {_name(os.geteuid())} (groups {groups}) may not {'write to' if writing else 'read'} "
         f"{kept_out_by}, which belongs to user {_name(status.st_uid)}, group {status.st_gid}, and has mode "

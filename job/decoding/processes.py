@@ -14,7 +14,6 @@ import io
 import multiprocessing
 import os
 import resource
-import shutil
 import tempfile
 import time
 import traceback
@@ -37,6 +36,7 @@ from job.runtime.stop import ignore_signals
 from job.runtime.telemetry import Telemetry
 from job.sources.base import Entry, Source
 from job.sources.local import IMAGE_EXTENSIONS
+from job.storage.files import remove_tree
 from job.stores.arrays import HEADER_BYTES
 
 Record = dict[str, Any]
@@ -130,7 +130,7 @@ def _shorten_socket_paths() -> None:
     config = multiprocessing.current_process()._config  # type: ignore[attr-defined]
     if not config.get("tempdir") and len(os.fsencode(tempfile.gettempdir())) > _MAX_FOLDER_OF_SOCKETS:
         config["tempdir"] = tempfile.mkdtemp(prefix="pymp-", dir="/tmp")
-        atexit.register(shutil.rmtree, config["tempdir"], ignore_errors=True)
+        atexit.register(remove_tree, Path(config["tempdir"]))
 
 
 class _Worker:

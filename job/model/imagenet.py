@@ -12,7 +12,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from job.console.places import refused_at_start
+from job.console.places import place, refused_at_start
 from job.errors import StorageFailed
 from job.storage.bucket.downloads import scratch
 from job.storage.files import beside, writing
@@ -44,7 +44,7 @@ def _file(name: str, origin: str, *, file_hash: str | None = None, **_: Any) -> 
         UsageError: where this user may not read it.
         StorageFailed: where there is none, or a damaged one, and it cannot be downloaded.
     """
-    home = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models" / name
+    home = Path(place("KERAS_HOME", os.environ.get("KERAS_HOME", "~/.keras"))) / "models" / name
     kept = scratch(origin) / name  # For a home that nobody may write to, as in the image.
     fault = f"{home} is not there"
     for file in (home, kept):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 
-from job.console.places import refused_at_start
+from job.console.places import refuse_odd_name, refused_at_start
 from job.errors import DataUnusable, Diverged, GateNotMet, Stopped, UsageError
 from job.runtime.context import Context
 from job.storage import claim, lease
@@ -113,6 +113,7 @@ def _workdir(out: str, worker: int = 0) -> Workdir:
         root = scratch(objects.uri) / f"worker-{worker}"
         return Workdir(root, Mirror(root, objects))
     root = Path(out).resolve()
+    refuse_odd_name("--out", root)
     if root.exists() and not root.is_dir():
         raise UsageError(f"--out {out}: this is a file; give a folder.")
     return Workdir(root)

@@ -1,6 +1,7 @@
 """What `rank` compares: backbones, each at one image size with its own weights, as they are named on the command line."""
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,7 @@ def recommended(base: Config, chosen: Candidate) -> Config:
 
 def _image_sizes(text: str, where: str, mistakes: list[str]) -> Iterator[int]:
     for part in text.split(","):
-        if part.strip().isdecimal():
+        if re.fullmatch("[0-9]{1,9}", part.strip()):  # Python makes no number of text without end.
             yield int(part)
         else:
             mistakes.append(f"{where}: {part!r} is no number of pixels; expected 160, or --image-size 96,160,224")
@@ -117,7 +118,7 @@ def _named(text: str, sizes: Sequence[int], base: Config, cache_dir: str, mistak
         try:
             checked = Config.load(None, alpha, {**flags, "intake.image_size": size})
         except UsageError as error:
-            mistakes += [f"{where}: {line.strip()}" for line in str(error).splitlines()[1:]]
+            mistakes += [f"{where}: {line.strip()}" for line in error.args[1:] or error.args]
             continue
         wrong = [*backbones.check(checked.backbone), *backbones.check_image_size(name, size)]
         mistakes += [f"{where}: {mistake}" for mistake in wrong]

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from job.console.places import refused_at_start
 from job.errors import JobError, UsageError
 from job.runtime.context import Context
 from job.serving.folder import is_below
@@ -22,7 +24,7 @@ from job.storage.bucket.downloads import local_copy, scratch
 from job.storage.bucket.objects import Conflict, is_remote, join, split_object
 from job.storage.bucket.open import is_there, open_objects
 from job.storage.claim import is_claimed
-from job.storage.files import beside, writing
+from job.storage.files import beside, storage_errors, writing
 from job.storage.ledger import MARK, is_reserved
 from job.text.untrusted import guarded
 
@@ -93,12 +95,13 @@ class Place:
 
 
 def place(out: str, *, overwrite: bool, model: str, data: str) -> Place:
-    """Return where the answer goes. Nothing is written yet.
+    """Return where the answer goes. Nothing is left there yet.
 
     Raises:
         UsageError: where `out` is neither .parquet nor .csv, lies in the folder of the model, is the table of photos, or is
-            a file that predict did not write, unless `overwrite` is set; where it lies in a bucket that is not there or
-            that these credentials may not see.
+            a file that predict did not write, unless `overwrite` is set; where it lies in a folder that this user may not
+            write to, or in a bucket that is not there or that these credentials may not see.
+        StorageFailed: where its disk is full or fails.
     """
     if not out.endswith((".parquet", ".csv")):
         raise UsageError(f"--out {out}: give a name that ends in .parquet or .csv.")
@@ -110,6 +113,7 @@ def place(out: str, *, overwrite: bool, model: str, data: str) -> Place:
         )
     if _is_same(out, data):
         raise UsageError(f"--out {out}: this is the table that --data names. Give another name.")
+    scratch(out)  # For its error, before there is an answer that it has to keep.
     version = ""
     if is_remote(out):
         folder, name = split_object(out)
@@ -119,7 +123,18 @@ def place(out: str, *, overwrite: bool, model: str, data: str) -> Place:
             next(objects.list(name), None)  # For its error where there is no bucket.
             return Place(out, overwrite, is_foreign=False, version="")
         version = found.version
+    else:
+        _try_to_write(out)
     return Place(out, overwrite, _is_foreign(out, overwrite), version)
+
+
+def _try_to_write(out: str) -> None:
+    """Write a file without a name where the answer will be, or its folder. Raises: UsageError, StorageFailed."""
+    file = Path(out).resolve()
+    with storage_errors(file), refused_at_start(f"--out {out}", file, writing=True):
+        folder = next(folder for folder in file.parents if os.path.lexists(folder))
+        with tempfile.TemporaryFile(dir=folder) as stream:
+            stream.write(b"\0")
 
 
 def _is_foreign(out: str, overwrite: bool) -> bool:

@@ -28,7 +28,7 @@ from job.sources.opening import opened
 from job.storage.bucket.downloads import local_copy, local_folder
 from job.storage.bucket.objects import is_remote, join, split_object
 from job.storage.bucket.open import is_there
-from job.storage.files import storage_failed
+from job.storage.files import everything_below, storage_failed
 from job.storage.published import PUBLISHED, Published
 from job.storage.workdir import Workdir
 
@@ -213,7 +213,7 @@ def _regular(file: Path) -> io.FileIO | None:
 
 def _files(folder: Path) -> set[str]:
     """Return the names of everything in a folder but for the folders themselves."""
-    paths = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    paths = (path for path in everything_below(folder) if path.is_symlink() or not path.is_dir())
     return {path.relative_to(folder).as_posix() for path in paths}
 
 

@@ -1,5 +1,6 @@
 """Photos in class folders, with or without split folders above them: how a tree of files becomes labelled entries."""
 
+import errno
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from job.console.places import refused_at_start
 from job.errors import DataUnusable, UsageError
 from job.sources.base import SPLIT_FOLDERS, Entry, Listing, Split
 from job.sources.local import IMAGE_EXTENSIONS, Child, Files, LocalFiles, from_text, to_text
-from job.sources.opening import read_files
+from job.sources.opening import raise_of_the_machine, read_files
 from job.storage.ledger import MARK
 
 _JUNK = re.compile(
@@ -133,6 +134,7 @@ class _Walk:
             except OSError as error:
                 if not prefix:  # Of the source itself: nothing is known about it then.
                     raise
+                raise_of_the_machine(error, folder)
                 reason = f"cannot be listed, so how many photos are in it is unknown: {error.strerror}"
                 self.entries.append(_quarantined(prefix.rstrip("/"), label, split, reason))
                 continue
@@ -171,7 +173,7 @@ class _Walk:
 def _class_folders(walk: _Walk) -> Iterator[tuple[Child, Split | None, str]]:
     """Each class folder with its split and its path; what lies beside them becomes an entry."""
     folders = _folders_beside_files("", "", walk)
-    splits = [f for f in folders if f.name.lower() in SPLIT_FOLDERS and any(s.is_dir() for s in walk.files.children(f.path))]
+    splits = [f for f in folders if f.name.lower() in SPLIT_FOLDERS and any(map(_is_folder, walk.files.children(f.path)))]
     if not splits:
         yield from ((folder, None, to_text(folder.name)) for folder in folders)
         return
@@ -191,14 +193,25 @@ def _class_folders(walk: _Walk) -> Iterator[tuple[Child, Split | None, str]]:
 def _folders_beside_files(folder: str, prefix: str, walk: _Walk) -> list[Child]:
     folders = []
     for child in walk.files.children(folder):
-        if child.name in _JUNK_FOLDERS or (child.name[:1] in ("", ".") and child.is_dir()):
-            walk.entries.append(_junk_folder(prefix + to_text(child.name)))
-            continue
-        if not child.is_dir():
-            walk.entries.append(_ignored(prefix + to_text(child.name), "outside every class folder"))
-        elif not walk.is_output(child, prefix + to_text(child.name)):
+        path = prefix + to_text(child.name)
+        if child.name in _JUNK_FOLDERS or (child.name[:1] in ("", ".") and _is_folder(child)):
+            walk.entries.append(_junk_folder(path))
+        elif not _is_folder(child):
+            followed = walk.followed(child)
+            walk.entries.append(_ignored(path, followed if isinstance(followed, str) else "outside every class folder"))
+        elif not walk.is_output(child, path):
             folders.append(child)
     return folders
+
+
+def _is_folder(child: Child) -> bool:
+    """Return whether a child is a folder, also behind a link. A link that leads back to itself is none. Raises: OSError."""
+    try:
+        return child.is_dir()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return False
 
 
 def _junk_folder(path: str) -> Entry:

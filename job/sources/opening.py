@@ -9,7 +9,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Self
 
+from job.errors import OF_THE_MACHINE
 from job.sources.local import from_text
+from job.storage.files import storage_failed
 
 _FILE = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # A pipe would be waited for.
 # No more than the right to look into it is needed of a folder.
@@ -34,10 +36,14 @@ def read_files(root: Path, paths: Iterable[str]) -> Iterator[bytes | OSError]:
     """The bytes of each file below `root`, by its path as `to_text` writes it; an error in the place of what cannot be read.
 
     There must be no link on the way from the top of the file system, so whoever swaps one in after the listing gets nothing.
+
+    Raises:
+        StorageFailed: where there are no more descriptors, or there is no more memory, for any file.
     """
     try:
         tree = _Tree(root)
     except OSError as error:
+        raise_of_the_machine(error, root)
         fault = _in_words(error)
         yield from (fault for _ in paths)
         return
@@ -46,6 +52,7 @@ def read_files(root: Path, paths: Iterable[str]) -> Iterator[bytes | OSError]:
             try:
                 yield tree.read(from_text(path))
             except OSError as error:
+                raise_of_the_machine(error, path)
                 yield _in_words(error)
             except MemoryError:
                 yield OSError(errno.ENOMEM, "the file is larger than the memory of a decode process")
@@ -84,6 +91,12 @@ class _Tree:
             self._folders[path] = _descend(self._root, path)
         self._folders.move_to_end(path)
         return self._folders[path]
+
+
+def raise_of_the_machine(error: OSError, path: str | Path) -> None:
+    """Raise StorageFailed for an error that says nothing about the file, so that no photo is blamed for it."""
+    if error.errno in OF_THE_MACHINE:
+        raise storage_failed(error, Path(path)) from error
 
 
 def _in_words(error: OSError) -> OSError:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from job.errors import DataUnusable
 from job.sources.base import SPLIT_FOLDERS, Entry, Listing, Split
-from job.sources.opening import opened
+from job.sources.opening import opened, raise_of_the_machine
 
 _FRAME_BYTES = 16  # Around a record: its length, the length's checksum, and behind it its own.
 
@@ -75,6 +75,7 @@ class NamedSource:
             try:
                 file = opened(self.folder / name)
             except OSError as error:
+                raise_of_the_machine(error, name)
                 yield from (error for _ in group)
                 continue
             with file:

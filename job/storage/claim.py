@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -50,8 +50,8 @@ def check(root: Path, out: str, *, config_file: Path | None = None, environ: Map
     if is_claimed(root) or not root.is_dir():
         return
     spared = [status for path in (1, 2, config_file) if (status := _status(path)) is not None]
-    numbers = {environ[name] for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID") if environ.get(name)}
-    found = [path.name for path in sorted(root.iterdir()) if _is_content(path, spared, numbers)]
+    log = _slurms_log(environ)
+    found = [path.name for path in sorted(root.iterdir()) if _is_content(path, spared, log)]
     # Listing takes a while: another start may have claimed the folder since, and written to it.
     if found and not is_claimed(root):
         if is_version_1(root):
@@ -102,15 +102,27 @@ def _foreign_objects(objects: Objects) -> Iterator[str]:
             yield found.name
 
 
-def _is_content(path: Path, spared: list[os.stat_result], numbers: Iterable[str]) -> bool:
+def _is_content(path: Path, spared: list[os.stat_result], log: re.Pattern[str]) -> bool:
     """Return whether something in a folder is somebody's: not the program's own log or configuration, and not a system's."""
-    if is_of_a_system(path.name):
-        return False
-    if path.is_dir() and not path.is_symlink():
-        inside = [_is_content(inner, spared, numbers) for inner in path.iterdir()]
-        return not inside or any(inside)
-    is_log = any(re.search(rf"(?<!\d){number}(?!\d)", path.name) for number in numbers)
-    return not is_log and not any(os.path.samestat(path.lstat(), status) for status in spared)
+    waiting = [path]  # No recursion: folders may lie deeper than Python's stack.
+    while waiting:
+        path = waiting.pop()
+        if is_of_a_system(path.name):
+            continue
+        with suppress(FileNotFoundError, ProcessLookupError):  # It has gone meanwhile.
+            status = path.lstat()
+            inside = list(path.iterdir()) if stat.S_ISDIR(status.st_mode) else []
+            waiting += inside
+            if not inside and not (log.fullmatch(path.name) or any(os.path.samestat(status, own) for own in spared)):
+                return True
+    return False
+
+
+def _slurms_log(environ: Mapping[str, str]) -> re.Pattern[str]:
+    """Return what names the logs of this job of Slurm have: those with its number at their end, as `train-4711_3.out`."""
+    given = (environ.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID"))
+    numbers = "|".join(number for number in given if re.fullmatch("[0-9]+", number))
+    return re.compile(rf"(.*[-_.])?({numbers})([-_.][0-9]+)*\.(out|err|log)" if numbers else "(?!)")
 
 
 def _status(path: int | Path | None) -> os.stat_result | None:

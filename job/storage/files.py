@@ -10,7 +10,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,35 @@ def open_own(path: Path, flags: int) -> int:
     raise UsageError(f"{path} is in the way: it is no regular file, so this job did not make it. Move it somewhere else.")
 
 
+def everything_below(folder: Path) -> Iterator[Path]:
+    """Yield each file and folder below a folder, the folders before what is in them. Links are not followed.
+
+    `rglob` and `os.walk` of Python 3.11 end with a RecursionError where folders lie deeper than Python's stack.
+    """
+    waiting = [folder]
+    while waiting:
+        for path in list(waiting.pop().iterdir()):
+            yield path
+            if path.is_dir() and not path.is_symlink():
+                waiting.append(path)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder with everything below it, however deep that lies. What cannot be removed stays."""
+    folders = [] if folder.is_symlink() else [folder]
+    for here in folders:  # It grows meanwhile.
+        with suppress(OSError):
+            for path in list(here.iterdir()):
+                if path.is_dir() and not path.is_symlink():
+                    folders.append(path)
+                else:
+                    with suppress(OSError):
+                        path.unlink()
+    for here in reversed(folders):
+        with suppress(OSError):
+            here.rmdir()
+
+
 def digest_of_file(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
@@ -122,7 +151,7 @@ def digest_of_file(path: Path) -> str:
 def digest_of_folder(folder: Path) -> str:
     """Return the SHA-256 of the names and the bytes of all files below a folder, in hexadecimal."""
     digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    for path in sorted(p for p in everything_below(folder) if p.is_file()):
         digest.update(f"{path.relative_to(folder).as_posix()}\0{digest_of_file(path)}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
@@ -141,7 +170,7 @@ def sync(path: Path) -> None:
 
 def sync_all(folder: Path) -> None:
     """Have the kernel write everything below a folder to the disk."""
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(everything_below(folder)):
         sync(path)
     sync(folder)
 
@@ -161,6 +190,7 @@ def storage_failed(error: OSError, path: Path, needed_bytes: int | None = None) 
     hint = {
         errno.ENOSPC: f"{_room(path, needed_bytes)} Free some space and run the same command again.",
         errno.EDQUOT: f"{_room(path, needed_bytes)} Free some of your quota and run the same command again.",
+        errno.EMFILE: " Start the job below a higher limit of open files, as `ulimit -n 4096`.",
         errno.EACCES: " Give the job's user write access to it.",
         errno.EROFS: " Choose an --out that can be written to.",
     }.get(error.errno or 0, "")

@@ -6,7 +6,6 @@ want.
 """
 
 import re
-import shutil
 import time
 from itertools import islice
 from pathlib import Path
@@ -15,7 +14,7 @@ from job.console.places import refused_at_start
 from job.errors import StorageFailed, UsageError
 from job.storage.bucket.objects import Conflict, Objects
 from job.storage.claim import is_of_a_system
-from job.storage.files import free_bytes, in_units, own_mark, storage_errors
+from job.storage.files import free_bytes, in_units, own_mark, remove_tree, storage_errors
 from job.storage.ledger import TEMPORARY
 
 _GB = 10**9
@@ -72,7 +71,7 @@ class Cache:
             names = (found.name for found in self.objects.list())
         else:
             with refused_at_start(f"cache.dir {self.root}", self.root):
-                there = sorted(self.root.iterdir()) if self.root.is_dir() else ()
+                there = sorted(self.root.iterdir()) if self.root.exists() else ()
             names = (path.name + "/" * path.is_dir() for path in there)
         found = list(islice((name for name in names if not _may_lie_in_a_cache(name)), 5))
         if found and not self._is_marked():
@@ -98,7 +97,7 @@ class Cache:
             for left in self.path(TEMPORARY).glob("*"):
                 newest = max((p.stat().st_mtime for p in (left, *left.glob("*"))), default=0.0)
                 if time.time() - newest > _ABANDONED_S:
-                    shutil.rmtree(left, ignore_errors=True)
+                    remove_tree(left)
         if self.objects and not self._is_marked():
             try:
                 self.objects.write(SHARED, b"", replaces="")  # It tells at once whether this run may write there, too.
@@ -108,7 +107,7 @@ class Cache:
     def close(self) -> None:
         """Remove this process' own unfinished files from a folder that several runs share."""
         if self.is_shared:
-            shutil.rmtree(self.temporary, ignore_errors=True)
+            remove_tree(self.temporary)
 
     def _is_marked(self) -> bool:
         return self.objects.find(SHARED) is not None if self.objects else self.path(SHARED).exists()

@@ -6,7 +6,6 @@ is checked before it is believed. It appears whole or not at all, and the two ne
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +17,7 @@ import numpy as np
 
 from job.errors import StorageFailed
 from job.runtime.context import Context
-from job.storage.files import digest_of_folder, storage_errors, sync, sync_all
+from job.storage.files import digest_of_folder, remove_tree, storage_errors, sync, sync_all
 
 _KEPT = 2
 _FILES = ("arrays.npy", "state.json")
@@ -165,7 +164,7 @@ class Checkpoints:
                     _put_in_place(temporary, new)
                 sync(self._folder)
             finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+                remove_tree(temporary)
             self._made.add(new)
             self._mine = [*(folder for folder in self._mine if folder != new), new][-_KEPT:]
             with workdir.held():
@@ -190,7 +189,7 @@ class Checkpoints:
             temporary = self._context.workdir.temporary()
             temporary.parent.mkdir(exist_ok=True)
             os.replace(folder, temporary)
-            shutil.rmtree(temporary, ignore_errors=True)
+            remove_tree(temporary)
 
     def _tell(self, text: str) -> None:
         self._context.telemetry.line(f"  {self._stage}: {text}")

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 import job
+from job.config import CacheConfig, Config
 from tests.conftest import QUICK, ROOT, paint_classes
 
 SETTINGS = {name: value for name, _, value in (setting.partition("=") for setting in QUICK)}
@@ -98,3 +99,15 @@ def test_rank_recommends_a_configuration_that_run_takes(project, tmp_path):
     assert ranking.recommended.backbone.name == "mobilenet_v2" and ranking.recommended.intake.image_size == 48
     steps = job.plan(project / "photos", tmp_path / "out", config=ranking.recommended)
     assert steps[-1].stage == "report"
+
+
+@pytest.mark.parametrize("mistake", [{"data": ""}, {"out": ""}, {"labels": ""}, {"config": {"cache.dir": ""}}])
+def test_empty_paths_are_refused(project, mistake):
+    with pytest.raises(job.UsageError, match="the path is empty"):
+        job.explore(**{"data": project / "photos", "out": project / "none", **mistake})
+
+
+def test_empty_path_in_a_configuration_made_in_python_is_refused(project):
+    config = Config(cache=CacheConfig(dir=""))
+    with pytest.raises(job.UsageError, match=r"cache\.dir: the path is empty"):
+        job.explore(project / "photos", project / "none", config=config)

@@ -18,6 +18,7 @@ from pathlib import Path
 import h5py
 import pytest
 
+from job.storage.files import remove_tree
 from tests.conftest import paint_classes
 
 PROGRAM = Path(sys.executable).with_name("transfer-job")
@@ -87,6 +88,8 @@ def scene():
             "locked-split/val",
         ):
             shutil.copytree(photos, scene / copy)
+        (scene / "numbered").mkdir()
+        (scene / "numbered" / "photo-1.jpg").touch()
         for name in ("theirs", "home", "sealed"):
             (scene / name).mkdir()
         for name in ("labels.csv", "open.csv"):
@@ -190,7 +193,81 @@ def test_who_may_not_read_or_write_what_is_said(scene, request, command, code, s
     holds(start(scene, command.format(out=out), powerless=True), code, said)
 
 
+LONG_NUMBER = "9" * 5000  # Python makes no number of text as long as this.
+TF_CONFIG_OF_LONG_PORT = {"TF_CONFIG": json.dumps({"cluster": {"worker": [f"a:{LONG_NUMBER}"]}})}
+STEP = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_ID": "5", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+STEP |= {"SLURM_STEP_NODELIST": "n1,n2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}
+EMPTY = "the path is empty. Is a variable of your script unset"
+NO_HOME = "no home folder that ~nobody-of-this-name could stand for"
 MISTAKES = [
+    ("--data empty", "explore --data '' --out none", {}, f"--data: {EMPTY}"),
+    ("--out empty", "explore --data photos --out ''", {}, f"--out: {EMPTY}"),
+    ("--labels empty", "explore --data photos --labels '' --out none", {}, f"--labels: {EMPTY}"),
+    ("--config empty", "explore --data photos --config '' --out none", {}, f"--config: {EMPTY}"),
+    ("--weights empty", "run --data photos --weights '' --out none", {}, f"--weights: {EMPTY}"),
+    ("cache.dir empty", "explore --data photos --out none --set cache.dir=", {}, f"cache.dir: {EMPTY}"),
+    ("report of nothing", "report ''", {}, f"directory: {EMPTY}"),
+    ("demo --out empty", "demo --out ''", {}, f"--out: {EMPTY}"),
+    ("predict --model empty", "predict --model '' --data photos --out a.csv", {}, f"--model: {EMPTY}"),
+    ("predict --out empty", "predict --model models/list --data photos --out ''", {}, f"--out: {EMPTY}"),
+    ("--out in the home of nobody", "explore --data photos --out '~nobody-of-this-name/x'", {}, f"--out .*{NO_HOME}"),
+    ("cache.dir there", "explore --data photos --out none --set 'cache.dir=~nobody-of-this-name'", {}, f"dir .*{NO_HOME}"),
+    (
+        "weights of rank there",
+        "rank --data photos --out none --backbones 'mobilenet_v2:weights=~nobody-of-this-name/w.h5'",
+        {},
+        NO_HOME,
+    ),
+    ("--out not UTF-8", r"explore --data photos --out $'caf\xe9/out'", {}, "--out .*not UTF-8"),
+    ("cache.dir not UTF-8", r"explore --data photos --out none --set $'cache.dir=caf\xe9'", {}, "cache.dir .*not UTF-8"),
+    ("--out /proc", "explore --data photos --out /proc", {}, "holds files that this job did not make"),
+    ("cache.dir no folder", "explore --data photos --out none --set cache.dir=/dev/null", {}, "dev/null: .* is a file"),
+    (
+        "predict --out where nothing can be made",
+        "predict --model models/graphless --data photos --out /proc/x.csv",
+        {},
+        "lets nobody make files",
+    ),
+    ("a long --image-size", f"rank --data photos --out none --backbones vgg16 --image-size {LONG_NUMBER}", {}, "no number"),
+    (
+        "a long image_size of a backbone",
+        f"rank --data photos --out none --backbones vgg16:image_size={LONG_NUMBER}",
+        {},
+        "no number",
+    ),
+    ("job number a pattern", "explore --data photos --out numbered", {"SLURM_JOB_ID": ".*"}, "not make: photo-1.jpg"),
+    ("job number half a pattern", "explore --data photos --out numbered", {"SLURM_JOB_ID": "("}, "not make: photo-1.jpg"),
+    ("job number 1", "explore --data photos --out numbered", {"SLURM_JOB_ID": "1"}, "not make: photo-1.jpg"),
+    (
+        "hosts without end",
+        "run --data photos --out none",
+        {**STEP, "SLURM_STEP_NODELIST": "n[1-99999999999999]"},
+        "more than 10,000 workers",
+    ),
+    (
+        "hosts times hosts",
+        "run --data photos --out none",
+        {**STEP, "SLURM_STEP_NODELIST": "n[1-9999]x[1-9999]"},
+        "more than 10,000 workers",
+    ),
+    (
+        "tasks without end",
+        "run --data photos --out none",
+        {**STEP, "SLURM_STEP_TASKS_PER_NODE": "1(x99999999999)"},
+        "more than 10,000 workers",
+    ),
+    (
+        "tasks without end on one node",
+        "run --data photos --out none",
+        {**STEP, "SLURM_STEP_TASKS_PER_NODE": "99999999999"},
+        "more than 10,000 workers",
+    ),
+    (
+        "pods without end",
+        "run --data photos --out none",
+        {"JOB_COMPLETION_INDEX": "0", "CLUSTER_NUM_WORKERS": "99999999"},
+        "more than 10,000 workers",
+    ),
     ("--out a link that leads to itself", "explore --data photos --out loop", {}, "a link that leads back to itself"),
     ("--data a link that leads to itself", "explore --data loop --out none", {}, "a link that leads back to itself"),
     ("TOML nested 5,000 deep", "explore --data photos --out none --config deep.toml", {}, "nested too deep"),
@@ -213,6 +290,8 @@ MISTAKES = [
         "not a number",
     ),
     ("TF_CONFIG empty", "run --data photos --out none", {"TF_CONFIG": ""}, "TF_CONFIG is empty"),
+    ("TF_CONFIG empty, and a dry run", "run --dry-run --data photos --out none", {"TF_CONFIG": ""}, "TF_CONFIG is empty"),
+    ("TF_CONFIG with a long port", "run --data photos --out none", TF_CONFIG_OF_LONG_PORT, "is not HOST:PORT with a port"),
     ("TF_CONFIG nested", "run --data photos --out none", {"TF_CONFIG": "[" * 100_000}, "TF_CONFIG cannot be read"),
     ("a pod without a number", "run --data photos --out none", {"JOB_COMPLETION_INDEX": "first"}, "not a number"),
     ("model.json a pipe", "predict --model models/pipe --data photos --out a.csv", {}, "no model.json in it"),
@@ -264,10 +343,10 @@ def test_deleted_current_folder_ends_with_2(scene):
     holds(done, 2, "current folder was deleted")
 
 
-def test_limit_of_address_space_that_is_too_low_ends_with_2(scene, tmp_path):
-    for limit_kb in (300_000, 1_000_000):
-        line = f"ulimit -v {limit_kb}; transfer-job run --data photos --out {tmp_path / 'out'}"
-        holds(start(scene, "", shell=line), 2, "ulimit -v")
+@pytest.mark.parametrize("limit", ["-v 300000", "-v 1000000", "-d 100000", "-d 500000", "-n 10", "-n 20"])
+def test_limit_in_which_no_run_can_finish_ends_with_2(scene, tmp_path, limit):
+    line = f"ulimit {limit}; transfer-job run --data photos --out {tmp_path / 'out'}"
+    holds(start(scene, "", shell=line), 2, f"ulimit {limit[:2]}")
 
 
 DRY = "transfer-job run --dry-run --data photos --out {out} --weights random --stop-after split"
@@ -343,7 +422,41 @@ def test_tilde_is_the_home_folder_everywhere(scene, tmp_path, command):
 
 
 def test_home_of_nobody_ends_with_2(scene):
-    holds(start(scene, "explore --data=~nobody-of-this-name/x --out none"), 2, "no such folder")
+    holds(start(scene, "explore --data=~nobody-of-this-name/x --out none"), 2, NO_HOME)
+
+
+def test_file_that_cannot_be_read_is_named(scene):
+    holds(start(scene, "explore --data photos --out none --config /proc/self/mem"), 74, "/proc/self/mem: Input/output error")
+
+
+def test_links_to_themselves_beside_class_folders_are_left_out(scene, tmp_path):
+    photos = shutil.copytree(scene / "photos", tmp_path / "photos")
+    for name in ("loop", ".loop"):
+        (photos / name).symlink_to(name)
+    done = start(scene, f"explore --data {photos} --out {tmp_path / 'out'} --set intake.image_size=32")
+    holds(done, 0, "")
+
+
+def test_foreign_folders_deeper_than_the_stack_are_refused(scene, tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    for _ in range(1500):
+        folder /= "d"
+        folder.mkdir()
+    try:
+        holds(start(scene, f"explore --data photos --out {tmp_path / 'out'}"), 2, "did not make: d.")
+    finally:
+        remove_tree(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_folder_for_temporary_files_ends_with_2(scene):
+    if os.geteuid() != 0 or subprocess.run(["unshare", "-m", "true"], check=False).returncode:
+        pytest.skip("only root can mount file systems read-only, and not in every container")
+    read_only = 'mount --bind "$folder" "$folder" && mount -o remount,ro,bind "$folder"'
+    line = f'for folder in /tmp /var/tmp "$PWD"; do {read_only} || exit 99; done; cd "$PWD"; "$0" "$@"'
+    command = f"unshare -m bash -c {shlex.quote(line)} {shlex.quote(str(PROGRAM))} explore --data photos --out /dev/shm/none"
+    holds(start(scene, "", shell=command, TMPDIR="/proc"), 2, "Set TMPDIR to a folder")
 
 
 @pytest.mark.parametrize("ignored", [False, True], ids=["heard", "ignored at the start (nohup)"])

@@ -254,3 +254,9 @@ def test_model_that_is_just_being_replaced_is_taken_from_the_published_set_with_
     (out / "published.json").write_text("{}")
     with pytest.raises(UsageError, match="there is no model.json in it"):
         load(model, digest)
+
+
+def test_answer_goes_to_a_folder_whose_name_is_not_utf_8(model, photos, tmp_path, context):
+    out = tmp_path / os.fsdecode(b"caf\xe9") / "answer.csv"
+    assert len(labelled(model, photos, out, context)) == 2
+    assert out.is_file() and [path.name for path in out.parent.iterdir()] == ["answer.csv"]

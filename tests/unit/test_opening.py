@@ -5,9 +5,11 @@ Intake, digests, predict and the parity check all read through `Source.read`.
 
 import os
 import pickle
+import resource
 
 import pytest
 
+from job.errors import StorageFailed
 from job.sources.base import Entry
 from job.sources.local import to_text
 from job.sources.open import open_source
@@ -150,3 +152,15 @@ def test_table_that_is_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "labels.csv")
     with pytest.raises(OSError, match="not a regular file"):
         opened(tmp_path / "labels.csv")
+
+
+def test_photos_are_not_blamed_where_there_are_no_more_descriptors(root):
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, before[1]))
+    try:
+        with pytest.raises(StorageFailed, match="Too many open files.*ulimit -n"):
+            list(read_files(root, ["cat/a.jpg"]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import shutil
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +10,7 @@ from job.errors import UsageError
 from job.storage.bucket.objects import Objects, Stored, split_object
 from job.storage.bucket.open import open_objects
 from job.storage.bucket.parallel import each
-from job.storage.files import own_mark, sync
+from job.storage.files import own_mark, remove_tree, sync
 
 
 def scratch(uri: str) -> Path:
@@ -20,7 +19,7 @@ def scratch(uri: str) -> Path:
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     if root.is_symlink() or root.stat().st_uid != os.getuid():
         raise UsageError(f"{root} belongs to somebody else; set TMPDIR to a folder of your own.")
-    return root / hashlib.sha256(uri.encode()).hexdigest()[:16]
+    return root / hashlib.sha256(os.fsencode(uri)).hexdigest()[:16]
 
 
 def fetch(objects: Objects, name: str, file: Path, version: str | None = None) -> None:
@@ -77,5 +76,5 @@ def local_folder(uri: str) -> Path:
             with suppress(OSError):  # Another process has just done the same.
                 part.rename(folder)
         finally:
-            shutil.rmtree(part, ignore_errors=True)
+            remove_tree(part)
     return folder
