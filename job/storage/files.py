@@ -118,7 +118,7 @@ def everything_below(folder: Path) -> Iterator[Path]:
 
     `rglob` and `os.walk` of Python 3.11 end with a RecursionError where folders lie deeper than Python's stack.
     """
-    waiting = [folder]
+    waiting = [folder] if folder.is_dir() else []
     while waiting:
         for path in list(waiting.pop().iterdir()):
             yield path

@@ -437,12 +437,15 @@ def test_links_to_themselves_beside_class_folders_are_left_out(scene, tmp_path):
     holds(done, 0, "")
 
 
-def test_foreign_folders_deeper_than_the_stack_are_refused(scene, tmp_path):
-    folder = tmp_path / "out"
+def deeper_than_the_stack(folder):
     folder.mkdir()
     for _ in range(1500):
         folder /= "d"
         folder.mkdir()
+
+
+def test_foreign_folders_deeper_than_the_stack_are_refused(scene, tmp_path):
+    deeper_than_the_stack(tmp_path / "out")
     try:
         holds(start(scene, f"explore --data photos --out {tmp_path / 'out'}"), 2, "did not make: d.")
     finally:
