@@ -31,6 +31,7 @@ from job.storage.files import (
     copy_file,
     digest_of,
     digest_of_file,
+    everything_below,
     free_bytes,
     in_units,
     link_or_copy,
@@ -220,7 +221,9 @@ def _sources(workdir: Workdir, done: Collection[str]) -> _Sources:
     for stage in (stage for name, stage in STAGES.items() if name in done):
         for name, place in stage.public.items():
             path = workdir.path(place)
-            files = {f"{name}/{file.relative_to(path).as_posix()}": file for file in path.rglob("*") if file.is_file()}
+            files = {
+                f"{name}/{file.relative_to(path).as_posix()}": file for file in everything_below(path) if file.is_file()
+            }
             found |= files or {name: path}
     if "evaluate" in done:
         found["metrics.json"] = to_json(metrics(workdir, workdir.read_json("stages/evaluate/evaluation.json"), done))

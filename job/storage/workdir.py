@@ -7,7 +7,6 @@ knows which names are the job's own; whatever else lies in the directory is neve
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -16,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 from job.errors import JobError
 from job.storage.files import (
     digest_of_file,
+    everything_below,
     own_mark,
     read_json,
+    remove_tree,
     storage_errors,
     swap,
     sync,
@@ -147,7 +148,7 @@ class Workdir:
                 with self.held():
                     self._put_in_place(name, temporary, new)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            remove_tree(temporary)
 
     def _put_in_place(self, name: str, built: Path, new: dict[str, str]) -> None:
         final, old = self.path(name), self.ledger.below(name)
@@ -174,7 +175,7 @@ class Workdir:
     def clean(self) -> None:
         """Remove what killed runs left in `.tmp/`, and learn what else they left."""
         with storage_errors(self.root), self.held():
-            shutil.rmtree(self.root / TEMPORARY, ignore_errors=True)
+            remove_tree(self.root / TEMPORARY)
             self.ledger.load()
             self.ledger.settle()
 
@@ -190,7 +191,7 @@ class Workdir:
         if self.lease:
             with suppress(JobError, OSError), self.held():
                 self.ledger.settle()
-                shutil.rmtree(self.root / TEMPORARY, ignore_errors=True)
+                remove_tree(self.root / TEMPORARY)
             self.lease.release()
             self.lease = None
 
@@ -202,14 +203,14 @@ class Workdir:
 
 def digests_below(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of each file below a folder, by its name relative to it."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    files = sorted(p for p in everything_below(folder) if p.is_file())
     return {file.relative_to(folder).as_posix(): digest_of_file(file) for file in files}
 
 
 def _names_below(folder: Path) -> set[str]:
     """Return the names of everything below a folder that is not itself a folder with something in it."""
     found = set()
-    for path in folder.rglob("*"):
+    for path in everything_below(folder):
         if path.is_symlink() or not path.is_dir() or not any(path.iterdir()):
             found.add(path.relative_to(folder).as_posix())
     return found

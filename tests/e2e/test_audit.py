@@ -10,6 +10,8 @@ from PIL import Image, ImageOps
 
 from tests.conftest import run_job
 
+pytestmark = pytest.mark.thorough
+
 WEIGHTS = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_224_no_top.h5"
 
 

@@ -10,6 +10,8 @@ import pytest
 from job.stores.arrays import ArrayStore
 from tests.conftest import ROOT, paint_classes, quick_settings, run_job
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):

@@ -453,6 +453,18 @@ def test_foreign_folders_deeper_than_the_stack_are_refused(scene, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_folders_deeper_than_the_stack_in_an_output_do_not_matter(scene, tmp_path):
+    out = tmp_path / "out"
+    holds(start(scene, f"explore --data photos --out {out} --set intake.image_size=32"), 0, "")
+    deeper_than_the_stack(out / ".tmp")
+    deeper_than_the_stack(out / "model")
+    try:
+        holds(start(scene, f"report {out}"), 0, "")
+        assert not (out / ".tmp").exists() and (out / "model").exists()
+    finally:
+        remove_tree(out)
+
+
 def test_no_folder_for_temporary_files_ends_with_2(scene):
     if os.geteuid() != 0 or subprocess.run(["unshare", "-m", "true"], check=False).returncode:
         pytest.skip("only root can mount file systems read-only, and not in every container")

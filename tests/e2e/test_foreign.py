@@ -20,6 +20,8 @@ from job.sources.rows import read_rows
 from job.text.untrusted import guarded
 from tests.conftest import paint, quick_settings
 
+pytestmark = pytest.mark.thorough
+
 PROGRAM = Path(sys.executable).with_name("transfer-job")
 OURS = ("job", "numpy", "tensorflow", "keras", "PIL", "pyarrow", "pydantic", "click", "sitecustomize", "usercustomize")
 # A title, a colour, a line that looks like ours, a line written over, a new direction, a C1 control: no terminal gets one.

@@ -41,6 +41,7 @@ def ranked(painted, tmp_path_factory):
     return folder, words, stopped, done
 
 
+@pytest.mark.thorough
 def test_interrupted_rank_goes_on_where_it_stopped(ranked):
     _, _, stopped, done = ranked
     assert stopped == 143
@@ -116,6 +117,7 @@ def test_wrong_candidates_end_with_2_before_anything_is_written(painted, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.thorough
 def test_real_weights_on_real_photos(shared, tmp_path):
     weights = shared / "weights"
     small = weights / "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_224_no_top.h5"

@@ -9,6 +9,8 @@ from PIL import Image
 
 from tests.conftest import paint_classes, quick_settings, run_job
 
+pytestmark = pytest.mark.thorough
+
 
 def as_bmp_of_16_bits(image):
     """A BMP whose pixels have 5, 6 and 5 bits, as some cameras' displays and old Windows programs write it."""

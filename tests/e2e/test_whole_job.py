@@ -180,6 +180,7 @@ def test_run_that_stops_early_leaves_the_model_in_service_and_what_it_saw_beside
     assert back.returncode == 0 and not (copy_of_run / "attempt").exists(), back.stderr
 
 
+@pytest.mark.thorough
 def test_table_of_doubtful_labels_that_its_user_edited_is_kept_beside_the_new_one(copy_of_run, painted):
     table = copy_of_run / "label_issues.csv"
     table.write_text("edited")
@@ -301,6 +302,7 @@ def test_output_where_nothing_can_be_made_ends_with_2(painted):
     assert done.returncode == 2 and "Traceback" not in done.stderr
 
 
+@pytest.mark.thorough
 def test_messy_folder_says_why_and_runs_when_it_may(shared, tmp_path):
     data, out = shared / "data" / "messy", tmp_path / "out"
     done = run_job("run", "--data", data, "--out", out, *quick_settings())
@@ -327,6 +329,7 @@ def test_messy_folder_says_why_and_runs_when_it_may(shared, tmp_path):
     assert status["train/tulips/bitrot.jpg"]["status"] == "quarantined"
 
 
+@pytest.mark.thorough
 def test_real_photos_with_real_weights(shared, tmp_path):
     weights = shared / "weights" / "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_224_no_top.h5"
     out = tmp_path / "out"
@@ -339,6 +342,7 @@ def test_real_photos_with_real_weights(shared, tmp_path):
     assert len(done.stderr.splitlines()) < 80 and "oneDNN" not in done.stderr
 
 
+@pytest.mark.thorough
 def test_two_logical_devices_run_the_whole_job(painted, tmp_path):
     done = run_job("run", "--data", painted, "--out", tmp_path / "out", *quick_settings("cluster.logical_cpus=2"))
     assert done.returncode == 0, done.stderr
@@ -365,6 +369,7 @@ def test_demo_draws_runs_and_says_where_the_report_is(tmp_path):
         (("fine_tune.ema=true", "fine_tune.precision=mixed_bfloat16", "fine_tune.epochs=1"), "The last of 1 epochs is kept"),
     ],
 )
+@pytest.mark.thorough
 def test_epoch_that_is_kept(copy_of_run, painted, settings, note):
     arguments = quick_settings(*settings)
     done = run_job("run", "--data", painted, "--out", copy_of_run, "--stop-after", "fine_tune", *arguments)

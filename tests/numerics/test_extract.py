@@ -113,7 +113,7 @@ def test_numbers_that_float16_does_not_hold_end_as_diverged(context, network, ta
 
 def test_features_that_went_through_different_cuts_are_different_stores(context, network, taken_in):
     """Online inputs store no activations, but the features have been through float16 at the cut all the same."""
-    uncut = Network(BackboneConfig(alpha=0.35, weights="random", unfreeze="none"), SIZE, network.cluster, seed=1)
+    uncut = Network(BackboneConfig(alpha=0.35, weights="random", unfreeze="none"), SIZE, network.devices, seed=1)
     made = [run(context, network, taken_in, wanted) for wanted in ("stored", "online")] + [run(context, uncut, taken_in)]
     assert made[0].stores["features"] == made[1].stores["features"] != made[2].stores["features"]
     assert "activations" in made[0].stores and "activations" not in made[1].stores

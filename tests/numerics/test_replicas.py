@@ -8,6 +8,8 @@ import pytest
 
 from tests.conftest import ROOT, free_ports
 
+pytestmark = pytest.mark.thorough
+
 
 def run(folder, num_workers=1, logical_cpus=0):
     """What each worker made. Processes of their own, because devices are set up before TensorFlow starts."""
