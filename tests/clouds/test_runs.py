@@ -306,7 +306,7 @@ def test_second_start_on_the_same_machine_names_the_bucket(google, photos, tmp_p
     assert second.returncode == 75 and f"{out} is in use by the run on" in second.stderr
 
 
-IMPATIENT = "import sys, job.storage.google as g; g.RETRY_FOR_S = 2.0; from job.cli import main; main(sys.argv[1:])"
+IMPATIENT = "import sys, job.storage.bucket.google as g; g.RETRY_FOR_S = 2.0; from job.cli import main; main(sys.argv[1:])"
 
 
 @pytest.mark.parametrize("only", ["GET .*photos", "(POST|PUT) "], ids=["photos", "results"])
