@@ -1,7 +1,7 @@
 """How intake, duplicates and neighbours grow: 5,000 to 60,000 small pictures on two cores.
 
 Crops of ../shared/data/flowers (128 x 128, JPEG quality 85, seeded) are decoded by a bare loop, two plain processes that
-read their half of the files and call job.data.decode.decode and nothing else, and by the real intake in a fresh process
+read their half of the files and call job.decoding.decode.decode and nothing else, and by the real intake in a fresh process
 with a fresh output directory, in turn, several times. Both are timed from the moment the modules are imported: intake
 from before the listing, with the start of its workers, to the published table and store.
 """
