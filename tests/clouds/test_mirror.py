@@ -405,3 +405,10 @@ def test_scratch_folder_is_the_users_alone(tmp_path, monkeypatch):
     folder = copies.scratch("gs://b/x")
     assert folder == copies.scratch("gs://b/x") != copies.scratch("gs://b/y")
     assert folder.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_object_of_somebody_else_under_the_name_of_the_lease_stays(bed, uri):
+    bed.put(f"{uri}/.lease", b'{"my": "settings"}')
+    with pytest.raises(UsageError, match=r"\.lease is in the way"):
+        acquire(uri, [])
+    assert bed.get(f"{uri}/.lease") == b'{"my": "settings"}'
