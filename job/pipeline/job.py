@@ -60,6 +60,7 @@ class Job:
         self.source: Source = open_source(data, labels, tfds_dir=config.intake.tfds_dir)
         self.labels = labels
         self._artifacts: dict[str, Artifact] = {}
+        self.exports = False  # Whether this run is to come to a model.
         self.done: list[str] = []  # The stages of this run that are up to date.
         self.records = Records(self.workdir, context.cache)
 

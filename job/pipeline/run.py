@@ -54,7 +54,7 @@ def run(
 
 def _run_stages(job: Job, steps: list[Step], stop_after: str | None) -> GateNotMet | None:
     """Run the stages of the plan. Return the error of an export that fails, because the page comes after it."""
-    context, telemetry = job.context, job.context.telemetry
+    telemetry = job.context.telemetry
     described = describe(job)
     warn_of_another_machine(job, described)
     write_run(job.workdir, described)
@@ -62,8 +62,7 @@ def _run_stages(job: Job, steps: list[Step], stop_after: str | None) -> GateNotM
     if any(step.runs and STAGES[step.stage].needs_devices for step in steps):
         _ = job.listing  # A mistake in --data is said before weights are waited for.
         job.look_for_weights()
-        if job.cluster.num_workers == 1 and any("model" in STAGES[name].public for name in wanted(stop_after)):
-            publishing.keep_room(context, job.network.backbone.count_params())
+    job.exports = any("model" in STAGES[name].public for name in wanted(stop_after))
     failure: GateNotMet | None = None
     something_ran = False  # Then what comes later may have become stale, even if that was not planned.
     for step in steps:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from job.pipeline import publishing
 from job.pipeline.job import Artifact, Job
 from job.pipeline.records import read_run
 from job.pipeline.settings import backbone_weights, fine_tunes
@@ -59,6 +60,8 @@ def _extract(job: Job) -> Artifact | None:
     from job.stages.extract import extract
 
     job.devices.join(job.context.peers, job.context.stop, job.config.cluster.start_timeout_s)
+    if job.exports:
+        publishing.keep_room(job.context, job.network.backbone.count_params())
     return extract(
         job.config.extract,
         job.config.augment,

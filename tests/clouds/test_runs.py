@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from job.config import Config
-from job.pipeline import run
+from job.pipeline import team
 from job.pipeline.job import Job
 from job.pipeline.output import make_workdir
 from job.runtime.context import Context
@@ -291,9 +291,9 @@ def test_worker_that_asks_whether_it_is_needed_fetches_no_store(google, photos, 
     config = Config.load(None, [*QUICK, "fine_tune.epochs=3"], {})
     workdir = make_workdir(in_bucket, worker=1)
     job = Job(config, photos, Context(workdir, Telemetry(None), caching=config.cache))
-    assert run._is_needed(job, None) and not list(tmp_path.rglob("*.npy"))
+    assert team._is_needed(job, None) and not list(tmp_path.rglob("*.npy"))
     config = Config.load(None, QUICK, {})
-    assert not run._is_needed(Job(config, photos, Context(workdir, Telemetry(None), caching=config.cache)), None)
+    assert not team._is_needed(Job(config, photos, Context(workdir, Telemetry(None), caching=config.cache)), None)
 
 
 def test_second_start_on_the_same_machine_names_the_bucket(google, photos, tmp_path):

@@ -26,11 +26,11 @@ def small_disk(tmp_path):
     subprocess.run(["umount", folder], check=False)
 
 
-def test_room_for_the_model_is_asked_for_before_the_work(painted, small_disk):
+def test_room_for_the_model_is_asked_for_before_features_are_extracted(painted, small_disk):
     out = small_disk(5_000) / "out"
     full = run_job("run", "--data", painted, "--out", out, *quick_settings())
     assert full.returncode == 74 and "The model of this run needs 9." in full.stderr and "MB are free" in full.stderr
-    assert not (out / "stages").exists()
+    assert "extract   runs" in full.stderr and not (out / "stages" / "extract").exists()
 
 
 @pytest.mark.parametrize("kb", [10_500, 11_500, 13_000, 16_000])
