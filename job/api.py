@@ -37,7 +37,7 @@ Place = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Session:
-    """What the command line adds to a call.
+    """Everything that the command line knows beside its options.
 
     `environ` has the variables by which schedulers tell a process that it is one of several workers; without them a run is
     alone. `command` is what run.json says to type to run it again; `config_file` is the file of settings, which may lie in
@@ -53,7 +53,7 @@ class Session:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run has left. `lines` are the last lines that the command line prints."""
+    """The results of a run. `lines` are the last lines that the command line prints."""
 
     workdir: Workdir
     lines: Sequence[str]

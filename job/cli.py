@@ -86,7 +86,7 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class _Call:
-    """What every command that works on photos is told."""
+    """The options that every command on photos has."""
 
     data: str
     labels: str | None

@@ -66,7 +66,7 @@ class Devices:
         return Replicas(strategy, num_workers=self.cluster.num_workers, worker=self.cluster.index)
 
     def prepare(self) -> None:
-        """What takes long and hears nothing meanwhile: import TensorFlow, and find the devices."""
+        """Import TensorFlow and find the devices. This takes long, and no signal is heard meanwhile."""
         assert self._set_up
 
     def join(self, peers: Peers, stop: StopRequest, start_timeout_s: float) -> None:

@@ -95,7 +95,7 @@ class Cluster:
 
     @classmethod
     def _of_slurm(cls, environ: Mapping[str, str]) -> Self:
-        """Of a step, which `srun` starts: variables of the job may speak of more tasks and nodes than the step has."""
+        """Return the workers of a Slurm step, which `srun` starts. Variables of the job may name more tasks and nodes."""
         job, index, count = (number(environ, f"SLURM_{name}") for name in ("JOB_ID", "PROCID", "STEP_NUM_TASKS"))
         if count == 1:
             return cls(found=f"Slurm job {job}: one task")
@@ -174,7 +174,7 @@ class Cluster:
 
 
 def _num_gpus(environ: Mapping[str, str]) -> int:
-    """Of this machine, as far as that can be told without TensorFlow."""
+    """Return how many GPUs this machine has, as far as that can be told without TensorFlow."""
     there = [path for path in Path("/dev").glob("nvidia*") if path.name.removeprefix("nvidia").isdigit()]
     visible = environ.get("CUDA_VISIBLE_DEVICES")
     return len(there) if visible is None else min(len(there), len([gpu for gpu in visible.split(",") if gpu]))

@@ -31,7 +31,7 @@ class Replicas:
         return -(-batch_size // self.num) * self.num
 
     def own(self, size: int) -> slice:
-        """What of a batch of this size, a multiple of `num`, this worker computes."""
+        """Return which part of a batch this worker computes. The size of the batch is a multiple of `num`."""
         share = size // self.num
         return slice(self.first * share, (self.first + self.num_local) * share)
 

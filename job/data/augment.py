@@ -28,7 +28,7 @@ class Augmentation:
     """Random views of photos: `host` prepares a batch with NumPy, `device` finishes it in the graph."""
 
     def __init__(self, config: AugmentConfig, size: int) -> None:
-        """For photos of size x size pixels."""
+        """Set up augmentation for photos of size x size pixels."""
         self._config, self._size = config, size
 
     @property
@@ -47,14 +47,14 @@ class Augmentation:
         )
 
     def host(self, pixels_BHWC: np.ndarray, keys_B: np.ndarray, views_B: np.ndarray) -> tuple[np.ndarray, ...]:
-        """What `device` wants for these views of uint8 photos of shape (B, size, size, 3), each known by its key (uint64).
+        """Return the arguments of `device` for views of uint8 photos (B, size, size, 3), each with its key (uint64).
 
         View 0 is the photo itself. No view depends on the batch that it is in.
         """
         return self.prepared(pixels_BHWC, draw(self._config, keys_B, views_B, self._size))
 
     def prepared(self, pixels_BHWC: np.ndarray, transforms: Transforms) -> tuple[np.ndarray, ...]:
-        """The same for transforms that are drawn already.
+        """Return the arguments of `device` for transforms that are drawn already.
 
         Returns:
             With engine = batched the photos, matrices (B, 8), channel shifts (B,) and brightnesses (B,); with
@@ -245,7 +245,7 @@ def draw(config: AugmentConfig, keys_B: np.ndarray, views_B: np.ndarray, size: i
 
 
 def _choices(extent: float | tuple[float, ...]) -> np.ndarray:
-    """What a shift is chosen from, before its sign is; of a float the largest one."""
+    """Return the values that a shift is chosen from, before its sign is chosen. For a float: the largest one."""
     if isinstance(extent, int):
         return np.arange(max(extent, 1), dtype=np.float64)
     return np.atleast_1d(np.asarray(extent, np.float64))

@@ -103,7 +103,7 @@ class Examples:
         return np.flatnonzero(chosen)
 
     def in_store_order(self, *splits: str) -> np.ndarray:
-        """As `of`, in the order of their rows in the image store."""
+        """Return the indices that `of` returns, in the order of their rows in the image store."""
         indices = self.of(*splits)
         return indices[np.argsort(self["row"][indices], kind="stable")]
 
@@ -129,7 +129,7 @@ class Examples:
 
     @cached_property
     def keys(self) -> np.ndarray:
-        """Who each row is, as uint64 of shape (E,): its bytes and an ordinal among its exact copies, never its place."""
+        """A key for each row, uint64 (E,), from its bytes and its number among its exact copies, never from its place."""
         seen: dict[str, int] = {}
         keys = np.zeros(len(self), np.uint64)
         for index in np.argsort(self["path"], kind="stable"):

@@ -39,7 +39,7 @@ def principal_components(features: ArrayStore, rows_N: np.ndarray, num_component
 
 @dataclass(frozen=True)
 class Neighbours:
-    """For each of N photos its M nearest others: cosine similarity and position, nearest first. Shapes (N, M).
+    """The M nearest others of each of N photos: cosine similarity and position, nearest first. Shapes (N, M).
 
     Where fewer were found the position is -1 and the similarity -1.
     """

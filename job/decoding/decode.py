@@ -47,7 +47,7 @@ _UPRIGHT = {
 
 @dataclass(frozen=True)
 class DecodeRules:
-    """What is decoded to, and what is refused. Sizes in pixels."""
+    """The size and shape of decoded photos, and which photos are refused. Sizes in pixels."""
 
     image_size: int
     resize: Literal["squash", "crop", "pad"]
@@ -58,7 +58,7 @@ class DecodeRules:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a file. Width and height are those of the upright photo; brightness and contrast from 0 to 1."""
+    """Facts about a file. Width and height are of the upright photo; brightness and contrast are from 0 to 1."""
 
     format: str = ""
     width: int = 0
@@ -180,7 +180,7 @@ def _facts(image: Image.Image) -> Facts:
 
 @cache
 def _readable_formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that the installed Pillow has."""
+    """Return which of `FORMATS` the installed Pillow can read."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
@@ -387,7 +387,7 @@ def _to_square(rgb: Image.Image, rules: DecodeRules) -> Image.Image:
 
 
 def _in_words(error: Exception, name: str, *, in_header: bool) -> str:
-    """What a library's error means to the owner of the file; its own words are about the library."""
+    """Return a library's error in words for the owner of the file."""
     message = str(error).lower()
     if isinstance(error, EOFError) or re.search("truncated|not enough image data|end of file|eof", message):
         return f"cut off: the {name} ends before the picture does"

@@ -94,7 +94,7 @@ def ends_early(payload: bytes) -> bool:
 
 
 def claim(payload: bytes) -> Claim | None:
-    """What a PNG, GIF or WebP claims; None for other formats, which allocate nothing while they are opened."""
+    """Return the size that a PNG, GIF or WebP claims; None for other formats, which allocate nothing when opened."""
     readers = {"PNG": _png_claim, "GIF": _gif_claim, "WEBP": _webp_claim}
     reader = readers.get(picture_format(payload))
     try:
@@ -162,7 +162,7 @@ def _int24(payload: bytes, place: int) -> int:
 
 
 def bits_per_pixel(payload: bytes) -> int:
-    """Of a BMP; 0 where the header is too short to say."""
+    """Return the bits per pixel of a BMP; 0 if its header is too short."""
     place = 24 if payload[14:18] == b"\x0c\0\0\0" else 28
     return int.from_bytes(payload[place : place + 2], "little")
 
@@ -241,7 +241,7 @@ def _kind_of_jpeg(frame: int) -> tuple[bool, bool]:
 
 
 def what_it_is(payload: bytes, readable: Container[str]) -> tuple[str, str]:
-    """Of bytes that Pillow does not open: the format's name, empty where they are no picture, and the reason in words."""
+    """Return the format (empty if it is no picture) and the reason, in words, of bytes that Pillow does not open."""
     name = picture_format(payload)
     if name in readable:
         return name, f"damaged {name}: its header cannot be read"

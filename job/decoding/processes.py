@@ -117,7 +117,7 @@ def decode_shards(
 
 @contextmanager
 def _stopped_first(context: Context) -> Iterator[None]:
-    """What fails while the end is asked for may have been met by the same signal, and is not what the run ends with."""
+    """Let a stop request win over an error in the block: the same signal may have caused the error."""
     try:
         yield
     except Exception:
@@ -126,7 +126,7 @@ def _stopped_first(context: Context) -> Iterator[None]:
 
 
 def _shorten_socket_paths() -> None:
-    """Those of the fork server lie below TMPDIR, which schedulers like to make longer than a socket's path may be."""
+    """Move the fork server's sockets to /tmp if TMPDIR is too long for the path of a socket."""
     config = multiprocessing.current_process()._config  # type: ignore[attr-defined]
     if not config.get("tempdir") and len(os.fsencode(tempfile.gettempdir())) > _MAX_FOLDER_OF_SOCKETS:
         config["tempdir"] = tempfile.mkdtemp(prefix="pymp-", dir="/tmp")
@@ -326,7 +326,7 @@ def _work(
 
 
 def _limit_memory(memory_mb: int) -> None:
-    """What the process takes beyond what it has."""
+    """Limit the memory that this process may take in addition to what it has."""
     statm = Path("/proc/self/statm")
     in_use = int(statm.read_text().split()[0]) * resource.getpagesize() if statm.exists() else 0
     wanted, most = in_use + memory_mb * 2**20, resource.getrlimit(resource.RLIMIT_AS)[1]

@@ -21,7 +21,7 @@ class _Said(BaseModel):
 
 
 class RecordLine(_Said):
-    """What became of a photo: a status with its reason, and what is known of the file (`decode.Facts`)."""
+    """The result for one photo: its status with the reason, and the facts about the file (`decode.Facts`)."""
 
     status: Literal["used", "converted", "quarantined", "ignored"]
     reason: str

@@ -155,7 +155,7 @@ def _waves(lattice: _Lattice) -> Field:
 
 @dataclass(frozen=True)
 class _Class:
-    """What is drawn, how many cells fit along the shorter side (least, most), and at which angle, give or take 9 degrees."""
+    """A class: its figure, the cells along the shorter side (least, most), and its angle, plus or minus 9 degrees."""
 
     field: Callable[[_Lattice], Field]
     num_cells: tuple[float, float]

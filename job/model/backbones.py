@@ -108,7 +108,7 @@ def check(config: BackboneConfig) -> list[str]:
 
 
 def check_image_size(name: str, image_size: int) -> list[str]:
-    """The same for a size that the backbone shrinks to nothing."""
+    """Return what is wrong with an image size that the backbone would shrink to nothing."""
     smallest = BACKBONES[name].min_image_size
     if image_size >= smallest:
         return []

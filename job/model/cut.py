@@ -98,11 +98,11 @@ def cut(backbone: keras.Model, point: CutPoint) -> tuple[keras.Model, keras.Mode
 
 
 def multiply_adds(backbone: keras.Model) -> int:
-    """What one photo costs: the multiply-adds of the convolutions and dense layers of a backbone of fixed image size."""
+    """Return the multiply-adds for one photo, in convolutions and dense layers of a backbone with a fixed image size."""
     return sum(_multiply_adds(operation) for operation in backbone.operations)
 
 
 def _multiply_adds(operation: keras.Operation) -> int:
-    """Of convolutions and dense layers: each kernel value once for every place of the output."""
+    """Return the multiply-adds of a convolution or dense layer: each kernel value once for each place of the output."""
     kernels = sum(int(np.prod(w.shape)) for w in getattr(operation, "weights", ()) if len(w.shape) >= 2)
     return kernels * int(np.prod(operation.output.shape[1:-1])) if kernels else 0

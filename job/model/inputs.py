@@ -32,7 +32,7 @@ class StoredInputs:
         return self.views.num_views
 
     def training(self, rows_B: np.ndarray, keys_B: np.ndarray, views_B: np.ndarray) -> Arrays:  # noqa: ARG002
-        """Of training photos, by row in the image store and key, a view each."""
+        """Return one view of each of these training photos, given by row in the image store and by key."""
         return (self.views.training(self.views.positions_of(rows_B), views_B),)
 
     def plain(self, rows_B: np.ndarray) -> Arrays:
@@ -88,7 +88,7 @@ def choose_inputs(
     budget_bytes: float,
     memory_bytes: float,
 ) -> Choice:
-    """What `fine_tune.inputs` means here. `budget_bytes` is what activations may take on the disk."""
+    """Return which inputs `fine_tune.inputs` means here. Activations may take `budget_bytes` on the disk."""
     point = network.cut_point
     if point is None:
         return Choice("stored", "nothing is fine-tuned")

@@ -97,7 +97,7 @@ class Network:
         return from_pixels, with_constant_weights(above, copies) if above is not None else None
 
     def activations(self, pixels_BHWC: tf.Tensor) -> tf.Tensor:
-        """Of pixels from 0 to 255: what the tuned layers take, float16 at the cut, or features (B, D) without one."""
+        """Return the input of the tuned layers for pixels from 0 to 255: float16 at the cut, else features (B, D)."""
         import tensorflow as tf
 
         from_pixels, above = self._inference

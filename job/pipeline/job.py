@@ -84,12 +84,12 @@ class Job:
 
     @property
     def recipe(self) -> Recipe:
-        """What follows from the number of training photos, as split left them."""
+        """The settings that follow from the number of training photos after split."""
         return Recipe.resolve(self.config, num_examples=len(self["split"].examples.of("train")))
 
     @cached_property
     def inputs(self) -> Inputs:
-        """What fine-tuning works on, as extract decided."""
+        """The inputs of fine-tuning that extract decided on."""
         from job.data.augment import Augmentation
         from job.model.inputs import OnlineInputs, StoredInputs
 

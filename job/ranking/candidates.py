@@ -27,7 +27,7 @@ class Candidate:
 
     @property
     def label(self) -> str:
-        """For people; candidates that differ only in image size or weights share it."""
+        """A name for people. Candidates that differ only in image size or weights have the same one."""
         backbone = self.config.backbone
         return backbone.name if backbone.alpha is None else f"{backbone.name} {backbone.alpha:g}"
 

@@ -43,7 +43,7 @@ _PROBE_SCHEMA = 1
 
 @dataclass(frozen=True)
 class Photos:
-    """What all candidates are probed on, N photos: training and validation photos that each of them can use.
+    """The N photos that all candidates are probed on: training and validation photos that each candidate can use.
 
     `groups_N` joins what is a copy at any image size. `num_left_out` photos are usable at some sizes only.
     """
@@ -228,7 +228,7 @@ def _to_first_of_group(groups_N: np.ndarray) -> np.ndarray:
 
 
 def _probe(job: Job, photos: Photos) -> dict[str, Any]:
-    """What heads that had not seen a photo or a copy of it say it is: class numbers `predicted`, and their `log_loss`."""
+    """Return predictions of heads that have not seen the photo or a copy: class numbers `predicted`, and `log_loss`."""
     features, config = job["extract"].features.plain, job.config
     content = [photos.paths, photos.labels_N.tolist(), photos.groups_N.tolist()]
     key = digest_of([_PROBE_SCHEMA, features.digest, content, config.audit.folds, config.seed])

@@ -13,7 +13,7 @@ _WIDTH = 120
 
 @dataclass(frozen=True)
 class Cost:
-    """What features of one backbone cost. `forward` milliseconds are of one photo in a full batch, once it is compiled.
+    """The cost of features of one backbone. `forward` milliseconds are for one photo in a full batch, once compiled.
 
     `stored_bytes` are those of a photo: its pixels and its features. `extract_wall_s` and `extract_cpu_s` are what this
     machine took for all photos, with building and compiling; next to nothing where another run had stored the features.

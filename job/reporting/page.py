@@ -119,7 +119,7 @@ def _state(evaluation: Evaluated | None, parity: Mapping[str, object] | None) ->
 
 
 def _data(explore: Explored, audit: Audited | None) -> dict[str, object]:
-    """What the page says about the data beside explore's own numbers; what was decided later counts."""
+    """Return what the page says about the data in addition to explore's numbers. Later decisions count."""
     widths = [c["recall_interval_width"] for c in explore["classes"]]
     counted = (audit or explore)["classes"]
     totals = [c["train"] + c["val"] + c["test"] for c in counted]
@@ -201,7 +201,7 @@ def _times(records: times.Records) -> dict[str, object]:
 
 
 def _with_unseen_written_out(value: object) -> object:
-    """For every value on its way into the page; what is already markup was made by a template."""
+    """Escape invisible characters in a value for the page. Markup was made by a template and stays."""
     return escaped(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 

@@ -123,7 +123,7 @@ class Audited(TypedDict):
 
 
 class TriedStrength(TypedDict):
-    """What came of one regularisation strength."""
+    """The result of one regularisation strength."""
 
     c: float
     val_log_loss: float
@@ -167,7 +167,7 @@ Shipped = Literal["head", "fine_tuned"]
 
 
 class Details(TypedDict):
-    """What evaluation.json says about the shipped model beyond its scores. `confusion` has a row for each given label."""
+    """Details of the shipped model in evaluation.json. `confusion` has a row for each given label."""
 
     confusion: list[list[int]]
     per_class: list[dict[str, object]]

@@ -13,7 +13,7 @@ from job.pipeline.table import STAGES
 
 
 class Timing(TypedDict):
-    """What a record tells about the time of its stage."""
+    """The part of a record that is about the time of its stage."""
 
     wall_s: float
     cpu_s: float
@@ -48,7 +48,7 @@ def parts(stage: str, record: Timing) -> dict[str, float]:
 
 
 def shares(records: Records) -> dict[str, float]:
-    """What part of the time of all stages together went into each of `PARTS`. Rounded so that they sum to one."""
+    """Return the share of the total time that went into each of `PARTS`, rounded so that the shares sum to one."""
     of_stages = [parts(stage, record) for stage, record in records.items()]
     seconds = {part: sum(found[part] for found in of_stages) for part in PARTS}
     total = sum(seconds.values())

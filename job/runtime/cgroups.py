@@ -32,7 +32,7 @@ def usable_cores() -> int:
 
 
 def memory_bytes(root: Path = _ROOT, membership: Path = _MEMBERSHIP) -> int:
-    """Of the machine, or less where that is limited."""
+    """Return the memory of the machine in bytes, or the limit of a control group if that is lower."""
     sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for group in _groups("memory", root, membership):
         words = _words(group / "memory.max") or _words(group / "memory.limit_in_bytes")

@@ -22,7 +22,7 @@ _GRACE_S = 10.0
 
 
 def ignore_signals() -> None:
-    """For a process that somebody else decides about: signals may reach the whole group. And for one whose work is over."""
+    """Ignore signals. For a process that another process controls, and for one that has finished its work."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
@@ -77,7 +77,7 @@ class StopRequest:
 
     @contextmanager
     def deadline(self, within_s: float, error: JobError) -> Iterator[None]:
-        """For a block that can wait for ever in code that hears nothing: after so long the process ends with the error."""
+        """End the process with `error` if the block takes longer than this: it may wait in code that hears no signal."""
         over = threading.Event()
 
         def watch() -> None:

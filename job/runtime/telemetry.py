@@ -94,7 +94,7 @@ class Telemetry:
             self.add_spent(what, _now() - started)
 
     def add_spent(self, what: str, seconds: float) -> None:
-        """The same for seconds that were counted elsewhere."""
+        """Add seconds that were counted elsewhere."""
         self._spent_s[what] = self._spent_s.get(what, 0.0) + seconds
 
     @contextmanager
@@ -113,7 +113,7 @@ class Telemetry:
         self._done["found"] = self._done.get("found", 0) + count
 
     def take_spent(self) -> tuple[dict[str, float], dict[str, int]]:
-        """What was counted since this was last asked: seconds, and the examples that some of them went into."""
+        """Return the seconds, and the numbers of examples, that were counted since the last call."""
         once_s = {what: seconds - self._once_before_s.get(what, 0.0) for what, seconds in _once_s.items()}
         taken = {**self._spent_s, **{what: seconds for what, seconds in once_s.items() if seconds}}, self._done
         self._spent_s, self._done, self._once_before_s = {}, {}, dict(_once_s)

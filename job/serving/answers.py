@@ -34,7 +34,7 @@ _MAX_HEADER_CHARACTERS = 1000
 
 
 class Row(TypedDict):
-    """What predict says about one photo; only `error`, where it could not be read."""
+    """The prediction for one photo; only `error` if it could not be read."""
 
     path: str
     label: NotRequired[str]

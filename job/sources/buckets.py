@@ -51,7 +51,7 @@ def _folder(uri: str, labelled: bool) -> "BucketSource":
 
 @dataclass(frozen=True)
 class BucketSource:
-    """What FolderSource is for a local folder. An object that has changed since it was listed is not read."""
+    """Class folders below a prefix of a bucket. An object that has changed since it was listed is not read."""
 
     objects: Objects
     labelled: bool = True

@@ -110,7 +110,7 @@ class _Walk:
         return found
 
     def followed(self, child: Child) -> Child | str:
-        """What is there, where links lead; or what is wrong with the link."""
+        """Return the file or folder that a child is, with links followed; or what is wrong with the link."""
         return self.files.follow(child) if child.is_symlink() else child
 
     def class_folder(self, folder: Child, path: str, label: str, split: Split | None) -> None:

@@ -59,7 +59,7 @@ class FoundFile:
 
 
 class Child(Protocol):
-    """What lies in a folder: as much of `os.DirEntry` as a walk asks for."""
+    """An entry of a folder: the part of `os.DirEntry` that a walk needs."""
 
     @property
     def name(self) -> str: ...
@@ -83,7 +83,7 @@ class Files(Protocol):
         ...
 
     def identity(self, folder: str) -> object:
-        """The same for each way that leads to one folder. Raises: OSError."""
+        """Return a value that is equal for all paths that lead to one folder. Raises: OSError."""
         ...
 
     def is_output(self, folder: str) -> bool:
@@ -95,7 +95,7 @@ class Files(Protocol):
         ...
 
     def follow(self, link: Child) -> Child | str:
-        """What a link points to, under the link's name, or what is wrong with it where that is not below the root."""
+        """Return the target of a link under the name of the link, or what is wrong if the target is not below the root."""
         ...
 
     def real_path(self, file: Child, path: str) -> str:
@@ -144,7 +144,7 @@ def by_stem(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 class _Followed(NamedTuple):
-    """What a link points to. `path` has no link in it."""
+    """The target of a link. Its `path` contains no link."""
 
     name: str
     path: str

@@ -110,7 +110,7 @@ class TableSource:
             )
 
     def _unnamed(self, below: Listing, root: str, named: Collection[str]) -> Iterator[Entry]:
-        """What lies below the root and is in no row."""
+        """Return entries for the files below the root that are in no row."""
         root = root.rstrip("/") + "/"
         table = to_text(self.table.removeprefix(root)) if self.table.startswith(root) else None
         for entry in below.entries:
@@ -130,7 +130,7 @@ class _Judge:
     num_extensions_added: int = 0
 
     def entry(self, row: Row) -> Entry:
-        """What becomes of a row by itself."""
+        """Return the entry of a row, judged by itself."""
         label, split = row.label or None, SPLIT_FOLDERS.get(row.split.lower())
         if row.fault or not row.path.strip():
             fault = row.fault or f"row {row.number} names no path"

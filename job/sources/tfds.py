@@ -137,7 +137,7 @@ def _prepare(wanted: _DataSet, prepared: Collection[_DataSet], store: str, label
 
 
 def _command(data_set: _DataSet, **how: str) -> str:
-    """What prepares it. The program `tfds` needs Apache Beam just to start."""
+    """Return the command that prepares a data set. The program `tfds` needs Apache Beam just to start."""
     name, arguments = str(data_set).partition(":")[2], ", ".join(f"{key}={value!r}" for key, value in how.items())
     call = f"tfds.builder({name!r}, data_dir='DIR').download_and_prepare({arguments})"
     return f'python -c "import tensorflow_datasets as tfds; {call}"'
@@ -180,7 +180,7 @@ def _download_and_prepare(pipe: Connection, builder: Any, store: str, config: st
 
 
 def _builder(wanted: _DataSet, prepared: Collection[_DataSet], store: str) -> Any:
-    """What makes the data set.
+    """Return the builder of the data set.
 
     Raises:
         UsageError: where nothing does.

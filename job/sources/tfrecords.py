@@ -132,7 +132,7 @@ def _quarantined(path: str, split: Split | None, reason: str, num_bytes: int = 0
 
 
 def _records(path: Path, count: int) -> Iterator[tuple[str, bytes, str]]:
-    """For each record where it begins, with its checksum, and its bytes; or else what is wrong."""
+    """Yield the start of each record with its checksum, and its bytes; or what is wrong."""
     offset, fault = 0, ""
     with opened(path) as file:
         for _ in range(count):

@@ -61,7 +61,7 @@ class Extraction:
 
     @property
     def activations(self) -> StoredViews:
-        """What the tuned layers take: the activations, or the features where nothing is cut."""
+        """The input of the tuned layers: the activations, or the features if nothing is cut."""
         return self._views("activations" if "activations" in self.stores else "features")
 
     def _views(self, kind: str) -> StoredViews:

@@ -117,7 +117,7 @@ def fine_tune(
 
 
 class _Course:
-    """What has become of training so far: an entry for each epoch, the first one before training, and the best weights."""
+    """The state of training: an entry for each epoch, the first one before training, and the best weights."""
 
     def __init__(self, config: FineTuneConfig, num_classes: int) -> None:
         self._config, self._collapse = config, 2 * np.log(num_classes)

@@ -97,7 +97,7 @@ def intake(config: IntakeConfig, *, source: Source, listing: Listing, context: C
 
 
 def source_digest(source: Source, listing: Listing, workdir: Workdir) -> str:
-    """What the source holds, by content. A file whose size and version did not change keeps the digest it had.
+    """Return a digest of the content of the source. A file of the same size and version keeps its digest.
 
     Reads only files that changed since they were read last, by an intake or here, where the owner of the directory remembers
     it for the next run. Empty where no earlier intake knows these paths.

@@ -87,7 +87,7 @@ class Lease:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """For the moment of a block nobody can take the lease over.
+        """Give a block in which nobody can take over the lease.
 
         Raises:
             TryAgainLater: where somebody has.
@@ -198,7 +198,7 @@ def in_use(folder: Path | str, owner: Owner | None) -> TryAgainLater:
 
 
 def _world() -> str:
-    """What two processes share if they can see each other; empty where the system does not say."""
+    """Return an identifier that two processes share if they can see each other; empty if the system does not say."""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"

@@ -221,7 +221,7 @@ def sweep(files: Iterable[Path]) -> None:
 
 @dataclass(frozen=True)
 class StoredViews:
-    """What a frozen network made of every photo, and of further augmented views of the training photos.
+    """The output of a frozen network for every photo, and for augmented views of the training photos.
 
     `plain` has a row for each row of the image store. `augmented` has num_views - 1 rows, one after the other, for each
     training photo in the order of `train_rows_T` (their rows in the image store); it is None where there is one view.

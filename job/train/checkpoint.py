@@ -83,7 +83,7 @@ class Checkpoints:
         return None
 
     def newest_of_chief(self) -> TrainState | None:
-        """The same on all workers: the newest one as the chief sees it.
+        """Return, on all workers, the newest checkpoint that the chief sees.
 
         Raises:
             StorageFailed: where another worker does not see it, or sees it damaged.
@@ -213,7 +213,7 @@ def _append(file: BinaryIO, array: np.ndarray) -> None:
 
 
 def _read(folder: Path) -> tuple[dict[str, str], TrainState] | None:
-    """What the work was made from and its state; None where a byte of it is not what was written."""
+    """Return what the state was made from, and the state; None if a byte differs from what was written."""
     if digest_of_folder(folder) != folder.name.partition("-")[2]:
         return None
     rest = json.loads((folder / "state.json").read_text())

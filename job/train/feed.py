@@ -16,7 +16,7 @@ _END: Any = object()
 
 
 def ahead(items: Iterator[Item], telemetry: Telemetry) -> Iterator[Item]:
-    """The same items; each is made in a thread while the one before it is used. What remains is waiting for data."""
+    """Yield the items; each is made in a thread while the one before it is used. The rest counts as waiting for data."""
     with ThreadPoolExecutor(1) as thread:
         coming = thread.submit(next, items, _END)
         while True:

@@ -28,13 +28,13 @@ _NOT_DECAYED = ["bias", "gamma", "beta"]
 
 
 class Inputs(Protocol):
-    """What the trained layers take: arrays from the host, which the device turns into the model's input (B, ...)."""
+    """Inputs of the trained layers: arrays from the host, which the device turns into the model's input (B, ...)."""
 
     def plain(self, rows_B: np.ndarray) -> Arrays:
-        """Of photos as they are, by row in the image store."""
+        """Return the arrays of photos without augmentation, by row in the image store."""
 
     def on_device(self, arrays: Tensors, *, training: bool) -> tf.Tensor:
-        """Of a batch for training, or of `plain`."""
+        """Return the model's input (B, ...) from the arrays of a training batch or of `plain`."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Trainer:
         return self._compute(batch, self._own_part(batch))
 
     def _own_part(self, batch: Batch) -> Arrays:
-        """What this worker's replicas get: targets, shares in the loss of the whole batch, and the arrays of the model."""
+        """Return this worker's part: targets, shares in the loss of the whole batch, and the arrays of the model."""
         load, targets, weights = batch
         unit = self.replicas.num * self.num_parts
         size = -(-self.schedule.global_batch_size // unit) * unit
@@ -233,7 +233,7 @@ class Trainer:
         return [*self.model.variables, *self.optimizer.variables]
 
     def logits(self, rows_N: np.ndarray, batch_size: int = 256) -> np.ndarray:
-        """Of photos as they are, by row in the image store: float of shape (N, C), with the weights that count, which are
+        """Return logits, float (N, C), of photos without augmentation, by row, with the weights that count, which are
         the averaged ones where there are such.
 
         Raises:

@@ -32,7 +32,7 @@ class Recipe:
 
     @classmethod
     def resolve(cls, config: Config, *, num_examples: int) -> Self:
-        """For `num_examples` training photos; what the configuration says stands."""
+        """Return the recipe for `num_examples` training photos. Settings of the configuration stay as they are."""
         _, epochs, batch_size, learning_rate, views = next(rule for rule in _RULES if num_examples <= rule[0])
         tuning = config.fine_tune
         return cls(

@@ -212,7 +212,7 @@ def _new_one_may_do(error: BaseException) -> bool:
 
 
 def _said(error: BaseException) -> str:
-    """What the service said, in one line."""
+    """Return the message of the service in one line."""
     cause = getattr(error, "cause", None) or error
     text = str(getattr(cause, "message", "") or cause).strip().splitlines()
     return f"{type(cause).__name__}: {_QUERY.sub('', text[0])[:300]}" if text else type(cause).__name__

@@ -33,7 +33,7 @@ class ObjectLease:
 
     @property
     def token(self) -> str:
-        """What nobody else can have written into the object."""
+        """A secret text that only this owner can have written into the object."""
         return self._owner.token
 
     def release(self) -> None:

@@ -68,7 +68,7 @@ class Mirror:
 
     @property
     def token(self) -> str:
-        """What nobody else can have written into the lease."""
+        """A secret text that only this owner can have written into the lease."""
         assert self._lease is not None
         return self._lease.token
 
@@ -130,7 +130,7 @@ class Mirror:
             self._bring_all()
 
     def bring(self, name: str) -> None:
-        """The same for checkpoints below a folder, which are large and which hardly anybody wants."""
+        """Download the checkpoints below a folder. They are large, and few runs need them."""
         with self._lock, storage_errors(self.folder):
             self._fetch_all([file for file in self._absent if file.startswith(f"{name}/")])
 
@@ -230,7 +230,7 @@ class Mirror:
         return False
 
     def _digest(self, name: str) -> str:
-        """Of a file; asked once for each look that it has."""
+        """Return the digest of a file; computed once for each size and time of the file."""
         path = self._path(name)
         look, digest = self._known.get(name, (None, ""))
         if look != (now := _look(path)):

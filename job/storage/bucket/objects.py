@@ -69,7 +69,7 @@ class Objects(Protocol):
         ...
 
     def download(self, name: str, file: Path, version: str | None = None) -> None:
-        """The same, into a file, of which an error may leave a part. Raises: NoSuchObject."""
+        """Download an object to a file. An error may leave a part of the file. Raises: NoSuchObject."""
 
     def write(self, name: str, data: bytes | Path, replaces: str | None = None) -> str:
         """Returns the version written. With `replaces`, only where that version is there; the empty one means none.
@@ -132,7 +132,7 @@ class Passing(NamedTuple):
 
 
 def tried(operation: Callable[[], Result], judge: Callable[[Exception], Exception | Passing], retry_for_s: float) -> Result:
-    """What the operation gives, tried again until it has failed for `retry_for_s`, counted from its first failure.
+    """Return the result of an operation. Retry it for `retry_for_s` seconds after its first failure.
 
     `judge` says what an error means: what is to be raised, perhaps the error itself, or that it may pass.
     """
@@ -163,6 +163,6 @@ def remove_own(objects: Objects, name: str, version: str | None = None) -> None:
 
 
 def content_type(name: str) -> str:
-    """What a browser is told that the object is."""
+    """Return the content type of an object, for browsers."""
     found, encoding = mimetypes.guess_type(name.rpartition("/")[2])
     return found if found and not encoding else "application/octet-stream"

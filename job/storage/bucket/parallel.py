@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 
 def each(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """What `work` gives for each item, in order.
+    """Return the result of `work` for each item, in order.
 
     The first error is raised at once, and what has not begun by then is not done. The threads keep no process alive, as
     those of `concurrent.futures` would: what they are at may take as long as a service takes to fail.

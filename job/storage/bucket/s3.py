@@ -218,7 +218,7 @@ def _status(error: BaseException) -> int:
 
 
 def _said(error: BaseException) -> str:
-    """What the service said, in one line."""
+    """Return the message of the service in one line."""
     message = (getattr(error, "response", None) or {}).get("Error", {}).get("Message") or error
     text = " ".join(_USER.sub("//", str(message)).split())
     return f"{_code(error) or type(error).__name__}: {text[:300].rstrip('.')}"
