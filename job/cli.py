@@ -1,4 +1,4 @@
-"""The command line: thin commands over `job.api`, and the only place where errors become exit codes."""
+"""The command line: each command calls a function of `job.api`, and errors become exit codes here."""
 
 import os
 import shlex
@@ -30,15 +30,15 @@ Command = TypeVar("Command", bound=Callable[..., object])
 
 
 class _Translating(click.Group):
-    """Errors written for users become their message and their exit code; anything else is a bug with a traceback."""
+    """A group of commands that turns a JobError into its message and exit code. Other exceptions keep their traceback."""
 
     def main(self, *arguments: Any, **settings: Any) -> Any:
-        """Run the program and leave with its exit code."""
+        """Run the program and exit with its exit code."""
         try:
             return super().main(*arguments, **settings)
         except JobError as error:
             end(error)
-        except OSError as error:  # From a library that writes where nobody thought of it.
+        except OSError as error:  # From a third-party library, in a place where the job does not expect one.
             if error.errno not in OF_STORAGE:
                 raise
             end(_of_storage(error))
@@ -47,17 +47,17 @@ class _Translating(click.Group):
         """Run a command."""
         try:
             return super().invoke(ctx)
-        except click.UsageError as error:  # It may repeat names that a pattern of the shell stood for.
+        except click.UsageError as error:  # It may quote file names that the shell put in place of a pattern.
             raise click.UsageError(escaped(error.format_message()), error.ctx) from None
 
 
 class _Place(click.ParamType[str]):
-    """A path, with `~` expanded, or the URI of something elsewhere."""
+    """A path, with `~` expanded, or a URI."""
 
     name = "path"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ARG002
-        """Return the value as the program takes it. Raises: UsageError, OSError."""
+        """Return the path or URI. Raises: UsageError, OSError."""
         return place(param.opts[0] if param else "", value)
 
 
@@ -65,7 +65,7 @@ class _File(_Place):
     """A path on this machine, with `~` expanded."""
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Path:  # type: ignore[override]
-        """Return the value as the program takes it. Raises: UsageError, OSError."""
+        """Return the path. Raises: UsageError, OSError."""
         return Path(super().convert(value, param, ctx))
 
 
@@ -75,18 +75,32 @@ _PLACE = _Place()
 @click.group(cls=_Translating, context_settings={"max_content_width": 120})
 @click.version_option(__version__, prog_name="transfer-job")
 def main() -> None:
-    """Turn labelled photos into an image classifier: look at the data, train, measure, export, report.
+    """Train an image classifier from labelled photos: check the data, train, measure, export, write a report.
 
     \b
-    Exit codes: 0 done, 1 a bug, 2 usage or configuration, 3 not good enough to ship, 65 the data cannot be used,
-    70 training diverged, 74 storage failed, 75 try again later, 143 stopped by a signal (run it again to go on).
+    Start with:
+      transfer-job demo                                    try everything on pictures that it draws itself
+      transfer-job explore --data photos/ --out runs/1     only check the photos: folders named after the classes
+      transfer-job run --data photos/ --out runs/1         train; the same command resumes after an interruption
+
+    \b
+    Exit codes:
+      0   done
+      1   a bug
+      2   wrong usage, configuration or permissions
+      3   the model is not good enough to ship
+      65  the data cannot be used
+      70  training diverged
+      74  storage failed: start the same command again
+      75  in use by another run, or a worker is missing: try again later
+      143 stopped by a signal: the same command resumes
     """
     _check_surroundings()
 
 
 @dataclass(frozen=True)
 class _Call:
-    """The options that every command on photos has."""
+    """Values of the options that `run`, `explore` and `rank` share."""
 
     data: str
     labels: str | None
@@ -97,7 +111,7 @@ class _Call:
     tfds_dir: str | None
 
     def config(self) -> "Config":
-        """Return the configuration: the file, then --set, then options that stand for a setting. Raises: UsageError."""
+        """Return the configuration: the file, overridden by --set, then by --weights and --tfds-dir. Raises: UsageError."""
         from job.config import Config
         from job.storage.bucket.objects import refuse_credentials
 
@@ -108,7 +122,7 @@ class _Call:
 
 
 def _with_run_options(command: Command) -> Command:
-    """The options of `_Call`, which the command gets as its first argument."""
+    """Add the options of `_Call` to a command, which gets them as its first argument."""
 
     options = (
         click.option(
@@ -116,46 +130,49 @@ def _with_run_options(command: Command) -> Command:
             required=True,
             metavar="SOURCE",
             type=_PLACE,
-            help="Folder of class folders, or of train/, val/ and test/ with them; or a table of path,label[,split]; here "
-            "or as gs://BUCKET/PREFIX or s3://BUCKET/PREFIX; or tfds:NAME[:VERSION].",
+            help="The labelled photos. A folder with one folder per class, or with train/, val/ and test/ of class "
+            "folders; or a table with columns path,label[,split] (.csv, .tsv, .parquet); local, gs://BUCKET/PREFIX or "
+            "s3://BUCKET/PREFIX. Or a data set of tensorflow-datasets: tfds:NAME[:VERSION].",
         ),
         click.option(
             "--labels",
             metavar="FILE",
             type=_PLACE,
-            help="Table of path,label[,split] (.csv, .tsv, .parquet) for the photos below --data.",
+            help="Labels for the photos in --data: a table with columns path,label[,split] (.csv, .tsv, .parquet).",
         ),
         click.option(
             "--out",
             required=True,
             metavar="DIR",
             type=_PLACE,
-            help="Folder, or gs:// or s3:// prefix, for everything; a second run goes on where the first stopped.",
+            help="Folder, or gs:// or s3:// prefix, for all results. It must be new, empty, or from an earlier run, which "
+            "is then resumed.",
         ),
         click.option(
             "--config",
             "config_file",
             type=_File(),
-            help="TOML file; docs/configuration.md has every key.",
+            help="TOML file with settings. docs/configuration.md lists all of them.",
         ),
         click.option(
             "--set",
             "assignments",
             multiple=True,
             metavar="SECTION.KEY=VALUE",
-            help="Set one key, over the file. Repeatable.",
+            help="Change one setting, for example fine_tune.epochs=20. Overrides --config. Repeatable.",
         ),
         click.option(
             "--weights",
             metavar="imagenet|random|FILE",
             type=_PLACE,
-            help="Backbone weights; the same as --set backbone.weights=...",
+            help="Initial weights of the backbone: ImageNet weights, which Keras downloads once; random ones; or a file. "
+            "Same as --set backbone.weights=...",
         ),
         click.option(
             "--tfds-dir",
             metavar="DIR",
             type=_PLACE,
-            help="Folder or bucket of prepared tensorflow-datasets; the same as --set intake.tfds_dir=...",
+            help="Folder or bucket with prepared data sets of tensorflow-datasets. Same as --set intake.tfds_dir=...",
         ),
     )
 
@@ -174,11 +191,14 @@ def _with_run_options(command: Command) -> Command:
 @click.option(
     "--stop-after",
     type=click.Choice(tuple(STAGES)),
-    help="Leave out the stages behind this one (the report is drawn from explore on).",
+    help="Run no stage after this one, except report, which runs if explore has run.",
 )
-@click.option("--dry-run", is_flag=True, help="Print the resolved configuration and which stages would run, and why.")
+@click.option("--dry-run", is_flag=True, help="Only print the resolved configuration, and which stages would run, and why.")
 def run(call: _Call, stop_after: str | None, dry_run: bool) -> None:
-    """Run the whole job: intake, split, explore, extract, audit, head, fine_tune, evaluate, export, report."""
+    """Train a model. Runs the stages intake, split, explore, extract, audit, head, fine_tune, evaluate, export, report.
+
+    The same command resumes an interrupted run. After a change, only the stages that depend on it run again.
+    """
     if dry_run:
         _dry_run(call, stop_after)
     else:
@@ -188,7 +208,7 @@ def run(call: _Call, stop_after: str | None, dry_run: bool) -> None:
 @main.command()
 @_with_run_options
 def explore(call: _Call) -> None:
-    """Only look at the data: the same as run --stop-after explore."""
+    """Check the photos without training. Same as run --stop-after explore; needs no TensorFlow."""
     _run(call, "explore")
 
 
@@ -199,17 +219,21 @@ def explore(call: _Call) -> None:
     required=True,
     multiple=True,
     metavar="LIST",
-    help="NAME[:alpha=A][:weights=imagenet|random|FILE][:image_size=S], separated by commas. Repeatable.",
+    help="Backbones to compare, separated by commas: NAME[:alpha=A][:weights=imagenet|random|FILE][:image_size=S]. "
+    "docs/backbones.md lists the names. Repeatable.",
 )
 @click.option(
     "--image-size",
     "image_sizes",
     multiple=True,
     metavar="PIXELS",
-    help="Try each backbone without a size of its own at this size, or at each of 96,160,224. Repeatable.",
+    help="Image size, or several separated by commas (96,160,224), for the backbones without :image_size. Repeatable.",
 )
 def rank(call: _Call, backbones: tuple[str, ...], image_sizes: tuple[str, ...]) -> None:
-    """Which backbone? Probe several on features, one pass each: a table and a plot of accuracy against cost."""
+    """Compare backbones without fine-tuning. Each needs one pass over the photos; the test set is not used.
+
+    Prints a table of accuracy and cost, and the run command for the cheapest backbone that is not worse than the best one.
+    """
     from job import api
 
     ranking = api.rank(
@@ -230,34 +254,39 @@ def rank(call: _Call, backbones: tuple[str, ...], image_sizes: tuple[str, ...]) 
     required=True,
     metavar="DIR",
     type=_PLACE,
-    help="The model/ folder of a run, or its URI in a bucket. It is code: give only models that you trust.",
+    help="The model/ folder of a run, local or in a bucket. A model is code: use only models that you trust.",
 )
 @click.option(
     "--model-sha256",
     metavar="HEX",
-    help="SHA-256 of the model's model.json, as its run printed it. Any other model is refused before its graph is loaded.",
+    help="The digest that the run printed (SHA-256 of model.json). Any other model is refused before it is loaded.",
 )
 @click.option(
     "--data",
     required=True,
     metavar="SOURCE",
     type=_PLACE,
-    help="Folder (every file below is looked at), or a table of paths.",
+    help="The photos: a folder, including its subfolders, or a table with a column path; local or in a bucket; or "
+    "tfds:NAME[:VERSION].",
 )
-@click.option("--out", required=True, metavar="FILE", type=_PLACE, help="A .parquet or .csv file, or its URI in a bucket.")
-@click.option("--overwrite", is_flag=True, help="Let --out replace a file that predict did not write.")
+@click.option(
+    "--out", required=True, metavar="FILE", type=_PLACE, help="The .parquet or .csv file to write, local or in a bucket."
+)
+@click.option("--overwrite", is_flag=True, help="Replace --out even if predict did not write it.")
 @click.option(
     "--tfds-dir",
     metavar="DIR",
     type=_PLACE,
-    help="Folder or bucket of prepared tensorflow-datasets, for --data tfds:NAME.",
+    help="Folder or bucket with prepared data sets of tensorflow-datasets, for --data tfds:NAME.",
 )
 @click.option("--batch-size", default=64, show_default=True, type=click.IntRange(1), help="Photos in one forward pass.")
 def predict(model: str, data: str, out: str, **options: Any) -> None:
-    """Label photos with an exported model: path, label, probability, the three best, and what could not be read.
+    """Label photos with an exported model. Writes one row per photo.
 
-    A model is code: its graph can read and write files as the user who runs this. docs/security.md says how to be sure
-    that it is the one that was exported.
+    The columns are path, label, probability, top_3 (the three most likely classes), and error if it could not be read.
+
+    A model is code: it can read and write files with your rights. docs/security.md explains how to check that it is the
+    model that your run exported.
     """
     from job import api
 
@@ -269,7 +298,7 @@ def predict(model: str, data: str, out: str, **options: Any) -> None:
 @main.command()
 @click.argument("directory", metavar="DIR", type=_PLACE)
 def report(directory: str) -> None:
-    """Draw the page of a run again from its artifacts, DIR/report.html."""
+    """Write DIR/report.html again. DIR is the --out of a run."""
     from job import api
 
     say(*api.report(directory, session=_session()).lines)
@@ -282,11 +311,11 @@ def report(directory: str) -> None:
     show_default=True,
     metavar="DIR",
     type=_PLACE,
-    help="Where the pictures and the run go.",
+    help="Folder for the pictures and the run.",
 )
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Decides the pictures and the run.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the pictures and of the run.")
 def demo(out: str, seed: int) -> None:
-    """The whole job on pictures that it draws itself, without any network, in about a minute."""
+    """Try the whole job on drawn pictures. Takes about a minute and needs no network."""
     from job import api
 
     say(*api.demo(out, seed=seed, session=_session()).lines)
@@ -316,12 +345,14 @@ def _dry_run(call: _Call, stop_after: str | None) -> None:
 
 
 def _of_storage(error: OSError) -> JobError:
-    """Return an error of the system as one that is written for users."""
+    """Return the JobError for an error of the operating system."""
     from job.storage.files import storage_failed
 
     if isinstance(error.filename, str):
         return storage_failed(error, Path(error.filename))
-    return StorageFailed(f"Reading or writing failed ({error.strerror}), the system does not say where. Try it again.")
+    return StorageFailed(
+        f"Reading or writing a file failed ({error.strerror}); the system does not say which. Run the same command again."
+    )
 
 
 def _session(call: _Call | None = None) -> "Session":
@@ -334,21 +365,21 @@ def _session(call: _Call | None = None) -> "Session":
 
 
 def _check_temporary_folder() -> None:
-    """Refuse to work where nothing can be kept for a while. Raises: UsageError."""
+    """Check that there is a folder for temporary files. Raises: UsageError."""
     try:
         tempfile.gettempdir()
     except FileNotFoundError:
         raise UsageError(
-            "No file can be made in any folder for temporary files, neither in /tmp, /var/tmp, nor the current folder. Set "
-            "TMPDIR to a folder that can be written to."
+            "There is no folder for temporary files: /tmp, /var/tmp and the current folder are not writable or are full. "
+            "Set TMPDIR to a folder that you can write to."
         ) from None
 
 
 def _check_surroundings() -> None:
-    """Refuse to start where nothing can work. Raises: UsageError."""
+    """Check that the current folder exists. Raises: UsageError."""
     try:
         os.getcwd()  # noqa: PTH109
     except FileNotFoundError:
         raise UsageError(
-            "The current folder was deleted. Change to one that exists (cd), and type the command again."
+            "The current folder was deleted. Change to an existing folder (cd) and run the same command again."
         ) from None
