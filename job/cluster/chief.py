@@ -1,4 +1,4 @@
-"""The chief's end of the conversation: worker 0 decides, publishes, and gives orders to the others."""
+"""The chief's side of the control connections. Worker 0 is the chief: it decides, publishes, and orders the others."""
 
 import threading
 import time
@@ -13,16 +13,16 @@ from job.errors import JobError, TryAgainLater, UsageError, code_of, of_code
 from job.runtime.peers import Item, part
 from job.runtime.stop import StopRequest
 
-_LEAVES_WITHIN_S = 5.0  # A worker whose peer is lost ends itself so soon.
+_LEAVES_WITHIN_S = 5.0  # A worker exits this soon after it has lost a peer.
 _LOOKS_EVERY_S = 0.2
 _SAYS_EVERY_S = 10.0
 
 
 class Chief:
-    """The workers of a run, as worker 0 sees them. They follow it while its block lasts, and are told how the block ended.
+    """The `Peers` of worker 0. The other workers follow its orders during its block, and are told how the block ended.
 
-    It listens at `address` until all `others` have come. They must know `secret`. `made_from` is a digest of what
-    all must have been started with: command line, configuration, version.
+    It listens at `address` until all `others` (their addresses) have connected. They must know `secret`. `made_from` is a
+    digest of what must be equal on all workers: command line, configuration, version.
     """
 
     index, is_chief = 0, True
@@ -55,7 +55,7 @@ class Chief:
         return self
 
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
-        self._is_over = True  # From now on a worker that leaves is not lost.
+        self._is_over = True  # From now on, a closed connection does not mean a lost worker.
         self._listener.close()
         for line in list(self._workers.values()):
             line.say(end=code_of(error), text=text_of(error))
@@ -63,7 +63,7 @@ class Chief:
             line.wait_until_closed(_LEAVES_WITHIN_S)
 
     def be_ready(self) -> None:
-        """Begin to send heartbeats. This process has loaded its modules, so from now on its silence means a loss."""
+        """Begin to send heartbeats. Call this after slow imports: from now on, 12 seconds of silence mean a loss."""
         with self._changed:
             self._is_ready = True
             for line in self._workers.values():
@@ -83,18 +83,18 @@ class Chief:
         return value
 
     def meet(self) -> None:
-        """Wait until all others have come here. Raises: TryAgainLater, where one is lost."""
+        """Wait until all other workers have called `meet`, too. Raises: TryAgainLater, if one is lost."""
         self._num_meetings += 1
         while any(times < self._num_meetings for times in self._met.values()):
             self._stop.check()
             self._wait()
 
     def order(self, **what: object) -> None:
-        """Have all others do something, as soon as all are there.
+        """Wait until all other workers are ready, and send them an order.
 
         Raises:
-            UsageError: where one was started otherwise.
-            TryAgainLater: where one does not come in time.
+            UsageError: if one was started with another command line, configuration or version.
+            TryAgainLater: if one is not ready in time.
         """
         deadline = time.monotonic() + self._start_timeout_s
         says_at = time.monotonic() + _SAYS_EVERY_S
@@ -105,8 +105,8 @@ class Chief:
                 raise UsageError(f"Worker {k} ({self._others[k - 1]}) was refused: {self._refused[k]}")
             if time.monotonic() > deadline:
                 raise TryAgainLater(
-                    f"{who} did not come within cluster.start_timeout_s ({self._start_timeout_s:g}). Look at its log, and "
-                    f"whether it can reach this machine; then start all workers again.{self._listener.refused}"
+                    f"{who} did not connect within cluster.start_timeout_s ({self._start_timeout_s:g}). Read its log, check "
+                    f"that it can reach this machine, then start all workers again.{self._listener.refused}"
                 )
             if time.monotonic() > says_at:
                 self._tell(f"Waiting for {who}.{self._listener.refused}")
@@ -122,12 +122,12 @@ class Chief:
             self._changed.wait(_LOOKS_EVERY_S)
 
     def _welcome(self, line: Connection) -> None:
-        """Hear which worker it is, and listen to it until it is lost. This runs in a thread of its own."""
+        """Find out which worker has connected, and listen to it until it is lost. Runs in a thread of its own."""
         with suppress(Lost, *MEANINGLESS):
             hello = line.hear()
             index = int(hello["index"])
             if self._stop.is_asked:
-                pass  # This chief is about to end. The worker may belong to the next start, and will come again.
+                pass  # This chief is about to exit. The worker may belong to the next start, and will connect again.
             elif refusal := self._refusal(index, hello):
                 self._refused[index] = refusal
                 line.say(refused=refusal)
@@ -136,24 +136,24 @@ class Chief:
 
     def _refusal(self, index: int, hello: Message) -> str:
         if not 0 < index < self.count or hello["count"] != self.count:
-            return f"it calls itself worker {index} of {hello['count']}, and there are {self.count}."
+            return f"it says that it is worker {index} of {hello['count']}, but there are {self.count}. Start all again."
         if hello["made_from"] != self._made_from:
-            return "it was started with another command line, configuration or version than the chief."
+            return "it was started with another command line, configuration or version than the chief. Start all again."
         return ""
 
     def _takes(self, index: int, line: Connection) -> bool:
-        """Return whether the worker is taken in. It is not where there is one already, which may be dying."""
+        """Register the worker, and return True; False if one with its number is connected, which may be dying."""
         with self._changed:
             if index in self._workers:
                 return False
-            line.say(welcome=True)  # Before another thread can say something to it.
+            line.say(welcome=True)  # First, because other threads can send to it as soon as it is in `_workers`.
             line.be_patient(self._start_timeout_s)
             self._workers[index] = line
             if self._is_ready:
                 line.say(ready=True)
                 line.keep_beating()
             if len(self._workers) == self.count - 1:
-                self._listener.close()  # All are there, so nobody else is expected.
+                self._listener.close()  # All workers are connected.
         return True
 
     def _listen_to(self, index: int, line: Connection) -> None:
@@ -163,12 +163,12 @@ class Chief:
                 with self._changed:
                     self._changed.notify_all()
         except (Lost, *MEANINGLESS) as error:
-            lost = error if isinstance(error, Lost) else Lost("it sent a message without a meaning")
+            lost = error if isinstance(error, Lost) else Lost("it sent a malformed message")
             if not self._is_over:
                 self._stop.insist(self._name(index), lost_peer(self._name(index), lost), within_s=_LEAVES_WITHIN_S)
 
     def _obey(self, index: int, line: Connection, message: Message) -> None:
-        """Take in what a worker says. Raises: MEANINGLESS."""
+        """Act on a message from a worker. Raises: MEANINGLESS, if it is malformed."""
         name = self._name(index)
         if "ready" in message:
             line.expect_beats()

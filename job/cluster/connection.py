@@ -1,7 +1,7 @@
-"""A connection between two workers, in lines of JSON, that tells when the other end is lost.
+"""A connection between two workers that carries lines of JSON and notices when the other end is lost.
 
-A process that died is known at once, because its connection is closed. One that hangs is known by its silence. Until the
-other end has proven that it belongs to the run, its lines must be short, so that it cannot fill the memory.
+If the other process dies, its connection is closed at once. If it hangs, its heartbeats stop. Until the other end has proven
+that it belongs to the run, its lines must be short, so that it cannot fill the memory.
 """
 
 import json
@@ -19,26 +19,24 @@ from job.runtime.stop import StopRequest
 Message = dict[str, Any]
 
 BEATS_EVERY_S = 1.0
-LOST_AFTER_S = 12.0  # Of silence.
+LOST_AFTER_S = 12.0  # Without a message or heartbeat.
 _MAX_LINE_BYTES_OF_A_STRANGER = 1_024
 _MAX_LINE_BYTES = 2**20
-_MAX_TEXT_CHARS = 10_000  # Of an error, so that its line is never too long.
+_MAX_TEXT_CHARS = 10_000  # A longer error text is cut, so that its line stays below the limit.
 _READ_BYTES = 2**16
-# What Python raises where a part of a message is missing, or is of another kind than it must be.
+# Exceptions from reading a message in which a part is missing or has the wrong type.
 MEANINGLESS = (KeyError, TypeError, ValueError, OverflowError)
-
-
-_HEARD_WITHIN_S = 5.0  # So soon after TensorFlow the connections notice that a peer is lost.
+_HEARD_WITHIN_S = 5.0  # TensorFlow may notice a lost peer earlier than the connections, by at most this.
 
 
 class Lost(Exception):
-    """The other end is gone, or is not what it should be. The message says how that is known."""
+    """The other end is gone, or it does not use this protocol. The message says how this was noticed."""
 
 
 class Connection:
-    """Lines of JSON in both directions. Several threads may write to it, and one reads.
+    """A socket for messages in both directions, each a line of JSON. Several threads may write, only one may read.
 
-    The other end is a stranger until `trust` is called.
+    The other end is not trusted until `trust` is called: its lines must be short.
     """
 
     def __init__(self, connected: socket.socket) -> None:
@@ -48,24 +46,24 @@ class Connection:
         self._max_line_bytes = _MAX_LINE_BYTES_OF_A_STRANGER
         self._readable = select.poll()
         self._readable.register(connected, select.POLLIN)
-        connected.settimeout(LOST_AFTER_S)  # For writing: an end that reads nothing for so long hangs.
+        connected.settimeout(LOST_AFTER_S)  # For writing. A peer that reads nothing for this long hangs.
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.expect_beats()
 
     def trust(self) -> None:
-        """Take longer lines from now on, because the other end has proven that it belongs to the run."""
+        """Accept longer lines from now on, because the other end has proven that it belongs to the run."""
         self._max_line_bytes = _MAX_LINE_BYTES
 
     def say(self, **message: object) -> None:
-        """Send a message. If the other end is gone, the thread that reads finds out."""
+        """Send a message. If the other end is gone, the reading thread notices."""
         with suppress(OSError), self._writing:
             try:
                 self._socket.sendall(_line_of(message))
             except TimeoutError:
-                self.hang_up()  # A part of the line may have been sent, so nothing can come after it.
+                self.hang_up()  # Part of the line may have been sent, so no other line can follow.
 
     def say_at_once(self, **message: object) -> None:
-        """Send a message, or nothing where that would have to wait."""
+        """Send a message, or drop it if sending would block."""
         if self._writing.acquire(timeout=0.2):
             with suppress(OSError):
                 self._socket.send(_line_of(message), socket.MSG_DONTWAIT)
@@ -78,7 +76,7 @@ class Connection:
         return message
 
     def hear_any(self) -> Message:
-        """Return the next message, which is empty where it is a heartbeat. Raises: Lost."""
+        """Return the next message; a heartbeat is an empty message. Raises: Lost."""
         try:
             return _message_of(self._line())
         except Lost:
@@ -86,7 +84,7 @@ class Connection:
             raise
 
     def _line(self) -> bytes:
-        """Return the next line, which must be whole in time and must not be too long. Raises: Lost."""
+        """Return the next line. Raises: Lost, if it is not complete in time or is too long."""
         deadline, searched = time.monotonic() + self._patience_s, 0
         while (end := self._received.find(b"\n", searched)) < 0 and len(self._received) <= self._max_line_bytes:
             searched = len(self._received)
@@ -101,7 +99,9 @@ class Connection:
         return line
 
     def _receive(self, deadline: float) -> None:
-        left_s = max(deadline - time.monotonic(), 0)  # What has come in time counts, however late this thread is.
+        left_s = max(
+            deadline - time.monotonic(), 0
+        )  # With 0, poll still finds data that arrived while this thread was late.
         if not self._readable.poll(left_s * 1_000):
             raise Lost(f"it has been silent for {self._patience_s:g} s")
         data = self._socket.recv(_READ_BYTES)
@@ -110,15 +110,15 @@ class Connection:
         self._received += data
 
     def be_patient(self, within_s: float) -> None:
-        """Let the other end be silent for so long. Loading modules can keep Python from sending heartbeats."""
+        """Allow this many seconds of silence. While the other end imports modules, it may send no heartbeats."""
         self._patience_s = within_s
 
     def expect_beats(self) -> None:
-        """Take silence for a loss from now on, because the other end has said that it is ready."""
+        """Treat 12 seconds of silence as a loss from now on, because the other end now sends heartbeats."""
         self.be_patient(LOST_AFTER_S)
 
     def keep_beating(self) -> None:
-        """Send a heartbeat every second from now on."""
+        """Send a heartbeat every second until the connection is closed."""
 
         def beat() -> None:
             while not self._closed.wait(BEATS_EVERY_S):
@@ -127,23 +127,23 @@ class Connection:
         threading.Thread(target=beat, daemon=True).start()
 
     def wait_until_closed(self, within_s: float) -> None:
-        """Return when the connection is closed, or after so long."""
+        """Wait until the connection is closed, at most this many seconds."""
         self._closed.wait(within_s)
 
     def hang_up(self) -> None:
-        """End the connection for both ends. The thread that reads finds out and closes it."""
+        """End the connection for both ends. The reading thread notices and closes it."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """End the connection and release its descriptor."""
+        """End the connection and release its file descriptor."""
         self._closed.set()
         self.hang_up()
         self._socket.close()
 
 
 def text_of(error: BaseException | None) -> str:
-    """Return what another worker is told of an error."""
+    """Return an error's text for another worker; empty without an error."""
     return str(error)[:_MAX_TEXT_CHARS] if error else ""
 
 
@@ -152,26 +152,26 @@ def _line_of(message: Message) -> bytes:
 
 
 def _message_of(line: bytes) -> Message:
-    """Return the object in a line. Raises: Lost, where it is not JSON, too deeply nested for Python, or not an object."""
+    """Return the JSON object in a line. Raises: Lost, if it is no JSON, no object, or nested too deep for Python."""
     try:
         message = json.loads(line)
     except (ValueError, RecursionError):
         message = None
     if not isinstance(message, dict):
-        raise Lost("it sent a line that is no message")
+        raise Lost("it sent a line that is not a JSON object")
     return message
 
 
 def lost_peer(name: str, lost: Lost) -> TryAgainLater:
-    """Return the error that ends a run which has lost one of its workers."""
-    return TryAgainLater(f"{name} is lost: {lost}. Start all workers again, and the run goes on from what is saved.")
+    """Return the error that ends a run after it has lost a worker."""
+    return TryAgainLater(f"{name} is lost: {lost}. Start all workers again: the run resumes from what is saved.")
 
 
 @contextmanager
 def peers_first(stop: StopRequest) -> Iterator[None]:
-    """Let an error of TensorFlow in the block give way to its cause: a peer that is lost, or a request to stop.
+    """If the block fails, wait up to 5 s for a lost peer or a stop request to be noticed, and raise that error instead.
 
-    TensorFlow may notice either before the connections between the workers do.
+    A lost peer makes TensorFlow fail, sometimes before the connections between the workers notice the loss.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""The devices that a run computes on: GPUs, logical CPUs, and those of several workers together."""
+"""The devices that a run computes on: the GPUs or CPUs of this worker, and those of all workers together."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ Gpu = TypeVar("Gpu")
 
 
 class Devices:
-    """The devices of this worker and of all workers. TensorFlow is imported when they are first asked for.
+    """The devices of this worker and of all workers. The first use of a property imports TensorFlow.
 
     Raises:
-        UsageError: where `logical_cpus` are asked for with several workers.
+        UsageError: if `logical_cpus` is set and there are several workers.
     """
 
     def __init__(self, cluster: Cluster | None = None, *, logical_cpus: int | None = None) -> None:
         self.cluster, self.logical_cpus = cluster or Cluster(), logical_cpus
         if self.cluster.num_workers > 1 and logical_cpus:
-            raise UsageError("cluster.logical_cpus is for one machine: TensorFlow takes one CPU device from each worker.")
+            raise UsageError("cluster.logical_cpus is for a single worker. Leave it out, or start only one worker.")
 
     @cached_property
     def local(self) -> Replicas:
-        """This worker's devices: all its GPUs (or logical CPUs), or TensorFlow's default where there is one."""
+        """This worker's devices: all its GPUs, or its logical CPUs, or the single device that TensorFlow chooses."""
         tf, gpus = self._set_up
         if self.logical_cpus and not gpus:
             return Replicas(tf.distribute.MirroredStrategy([f"/cpu:{k}" for k in range(self.logical_cpus)]))
@@ -44,9 +44,9 @@ class Devices:
 
     @cached_property
     def all(self) -> Replicas:
-        """The devices of all workers, which must all come here; then they compute in step.
+        """The devices of all workers, which train synchronously. Every worker must use this property.
 
-        With several workers this must be asked for before TensorFlow computes anything.
+        With several workers, use it before TensorFlow computes anything.
         """
         if self.cluster.num_workers == 1:
             return self.local
@@ -55,8 +55,8 @@ class Devices:
         resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
             spec, task_type="worker", task_id=self.cluster.index, num_accelerators={"GPU": len(gpus)}, rpc_layer="grpc"
         )
-        # TensorFlow's coordination service waits for the others with Python's lock held, and so do its health checks:
-        # no signal or lost peer can be heard then. There are no public switches (docs/decisions/0012-many-workers.md).
+        # TensorFlow's coordination service and its health checks wait for other workers while they hold Python's GIL, so
+        # that signals and lost peers go unnoticed. No public API turns them off (docs/decisions/0012-many-workers.md).
         from tensorflow.python.distribute.collective_all_reduce_strategy import CollectiveAllReduceExtended
         from tensorflow.python.eager import context
 
@@ -66,24 +66,24 @@ class Devices:
         return Replicas(strategy, num_workers=self.cluster.num_workers, worker=self.cluster.index)
 
     def prepare(self) -> None:
-        """Import TensorFlow and find the devices. This takes long, and no signal is heard meanwhile."""
+        """Import TensorFlow and find the devices. This takes seconds, and signals may be noticed only afterwards."""
         assert self._set_up
 
     def join(self, peers: Peers, stop: StopRequest, start_timeout_s: float) -> None:
-        """Connect TensorFlow's servers. All workers must come here; the process ends where one does not.
+        """Connect the TensorFlow servers of all workers. The process exits if one does not call this in time.
 
         Raises:
-            UsageError: where this worker has other devices than the chief.
-            TryAgainLater: where a server does not start.
+            UsageError: if this worker and the chief have different numbers of GPUs.
+            TryAgainLater: if a server does not start.
         """
         if self.cluster.num_workers > 1:
             self._check_devices(peers)
-        failed = "TensorFlow's servers did not find each other"
-        hint = f"Every worker must reach the others at {', '.join(self.cluster.addresses)}. Start all again."
+        failed = "The TensorFlow servers of the workers could not connect"
+        hint = f"Check that every worker can reach {', '.join(self.cluster.addresses)}, then start all workers again."
         tf = import_tensorflow()
         with stop.deadline(start_timeout_s, TryAgainLater(f"{failed} within cluster.start_timeout_s. {hint}")):
             try:
-                _ = self.all, self.local  # Made when they are first asked for: the second outside the first one's scope.
+                _ = self.all, self.local  # Created now, because `local` must not be created in the scope of `all`.
             except tf.errors.OpError as error:
                 raise TryAgainLater(f"{failed}: {error.message}. {hint}") from error
 
@@ -92,13 +92,13 @@ class Devices:
         of_chief = peers.same(num_gpus)
         if num_gpus != of_chief:
             raise UsageError(
-                f"TensorFlow sees {num_gpus} GPUs here and {of_chief} on the chief. Give all workers the same; if there "
-                "are some that it does not see, nvidia-smi and the variant of the image (cpu or gpu) tell why."
+                f"TensorFlow sees {num_gpus} GPUs here and {of_chief} on the chief. Give all workers the same number. If "
+                "TensorFlow misses some, run nvidia-smi and check that the image is the gpu variant."
             )
 
     @cached_property
     def _set_up(self) -> tuple[ModuleType, list[tf.config.PhysicalDevice]]:
-        """TensorFlow, and this worker's GPUs."""
+        """TensorFlow and this worker's GPUs, after the devices are configured."""
         tf = import_tensorflow()
         gpus = tf.config.list_physical_devices("GPU")
         if self.cluster.divides_gpus and self.cluster.num_here > 1 and gpus:
@@ -115,12 +115,12 @@ class Devices:
         return tf, gpus
 
     def _is_own(self, device: str) -> bool:
-        """Whether a logical device is this worker's: once the servers are connected, the list has everyone's."""
+        """Return whether a logical device is this worker's. Connected servers list the devices of all workers."""
         return "/job:worker" not in device or f"/task:{self.cluster.index}/" in device
 
     @property
     def best_precision(self) -> str:
-        """The Keras dtype policy to train with: with bfloat16 where every GPU computes it (capability 8 and up)."""
+        """The Keras dtype policy for training: mixed_bfloat16 if all GPUs have compute capability 8, else float32."""
         tf, gpus = self._set_up
         details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
         has_bfloat16 = bool(gpus) and all(d.get("compute_capability", (0, 0))[0] >= 8 for d in details)
@@ -128,10 +128,10 @@ class Devices:
 
 
 def own_gpus(gpus: list[Gpu], num_here: int, place_here: int) -> list[Gpu]:
-    """Return the part of a machine's GPUs that belongs to one of the workers on it.
+    """Return the GPUs of worker number `place_here` among the `num_here` workers on this machine.
 
     Raises:
-        UsageError: where there are not enough for all.
+        UsageError: if there are fewer GPUs than workers.
     """
     share = len(gpus) // num_here
     if not share:

@@ -1,7 +1,7 @@
-"""Which workers there are: the only place that reads what a scheduler puts into the environment. Needs no TensorFlow.
+"""The workers of a run, read from the environment variables that a scheduler sets. Needs no TensorFlow.
 
-A run is one process on one machine, or several workers started with the same command line: as `TF_CONFIG` says, as the tasks
-of one `srun`, or as the pods of an Indexed Job. Worker 0 is the chief.
+A run is one process, or several workers started with the same command line: the workers that `TF_CONFIG` lists, the tasks of
+one `srun`, or the pods of an Indexed Job of Kubernetes. Worker 0 is the chief.
 """
 
 import json
@@ -15,7 +15,7 @@ from job.cluster.variables import check_count, expand_counts, expand_hosts, numb
 from job.errors import UsageError
 
 _KUBERNETES_PORT = 2222
-_SLURM_PORTS = range(10_000, 32_000)  # Below those that the system gives to connections that leave the machine.
+_SLURM_PORTS = range(10_000, 32_000)  # Below the ports that Linux gives to outgoing connections (32768 and up).
 _LEAST_PORTS_PER_JOB = 16
 _MAX_SHOWN = 500
 
@@ -24,10 +24,10 @@ _MAX_SHOWN = 500
 class Cluster:
     """The workers of a run, and which of them this process is.
 
-    `addresses` are those of TensorFlow's servers (host:port), one for each worker; `index` is this worker's number, 0 is the
-    chief. `found` says in words what the environment told. `num_here` workers share this machine, and this one is number
-    `place_here` of them; where `divides_gpus`, they share its GPUs out among themselves. `num_gpus` is how many this machine
-    has, as far as that can be told without TensorFlow.
+    `addresses` has HOST:PORT of each worker's TensorFlow server. `index` is the number of this worker; 0 is the chief.
+    `found` describes for the user what the environment said. `num_here` workers run on this machine, and this one is number
+    `place_here` of them, counted from 0. If `divides_gpus` is true, they divide its GPUs among themselves. `num_gpus` is the
+    number of visible GPUs on this machine, counted without TensorFlow.
     """
 
     addresses: tuple[str, ...] = ("localhost:0",)
@@ -40,26 +40,29 @@ class Cluster:
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Self:
-        """Return what these variables say about the workers.
+        """Return the workers that these environment variables describe.
 
         Raises:
-            UsageError: where they contradict themselves.
+            UsageError: if a variable is missing or unreadable, or if they contradict each other.
         """
         found = replace(cls._found_in(environ), num_gpus=_num_gpus(environ))
         host, port = found.control_address
         if f"{host}:{port}" in found.addresses:
-            raise UsageError(f"The chief needs port {port}, the one below its own, and a worker on the same machine has it.")
+            raise UsageError(
+                f"TF_CONFIG: a worker has {host}:{port}, but the chief needs this port, too: it is the one below its own. "
+                "Give that worker another port."
+            )
         return found
 
     @classmethod
     def _found_in(cls, environ: Mapping[str, str]) -> Self:
         if "TF_CONFIG" in environ:
             return cls._of_tf_config(environ)
-        if "SLURM_STEP_NUM_TASKS" in environ:  # The batch script itself, without srun, has none.
-            with refused("SLURM_STEP_NUM_TASKS", "start the job with srun in a job of Slurm"):
+        if "SLURM_STEP_NUM_TASKS" in environ:  # srun sets it; a batch script without srun is a single worker.
+            with refused("SLURM_STEP_NUM_TASKS", "start the job with srun inside a Slurm job"):
                 return cls._of_slurm(environ)
         if "JOB_COMPLETION_INDEX" in environ:
-            with refused("JOB_COMPLETION_INDEX", "see k8s/overlays/multi-worker"):
+            with refused("JOB_COMPLETION_INDEX", "set the variables as in k8s/overlays/multi-worker"):
                 return cls._of_kubernetes(environ)
         return cls()
 
@@ -67,7 +70,7 @@ class Cluster:
     def _of_tf_config(cls, environ: Mapping[str, str]) -> Self:
         text = environ["TF_CONFIG"]
         if not text.strip():
-            raise UsageError("TF_CONFIG is empty. Unset it for a single worker, or let it name all workers and this one.")
+            raise UsageError("TF_CONFIG is empty. Unset it for a single worker, or list all workers and this one in it.")
         try:
             given = json.loads(text)
             jobs = {name: list(addresses) for name, addresses in given.get("cluster", {}).items()}
@@ -75,27 +78,29 @@ class Cluster:
             kind, number = given.get("task", {}).get("type", "worker"), int(given.get("task", {}).get("index", 0))
             has_chief = "chief" in given.get("cluster", {})
         except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            raise UsageError(f"TF_CONFIG cannot be read ({error}): {text[:_MAX_SHOWN]}") from error
+            raise UsageError(
+                f"TF_CONFIG cannot be read ({error}): {text[:_MAX_SHOWN]} Unset it for a single worker, or correct its JSON."
+            ) from error
         if not addresses:
             return cls(found="one machine (TF_CONFIG names no workers)")
         if jobs or kind not in ("chief", "worker"):
             raise UsageError(
-                f"TF_CONFIG: only chief and worker are known, not {', '.join(jobs) or kind}. Others have nothing to do here."
+                f"TF_CONFIG: this job has only chief and worker, not {', '.join(jobs) or kind}. Remove it from TF_CONFIG."
             )
         index = number if kind == "chief" or not has_chief else number + 1
         for address in addresses:
             match = re.fullmatch(r"\S+:([0-9]{1,5})", str(address))
-            if not match or not 1 < int(match[1]) < 65_536:  # The chief needs the port below its own, too.
+            if not match or not 1 < int(match[1]) < 65_536:  # Not port 1: the chief also needs the port below its own.
                 raise UsageError(f"TF_CONFIG: {str(address)[:_MAX_SHOWN]} is not HOST:PORT with a port from 2 to 65535.")
         hosts = [address.rpartition(":")[0] for address in addresses]
         found = cls._checked(addresses, index, f"TF_CONFIG: {kind} {number}")
-        all_visible = "CUDA_VISIBLE_DEVICES" not in environ  # Else whoever started the worker has chosen.
+        all_visible = "CUDA_VISIBLE_DEVICES" not in environ  # If it is set, somebody has chosen this worker's GPUs.
         here = [k for k, host in enumerate(hosts) if host == hosts[index]]
         return replace(found, num_here=len(here), place_here=here.index(index), divides_gpus=all_visible)
 
     @classmethod
     def _of_slurm(cls, environ: Mapping[str, str]) -> Self:
-        """Return the workers of a Slurm step, which `srun` starts. Variables of the job may name more tasks and nodes."""
+        """Return the tasks of this Slurm step (one `srun`). The Slurm job can have more tasks and nodes than the step."""
         job, index, count = (number(environ, f"SLURM_{name}") for name in ("JOB_ID", "PROCID", "STEP_NUM_TASKS"))
         if count == 1:
             return cls(found=f"Slurm job {job}: one task")
@@ -104,8 +109,9 @@ class Cluster:
         order = task_nodes(on_nodes, environ.get("SLURM_DISTRIBUTION", "block"))
         if len(on_nodes) != len(nodes) or len(order) != count:
             raise UsageError(
-                f"Slurm contradicts itself: {count} tasks, nodes {environ['SLURM_STEP_NODELIST']}, tasks on them "
-                f"{environ['SLURM_STEP_TASKS_PER_NODE']}."
+                f"Slurm's variables contradict each other: SLURM_STEP_NUM_TASKS={count}, "
+                f"SLURM_STEP_NODELIST={environ['SLURM_STEP_NODELIST']}, "
+                f"SLURM_STEP_TASKS_PER_NODE={environ['SLURM_STEP_TASKS_PER_NODE']}. Let srun set them."
             )
         ports = max(_LEAST_PORTS_PER_JOB, 1 << count.bit_length())
         first = _SLURM_PORTS[job * ports % (len(_SLURM_PORTS) - ports)]
@@ -114,11 +120,11 @@ class Cluster:
         place = order[:index].count(order[index])
         if place != number(environ, "SLURM_LOCALID") or order[index] != int(environ.get("SLURM_NODEID", order[index])):
             raise UsageError(
-                f"Slurm placed task {index} otherwise than its distribution ({environ.get('SLURM_DISTRIBUTION')}) says. Use "
-                "srun --distribution=block."
+                f"Slurm did not place task {index} as SLURM_DISTRIBUTION ({environ.get('SLURM_DISTRIBUTION')}) says, so the "
+                "nodes of the other tasks are unknown. Use srun --distribution=block."
             )
         visible = [gpu for gpu in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
-        all_visible = str(len(visible)) == environ.get("SLURM_GPUS_ON_NODE")  # Else Slurm has divided them.
+        all_visible = str(len(visible)) == environ.get("SLURM_GPUS_ON_NODE")  # If not, Slurm has divided them.
         return replace(found, num_here=on_nodes[order[index]], place_here=place, divides_gpus=all_visible)
 
     @classmethod
@@ -126,7 +132,7 @@ class Cluster:
         index = number(environ, "JOB_COMPLETION_INDEX")
         if "CLUSTER_NUM_WORKERS" not in environ:
             if index:
-                raise UsageError(f"Pod {index} of an Indexed Job has no CLUSTER_NUM_WORKERS: see k8s/overlays/multi-worker.")
+                raise UsageError(f"Pod {index} has no CLUSTER_NUM_WORKERS. Set it as in k8s/overlays/multi-worker.")
             return cls(found="Kubernetes: one pod")
         count = number(environ, "CLUSTER_NUM_WORKERS")
         if count == 1 and index == 0:
@@ -135,7 +141,7 @@ class Cluster:
         missing = [name for name in ("CLUSTER_JOB_NAME", "CLUSTER_SERVICE") if not environ.get(name)]
         if missing:
             raise UsageError(
-                f"{' and '.join(missing)} must be set where there are several pods: see k8s/overlays/multi-worker."
+                f"{' and '.join(missing)} must be set if there are several pods. Set it as in k8s/overlays/multi-worker."
             )
         job, service = environ["CLUSTER_JOB_NAME"], environ["CLUSTER_SERVICE"]
         addresses = tuple(f"{job}-{k}.{service}:{_KUBERNETES_PORT}" for k in range(count))
@@ -146,11 +152,11 @@ class Cluster:
         if not 0 <= index < len(addresses):
             raise UsageError(f"{found}: there is no such worker among {len(addresses)} ({', '.join(addresses)}).")
         if len(set(addresses)) < len(addresses):
-            raise UsageError(f"{found}: two workers have the same address ({', '.join(addresses)}).")
+            raise UsageError(f"{found}: two workers have the same address ({', '.join(addresses)}). Give each its own port.")
         return cls(addresses, index, found)
 
     def __str__(self) -> str:
-        """Return one line for people."""
+        """Return one line for the user."""
         if self.num_workers == 1:
             devices = {0: "no GPU", 1: "one GPU"}.get(self.num_gpus, f"{self.num_gpus} GPUs")
             return f"Cluster: {self.found}, {devices}"
@@ -168,13 +174,13 @@ class Cluster:
 
     @property
     def control_address(self) -> tuple[str, int]:
-        """Where the chief listens for the others: the port below TensorFlow's."""
+        """Host and port on which the chief waits for the other workers: the port below its TensorFlow server's."""
         host, _, port = self.addresses[0].rpartition(":")
         return host, int(port) - 1
 
 
 def _num_gpus(environ: Mapping[str, str]) -> int:
-    """Return how many GPUs this machine has, as far as that can be told without TensorFlow."""
+    """Count the GPUs in /dev, but at most those that CUDA_VISIBLE_DEVICES lists."""
     there = [path for path in Path("/dev").glob("nvidia*") if path.name.removeprefix("nvidia").isdigit()]
     visible = environ.get("CUDA_VISIBLE_DEVICES")
     return len(there) if visible is None else min(len(there), len([gpu for gpu in visible.split(",") if gpu]))

@@ -1,11 +1,11 @@
-"""How both ends of a new connection prove that they know the secret of the run, without telling it.
+"""Handshake in which both ends of a new connection prove that they know the secret of the run, without sending it.
 
-    chief   {"secret": PUBLIC_ID, "nonce": A}     which secret it has, so that a worker with an older one looks again
+    chief   {"secret": PUBLIC_ID, "nonce": A}     identifies the secret, so that a worker with an older one reads it again
     worker  {"nonce": B, "proof": HMAC-SHA-256 of ("worker", A, B)}
     chief   {"proof": HMAC-SHA-256 of ("chief", A, B)}
 
-A proof holds for one connection, because each end puts a new random number into it, and for one end, because it names the
-role. So neither a recorded proof nor one sent back to its maker is worth anything.
+A proof is valid for one connection only, because each end adds a new random number, and for one role only, because it
+contains the role. An attacker can neither replay a recorded proof nor send one back to its sender.
 """
 
 import hmac
@@ -20,18 +20,18 @@ _HEX = re.compile("[0-9a-f]{16,64}")
 
 
 class SecretUnknown(Lost):
-    """The output holds another secret than the chief's, or none (`has_none`). It may show later."""
+    """The output has no secret (`has_none`), or not the chief's. The right one may appear later."""
 
     def __init__(self, *, has_none: bool) -> None:
-        super().__init__("--out holds no secret" if has_none else "--out holds another secret than the chief's")
+        super().__init__("--out has no secret yet" if has_none else "--out has another secret than the chief's")
         self.has_none = has_none
 
 
 def admit(line: Connection, secret: Secret) -> None:
-    """Let a worker prove itself to the chief, and prove the chief to it.
+    """Check, on the chief, that the worker knows the secret. Then prove to it that the chief does.
 
     Raises:
-        Lost: where the other end does not know the secret.
+        Lost: if the other end does not know the secret.
     """
     own = secrets.token_hex(16)
     line.say(secret=secret.public_id, nonce=own)
@@ -42,11 +42,11 @@ def admit(line: Connection, secret: Secret) -> None:
 
 
 def introduce(line: Connection, find_secret: Callable[[], Secret | None]) -> None:
-    """Prove a worker to the chief, and let the chief prove itself to it.
+    """Prove to the chief that this worker knows the secret. Then check that the chief does.
 
     Raises:
-        SecretUnknown: where this worker cannot prove anything yet.
-        Lost: where the other end is not the chief.
+        SecretUnknown: if `find_secret` does not return the chief's secret.
+        Lost: if the other end does not know the secret.
     """
     greeting = line.hear_any()
     public_id, other = _hex(greeting, "secret"), _hex(greeting, "nonce")
@@ -66,5 +66,5 @@ def _check(message: Message, expected: str) -> None:
 def _hex(message: Message, key: str) -> str:
     word = message.get(key)
     if not isinstance(word, str) or not _HEX.fullmatch(word):
-        raise Lost("it does not speak like a worker of this job")
+        raise Lost("it does not use the protocol of this job")
     return word

@@ -1,4 +1,4 @@
-"""The chief's end of the control port: it lets workers in. A connection from anybody else is closed and changes nothing."""
+"""The chief's control port. It accepts workers that know the secret, and closes every other connection."""
 
 import ipaddress
 import socket
@@ -12,16 +12,20 @@ from job.cluster.handshake import admit
 from job.cluster.secret import Secret
 from job.errors import TryAgainLater, UsageError
 
-_MAX_STRANGERS = 64  # Connections without a proof, at once. Each has a thread and at most 64 kB.
+_MAX_STRANGERS = 64  # Open connections that have not proven the secret. Each takes a thread and at most 64 kB.
 _PROVES_WITHIN_S = 10.0
 _PAUSE_S = 0.1
 
 
 class Listener:
-    """Accepts connections on a port until it is closed.
+    """A socket that accepts connections until it is closed.
 
-    `welcome` is called, in a thread of its own, with each connection whose other end knows the secret. The others are closed
-    after ten seconds, and the oldest one of them as soon as there are more than 64.
+    It calls `welcome`, in a new thread, with each connection whose other end has proven that it knows the secret. It closes
+    other connections after ten seconds. If there are more than 64 of them, it closes the oldest one at once.
+
+    Raises:
+        UsageError: if this user may not listen on the port.
+        TryAgainLater: if the port is in use.
     """
 
     def __init__(self, host: str, port: int, secret: Secret, welcome: Callable[[Connection], None]) -> None:
@@ -36,7 +40,8 @@ class Listener:
             raise UsageError(f"The chief may not listen on port {port}: give worker 0 a port above 1024.") from error
         except OSError as error:
             raise TryAgainLater(
-                f"The chief cannot listen on port {port} ({error.strerror}): another job on this machine may use it."
+                f"The chief cannot listen on port {port} ({error.strerror}): another job on this machine may use it. Start "
+                "all workers again when that job has ended, or give worker 0 another port."
             ) from error
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -44,17 +49,17 @@ class Listener:
         """Stop listening. Connections that were accepted stay open."""
         self._is_closed = True
         with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)  # It wakes the thread that accepts.
+            self._socket.shutdown(socket.SHUT_RDWR)  # This wakes the thread in `accept`.
         self._socket.close()
 
     @property
     def refused(self) -> str:
-        """A sentence about connections that were closed without a proof; empty where there were none."""
+        """Sentences for the user about refused connections; empty if there were none."""
         if not self._num_refused:
             return ""
         return (
-            f" Connections refused: {self._num_refused:,}, the last one from {self._refused_last}. They did not prove that "
-            "they know the secret of this run. A worker that sees another --out cannot."
+            f" Connections refused: {self._num_refused:,}, the last one from {self._refused_last}. They did not know the "
+            "secret of this run. If one of them is a worker, its --out is another folder than the chief's."
         )
 
     def _accept(self) -> None:
@@ -62,7 +67,7 @@ class Listener:
             try:
                 connected, (address, *_) = self._socket.accept()
                 self._take_in(connected, str(address).removeprefix("::ffff:"))
-            except (OSError, RuntimeError):  # No descriptor or thread is free, or the other end is gone already.
+            except (OSError, RuntimeError):  # No file descriptor or thread is free, or the other end has hung up.
                 time.sleep(_PAUSE_S)
 
     def _take_in(self, connected: socket.socket, address: str) -> None:
@@ -107,11 +112,11 @@ class Listener:
 
 
 def _listening(host: str, port: int) -> socket.socket:
-    """Return a socket on one address where that certainly belongs to this machine, else on all addresses.
+    """Return a socket that listens on `host` if that is an IP address of this machine, else on all addresses.
 
-    A name is never certain: while a pod or a job starts, its own name may lead to 127.0.0.1 or nowhere.
+    A host name is not trusted: while a pod or a Slurm job starts, its own name may resolve to 127.0.0.1 or not at all.
     """
-    with suppress(ValueError, OSError):  # The host is a name, or an address that is not this machine's.
+    with suppress(ValueError, OSError):  # `host` is a name, or an address of another machine.
         address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
         if not address.is_unspecified:
             family = socket.AF_INET6 if address.version == 6 else socket.AF_INET

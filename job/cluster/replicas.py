@@ -1,4 +1,4 @@
-"""Devices that share batches, whoever's they are."""
+"""Replicas: devices that compute a batch together, on one worker or on several."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import numpy as np
 if TYPE_CHECKING:
     import tensorflow as tf
 
-Tensors: TypeAlias = "tuple[tf.Tensor, ...]"  # On one replica; outside of it, each is the parts of all local replicas.
+# Inside `strategy.run`, the tensors of one replica. Outside, each one holds the parts of all local replicas.
+Tensors: TypeAlias = "tuple[tf.Tensor, ...]"
 
 
 class Replicas:
-    """Devices that compute a batch together, each its share: those of this worker, or those of all workers.
+    """Devices of one worker, or of all workers, that each compute an equal part of a batch.
 
-    `num` counts all of them; this worker has `num_local` from number `first` on.
+    There are `num` replicas. This worker has `num_local` of them, starting with number `first`.
     """
 
     def __init__(self, strategy: tf.distribute.Strategy, *, num_workers: int = 1, worker: int = 0) -> None:
@@ -27,16 +28,16 @@ class Replicas:
         self.first = worker * self.num_local
 
     def padded_size(self, batch_size: int) -> int:
-        """The smallest size from `batch_size` on that the replicas can share evenly."""
+        """Return the smallest multiple of `num` that is at least `batch_size`."""
         return -(-batch_size // self.num) * self.num
 
     def own(self, size: int) -> slice:
-        """Return which part of a batch this worker computes. The size of the batch is a multiple of `num`."""
+        """Return the part of a batch that this worker computes. `size` is the batch size, a multiple of `num`."""
         share = size // self.num
         return slice(self.first * share, (self.first + self.num_local) * share)
 
     def scatter(self, own: tuple[np.ndarray, ...]) -> Tensors:
-        """This worker's part of a batch, whose first axis is split evenly over its replicas."""
+        """Split this worker's part of a batch evenly over its replicas, along the first axis."""
         import tensorflow as tf
 
         def part(replica: tf.distribute.ValueContext) -> Tensors:
@@ -46,8 +47,10 @@ class Replicas:
         return self.strategy.experimental_distribute_values_from_function(part)
 
     def compiled(self, compute: Callable[..., Tensors], *, jit: bool = False) -> Callable[..., Tensors]:
-        """A function of what `scatter` gives that runs `compute` on each replica. Its outputs are tuples of tensors with an
-        example a row, which `gather` puts together."""
+        """Return a compiled function that runs `compute` on each replica. It takes the tensors from `scatter`.
+
+        `compute` returns tensors with one row per example. `gather` joins the rows of all replicas.
+        """
         import tensorflow as tf
 
         def everywhere(*batch: tf.Tensor) -> Tensors:
@@ -59,11 +62,11 @@ class Replicas:
         def step(*batch: tf.Tensor) -> Tensors:
             return self.strategy.run(everywhere, batch)
 
-        # A partial, because TensorFlow counts traces by lines of code, and would warn of one that is traced often.
+        # TensorFlow warns if the function at one source line is traced often. A new partial is not counted there.
         compiled: Callable[..., Tensors] = tf.function(partial(step), jit_compile=jit, autograph=False)
         return compiled
 
     def gather(self, output: tf.Tensor) -> np.ndarray:
-        """One of the outputs: the rows of the whole batch in their order, on every worker."""
+        """Return the rows of the whole batch in order, on every worker. `output` is one output of a compiled function."""
         parts = self.strategy.experimental_local_results(output)
         return np.concatenate([np.asarray(part) for part in (parts if self.num == self.num_local else parts[:1])])

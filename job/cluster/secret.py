@@ -1,4 +1,4 @@
-"""The secret of a run with several workers. The chief writes it into the output; who can read it there is a worker.
+"""The secret of a run with several workers. The chief writes it into the output; whoever can read it there can join the run.
 
 It is new at each start and removed at the end. It never crosses the network: `handshake.py` proves that both ends know it.
 """
@@ -33,28 +33,28 @@ _MAX_BYTES = 4096
 
 @dataclass(frozen=True)
 class Secret:
-    """32 random bytes that only the workers of one start know. `repr` leaves them out, so that no log can hold them."""
+    """32 random bytes that only the workers of one start know. `repr` does not show them, so that they reach no log."""
 
     _key: bytes = field(repr=False)
 
     @classmethod
     def new(cls) -> Self:
-        """Return a secret that nobody has had before."""
+        """Return a new random secret."""
         return cls(secrets.token_bytes(32))
 
     @classmethod
     def parse(cls, text: bytes) -> Self | None:
-        """Return the secret in a file, or None where the file holds something else."""
+        """Return the secret in the content of a file, or None if it is something else."""
         match = _TEXT.fullmatch(text)
         return cls(bytes.fromhex(match[1].decode())) if match else None
 
     def to_bytes(self) -> bytes:
-        """Return the content of its file."""
+        """Return the content of the secret's file."""
         return _BEGINS + self._key.hex().encode() + b"\n"
 
     @property
     def public_id(self) -> str:
-        """A name for this secret from which the secret cannot be found."""
+        """An identifier that does not reveal the secret."""
         return self.proof("public id")[:16]
 
     def proof(self, *words: str) -> str:
@@ -64,12 +64,12 @@ class Secret:
 
 @contextmanager
 def shared(workdir: Workdir, tell: Callable[[str], None]) -> Iterator[Secret]:
-    """Give a new secret, which lies in the output while the block lasts. One that a killed run has left is replaced.
+    """Write a new secret to the output, yield it, and remove it after the block. A secret left by a killed run is replaced.
 
     Raises:
-        UsageError: where something else has that name.
-        StorageFailed: where it cannot be written.
-        TryAgainLater: where another run has taken the output over.
+        UsageError: if there is a file of that name which is no secret of this job.
+        StorageFailed: if it cannot be written.
+        TryAgainLater: if another run has taken over the output.
     """
     secret = Secret.new()
     with _in_bucket(workdir.mirror.objects, secret) if workdir.mirror else _in_folder(workdir, secret, tell):
@@ -77,11 +77,11 @@ def shared(workdir: Workdir, tell: Callable[[str], None]) -> Iterator[Secret]:
 
 
 def find(workdir: Workdir) -> Secret | None:
-    """Return the secret that lies in the output now, or None where there is none.
+    """Return the secret that is in the output now, or None if there is none.
 
     Raises:
-        UsageError: where it may not be read.
-        StorageFailed: where it cannot be read for another reason.
+        UsageError: if this user may not read it, or it is no regular file.
+        StorageFailed: if it cannot be read for another reason.
     """
     text = _read_object(workdir.mirror.objects) if workdir.mirror else _read_file(workdir.path(NAME))
     return Secret.parse(text or b"")
@@ -96,7 +96,7 @@ def _in_bucket(objects: Objects, secret: Secret) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(JobError):  # A secret that is left behind opens nothing: its run is over.
+        with suppress(JobError):  # A secret that stays behind is harmless, because its run is over.
             remove_own(objects, NAME, version)
 
 
@@ -116,7 +116,7 @@ def _in_folder(workdir: Workdir, secret: Secret, tell: Callable[[str], None]) ->
             _refuse_foreign(path)
             os.replace(temporary, path)
     if mode & 0o077:
-        tell(f"{path}: its file system gave it mode {mode:04o} instead of 0600. Who can read it can join this run.")
+        tell(f"{path}: the file system gave it mode {mode:04o} instead of 0600. Whoever can read it can join this run.")
     try:
         yield
     finally:
@@ -126,7 +126,7 @@ def _in_folder(workdir: Workdir, secret: Secret, tell: Callable[[str], None]) ->
 
 
 def _write_private(path: Path, data: bytes) -> int:
-    """Write a new file that only its user can read, from its first moment. Return the mode that it got."""
+    """Write a new file that only this user can read, even while it is written. Return the mode that it got."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(data)
@@ -142,21 +142,21 @@ def _refuse_foreign(path: Path) -> None:
 
 
 def _read_file(path: Path) -> bytes | None:
-    """Return the first bytes of a regular file, or None where there is none.
+    """Return the first bytes of a regular file, or None if there is none.
 
-    A link or a pipe is not opened: the one would lead elsewhere, the other would wait without end.
+    A symbolic link is refused, because it leads elsewhere. A pipe is refused without waiting for a writer.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):  # Stale: replaced on another machine.
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):  # ESTALE: another machine has replaced the file.
             return None
-        if error.errno in (errno.ELOOP, errno.ENXIO):  # A link, a socket.
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # A symbolic link, a socket.
             raise _not_ours(path) from error
         if error.errno == errno.EACCES:
             raise UsageError(
-                f"{path}: user {os.geteuid()} cannot read it. Start the chief and all workers as one user. If no run works "
-                "there, remove the file."
+                f"{path}: user {os.geteuid()} cannot read it. Start the chief and all workers as one user. If no run uses "
+                "this output now, remove the file."
             ) from error
         raise StorageFailed(f"{path}: {error.strerror}") from error
     try:
@@ -170,6 +170,6 @@ def _read_file(path: Path) -> bytes | None:
 
 def _not_ours(place: Path | str) -> UsageError:
     return UsageError(
-        f"{place} is in the way: this job did not make it and does not replace it. It keeps the secret of its workers under "
-        "that name. Move it somewhere else and run the same command again."
+        f"{place} is in the way: this job did not make it and does not replace it, but needs the name for the secret of its "
+        "workers. Move it somewhere else and run the same command again."
     )

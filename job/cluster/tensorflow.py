@@ -1,4 +1,4 @@
-"""The import of TensorFlow: quiet, and with the threads that a container allows."""
+"""The import of TensorFlow: without its start-up messages, and with as many threads as a container may use cores."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from job.runtime.telemetry import spent_once
 
 
 def import_tensorflow() -> ModuleType:
-    """Import TensorFlow without the lines about itself that it writes to standard error below Python while it loads."""
+    """Import TensorFlow. Hide the messages that its C++ code writes to standard error during the import."""
     if "tensorflow" in sys.modules:
         return sys.modules["tensorflow"]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -21,7 +21,8 @@ def import_tensorflow() -> ModuleType:
         with spent_once("imports"):
             import tensorflow
         is_given = "TF_NUM_INTRAOP_THREADS" in os.environ
-        if usable_cores() < len(os.sched_getaffinity(0)) and not is_given:  # A share of their time: twice as fast.
+        # TensorFlow starts a thread for each core that it sees. With a CPU limit below that, fewer are twice as fast.
+        if usable_cores() < len(os.sched_getaffinity(0)) and not is_given:
             tensorflow.config.threading.set_intra_op_parallelism_threads(usable_cores())
             tensorflow.config.threading.set_inter_op_parallelism_threads(usable_cores())
     finally:

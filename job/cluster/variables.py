@@ -1,4 +1,4 @@
-"""What schedulers write into variables of the environment: numbers, and Slurm's short forms of lists."""
+"""Parsers for the environment variables of schedulers: numbers, and Slurm's short forms of lists."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -17,25 +17,25 @@ def number(environ: Mapping[str, str], name: str) -> int:
 
 
 def check_count(count: int, where: str) -> None:
-    """Refuse more workers than any cluster has, before a list of them is made. Raises: ValueError."""
+    """Refuse more than 10,000 workers before memory is taken for a list of them. Raises: ValueError."""
     if count > _MAX_WORKERS:
-        raise ValueError(f"{where[:_MAX_SHOWN]} stands for more than {_MAX_WORKERS:,} workers")
+        raise ValueError(f"{where[:_MAX_SHOWN]} means more than {_MAX_WORKERS:,} workers")
 
 
 @contextmanager
 def refused(variable: str, way_out: str) -> Iterator[None]:
-    """Turn what the block cannot read in the variables that belong to `variable` into a UsageError."""
+    """Turn a missing or unreadable variable in the block into a UsageError that says how to correct it."""
     otherwise = f"Unset {variable} for a single worker, or {way_out}."
     try:
         yield
     except KeyError as error:
-        raise UsageError(f"{variable} is set, and {error.args[0]} is not. {otherwise}") from error
+        raise UsageError(f"{variable} is set, but {error.args[0]} is not. {otherwise}") from error
     except (ValueError, OverflowError) as error:
         raise UsageError(f"{error}. {otherwise}") from error
 
 
 def expand_hosts(text: str) -> list[str]:
-    """Slurm's list of hosts in its short form: `n[1-3,07],login` is n1, n2, n3, n07, login. Raises: ValueError."""
+    """Expand Slurm's short form of a host list: `n[1-3,07],login` is n1, n2, n3, n07, login. Raises: ValueError."""
     hosts: list[str] = []
     for item in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text):
         names = [""]
@@ -58,7 +58,7 @@ def _numbers(listed: str) -> list[str]:
 
 
 def expand_counts(text: str) -> list[int]:
-    """`2(x3),1` is 2, 2, 2, 1. Raises: ValueError."""
+    """Expand Slurm's short form of a list of counts: `2(x3),1` is 2, 2, 2, 1. Raises: ValueError."""
     counts: list[int] = []
     total = 0
     for match in filter(None, (re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part) for part in text.split(","))):
@@ -70,14 +70,14 @@ def expand_counts(text: str) -> list[int]:
 
 
 def task_nodes(on_nodes: list[int], distribution: str) -> list[int]:
-    """The node of each task, as Slurm numbers them: node by node, or in turn.
+    """Return the index of each task's node, in the order of the tasks. `on_nodes` has the number of tasks on each node.
 
     Raises:
-        UsageError: where that cannot be known.
+        UsageError: if the distribution of tasks is neither block nor cyclic.
     """
     how = distribution.partition(":")[0].partition(",")[0]
     if how == "cyclic":
         return [node for place in range(max(on_nodes)) for node, count in enumerate(on_nodes) if place < count]
     if how in ("block", "*", ""):
         return [node for node, count in enumerate(on_nodes) for _ in range(count)]
-    raise UsageError(f"Which task is where does not follow from srun --distribution={distribution}: use block.")
+    raise UsageError(f"srun --distribution={distribution} does not tell which task is where. Use srun --distribution=block.")

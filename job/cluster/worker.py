@@ -1,4 +1,4 @@
-"""A worker's end of the conversation: it finds the chief and takes its orders."""
+"""A worker's side of the control connection: it finds the chief and follows its orders."""
 
 import socket
 import threading
@@ -17,11 +17,11 @@ from job.runtime.stop import StopRequest
 _CONNECTS_WITHIN_S = 2.0
 _TRIES_EVERY_S = 0.2
 _SAYS_EVERY_S = 10.0
-_SEES_WITHIN_S = 60.0  # Network file systems show another machine's new file late.
+_SEES_WITHIN_S = 60.0  # On a network file system, another machine's new file can appear late.
 
 
 class Worker:
-    """The workers of a run, as one that is not the chief sees them. The chief is told of an error that ends the block."""
+    """The `Peers` of a worker that is not the chief. If an error ends the block, the chief is told."""
 
     is_chief = False
 
@@ -43,14 +43,14 @@ class Worker:
         prepare: Callable[[], None],
         tell: Callable[[str], None],
     ) -> bool:
-        """Find the chief. Return False where there is none to find, because the run is finished.
+        """Find the chief and join its run. Return False if there is no chief because the run is finished.
 
-        `find_secret` looks into the output directory. `is_needed` tells whether the run still has work. `prepare` does what
-        may keep this process from sending heartbeats for a while.
+        `find_secret` reads the output directory. `is_needed` returns whether the run still has work. `prepare` does slow
+        imports, during which this process may send no heartbeats.
 
         Raises:
-            TryAgainLater: where the chief is not found in time, or this worker never sees its secret.
-            UsageError: where this worker does not belong to the chief, or sees no secret in its output directory.
+            TryAgainLater: if the chief is not found in time, or the output has another secret than the chief's.
+            UsageError: if the chief refuses this worker, or the output directory has no secret.
         """
         line = self._found_chief(address, find_secret, start_timeout_s, is_needed, tell)
         if line is None:
@@ -69,7 +69,7 @@ class Worker:
         line.say(ready=True)
         line.keep_beating()
         self._stop.deferred_to = lambda name: line.say(signal=name)
-        self._stop.check()  # For a signal that came before that.
+        self._stop.check()  # A signal may have come before the line above.
         threading.Thread(target=self._listen, daemon=True).start()
         return True
 
@@ -81,7 +81,7 @@ class Worker:
         is_needed: Callable[[], bool],
         tell: Callable[[str], None],
     ) -> Connection | None:
-        """Return a connection on which both ends have proven that they know the secret. See `connect`."""
+        """Return a connection on which both ends have proven the secret, or None if the run is finished. See `connect`."""
         chief = f"chief at {address[0]}:{address[1]}"
         deadline, sees_within_s = time.monotonic() + start_timeout_s, min(start_timeout_s / 2, _SEES_WITHIN_S)
         unknown_since = says_at = None
@@ -92,18 +92,18 @@ class Worker:
                 return _introduced(address, find_secret, max(deadline - now, 1.0))
             except SecretUnknown as error:
                 unknown_since = unknown_since or now
-                if now > unknown_since + sees_within_s:  # Before the chief stops waiting.
+                if now > unknown_since + sees_within_s:  # Earlier than the chief's timeout, whose message is vaguer.
                     raise _without_secret(chief, error) from None
                 why = str(error)
-            except (OSError, Lost) as error:  # Not there yet, or its name is not, or something else listens there.
+            except (OSError, Lost) as error:  # No chief or no DNS name yet, or another program listens there.
                 unknown_since, is_late = None, now > deadline
                 why = getattr(error, "strerror", None) or str(error)
                 if (says_at is None or is_late) and not is_needed():
                     return None
                 if is_late:
                     raise TryAgainLater(
-                        f"The {chief} was not found within cluster.start_timeout_s ({start_timeout_s:g}): {why}. Look at "
-                        "its log, and whether that can be reached from here; then start all workers again."
+                        f"The {chief} was not found within cluster.start_timeout_s ({start_timeout_s:g}): {why}. Read its "
+                        "log, check that this machine can reach it, then start all workers again."
                     ) from error
             if says_at is None or now > says_at:
                 tell(f"Waiting for the {chief} ({why})")
@@ -121,7 +121,7 @@ class Worker:
     def own(self, items: Sequence[Item]) -> Sequence[Item]:
         return part(items, self.index, self.count)
 
-    def same(self, value: Item) -> Item:  # noqa: ARG002 - the chief's counts.
+    def same(self, value: Item) -> Item:  # noqa: ARG002 - the result is the chief's value.
         found: Item = self._next()
         return found
 
@@ -130,16 +130,16 @@ class Worker:
         self._line.say(met=self._num_meetings)
 
     def orders(self) -> Iterator[Message]:
-        """Give what is to be done, one order after the other, until the run is over.
+        """Yield the chief's orders one by one until the run is over.
 
         Raises:
-            JobError: with the exit code that the chief ends with, where that is not 0.
+            JobError: with the chief's exit code, if that is not 0.
         """
         while (order := self._next()) is not None:
             yield order
 
     def _next(self) -> Any:
-        """Return the chief's next order or value, or None where the run is over. Raises: JobError."""
+        """Return the chief's next order or value, or None if the run is over. Raises: JobError."""
         with self._changed:
             while not self._values and not self._ended:
                 self._changed.wait()
@@ -154,11 +154,11 @@ class Worker:
             while not self._ended:
                 self._take_in(self._line.hear())
         except (Lost, *MEANINGLESS) as error:
-            lost = error if isinstance(error, Lost) else Lost("it sent a message without a meaning")
+            lost = error if isinstance(error, Lost) else Lost("it sent a malformed message")
             self._end(lost_peer("the chief", lost))
 
     def _take_in(self, message: Message) -> None:
-        """Take in what the chief says. Raises: MEANINGLESS."""
+        """Act on a message from the chief. Raises: MEANINGLESS, if it is malformed."""
         if "end" in message:
             code = int(message["end"])
             self._end(of_code(code, f"The chief ended: {message['text']}") if code else True)
@@ -170,7 +170,7 @@ class Worker:
                 self._changed.notify_all()
 
     def _end(self, how: JobError | bool) -> None:
-        """Tell the main thread that the run is over. It may wait for the chief, or still work at what nobody wants."""
+        """Tell the main thread that the run is over. It may wait for the chief, or still compute a useless result."""
         with self._changed:
             self._ended = how
             self._values.clear()
@@ -194,10 +194,10 @@ def _introduced(address: tuple[str, int], find_secret: Callable[[], Secret | Non
 def _without_secret(chief: str, error: SecretUnknown) -> JobError:
     if error.has_none:
         return UsageError(
-            f"The {chief} has written a secret into its --out, and this worker finds none in its own. It must be a folder "
-            "that all workers share: a network file system, a volume that can be mounted many times, or a bucket."
+            f"The {chief} has written a secret into its --out, but this worker finds none in its own. Give all workers the "
+            "same --out, which must be shared: a network file system, a ReadWriteMany volume, or a bucket."
         )
     return TryAgainLater(
-        f"The {chief} has another secret than the one that this worker finds in --out: that one is of another start, or "
-        "something else listens there. Start all workers again."
+        f"The {chief} has another secret than this worker finds in --out. Either that one is left from an earlier start, or "
+        "another program listens at that address. Start all workers again."
     )

@@ -144,8 +144,8 @@ def test_worker_that_sees_another_output_ends_with_2_and_the_chief_waits_for_it_
     (tmp_path / "elsewhere").mkdir()
     short = "cluster.start_timeout_s=8"
     run = Run(painted, tmp_path / "out", short, other=(tmp_path / "elsewhere" / "out", short))
-    assert run.codes(120) == [75, 2] and "It must be a folder that all workers share" in run.said(1)
-    assert "A worker that sees another --out cannot" in run.said(0) and "worker 1 (localhost:" in run.said(0)
+    assert run.codes(120) == [75, 2] and "Give all workers the same --out" in run.said(1)
+    assert "its --out is another folder than the chief's" in run.said(0) and "worker 1 (localhost:" in run.said(0)
 
 
 def test_worker_that_comes_when_all_is_done_ends_with_0(undisturbed):

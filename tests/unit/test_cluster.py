@@ -121,21 +121,21 @@ def test_pods_of_an_indexed_job_are_known_by_their_service():
         ({"TF_CONFIG": "{"}, "TF_CONFIG cannot be read"),
         ({"TF_CONFIG": "[]"}, "TF_CONFIG cannot be read"),
         (tf_config(index=2, worker=["a:2", "b:2"]), "TF_CONFIG: worker 2: there is no such worker among 2 (a:2, b:2)"),
-        (tf_config(worker=["a:2", "b:2"], ps=["c:3"]), "only chief and worker are known, not ps"),
-        (tf_config("evaluator", worker=["a:2", "b:2"]), "only chief and worker are known, not evaluator"),
+        (tf_config(worker=["a:2", "b:2"], ps=["c:3"]), "only chief and worker, not ps"),
+        (tf_config("evaluator", worker=["a:2", "b:2"]), "only chief and worker, not evaluator"),
         (tf_config(worker=["a:2", "b"]), "b is not HOST:PORT"),
         (tf_config(worker=["a:2", "a:2"]), "two workers have the same address"),
         (tf_config(worker=["a:1", "b:5"]), "a:1 is not HOST:PORT with a port from 2"),
         (tf_config(worker=["a:5", "b:65536"]), "b:65536 is not HOST:PORT with a port from 2 to 65535"),
-        (tf_config(worker=["a:5", "a:4"]), "The chief needs port 4, the one below its own"),
-        (slurm(0, 3), "Slurm contradicts itself: 3 tasks, nodes n[1-2], tasks on them 1(x2)"),
-        (slurm(0, 2, distribution="arbitrary"), "does not follow from srun --distribution=arbitrary: use block"),
-        (slurm(1, 2, local=1, node=0), "Slurm placed task 1 otherwise than its distribution (block) says"),
+        (tf_config(worker=["a:5", "a:4"]), "a worker has a:4, but the chief needs this port, too"),
+        (slurm(0, 3), "SLURM_STEP_NUM_TASKS=3, SLURM_STEP_NODELIST=n[1-2], SLURM_STEP_TASKS_PER_NODE=1(x2)"),
+        (slurm(0, 2, distribution="arbitrary"), "srun --distribution=arbitrary does not tell which task is where"),
+        (slurm(1, 2, local=1, node=0), "Slurm did not place task 1 as SLURM_DISTRIBUTION (block) says"),
         (kubernetes(4), "pod 4 of 4: there is no such worker among 4"),
         (kubernetes(0, "four"), "CLUSTER_NUM_WORKERS is not a number: 'four'"),
         (kubernetes(0, "0"), "pod 0 of 0: there is no such worker among 0"),
-        ({"JOB_COMPLETION_INDEX": "1"}, "Pod 1 of an Indexed Job has no CLUSTER_NUM_WORKERS"),
-        (kubernetes(0, CLUSTER_SERVICE=""), "CLUSTER_SERVICE must be set where there are several pods"),
+        ({"JOB_COMPLETION_INDEX": "1"}, "Pod 1 has no CLUSTER_NUM_WORKERS"),
+        (kubernetes(0, CLUSTER_SERVICE=""), "CLUSTER_SERVICE must be set if there are several pods"),
     ],
 )
 def test_contradiction_is_an_error_that_names_it(environ, said):
@@ -144,8 +144,8 @@ def test_contradiction_is_an_error_that_names_it(environ, said):
     assert said in str(error.value)
 
 
-def test_logical_cpus_are_for_one_machine():
-    with pytest.raises(UsageError, match="cluster.logical_cpus is for one machine"):
+def test_logical_cpus_are_for_a_single_worker():
+    with pytest.raises(UsageError, match="cluster.logical_cpus is for a single worker"):
         Devices(Cluster.from_environ(kubernetes(0)), logical_cpus=2)
 
 

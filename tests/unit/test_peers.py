@@ -157,7 +157,7 @@ def test_missing_workers_are_named():
         worker = connected(port, index=1, count=3)
         threading.Timer(1.5, worker._line.close).start()
         leader.order(stage="intake")
-    assert "worker 2 (host-2:1) did not come" in str(error.value) and "worker 1" not in str(error.value)
+    assert "worker 2 (host-2:1) did not connect" in str(error.value) and "worker 1" not in str(error.value)
 
 
 def test_worker_that_was_started_otherwise_ends_both_for_good():
@@ -174,7 +174,7 @@ def test_worker_that_was_started_otherwise_ends_both_for_good():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"index": 5}, "worker 5 of 2, and there are 2"),
+        ({"index": 5}, "worker 5 of 2, but there are 2"),
         ({"count": 3}, "are 2"),
     ],
 )

@@ -152,7 +152,7 @@ def test_chief_does_not_listen_any_more_when_all_are_there():
 def test_error_of_a_chief_whose_workers_do_not_come_says_who_was_refused():
     port = free_ports(1)[0]
     with (
-        pytest.raises(TryAgainLater, match="did not come .* Connections refused: 1, the last one from 127"),
+        pytest.raises(TryAgainLater, match="did not connect .* Connections refused: 1, the last one from 127"),
         chief(port, start_timeout_s=0.5) as leader,
     ):
         with call(port) as stranger:
