@@ -1,4 +1,4 @@
-"""Write docs/configuration.md and docs/backbones.md from the code: `make docs`."""
+"""Write docs/configuration.md and docs/backbones.md from the code. `make docs` runs this."""
 
 import json
 from pathlib import Path
@@ -11,10 +11,22 @@ HERE = Path(__file__).parent
 
 CONFIGURATION = """# Configuration
 
-One TOML file (`--config run.toml`), `--set section.key=value` on top of it. `--dry-run` prints the resolved file.
-A `*` marks settings that say how the work is done and not what comes out; changing them makes nothing stale.
+This page is for people who want to change a setting. It lists all of them. A run needs none: each one has a default.
 
-| Key | Default | Allowed | Meaning |
+    transfer-job run ... --set fine_tune.epochs=20 --set intake.image_size=160
+    transfer-job run ... --config run.toml       # --set overrides the file
+    transfer-job run ... --dry-run               # prints the resolved configuration, and which stages would run
+
+In the file, the part of the name before the dot is a section:
+
+    seed = 1
+    [fine_tune]
+    epochs = 20
+
+After a change, the stages that depend on the setting run again. A setting with a `*` changes only how the work is done, not
+the result: no stage runs again. Names that end in `_s` are seconds, `_px` pixels, `_mb` and `_gb` megabytes and gigabytes.
+
+| Setting | Default | Allowed | Meaning |
 |---|---|---|---|
 """
 
@@ -72,7 +84,7 @@ def main() -> None:
     rows = []
     for dotted, field in fields():
         value = field.get_default()
-        default = "" if value is None else f"`{json.dumps(value)}`"
+        default = "left out" if value is None else f"`{json.dumps(value)}`"
         mark = " *" if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("how") else ""
         rows.append(f"| `{dotted}`{mark} | {default} | {allowed(field)} | {field.description} |")
     (HERE / "configuration.md").write_text(CONFIGURATION + "\n".join(rows) + "\n")

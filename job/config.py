@@ -1,7 +1,7 @@
-"""The configuration: one TOML file, `--set section.key=value` on top, a section for each stage.
+"""The configuration: a section for each stage, from a TOML file and `--set section.key=value` over it.
 
-Sections are frozen pydantic models; unknown keys are refused, and all mistakes are reported together, each with its
-dotted path, the value given and the values allowed. What a stage depends on is what `digest_of` sees of its sections.
+Sections are frozen pydantic models. Unknown keys are refused. All mistakes are reported together, each with its dotted
+name, the given value and the allowed values. A stage is stale if the digest of its sections has changed.
 """
 
 import json
@@ -29,40 +29,43 @@ class _Limits(TypedDict, total=False):
 
 
 def _how(default: Value, description: str, **limits: Unpack[_Limits]) -> Value:
-    """Define a setting that says how the work is done and not what comes out: it makes no finished stage stale."""
+    """Define a setting that changes how the work is done but not its result. It makes no finished stage stale."""
     return Field(default, description=description, json_schema_extra={"how": True}, **limits)
 
 
 def _what(default: Value, description: str, **limits: Unpack[_Limits]) -> Value:
+    """Define a setting that changes the result. Stages that depend on it become stale."""
     return Field(default, description=description, **limits)
 
 
 PLACES = ("backbone.weights", "intake.tfds_dir", "cache.dir")  # Settings that are paths.
-_BY_SIZE = "auto follows the number of training photos (docs/defaults.md)."
+_BY_SIZE = "auto depends on the number of training photos: see docs/defaults.md."
+_SEED = "If it is left out, the value of seed is used."
+_CLASS_WEIGHT = "none: every photo has the same weight. balanced: every class has the same total weight."
 
 
 def _ordered_pair(pair: tuple[float, float] | None) -> tuple[float, float] | None:
     if pair is not None and not 0 <= pair[0] <= pair[1]:
-        raise ValueError("two numbers, 0 or more, the smaller first")
+        raise ValueError("give two numbers, 0 or more, the smaller one first")
     return pair
 
 
 def _zoom(value: float | tuple[float, float]) -> float | tuple[float, float]:
     low, high = (1 - value, 1 + value) if isinstance(value, float) else value
     if not 0 < low <= high:
-        raise ValueError("a number from 0 to below 1 (meaning 1 - z to 1 + z), or two numbers above 0, the smaller first")
+        raise ValueError("give z from 0 to below 1 (means 1 - z to 1 + z), or two numbers above 0, the smaller one first")
     return value
 
 
 def _shift(value: float | tuple[float, ...]) -> float | tuple[float, ...]:
     if value == () or (not isinstance(value, tuple) and value < 0):
-        raise ValueError("a number, 0 or more (2.0: from -2 to 2; 2: -1, 0 or 1), or a list to choose from")
+        raise ValueError("give a number, 0 or more (2.0 means -2 to 2; 2 means -1, 0 or 1), or a list of shifts")
     return value
 
 
 def _unfreeze(value: float | str) -> float | str:
     if isinstance(value, float) and not 0 < value < 1:
-        raise ValueError("a share lies between 0 and 1; say none or all for the ends")
+        raise ValueError("a share lies between 0 and 1; give none for 0 and all for 1")
     return value
 
 
@@ -70,207 +73,219 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def what(self) -> dict[str, object]:
-        """Return the values that decide what comes out of a stage."""
+        """Return the settings that change the result of a stage."""
         how = {name for name, field in type(self).model_fields.items() if _is_how(field)}
         return self.model_dump(mode="json", exclude=how)
 
 
 class IntakeConfig(Section):
-    image_size: int = _what(224, "Height and width in pixels of the stored pictures.", ge=32, le=1024)
+    image_size: int = _what(224, "Height and width of the stored pictures in pixels.", ge=32, le=1024)
     resize: Literal["squash", "crop", "pad"] = _what(
-        "squash", "How a photo becomes a square: whole but distorted, its middle, or whole with black borders."
+        "squash", "How a photo becomes square. squash: distorted. crop: only its middle. pad: with black borders."
     )
-    max_pixels: int = _what(50_000_000, "A file that claims more pixels is quarantined from its header.", ge=1)
-    min_side_px: int = _what(8, "A photo with a shorter side is quarantined.", ge=1)
-    max_aspect_ratio: float = _what(20.0, "A photo longer than this times its width is quarantined.", ge=1)
+    max_pixels: int = _what(50_000_000, "A file with more pixels (width x height) in its header is quarantined.", ge=1)
+    min_side_px: int = _what(8, "A photo with a side shorter than this many pixels is quarantined.", ge=1)
+    max_aspect_ratio: float = _what(20.0, "A photo longer than this many times its shorter side is quarantined.", ge=1)
     max_quarantined_fraction: float = _what(
-        0.05, "The run ends with exit code 65 where a larger share of the files is quarantined.", ge=0, le=1
+        0.05, "If a larger share of the files is quarantined, the run ends with exit code 65.", ge=0, le=1
     )
     drop_small_classes: bool = _what(
-        False, "Leave out classes that cannot be trained and measured, instead of ending with exit code 65."
+        False, "Leave out classes with too few photos, instead of ending the run with exit code 65."
     )
     tfds_dir: str | None = _how(
-        None, "Folder or bucket of prepared tensorflow-datasets, for --data tfds:NAME; left out, TFDS decides."
+        None, "Folder or bucket with data sets for --data tfds:NAME. If left out, the default of tensorflow-datasets."
     )
     workers: Annotated[int, Field(ge=1)] | Literal["auto"] = _how(
-        "auto", "Decode processes; auto means one for each usable core."
+        "auto", "Number of processes that decode photos. auto: one per usable CPU core."
     )
-    decode_timeout_s: float = _what(30.0, "A file that takes longer to decode is quarantined.", gt=0)
-    worker_memory_mb: int = _what(2048, "Address space of a decode process, above what it starts with.", ge=256)
+    decode_timeout_s: float = _what(30.0, "A file that takes longer than this many seconds to decode is quarantined.", gt=0)
+    worker_memory_mb: int = _what(2048, "Memory in MB of a decode process. A photo that needs more is quarantined.", ge=256)
 
 
 class SplitConfig(Section):
-    seed: int | None = _what(None, "Seed of the split; the run's seed where it is left out.", ge=0, lt=2**63)
-    val_fraction: float = _what(0.15, "Share of the groups for validation, where the data has no such split.", gt=0, lt=0.5)
-    test_fraction: float = _what(0.15, "Share of the groups held out, where the data has no such split.", gt=0, lt=0.5)
+    seed: int | None = _what(None, f"Seed of the random split. {_SEED}", ge=0, lt=2**63)
+    val_fraction: float = _what(
+        0.15, "Share of the photos for validation, if the data has no such split; copies count once.", gt=0, lt=0.5
+    )
+    test_fraction: float = _what(
+        0.15, "Share of the photos for the test set, if the data has no such split; copies count once.", gt=0, lt=0.5
+    )
     near_duplicate_bits: int = _what(
-        4, "Photos whose 64-bit perceptual hashes differ in at most this many bits are compared pixel by pixel.", ge=0, le=6
+        4, "To find copies, photos whose perceptual hashes differ in at most this many of 64 bits are compared.", ge=0, le=6
     )
 
 
 class ExploreConfig(Section):
-    samples_per_class: int = _what(10, "Example pictures of each class in the report.", ge=1, le=50)
+    samples_per_class: int = _what(10, "Number of example photos per class in the report.", ge=1, le=50)
 
 
 class BackboneConfig(Section):
-    name: str = _what("mobilenet_v2", "A backbone of keras.applications; docs/backbones.md lists them.")
-    alpha: float | None = _what(None, "Width multiplier of the MobileNets; 1.0 where it is left out.", gt=0, le=2)
+    name: str = _what("mobilenet_v2", "The pre-trained model. docs/backbones.md lists all names.")
+    alpha: float | None = _what(
+        None, "Width multiplier of MobileNets; 1.0 if it is left out. Smaller is faster.", gt=0, le=2
+    )
     weights: str = _what(
-        "imagenet", "imagenet, random, or a file, here or in a bucket (.weights.h5, or a legacy .h5 without top)."
+        "imagenet", "imagenet, random, or a file, local or in a bucket (.weights.h5, or a legacy .h5 without top)."
     )
     unfreeze: Annotated[float | str, AfterValidator(_unfreeze)] = _what(
         0.4,
-        "What is fine-tuned: none, all, the share of the backbone's multiply-adds above the cut, or the layer to cut after.",
+        "How much is fine-tuned. none: only the head. all: every layer. A share between 0 and 1: the top layers, with this "
+        "share of the backbone's multiply-adds. Or a layer: everything above it.",
     )
 
 
-_SCALED = "the model itself scales pixels as its pre-trained backbone wants them, before export and after it"
-REFUSED: Mapping[str, str] = {  # Keys of ImageDataGenerator that a user may bring along, with the reason.
+_SCALED = "the model itself scales pixels as its backbone needs it, in training and after export"
+REFUSED: Mapping[str, str] = {  # Arguments of ImageDataGenerator that this job does not take, with the reason.
     **dict.fromkeys(("augment.featurewise_center", "augment.featurewise_std_normalization"), _SCALED),
     **dict.fromkeys(("augment.samplewise_center", "augment.samplewise_std_normalization"), _SCALED),
     **dict.fromkeys(("augment.rescale", "augment.preprocessing_function"), _SCALED),
     **dict.fromkeys(("augment.zca_whitening", "augment.zca_epsilon"), "no pre-trained backbone has seen whitened photos"),
-    "augment.data_format": "photos are stored with their channels last, and every stage reads them so",
-    "augment.validation_split": "say split.val_fraction",
-    "augment.dtype": "pictures are float32; say fine_tune.precision for the arithmetic of training",
+    "augment.data_format": "photos are always stored with the channels last",
+    "augment.validation_split": "use split.val_fraction",
+    "augment.dtype": "pictures are always float32; fine_tune.precision sets the precision of training",
 }
 
 
 class AugmentConfig(Section):
-    """The vocabulary and the meaning of the values are those of Keras' ImageDataGenerator; see docs/augmentation.md."""
+    """Augmentation, with the names and meanings of Keras' ImageDataGenerator; see docs/augmentation.md."""
 
-    seed: int | None = _what(None, "Seed of the drawn transformations; the run's seed where it is left out.", ge=0, lt=2**63)
+    seed: int | None = _what(None, f"Seed of the random views. {_SEED}", ge=0, lt=2**63)
     engine: Literal["batched", "image_data_generator"] = _what(
-        "batched", "batched: one warp for a whole batch, on the device. image_data_generator: Keras' class, one by one."
+        "batched", "batched: a whole batch at once, on the device. image_data_generator: Keras' class, on the CPU."
     )
     views: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = _what(
-        "auto", f"Stored views of each training photo; the first is the photo itself. {_BY_SIZE}"
+        "auto", f"Number of stored views per training photo. The first view is the photo itself. {_BY_SIZE}"
     )
-    rotation_range: float = _what(20.0, "Degrees to either side.", ge=0, le=360)
+    rotation_range: float = _what(20.0, "Largest rotation in degrees, to either side.", ge=0, le=360)
     width_shift_range: Annotated[int | float | tuple[float, ...], AfterValidator(_shift)] = _what(
-        0.1, "0.1: up to this share of the width to either side; 5.0: pixels; 5: whole pixels below 5; a list: one of these."
+        0.1,
+        "Largest horizontal shift, to either side. 0.1: share of the width. 5.0: pixels. 5: fewer than 5 whole pixels. A "
+        "list: one of its values.",
     )
     height_shift_range: Annotated[int | float | tuple[float, ...], AfterValidator(_shift)] = _what(
-        0.1, "The same for the height."
+        0.1, "Largest vertical shift, up and down, given like width_shift_range."
     )
-    shear_range: float = _what(0.0, "Shear angle in degrees, to either side.", ge=0, lt=90)
+    shear_range: float = _what(0.0, "Largest shear angle in degrees, to either side.", ge=0, lt=90)
     zoom_range: Annotated[float | tuple[float, float], AfterValidator(_zoom)] = _what(
-        (0.6, 1.0), "z for 1 - z to 1 + z, or [low, high]; below 1 enlarges."
+        (0.6, 1.0), "Zoom from low to high: [low, high], or z for [1 - z, 1 + z]. Values below 1 enlarge the photo."
     )
-    channel_shift_range: float = _what(0.0, "Largest shift of all channels together, of 255.", ge=0, le=255)
+    channel_shift_range: float = _what(0.0, "Largest value added to all channels or subtracted (0 to 255).", ge=0, le=255)
     brightness_range: Annotated[tuple[float, float] | None, AfterValidator(_ordered_pair)] = _what(
-        (0.8, 1.2), "[low, high] factors; [1, 1] leaves it alone."
+        (0.8, 1.2), "Factor of the brightness: [low, high]. [1, 1] turns it off."
     )
     horizontal_flip: bool = _what(True, "Mirror half of the views left to right.")
     vertical_flip: bool = _what(False, "Mirror half of the views top to bottom.")
-    fill_mode: Literal["nearest", "reflect", "constant", "wrap"] = _what("reflect", "What lies outside the photo.")
-    cval: float = _what(0.0, "The value outside, where fill_mode is constant.", ge=0, le=255)
-    interpolation_order: Literal[1] = _what(1, "1: linear, once. Splines of other orders are not computed on the device.")
+    fill_mode: Literal["nearest", "reflect", "constant", "wrap"] = _what("reflect", "How to fill pixels outside the photo.")
+    cval: float = _what(0.0, "With fill_mode = constant: value of the pixels outside the photo.", ge=0, le=255)
+    interpolation_order: Literal[1] = _what(1, "Only 1 (linear) is supported.")
 
 
 class CacheConfig(Section):
     dir: str | None = _how(
-        None, "Folder or bucket for photos, features and activations, which runs may share; OUT/cache where it is left out."
+        None, "Folder or bucket for decoded photos, features and activations. Runs can share it. If left out, OUT/cache."
     )
     max_gb: float | None = _how(
-        None,
-        "The stores of a run may take this much. More is refused: photos before they are decoded, the rest before the "
-        "backbone runs.",
-        gt=0,
+        None, "Largest size in GB of the stores of a run in the cache. If they would need more, the run refuses.", gt=0
     )
 
 
 class CheckpointConfig(Section):
-    every_s: float = _how(30.0, "Seconds between checkpoints of head and fine_tune: what a kill can cost at most.", ge=0)
+    every_s: float = _how(30.0, "Seconds between checkpoints of head and fine_tune. A kill loses at most this.", ge=0)
     grace_s: float = _how(
-        10.0, "Seconds that a signal leaves the run to save its work; then it ends, with what was saved before.", ge=0
+        10.0, "Seconds after a signal in which the run saves its work. Then it exits with what is saved.", ge=0
     )
 
 
 class ExtractConfig(Section):
-    batch_size: int = _what(64, "Pictures in one forward pass of the frozen backbone.", ge=1)
+    batch_size: int = _what(64, "Photos per forward pass of the frozen backbone. Lower it if memory is short.", ge=1)
 
 
 class AuditConfig(Section):
     min_similarity: float = _what(
-        0.8, "Photos whose features have at least this cosine similarity are compared pixel by pixel.", gt=0, le=1
+        0.8, "Two photos are checked for being copies if their features have at least this cosine similarity.", gt=0, le=1
     )
-    folds: int = _what(5, "Folds of the out-of-fold predictions that label issues are found by.", ge=2, le=20)
-    shown: int = _what(24, "How many label issues, unusual photos and groups of copies the report shows.", ge=0, le=200)
+    folds: int = _what(5, "Number of cross-validation folds for finding labels that may be wrong.", ge=2, le=20)
+    shown: int = _what(24, "Number of suspect labels, unusual photos and groups of copies in the report.", ge=0, le=200)
 
 
 class HeadConfig(Section):
     c_grid: tuple[Annotated[float, Field(gt=0)], ...] = _what(
         (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
-        "Inverse regularisation strengths to solve for; validation log-loss chooses.",
+        "Values of C (inverse regularisation strength) to try. The one with the lowest validation log-loss is used.",
         min_length=1,
     )
-    class_weight: Literal["none", "balanced"] = _what("none", "balanced gives every class the same total weight.")
-    max_iterations: int = _what(2000, "L-BFGS iterations for each strength.", ge=1)
+    class_weight: Literal["none", "balanced"] = _what("none", _CLASS_WEIGHT)
+    max_iterations: int = _what(2000, "Largest number of L-BFGS iterations per value of C.", ge=1)
 
 
 class TrainConfig(Section):
-    seed: int | None = _what(None, "Seed of the order of examples; the run's seed where it is left out.", ge=0, lt=2**63)
+    seed: int | None = _what(None, f"Seed of the order of the training photos. {_SEED}", ge=0, lt=2**63)
 
 
 class FineTuneConfig(Section):
     inputs: Literal["auto", "stored", "online"] = _what(
         "auto",
-        "stored: activations of the stored views; online: photos, augmented anew and run through the frozen layers in every "
-        "epoch; auto decides by the cut point, the views, the disk and the memory, and says why.",
+        "stored: store the activations of all views once and read them in every epoch. online: augment each photo anew in "
+        "every epoch and run the frozen layers on it; slower, but needs less disk. auto: stored if disk and memory suffice.",
     )
     epochs: Annotated[int, Field(ge=0)] | Literal["auto"] = _what(
-        "auto", f"Passes over the training photos; 0 leaves fine-tuning out. {_BY_SIZE}"
+        "auto", f"Passes over the training photos. 0 turns fine-tuning off. {_BY_SIZE}"
     )
     global_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = _what(
         "auto",
-        f"Examples in a step, over all devices; one that does not fit into their memory is computed in parts. {_BY_SIZE}",
+        f"Photos per training step, on all devices; computed in parts if a device has too little memory. {_BY_SIZE}",
     )
     learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = _what(
         "auto", f"Peak learning rate of AdamW. {_BY_SIZE}"
     )
-    warmup_fraction: float = _what(0.1, "Share of the steps in which the learning rate rises.", ge=0, le=0.9)
+    warmup_fraction: float = _what(0.1, "Share of the steps in which the learning rate rises from 0.", ge=0, le=0.9)
     weight_decay: float = _what(1e-4, "Decoupled weight decay of AdamW.", ge=0)
-    label_smoothing: float = _what(0.1, "Share of a label's weight that is spread over all classes.", ge=0, lt=1)
-    ema: bool = _what(False, "Evaluate and ship the exponential moving average of the weights.")
+    label_smoothing: float = _what(0.1, "Share of a label's probability that is spread over all classes.", ge=0, lt=1)
+    ema: bool = _what(False, "Evaluate and export the exponential moving average of the weights.")
     precision: Literal["auto", "float32", "float64", "mixed_bfloat16"] = _what(
-        "auto", "Arithmetic of the trained layers; auto means mixed_bfloat16 on GPUs that have it, else float32."
+        "auto", "Keras dtype policy of the trained layers. auto: mixed_bfloat16 if all GPUs support it, else float32."
     )
-    keep: Literal["last", "best"] = _what("last", "The epoch whose weights are kept; best is by validation log-loss.")
-    patience: int = _what(5, "With keep = best: epochs without improvement after which training stops.", ge=1)
-    class_weight: Literal["none", "balanced"] = _what("none", "balanced gives every class the same total weight.")
+    keep: Literal["last", "best"] = _what("last", "Epoch whose weights are kept. best: lowest validation log-loss.")
+    patience: int = _what(5, "With keep = best: stop after this many epochs without improvement.", ge=1)
+    class_weight: Literal["none", "balanced"] = _what("none", _CLASS_WEIGHT)
 
 
 class EvaluateConfig(Section):
-    bootstrap_samples: int = _what(2000, "Resamples for bootstrap intervals.", ge=100)
-    ece_bins: int = _what(15, "Equally wide bins of confidence for the expected calibration error.", ge=2)
+    bootstrap_samples: int = _what(2000, "Number of bootstrap samples for confidence intervals.", ge=100)
+    ece_bins: int = _what(15, "Number of equally wide bins for the expected calibration error.", ge=2)
     ship_margin: float = _what(
-        0.02, "The fine-tuned model ships if it is more accurate and, at 95%, not worse by more than this.", ge=0, le=1
+        0.02,
+        "The fine-tuned model ships instead of the head alone if its validation accuracy is higher and, at 95% confidence, "
+        "not lower by more than this (0.02: two points).",
+        ge=0,
+        le=1,
     )
     min_accuracy: float | None = _what(
-        None, "Quality gate: below it nothing is exported and the exit code is 3.", ge=0, le=1
+        None, "If the test accuracy (0 to 1) is lower, no model is exported and the run ends with exit code 3.", ge=0, le=1
     )
-    mistakes: int = _what(24, "Most confident mistakes shown in the report.", ge=0, le=200)
+    mistakes: int = _what(24, "Largest number of wrong predictions in the report; the most confident ones.", ge=0, le=200)
 
 
 class ExportConfig(Section):
-    parity_photos: int = _what(1000, "Held-out photos that go through the exported model, at most.", ge=1)
-    max_changed_fraction: float = _what(0.03, "Share of labels that may differ between bytes and training path.", ge=0, le=1)
+    parity_photos: int = _what(1000, "Largest number of test photos on which the exported model is checked.", ge=1)
+    max_changed_fraction: float = _what(
+        0.03, "Share of checked photos whose label may change if the model decodes the file; else exit code 3.", ge=0, le=1
+    )
 
 
 class ReportConfig(Section):
-    title: str = _what("", "Heading of the report; the name of the data where it is left out.")
+    title: str = _what("", "Heading of the report. If it is left out, the name of the data.")
 
 
 class ClusterConfig(Section):
     start_timeout_s: float = _how(300.0, "Seconds that the workers of a run wait for each other at the start.", gt=0)
     logical_cpus: int | None = _how(
-        None, "Split the CPU into this many TensorFlow devices, to try replicas out.", ge=1, le=64
+        None, "For tests on one machine without GPUs: use the CPU as this many TensorFlow devices.", ge=1, le=64
     )
 
 
 class Config(Section):
-    seed: int = _what(0, "Decides everything random, unless a section has a seed of its own.", ge=0, lt=2**63)
+    seed: int = _what(0, "Seed of everything random. Some sections have a seed of their own.", ge=0, lt=2**63)
     intake: IntakeConfig = IntakeConfig()
     split: SplitConfig = SplitConfig()
     explore: ExploreConfig = ExploreConfig()
@@ -291,7 +306,7 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _seeds(cls, values: object) -> object:
-        """Give every section whose seed is left out that of the run."""
+        """Give the seed of the run to every section whose seed is left out."""
         if not isinstance(values, dict):
             return values
         values = dict(values)
@@ -303,10 +318,10 @@ class Config(Section):
 
     @classmethod
     def load(cls, file: Path | None, assignments: Sequence[str] = (), flags: Mapping[str, object] | None = None) -> Self:
-        """Read the file, lay `section.key=value` assignments and then flags (dotted names) over it.
+        """Read a file, override it with `section.key=value` assignments, then with flags (values by dotted name).
 
         Raises:
-            UsageError: naming every mistake at once.
+            UsageError: with all mistakes in one message.
         """
         mistakes: list[str] = []
         values = _read_toml(file) if file else {}
@@ -335,7 +350,7 @@ class Config(Section):
 
 
 def fields(section: type[Section] = Config, prefix: str = "") -> list[tuple[str, FieldInfo]]:
-    """Every setting with its dotted name, in the order of the file."""
+    """Return every setting with its dotted name, in the order of the sections."""
     found: list[tuple[str, FieldInfo]] = []
     for name, field in section.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
@@ -360,7 +375,7 @@ def _read_toml(file: Path) -> dict[str, object]:
 
 
 def _parse_value(text: str) -> object:
-    """Return a TOML value, or text where it is none: `--set backbone.name=mobilenet_v2` needs no quotes."""
+    """Parse a TOML value. Anything else is text, so that `--set backbone.name=mobilenet_v2` needs no quotes."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):
@@ -379,7 +394,7 @@ def _put(values: dict[str, object], dotted: str, value: object, mistakes: list[s
 
 
 def as_toml(config: Config) -> str:
-    """The configuration as a file that gives the same one again. Keys that are left out by default stay out."""
+    """Return the configuration as the text of a TOML file that gives the same configuration. None is left out."""
     lines: list[str] = []
     section = ""
     for dotted, _ in fields():

@@ -1,36 +1,36 @@
-"""Everything that can end a run, and the exit code it ends with.
+"""The errors that end a run, each with its exit code.
 
-Schedulers decide by the exit code whether to start a job again, so the codes are a contract:
+Schedulers decide by the exit code whether to start a job again, so the codes must not change:
 
-    JobError            1    a bug; every other exception ends with 1 too
+    JobError            1    a bug; every other exception ends with 1, too
     ├── UsageError      2    the command line, the configuration or the permissions are wrong
-    ├── GateNotMet      3    the model is not good enough to ship, or its export disagrees with training
-    ├── DataUnusable   65    nobody can train on this data as it is
-    ├── Diverged       70    training left the finite numbers
-    ├── StorageFailed  74    reading or writing failed: worth a retry
-    ├── TryAgainLater  75    somebody else holds what is needed: worth a retry, later
-    └── Stopped       143    a signal asked for it, and everything finished is saved: worth a retry
+    ├── GateNotMet      3    the model is not good enough to ship, or the exported model gives other answers
+    ├── DataUnusable   65    the data cannot be used as it is
+    ├── Diverged       70    the loss or a weight became infinite or NaN
+    ├── StorageFailed  74    reading or writing failed: retry
+    ├── TryAgainLater  75    another run uses the output, or a worker is lost or missing: retry later
+    └── Stopped       143    a signal stopped the run, and everything finished is saved: retry
 """
 
 import errno
 
 from job.text.untrusted import escaped
 
-# There are no more descriptors or no more memory. It says nothing about the file that was to be read.
+# The machine has no free file descriptors or no memory. The file that was to be read is not at fault.
 OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-# What a library may meet that writes or reads where nobody thought of it.
+# An OSError with one of these numbers is an error of storage, also if a third-party library raises it.
 OF_STORAGE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.ELOOP),
     *OF_THE_MACHINE,
-    *(errno.EACCES, errno.EPERM),  # In the middle of the work: a ticket has run out, or a share was mounted anew.
+    *(errno.EACCES, errno.EPERM),  # During the work they mean an expired Kerberos ticket or a share mounted again.
 )
 
 
 class JobError(Exception):
-    """An error whose message is written for the user: where, what, and the way out.
+    """An error whose message is written for the user: what is wrong and where, why, and what to do.
 
-    Each argument is one line. A line break inside one came with a name or with another program's words, so it is escaped
-    like everything else there that a terminal would obey.
+    Each argument is one line. A line break inside an argument can only come from a file name or from another program, so it
+    is escaped, like all control characters.
     """
 
     exit_code = 1
@@ -71,7 +71,7 @@ class Stopped(JobError):
 
 
 def code_of(error: BaseException | None) -> int:
-    """The exit code of a run that an error ends; 0 where there is none."""
+    """Return the exit code of a run that ends with this error; 0 without an error."""
     if isinstance(error, JobError):
         return error.exit_code
     if isinstance(error, OSError) and error.errno in OF_STORAGE:
@@ -80,6 +80,6 @@ def code_of(error: BaseException | None) -> int:
 
 
 def of_code(code: int, text: str) -> JobError:
-    """The error that another process of the same run ended with; `text` is what `str` made of it there."""
+    """Return the error with which another process of this run ended, from its exit code and its `str`."""
     kinds = {kind.exit_code: kind for kind in JobError.__subclasses__()}
     return kinds.get(code, JobError)(*text.split("\n"))

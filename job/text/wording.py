@@ -52,12 +52,12 @@ def _in_words(annotation: object, metadata: list[object]) -> str:
     origin = getattr(annotation, "__origin__", None)
     arguments = get_args(annotation)
     if origin is Annotated or hasattr(annotation, "__metadata__"):
-        return _in_words(arguments[0], [*metadata, *arguments[1:]])
+        return _in_words(arguments[0], [*metadata, *(m for a in arguments[1:] for m in getattr(a, "metadata", [a]))])
     if origin is Literal:
         return " or ".join(str(a) for a in arguments)
     if origin is tuple:
         if arguments[-1] is Ellipsis:
-            return f"a list of {_in_words(arguments[0], [])}"
+            return f"a list of {_in_words(arguments[0], [])}".replace("a number", "numbers")
         return f"[{', '.join(_in_words(a, []) for a in arguments)}]"
     if arguments:  # a union
         return " or ".join("left out" if a is type(None) else _in_words(a, metadata) for a in arguments)

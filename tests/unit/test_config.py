@@ -42,7 +42,7 @@ def test_arguments_of_image_data_generator_that_do_not_fit_are_refused_with_the_
         Config.load(None, ["augment.rescale=0.5", "augment.validation_split=0.2", "augment.zca_whitening=true"])
     message = str(caught.value)
     assert "augment.rescale: refused: the model itself scales pixels" in message
-    assert "augment.validation_split: refused: say split.val_fraction" in message
+    assert "augment.validation_split: refused: use split.val_fraction" in message
     assert "augment.zca_whitening: refused: no pre-trained backbone has seen whitened photos" in message
 
 
@@ -77,12 +77,12 @@ def test_augmentation_takes_what_image_data_generator_takes(tmp_path, setting, v
         ("rotation_range=-1", "at least 0"),
         ("width_shift_range=-0.1", "0 or more"),
         ("height_shift_range=-2", "0 or more"),
-        ("height_shift_range=[]", "a list to choose from"),
-        ("width_shift_range=far", "a whole number or a number or a list of a number"),
+        ("height_shift_range=[]", "a list of shifts"),
+        ("width_shift_range=far", "a whole number or a number or a list of numbers"),
         ("shear_range=90", "below 90"),
         ("zoom_range=1.0", "0 to below 1"),
-        ("zoom_range=[1.2, 0.8]", "the smaller first"),
-        ("brightness_range=[1.2, 0.8]", "the smaller first"),
+        ("zoom_range=[1.2, 0.8]", "the smaller one first"),
+        ("brightness_range=[1.2, 0.8]", "the smaller one first"),
         ("channel_shift_range=256", "at most 255"),
         ("cval=-1", "at least 0"),
         ("fill_mode=mirror", "nearest or reflect or constant or wrap"),
