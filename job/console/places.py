@@ -1,4 +1,4 @@
-"""The one door for paths that a user gives. What the system refuses there gets its exit code and its way out."""
+"""Checks of the paths that users give. If the system refuses a path, the error says what to do and gets its exit code."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ _PIPE_TIMEOUT_S = 5.0
 _DENIED = (errno.EACCES, errno.EPERM)
 _OF_THE_USER = {
     errno.EROFS: "its file system is mounted read-only",
-    errno.ELOOP: "it is, or lies behind, a link that leads back to itself",
+    errno.ELOOP: "it is, or goes through, a link that leads back to itself",
     errno.ENOTDIR: "a part of it is a file and not a folder",
     errno.ENAMETOOLONG: "its name is too long for the file system",
     errno.EISDIR: "it is a folder and not a file",
@@ -26,32 +26,34 @@ _OF_THE_USER = {
 
 
 def place(option: str, text: str) -> str:
-    """Return a path as the program takes it, or the URI of something elsewhere as it is.
+    """Return a path with `~` expanded. A URI or the name of a data set is returned unchanged.
 
     Raises:
-        UsageError: where the path is empty, or the system says that there can be nothing, or nothing for this user, at it.
-        OSError: where the system cannot tell.
+        UsageError: if the path is empty or cannot exist, or if this user has no access to it.
+        OSError: if the system cannot tell. A retry may help.
     """
     if not text:
-        raise UsageError(f"{option}: the path is empty. Is a variable of your script unset? The current folder is a dot.")
+        raise UsageError(
+            f"{option}: the path is empty. Perhaps a variable of your script is not set. For the current folder, type a dot."
+        )
     if "://" in text or text.startswith("tfds:"):
         return text
     path = os.path.expanduser(text)  # noqa: PTH111  # A Path would drop a slash at the end.
     if path.startswith("~"):
         home = path.partition("/")[0]
         raise UsageError(
-            f"{option} {text}: there is no home folder that {home} could stand for. Write the whole path; a folder that is "
-            f"really called {home} is ./{home}"
+            f"{option} {text}: {home} stands for a home folder, and there is none. Write the whole path. If the folder is "
+            f"really called {home}, write ./{home}"
         )
     if "\0" in path:
-        raise UsageError(f"{option} {text!r}: no path can hold a zero byte.")
+        raise UsageError(f"{option} {text!r}: a path cannot contain a zero byte. Remove it.")
     with refused_at_start(f"{option} {text}", path), suppress(FileNotFoundError):
-        os.stat(path)  # noqa: PTH116  # Where nothing is there, whoever reads or makes it says more than this could.
+        os.stat(path)  # noqa: PTH116  # A missing file is reported later, with more detail.
     return path
 
 
 def refuse_odd_name(option: str, path: str | Path) -> None:
-    """Refuse a path that is not UTF-8, for what TensorFlow reads or writes. Raises: UsageError."""
+    """Refuse a path that is not UTF-8, because TensorFlow cannot read or write there. Raises: UsageError."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -62,20 +64,20 @@ def refuse_odd_name(option: str, path: str | Path) -> None:
 
 
 def check_readable(what: str, path: Path) -> None:
-    """Try to open an input file, or to look into an input folder, before the work begins. Raises: UsageError, OSError."""
+    """Try to open an input file, or to list an input folder, before work begins. Raises: UsageError, OSError."""
     with refused_at_start(what, path):
         if path.is_dir():
             os.scandir(path).close()
-            os.stat(f"{path}/.")  # noqa: PTH116  # A folder may be listed and still not be entered.
+            os.stat(f"{path}/.")  # noqa: PTH116  # Permission to list a folder does not include entering it.
         else:
             os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
 
 
 def read_named(path: Path) -> bytes:
-    """Return the content of a file, or of a pipe as the shell makes one for `<(...)`.
+    """Return the content of a file, or of a pipe such as the shell makes for `<(...)`.
 
     Raises:
-        OSError: where it is neither, or nobody writes into the pipe.
+        OSError: if it is neither, or if nothing is written into the pipe for 5 seconds.
     """
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
         mode = os.fstat(file.fileno()).st_mode
@@ -88,15 +90,15 @@ def read_named(path: Path) -> bytes:
 
 @contextmanager
 def refused_at_start(what: str, path: str | Path, *, writing: bool = False) -> Iterator[None]:
-    """Turn errors of the system in a block before the work begins into a UsageError, where a retry cannot help.
+    """Turn system errors in the block into a UsageError if a retry cannot help. For checks before work begins.
 
-    Those are missing permissions, links that go in circles and the wrong kind of file. Others stay what they are: a file
+    These are missing permissions, circular links and the wrong kind of file. Other errors are raised unchanged: a file
     server that does not answer for a while must not end a scheduled job for good.
     """
     try:
         yield
     except OSError as error:
-        if error.filename is None:  # What is read from an open file fails without its name.
+        if error.filename is None:  # Errors while reading an open file do not contain its name.
             error.filename = str(path)
         if refusal := at_start(error, what, path, writing=writing):
             raise refusal from error
@@ -104,22 +106,22 @@ def refused_at_start(what: str, path: str | Path, *, writing: bool = False) -> I
 
 
 def at_start(error: OSError, what: str, path: str | Path, *, writing: bool = False) -> UsageError | None:
-    """Return what an error of the system means before the work begins; None where a retry may help."""
+    """Return a UsageError for a system error before work begins, or None if a retry may help."""
     if error.errno in _DENIED:
         verb = "write to" if writing else "read"
         where = error.filename if isinstance(error.filename, str) else path
         return UsageError(
-            f"{what}: {denial(where, writing=writing)}. Give that user the right to {verb} it, or give another path."
+            f"{what}: {denial(where, writing=writing)}. Give that user permission to {verb} it, or give another path."
         )
     fault = _OF_THE_USER.get(error.errno or 0)
     if writing and error.errno == errno.ENOENT:
-        fault = "its file system lets nobody make files or folders there"
+        fault = "its file system does not allow new files or folders there"
     return UsageError(f"{what}: {fault}. Give another path.") if fault else None
 
 
 def denial(path: str | Path, *, writing: bool = False) -> str:
-    """Say who has no permission to do what: the user of this process, and the folder or file that keeps them out."""
-    with suppress(OSError):  # It may be a link that this user may not follow.
+    """Describe a missing permission: the user of this process, and the folder or file that refuses access."""
+    with suppress(OSError):  # The path may be a link that this user may not follow.
         path = os.path.realpath(path)
     kept_out_by = _kept_out_by(Path(path))
     groups = ", ".join(map(str, sorted({os.getegid(), *os.getgroups()})))
@@ -132,7 +134,7 @@ def denial(path: str | Path, *, writing: bool = False) -> str:
 
 
 def _kept_out_by(path: Path) -> Path:
-    """Return the first folder on the way to `path` that this user may not enter, else the last thing that is there."""
+    """Return the first folder on the way to `path` that this user may not enter, else the last part that exists."""
     there = Path("/")
     for part in (*reversed(path.parents), path):
         if not os.path.lexists(part):

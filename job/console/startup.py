@@ -1,36 +1,36 @@
-"""What has to be settled before anything else is imported: where modules come from.
+"""Settings and checks of the process before anything else is imported: where modules come from, and memory limits.
 
-Only modules that Python has loaded by itself may be imported up here.
+At the top of this file, import only modules that Python has already loaded by itself.
 """
 
 import os
 import sys
 
-_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120  # pathlib imports much.
-# Measured with the smallest run on two cores of a CPU. Address space: 4.4 GB were used, and 3 GB too few. Data: 4 GB were
-# enough, and with 2 GB the run never ended. Open files: 26 were enough and 20 too few; each more core takes four.
+_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120  # pathlib is slow to import.
+# Measured with the smallest run on two CPU cores. Address space: the run used 4.4 GB, and 3 GB were too few. Data: 4 GB
+# were enough; with 2 GB the run hung. Open files: 26 were enough, 20 too few; each further core needs four more.
 _MIN_ADDRESS_SPACE, _MIN_DATA = 6 * 2**30, 4 * 10**9
 _MIN_OPEN_FILES = 128
 _STANDARD_LIBRARY = os.path.dirname(os.__file__)  # noqa: PTH120
 
 
 def keep_foreign_modules_out() -> None:
-    """Import nothing from the current folder, in this process and in those that it starts.
+    """Stop Python from importing modules from the current folder, in this process and in those that it starts.
 
-    Python looks there first for `python -m` and `python -c`, with which multiprocessing starts its helpers, and for an empty
-    entry of PYTHONPATH. A user's `pickle.py` would run in the place of the standard library's. What is imported before the
-    first line of this program runs cannot be prevented here: `transfer-job` and `python -P -m job` do that.
+    Python looks there first for `python -m`, for `python -c` (multiprocessing starts its child processes with it), and for
+    an empty entry of PYTHONPATH. A user's `pickle.py` would then run instead of the standard library's. This function
+    cannot prevent imports before the first line of this program; `transfer-job` and `python -P -m job` can.
     """
-    if sys.flags.ignore_environment and not sys.flags.safe_path:  # Then the helpers would not see PYTHONSAFEPATH.
+    if sys.flags.ignore_environment and not sys.flags.safe_path:  # With -E, child processes ignore PYTHONSAFEPATH.
         os.execv(sys.executable, [sys.executable, "-P", *sys.orig_argv[1:]])  # noqa: S606
     named = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     here = _current_folder()
-    # What Python adds for the current folder stands before the standard library.
+    # Python adds its entry for the current folder before the standard library.
     end = sys.path.index(_STANDARD_LIBRARY) if _STANDARD_LIBRARY in sys.path else len(sys.path)
     found_here = [entry for entry in sys.path[:end] if entry in ("", here)]
-    if found_here and here == _ROOT:  # A checkout that is not installed: this package is nowhere else.
+    if found_here and here == _ROOT:  # The package runs from a checkout and is not installed.
         named.insert(0, here)
-    if here not in [os.path.abspath(entry) for entry in named]:  # noqa: PTH100  # Else somebody wants it so.
+    if here not in [os.path.abspath(entry) for entry in named]:  # noqa: PTH100  # Otherwise the user asked for it.
         sys.path[:end] = [entry for entry in sys.path[:end] if entry not in found_here]
     os.environ["PYTHONSAFEPATH"] = "1"
     os.environ["PYTHONPATH"] = os.pathsep.join(named)
@@ -39,25 +39,26 @@ def keep_foreign_modules_out() -> None:
 
 
 def refuse_small_limits() -> None:
-    """End with 2 below a limit (`ulimit -v`, `-d`, `-n`) in which no run can finish.
+    """Exit with 2 if a limit of the shell (`ulimit -v`, `-d` or `-n`) is too small for any run.
 
-    Libraries end in many ways where it is met: an ImportError, an error of TensorFlow's that says nothing, `abort()`, never.
+    If a run hits such a limit later, libraries fail in many ways: with an ImportError, with a TensorFlow error that gives
+    no reason, with `abort()`, or by hanging.
     """
     import resource
 
-    memory = ", and limit its memory with --mem (Slurm) or --memory (Docker), if it must be limited"
+    memory = " To limit its memory, use --mem (Slurm) or --memory (Docker)."
     for kind, least, what, unit, option, way_out in (
         (resource.RLIMIT_AS, _MIN_ADDRESS_SPACE, "the address space", 2**30, "-v unlimited", memory),
-        (resource.RLIMIT_DATA, _MIN_DATA, "the data", 2**30, "-d unlimited", memory),
+        (resource.RLIMIT_DATA, _MIN_DATA, "the data segment", 2**30, "-d unlimited", memory),
         (resource.RLIMIT_NOFILE, _MIN_OPEN_FILES, "the number of open files", 1, "-n 1024", ""),
     ):
         limit = resource.getrlimit(kind)[0]
         if limit != resource.RLIM_INFINITY and limit < least:
             in_units = f"{limit / unit:.1f} GiB" if unit > 1 else str(limit)
-            needed = f"{least / unit:.1f} GiB, most of it never used" if unit > 1 else str(least)
+            needed = f"{least / unit:.1f} GiB (most of it only reserved)" if unit > 1 else str(least)
             said = (
                 f"\nError: {what} of a process is limited to {in_units} here (`ulimit {option[:2]}`), and a run needs at "
-                f"least {needed}. Start it below `ulimit {option}`{way_out}.\n"
+                f"least {needed}. Type `ulimit {option}` before you start the job.{way_out}\n"
             )
             os.write(2, said.encode())
             sys.exit(2)
@@ -66,5 +67,5 @@ def refuse_small_limits() -> None:
 def _current_folder() -> str | None:
     try:
         return os.getcwd()  # noqa: PTH109
-    except OSError:  # It was removed.
+    except OSError:  # The current folder was removed.
         return None

@@ -1,4 +1,4 @@
-"""Standard streams and names in UTF-8, whatever the program was started with. For the command line, not for a library."""
+"""Standard streams and file names in UTF-8, whatever the locale is. Only the command line uses this, not the library."""
 
 import codecs
 import errno
@@ -14,23 +14,26 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 _UTF8 = ["-X", "utf8"]
-_NOBODY_THERE = (errno.EPIPE, errno.EIO, errno.ENXIO)  # The reader of a pipe has left, or the terminal was closed.
+_NOBODY_THERE = (errno.EPIPE, errno.EIO, errno.ENXIO)  # The reader of a pipe has exited, or the terminal was closed.
 
 
 def open_closed_descriptors() -> None:
-    """Open /dev/null where a standard stream is closed (`2>&-`). The next file would get its number, and what is printed."""
+    """Open /dev/null for each standard stream that is closed (`2>&-`).
+
+    Otherwise the next file that is opened would get its number, and printed text would be written into that file.
+    """
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # It gets the lowest free number, which is this one.
+            os.open(os.devnull, os.O_RDWR)  # The system gives it the lowest free number, which is this one.
 
 
 def restart_in_utf8() -> None:
-    """Start the program again, once and as the same process, where Python takes names and texts for another encoding.
+    """Restart the program once, in the same process, if Python uses another encoding for names and texts.
 
-    ISO-8859-1 turns every name into other letters, and ASCII stops at the first umlaut. Python decides before the first line
-    of a program, so the program cannot change it. Processes that it starts inherit the choice.
+    With ISO-8859-1, letters in names would change. With ASCII, the first umlaut would be an error. Python chooses the
+    encoding before the first line of a program runs, so the program cannot change it. Child processes inherit the choice.
     """
     encodings = {sys.getfilesystemencoding(), io.TextIOWrapper(io.BytesIO()).encoding}
     is_utf8 = {codecs.lookup(name).name for name in encodings} == {"utf-8"}
@@ -41,7 +44,7 @@ def restart_in_utf8() -> None:
 
 
 def replace_standard_streams() -> None:
-    """Let standard output and standard error take every text, and outlive whoever reads them."""
+    """Let standard output and standard error accept every character, and keep the program alive if their reader exits."""
     sys.stdout, sys.stderr = _text(_Output(1)), _text(_Errors(2))
 
 
@@ -54,17 +57,17 @@ class _Stream(io.FileIO):
         super().__init__(descriptor, "w", closefd=False)
 
     def write(self, data: "ReadableBuffer") -> int:
-        """Write what the stream takes; wait where it takes nothing now. Raises: OSError."""
+        """Write as much as the stream accepts; wait while it accepts nothing. Raises: OSError."""
         while (written := super().write(data)) is None:
             select.select([], [self], [])
         return written
 
 
 class _Errors(_Stream):
-    """Standard error. What it does not take is dropped: no work is lost for a line about the work."""
+    """Standard error. If a message cannot be written, it is dropped: the run must not end because of it."""
 
     def write(self, data: "ReadableBuffer") -> int:
-        """Write what the stream takes."""
+        """Write as much as the stream accepts."""
         try:
             return super().write(data)
         except OSError:
@@ -72,13 +75,13 @@ class _Errors(_Stream):
 
 
 class _Output(_Stream):
-    """Standard output, which has the results. Where nobody reads any more, the rest is dropped."""
+    """Standard output, for the results. If its reader has exited, the rest is dropped."""
 
     _has_failed = False
 
     def write(self, data: "ReadableBuffer") -> int:
-        """Write what the stream takes. Raises: StorageFailed, once."""
-        if self._has_failed:  # Python writes again what is in its buffer when the program ends.
+        """Write as much as the stream accepts. Raises: StorageFailed, once."""
+        if self._has_failed:  # When the program ends, Python tries to write its buffer again.
             return memoryview(data).nbytes
         try:
             return super().write(data)
@@ -87,8 +90,8 @@ class _Output(_Stream):
             if error.errno in _NOBODY_THERE:
                 return memoryview(data).nbytes
             raise StorageFailed(
-                f"Standard output ({_target(self.fileno())}): {error.strerror}. What the program prints is lost, "
-                "what it saved stays. Make room there, or send standard output elsewhere, and run the same command again."
+                f"Standard output ({_target(self.fileno())}): {error.strerror}. Printed text is lost, saved files are not. "
+                "Free space there, or redirect standard output to another place, and run the same command again."
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""What the command line prints: results, errors and the traces of bugs, without anything that a terminal would obey."""
+"""Output of the command line: results, errors and tracebacks, with control characters escaped."""
 
 import sys
 import traceback
@@ -19,13 +19,13 @@ def say(*lines: str) -> None:
 
 
 def end(error: JobError) -> NoReturn:
-    """Print an error that is written for users, and leave with its exit code."""
-    with suppress(OSError):  # Whoever listens may be gone; the exit code stands.
+    """Print an error that is written for users, and exit with its exit code."""
+    with suppress(OSError):  # Nobody may be reading standard error any more. The exit code still counts.
         click.echo(f"\n{'Stopped' if isinstance(error, Stopped) else 'Error'}: {error}", err=True)
     sys.exit(error.exit_code)
 
 
 def show_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print the traceback of an error that nobody foresaw. A `sys.excepthook`."""
+    """Print the traceback of an unexpected error. For use as `sys.excepthook`."""
     text = "".join(traceback.format_exception(kind, error, trace))
     click.echo("\n".join(map(escaped, text.rstrip("\n").split("\n"))), err=True)

@@ -1,1 +1,1 @@
-"""What a photo is, and how it gets in."""
+"""The table of examples, duplicates and near copies, neighbours in feature space, and augmentation."""

@@ -1,8 +1,8 @@
-"""Random views of photos, in the vocabulary and with the meaning of Keras' ImageDataGenerator.
+"""Random views of photos. The settings have the names and the meaning of Keras' ImageDataGenerator.
 
-Rotation, shifts, shear, zoom and flips become one affine warp, so that a picture is sampled once; then the channel shift
-and the brightness follow. What is drawn is a pure function of (seed, example, view), whichever engine makes the picture.
-docs/augmentation.md has every argument of ImageDataGenerator and what it means here.
+Rotation, shifts, shear, zoom and flips are combined into one affine warp, so that a photo is resampled only once. The
+channel shift and the brightness follow. The random parameters are a pure function of (seed, example, view) and do not
+depend on the engine. docs/augmentation.md lists every argument of ImageDataGenerator and what it means here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from job.config import AugmentConfig
 if TYPE_CHECKING:
     import tensorflow as tf
 
-# Coordinates are float32: a point that lies on the edge may be computed to lie a little outside.
+# Rounding in float32 may move a point from the edge of the photo to slightly outside. It still counts as inside.
 _ON_THE_EDGE_PX = 1e-3
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -33,7 +33,7 @@ class Augmentation:
 
     @property
     def changes_nothing(self) -> bool:
-        """All ranges are off: views are the photos themselves."""
+        """True if all ranges are off, so that every view is the photo itself."""
         config = self._config
         return (
             config.rotation_range == 0
@@ -47,18 +47,18 @@ class Augmentation:
         )
 
     def host(self, pixels_BHWC: np.ndarray, keys_B: np.ndarray, views_B: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Return the arguments of `device` for views of uint8 photos (B, size, size, 3), each with its key (uint64).
+        """Prepare views of uint8 photos (B, size, size, 3) with these keys (uint64). Return the arguments of `device`.
 
-        View 0 is the photo itself. No view depends on the batch that it is in.
+        View 0 is the photo itself. A view does not depend on the rest of its batch.
         """
         return self.prepared(pixels_BHWC, draw(self._config, keys_B, views_B, self._size))
 
     def prepared(self, pixels_BHWC: np.ndarray, transforms: Transforms) -> tuple[np.ndarray, ...]:
-        """Return the arguments of `device` for transforms that are drawn already.
+        """Return the arguments of `device` for transforms that are already drawn.
 
         Returns:
-            With engine = batched the photos, matrices (B, 8), channel shifts (B,) and brightnesses (B,); with
-            image_data_generator finished pictures, float32 of the photos' shape.
+            With engine = batched: the photos, matrices (B, 8), channel shifts (B,) and brightnesses (B,).
+            With engine = image_data_generator: finished views, float32, of the same shape as the photos.
         """
         if self._config.engine == "image_data_generator":
             return (self._by_keras(pixels_BHWC, transforms),)
@@ -66,17 +66,17 @@ class Augmentation:
         return pixels_BHWC, transforms.matrices(self._size), *factors
 
     def device(self, *batch: tf.Tensor) -> tf.Tensor:
-        """Pictures, float32 from 0 to 255 of shape (B, size, size, 3), from the tensors of what `host` gave."""
+        """Return views, float32 from 0 to 255 of shape (B, size, size, 3). The arguments are the results of `host`."""
         if self._config.engine == "image_data_generator":
             return batch[0]
         return self._compiled(*batch)
 
     @cached_property
     def _compiled(self) -> Callable[..., tf.Tensor]:
-        """XLA makes one loop of it, on a CPU a fifth of the cost of TensorFlow's own warp.
+        """The warp and the colour changes, compiled with XLA if there is no GPU.
 
-        On a GPU the operations run one by one, or as part of what they are called in: XLA needs parts of CUDA there that
-        not every machine has.
+        On a CPU, XLA fuses them into one loop, which costs a fifth of TensorFlow's own warp. On a GPU, XLA needs parts of
+        CUDA that not every machine has, so there the operations run one by one or inside the caller's graph.
         """
         import tensorflow as tf
 
@@ -90,12 +90,12 @@ class Augmentation:
 
         if not self._config.channel_shift_range:
             return compiled(at_once)
-        # The channel shift reads the picture three times: in one piece, XLA would warp it three times.
+        # The channel shift reads the warped photo three times. In one function, XLA would compute the warp three times.
         warped, coloured = compiled(self._warped), compiled(self._coloured)
         return lambda pixels_BHWC, matrices_B8, *colours: coloured(warped(pixels_BHWC, matrices_B8), *colours)
 
     def _warped(self, pixels_BHWC: tf.Tensor, matrices_B8: tf.Tensor) -> tf.Tensor:
-        """Bilinear samples at the source of each pixel; the rules for sources outside are those of scipy.ndimage."""
+        """Sample the source of each pixel bilinearly. Sources outside the photo follow the rules of scipy.ndimage."""
         import tensorflow as tf
 
         size, config = self._size, self._config
@@ -108,7 +108,7 @@ class Augmentation:
         right_share, lower_share = (inside_x - left)[..., None], (inside_y - top)[..., None]
         first_of_photo_B = tf.range(tf.shape(pixels_BHWC)[0])[:, None, None] * (size * size)
         index_BHW = first_of_photo_B + tf.cast(top * size + left, tf.int32)
-        # At the last column and row the neighbour beyond weighs nothing, whatever is read; it only has to be there.
+        # The neighbours of the last column and row have the weight 0, but their indices must exist: hence the padding.
         flat = tf.pad(tf.reshape(pixels_BHWC, [-1, 3]), [[0, size + 1], [0, 0]])
 
         def sample(offset: int) -> tf.Tensor:
@@ -119,12 +119,12 @@ class Augmentation:
         images = upper + lower_share * (lower - upper)
         if config.fill_mode == "constant":
             far_off = tf.maximum(tf.abs(x_BHW - inside_x), tf.abs(y_BHW - inside_y)) > _ON_THE_EDGE_PX
-            outside = tf.cast(far_off, tf.float32)[..., None]  # A number, because tf.where doubles the loop's time.
+            outside = tf.cast(far_off, tf.float32)[..., None]  # Multiplying is faster: tf.where doubles the loop's time.
             images = images * (1.0 - outside) + config.cval * outside
         return images
 
     def _coloured(self, images_BHWC: tf.Tensor, channel_shift_B: tf.Tensor, brightness_B: tf.Tensor) -> tf.Tensor:
-        """The channel shift is clipped to the warped picture's own range and comes before the brightness, as in Keras."""
+        """Apply the channel shift, clipped to the value range of each warped photo, and then the brightness, as in Keras."""
         import tensorflow as tf
 
         if self._config.channel_shift_range:
@@ -136,7 +136,7 @@ class Augmentation:
         return images_BHWC
 
     def _by_keras(self, pixels_BHWC: np.ndarray, transforms: Transforms) -> np.ndarray:
-        """Pictures by the real class, one after the other."""
+        """Make the views with ImageDataGenerator itself, one after the other."""
         import tensorflow as tf
 
         config = self._config
@@ -152,7 +152,7 @@ class Augmentation:
             parameters = transforms.as_keras(row)
             if not config.channel_shift_range:
                 del parameters["channel_shift_intensity"]
-            if config.brightness_range is None:  # With a brightness, even 1, Keras cuts to whole levels.
+            if config.brightness_range is None:  # With any brightness, even 1, Keras truncates to whole levels.
                 del parameters["brightness"]
             images_BHWC[row] = generator.apply_transform(image, parameters)
         return images_BHWC
@@ -160,10 +160,11 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Transforms:
-    """Drawn parameters of B views, arrays of shape (B,).
+    """Random parameters of B views, as arrays of shape (B,).
 
-    `tx` and `ty` are shifts in pixels along the width and the height, `zx` and `zy` factors of the sampled area (below 1
-    enlarges), angles in degrees, `brightness` a factor, `channel_shift` in levels of 255.
+    `tx` and `ty` are shifts in pixels along the width and the height. `zx` and `zy` scale the sampled area, so a value
+    below 1 enlarges the photo. `theta` and `shear` are in degrees, `brightness` is a factor, `channel_shift` is in
+    levels of 255.
     """
 
     theta: np.ndarray
@@ -178,9 +179,9 @@ class Transforms:
     brightness: np.ndarray
 
     def matrices(self, size: int) -> np.ndarray:
-        """The eight numbers of each projective transform from output to input pixels (x, y), float32 of shape (B, 8).
+        """Return the eight numbers of each projective transform from output to input pixels (x, y), float32 (B, 8).
 
-        The product is ImageDataGenerator's: rotation, shift, shear, zoom about the centre; flips come after them.
+        The order is that of ImageDataGenerator: rotation, shift, shear and zoom about the centre, then the flips.
         """
         rotation = np.deg2rad(self.theta)
         shear = np.deg2rad(self.shear)
@@ -202,13 +203,13 @@ class Transforms:
         return matrices.reshape(-1, 9)[:, :8].astype(np.float32)
 
     def as_keras(self, row: int) -> dict[str, float | bool]:
-        """One view's parameters as ImageDataGenerator.apply_transform takes them."""
+        """Return the parameters of one view as ImageDataGenerator.apply_transform takes them."""
         names = {"channel_shift": "channel_shift_intensity"}
         return {names.get(name, name): values[row].item() for name, values in vars(self).items()}
 
 
 def draw(config: AugmentConfig, keys_B: np.ndarray, views_B: np.ndarray, size: int) -> Transforms:
-    """The transforms of these views of the examples with these keys, for pictures of size x size pixels.
+    """Draw the transforms for these views of the examples with these keys, for photos of size x size pixels.
 
     View 0 is the photo itself. The distributions are those of ImageDataGenerator.get_random_transform.
     """
@@ -245,7 +246,7 @@ def draw(config: AugmentConfig, keys_B: np.ndarray, views_B: np.ndarray, size: i
 
 
 def _choices(extent: float | tuple[float, ...]) -> np.ndarray:
-    """Return the values that a shift is chosen from, before its sign is chosen. For a float: the largest one."""
+    """Return the values from which a shift is drawn; its sign is drawn afterwards. For a float, return the largest one."""
     if isinstance(extent, int):
         return np.arange(max(extent, 1), dtype=np.float64)
     return np.atleast_1d(np.asarray(extent, np.float64))
@@ -257,8 +258,10 @@ def _zoom(config: AugmentConfig) -> tuple[float, float]:
 
 
 def _uniform(seed: int, keys_B: np.ndarray, views_B: np.ndarray, count: int) -> np.ndarray:
-    """Numbers from 0 to below 1, float64 of shape (count, B): `count` outputs of SplitMix64 from the state that the seed,
-    the key and the view are mixed to. Source: Steele, Lea and Flood, Fast splittable pseudorandom number generators, 2014.
+    """Return random numbers from 0 to below 1, float64 of shape (count, B).
+
+    They are outputs of SplitMix64, whose state is mixed from the seed, the key and the view. Source: Steele, Lea and Flood,
+    Fast splittable pseudorandom number generators, 2014.
     """
     keys_B, views_B = np.asarray(keys_B).astype(np.uint64), np.asarray(views_B).astype(np.uint64)
     state_B = _mixed(keys_B ^ _mixed(np.asarray([seed], np.uint64) + _GOLDEN))
@@ -268,22 +271,22 @@ def _uniform(seed: int, keys_B: np.ndarray, views_B: np.ndarray, count: int) -> 
 
 
 def _mixed(z: np.ndarray) -> np.ndarray:
-    """SplitMix64's output function: every input bit sways every output bit. uint64, wrapping around."""
+    """SplitMix64's output function: every input bit influences every output bit. uint64 arithmetic wraps around."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
 
 
 def _folded(coordinates: tf.Tensor, size: int, fill_mode: str) -> tf.Tensor:
-    """Where on the photo, from 0 to size - 1, a coordinate outside is looked up; one on the photo stays what it is."""
+    """Map coordinates outside the photo to coordinates from 0 to size - 1, as `fill_mode` says. The others stay."""
     import tensorflow as tf
 
     last = size - 1.0
-    if fill_mode == "reflect":  # d c b a | a b c d | d c b a: a period of 2 size, about the pixels' outer edges.
+    if fill_mode == "reflect":  # d c b a | a b c d | d c b a: mirrored at the outer pixel edges, with a period of 2 size.
         from_edge = coordinates + 0.5
         from_edge -= 2.0 * size * tf.floor(from_edge / (2.0 * size))
         coordinates = tf.minimum(from_edge, 2.0 * size - from_edge) - 0.5
-    elif fill_mode == "wrap":  # scipy lays the last pixel on the first one: a period of size - 1.
+    elif fill_mode == "wrap":  # As in scipy, the last pixel is also the first one: a period of size - 1.
         wrapped = coordinates - last * tf.floor(coordinates / last)
         coordinates = tf.where(_on_photo(coordinates, size), coordinates, wrapped)
     return tf.clip_by_value(coordinates, 0.0, last)

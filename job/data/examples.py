@@ -1,4 +1,4 @@
-"""The table of everything found: one row for each file, what it is, what became of it, and why."""
+"""The table of all files that were found: a row for each file with its properties, its status and the reason for it."""
 
 import io
 import json
@@ -42,7 +42,7 @@ SCHEMA = pa.schema(
 )
 DEFAULTS: Mapping[str, int] = {"group": -1, "row": -1}
 
-# How many examples of a class are in each split, and how many files of it are of no use.
+# Examples of a class in each split, and files of that class that were excluded or quarantined.
 ClassCounts = TypedDict(
     "ClassCounts", {"class": str, "train": int, "val": int, "test": int, "excluded": int, "quarantined": int}
 )
@@ -50,10 +50,10 @@ ClassCounts = TypedDict(
 
 @dataclass(frozen=True)
 class Examples:
-    """Rows as columns of NumPy arrays, E of them, in the order of the listing.
+    """A table of E rows in the order of the listing, stored as columns of NumPy arrays.
 
-    `status`: used and converted rows are examples; `excluded` ones were decoded and must not be trained on or counted;
-    the rest has no pixels. `group`: id of the duplicate group, -1 before the split. `row`: place in the image store or -1.
+    `status`: rows that are "used" or "converted" are examples. All other rows must be neither trained on nor counted.
+    `group`: id of the duplicate group, -1 if there is none yet. `row`: row in the image store, -1 if there are no pixels.
     """
 
     columns: Mapping[str, np.ndarray]
@@ -67,7 +67,7 @@ class Examples:
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, Sequence[object]], class_names: Sequence[str]) -> Self:
-        """Columns that are left out hold the default of each row."""
+        """Make a table from columns. A missing column is filled with its default."""
         num_rows = len(columns["path"])
         values = {f.name: columns.get(f.name, [DEFAULTS.get(f.name)] * num_rows) for f in SCHEMA}
         return cls({f.name: np.asarray(values[f.name], _numpy_type(f.type)) for f in SCHEMA}, tuple(class_names))
@@ -96,7 +96,7 @@ class Examples:
         return self.columns[name]
 
     def of(self, *splits: str) -> np.ndarray:
-        """Indices of the examples in these splits (all of them where none is named), in order."""
+        """Return the indices of the examples in these splits, in order; without arguments, of all examples."""
         chosen = np.isin(self["status"], ("used", "converted"))
         if splits:
             chosen &= np.isin(self["split"], splits)
@@ -108,14 +108,14 @@ class Examples:
         return indices[np.argsort(self["row"][indices], kind="stable")]
 
     def statuses(self) -> dict[str, int]:
-        """How many files became what."""
+        """Return the number of files with each status."""
         return dict(Counter(self["status"].tolist()))
 
     def splits(self) -> dict[str, int]:
         return {name: len(self.of(name)) for name in ("train", "val", "test")}
 
     def by_class(self) -> list[ClassCounts]:
-        """Return for each class its examples in each split, and what was excluded and quarantined of it."""
+        """Return for each class the number of examples in each split, and of excluded and quarantined files."""
         counts = {name: Counter(self["label"][self.of(name)].tolist()) for name in ("train", "val", "test")}
         counts |= {s: Counter(self["label"][self["status"] == s].tolist()) for s in ("excluded", "quarantined")}
         rows = [{"class": name, **{column: c[name] for column, c in counts.items()}} for name in self.class_names]
@@ -123,13 +123,13 @@ class Examples:
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """Class number of each row, -1 where it has none. Shape (E,)."""
+        """Class number of each row, -1 if its label is not one of the classes. Shape (E,)."""
         number = {name: k for k, name in enumerate(self.class_names)}
         return np.asarray([number.get(label, -1) for label in self["label"]], np.int64)
 
     @cached_property
     def keys(self) -> np.ndarray:
-        """A key for each row, uint64 (E,), from its bytes and its number among its exact copies, never from its place."""
+        """Key of each row, uint64 (E,), from the bytes of the file and its number among exact copies, not from its row."""
         seen: dict[str, int] = {}
         keys = np.zeros(len(self), np.uint64)
         for index in np.argsort(self["path"], kind="stable"):

@@ -1,4 +1,4 @@
-"""Photos in feature space: their principal components, and which lie nearest to each."""
+"""Photos in feature space: principal components and nearest neighbours."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,14 +11,15 @@ from job.runtime.telemetry import spent_once
 from job.stores.arrays import ArrayStore
 
 _ROWS_AT_ONCE = 4096
-# Below this many photos all are compared with all, which takes less time than building an index.
+# With fewer photos, comparing all with all takes less time than building an index.
 _EXACT_BELOW = 10_000
 
 
 def principal_components(features: ArrayStore, rows_N: np.ndarray, num_components: int) -> np.ndarray:
-    """The photos in the axes in which their features vary most, float32 of shape (N, K), scaled to a mean variance of 1.
+    """Return the principal components of the features in these rows, float32 (N, K), scaled to a mean variance of 1.
 
-    K is `num_components` or what the features have. Features are read in parts, so that memory holds the result only.
+    K is `num_components`, or less if the features are narrower or there are fewer photos. Features are read in parts,
+    so that only the result is held in memory.
     """
     width = features.row_shape[0]
     total_D, products_DD = np.zeros(width), np.zeros((width, width))
@@ -30,7 +31,7 @@ def principal_components(features: ArrayStore, rows_N: np.ndarray, num_component
     mean_D = total_D / len(rows_N)
     covariance_DD = products_DD / len(rows_N) - np.outer(mean_D, mean_D)
     kept = min(num_components, width, max(1, len(rows_N) - 1))
-    # On shared cores two threads wait for each other: it takes 40 times as long, and as much processor time.
+    # If other programs use the same cores, two BLAS threads wait for each other. That took 40 times the time and CPU time.
     with threadpool_limits(1, user_api="blas"):
         variances_K, axes_DK = scipy.linalg.eigh(covariance_DD, subset_by_index=(width - kept, width - 1))
     axes_DK = (axes_DK / np.sqrt(max(variances_K.mean(), 1e-12))).astype(np.float32)
@@ -39,24 +40,26 @@ def principal_components(features: ArrayStore, rows_N: np.ndarray, num_component
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The M nearest others of each of N photos: cosine similarity and position, nearest first. Shapes (N, M).
+    """The M nearest neighbours of each of N photos, nearest first: cosine similarity and position. Shapes (N, M).
 
-    Where fewer were found the position is -1 and the similarity -1.
+    If fewer were found, the rest of the row has position -1 and similarity -1.
     """
 
     similarity_NM: np.ndarray
     position_NM: np.ndarray
 
     def pairs(self, min_similarity: float) -> np.ndarray:
-        """Pairs of positions at least that similar, each once, sorted. Shape (P, 2)."""
+        """Return the pairs of positions with at least this similarity, each pair once, sorted. Shape (P, 2)."""
         first, rank = np.nonzero((self.similarity_NM >= min_similarity) & (self.position_NM >= 0))
         pairs = np.stack([first, self.position_NM[first, rank]], axis=1)
         return np.unique(np.sort(pairs, axis=1), axis=0)
 
 
 def nearest(vectors_NK: np.ndarray, num_neighbours: int) -> Neighbours:
-    """Exact for small sets; else by an inverted file over k-means cells (Jegou et al., "Product Quantization for Nearest
-    Neighbor Search", 2011), which compares each photo with those of the nearest cells only.
+    """Find the nearest neighbours of each vector by cosine similarity.
+
+    The search is exact below 10,000 vectors. Above, an inverted file over k-means cells compares each vector only with
+    the vectors in the nearest cells (Jegou et al., "Product Quantization for Nearest Neighbor Search", 2011).
     """
     with spent_once("imports"):
         import faiss
@@ -73,7 +76,7 @@ def nearest(vectors_NK: np.ndarray, num_neighbours: int) -> Neighbours:
     index.add(unit_NK)
     similarity, position = index.search(unit_NK, min(num_neighbours + 1, len(unit_NK)))
     itself = position == np.arange(len(unit_NK))[:, None]
-    itself[~itself.any(axis=1), -1] = True  # Among many exact copies a photo may not be in its own list.
+    itself[~itself.any(axis=1), -1] = True  # A photo with many exact copies may be missing from its own list.
     shape = (len(unit_NK), position.shape[1] - 1)
     return Neighbours(
         np.where(position < 0, -1.0, similarity)[~itself].reshape(shape).astype(np.float32), position[~itself].reshape(shape)

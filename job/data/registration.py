@@ -1,10 +1,10 @@
-"""Whether two photos show the same scene although one is cropped, mirrored, framed, turned a little or recoloured.
+"""Detection of photos that show the same scene, even if one is cropped, mirrored, framed, slightly turned or recoloured.
 
-The core of one photo is looked for in the other one, mirrored or not and at some scales, by normalised cross-correlation
-(Lewis, "Fast Normalized Cross-Correlation", 1995). The best place is refined to an affine map by least squares (Lucas and
-Kanade, "An Iterative Image Registration Technique", 1981), and only then the two are compared, once as they are and once in
-their fine detail: photos that are merely alike agree in their light and not in their detail.
-docs/decisions/0006-duplicates-in-feature-space.md has the measurement behind the numbers.
+The core (the middle) of one photo is searched in the other photo, mirrored or not and at several scales, by normalised
+cross-correlation (Lewis, "Fast Normalized Cross-Correlation", 1995). The best match is refined to an affine map by least
+squares (Lucas and Kanade, "An Iterative Image Registration Technique", 1981). Then both are compared twice: as they are,
+and in their fine detail. Photos that are only similar agree in their light, but not in their detail.
+docs/decisions/0006-duplicates-in-feature-space.md has the measurements behind the thresholds.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from job.stores.arrays import ArrayStore
 MIN_CORRELATION, MIN_DETAIL = 0.95, 0.9
 _MIN_COARSE = 0.8
 _COARSE_PX, _FINE_PX = 48, 72
-_CORE = 0.75  # Side of the core, as a share of the photo's.
+_CORE = 0.75  # Side of the core, as a share of the side of the photo.
 _CORE_PX = int(_COARSE_PX * _CORE)
 _SCALED_CORES_PX = (30, 33, 36)
 _PAIRS_AT_ONCE = 128
@@ -27,7 +27,10 @@ _PAIRS_AT_ONCE = 128
 
 @dataclass
 class _Places:
-    """The best place of each pair so far: which photo's core was looked for, in a mirrored one or not, how large, where."""
+    """Best match of each pair so far, its size and its place.
+
+    If `swapped`, the core of the second photo was searched in the first one; if `mirrored`, in its mirror image.
+    """
 
     correlation: np.ndarray
     swapped: np.ndarray
@@ -38,7 +41,7 @@ class _Places:
 
 
 def same_scene(pairs_P2: np.ndarray, images: ArrayStore) -> np.ndarray:
-    """Which pairs of image rows show the same scene. Boolean, shape (P,); about 6 ms a pair."""
+    """Return which pairs of rows of the image store show the same scene. Boolean, shape (P,); about 6 ms per pair."""
     same_P = np.zeros(len(pairs_P2), bool)
     for start in range(0, len(pairs_P2), _PAIRS_AT_ONCE):
         chunk = pairs_P2[start : start + _PAIRS_AT_ONCE]
@@ -63,7 +66,7 @@ def _search(first_PHW: np.ndarray, second_PHW: np.ndarray) -> _Places:
     for swapped, (of, within) in enumerate(((first_PHW, second_PHW), (second_PHW, first_PHW))):
         for mirrored in (0, 1):
             target = within[:, :, ::-1] if mirrored else within
-            for side_px in _SCALED_CORES_PX[: -1 if swapped else None]:  # At equal scale both ways are the same.
+            for side_px in _SCALED_CORES_PX[: -1 if swapped else None]:  # At scale 1, swapping changes nothing.
                 correlation, y, x = _best_place(of, target, side_px)
                 better = correlation > places.correlation
                 for name, value in (("correlation", correlation), ("y", y), ("x", x)):
@@ -73,7 +76,7 @@ def _search(first_PHW: np.ndarray, second_PHW: np.ndarray) -> _Places:
 
 
 def _best_place(of_PHW: np.ndarray, within_PHW: np.ndarray, side_px: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where the cores, scaled to `side_px`, correlate most: correlations, rows and columns, each of shape (P,)."""
+    """Find the best match of each core, scaled to `side_px`. Return correlations, rows and columns, each of shape (P,)."""
     margin = (_COARSE_PX - _CORE_PX) // 2
     core = of_PHW[:, margin : margin + _CORE_PX, margin : margin + _CORE_PX]
     scale = side_px / _CORE_PX
@@ -96,7 +99,10 @@ def _window_sums(values_PHW: np.ndarray, side_px: int) -> np.ndarray:
 
 
 def _compare(first_HW: np.ndarray, second_HW: np.ndarray, side_px: int, y: int, x: int) -> tuple[float, float]:
-    """Correlation and correlation of the detail, after an affine map from the first one's core into the second."""
+    """Fit an affine map from the core of the first photo into the second photo.
+
+    Return the correlation of the mapped pixels and that of their detail, or zeros if the fit fails.
+    """
     core_px = int(_FINE_PX * _CORE)
     margin = (_FINE_PX - core_px) // 2
     core = first_HW[margin : margin + core_px, margin : margin + core_px]
@@ -116,7 +122,7 @@ def _compare(first_HW: np.ndarray, second_HW: np.ndarray, side_px: int, y: int, 
         return _unit(sample(smooth, p)) - wanted
 
     found = least_squares(error, np.zeros(6), method="lm", diff_step=1e-2, max_nfev=60, xtol=1e-3, ftol=1e-3)
-    if np.abs(found.x).max() > 0.35:  # Too far from where the search was: it slid into something else.
+    if np.abs(found.x).max() > 0.35:  # The fit moved far away from the match, to something else.
         return 0.0, 0.0
     window = sample(second_HW, found.x)
     return float(_unit(window) @ _unit(core)), float(_unit(_detail(window)) @ _unit(_detail(core)))
@@ -127,6 +133,6 @@ def _detail(image_HW: np.ndarray) -> np.ndarray:
 
 
 def _unit(values: np.ndarray) -> np.ndarray:
-    """Flattened, without its mean, of length 1; what is flat stays near zero."""
+    """Flatten, subtract the mean and scale to length 1. A flat picture stays near zero."""
     centred = (values - values.mean()).ravel()
     return centred / max(float(np.linalg.norm(centred)), float(len(centred)) ** 0.5)

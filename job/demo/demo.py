@@ -1,4 +1,4 @@
-"""The demo: the same pipeline on drawn pictures."""
+"""Photos and settings of the command `demo`: the whole pipeline on drawn pictures."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ _PHOTOS, _SEED = "photos", "seed.json"
 
 
 def draw_photos(workdir: Workdir, seed: int) -> Path:
-    """Draw the pictures, unless those of this seed are there. Return their folder."""
+    """Draw the pictures, unless those of this seed already exist. Return their folder."""
     if workdir.read_json(_SEED) != {"seed": seed} or not workdir.exists(_PHOTOS):
         with workdir.writing_folder(_PHOTOS) as photos:
             draw(photos, seed=seed)
@@ -19,7 +19,10 @@ def draw_photos(workdir: Workdir, seed: int) -> Path:
 
 
 def config(seed: int) -> Config:
-    """A small backbone with random weights, because nothing may be downloaded; most of it is therefore trained."""
+    """Return the settings of the demo.
+
+    Nothing may be downloaded, so a small backbone starts with random weights and most of it is trained.
+    """
     return Config.load(
         None,
         (),

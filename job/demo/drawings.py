@@ -1,11 +1,11 @@
-"""A folder of class folders for `demo`, drawn from a seed: no network, and faults in it that the report should find.
+"""Class folders of drawn pictures for `demo`, made from a seed without a network. They contain faults for the report.
 
-Every class is a scalar field over the picture, and the figure is where the field is highest. The share of the picture that
-it takes is drawn from one distribution for all classes, as are colours, light, noise and blur: means and spreads of
-colour say next to nothing about the class; shape and texture do.
+Every class is a scalar field over the picture, and the figure is where the field is highest. The area of the figure,
+colours, light, noise and blur have the same distributions for all classes. So the mean and the spread of the colours say
+almost nothing about the class; shape and texture do.
 
-Each picture has a random generator of its own, so that it depends on the seed, its class and its number alone. Arrays
-go through operations that IEEE 754 rounds one way (no sine, no matrix product), so that processors agree on them.
+Each picture has its own random generator, so that it depends only on the seed, its class and its number. Arrays are made
+only with operations that IEEE 754 rounds in one way (no sine, no matrix product), so that all processors agree.
 """
 
 import colorsys
@@ -23,7 +23,7 @@ from PIL.ExifTags import Base
 
 Field = NDArray[np.float32]
 
-# Out of focus, a triangle looks like a dot: even a good model makes mistakes to look at.
+# Out of focus, a triangle looks like a dot. So even a good model makes some mistakes, which the report can show.
 _OUT_OF_FOCUS_SHARE = 0.05
 
 _README = """# Drawn pictures
@@ -36,8 +36,8 @@ _HTML = b"<!DOCTYPE html>\n<html><head><title>404 Not Found</title></head><body>
 def draw(folder: Path, *, seed: int, photos_per_class: int = 80, side_px: int = 128) -> None:
     """Fill `folder` with a class folder for each of `CLASSES`. The same arguments and library versions give the same bytes.
 
-    The sides of a picture are 0.88 to 1.3 times `side_px`. Planted files come on top of `photos_per_class`;
-    five of them, and only those, are to be quarantined.
+    The sides of a picture are 0.88 to 1.3 times `side_px`. Planted files come in addition to `photos_per_class`; the job
+    must quarantine exactly five of them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for class_name in CLASSES:
@@ -52,7 +52,7 @@ def draw(folder: Path, *, seed: int, photos_per_class: int = 80, side_px: int = 
 
 
 def _planted(seed: int, side_px: int) -> dict[str, bytes]:
-    """Files that are broken, odd or copied, by path. Their pictures are none of the numbered ones."""
+    """Return files that are broken, unusual or copied, by path. Their pictures differ from the numbered ones."""
 
     def drawn(class_name: str, number: int) -> Image.Image:
         return _picture(class_name, 1_000_000 + number, seed, side_px)[0]
@@ -63,30 +63,30 @@ def _planted(seed: int, side_px: int) -> dict[str, bytes]:
     faded = drawn("stars", 1)
     faded.putalpha(Image.linear_gradient("L").resize(faded.size))
     return {
-        # Quarantined: a download that broke off, one that never began, and an error page in the place of a photo.
+        # Quarantined: a truncated download, an empty file, and an error page instead of a photo.
         "dots/cut off half-way.jpg": dots[: len(dots) // 2],
         "grids/0 bytes.jpg": b"",
         "rings/html page.jpg": _HTML,
-        # Quarantined, both: the same bytes under two labels, so that one of the labels is wrong.
+        # Both are quarantined: the same bytes under two labels, so one of the labels must be wrong.
         "stars/also among triangles.jpg": stars,
         "triangles/also among stars.jpg": stars,
-        # Used: the content decides, not the name.
+        # Used: the content decides about the format, not the name.
         "waves/a png really.jpg": _encoded(drawn("waves", 1), "PNG"),
         # Used after conversion to RGB.
         "stripes/grayscale.jpg": _encoded(drawn("stripes", 0).convert("L")),
         "stars/transparent.png": _encoded(faded, "PNG"),
-        # Used after turning: a camera held upright stores the picture lying, and says so.
+        # Used after rotation: cameras store upright photos on their side and say so in the EXIF data.
         "triangles/lying on its side.jpg": _lying(drawn("triangles", 0)),
-        # One group of exact copies and one of near copies: a split must not tear them apart.
+        # A group of exact copies and a group of near copies. All photos of a group must go into one split.
         "rings/copied.jpg": rings,
         "rings/copied (1).jpg": rings,
         "waves/original.jpg": _encoded(near, quality=92),
         "waves/original, smaller.jpg": _encoded(smaller, quality=50),
-        # Used, and worth a look: one colour only.
+        # Used, and listed as suspicious: it has only one colour.
         "dots/constant.jpg": _encoded(Image.new("RGB", (side_px, side_px), "steelblue")),
-        # Used: a name that careless path handling trips over.
+        # Used: its name has spaces and an umlaut.
         "grids/schönes altes Gitter.jpg": _encoded(drawn("grids", 0)),
-        # Ignored: what systems and people leave beside photos.
+        # Ignored: files that systems and people leave beside photos.
         "stripes/.DS_Store": b"\x00\x00\x00\x01Bud1" + bytes(4088),
         "README.md": _README.encode(),
     }
@@ -94,14 +94,14 @@ def _planted(seed: int, side_px: int) -> dict[str, bytes]:
 
 @dataclass(frozen=True)
 class _Lattice:
-    """Coordinates in cells: the whole part says which cell a pixel lies in, the rest where in the cell."""
+    """Coordinates in units of cells: the integer part is the cell of a pixel, the rest its place in that cell."""
 
     u_HW: Field
     v_HW: Field
     rng: np.random.Generator
 
     def in_cells(self) -> tuple[Field, Field]:
-        """Coordinates about the middle of a figure in each cell; figures differ in place, angle and size."""
+        """Return coordinates relative to the middle of each cell's figure. Figures differ in place, angle and size."""
         rows_HW = np.floor(self.v_HW)
         u_HW = self.u_HW + rows_HW * np.float32(self.rng.uniform())
         columns_HW = np.floor(u_HW)
@@ -132,7 +132,7 @@ def _rings(lattice: _Lattice) -> Field:
 
 
 def _stars(lattice: _Lattice) -> Field:
-    """A pentagram is where at most one of its five lines is crossed: the second largest distance decides."""
+    """A point is in a pentagram if it lies beyond at most one of the five lines, so the second largest distance decides."""
     _, second = _two_largest_distances(5, *lattice.in_cells())
     return -second
 
@@ -142,7 +142,7 @@ def _stripes(lattice: _Lattice) -> Field:
 
 
 def _triangles(lattice: _Lattice) -> Field:
-    """Filled, or now and then an outline, which is easily taken for a ring."""
+    """Filled triangles, and sometimes outlines, which look much like rings."""
     largest, _ = _two_largest_distances(3, *lattice.in_cells())
     return -np.abs(largest - np.float32(0.2)) if lattice.rng.random() < 0.2 else -largest
 
@@ -155,14 +155,14 @@ def _waves(lattice: _Lattice) -> Field:
 
 @dataclass(frozen=True)
 class _Class:
-    """A class: its figure, the cells along the shorter side (least, most), and its angle, plus or minus 9 degrees."""
+    """A class: its figure, its least and most cells along the shorter side, and its angle, plus or minus 9 degrees."""
 
     field: Callable[[_Lattice], Field]
     num_cells: tuple[float, float]
     angle_deg: float = 0.0
 
 
-# Sizes and angles differ as those of real things do, and overlap: they give a network without training a hold.
+# As with real things, sizes and angles differ between the classes, and overlap. Even an untrained network can use them.
 CLASSES = {
     "dots": _Class(_dots, (8, 11)),
     "grids": _Class(_grids, (4.5, 7), 45),
@@ -175,12 +175,12 @@ CLASSES = {
 
 
 def _ridges(x: Field) -> Field:
-    """1 at whole numbers, 0 half-way between them, straight in between."""
+    """Return a triangle wave: 1 at whole numbers, 0 half-way between them."""
     return np.asarray(np.abs(x - np.floor(x) - np.float32(0.5)) * 2, np.float32)
 
 
 def _two_largest_distances(num_sides: int, x_HW: Field, y_HW: Field) -> tuple[Field, Field]:
-    """The largest and the second largest of the signed distances to the sides of a regular polygon about the middle."""
+    """Return the largest and the second largest signed distance to the sides of a regular polygon about the origin."""
     largest_HW = second_HW = np.full_like(x_HW, -np.inf)
     for k in range(num_sides):
         angle = 2 * math.pi * k / num_sides - math.pi / 2
@@ -191,7 +191,7 @@ def _two_largest_distances(num_sides: int, x_HW: Field, y_HW: Field) -> tuple[Fi
 
 
 def _picture(class_name: str, number: int, seed: int, side_px: int) -> tuple[Image.Image, np.random.Generator]:
-    """The picture, and its generator for what is still to be drawn about the file."""
+    """Return the picture, and its random generator for further choices about the file."""
     rng = np.random.default_rng([seed, list(CLASSES).index(class_name), number])
     width_px = side_px * rng.uniform(0.98, 1.18)
     width, height = int(width_px), int(width_px * rng.uniform(0.9, 1.1))
@@ -207,7 +207,7 @@ def _picture(class_name: str, number: int, seed: int, side_px: int) -> tuple[Ima
 
 
 def _figure(kind: _Class, width: int, height: int, rng: np.random.Generator) -> Image.Image:
-    """White where the figure is, black elsewhere; drawn at twice the size for smooth edges."""
+    """Return the figure in white on black. It is drawn at twice the size, so that its edges become smooth."""
     columns, rows = width * 2, height * 2
     bend_px = np.float32(min(columns, rows) / 30)
     x_HW = np.arange(columns, dtype=np.float32)[None, :] + bend_px * _smooth((columns, rows), rng)[..., 0]
@@ -224,19 +224,19 @@ def _figure(kind: _Class, width: int, height: int, rng: np.random.Generator) -> 
 def _clouded(
     size: tuple[int, int], rng: np.random.Generator, *, saturation: tuple[float, float], value: tuple[float, float]
 ) -> Field:
-    """A colour of any hue that changes softly over the picture. Shape (height, width, 3), in levels of 255."""
+    """Return a random colour that changes slowly over the picture. Shape (height, width, 3), in levels of 255."""
     rgb = colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(*saturation), rng.uniform(*value))
     return np.asarray(rgb, np.float32) * 255 + rng.uniform(-14, 14, 3).astype(np.float32) * _smooth(size, rng)
 
 
 def _smooth(size: tuple[int, int], rng: np.random.Generator) -> Field:
-    """From about -1 to 1, changing slowly, as light does over a wall. Shape (height, width, 1)."""
+    """Return values from about -1 to 1 that change slowly, like light on a wall. Shape (height, width, 1)."""
     coarse = Image.fromarray(rng.uniform(-1, 1, (3, 3)).astype(np.float32))
     return np.asarray(coarse.resize(size, Image.Resampling.BICUBIC), np.float32)[..., None]
 
 
 def _lying(picture: Image.Image) -> bytes:
-    """A JPEG that is stored turned to the left and asks to be turned back (orientation 6)."""
+    """Return a JPEG that is stored turned to the left, with the EXIF orientation (6) that turns it back."""
     exif = Image.Exif()
     exif[Base.Orientation] = 6
     return _encoded(picture.transpose(Image.Transpose.ROTATE_90), exif=exif.tobytes())

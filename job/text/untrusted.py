@@ -1,7 +1,7 @@
-"""Text that comes from data, made harmless where people look at it: on terminals and in spreadsheets.
+"""Text from data, made safe to show on terminals and in spreadsheets.
 
-Names of files, folders and classes, cells of tables and texts of libraries that quote them may hold anything. They are kept
-as they are; only what is shown is changed.
+Names of files, folders and classes, cells of tables, and library messages that quote them may contain anything. The data
+is kept as it is; only the text that is shown is changed.
 """
 
 import csv
@@ -9,19 +9,19 @@ import io
 import re
 from collections.abc import Iterable
 
-# Control characters, marks that turn the direction of writing, invisible characters, line separators, half surrogates.
+# Control characters, marks that change the writing direction, invisible characters, line separators, lone surrogates.
 _UNSEEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200c\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"
 )
-# Spreadsheets run cells that begin like this. The apostrophe is what they take for "this is text".
+# Spreadsheets run cells that begin like this as formulas. A leading apostrophe tells them that the cell is text.
 _FORMULA = re.compile("'*[=+\\-@\t\r\n\uff0b\uff0d\uff1d\uff20]")
 
 
 def escaped(text: str) -> str:
-    r"""Write out what a terminal would obey or not show: a line break becomes `\n`, Escape `\x1b`. The result is one line.
+    r"""Escape characters that a terminal would obey or not show: a line break becomes `\n`. The result is one line.
 
-    To escape twice is to escape once, so every place that shows text may do it.
+    Escaping twice gives the same text as escaping once, so every place that shows text may do it.
     """
     return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
@@ -32,7 +32,7 @@ def guarded(cell: str) -> str:
 
 
 def csv_of(rows: Iterable[Iterable[object]]) -> bytes:
-    """A table as CSV in UTF-8 with every text guarded. One with line breaks is quoted, so it begins no row of its own."""
+    """Return a table as CSV in UTF-8, with every text guarded. Text with line breaks is quoted, so it starts no new row."""
     table = io.StringIO(newline="")
     for row in rows:
         line = io.StringIO(newline="")
@@ -42,5 +42,5 @@ def csv_of(rows: Iterable[Iterable[object]]) -> bytes:
 
 
 def unguarded(cell: str) -> str:
-    """Undo `guarded`: every text comes back as it was."""
+    """Undo `guarded`: return the original text."""
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell

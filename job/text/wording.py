@@ -1,4 +1,4 @@
-"""How settings and mistakes in them are said in words."""
+"""Messages about settings: the values that are allowed, and the mistakes in the values that were given."""
 
 import difflib
 import reprlib
@@ -8,19 +8,22 @@ from typing import Annotated, Literal, get_args
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-_shown = reprlib.Repr()  # A value may be nested, or long, without end.
+_shown = reprlib.Repr()  # A wrong value may be very long or deeply nested.
 _shown.maxstring = _shown.maxother = _shown.maxlong = 200
 
 
 def allowed(field: FieldInfo) -> str:
-    """The values that a setting takes, in words."""
+    """Return the values that a setting accepts, in words."""
     return _in_words(field.annotation, list(field.metadata))
 
 
 def explain(
     error: ValidationError, known: Mapping[str, FieldInfo], sections: Iterable[str], refused: Mapping[str, str]
 ) -> list[str]:
-    """A line for each mistake, with the dotted name of its setting. `known` are all settings, `refused` reasons by name."""
+    """Return a line for each mistake, with the dotted name of its setting.
+
+    `known` has all settings by name; `refused` has the reasons for settings that must not be given here.
+    """
     lines: dict[str, str] = {}
     for detail in error.errors():
         dotted = _setting(detail["loc"], known)
@@ -35,12 +38,12 @@ def explain(
                 dotted, f"{dotted}: got {_shown.repr(detail['input'])}; allowed: {allowed(known[dotted])}{said}"
             )
         else:
-            lines[dotted] = f"{dotted}: got {_shown.repr(detail['input'])}; this is a section, with keys of its own"
+            lines[dotted] = f"{dotted}: got {_shown.repr(detail['input'])}; this is a section: set its keys instead"
     return list(lines.values())
 
 
 def _setting(location: tuple[int | str, ...], known: Mapping[str, FieldInfo]) -> str:
-    """The dotted name of the setting that pydantic's location lies in."""
+    """Return the dotted name of the setting that contains pydantic's location."""
     parts = [str(part) for part in location]
     for end in range(len(parts), 0, -1):
         if ".".join(parts[:end]) in known:

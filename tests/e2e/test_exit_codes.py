@@ -197,8 +197,8 @@ LONG_NUMBER = "9" * 5000  # Python makes no number of text as long as this.
 TF_CONFIG_OF_LONG_PORT = {"TF_CONFIG": json.dumps({"cluster": {"worker": [f"a:{LONG_NUMBER}"]}})}
 STEP = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_ID": "5", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
 STEP |= {"SLURM_STEP_NODELIST": "n1,n2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}
-EMPTY = "the path is empty. Is a variable of your script unset"
-NO_HOME = "no home folder that ~nobody-of-this-name could stand for"
+EMPTY = "the path is empty. Perhaps a variable of your script is not set"
+NO_HOME = "~nobody-of-this-name stands for a home folder, and there is none"
 MISTAKES = [
     ("--data empty", "explore --data '' --out none", {}, f"--data: {EMPTY}"),
     ("--out empty", "explore --data photos --out ''", {}, f"--out: {EMPTY}"),
@@ -226,7 +226,7 @@ MISTAKES = [
         "predict --out where nothing can be made",
         "predict --model models/graphless --data photos --out /proc/x.csv",
         {},
-        "lets nobody make files",
+        "does not allow new files",
     ),
     ("a long --image-size", f"rank --data photos --out none --backbones vgg16 --image-size {LONG_NUMBER}", {}, "no number"),
     (
@@ -280,7 +280,7 @@ MISTAKES = [
     ("--set nested 5,000 deep", f"explore --data photos --out none --set seed={'[' * 5000}", {}, "seed"),
     ("a pipe as --config", "explore --data photos --out none --config pipe.toml", {}, "not a regular file"),
     ("a name that is too long", f"explore --data photos --out {'x' * 300}", {}, "name is too long"),
-    ("--out where nothing can be made", "explore --data photos --out /proc/nowhere", {}, "lets nobody make files"),
+    ("--out where nothing can be made", "explore --data photos --out /proc/nowhere", {}, "does not allow new files"),
     ("--out below a file", "explore --data photos --out open.csv/out", {}, "is a file and not a folder"),
     ("SLURM_STEP_NUM_TASKS alone", "run --data photos --out none", {"SLURM_STEP_NUM_TASKS": "2"}, "SLURM_JOB_ID is not"),
     (
