@@ -1,4 +1,4 @@
-"""How good a classifier is, with intervals. N examples, C classes; probabilities are float arrays (N, C)."""
+"""Metrics of a classifier, with confidence intervals. N examples, C classes; probabilities are float arrays (N, C)."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ import numpy as np
 
 from job.runtime.telemetry import spent_once
 
-# scikit-learn and scipy.stats take half a second to import, which asking a finished run must not wait for.
+# scikit-learn and scipy.stats take half a second to import, so functions import them only when they compute something.
 
 _RESAMPLES_AT_ONCE = 100
 
 
 class Scores(TypedDict):
-    """How good a classifier is on some examples: the `M` of metrics.json."""
+    """Scores of a classifier on some examples: the `M` of metrics.json."""
 
     num_examples: int
     accuracy: float
@@ -28,7 +28,7 @@ class Scores(TypedDict):
 
 
 def summary(labels_N: np.ndarray, probabilities_NC: np.ndarray, ece_bins: int) -> Scores:
-    """Return the scores of a classifier. Means over classes are over those that have examples."""
+    """Return the scores of a classifier. Means over classes leave out classes without examples."""
     with spent_once("imports"):
         from sklearn.metrics import f1_score, log_loss, recall_score
 
@@ -62,7 +62,7 @@ def wilson(successes: int, trials: int, confidence: float = 0.95) -> list[float]
 
 
 def expected_calibration_error(labels_N: np.ndarray, probabilities_NC: np.ndarray, bins: int) -> float:
-    """Mean distance of confidence and accuracy over equally wide bins of confidence (Guo et al., 2017)."""
+    """Return the mean difference between confidence and accuracy over equally wide confidence bins (Guo et al., 2017)."""
     confidence = probabilities_NC.max(1)
     correct = probabilities_NC.argmax(1) == labels_N
     bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
@@ -71,7 +71,7 @@ def expected_calibration_error(labels_N: np.ndarray, probabilities_NC: np.ndarra
 
 
 def confusion(labels_N: np.ndarray, predicted_N: np.ndarray, num_classes: int) -> np.ndarray:
-    """Counts (C, C), rows given labels, columns predicted ones."""
+    """Return the confusion matrix: counts (C, C), rows are given labels, columns are predicted labels."""
     from sklearn.metrics import confusion_matrix
 
     return np.asarray(confusion_matrix(labels_N, predicted_N, labels=range(num_classes)))
@@ -87,7 +87,7 @@ def per_class(
 ) -> list[dict[str, object]]:
     """Return precision and recall of each class with Wilson's intervals, and F1 with a bootstrap interval.
 
-    The bootstrap resamples duplicate groups.
+    The bootstrap resamples whole duplicate groups.
     """
     matrix = confusion(labels_N, predicted_N, len(class_names))
     given, predicted, hits = matrix.sum(1), matrix.sum(0), matrix.diagonal()
@@ -111,9 +111,10 @@ def per_class(
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two classifiers on the same examples: `difference` is the second one's accuracy minus the first one's.
+    """Comparison of two classifiers on the same examples.
 
-    `lower_bound` is one-sided at 95%. `p_value` is McNemar's, exact (two-sided binomial test on the disagreements).
+    `difference` is the second one's accuracy minus the first one's. `lower_bound` is its one-sided 95% bound. `p_value` is
+    from McNemar's exact test (a two-sided binomial test on the disagreements).
     """
 
     num_examples: int
@@ -128,7 +129,7 @@ class Comparison:
 def compare(
     labels_N: np.ndarray, first_N: np.ndarray, second_N: np.ndarray, groups_N: np.ndarray, resamples: int, seed: int
 ) -> Comparison:
-    """Paired comparison of two predictions; the bootstrap resamples duplicate groups."""
+    """Compare two classifiers by their predictions for the same examples. The bootstrap resamples whole duplicate groups."""
     from scipy.stats import binomtest
 
     gain = (second_N == labels_N).astype(np.float64) - (first_N == labels_N)
@@ -150,7 +151,7 @@ def bootstrap(
     seed: int,
     percentiles: tuple[float, ...] = (2.5, 97.5),
 ) -> np.ndarray:
-    """Percentiles of a statistic of K summed counts, when whole groups are drawn again. Shape (percentiles, C)."""
+    """Return bootstrap percentiles of a statistic of K summed counts. Whole groups are resampled. Shape (percentiles, C)."""
     _, group = np.unique(groups_N, return_inverse=True)
     sums_GKC = np.zeros((group.max() + 1, *counts_NKC.shape[1:]))
     np.add.at(sums_GKC, group, counts_NKC)
@@ -160,7 +161,7 @@ def bootstrap(
 
 
 def _draws(num_groups: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each group is drawn, some resamples at a time."""
+    """Yield how often each group is drawn, for some resamples at a time."""
     generator = np.random.default_rng(seed)
     for start in range(0, resamples, _RESAMPLES_AT_ONCE):
         count = min(_RESAMPLES_AT_ONCE, resamples - start)

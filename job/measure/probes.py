@@ -1,6 +1,6 @@
-"""What heads on stored features tell about the data: out-of-fold probabilities, and what more photos would bring.
+"""Probes of the data with heads on stored features: out-of-fold probabilities and the learning curve.
 
-N examples, K components of their features, C classes. Nothing here chooses anything for the model that ships.
+N examples, K components of their features, C classes. Nothing here influences the choice of the shipped model.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from job.model.heads import Head, LogisticRegression, smoothed_one_hot
 # Inverse regularisation strengths for components of unit variance, strongest first.
 _STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3)
 _MAX_ITERATIONS = 300
-_TOLERANCE = 5e-4  # Of the scaled gradient: enough to rank photos and strengths by.
+_TOLERANCE = 5e-4  # Limit of the scaled gradient. It is small enough to rank photos and strengths.
 
 
 def out_of_fold(
@@ -27,9 +27,9 @@ def out_of_fold(
     seed: int,
     between: Callable[[], None],
 ) -> np.ndarray:
-    """Probabilities (N, C) of each example by a head that saw neither it nor a copy of it.
+    """Return the class probabilities (N, C) of each example from a head that was trained without it and its copies.
 
-    The strength is the one with the lowest log-loss over all folds. `between` is called between fits and may raise.
+    Strengths are tried in order until the log loss over all folds rises. `between` is called between fits and may raise.
     """
     fold_N = folds_of_groups(groups_N, labels_N, num_folds, seed)
     folds = [(fold_N != fold, fold_N == fold) for fold in np.unique(fold_N)]
@@ -48,7 +48,7 @@ def out_of_fold(
 
 
 class CurvePoint(TypedDict):
-    """Accuracy on the validation photos of heads trained on `num_examples` training photos, over some draws of them."""
+    """Validation accuracies of heads trained on `num_examples` training photos, one for each draw of these photos."""
 
     fraction: float
     num_examples: int
@@ -63,8 +63,11 @@ def learning_curve(
     seed: int,
     between: Callable[[], None],
 ) -> list[CurvePoint]:
-    """`train` is components, labels and groups, `val` components and labels, `fractions` pairs of a share of the training
-    photos and how often to draw it. Groups are drawn whole, class by class; draws of one number are nested.
+    """Measure the validation accuracy of heads that are trained on parts of the training photos.
+
+    `train` is (components, labels, groups), `val` is (components, labels). `fractions` has pairs: a share of the training
+    photos, and how often to draw it. Photos are drawn for each class, copies next to each other. Draw k of a smaller share
+    is a part of draw k of a larger share.
     """
     components_NK, labels_N, groups_N = train
     points = []
@@ -88,7 +91,7 @@ def learning_curve(
 
 
 class _Probe:
-    """Heads on one set of examples for growing strengths, each started from the one before it."""
+    """Heads on one set of examples, for growing strengths. Each fit starts from the one before it."""
 
     def __init__(self, components_NK: np.ndarray, labels_N: np.ndarray, num_classes: int) -> None:
         ones = np.ones(len(labels_N), np.float32)

@@ -1,8 +1,8 @@
-"""Whether the label can be told without looking at what a photo shows: from its size, its format, its light.
+"""Shortcuts: how well the size, the format or the light of a photo predict its class, whatever the photo shows.
 
-A model takes the easiest way. Where one class was collected as PNG, or with another camera, it learns that, is right on
-held-out photos from the same collection, and wrong everywhere else (Geirhos et al., "Shortcut Learning in Deep Neural
-Networks", 2020).
+A model learns what is easiest. If one class was collected as PNG files, or with another camera, it may learn that. Then it
+is right on held-out photos from the same collection, and wrong everywhere else (Geirhos et al., "Shortcut Learning in Deep
+Neural Networks", 2020).
 """
 
 from typing import TypedDict
@@ -14,18 +14,18 @@ from job.data.examples import Examples
 from job.measure.metrics import confusion, wilson
 from job.runtime.telemetry import spent_once
 
-# What a small tree is given to tell the class by. Facts of the file have nothing to do with what the photo shows; its light
-# often has, and is reported without a warning of its own.
+# Inputs of a small decision tree. Facts about the file have nothing to do with what the photo shows. Its light often has, so
+# it is reported without a warning.
 FILE_FACTS = ("size", "shape", "format", "EXIF data")
 LIGHT_FACTS = ("brightness", "contrast")
-# The warning: at 95% that much better than always naming the largest class.
+# Warn if the lower end of the 95% interval is more than this above the accuracy of always guessing the largest class.
 _CLEARLY = 0.05
 _NUM_FOLDS = 5
 _MAX_PHOTOS = 20_000
 
 
 class Telling(TypedDict):
-    """How well something tells the class, and which class is told best by it, with its recall."""
+    """Predictability of the class from some facts, and the class that is easiest to predict (highest F1) with its recall."""
 
     accuracy: float
     accuracy_ci95: list[float]
@@ -35,14 +35,14 @@ class Telling(TypedDict):
 
 
 class Fact(Telling):
-    """How well one fact tells the class. `kind` is file or light."""
+    """Predictability of the class from one fact. `kind` is "file" or "light"."""
 
     fact: str
     kind: str
 
 
 class Shortcuts(TypedDict):
-    """How well each fact, and all facts of the file together, tell the class. `largest_class` is the share of it."""
+    """Predictability of the class from each fact, and from all file facts. `largest_class` is the largest class' share."""
 
     num_examples: int
     largest_class: float
@@ -51,7 +51,7 @@ class Shortcuts(TypedDict):
 
 
 def shortcuts(examples: Examples, seed: int) -> Shortcuts:
-    """Return how well facts beside what a photo shows tell its class; cross-validated, copies never torn apart."""
+    """Measure how well the file and the light of a photo predict its class. Cross-validated; copies stay in one fold."""
     indices = examples.of()
     indices = indices[np.argsort(examples.keys[indices], kind="stable")][:_MAX_PHOTOS]
     labels = examples.labels[indices]
@@ -94,14 +94,14 @@ def _columns(examples: Examples, indices: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _predicted(columns_NF: np.ndarray, labels_N: np.ndarray, fold_N: np.ndarray) -> np.ndarray:
-    """Out-of-fold predictions of a small decision tree."""
+    """Return out-of-fold predictions of a small decision tree."""
     with spent_once("imports"):
         from sklearn.tree import DecisionTreeClassifier
 
     predicted = np.zeros_like(labels_N)
     for fold in np.unique(fold_N):
         seen, unseen = fold_N != fold, fold_N == fold
-        if not seen.any():  # All photos are copies of one.
+        if not seen.any():  # All photos are copies of each other.
             continue
         tree = DecisionTreeClassifier(max_depth=5, min_samples_leaf=max(3, int(seen.sum()) // 200), random_state=0)
         predicted[unseen] = tree.fit(columns_NF[seen], labels_N[seen]).predict(columns_NF[unseen])

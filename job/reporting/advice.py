@@ -1,7 +1,7 @@
-"""What to do about the data first: everything that was found, as sentences in the order of the harm to be expected.
+"""Advice about the data: a finding and an action for each problem, the most harmful first.
 
-The harm is an estimate of the share of photos, or of points of accuracy, that a finding costs or makes up. docs/data.md
-has the table. It orders the list and is never shown as a number.
+The harm of a finding is an estimate: the share of photos that it concerns, or the accuracy that it costs. docs/data.md has
+the table. It only orders the list and is never shown as a number.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from job.reporting.summaries import Audited, Explored
 if TYPE_CHECKING:
     from job.measure.shortcuts import Fact
 
-# Share of the labels that the probing head must agree with, before its disagreement says something about labels.
+# The probing head must agree with this share of the labels. Below, its disagreements say nothing about wrong labels.
 MIN_AGREEMENT = 0.7
-_THIN = 20  # Held-out photos of a class below which its figures are rough.
+_THIN = 20  # With fewer held-out photos of a class, its metrics are rough.
 _NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True)
 class Advice:
-    """`finding` and `action` are whole sentences; `section` is the id of the section of the page that shows more."""
+    """One piece of advice. `finding` and `action` are sentences; `section` is the id of the page section with details."""
 
     harm: float
     finding: str
@@ -32,7 +32,7 @@ class Advice:
 
 
 def advice(explore: Explored, audit: Audited | None) -> list[Advice]:
-    """Most harmful first. `audit` is None where features were not looked at."""
+    """Return all advice, most harmful first. `audit` is None if the audit has not run."""
     found = [*_about_files(explore), *_about_splits(explore), *_about_classes(explore), *_about_shortcuts(explore)]
     if audit:
         found += [*_about_labels(audit), *_about_late_copies(audit), *_about_more_photos(audit)]
@@ -46,8 +46,8 @@ def _about_files(explore: Explored) -> Iterator[Advice]:
     if conflicts:
         yield Advice(
             conflicts / num_photos,
-            f"{_count(conflicts, 'photo is', 'photos are')} there under more than one class.",
-            "Decide which class is right and delete the other copies; until then they are left out.",
+            f"{_count(conflicts, 'photo is', 'photos are')} in more than one class.",
+            "Decide which class is right and delete the other copies. Until then all of them are left out.",
             "duplicates",
         )
     faulty = explore["statuses"].get("quarantined", 0) - copies["num_label_conflicts"]
@@ -55,7 +55,7 @@ def _about_files(explore: Explored) -> Iterator[Advice]:
         yield Advice(
             0.5 * faulty / num_photos,
             f"{_count(faulty, 'file', 'files')} cannot be used.",
-            "Fetch or repair what is damaged, and take away what is no photo.",
+            "Replace or repair damaged files, and remove files that are not photos.",
             "faults",
         )
     unsure = explore["suspicious"]["num_photos"]
@@ -63,7 +63,7 @@ def _about_files(explore: Explored) -> Iterator[Advice]:
         yield Advice(
             0.1 * unsure / num_photos,
             f"{_count(unsure, 'photo is', 'photos are')} almost black, almost white or one flat colour.",
-            "Look at them, and take away those that show nothing.",
+            "Look at them, and remove those that show nothing.",
             "suspicious",
         )
 
@@ -73,9 +73,9 @@ def _about_splits(explore: Explored) -> Iterator[Advice]:
     if crossing:
         yield Advice(
             crossing / max(1, explore["splits"]["test"]),
-            f"{_count(crossing, 'picture lies', 'pictures lie')} in more than one of your splits.",
-            "Keep one copy of each. Here only the held-out copy counts, but accuracies measured on these splits elsewhere "
-            "are too high.",
+            f"{_count(crossing, 'picture is', 'pictures are')} in more than one of your splits.",
+            "Keep one copy of each. This job uses only the held-out copy, but any other accuracy that was measured on these "
+            "splits is too high.",
             "duplicates",
         )
 
@@ -87,8 +87,8 @@ def _about_classes(explore: Explored) -> Iterator[Advice]:
     if unmeasured:
         yield Advice(
             sum(totals[name] for name in unmeasured) / num_photos,
-            f"No photo is held out for {_listed(unmeasured)}.",
-            "Add some to the held-out split: nothing is known about how well "
+            f"The held-out split has no photo of {_listed(unmeasured)}.",
+            "Add some. Without them, nobody knows how well "
             f"{'this class is' if len(unmeasured) == 1 else 'these classes are'} recognised.",
             "data",
         )
@@ -97,8 +97,8 @@ def _about_classes(explore: Explored) -> Iterator[Advice]:
         width = max(c["recall_interval_width"] for c in thin)
         yield Advice(
             0.1 * width * len(thin) / len(totals),
-            f"Fewer than {_THIN} photos are held out for {_listed([c['class'] for c in thin])}.",
-            f"Add photos: as it is, recall is only known to within {50 * width:.0f} points either way.",
+            f"The held-out split has fewer than {_THIN} photos of {_listed([c['class'] for c in thin])}.",
+            f"Add photos. With so few, recall is only known to ±{50 * width:.0f} percentage points.",
             "data",
         )
     imbalance = max(totals.values()) / max(1, min(totals.values()))
@@ -107,8 +107,8 @@ def _about_classes(explore: Explored) -> Iterator[Advice]:
         yield Advice(
             0.02 * (1 - 1 / imbalance),
             f"The largest class has {imbalance:.0f} times as many photos as the smallest, {_quoted(smallest)}.",
-            "Add photos of small classes, or set head.class_weight and fine_tune.class_weight to balanced, and judge by "
-            "balanced accuracy.",
+            "Add photos of small classes, or use class weights: --set head.class_weight=balanced --set "
+            "fine_tune.class_weight=balanced. Compare models by balanced accuracy.",
             "data",
         )
 
@@ -121,11 +121,11 @@ def _about_shortcuts(explore: Explored) -> Iterator[Advice]:
         best = telling[0] if telling else all_facts
         yield Advice(
             best["accuracy"] - found["largest_class"],
-            f"The class can be told from the file alone: its {best['fact']} gives {100 * best['accuracy']:.0f}% of the "
-            f"labels ({100 * found['largest_class']:.0f}% by always naming the largest class), "
-            f"{_quoted(best['best_class'])} best of all.",
-            "Find out how the classes were collected, and bring all photos to one size and format. A model may learn this "
-            "instead of what the photos show, and no figure on this page would tell.",
+            f"The class can be guessed from the file alone: its {best['fact']} gives the right class for "
+            f"{100 * best['accuracy']:.0f}% of the photos (always guessing the largest class: "
+            f"{100 * found['largest_class']:.0f}%). The easiest class is {_quoted(best['best_class'])}.",
+            "Find out how the classes were collected, and convert all photos to one size and format. Otherwise a model may "
+            "learn this instead of what the photos show, and no number on this page would reveal it.",
             "shortcuts",
         )
 
@@ -136,9 +136,9 @@ def _about_labels(audit: Audited) -> Iterator[Advice]:
         share = issues["num_likely"] / issues["num_examples"]
         yield Advice(
             0.5 * share,
-            f"{_count(issues['num_likely'], 'label is', 'labels are')} worth a look ({100 * share:.1f}%): a head that had "
-            "not seen the photo is sure of another class.",
-            "Go through label_issues.csv from the top and correct those that are wrong.",
+            f"{_count(issues['num_likely'], 'label', 'labels')} may be wrong ({100 * share:.1f}%): a head that was not "
+            "trained on the photo is confident of another class.",
+            "Go through label_issues.csv from the top and correct the wrong labels.",
             "labels",
         )
 
@@ -148,10 +148,10 @@ def _about_late_copies(audit: Audited) -> Iterator[Advice]:
     if late["num_crossing_splits"]:
         yield Advice(
             late["num_crossing_splits"] / max(1, audit["splits"]["test"]),
-            f"{_count(late['num_crossing_splits'], 'scene lies', 'scenes lie')} in more than one split, as crops, edited "
-            "copies or shots of one series.",
-            f"Keep what was taken together in one split. {_count(late['num_excluded'], 'photo was', 'photos were')} left "
-            "out here.",
+            f"{_count(late['num_crossing_splits'], 'scene is', 'scenes are')} in more than one split, as crops, edited "
+            "copies or photos of one series.",
+            "Put photos that were taken together into one split. Because of this, "
+            f"{_count(late['num_excluded'], 'photo was', 'photos were')} left out.",
             "duplicates",
         )
 
@@ -162,7 +162,8 @@ def _about_more_photos(audit: Audited) -> Iterator[Advice]:
     if gain > 0.01:
         yield Advice(
             0.5 * gain,
-            f"More photos would help: the last doubling of the training photos brought {100 * gain:.1f} points.",
+            f"More photos would help: the last doubling of the training photos added {100 * gain:.1f} percentage points of "
+            "accuracy.",
             "Collect more, first of the classes that are confused with each other.",
             "more-photos",
         )

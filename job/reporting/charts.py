@@ -1,4 +1,4 @@
-"""The charts of the page, as pictures that stand in the page itself."""
+"""The charts of the report page, as pictures inside the page."""
 
 import base64
 import tempfile
@@ -55,7 +55,7 @@ def _head_chart(head: HeadPath) -> "Figure":
         ax.plot(strengths, values, marker="o", markersize=4, color=colour)
         chosen = [(c, v) for c, v in zip(strengths, values, strict=True) if c == head["c"]]
         ax.plot(*zip(*chosen, strict=True), marker="o", markersize=11, fillstyle="none", color=colour, linestyle="none")
-        ax.set(xscale="log", xlabel="C (further right: freer to fit the training photos)")
+        ax.set(xscale="log", xlabel="C (larger: weaker regularisation)")
     axes[0].set(title="Log loss on validation photos")
     axes[1].set(title="Accuracy on validation photos")
     return figure
@@ -75,7 +75,7 @@ def _tuning_chart(history: Sequence[Mapping[str, float]]) -> "Figure":
 
 
 def _times_chart(records: times.Records) -> "Figure":
-    """A bar for each stage, the first one on top, with the parts of the whole in their order."""
+    """Draw a bar for each stage, the first one on top, divided into `times.PARTS`."""
     figure, (ax,) = figures.new_figure(9.0, 1.1 + 0.3 * len(records))
     spent = [times.parts(stage, record) for stage, record in records.items()]
     end = [0.0] * len(spent)
@@ -104,7 +104,7 @@ def _drawn(figure: "Figure") -> str:
 
 
 def data_uri(path: Path) -> str:
-    """Return a picture as a data: URI, empty where it is gone."""
+    """Return a picture as a data: URI, or an empty text if there is no such file."""
     try:
         return f"data:{_MEDIA_TYPES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Charts as SVG that read well on light and dark pages, and contact sheets of photos."""
+"""SVG charts that are readable on light and dark pages, and contact sheets of photos."""
 
 import io
 import re
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Colours that stand out on white and on near-black alike; ink and grid are swapped by the page's colour scheme.
+# These colours are readable on white and on near-black. Ink and grid change with the colour scheme of the page.
 SERIES = ("#3b7dd8", "#d9822b", "#2a9d73", "#c8507a", "#8a6fd1", "#7d8590")
 _INK, _GRID = "#24292f", "#d0d7de"
 _DARK_INK, _DARK_GRID = "#e6edf3", "#3d444d"
 
 
 def new_figure(width_in: float, height_in: float, columns: int = 1) -> tuple["Figure", list["Axes"]]:
-    """A figure with `columns` axes side by side, in the report's style."""
+    """Make a figure with `columns` axes side by side, in the style of the report."""
     with spent_once("imports"):
         import matplotlib
         from matplotlib.figure import Figure
@@ -53,7 +53,7 @@ def new_figure(width_in: float, height_in: float, columns: int = 1) -> tuple["Fi
 
 
 def save_svg(figure: "Figure", path: Path) -> None:
-    """Write the figure with a transparent background; the same figure always gives the same bytes."""
+    """Write the figure as SVG with a transparent background. The same figure always gives the same bytes."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
@@ -67,7 +67,7 @@ def save_svg(figure: "Figure", path: Path) -> None:
 
 
 def contact_sheet(photos: np.ndarray, columns: int, side_px: int, gap_px: int = 4) -> Image.Image:
-    """Square photos (uint8, NHWC) in rows of `columns`, `side_px` wide each, on a middle gray."""
+    """Arrange square photos (uint8, NHWC) in rows of `columns`, each `side_px` wide, on a gray background."""
     rows = -(-len(photos) // columns)
     step = side_px + gap_px
     sheet = Image.new("RGB", (min(columns, len(photos)) * step - gap_px, rows * step - gap_px), (128, 128, 128))

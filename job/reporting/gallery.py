@@ -1,4 +1,4 @@
-"""Thumbnails of stored photos that outlive the cache, for the report."""
+"""Thumbnails of stored photos for the report. They remain when the cache is deleted."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +19,10 @@ _PHOTOS_IN_STRIP = 8
 
 
 class Gallery:
-    """Pictures in one folder of the output directory, which appears when all are drawn. Gives their names relative to it."""
+    """Pictures in one folder of the output directory. The folder appears when all of them are drawn.
+
+    Methods that draw a picture return its name relative to the output directory.
+    """
 
     def __init__(self, built: Path, folder: str, images: ArrayStore) -> None:
         self._built, self._folder, self._images = built, folder, images
@@ -27,18 +30,18 @@ class Gallery:
     @classmethod
     @contextmanager
     def drawing(cls, workdir: Workdir, folder: str, images: ArrayStore) -> Iterator[Self]:
-        """Give a gallery to fill. At the good end of the block it takes the place of the one before it."""
+        """Yield a gallery to fill. If the block ends without an error, it replaces the previous gallery."""
         with workdir.writing_folder(folder) as built:
             yield cls(built, folder, images)
 
     def add(self, name: str, draw: Callable[[Path], None]) -> str:
-        """Keep what `draw` writes to the path that it is given."""
+        """Add the picture that `draw` writes to the path that it is given."""
         with storage_errors(self._built / name):
             draw(self._built / name)
         return f"{self._folder}/{name}"
 
     def photo(self, row: int, name: str) -> str:
-        """One photo, given by its row in the image store."""
+        """Add one photo, given by its row in the image store."""
         return self.sheet([row], name, columns=1)
 
     def sheet(self, rows: Sequence[int] | np.ndarray, name: str, columns: int) -> str:
@@ -46,7 +49,7 @@ class Gallery:
         return self.add(f"{name}.jpg", lambda path: drawn.save(path, "JPEG", quality=85))
 
     def copies(self, examples: Examples, indices: Sequence[int], name: str) -> Copies:
-        """Describe a group of copies, and draw a strip of the first of them."""
+        """Describe a group of copies, and draw the first of them side by side."""
         columns = ("path", "label", "given_split", "split", "status", "reason")
         return {
             "photos": [{column: examples[column][i] for column in columns} for i in indices],
@@ -57,6 +60,6 @@ class Gallery:
 
 
 def crossings(examples: Examples, indices: Sequence[int]) -> Crossings:
-    """Return whether a group of copies lies in more than one split, and under more than one label."""
+    """Return whether a group of copies has photos in more than one split, and under more than one label."""
     crosses_splits, crosses_labels = (len({examples[c][i] for i in indices}) > 1 for c in ("split", "label"))
     return {"crosses_splits": crosses_splits, "crosses_labels": crosses_labels}

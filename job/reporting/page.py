@@ -1,7 +1,7 @@
-"""The report: one self-contained page about the run, drawn from what the stages left.
+"""The report: one self-contained HTML page about the run, made from the files that the stages left.
 
-The page has no script and asks for nothing from anywhere; its policy forbids both. Names of files and classes are hostile
-text: Jinja escapes them, and characters that cannot be seen, or that turn the text around them, are written out.
+The page has no script and loads nothing; its content security policy forbids both. Names of files and classes are
+untrusted text: Jinja escapes them, and invisible characters and those that change the writing direction are written out.
 """
 
 import base64
@@ -38,7 +38,7 @@ _ARTIFACTS = {
 }
 _HEAT_LEVELS = 20
 _LEAST_TOLD_S = 0.05
-# A page stays readable, and below some ten megabytes, whatever the data.
+# These limits keep the page readable, and below about ten megabytes, however large the data is.
 LIMITS = {
     "advice": 8,
     "pictured_classes": 100,
@@ -50,22 +50,22 @@ LIMITS = {
 
 
 def page(config: ReportConfig, *, run: Run, timings: times.Records, context: Context) -> bytes:
-    """Return the page. Needs explore's summary; says what there is to say about models where there are any.
+    """Return the page as HTML. It needs explore's summary; sections about models appear only if there are any.
 
-    `run` is the content of run.json, `timings` the records (as in `job.reporting.times`) of the stages that are up to date;
-    others are not shown.
+    `run` is the content of run.json. `timings` are the records (see `job.reporting.times`) of the stages that are up to
+    date; other stages are not shown.
 
     Raises:
-        StorageFailed: where explore's summary cannot be read.
+        StorageFailed: if explore's summary cannot be read.
     """
     workdir = context.workdir
-    # An export that has just failed has left numbers, and no record.
+    # If the export has just failed, it has left numbers but no record.
     failed = {"export"} if "evaluate" in timings and not workdir.exists("stages/export.json") else set()
     shown = {"explore", *timings, *failed}
     made = {name: workdir.read_json(path) if path.split("/")[1] in shown else None for name, path in _ARTIFACTS.items()}
     if made["explore"] is None:
         raise StorageFailed(f"{workdir.path(_ARTIFACTS['explore'])}: missing or damaged. Run the same command again.")
-    known = {name: record for name, record in timings.items() if name != "report"}  # It is not over yet.
+    known = {name: record for name, record in timings.items() if name != "report"}  # The report is still being made.
     with context.telemetry.spent("drawing"):
         drawn = charts(made["audit"], made["head"], made["tuning"], known)
     environment = _environment(workdir)
@@ -119,7 +119,7 @@ def _state(evaluation: Evaluated | None, parity: Mapping[str, object] | None) ->
 
 
 def _data(explore: Explored, audit: Audited | None) -> dict[str, object]:
-    """Return what the page says about the data in addition to explore's numbers. Later decisions count."""
+    """Return what the page needs about the data in addition to explore's numbers. Counts of the audit replace explore's."""
     widths = [c["recall_interval_width"] for c in explore["classes"]]
     counted = (audit or explore)["classes"]
     totals = [c["train"] + c["val"] + c["test"] for c in counted]
@@ -143,7 +143,7 @@ def _data(explore: Explored, audit: Audited | None) -> dict[str, object]:
 
 
 def _results(evaluation: Evaluated) -> dict[str, object]:
-    """The shipped model's numbers beside what it has to be held against, and its confusions."""
+    """Return the shipped model's scores, what to compare them with, and its confusions."""
     shipped = evaluation["shipped"]
     scores = of_shipped(evaluation)
     test, leak_free = scores["test"], scores["test_leak_free"]
@@ -166,12 +166,12 @@ def _results(evaluation: Evaluated) -> dict[str, object]:
 
 
 def _heat(count: int, total: int) -> int:
-    """A shade from 0 to 20, by the square root of the share, so that rare confusions can be seen."""
+    """Return a shade from 0 to 20. It grows with the square root of the share, so that rare confusions are visible."""
     return math.ceil(_HEAT_LEVELS * math.sqrt(count / total)) if count else 0
 
 
 def _settings(config: Mapping[str, object]) -> list[tuple[str, object, bool]]:
-    """Every setting with its dotted name, its value, and whether it differs from the default."""
+    """Return every setting: its dotted name, its value, and whether it differs from the default."""
     defaults = dict(_leaves(Config().model_dump(mode="json")))
     return [(name, value, name in defaults and defaults[name] != value) for name, value in _leaves(config)]
 
@@ -185,7 +185,7 @@ def _leaves(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[st
 
 
 def _times(records: times.Records) -> dict[str, object]:
-    """A row for each stage, and the shares of the whole."""
+    """Return a row for each stage, and the shares of the total time."""
     rows = [
         {
             "stage": stage,
@@ -201,7 +201,7 @@ def _times(records: times.Records) -> dict[str, object]:
 
 
 def _with_unseen_written_out(value: object) -> object:
-    """Escape invisible characters in a value for the page. Markup was made by a template and stays."""
+    """Escape invisible characters in a value for the page. Markup comes from a template and is not changed."""
     return escaped(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
@@ -210,7 +210,7 @@ def _name_of(uri: str) -> str:
 
 
 def _percent(share: float, digits: int = 1) -> str:
-    """Never says 100% or 0% of what is only close to it."""
+    """Format a share in percent. Shares that are only close to 0% or 100% get a < or >."""
     step = 10.0**-digits
     if 0 < share < step / 200:
         return f"<{step:.{digits}f}%"
@@ -236,5 +236,5 @@ def _when(iso_time: str) -> str:
 
 
 def _short(name: str) -> str:
-    """Where the full name stands elsewhere, or in the title."""
+    """Shorten a long name. Use it only if the full name is shown elsewhere on the page, or in the title."""
     return name if len(name) <= 40 else f"{name[:26]}\N{HORIZONTAL ELLIPSIS}{name[-12:]}"

@@ -1,4 +1,4 @@
-"""The content of the JSON files that stages leave, as the page and later stages read them."""
+"""Types of the JSON files that stages leave. The report page and later stages read these files."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from job.data.examples import ClassCounts
 
-if TYPE_CHECKING:  # These modules import much that only training needs.
+if TYPE_CHECKING:  # These modules import libraries that only training needs.
     from job.measure.metrics import Scores
     from job.measure.probes import CurvePoint
     from job.measure.shortcuts import Shortcuts
 
 
 class Run(TypedDict):
-    """The content of run.json: with what a run was made, and on what kind of machine."""
+    """The content of run.json: the inputs, settings, versions and machine of a run."""
 
     schema: int
     data: str
@@ -28,20 +28,20 @@ class Run(TypedDict):
 
 
 class ExploredClass(ClassCounts):
-    """The counts of a class, and how wide the 95% interval of its recall will be if that is 0.9."""
+    """The counts of a class, and the width of the 95% interval of its recall, if its recall is 0.9."""
 
     recall_interval_width: float
 
 
 class Crossings(TypedDict):
-    """Whether a group of copies lies in more than one split, and under more than one label."""
+    """Flags of a group of copies: it has photos in more than one split, or under more than one label."""
 
     crosses_splits: bool
     crosses_labels: bool
 
 
 class Copies(Crossings):
-    """A group of copies. `exact` where their bytes are the same; `strip` is a picture of the first ones."""
+    """A group of copies. `exact`: all have the same bytes. `strip`: a picture that shows the first of them."""
 
     photos: list[dict[str, str]]
     exact: bool
@@ -49,7 +49,7 @@ class Copies(Crossings):
 
 
 class Duplicates(TypedDict):
-    """Groups of copies, those that cross splits or labels first, and files with the same bytes and two labels."""
+    """Groups of copies, first those that cross splits or labels, and files with the same bytes under two labels."""
 
     num_groups: int
     num_photos: int
@@ -83,7 +83,7 @@ class Explored(TypedDict):
 
 
 class LateCopies(TypedDict):
-    """Groups of copies that only features have found, those that lost a photo first."""
+    """Groups of copies that were found only by their features, first those from which a photo was excluded."""
 
     num_groups: int
     num_excluded: int
@@ -133,7 +133,7 @@ class TriedStrength(TypedDict):
 
 
 class HeadPath(TypedDict):
-    """The content of head.json: the strength that validation chose, and one entry for each that was solved."""
+    """The content of head.json: the strength that validation chose, and an entry for each strength that was tried."""
 
     c: float
     path: list[TriedStrength]
@@ -149,7 +149,7 @@ class Tuning(TypedDict):
 
 
 class ModelScores(TypedDict):
-    """How good one of the two models is. `test_leak_free` leaves out photos with a copy in the given training split."""
+    """Scores of one of the two models. `test_leak_free` leaves out photos with a copy in the given training split."""
 
     val: Scores
     test: Scores
@@ -157,7 +157,7 @@ class ModelScores(TypedDict):
 
 
 class Gate(TypedDict):
-    """The quality gate: the accuracy that was asked for, and whether the shipped model has it."""
+    """The quality gate: the accuracy that was asked for, and whether the shipped model reaches it."""
 
     min_accuracy: float | None
     met: bool
@@ -188,7 +188,7 @@ class Evaluated(Details):
 
 
 def of_shipped(evaluated: Evaluated) -> ModelScores:
-    """Return the scores of the model that ships, which always has some."""
+    """Return the scores of the shipped model."""
     scores = evaluated[evaluated["shipped"]]
     assert scores is not None
     return scores

@@ -1,8 +1,8 @@
-"""Where the time of a run went, from the records of its stages (docs/times.md).
+"""The time of a run, by stage and by activity, from the records of its stages (docs/times.md).
 
-A record has `wall_s` and `cpu_s` of the stage, `spent_s` (wall seconds by what they went into), `count` (what the stage
-worked through) and `done` (examples that went through a compiled loop once it was traced, and how many an earlier run had
-`found` finished).
+A record has `wall_s` and `cpu_s` of the stage, `spent_s` (wall seconds by activity), `count` (how many photos, views or
+steps it has), and `done`: how many examples each compiled loop processed after it was traced, and under `found` how many
+were already finished.
 """
 
 import math
@@ -13,7 +13,7 @@ from job.pipeline.table import STAGES
 
 
 class Timing(TypedDict):
-    """The part of a record that is about the time of its stage."""
+    """The fields of a stage's record that are about time."""
 
     wall_s: float
     cpu_s: float
@@ -33,14 +33,14 @@ _PART_OF |= {"solving": "training"}
 
 
 def spent(stage: str, record: Timing) -> dict[str, float]:
-    """Wall seconds of a stage by what they went into, the largest first and the rest at the end."""
+    """Return the wall seconds of a stage by activity, the largest first and the unmeasured rest at the end."""
     known = {what: seconds for what, seconds in record.get("spent_s", {}).items() if seconds > 0}
     rest = max(0.0, record["wall_s"] - sum(known.values()))
     return {**dict(sorted(known.items(), key=lambda item: -item[1])), STAGES[stage].rest: rest}
 
 
 def parts(stage: str, record: Timing) -> dict[str, float]:
-    """Wall seconds of a stage by `PARTS`."""
+    """Return the wall seconds of a stage for each of `PARTS`."""
     found = dict.fromkeys(PARTS, 0.0)
     for what, seconds in spent(stage, record).items():
         found[_PART_OF.get(what, OTHER)] += seconds
@@ -48,7 +48,7 @@ def parts(stage: str, record: Timing) -> dict[str, float]:
 
 
 def shares(records: Records) -> dict[str, float]:
-    """Return the share of the total time that went into each of `PARTS`, rounded so that the shares sum to one."""
+    """Return the share of each of `PARTS` in the total time, rounded so that the shares sum to one."""
     of_stages = [parts(stage, record) for stage, record in records.items()]
     seconds = {part: sum(found[part] for found in of_stages) for part in PARTS}
     total = sum(seconds.values())
@@ -59,16 +59,16 @@ def shares(records: Records) -> dict[str, float]:
 
 
 def rate(stage: str, record: Timing) -> float | None:
-    """Return how much the stage works through in a second, in the unit of the table of stages.
+    """Return how much the stage processed per second, in its unit from the table of stages.
 
-    None where it counts nothing, or found everything there.
+    None if the stage has no unit, or if everything was already finished.
     """
     worked_through = (record.get("count") or 0) - record.get("done", {}).get("found", 0)
     return worked_through / max(record["wall_s"], 1e-9) if STAGES[stage].unit and worked_through > 0 else None
 
 
 def throughput(records: Records) -> dict[str, float]:
-    """`rate` of each stage, and of the loops in them from the second batch on, as NAME_UNIT_per_s."""
+    """Return the `rate` of each stage, and of its compiled loop from the second batch on, as NAME_UNIT_per_s."""
     rates = {}
     for stage, record in records.items():
         unit, loop = STAGES[stage].unit, STAGES[stage].loop

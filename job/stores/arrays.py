@@ -1,8 +1,9 @@
-"""One kind of store for photos, features and activations: N rows of one shape and dtype in shards of `.npy` files.
+"""Stores of photos, features and activations: N rows of one shape and dtype, in shards of `.npy` files.
 
-A shard is found by its key, which says what it was made from: KEY.json names the array, KEY-DIGEST.npy, and is written after
-it. So shards may be written in any order, by anyone, several runs share a folder, and a half-finished store goes on where it
-stopped. A store is an index, a list of shards, written last: index-DIGEST.json. Rows are read through memory maps.
+A shard is found by its key, which says what it was made from. Its record, KEY.json, names its array, KEY-DIGEST.npy, and
+is written after it. So workers can write shards in any order, several runs can share a folder, and a half-finished store
+continues where it stopped. The index of a store, index-DIGEST.json, lists its shards and is written last. Rows are read
+through memory maps.
 """
 
 import json
@@ -19,12 +20,12 @@ from job.storage.files import digest_of, digest_of_file, own_mark, read_json, st
 from job.storage.ledger import TEMPORARY
 
 ROWS_PER_SHARD = 256
-HEADER_BYTES = 128  # What NumPy pads the header of a .npy file of this kind to.
+HEADER_BYTES = 128  # NumPy pads the header of such a .npy file to this size.
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A committed shard. `key` says what it was made from; `extra` is whatever the writer wants to find again."""
+    """A committed shard. `key` says what it was made from; `extra` is any JSON value that the writer keeps with it."""
 
     key: str
     num_rows: int
@@ -37,10 +38,10 @@ class Shard:
 
 
 class StoreWriter:
-    """Adds shards of one shape and dtype to a folder."""
+    """Writer that adds shards of one shape and dtype to a folder."""
 
     def __init__(self, folder: Path, row_shape: Sequence[int], dtype: str, temporary: Path | None = None) -> None:
-        """`temporary` is the folder for unfinished files, on the same file system; without one it is `.tmp/` in `folder`."""
+        """Make the folders. `temporary` (default: `.tmp/` in `folder`) is for unfinished files, on the same file system."""
         self.folder, self._temporary = folder, temporary or folder / TEMPORARY
         self.row_shape, self.dtype = tuple(row_shape), np.dtype(dtype)
         self._seen: dict[str, Shard] = {}  # Without `extra`, which may be large.
@@ -53,7 +54,7 @@ class StoreWriter:
         return int(np.prod(self.row_shape, dtype=np.int64)) * self.dtype.itemsize
 
     def committed(self, key: str) -> Shard | None:
-        """The shard that was made from `key`, if its bytes are what they were."""
+        """Return the shard that was made from `key`, or None if it is missing or damaged."""
         record = read_json(self.folder / record_name(key))
         try:
             found = Shard(**record) if record else None
@@ -65,14 +66,14 @@ class StoreWriter:
         return found
 
     def open_shard(self, capacity: int) -> Path:
-        """A file to write rows into, the first one at HEADER_BYTES; `commit` makes it the shard."""
+        """Make a file for up to `capacity` rows, the first one at HEADER_BYTES. `commit` turns it into a shard."""
         path = self._temporary / own_mark()
         with storage_errors(path), path.open("wb") as file:
             file.truncate(HEADER_BYTES + capacity * self.row_bytes)
         return path
 
     def commit(self, key: str, path: Path, num_rows: int, extra: object = None) -> Shard:
-        """Make the first `num_rows` rows of the file from `open_shard` the shard."""
+        """Turn the first `num_rows` rows of a file from `open_shard` into a shard."""
         with storage_errors(path), path.open("r+b") as file:
             header = {"descr": self.dtype.str, "fortran_order": False, "shape": (num_rows, *self.row_shape)}
             np.lib.format.write_array_header_1_0(file, header)
@@ -94,11 +95,11 @@ class StoreWriter:
         return self.commit(key, path, len(rows))
 
     def array_path(self, shard: Shard) -> Path:
-        """Return where a shard's array lies."""
+        """Return the path of a shard's array."""
         return self.folder / shard.array_name
 
     def finish(self, keys: Sequence[str]) -> "ArrayStore":
-        """The store of these shards, in this order, all of them seen by this writer."""
+        """Write the index of these shards, in this order, and open the store. This writer must have seen all of them."""
         shards = [self._seen[key] for key in keys]
         index = {
             "row_shape": self.row_shape,
@@ -115,7 +116,7 @@ class StoreWriter:
 
 
 class ArrayStore:
-    """A complete store, by the file of its index. Raises FileNotFoundError where that is missing."""
+    """A complete store, given by its index file. Raises FileNotFoundError if there is no such file."""
 
     def __init__(self, index_file: Path) -> None:
         self.index_file = index_file
@@ -128,7 +129,7 @@ class ArrayStore:
 
     @staticmethod
     def is_intact(index_file: Path) -> bool:
-        """Whether the store is complete and every byte is what it was."""
+        """Return True if the store is complete and undamaged. All of it is read for that."""
         try:
             return all(_is_intact(index_file.parent, shard) for shard in ArrayStore(index_file).shards)
         except (OSError, ValueError, KeyError, TypeError):
@@ -142,11 +143,11 @@ class ArrayStore:
         return len(self) * int(np.prod(self.row_shape, dtype=np.int64)) * self.dtype.itemsize
 
     def shard_range(self, shard: int) -> range:
-        """The row numbers in a shard."""
+        """Return the row numbers in a shard."""
         return range(int(self._starts[shard]), int(self._starts[shard + 1]))
 
     def rows(self, numbers: np.ndarray | Sequence[int]) -> np.ndarray:
-        """The rows of these numbers, copied, in this order. They are read in the order of the disk."""
+        """Return a copy of these rows, in this order. They are read in the order on the disk."""
         numbers = np.asarray(numbers, np.int64)
         gathered = np.empty((len(numbers), *self.row_shape), self.dtype)
         order = np.argsort(numbers, kind="stable")
@@ -165,7 +166,7 @@ class ArrayStore:
 
 
 def wanted(kept: Iterable[Path]) -> set[Path] | None:
-    """Return every file of the stores with these index files, or None where one of them cannot be read."""
+    """Return every file of the stores with these index files, or None if one of them cannot be read."""
     found: set[Path] = set()
     for index_file in kept:
         if not (names := named_by(index_file)):
@@ -175,15 +176,15 @@ def wanted(kept: Iterable[Path]) -> set[Path] | None:
 
 
 def named_by(file: Path) -> set[str]:
-    """Return the names, in its folder, of what an index or a record of a shard stands for, its own included.
+    """Return the names of the files that an index or a shard record refers to, its own name included.
 
-    Only a file whose name fits its content says anything; of any other the answer is empty.
+    The result is empty for any other file, and for one whose name does not fit its content.
     """
     return names_in(file.name, read_json(file))
 
 
 def names_in(name: str, content: Any) -> set[str]:
-    """Return what `named_by` does, for a file of this name with this parsed content."""
+    """Return the names that a file with this name and this parsed content refers to; see `named_by`."""
     try:
         if name == index_name(content):
             shards = [Shard(**shard) for shard in content["shards"]]
@@ -198,10 +199,10 @@ def names_in(name: str, content: Any) -> set[str]:
 
 
 def unwanted(root: Path, kept: Iterable[Path]) -> list[Path]:
-    """Return the files below the store folders of `root` that belong to none of the stores of these index files.
+    """Return the files in the store folders of `root` that belong to none of the stores with these index files.
 
-    Only what an index or a record names is in it; nothing at all where one of `kept` cannot be read. Other indexes come
-    first: a store ends as it began, without one.
+    Only files that an index or a record refers to are returned, and none at all if one of `kept` cannot be read. Indexes
+    come first, so that if their removal is interrupted, no index is left without its shards.
     """
     needed = wanted(kept)
     if needed is None:
@@ -212,7 +213,7 @@ def unwanted(root: Path, kept: Iterable[Path]) -> list[Path]:
 
 
 def sweep(files: Iterable[Path]) -> None:
-    """Remove these files, and the folders that they leave empty."""
+    """Remove these files, and their folders if they are empty then."""
     for path in files:
         path.unlink(missing_ok=True)
         if not any(path.parent.iterdir()):
@@ -221,10 +222,10 @@ def sweep(files: Iterable[Path]) -> None:
 
 @dataclass(frozen=True)
 class StoredViews:
-    """The output of a frozen network for every photo, and for augmented views of the training photos.
+    """Output of a frozen network for every photo, and for augmented views of the training photos.
 
-    `plain` has a row for each row of the image store. `augmented` has num_views - 1 rows, one after the other, for each
-    training photo in the order of `train_rows_T` (their rows in the image store); it is None where there is one view.
+    `plain` has a row for each row of the image store. `augmented` has num_views - 1 consecutive rows for each training
+    photo, in the order of `train_rows_T` (rows of the image store). It is None if there is only one view.
     """
 
     plain: ArrayStore
@@ -233,11 +234,11 @@ class StoredViews:
     num_views: int
 
     def positions_of(self, rows_B: np.ndarray) -> np.ndarray:
-        """Where these rows of the image store stand among the training photos that have views."""
+        """Return the positions of these rows of the image store in `train_rows_T`."""
         return np.searchsorted(self.train_rows_T, rows_B)
 
     def training(self, positions_B: np.ndarray, views_B: np.ndarray) -> np.ndarray:
-        """One view of each of these training photos, given by position in `train_rows_T`."""
+        """Return one view of each of these training photos, which are given by their positions in `train_rows_T`."""
         if self.augmented is None:
             return self.plain.rows(self.train_rows_T[positions_B])
         is_plain = views_B == 0
@@ -249,7 +250,7 @@ class StoredViews:
 
 
 def index_name(index: object) -> str:
-    """Return the name of the file for a store's index, which fits its content."""
+    """Return the file name of a store's index. It contains a digest of the index."""
     return f"index-{digest_of(index)[:16]}.json"
 
 

@@ -1,8 +1,8 @@
-"""Where stores lie that can be made again: photos, features, activations. Several runs may share the place.
+"""The cache: a folder for stores of photos, features and activations, which the job can make again at any time.
 
-A store is found by what it was made from (`data/stores.py`), so sharing needs no lock, and nothing in it goes stale. A
-folder that runs share has no owner. The file `.shared` marks it, and no run removes anything from it that another run may
-want.
+A store is found by what it was made from (`stores/arrays.py`). So several runs can share a cache without a lock, and no
+entry becomes stale. A shared folder has no owner. The file `.shared` marks it, and no run removes anything from it that
+another run may need.
 """
 
 import re
@@ -21,15 +21,15 @@ _GB = 10**9
 SHARED = ".shared"
 _STORE = re.compile(r"\w+-[0-9a-f]{16}")
 _ABANDONED_S = 24 * 3600
-_TOKEN = own_mark()  # This process' own part of the temporary files of a folder that several runs share.
+_TOKEN = own_mark()  # Subfolder for this process' unfinished files in a folder that several runs share.
 
 
 class Cache:
     """A folder of stores.
 
-    `is_shared` where runs may share it, so that it has no owner. `temporary` is the folder for unfinished files. `objects`
-    is where the stores last, if that is a bucket (`data/exchange.py`); the folder is then this machine's part. `complete`
-    has the names of stores of which everything was brought here. `kept_free_bytes` is what must stay free beside them.
+    `is_shared`: several runs may use it, so it has no owner. `temporary`: the folder for unfinished files. `objects`: the
+    bucket that keeps the stores, if there is one (`stores/exchange.py`); `root` is then only this machine's copy.
+    `complete`: the names of stores that were downloaded completely. `kept_free_bytes`: disk space that stores must not use.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Cache:
 
     @property
     def may_be_swept(self) -> bool:
-        """Whether no other run can want anything of it."""
+        """True if no other run can need anything in it."""
         return not self.is_shared and not self.path(SHARED).exists()
 
     def path(self, name: str) -> Path:
@@ -56,14 +56,14 @@ class Cache:
         return self.root / name
 
     def name(self, path: Path) -> str:
-        """Return the name of what lies at `path`, which stays the same where the folder is moved or mounted elsewhere."""
+        """Return a path relative to the folder. It stays valid if the folder is moved or mounted elsewhere."""
         return path.relative_to(self.root).as_posix()
 
     def check(self) -> None:
-        """Refuse a shared folder or prefix that holds anything but stores and is not marked yet.
+        """Refuse a shared folder or prefix that is not marked yet and contains anything but stores.
 
         Raises:
-            UsageError: naming some of it, and the setting to type instead.
+            UsageError: with some of the other files, and the setting to type instead.
         """
         if not self.is_shared or self._is_marked():
             return
@@ -77,16 +77,16 @@ class Cache:
         if found and not self._is_marked():
             place = self.objects.uri if self.objects else self.root
             raise UsageError(
-                f"cache.dir {place} holds files that are no stores of this job: {', '.join(found)}. Give a "
-                f"folder of its own: --set cache.dir={place}/transfer-job-cache"
+                f"cache.dir {place} contains files that do not belong to a cache of this job: {', '.join(found)}. Give "
+                f"the cache its own folder: --set cache.dir={place}/transfer-job-cache"
             )
 
     def claim(self) -> None:
-        """Mark a shared folder or prefix as one, and remove unfinished files that runs have left there over a day ago.
+        """Mark a shared folder or prefix as such, and remove unfinished files that are more than a day old.
 
         Raises:
             UsageError: as `check` does.
-            StorageFailed.
+            StorageFailed: if the mark cannot be written.
         """
         if not self.is_shared:
             return
@@ -100,12 +100,12 @@ class Cache:
                     remove_tree(left)
         if self.objects and not self._is_marked():
             try:
-                self.objects.write(SHARED, b"", replaces="")  # It tells at once whether this run may write there, too.
+                self.objects.write(SHARED, b"", replaces="")  # This also checks early that this run may write there.
             except Conflict:
                 return  # Another run has just marked it.
 
     def close(self) -> None:
-        """Remove this process' own unfinished files from a folder that several runs share."""
+        """Remove this process' unfinished files from a folder that several runs share."""
         if self.is_shared:
             remove_tree(self.temporary)
 
@@ -114,31 +114,31 @@ class Cache:
 
     @property
     def free_bytes(self) -> int:
-        """How much room the file system has left for stores."""
+        """Disk space, in bytes, that stores may still use."""
         return max(0, free_bytes(self.root) - self.kept_free_bytes)
 
     def reserve(self, needed_bytes: int, missing_bytes: int) -> None:
-        """Ask before work starts whether this run's stores may take `needed_bytes`, `missing_bytes` of them still to write.
+        """Check before work starts that there is room for this run's stores. `missing_bytes` of them are not written yet.
 
         Raises:
-            UsageError: where they are over the budget.
-            StorageFailed: where the disk has not so much left.
+            UsageError: if `needed_bytes` is more than cache.max_gb allows.
+            StorageFailed: if less than `missing_bytes` is free on the disk.
         """
         if self.max_gb is not None and needed_bytes > self.max_gb * _GB:
             raise UsageError(
                 f"The stores of this run need {in_units(needed_bytes)} under {self.root}; cache.max_gb allows "
-                f"{self.max_gb:g}. Raise it, or store less: fewer augment.views, a smaller intake.image_size, or "
+                f"{self.max_gb:g} GB. Raise it, or store less: fewer augment.views, a smaller intake.image_size, or "
                 'fine_tune.inputs = "online".'
             )
         if missing_bytes > self.free_bytes:
             raise StorageFailed(
                 f"The stores of this run need {in_units(missing_bytes)} more under {self.root}, where "
-                f"{in_units(self.free_bytes)} are free for them. Free some space, give another cache.dir, or store less: "
+                f"{in_units(self.free_bytes)} are free. Free some space, set another cache.dir, or store less: "
                 'fewer augment.views, a smaller intake.image_size, or fine_tune.inputs = "online".'
             )
 
 
 def _may_lie_in_a_cache(name: str) -> bool:
-    """Return whether a name in a folder, which ends with / for a folder, or in a prefix is of a store or a system."""
+    """Return True if a name belongs to a store or to the system. Names of folders end with a slash."""
     first, slash, _ = name.partition("/")
     return is_of_a_system(first) or first in ("", SHARED, TEMPORARY) or bool(slash and _STORE.fullmatch(first))

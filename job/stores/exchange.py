@@ -1,7 +1,7 @@
-"""Stores in object storage: shards go up while a stage works, and come down where they are missing.
+"""Stores in object storage: shards are uploaded while a stage works, and downloaded if they are missing here.
 
-A shard never changes under its name and is checked by digest before it is used, so nobody has to agree on anything: workers
-that share no disk, a node that goes on after another one, and runs that share a `cache.dir` all meet in the bucket.
+The content of a shard never changes under its name, and its digest is checked before use. So no coordination is needed
+between workers without a shared disk, a node that continues another one's run, and runs that share a `cache.dir`.
 """
 
 import json
@@ -23,9 +23,9 @@ _SECONDS_BETWEEN_UPLOADS = 2.0
 
 
 class Exchange:
-    """Between a stage's stores, in these folders of the cache, and the bucket behind it; does nothing where there is none.
+    """Upload and download of a stage's stores, in these folders of the cache. Does nothing if the cache has no bucket.
 
-    While the block lasts, a thread uploads what is committed. At its good end everything is in the bucket.
+    Inside the block, a thread uploads committed shards. If the block ends without an error, all shards are in the bucket.
     """
 
     def __init__(self, cache: Cache, folders: Sequence[str]) -> None:
@@ -34,7 +34,7 @@ class Exchange:
         self._ended, self._given_up = threading.Event(), False
         self._thread = threading.Thread(target=self._keep_uploading, daemon=True)
         self._lock = threading.Lock()
-        self._error: JobError | None = None  # Of the uploads, where trying again is of no use.
+        self._error: JobError | None = None  # An upload error that a retry cannot repair.
 
     def __enter__(self) -> Self:
         if self._cache.objects:
@@ -49,14 +49,14 @@ class Exchange:
             self.flush()
 
     def fetch(self, folder: str, keys: Iterable[str]) -> None:
-        """Bring the shards that were made from these keys here, as far as they are in the bucket."""
+        """Download the missing shards with these keys, if the bucket has them."""
         if self._cache.objects and (missing := _missing(self._cache, folder, keys)):
             with self._lock:
                 self._there[folder] = _names(self._cache.objects, folder)
                 _bring(self._cache, folder, missing, self._there[folder])
 
     def flush(self) -> None:
-        """Wait until everything that is committed is in the bucket. Raises: StorageFailed, UsageError."""
+        """Wait until all committed shards are in the bucket. Raises: StorageFailed, UsageError."""
         if self._error:
             raise self._error
         if self._cache.objects:
@@ -68,7 +68,7 @@ class Exchange:
         while not self._ended.wait(_SECONDS_BETWEEN_UPLOADS):
             try:
                 self.flush()
-            except StorageFailed:  # The flush at the end tries again, and says so.
+            except StorageFailed:  # The flush at the end tries again, and raises.
                 continue
             except JobError as error:
                 self._error = error
@@ -83,7 +83,7 @@ class Exchange:
         shards = [p for p in records if not p.name.startswith("index-")]
 
         def upload(record: Path) -> None:
-            if not _has(here, record.stem):  # Damaged here; whoever needs it makes it again.
+            if not _has(here, record.stem):  # Its array is missing here. A stage that needs it makes it again.
                 return
             array = Shard(**json.loads(record.read_text())).array_name
             for name in (array, record.name):
@@ -99,17 +99,17 @@ class Exchange:
 
 
 def open_store(cache: Cache, name: str) -> ArrayStore:
-    """The store with this name of its index, brought here first where it lies in the bucket.
+    """Open the store whose index has this name in the cache. Missing files are downloaded first, if there is a bucket.
 
     Raises:
-        FileNotFoundError: where there is none.
+        FileNotFoundError: if there is no such store.
     """
     complete(cache, name)
     return ArrayStore(cache.path(name))
 
 
 def complete(cache: Cache, name: str) -> None:
-    """Bring what is missing of a store here, as far as it is in the bucket."""
+    """Download the missing files of a store, if the bucket has them."""
     if cache.objects is None or name in cache.complete:
         return
     index = cache.path(name)
@@ -119,13 +119,13 @@ def complete(cache: Cache, name: str) -> None:
         folder = name.rpartition("/")[0]
         if missing := _missing(cache, folder, [shard.key for shard in ArrayStore(index).shards]):
             _bring(cache, folder, missing, _names(cache.objects, folder))
-    except (NoSuchObject, ValueError, KeyError, TypeError):  # Whoever opens it finds out.
+    except (NoSuchObject, ValueError, KeyError, TypeError):  # An error follows when the store is opened.
         return
     cache.complete.add(name)
 
 
 def is_listed(cache: Cache, name: str) -> bool:
-    """Whether the bucket has every file of a store, by their names."""
+    """Return True if the bucket has every file of a store. Only names are compared."""
     assert cache.objects is not None
     try:
         if not cache.path(name).exists():
@@ -138,9 +138,9 @@ def is_listed(cache: Cache, name: str) -> bool:
 
 
 def sweep_bucket(cache: Cache, wanted: Iterable[Path]) -> None:
-    """Remove the objects of stores that are not among these from the bucket, unless other runs share it.
+    """Remove the objects of stores that are not among the `wanted` files from the bucket, unless other runs share it.
 
-    Only what an index or a record names goes.
+    Only objects that an index or a record refers to are removed.
     """
     objects = cache.objects
     if objects is None or objects.find(SHARED):
@@ -161,15 +161,15 @@ def _bring(cache: Cache, folder: str, keys: Iterable[str], there: set[str]) -> N
     assert objects is not None
 
     def bring(key: str) -> None:
-        with suppress(NoSuchObject, ValueError, TypeError):  # Then it is made again.
+        with suppress(NoSuchObject, ValueError, TypeError):  # The shard is then made again.
             record = objects.read(f"{folder}/{record_name(key)}")
             shard = Shard(**json.loads(record))
             file = here / shard.array_name
             if not file.exists() or digest_of_file(file) != shard.sha256:
                 fetch(objects, f"{folder}/{file.name}", file)
                 if digest_of_file(file) != shard.sha256:
-                    file.unlink()  # It was fetched damaged just now.
-                    for name in (record_name(key), file.name):  # What is made in their place can go up then.
+                    file.unlink()  # The downloaded file is damaged.
+                    for name in (record_name(key), file.name):  # Remove it there, so that a new shard can be uploaded.
                         there.discard(name)
                         with suppress(JobError):
                             objects.remove(f"{folder}/{name}")
@@ -201,5 +201,5 @@ def _has(here: Path, key: str) -> bool:
 def _write(objects: Objects, name: str, file: Path) -> None:
     try:
         objects.write(name, file, replaces="")
-    except Conflict:  # Another worker was first, with the same.
+    except Conflict:  # Another worker has already uploaded the same content.
         return
