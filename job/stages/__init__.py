@@ -1,1 +1,1 @@
-"""One function a stage; no stage knows another."""
+"""The stages, one function each. No stage imports another."""

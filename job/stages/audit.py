@@ -1,8 +1,8 @@
-"""audit: what stored features tell about the data before anything is trained on it.
+"""audit: check the data with stored features, before anything is trained on it.
 
-Copies that no hash finds (cropped, mirrored, framed, the same scene shot again), labels that are probably wrong, photos
-unlike all others, and what more photos would bring. What it excludes reaches neither head nor fine_tune; labels are never
-changed, only listed.
+It finds copies that no hash finds (cropped, mirrored, framed, the same scene photographed again), labels that are probably
+wrong, photos unlike all others, and the gain to expect from more photos. Photos that it excludes are used by neither head
+nor fine_tune. Labels are only listed, never changed.
 """
 
 import warnings
@@ -33,13 +33,13 @@ LABEL_ISSUES = "stages/audit/label_issues.csv"
 
 _NUM_COMPONENTS = 256
 _NUM_NEIGHBOURS = 10
-# Shares of the training photos, and how often each is drawn.
+# Points of the learning curve: shares of the training photos, and how often each share is drawn.
 _CURVE = ((0.1, 3), (0.25, 3), (0.5, 2), (1.0, 1))
 
 
 @dataclass(frozen=True)
 class Audit:
-    """The table with late copies excluded, and the numbers as in stages/audit/audit.json."""
+    """The table with late copies excluded, and the content of stages/audit/audit.json."""
 
     examples: Examples
     numbers: Audited
@@ -50,10 +50,11 @@ class Audit:
 
 
 def audit(config: AuditConfig, *, examples: Examples, images: ArrayStore, features: ArrayStore, context: Context) -> Audit:
-    """
+    """Exclude copies that only features find, list suspicious labels and photos, and draw the learning curve.
+
     Raises:
-        DataUnusable: where a class has no training photo left once copies are excluded.
-        Stopped.
+        DataUnusable: if a class has no training photo left after copies are excluded.
+        Stopped: between steps.
     """
     looked_at = examples.in_store_order()
     components = principal_components(features, examples["row"][looked_at], _NUM_COMPONENTS)
@@ -84,7 +85,7 @@ def audit(config: AuditConfig, *, examples: Examples, images: ArrayStore, featur
 def _without_late_copies(
     config: AuditConfig, examples: Examples, looked_at: np.ndarray, neighbours: Neighbours, images: ArrayStore
 ) -> Examples:
-    """Neighbours that show the same scene join groups. Two training photos of one class may be alike."""
+    """Join the groups of neighbours that show the same scene, unless both are training photos of one class."""
     pairs = looked_at[neighbours.pairs(config.min_similarity)].reshape(-1, 2)
     group, split, label = (examples[name][pairs] for name in ("group", "split", "label"))
     harmless = (split == "train").all(axis=1) & (label[:, 0] == label[:, 1])
@@ -102,13 +103,13 @@ def _check_classes(examples: Examples) -> None:
     lost = [name for name in examples.class_names if name not in trained]
     if lost:
         raise DataUnusable(
-            f"No training photo is left of {', '.join(lost)}, once copies of held-out photos and pictures under two classes "
-            "are left out. Add photos, or remove these classes."
+            f"No training photo is left of {', '.join(lost)}, after copies of held-out photos and pictures under two "
+            "classes were excluded. Add photos, or remove these classes."
         )
 
 
 def _late_copies(config: AuditConfig, before: Examples, after: Examples, gallery: Gallery) -> LateCopies:
-    """Return the groups that grew, those that lost a photo first."""
+    """Return the groups that grew, first those from which a photo was excluded."""
     grown = np.unique(after["group"][before["group"] != after["group"]])
     groups = [np.flatnonzero((after["group"] == group) & (after["row"] >= 0)).tolist() for group in grown]
     excluded = before["status"] != after["status"]
@@ -130,12 +131,10 @@ def _label_issues(
     gallery: Gallery,
     workdir: Workdir,
 ) -> LabelIssues:
-    """Write a table of the examples that a head which never saw them calls something else, and describe it.
+    """Write a table of the examples for which a head that was not trained on them predicts another class. Describe it.
 
-    The least believable label comes first.
-
-    `likely` ones are those of confident learning (Northcutt et al., "Confident Learning: Estimating Uncertainty in Dataset
-    Labels", 2021), as cleanlab computes it.
+    The least likely label comes first. `likely` marks the label issues that confident learning finds (Northcutt et al.,
+    "Confident Learning: Estimating Uncertainty in Dataset Labels", 2021), as cleanlab computes it.
     """
     with spent_once("imports"):
         from cleanlab.filter import find_label_issues
@@ -175,7 +174,6 @@ def _label_issues(
 
 
 def _as_csv(rows: list[dict[str, object]]) -> bytes:
-    """A table with a header."""
     columns = ("path", "given_label", "suggested_label", "score", "likely", "split")
     return csv_of([columns, *([row[column] for column in columns] for row in rows)])
 
@@ -183,7 +181,7 @@ def _as_csv(rows: list[dict[str, object]]) -> bytes:
 def _outliers(
     config: AuditConfig, examples: Examples, looked_at: np.ndarray, neighbours: Neighbours, gallery: Gallery
 ) -> list[dict[str, object]]:
-    """Return the photos whose nearest neighbours are farthest: `similarity` is the mean cosine similarity to them."""
+    """Return the photos that are least similar to their nearest neighbours, by mean cosine similarity."""
     similarity = neighbours.similarity_NM.mean(axis=1) if neighbours.similarity_NM.size else np.zeros(len(looked_at))
     order = [k for k in np.argsort(similarity, kind="stable") if examples["status"][looked_at[k]] != "excluded"]
     return [

@@ -1,4 +1,4 @@
-"""evaluate: score both models on validation, choose the one to ship, then look at the held-out photos once."""
+"""evaluate: score both models on validation, choose the one to ship, then score both on the held-out photos once."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _BATCH_SIZE = 256
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All numbers, as in stages/evaluate/evaluation.json: `head`, `fine_tuned`, `shipped` and what the report shows."""
+    """The content of stages/evaluate/evaluation.json: `head`, `fine_tuned`, `shipped` and details for the report."""
 
     numbers: Evaluated
 
@@ -93,7 +93,7 @@ def evaluate(
 def _tuned_probabilities(
     network: Network, start: Head, weights: list[np.ndarray], inputs: Inputs, rows: np.ndarray, telemetry: Telemetry
 ) -> np.ndarray:
-    """In float32 whatever precision trained, because that is what is exported."""
+    """Return the fine-tuned model's probabilities. They are computed in float32, like the exported model's."""
     import tensorflow as tf
 
     model = network.tuned(start)
@@ -126,11 +126,12 @@ def _choose(
     better = comparison.difference > 0
     safe = comparison.lower_bound >= -config.ship_margin
     facts = (
-        f"On the {comparison.num_examples:,} validation photos the fine-tuned model's accuracy differs from the head's by "
-        f"{100 * comparison.difference:+.1f} points, at 95% by no less than {100 * comparison.lower_bound:+.1f}"
+        f"On the {comparison.num_examples:,} validation photos, the fine-tuned model's accuracy minus the head's is "
+        f"{100 * comparison.difference:+.1f} points, with a lower 95% bound of {100 * comparison.lower_bound:+.1f} points"
     )
     rule = (
-        f"the fine-tuned model ships where it is more accurate and that bound is not below {-100 * config.ship_margin:+.1f}"
+        "the fine-tuned model ships if it is more accurate and this bound is at least "
+        f"{-100 * config.ship_margin:+.1f} points"
     )
     verdict = "The fine-tuned model ships." if better and safe else "The head ships."
     choice = {"comparison": asdict(comparison), "margin": config.ship_margin, "reason": f"{verdict} {facts}; {rule}."}
@@ -160,7 +161,7 @@ def _scores(
 
 
 def _leak_free(examples: Examples, test: np.ndarray) -> np.ndarray:
-    """Which held-out photos have no copy in what the user gave as training split. Boolean, like `test`."""
+    """Return which of the photos `test` have no copy in the training split that the user gave. Boolean, (len(test),)."""
     given_for_training = (examples["given_split"] == "train") & (examples["group"] >= 0)
     return ~np.isin(examples["group"][test], examples["group"][given_for_training])
 

@@ -1,4 +1,4 @@
-"""explore: what is in the data, as numbers in JSON and as pictures that outlive the cache."""
+"""explore: describe the data in JSON and in pictures, which remain when the cache is deleted."""
 
 import re
 from collections import Counter, defaultdict
@@ -24,16 +24,16 @@ PICTURES = "stages/explore/pictures"
 SUMMARY = "stages/explore/explore.json"
 
 _PATHS_SHOWN = 20
-# What a reason has of its own for each file: names of other files, quoted text, numbers.
+# The parts of a reason that differ from file to file: names of other files, quoted text, numbers.
 _PARTICULAR = re.compile(r"(?<= as ).+|(?<=a copy of ).+(?=, which)|'[^']*'|\d+(?:[,.x]\d+)*", re.DOTALL)
 _GROUPS_SHOWN = 40
-# A picture with less contrast is one flat colour to the eye; shares of full brightness.
+# Shares of full scale. A photo with less contrast looks like one flat colour.
 _CONSTANT_CONTRAST, _DARK, _BRIGHT = 0.012, 0.06, 0.94
 
 
 @dataclass(frozen=True)
 class Exploration:
-    """The numbers, as in stages/explore/explore.json; pictures are named in it relative to the output directory."""
+    """The content of stages/explore/explore.json. Names of pictures in it are relative to the output directory."""
 
     numbers: Explored
 
@@ -45,7 +45,7 @@ class Exploration:
 def explore(
     config: ExploreConfig, *, examples: Examples, images: ArrayStore, source_notes: tuple[str, ...], context: Context
 ) -> Exploration:
-    """`source_notes` is what the source has to say of itself, for the page."""
+    """Describe the data. `source_notes` are remarks about the source, for the report page."""
     with Gallery.drawing(context.workdir, PICTURES, images) as gallery:
         numbers: Explored = {
             "num_files": len(examples),
@@ -74,7 +74,7 @@ def explore(
 
 
 def _by_reason(examples: Examples, status: str) -> list[dict[str, Any]]:
-    """Return the reasons for a status. Those that differ only in what is particular to a file are one."""
+    """Return the reasons for a status. Reasons that differ only in names, quoted text or numbers are merged."""
     chosen = np.flatnonzero((examples["status"] == status) & (examples["reason"] != ""))
     kinds: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for index in chosen:
@@ -96,7 +96,7 @@ def _reason(kind: tuple[str, ...], examples: Examples, indices: list[int]) -> di
 
 
 def _classes(examples: Examples) -> list[ExploredClass]:
-    """Return the counts of each class, and how wide the 95% interval of its recall will be if that is 0.9."""
+    """Return the counts of each class, and the width of the 95% interval of its recall, if its recall is 0.9."""
     classes: list[ExploredClass] = []
     for row in examples.by_class():
         low, high = wilson(round(0.9 * row["test"]), row["test"])
@@ -137,7 +137,7 @@ def _five_numbers(values: np.ndarray) -> dict[str, float] | None:
 
 
 def _duplicates(examples: Examples, gallery: Gallery) -> Duplicates:
-    """Return groups of copies, those that cross splits or labels first, and files with the same bytes and two labels."""
+    """Return groups of copies, first those that cross splits or labels, and files with the same bytes under two labels."""
     decoded = examples["row"] >= 0
     members = defaultdict(list)
     for index in np.flatnonzero((examples["group"] >= 0) & decoded):
@@ -185,7 +185,7 @@ def _suspicious(examples: Examples, gallery: Gallery) -> dict[str, object]:
 def _class_pictures(
     config: ExploreConfig, examples: Examples, images: ArrayStore, gallery: Gallery, context: Context
 ) -> list[dict[str, object]]:
-    """Draw the mean picture and a sheet of samples of each class, samples drawn by a hash of their content."""
+    """Draw the mean picture and a sheet of samples of each class. Samples are chosen by a hash of their content."""
     usable = examples.of()
     label_of_row = np.full(len(images), -1)
     label_of_row[examples["row"][usable]] = examples.labels[usable]
@@ -224,6 +224,6 @@ def _figures(examples: Examples, gallery: Gallery) -> dict[str, str]:
     for ax, name, colour in ((axes[1], "brightness", figures.SERIES[1]), (axes[2], "contrast", figures.SERIES[2])):
         ax.hist(examples[name][usable], bins=30, color=colour)
         ax.set(title=name.capitalize(), xlabel="share of full scale", ylabel="photos")
-    if len(usable) > 1000:  # Thousands of marks would make the page heavy.
+    if len(usable) > 1000:  # Thousands of vector marks would make the page too large.
         axes[0].collections[0].set_rasterized(True)
     return {"sizes": gallery.add("sizes.svg", lambda path: figures.save_svg(figure, path))}

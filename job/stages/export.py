@@ -1,4 +1,4 @@
-"""export: write the shipped model as SavedModel and .keras, and publish it once it is proven to agree with training."""
+"""export: save the shipped model as SavedModel and .keras, and publish it if it agrees with what was measured."""
 
 import errno
 import importlib.metadata
@@ -44,7 +44,7 @@ _LOOKS_EVERY_S = 0.5
 
 @dataclass(frozen=True)
 class Exported:
-    """How far the exported model agrees with what was measured."""
+    """Result of the parity check: how far the exported model agrees with what was measured."""
 
     parity: Parity
 
@@ -66,11 +66,14 @@ def export(
     network: Network,
     context: Context,
 ) -> Exported:
-    """`entries` are the source's, by path. `tuned_weights` are the shipped model's, None where the head alone ships.
+    """Save the shipped model, check it in a fresh process, and publish it.
+
+    `entries` are the source's entries by path. `tuned_weights` are the shipped model's; None if the head alone ships.
 
     Raises:
-        GateNotMet: where the exported model disagrees with what was measured; nothing is published then.
-        StorageFailed, UsageError: where the photos cannot be read again for that.
+        Diverged: if a weight is not finite.
+        GateNotMet: if the exported model disagrees with what was measured. Nothing is published then.
+        StorageFailed, UsageError: if the photos cannot be read again for this check.
     """
     tuned = network.tuned(chosen_head)
     if tuned_weights is not None:
@@ -78,7 +81,10 @@ def export(
     classifier = network.assembled(tuned)
     bad = [v.path for v in classifier.variables if not np.isfinite(np.asarray(v)).all()]
     if bad:
-        raise Diverged(f"{len(bad)} variables of the model are not finite numbers, {bad[0]} the first. Nothing is exported.")
+        raise Diverged(
+            f"{len(bad)} variables of the model contain numbers that are not finite; the first one is {bad[0]}. Nothing is "
+            "exported. Check the weights of the backbone, or lower fine_tune.learning_rate."
+        )
     rules = DecodeRules(**{name: getattr(intake, name) for name in DecodeRules.__dataclass_fields__})
     limits = Limits(rules.max_pixels, rules.min_side_px, rules.max_aspect_ratio)
 
@@ -107,7 +113,7 @@ def export(
             )
         return result
 
-    with _start_checker() as checker:  # It imports TensorFlow while the model is saved here.
+    with _start_checker() as checker:  # It imports TensorFlow while this process saves the model.
         try:
             with context.workdir.writing_folder(MODEL) as folder:
                 result = build(folder)
@@ -119,7 +125,7 @@ def export(
 
 @contextmanager
 def _tensorflows_storage_errors(folder: Path, needed_bytes: int) -> Iterator[None]:
-    """TensorFlow and HDF5 have errors of their own for a disk that is full or failing; the system's words are in them."""
+    """Turn errors of TensorFlow and HDF5 about a full or failing disk into StorageFailed. They quote the system's text."""
     try:
         yield
     except Exception as error:
@@ -168,11 +174,13 @@ def _faults(config: ExportConfig, result: Parity) -> list[str]:
     if not arrays["largest_difference"] <= arrays["tolerance"]:
         faults.append(f"probabilities from the same pixels differ by {arrays['largest_difference']:.2g}")
     if by_bytes["changed_labels_with_clear_margin"]:
-        faults.append(f"{by_bytes['changed_labels_with_clear_margin']} clear labels change when predicted from bytes")
+        faults.append(
+            f"{by_bytes['changed_labels_with_clear_margin']} labels with a clear margin change when predicted from bytes"
+        )
     if by_bytes["changed_labels"] > config.max_changed_fraction * by_bytes["num_photos"]:
         faults.append(f"{by_bytes['changed_labels']} of {by_bytes['num_photos']} labels change when predicted from bytes")
     if not exif["largest_difference"] <= exif["tolerance"]:
-        faults.append("EXIF orientation is not honoured")
+        faults.append("the EXIF orientation is ignored")
     return faults
 
 
@@ -191,18 +199,20 @@ def _ask(checker: subprocess.Popen[str], request: parity.Request, context: Conte
             answer, said = checker.communicate(unsent, timeout=_LOOKS_EVERY_S)
             break
         except subprocess.TimeoutExpired:
-            unsent = None  # It is on its way.
+            unsent = None  # The request is already being sent.
             context.stop.check()
             if time.monotonic() > deadline:
-                raise JobError(f"The parity check took longer than {_PARITY_TIMEOUT_S} s.") from None
+                raise JobError(
+                    f"The parity check took longer than {_PARITY_TIMEOUT_S} s. Lower export.parity_photos and run again."
+                ) from None
     if checker.returncode != 0:
         context.stop.check()
         if checker.returncode == -signal.SIGKILL:
             raise TryAgainLater(
                 "The parity check was killed by the system: two processes with TensorFlow need more memory than there is. "
-                "Give the job more, and the same command goes on."
+                "Give the job more memory and run the same command again."
             )
-        raise JobError("The parity check did not run through:", *said[-4000:].splitlines())
+        raise JobError("The parity check failed:", *said[-4000:].splitlines())
     result = json.loads(answer.splitlines()[-1])
     if "code" in result:
         raise of_code(result["code"], result["message"])
@@ -231,7 +241,8 @@ def _model_card(
 
 
 def _what_bytes_it_takes(limits: Limits, checked: Parity) -> dict[str, object]:
-    """Part of model.json: what `serving_default` decodes. All else gets `valid` false, as docs/security.md explains."""
+    """Return the part of model.json about the photos that `serving_default` decodes. Others get `valid` false; see
+    docs/security.md."""
     told = ("num_photos", "not_decodable_in_graph", "notice")
     return {
         "formats": list(FORMATS),

@@ -27,15 +27,15 @@ from job.train.feed import run_batches
 SUMMARY = "stages/extract/extract.json"
 DECISION = "stages/extract/inputs.json"
 _WRITES_AHEAD = 4
-_KEPT_FREE = 0.1  # Of what is free on the disk, where `auto` decides.
+_KEPT_FREE = 0.1  # The share of the free disk space that `auto` does not use.
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """The feature store and, where fine-tuning wants it, the activation store at the cut point.
+    """The feature store and, if fine-tuning needs it, the activation store at the cut point.
 
-    `stores` are names in the cache: `features` and `activations` of all photos as they are, `features-views` and
-    `activations-views` of the further views of the training photos.
+    `stores` has their names in the cache: `features` and `activations` for all photos without augmentation, and
+    `features-views` and `activations-views` for the augmented views of the training photos.
     """
 
     cache: Cache
@@ -52,7 +52,7 @@ class Extraction:
 
     @property
     def num_looked_at(self) -> int:
-        """Views of all photos that the frozen layers have seen."""
+        """Number of views, of all photos together, that went through the frozen layers."""
         return len(self.features.plain) + len(self.train_rows_T) * (self.num_views - 1)
 
     @property
@@ -61,7 +61,7 @@ class Extraction:
 
     @property
     def activations(self) -> StoredViews:
-        """The input of the tuned layers: the activations, or the features if nothing is cut."""
+        """The input of the tuned layers: the activations, or the features if no activations are stored."""
         return self._views("activations" if "activations" in self.stores else "features")
 
     def _views(self, kind: str) -> StoredViews:
@@ -73,7 +73,7 @@ class Extraction:
 
 @dataclass(frozen=True)
 class _Shard:
-    """Views to make: of the photos in these rows of the image store, known by these keys."""
+    """A shard to make: views `views_N` of the photos in rows `rows_N` of the image store, which have the keys `keys_N`."""
 
     key: str
     rows_N: np.ndarray
@@ -94,18 +94,19 @@ def extract(
     code_and_weights: str,
     context: Context,
 ) -> Extraction | None:
-    """`code_and_weights` is a digest of what the frozen layers compute, the version of this stage's code included.
+    """Run the frozen layers over all photos and views, and store their output.
 
-    Each worker makes its part of the shards; the chief what then still is missing. None for the others.
+    `code_and_weights` is a digest of everything that determines this output, including the version of this stage's code.
+    Each worker makes its part of the shards, then the chief makes those that are still missing. Other workers return None.
 
     Raises:
-        Diverged: where activations or features are not finite, or too large for float16.
-        UsageError, StorageFailed: where the backbone cannot be built, its weights do not fit, or the stores are too large.
-        Stopped.
+        Diverged: if activations or features are not finite, or too large for float16.
+        UsageError, StorageFailed: if the backbone cannot be built, its weights do not fit, or the stores are too large.
+        Stopped: between batches.
     """
     train = examples.in_store_order("train")
     train_rows = examples["row"][train].astype(np.int64)
-    cut_name = network.cut_point.name if network.cut_point else None  # Features go through the cut, stored or not.
+    cut_name = network.cut_point.name if network.cut_point else None  # Features are rounded at the cut, stored or not.
     made_by = [code_and_weights, network.image_size, cut_name, CUT_DTYPE, config.batch_size]
     what = {name: value for name, value in augment_config.what().items() if name != "views"}
     folders = {"": digest_of(made_by)[:16], "-views": digest_of([*made_by, what])[:16]}
@@ -114,7 +115,7 @@ def extract(
         digest_of([wanted_inputs, fine_tunes, images.digest, len(train), num_views, folders, context.cache.max_gb]),
         lambda: _inputs(wanted_inputs, fine_tunes, images, len(train), num_views, network, context.cache, folders),
     )
-    context.telemetry.line(f"  fine-tuning will work on {inputs.kind} inputs: {inputs.why}")
+    context.telemetry.line(f"  fine-tuning will use {inputs.kind} inputs: {inputs.why}")
     point = network.cut_point if inputs.kind == "stored" and fine_tunes else None
     passes = {"": (_Pass(network, images, None, context, folders[""], point), _plain(images))}
     if num_views > 1:
@@ -133,7 +134,7 @@ def extract(
 def _make(
     passes: dict[str, tuple["_Pass", list[_Shard]]], batch_size: int, images_bytes: int, context: Context
 ) -> dict[str, str] | None:
-    """The names of the stores, by kind and pass; None for workers other than the chief."""
+    """Make the missing shards. Return the names of the stores by kind and pass; None on workers other than the chief."""
     stored_in = [folder for one, _ in passes.values() for folder in one.folders]
     with Exchange(context.cache, stored_in) as exchange:
         for one, shards in passes.values():
@@ -159,13 +160,13 @@ def _make(
             of_others = [s for s in missing[name] if s.key not in own_keys]
             one.fetch(exchange, of_others)
             for _ in one.fill(shards, [s for s in of_others if not one.has(s)], batch_size):
-                pass  # Of a worker whose shards do not show here.
+                pass  # These shards of another worker did not arrive here, so the chief makes them.
         return {kind + name: one.finish(kind, shards) for name, (one, shards) in passes.items() for kind in one.writers}
 
 
 def _decided(context: Context, made_from: str, decide: Callable[[], Choice]) -> Choice:
-    """What was decided once stays, though the disk has another amount of room when a run that was killed goes on; and the
-    chief decides for workers whose machines have more or less of it."""
+    """Return the choice of inputs, which is made only once and by the chief: free disk space differs between workers, and
+    may have changed when a killed run resumes."""
     before = read_sealed(context.workdir, DECISION) if context.peers.is_chief else None
     if before and before["made_from"] == made_from:
         inputs = Choice(**before["inputs"])
@@ -187,7 +188,7 @@ def _inputs(
 ) -> Choice:
     if not fine_tunes:
         return Choice("stored", "nothing is fine-tuned")
-    # What is there already, of another run, needs no more room.
+    # Stores that another run has already made need no further space.
     stores = [cache.path(f"{kind}-{name}") for kind in ("activations", "features") for name in folders.values()]
     there = sum(p.stat().st_size for store in stores for p in store.glob("*.npy"))
     allowed = (cache.free_bytes + there) * (1 - _KEPT_FREE) if cache.max_gb is None else cache.max_gb * 1e9
@@ -204,7 +205,7 @@ def _inputs(
 
 
 def _plain(images: ArrayStore) -> list[_Shard]:
-    """All photos as they are."""
+    """Return the shards of all photos without augmentation."""
     shards = []
     for number, shard in enumerate(images.shards):
         rows = np.asarray(images.shard_range(number), np.int64)
@@ -213,13 +214,13 @@ def _plain(images: ArrayStore) -> list[_Shard]:
 
 
 def _augmented(images: ArrayStore, train_rows_T: np.ndarray, keys_T: np.ndarray, num_views: int) -> list[_Shard]:
-    """Views 1 and up of the training photos, those of a photo one after the other."""
+    """Return the shards of views 1 and up of the training photos. The views of a photo are consecutive."""
     shards = []
     for number, shard in enumerate(images.shards):
         rows = images.shard_range(number)
         here = np.flatnonzero((train_rows_T >= rows.start) & (train_rows_T < rows.stop))
         repeated, views = np.repeat(here, num_views - 1), np.tile(np.arange(1, num_views), len(here))
-        for start in range(0, len(repeated), ROWS_PER_SHARD):  # However many views, a shard in memory is no larger.
+        for start in range(0, len(repeated), ROWS_PER_SHARD):  # More views give more shards, not larger ones.
             part, views_N = repeated[start : start + ROWS_PER_SHARD], views[start : start + ROWS_PER_SHARD]
             key = digest_of([shard.sha256, [[int(k), int(v)] for k, v in zip(keys_T[part], views_N, strict=True)]])
             shards.append(_Shard(key, train_rows_T[part], keys_T[part], views_N))
@@ -227,7 +228,7 @@ def _augmented(images: ArrayStore, train_rows_T: np.ndarray, keys_T: np.ndarray,
 
 
 class _Pass:
-    """One way of looking at photos, plain or augmented, and the stores that it fills: a shard for each shard of photos."""
+    """One pass of the frozen layers over plain photos or over augmented views, and the stores that it fills."""
 
     def __init__(
         self,
@@ -258,7 +259,7 @@ class _Pass:
         return [f"{kind}-{self._made_by}" for kind in self.writers]
 
     def fetch(self, exchange: Exchange, shards: Sequence[_Shard]) -> None:
-        """Bring what others have made of these here."""
+        """Download the shards among these that other workers have made."""
         for folder in self.folders:
             exchange.fetch(folder, [self._key(shard) for shard in shards])
 
@@ -266,14 +267,14 @@ class _Pass:
         return all(writer.committed(self._key(shard)) is not None for writer in self.writers.values())
 
     def finish(self, kind: str, shards: list[_Shard]) -> str:
-        """The name of the complete store."""
+        """Complete the store of one kind and return its name."""
         return self._context.cache.name(self.writers[kind].finish([self._key(shard) for shard in shards]).index_file)
 
     def fill(self, shards: list[_Shard], missing: Sequence[_Shard], batch_size: int) -> Iterator[int]:
-        """Make the missing ones of these shards, yielding how many views more were looked at. A thread writes.
+        """Make the missing ones of these shards. Yield the number of new views after each batch. A thread writes the files.
 
-        Batches go on across shards, or many would be half empty. They are those of all shards whatever is missing, because
-        the last bits of a row may depend on its place in the batch.
+        Batches continue across shards, because otherwise many would be half empty. They contain the same rows whatever is
+        missing, because the last bits of a row may depend on its place in the batch.
         """
         if not missing:
             return
@@ -310,7 +311,7 @@ class _Pass:
                     while writes and (writes[0].done() or len(writes) > _WRITES_AHEAD):
                         writes.popleft().result()
                 yield int(wanted.sum())
-            for shard in waiting:  # Without a single view.
+            for shard in waiting:  # These shards have no views.
                 for kind, writer in self.writers.items():
                     writer.write(self._key(shard), held[kind])
             with telemetry.spent("writing"):
@@ -324,7 +325,7 @@ class _Pass:
 def _finite(output: np.ndarray) -> np.ndarray:
     if not np.isfinite(output).all():
         raise Diverged(
-            "The frozen backbone gives numbers that are not finite, or larger than the 65504 that float16 holds. "
+            "The frozen backbone gives numbers that are not finite, or too large for float16 (above 65504). "
             "Choose another backbone.unfreeze (another cut point), or check the weights."
         )
     return output

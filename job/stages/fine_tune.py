@@ -28,8 +28,11 @@ _MAX_HEAD_ITERATIONS = 500
 
 @dataclass(frozen=True)
 class FineTuned:
-    """The weights of `Network.tuned` in its order (None where nothing was fine-tuned, with the reason), and the history:
-    one entry for each epoch, the first one before training."""
+    """Result of fine-tuning.
+
+    `weights` are those of `Network.tuned`, in its order; None if nothing was fine-tuned, and `note` says why. `history`
+    has an entry for each epoch, and a first one from before training.
+    """
 
     weights: list[np.ndarray] | None
     history: list[dict[str, float]]
@@ -60,11 +63,12 @@ def fine_tune(
     checkpoints: Checkpoints,
     context: Context,
 ) -> FineTuned | None:
-    """Goes on from the newest checkpoint; training leaves one at its end, too. All workers train together, and the chief
-    keeps the result. None for the others.
+    """Train the layers above the cut and the head, from the newest checkpoint if there is one.
+
+    The last step leaves a checkpoint, too. All workers train together. The chief keeps the result; the others return None.
 
     Raises:
-        Diverged: where a number stops being finite.
+        Diverged: if a number is no longer finite.
         Stopped: between steps.
     """
     if recipe.epochs == 0 or network.config.unfreeze == "none":
@@ -73,7 +77,7 @@ def fine_tune(
     feed = _Feed(config, recipe, examples, inputs, train_seed)
     saved = checkpoints.newest_of_chief()
     with context.telemetry.spent("start"):
-        is_known = saved or not context.peers.is_chief  # Then what is made here is replaced below.
+        is_known = saved or not context.peers.is_chief  # The start is then replaced below.
         start = chosen_head if is_known else _start(config, examples, features, chosen_head, c)
     precision = context.peers.same(network.devices.best_precision if config.precision == "auto" else config.precision)
     replicas = network.devices.all
@@ -117,7 +121,7 @@ def fine_tune(
 
 
 class _Course:
-    """The state of training: an entry for each epoch, the first one before training, and the best weights."""
+    """The state of training: an entry for each epoch, a first one from before training, and the best weights."""
 
     def __init__(self, config: FineTuneConfig, num_classes: int) -> None:
         self._config, self._collapse = config, 2 * np.log(num_classes)
@@ -131,7 +135,7 @@ class _Course:
 
     @property
     def _best_epoch(self) -> int:
-        """The first of the best by validation log-loss."""
+        """Number of the epoch with the lowest validation log loss; if there are several, the first one."""
         best = min(self.history, key=lambda epoch: epoch["val_log_loss"])
         return int(best["epoch"])
 
@@ -141,20 +145,20 @@ class _Course:
 
     @property
     def is_over(self) -> bool:
-        """Whether training ends before the end of its schedule."""
+        """True if training must end before the end of its schedule."""
         without_gain = self.history[-1]["epoch"] - self._best_epoch
         return self._has_collapsed or (self._config.keep == "best" and without_gain >= self._config.patience)
 
     def outcome(self, trainer: Trainer) -> tuple[list[np.ndarray], str]:
-        """The weights that are kept, and why those."""
+        """Return the weights to keep, and a sentence that says which and why."""
         last, best = self.history[-1]["epoch"], self._best_epoch
         weights = self._best_weights
         if self._config.keep == "best":
-            note = f"Epoch {best} of {last} is kept, the best by validation log-loss."
+            note = f"The weights of epoch {best} of {last} are kept: they have the lowest validation log loss."
         elif self._has_collapsed:
-            note = f"Training collapsed in epoch {last}; epoch {best} is kept."
+            note = f"Training collapsed in epoch {last}: the validation log loss became too high. Epoch {best} is kept."
         else:
-            note, weights = f"The last of {last} epochs is kept.", trainer.final_weights()
+            note, weights = f"The weights of the last epoch ({last}) are kept.", trainer.final_weights()
         return [np.asarray(w, np.float32) for w in weights], note
 
     def state(self, trainer: Trainer) -> TrainState:
@@ -167,11 +171,11 @@ class _Course:
 
 
 class _Feed:
-    """Batches as a pure function of the step."""
+    """Training batches as a pure function of the step."""
 
     def __init__(self, config: FineTuneConfig, recipe: Recipe, examples: Examples, inputs: Inputs, seed: int) -> None:
         indices = examples.in_store_order("train")
-        by_key = np.argsort(examples.keys[indices], kind="stable")  # Where a photo lies must not matter.
+        by_key = np.argsort(examples.keys[indices], kind="stable")  # Paths must not change the order.
         self._rows_N = examples["row"][indices[by_key]].astype(np.int64)
         self._keys_N = examples.keys[indices][by_key]
         self._inputs = inputs
@@ -197,7 +201,10 @@ class _Feed:
 
 
 def _start(config: FineTuneConfig, examples: Examples, features: StoredViews, chosen: Head, c: float) -> Head:
-    """The chosen head; where training smooths labels, the optimum for the smoothed ones, or the loss would first undo it."""
+    """Return the head to start from: the chosen one, or with label smoothing the optimum for smoothed labels.
+
+    From another head, training would first move to this optimum.
+    """
     if config.label_smoothing == 0:
         return chosen
     train, num_classes = examples.in_store_order("train"), len(examples.class_names)

@@ -1,4 +1,4 @@
-"""head: train a new classifier on the features, for a path of regularisation strengths; validation chooses one."""
+"""head: train a new last layer on the features with several regularisation strengths; validation chooses one."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -21,7 +21,7 @@ _WORSE_BEFORE_STOP = 2
 
 @dataclass(frozen=True)
 class ChosenHead:
-    """The head, the strength `c` that validation chose for it, and one entry for each strength that was solved."""
+    """The head, the strength `c` that validation chose for it, and an entry for each strength that was tried."""
 
     head: Head
     c: float
@@ -38,9 +38,10 @@ class ChosenHead:
 def head(
     config: HeadConfig, *, examples: Examples, features: StoredViews, checkpoints: Checkpoints, context: Context
 ) -> ChosenHead:
-    """
-    Strengths are solved from the strongest regularisation on, each from the solution before it, and no further once
-    validation has become worse twice in a row; the chosen one is then solved to the end.
+    """Train heads with regularisation strengths from `c_grid` and return the best one on validation.
+
+    The strongest regularisation comes first, and each solution starts from the one before it. The search ends when the
+    best validation log loss is more than two strengths old. The chosen strength is then solved to full precision.
     """
     num_classes = len(examples.class_names)
     train = examples.in_store_order("train")

@@ -1,4 +1,4 @@
-"""report: draw the page of the run from what the stages before it left."""
+"""report: draw the report page of the run from the files that earlier stages left."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +15,13 @@ PAGE = "stages/report/report.html"
 
 @dataclass(frozen=True)
 class Report:
-    """The page, an HTML file."""
+    """Path of the page, an HTML file."""
 
     path: Path
 
     @classmethod
     def load(cls, context: Context) -> Self:
-        """Return the page that an earlier run has drawn."""
+        """Return the page that an earlier run has written."""
         return cls(context.workdir.path(PAGE))
 
 
@@ -32,7 +32,7 @@ def report(config: ReportConfig, *, run: Run, timings: Records, context: Context
     `job.reporting.times` reads them. Other stages are not shown.
 
     Raises:
-        StorageFailed: where explore's summary cannot be read, or the page cannot be written.
+        StorageFailed: if explore's summary cannot be read, or the page cannot be written.
     """
     context.workdir.write_bytes(PAGE, page(config, run=run, timings=timings, context=context))
     return Report.load(context)

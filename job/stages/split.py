@@ -1,7 +1,7 @@
 """split: put copies of one picture into one group, and every group into one of train, val and test.
 
-Given splits are kept. Where the user's own splits tear a group apart, the held-out copy stays and the training copy is
-excluded. What is not given is drawn by a hash of the group's content, so that new photos do not move old ones.
+Splits that the user gives are kept. If they separate the copies of a group, the held-out copy stays and the training copy
+is excluded. Other splits are drawn by a hash of the group's content, so that new photos do not move old ones.
 """
 
 import re
@@ -24,7 +24,7 @@ REFUSALS = "stages/split/refusals.json"
 
 
 class Refusal(NamedTuple):
-    """Why nobody can train on this data as it is, the cases, and the way out."""
+    """A reason why this data cannot be used for training: the finding, its cases, and what to do."""
 
     finding: str
     details: list[str]
@@ -37,10 +37,10 @@ class Refusal(NamedTuple):
 
 @dataclass(frozen=True)
 class SplitExamples:
-    """The table with `split`, `group` and, for what may not be trained on or counted, status and reason filled in."""
+    """The table with `split` and `group`, and with the status and reason of photos that must not be used."""
 
     examples: Examples
-    refusals: tuple[Refusal, ...]  # It can be looked at all the same.
+    refusals: tuple[Refusal, ...]  # If there are any, the data can be explored but not trained on.
 
     @classmethod
     def load(cls, context: Context) -> Self:
@@ -58,9 +58,10 @@ def split(
     drop_small_classes: bool,
     context: Context,
 ) -> SplitExamples:
-    """
+    """Group copies and assign every group to a split.
+
     Raises:
-        DataUnusable: where there is no usable photo at all. Everything else that forbids training is in `refusals`.
+        DataUnusable: if there is no usable photo at all. Other reasons against training are returned in `refusals`.
     """
     draft = _Draft(examples)
     draft.quarantine_label_conflicts()
@@ -80,7 +81,7 @@ def split(
 
 
 class _Draft:
-    """The columns while they are being decided."""
+    """Columns of the table while they are being decided."""
 
     def __init__(self, examples: Examples) -> None:
         self._examples = examples
@@ -108,7 +109,7 @@ class _Draft:
             f"intake.max_quarantined_fraction ({max_quarantined_fraction:.1%}) allows.",
             [f"{count:,} x {reason}" for reason, count in kinds.most_common(12)]
             + [f"{self._path(k)}: {self.reason[k]}" for k in quarantined[:10]],
-            "Repair or remove them, or raise the limit if you can do without them.",
+            "Repair or remove them. If you can do without them, raise intake.max_quarantined_fraction.",
         )
 
     def quarantine_label_conflicts(self) -> None:
@@ -136,7 +137,7 @@ class _Draft:
         self.status, self.reason = resolved["status"], resolved["reason"]
 
     def take_given_splits(self) -> None:
-        """A test set that is not there is taken from what the user calls val; without train nothing is given."""
+        """Take the user's splits. Without a test set, val becomes the test set. Splits without train are refused."""
         names = {self.given[i] for i in self._usable()}
         if "train" in names and len(names) > 1:
             held_out = "test" if "test" in names else "val"
@@ -145,20 +146,23 @@ class _Draft:
         elif names & {"val", "test"}:
             found = " and ".join(sorted(n for n in names if n))
             self._refuse(
-                f"The source has photos for {found} and none for train.", [], "Put the training photos into train/."
+                f"The source has photos for {found}, but none for train.", [], "Put the training photos into train/."
             )
 
     def drop_or_refuse_small_classes(self, drop: bool) -> None:
-        """A class needs a group for each split that we make, and two training groups where the splits are given."""
+        """Refuse small classes or leave them out.
+
+        A class needs a group for each split that is made here, or two training groups if the user gives the splits.
+        """
         of_class = defaultdict(list)
         for index in self._usable():
             of_class[self._label(index)].append(index)
         problems = {name: p for name in self._class_names if (p := self._problem(name, of_class[name]))}
         if problems and not drop:
             self._refuse(
-                "There are classes that cannot be trained and measured.",
+                "Some classes cannot be trained and measured.",
                 [f"{name}: {problem}" for name, problem in problems.items()],
-                "Add photos, remove these classes, or say --set intake.drop_small_classes=true to leave them out.",
+                "Add photos, remove these classes, or leave them out: --set intake.drop_small_classes=true",
             )
             return
         for index in self._usable():
@@ -166,7 +170,11 @@ class _Draft:
                 self._set(index, "ignored", f"class left out: {problems[self._label(index)]}")
         self._class_names = [name for name in self._class_names if name not in problems]
         if len(self._class_names) < 2:
-            self._refuse(f"{len(self._class_names)} usable class left.", [], "A classifier needs two or more: add photos.")
+            self._refuse(
+                f"Usable classes: {len(self._class_names)}.",
+                [],
+                "A classifier needs at least two. Add photos of more classes.",
+            )
 
     def _problem(self, name: str, indices: list[int]) -> str:
         if not indices:
@@ -226,10 +234,10 @@ class _Draft:
 
 
 def _draw(content: dict[int, str], label: dict[int, str], wanted: dict[str, float], seed: int) -> dict[int, str]:
-    """The split of each group, by thresholds on a hash of its content, class by class.
+    """Draw the split of each group, class by class, by thresholds on a hash of its content.
 
-    Where the thresholds leave one of the wanted splits without a group of some class, the next group in hash order
-    is moved there, as long as train keeps one.
+    If the thresholds leave a wanted split without a group of a class, the next group in hash order is moved there, as long
+    as train keeps one.
     """
     position = {g: int(sha256(f"{seed}:{c}".encode()).hexdigest()[:13], 16) / 16**13 for g, c in content.items()}
     of_class = defaultdict(list)
@@ -239,7 +247,7 @@ def _draw(content: dict[int, str], label: dict[int, str], wanted: dict[str, floa
     for groups in of_class.values():
         remaining, low = groups, 0.0
         for number, (name, fraction) in enumerate(wanted.items()):
-            spare = max(0, len(remaining) - (len(wanted) - number))  # One each for train and the splits still to come.
+            spare = max(0, len(remaining) - (len(wanted) - number))  # Leave one for train and one for each further split.
             inside = [g for g in remaining if low <= position[g] < low + fraction]
             taken = set(inside[:spare] or remaining[: min(1, spare)])
             drawn |= dict.fromkeys(taken, name)

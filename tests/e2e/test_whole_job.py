@@ -364,9 +364,12 @@ def test_demo_draws_runs_and_says_where_the_report_is(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "note"),
     [
-        (("fine_tune.keep=best", "fine_tune.patience=1", "fine_tune.epochs=4"), "the best by validation log-loss"),
+        (("fine_tune.keep=best", "fine_tune.patience=1", "fine_tune.epochs=4"), "the lowest validation log loss"),
         (("fine_tune.learning_rate=30.0", "fine_tune.epochs=4"), "Training collapsed in epoch"),
-        (("fine_tune.ema=true", "fine_tune.precision=mixed_bfloat16", "fine_tune.epochs=1"), "The last of 1 epochs is kept"),
+        (
+            ("fine_tune.ema=true", "fine_tune.precision=mixed_bfloat16", "fine_tune.epochs=1"),
+            "The weights of the last epoch (1) are kept",
+        ),
     ],
 )
 @pytest.mark.thorough

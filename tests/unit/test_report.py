@@ -132,7 +132,8 @@ def trained(context):
     later = {"last_step": 4, "train_loss": 0.6, "train_accuracy": 0.9, "learning_rate": 1e-4}
     history = [{"epoch": e, "val_log_loss": 0.4, "val_accuracy": 0.8, **(later if e else {})} for e in range(3)]
     context.workdir.write_json(
-        "stages/fine_tune/fine_tune.json", {"trained": True, "note": "The last of 2 epochs is kept.", "history": history}
+        "stages/fine_tune/fine_tune.json",
+        {"trained": True, "note": "The weights of the last epoch (2) are kept.", "history": history},
     )
 
 
@@ -401,9 +402,9 @@ def test_gate_not_met_is_said_at_the_top(context):
 
 def test_failed_parity_is_said_at_the_top(context):
     everything(context)
-    exported(context, faults=["EXIF orientation is not honoured"])
+    exported(context, faults=["the EXIF orientation is ignored"])
     top = top_of(drawn(context))
-    assert "the exported model disagrees" in top and "The check found: EXIF orientation is not honoured." in top
+    assert "the exported model disagrees" in top and "The check found: the EXIF orientation is ignored." in top
 
 
 def test_many_photos_that_the_graph_cannot_decode_are_said_at_the_top(context):
