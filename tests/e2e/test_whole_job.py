@@ -309,7 +309,7 @@ def test_messy_folder_says_why_and_runs_when_it_may(shared, tmp_path):
     assert done.returncode == 65
     assert "git lfs pull" in done.stderr and "intake.max_quarantined_fraction" in done.stderr
     page = (out / "report.html").read_text()
-    assert "Nobody can train on this data as it is." in page and "train/tulips/bitrot.jpg" in page
+    assert "This data cannot be used for training as it is." in page and "train/tulips/bitrot.jpg" in page
     again = run_job("run", "--data", data, "--out", out, *quick_settings())
     assert again.returncode == 65 and "runs" not in again.stderr, "what is known needs no work"
     budget = quick_settings("intake.max_quarantined_fraction=0.5")

@@ -339,7 +339,7 @@ def test_page_of_a_finished_run_has_every_section(context):
     assert sections >= {"labels", "more-photos", "training", "results", "mistakes", "export"}
     top = top_of(page)
     assert "87.5%" in top and "21 of 24" in top and "69.0% to 95.7%" in top
-    assert "Always saying “daisy”" in top and "50.0%" in top
+    assert "Always guessing “daisy”" in top and "50.0%" in top
     assert "Exported and checked." in top and "The quality gate, an accuracy of 50.0%, is met." in top
 
 
@@ -352,14 +352,16 @@ def test_what_to_do_first_is_in_order_of_harm_and_leads_to_where_it_is_shown(con
         for section in ("shortcuts", "more-photos", "duplicates", "data", "labels", "faults")
     ]
     assert places == sorted(places)
-    assert "its size gives 60% of the labels (50% by always naming the largest class)" in html.unescape(first)
+    assert "its size gives the right class for 60% of the photos (always guessing the largest class: 50%)" in html.unescape(
+        first
+    )
 
 
 def test_page_with_features_shows_labels_odd_photos_and_late_copies(context):
     everything(context)
     text = Elements(drawn(context)).text
-    assert "daisy given, rose suggested" in text and "the label is worth a look: 4 labels" in text
-    assert "val/daisy/sign.jpg" in text and "1 more scene is there more than once" in text
+    assert "daisy given, rose suggested" in text and "the label may be wrong: 4 labels" in text
+    assert "val/daisy/sign.jpg" in text and "1 more scene exists more than once" in text
     assert "training 59" in text, "what the audit excluded must be gone from the counts"
 
 
@@ -370,7 +372,7 @@ def test_head_that_knows_little_casts_no_doubt_on_labels(context):
     context.workdir.write_json("stages/audit/audit.json", numbers)
     page = drawn(context)
     assert 'href="#labels"' not in page[page.index("Do this first") : page.index("</ol>")]
-    assert "That is too little to doubt labels by" in Elements(page).text
+    assert "This is too low to find wrong labels" in Elements(page).text
 
 
 def test_data_that_cannot_be_used_says_so_at_the_top_and_keeps_the_list_folded(context):
@@ -378,7 +380,7 @@ def test_data_that_cannot_be_used_says_so_at_the_top_and_keeps_the_list_folded(c
     refusals = [["9 of 20 files are quarantined.", ["9 x 0 bytes", "a<b>.jpg: 0 bytes"], "Repair them."]]
     context.workdir.write_json("stages/split/refusals.json", refusals)
     page = drawn(context)
-    assert "Nobody can train on this data as it is. 9 of 20 files are quarantined. Repair them." in top_of(page)
+    assert "This data cannot be used for training as it is. 9 of 20 files are quarantined. Repair them." in top_of(page)
     assert "a&lt;b&gt;.jpg" in page and "No model yet" not in page
 
 
@@ -418,11 +420,11 @@ def test_many_photos_that_the_graph_cannot_decode_are_said_at_the_top(context):
 @pytest.mark.parametrize(
     ("data", "labels", "said"),
     [
-        ("/photos", None, "A photo counts as labelled by the folder that it lies in."),
-        ("gs://bucket/photos", None, "A photo counts as labelled by the folder that it lies in."),
-        ("gs://bucket/photos", "gs://bucket/labels.csv", "Labels are those of gs://bucket/labels.csv."),
-        ("gs://bucket/labels.csv", None, "Labels are those of the table."),
-        ("tfds:mnist:3.0.1", None, "Labels are those of the data set."),
+        ("/photos", None, "The labels come from the names of the folders."),
+        ("gs://bucket/photos", None, "The labels come from the names of the folders."),
+        ("gs://bucket/photos", "gs://bucket/labels.csv", "The labels come from gs://bucket/labels.csv."),
+        ("gs://bucket/labels.csv", None, "The labels come from the table."),
+        ("tfds:mnist:3.0.1", None, "The labels come from the data set."),
     ],
 )
 def test_page_says_where_labels_come_from(context, data, labels, said):
@@ -436,7 +438,10 @@ def test_photos_that_could_not_be_read_again_are_not_called_undecodable(context)
     parity["bytes"] |= {"not_decodable_in_graph": 0, "not_readable": 2}
     context.workdir.write_json("stages/export/parity.json", parity)
     page = drawn(context)
-    assert "2 photos have changed or gone since the source was listed" in page and "decoded by TensorFlow alone" not in page
+    assert (
+        "2 photos have changed or disappeared since the source was listed" in page
+        and "decoded by TensorFlow alone" not in page
+    )
 
 
 def test_run_that_ended_before_the_export_says_so(context):
@@ -485,8 +490,8 @@ def test_page_says_where_the_time_went(context):
     page = report(ReportConfig(), run=RUN, timings=timings, context=context).path.read_text()
     section = page[page.index('<section id="times">') : page.index('<section id="again">')]
     text = Elements(section).text
-    assert "took 20 s, and 21 s of processor time" in text
-    assert "Of the time, 8% decode, 18% forward, 60% overhead, 15% other." in text
+    assert "took 20 s, and 21 s of CPU time" in text
+    assert "Parts of the time: 8% decode, 18% forward, 60% overhead, 15% other." in text
     words = html.unescape(re.sub(r"<[^>]+>", "|", section))
     rows = [[cell for cell in row.split("|") if cell.strip(" ,")] for row in words.splitlines()]
     assert ["intake", "2.0 s", "3.0 s", "1,500 photos", "decode 1.5 s", "other 0.5 s"] in rows
@@ -549,8 +554,8 @@ def test_many_classes_are_listed_and_the_matrix_left_out(context):
     names = tuple(f"class {k}" for k in range(120))
     everything(context, names)
     text = Elements(drawn(context)).text
-    assert "The pictures of 20 more classes lie in stages/explore/pictures/." in text
-    assert "The whole matrix of 120 classes is in stages/evaluate/evaluation.json." in text
+    assert "The pictures of 20 more classes are in stages/explore/pictures/." in text
+    assert "The confusion matrix of 120 classes is in stages/evaluate/evaluation.json." in text
 
 
 def test_missing_summary_of_the_data_is_an_error_that_says_which(context):
