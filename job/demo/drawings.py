@@ -28,7 +28,7 @@ _OUT_OF_FOCUS_SHARE = 0.05
 
 _README = """# Drawn pictures
 
-`transfer-job demo` drew these. Files without a number are odd on purpose; their names say how, and the report should, too.
+`transfer-job demo` drew these pictures. Files without a number are unusual on purpose. Their names say why.
 """
 _HTML = b"<!DOCTYPE html>\n<html><head><title>404 Not Found</title></head><body>No such photo.</body></html>\n"
 

@@ -24,6 +24,7 @@ def charts(
     tuning: Tuning | None,
     records: times.Records,
 ) -> dict[str, str]:
+    """Draw the charts for which there are numbers. Return data: URIs by name."""
     drawn = {"curve": _drawn(_learning_curve_chart(audit["learning_curve"]["points"]))} if audit else {}
     if head:
         drawn["head"] = _drawn(_head_chart(head))

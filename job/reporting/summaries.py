@@ -140,7 +140,7 @@ class HeadPath(TypedDict):
 
 
 class Tuning(TypedDict):
-    """The content of fine_tune.json. `history` has one entry for each epoch, the first one before training."""
+    """The content of fine_tune.json. `history` has an entry for each epoch, and a first one from before training."""
 
     trained: bool
     note: str

@@ -50,7 +50,7 @@ class Audit:
 
 
 def audit(config: AuditConfig, *, examples: Examples, images: ArrayStore, features: ArrayStore, context: Context) -> Audit:
-    """Exclude copies that only features find, list suspicious labels and photos, and draw the learning curve.
+    """Exclude copies that only features find, list suspicious labels and photos, and measure the learning curve.
 
     Raises:
         DataUnusable: if a class has no training photo left after copies are excluded.

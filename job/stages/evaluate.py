@@ -61,6 +61,10 @@ def evaluate(
     network: Network,
     context: Context,
 ) -> Evaluation:
+    """Score both models, choose the one to ship, and write scores, predictions and pictures of mistakes.
+
+    `tuned_weights` is None if nothing was fine-tuned.
+    """
     val, test = examples.of("val"), examples.of("test")
     both = np.concatenate([val, test])
     rows = examples["row"][both]

@@ -203,7 +203,7 @@ class _Feed:
 def _start(config: FineTuneConfig, examples: Examples, features: StoredViews, chosen: Head, c: float) -> Head:
     """Return the head to start from: the chosen one, or with label smoothing the optimum for smoothed labels.
 
-    From another head, training would first move to this optimum.
+    Otherwise the first steps of training would only move the head to this optimum.
     """
     if config.label_smoothing == 0:
         return chosen

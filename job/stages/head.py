@@ -40,8 +40,8 @@ def head(
 ) -> ChosenHead:
     """Train heads with regularisation strengths from `c_grid` and return the best one on validation.
 
-    The strongest regularisation comes first, and each solution starts from the one before it. The search ends when the
-    best validation log loss is more than two strengths old. The chosen strength is then solved to full precision.
+    The strongest regularisation comes first, and each solution starts from the one before it. The search ends after two
+    strengths without a lower validation log loss. The chosen strength is then solved to full precision.
     """
     num_classes = len(examples.class_names)
     train = examples.in_store_order("train")
