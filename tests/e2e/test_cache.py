@@ -90,7 +90,7 @@ def test_everything_is_trained_where_nothing_is_frozen(photos, tmp_path):
     done = run_job(*arguments(photos, tmp_path / "out", "backbone.unfreeze=all", "fine_tune.epochs=1", "augment.views=1"))
     assert done.returncode == 0, done.stderr
     assert "nothing stays frozen" in done.stderr
-    assert "online inputs, because nothing stays frozen" in (tmp_path / "out" / "report.html").read_text()
+    assert "computed again in every epoch: nothing stays frozen" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_stores_of_earlier_settings_leave_the_runs_own_cache(photos, tmp_path):
