@@ -381,7 +381,7 @@ def test_epoch_that_is_kept(copy_of_run, painted, settings, note):
     assert note in summary["note"]
     losses = [epoch["val_log_loss"] for epoch in summary["history"]]
     if "keep=best" in settings[0]:
-        assert f"Epoch {losses.index(min(losses))} of" in summary["note"]
+        assert f"epoch {losses.index(min(losses))} of" in summary["note"]
 
 
 def test_diverging_training_ends_with_70_and_publishes_nothing(copy_of_run, painted):
