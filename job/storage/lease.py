@@ -1,9 +1,9 @@
-"""One run, one owner: a file in the output directory that says which process works there, and shows that it still does.
+"""The lease on an output directory: a file that names the one process that may write there, its owner.
 
-Whoever wants to read or change the file locks it for that moment, which the system undoes when a process dies. The owner
-touches the file every few seconds. An owner on this machine is looked up; one elsewhere is watched, by this machine's clock
-alone: it is alive if it touches the file, and dead if it has not for long. Then another run takes over, and the old one,
-should it wake up, cannot publish anything.
+The owner touches the file every second. A process locks the file while it reads or changes it, and the system ends that lock
+when the process dies. An owner on this machine is alive if its process is. An owner elsewhere is alive if it touches the
+file, and counts as dead if it has not for long, by the clock of this machine. Then another run takes over, and the old owner
+cannot publish anything any more.
 """
 
 import fcntl
@@ -25,7 +25,7 @@ from job.storage.files import open_own
 
 NAME = ".lease"
 _TOUCHED_EVERY_S = 1.0
-DEAD_AFTER_S = 40.0  # Well beyond the few seconds for which network file systems remember old times.
+DEAD_AFTER_S = 40.0  # Network file systems may show an old time stamp for some seconds.
 _LOCK_TIMEOUT_S = 3.0
 _LOOKS_EVERY_S = 0.2
 _BEGINS = b'{"token": "'
@@ -34,7 +34,11 @@ _MAX_BYTES = 4096
 
 @dataclass(frozen=True)
 class Owner:
-    """A process, known by its number and start within `world`, which is a boot of a machine and a namespace of processes."""
+    """The process that holds a lease.
+
+    `world` is one boot of a machine and one namespace of process numbers. Within it, `pid` and `born` (the time when the
+    process started) belong to one process only. `token` is random.
+    """
 
     token: str
     host: str
@@ -45,12 +49,13 @@ class Owner:
 
     @classmethod
     def here(cls) -> Self:
+        """Return this process as an owner with a new token."""
         since = datetime.now(UTC).isoformat(timespec="seconds")
         return cls(secrets.token_hex(8), platform.node(), _world(), os.getpid(), _born(os.getpid()), since)
 
     @classmethod
     def parse(cls, text: bytes) -> Self | None:
-        """Return the owner that a lease names; None where there is none, or one that died while it wrote its name.
+        """Return the owner that a lease names; None if it names none, or if its owner died while it wrote the lease.
 
         Raises:
             ValueError: where the text is no lease.
@@ -60,8 +65,8 @@ class Owner:
         found = json.loads(text)
         values = {field.name: found.get(field.name) for field in fields(cls)} if isinstance(found, dict) else {}
         if any(not isinstance(value, int if name == "pid" else str) for name, value in values.items()) or not values:
-            raise ValueError("no lease")
-        return cls(**values)  # type: ignore[arg-type]  # The kinds were just checked.
+            raise ValueError("not a lease")
+        return cls(**values)  # type: ignore[arg-type]  # The types were just checked.
 
     def to_bytes(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -71,14 +76,45 @@ class Owner:
 
     @property
     def is_dead(self) -> bool | None:
-        """None where that cannot be known from here."""
+        """Whether the process has ended; None if it runs where this process cannot look."""
         if not self.world or self.world != _world():
             return None
         return _born(self.pid) != self.born
 
 
+class Watch:
+    """Decides whether the lease on a place is free, from what is seen of it again and again.
+
+    The owner changes its lease every few seconds. So a lease that stays the same for `dead_after_s` has a dead owner.
+    """
+
+    def __init__(self, place: str, tell: Callable[[str], None], dead_after_s: float) -> None:
+        self._place, self._tell, self._dead_after_s = place, tell, dead_after_s
+        self._seen: tuple[Owner, str] | None = None
+        self._seen_at = 0.0
+
+    def is_free(self, owner: Owner | None, version: str) -> bool:
+        """Return True if the lease may be taken. `version` must differ whenever the owner has changed the lease.
+
+        Raises:
+            TryAgainLater: if the owner is alive.
+        """
+        if owner is None:
+            return True
+        now, look = time.monotonic(), (owner, version)
+        if owner.is_dead or (look == self._seen and now - self._seen_at > self._dead_after_s):
+            self._tell(f"Taking over from {owner}, which stopped without releasing the lease")
+            return True
+        if owner.is_dead is False or self._seen not in (None, look):
+            raise in_use(self._place, owner)
+        if self._seen is None:
+            self._tell(f"{self._place} belongs to {owner}. Waiting {self._dead_after_s:.0f} s to see if it is alive")
+            self._seen, self._seen_at = look, now
+        return False
+
+
 class Lease:
-    """The right to write to a directory, until it is released or lost."""
+    """The right to write to a directory, until it is released or another run takes it over."""
 
     def __init__(self, folder: Path, owner: Owner) -> None:
         self._file, self._owner = folder / NAME, owner
@@ -87,16 +123,17 @@ class Lease:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Give a block in which nobody can take over the lease.
+        """Return a context in which no other run can take over the lease.
 
         Raises:
-            TryAgainLater: where somebody has.
+            TryAgainLater: if another run has taken it over.
         """
         with _locked(self._file) as descriptor:
             self._check(descriptor)
             yield
 
     def release(self) -> None:
+        """Remove the file, unless another run has taken over the lease."""
         self._released.set()
         with suppress(JobError, OSError), _locked(self._file) as descriptor:
             self._check(descriptor)
@@ -112,7 +149,7 @@ class Lease:
 
     def _keep_touching(self) -> None:
         while not self._released.wait(_TOUCHED_EVERY_S):
-            # Where the lock is held for long, by a thread of this process above all, the next touch will do.
+            # Somebody may hold the lock for long, for example a thread of this process. The next touch is soon enough.
             with suppress(OSError, JobError), _locked(self._file) as descriptor:
                 if _read(descriptor, self._file) != self._owner:
                     return
@@ -126,38 +163,27 @@ def acquire(
     dead_after_s: float = DEAD_AFTER_S,
     called: str = "",
 ) -> Lease:
-    """The lease on a directory that exists; `called`: the name by which its user knows it.
+    """Take the lease on a directory that exists. Messages call the directory `called`, or by its path.
 
     Raises:
-        TryAgainLater: where its owner is alive, within a few seconds.
-        UsageError: where somebody else's file has the name.
-        OSError.
+        TryAgainLater: within a few seconds, if the owner is alive.
+        UsageError: if a file of this name is not a lease.
+        OSError: if the file cannot be read or written.
     """
-    file, owner = folder / NAME, Owner.here()
-    seen: tuple[Owner, int] | None = None
-    seen_at = time.monotonic()
+    file, owner, watch = folder / NAME, Owner.here(), Watch(called or str(folder), tell, dead_after_s)
     while True:
         with _locked(file) as descriptor:
-            other, touched = _read(descriptor, file), os.fstat(descriptor).st_mtime_ns
-            waited_s = time.monotonic() - seen_at
-            if other is None or other.is_dead or ((other, touched) == seen and waited_s > dead_after_s):
-                if other is not None:
-                    tell(f"Going on after {other}, which has ended without a word")
+            if watch.is_free(_read(descriptor, file), str(os.fstat(descriptor).st_mtime_ns)):
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, owner.to_bytes(), 0)
                 return Lease(folder, owner)
-        if other.is_dead is False or (seen is not None and (other, touched) != seen):
-            raise in_use(called or folder, other)
-        if seen is None:
-            tell(f"{called or folder} belongs to {other}: watching for {dead_after_s:.0f} s whether it is alive")
-            seen = other, touched
         check_stop()
         time.sleep(_LOOKS_EVERY_S)
 
 
 @contextmanager
 def _locked(file: Path) -> Iterator[int]:
-    """The open file, which nobody else has locked."""
+    """Return a context in which this process alone has the file open and locked. It gives the descriptor."""
     deadline = time.monotonic() + _LOCK_TIMEOUT_S
     while True:
         descriptor = open_own(file, os.O_RDWR | os.O_CREAT)
@@ -170,8 +196,8 @@ def _locked(file: Path) -> Iterator[int]:
                 time.sleep(0.01)
                 continue
             except OSError:
-                pass  # This file system has no locks: the checks are made without.
-            if _is_still(file, descriptor):  # Its last owner may have removed it in between.
+                pass  # This file system has no locks. The owner is checked without one.
+            if _is_still(file, descriptor):  # The last owner may have removed it meanwhile.
                 yield descriptor
                 return
         finally:
@@ -185,15 +211,16 @@ def _is_still(file: Path, descriptor: int) -> bool:
 
 
 def _read(descriptor: int, file: Path) -> Owner | None:
-    """Return the owner. Raises: UsageError, where the file is somebody else's."""
+    """Return the owner that the file names. Raises: UsageError, if the file is not a lease."""
     text = os.pread(descriptor, _MAX_BYTES, 0)
     try:
         return Owner.parse(text)
     except (ValueError, RecursionError):
-        raise UsageError(f"{file} is in the way: it is no lease of this job. Move it somewhere else.") from None
+        raise UsageError(f"{file} is in the way: it is not a lease of this job. Move it to another folder.") from None
 
 
 def in_use(folder: Path | str, owner: Owner | None) -> TryAgainLater:
+    """Return the error for a directory or prefix whose owner is alive."""
     return TryAgainLater(f"{folder} is in use by {owner or 'another run'}. Wait until it has ended, or give another --out.")
 
 
@@ -206,7 +233,7 @@ def _world() -> str:
 
 
 def _born(pid: int) -> str:
-    """When a process was started, in clock ticks since the boot; empty where there is none, or only its remains."""
+    """Return the start of a process, in clock ticks since the boot; empty if there is no such process or it is a zombie."""
     with suppress(OSError):
         after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return "" if after_name[0] in "ZX" else after_name[19]

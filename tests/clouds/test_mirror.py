@@ -255,7 +255,7 @@ def test_owner_that_was_taken_over_can_neither_commit_nor_harm(bed, uri, tmp_pat
     new = Node(tmp_path / "b", uri)
     new.take_over().write_bytes("metrics.json", b"new")
     new.workdir.commit()
-    assert "ended without a word" in new.said[0]
+    assert "stopped without releasing the lease" in new.said[0]
     old.write_bytes("metrics.json", b"from the grave")
     old.write_bytes("report.html", b"from the grave")
     with pytest.raises(TryAgainLater, match="taken over"):
@@ -346,7 +346,7 @@ def test_live_owner_on_another_machine_is_named(uri, monkeypatch):
     monkeypatch.setattr(Owner, "is_dead", None)
     with pytest.raises(TryAgainLater, match=rf"in use by the run on .*, process {os.getpid()}"):
         acquire(uri, said, dead_after_s=30)
-    assert "watching for 30 s" in said[0]
+    assert "Waiting 30 s to see" in said[0]
     lease.release()
     acquire(uri, []).release()
 
@@ -357,7 +357,7 @@ def test_silent_owner_is_taken_over(uri, monkeypatch):
     monkeypatch.setattr(Owner, "is_dead", None)
     said = []
     acquire(uri, said).release()
-    assert "ended without a word" in said[-1]
+    assert "stopped without releasing the lease" in said[-1]
 
 
 def test_of_many_that_start_at_once_one_proceeds(uri):

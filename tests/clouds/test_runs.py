@@ -164,7 +164,7 @@ def test_fresh_node_goes_on_at_the_last_checkpoint_after_a_kill(google, photos, 
     google.requests()
     second = run_job(*arguments, **node(tmp_path / "second"))
     assert second.returncode == 0, second.stderr
-    assert "going on from the checkpoint at step" in second.stderr and "ended without a word" in second.stderr
+    assert "going on from the checkpoint at step" in second.stderr and "stopped without releasing the lease" in second.stderr
     assert "extract   skipped: unchanged" in second.stderr and "head      skipped: unchanged" in second.stderr
     read = [path for method, path, _ in google.requests() if "alt=media" in path and "/photos%2F" in path]
     held_out = json.loads(google.get(f"{out}/model/parity.json"))["num_photos"]

@@ -112,7 +112,7 @@ def test_owner_that_was_killed_is_followed_at_once(tmp_path, hold):
     holder.process.wait()
     started = time.monotonic()
     held, said = acquire(tmp_path)
-    assert time.monotonic() - started < 2 and "which has ended without a word" in said[0]
+    assert time.monotonic() - started < 2 and "stopped without releasing the lease" in said[0]
     held.release()
     assert list(tmp_path.iterdir()) == []  # No mark either: the lease is taken where the claim stands already.
 
@@ -122,7 +122,7 @@ def test_owner_whose_number_another_process_has_now_is_dead(tmp_path):
     reused = {**here.__dict__, "token": "0", "born": "1"}
     (tmp_path / lease.NAME).write_text(json.dumps(reused))
     held, said = acquire(tmp_path)
-    assert held._owner.token in (tmp_path / lease.NAME).read_text() and "ended without a word" in said[0]
+    assert held._owner.token in (tmp_path / lease.NAME).read_text() and "stopped without releasing the lease" in said[0]
     held.release()
 
 
@@ -133,7 +133,7 @@ def test_silent_owner_elsewhere_is_followed_and_cannot_publish_any_more(tmp_path
     os.kill(holder.pid, signal.SIGSTOP)
     started = time.monotonic()
     held, said = acquire(tmp_path, dead_after_s=3)
-    assert 3 < time.monotonic() - started < 6 and "watching for 3 s" in said[0]
+    assert 3 < time.monotonic() - started < 6 and "Waiting 3 s to see" in said[0]
     os.kill(holder.pid, signal.SIGCONT)
     assert "was taken over by the run on" in holder.publish()
     assert (tmp_path / "result").read_bytes() == b"content\n"  # What it published while it was the owner stays.

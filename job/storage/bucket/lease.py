@@ -1,7 +1,8 @@
-"""One run, one owner, where the output is a bucket: the lease is an object that the owner writes again every few seconds.
+"""The lease on an output in a bucket: an object that names the one process that may write there, its owner.
 
-Every write asks that the version before it is still there. So of two that want it one succeeds, and an owner whose lease was
-taken over notices with its next commit, which asks for it.
+The owner writes it again every 10 s. Each write succeeds only if it replaces the version that the writer has seen. So if two
+runs want the lease, one of them gets it. Each commit of the output checks the lease, so an owner whose lease was taken over
+cannot commit any more.
 """
 
 import json
@@ -13,7 +14,7 @@ from dataclasses import asdict
 
 from job.errors import JobError, UsageError
 from job.storage.bucket.objects import Conflict, NoSuchObject, Objects
-from job.storage.lease import NAME, Owner, in_use
+from job.storage.lease import NAME, Owner, Watch
 
 _WRITTEN_EVERY_S = 10.0
 _DEAD_AFTER_S = 60.0
@@ -23,7 +24,7 @@ _RELEASED = b"{}"
 
 
 class ObjectLease:
-    """The right to write below a prefix, until it is released or lost."""
+    """The right to write below a prefix, until it is released or another run takes it over."""
 
     def __init__(self, objects: Objects, owner: Owner, version: str) -> None:
         self._objects, self._owner, self._version, self._beats = objects, owner, version, 0
@@ -33,17 +34,18 @@ class ObjectLease:
 
     @property
     def token(self) -> str:
-        """A secret text that only this owner can have written into the object."""
+        """The secret that only this owner can have written into the object."""
         return self._owner.token
 
     def release(self) -> None:
+        """Write that the lease is free; wait for that for some seconds at most. If it fails, the next run has to wait."""
         self._released.set()
-        self._thread.join(_RELEASED_WITHIN_S)  # Where it takes longer, the next run will wait a little.
+        self._thread.join(_RELEASED_WITHIN_S)
 
     def _keep_writing(self) -> None:
         while not self._released.wait(_WRITTEN_EVERY_S):
-            self._beats += 1  # Where a version is a digest, the same bytes would be the same version.
-            with suppress(JobError):  # The next beat may do, and a commit says what the matter is.
+            self._beats += 1  # In S3 a version is a digest: the same bytes would be the same version.
+            with suppress(JobError):  # The next write may succeed. If none does, a commit reports the reason.
                 self._write(json.dumps({**asdict(self._owner), "beats": self._beats}).encode())
         with suppress(JobError):
             self._write(_RELEASED)
@@ -55,42 +57,38 @@ class ObjectLease:
             found = self._objects.find(NAME)
             if found is None or self.token.encode() not in self._objects.read(NAME, found.version):
                 raise
-            self._version = self._objects.write(NAME, content, found.version)  # An own beat, whose answer was lost.
+            self._version = self._objects.write(NAME, content, found.version)  # It was our own write, whose answer was lost.
 
 
 def acquire(
     objects: Objects, tell: Callable[[str], None], check_stop: Callable[[], None], dead_after_s: float = _DEAD_AFTER_S
 ) -> ObjectLease:
-    """The lease on what lies below a prefix.
+    """Take the lease on everything below a prefix.
 
     Raises:
-        TryAgainLater: where its owner is alive.
-        UsageError, StorageFailed, Stopped.
+        TryAgainLater: if the owner is alive.
+        UsageError: if an object of this name is not a lease, or without permission for the bucket.
+        StorageFailed: if the service fails.
+        Stopped: if `check_stop` raises it.
     """
-    owner = Owner.here()
-    seen, seen_at = "", time.monotonic()
+    owner, watch = Owner.here(), Watch(objects.uri, tell, dead_after_s)
     while True:
         found = objects.find(NAME)
         if found and not found.is_own:
-            raise UsageError(f"{objects.uri}/{NAME} is in the way: it is no lease of this job. Move it somewhere else.")
+            raise UsageError(f"{objects.uri}/{NAME} is in the way: it is not a lease of this job. Give it another name.")
         version, other = (found.version, _owner(objects, found.version)) if found else ("", None)
-        is_silent = version == seen and time.monotonic() - seen_at > dead_after_s
-        if other is None or other.is_dead or is_silent:
-            if other is not None:
-                tell(f"Going on after {other}, which has ended without a word")
+        if watch.is_free(other, version):
             with suppress(Conflict):
                 return ObjectLease(objects, owner, objects.write(NAME, owner.to_bytes(), version))
-        elif other.is_dead is False or seen not in ("", version):
-            raise in_use(objects.uri, other)
-        elif not seen:
-            tell(f"{objects.uri} belongs to {other}: watching for {dead_after_s:.0f} s whether it is alive")
-            seen, seen_at = version, time.monotonic()
         check_stop()
         time.sleep(_LOOKS_EVERY_S)
 
 
 def _owner(objects: Objects, version: str) -> Owner | None:
-    """Return who holds the lease; None where it was released, or written again meanwhile, so that it cannot be replaced."""
+    """Return the owner that this version of the lease names; None if it names none, or if the lease was written meanwhile.
+
+    A lease that was written meanwhile is safe to try for: the write asks for this version and fails.
+    """
     with suppress(NoSuchObject, ValueError):
         return Owner.parse(objects.read(NAME, version))
     return None
