@@ -1,118 +1,68 @@
-"""Objects fetched by threads ahead of their reader: in order, and in bounded memory.
+"""Objects of a bucket, fetched by threads before they are needed: in order, and in bounded memory.
 
-The reader itself asks for the next object when it takes one, so a reader that stops makes the threads stop.
+The next object is asked for when one is taken. So if the reader stops, the threads stop, too.
 """
 
 import ctypes
 import errno
-import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from queue import Empty, SimpleQueue
-from typing import Self
+from concurrent.futures import Future, wait
+from functools import partial
 
 from job.errors import StorageFailed
 from job.storage.bucket.objects import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, RETRY_FOR_S, NoSuchObject, Objects, join
+from job.storage.bucket.parallel import Threads
 
-THREADS = 32  # Of a decode process. Two with 32 each keep two cores busy at 30 ms latency (benchmarks/buckets.py).
+THREADS = 32  # In a decode process. Two processes keep two cores busy at a latency of 30 ms (benchmarks/buckets.py).
 MAX_BYTES_AHEAD = 64 << 20
-# The time for trying again begins where the first try ends, and the last try may begin at its end.
+# A request is retried for RETRY_FOR_S. That time begins when the first try has failed, and a last try may begin at its end.
 PATIENCE_S = RETRY_FOR_S + 2 * (CONNECT_TIMEOUT_S + READ_TIMEOUT_S)
-_STACK_BYTES = 1 << 20
-_M_ARENA_MAX = -8  # From malloc.h.
-
-
-@dataclass
-class _Fetch:
-    name: str
-    version: str | None
-    num_bytes: int
-    answer: SimpleQueue[bytes | Exception] = field(default_factory=SimpleQueue)
+_M_ARENA_MAX = -8  # The value of M_ARENA_MAX in malloc.h.
 
 
 def read_ordered(
     objects: Objects, wanted: Iterable[tuple[str, str | None, int]], threads: int = THREADS
 ) -> Iterator[bytes | OSError]:
-    """The bytes of each (name, version, size), in order; an error in the place of what is not there any more.
+    """Yield the bytes of each (name, version, size in bytes), in order. An object that is gone, or too large for the memory,
+    gives an OSError in its place.
 
-    At most twice as many objects as there are threads are on their way or waiting to be taken, and at most MAX_BYTES_AHEAD
-    by their sizes, or a single one.
+    At most twice as many objects as there are threads are asked for and not yet taken, and at most MAX_BYTES_AHEAD bytes of
+    them. A single object may be larger.
 
     Raises:
-        StorageFailed, UsageError: when it is the turn of the object that they are about.
+        StorageFailed, UsageError: when it is the turn of the object that failed.
     """
-    ahead: deque[_Fetch] = deque()
+    ahead: deque[tuple[str, int, Future[bytes]]] = deque()
     bytes_ahead = 0
-    waiting = (_Fetch(*one) for one in wanted)
+    waiting = iter(wanted)
     following = next(waiting, None)
-    with _Threads(objects, threads) as fetching:
+    with Threads(threads) as fetching:
         while ahead or following:
-            while following and (
-                not ahead or (len(ahead) < 2 * threads and bytes_ahead + following.num_bytes <= MAX_BYTES_AHEAD)
-            ):
-                fetching.begin(following)
-                ahead.append(following)
-                bytes_ahead += following.num_bytes
+            while following and (not ahead or (len(ahead) < 2 * threads and bytes_ahead + following[2] <= MAX_BYTES_AHEAD)):
+                name, version, num_bytes = following
+                ahead.append((name, num_bytes, fetching.begin(partial(objects.read, name, version))))
+                bytes_ahead += num_bytes
                 following = next(waiting, None)
-            fetch = ahead.popleft()
-            bytes_ahead -= fetch.num_bytes
-            yield _taken(fetch, objects)
+            name, num_bytes, future = ahead.popleft()
+            bytes_ahead -= num_bytes
+            yield _content(future, join(objects.uri, name))
 
 
-def _taken(fetch: _Fetch, objects: Objects) -> bytes | OSError:
-    where = join(objects.uri, fetch.name)
+def _content(future: Future[bytes], uri: str) -> bytes | OSError:
+    if not wait([future], PATIENCE_S).done:
+        raise StorageFailed(f"{uri}: its bytes did not arrive in {PATIENCE_S:.0f} s. Run the same command again.")
     try:
-        answer = fetch.answer.get(timeout=PATIENCE_S)
-    except Empty:
-        raise StorageFailed(
-            f"{where}: its bytes did not arrive in {PATIENCE_S:.0f} s. Run the same command again."
-        ) from None
-    if isinstance(answer, NoSuchObject):
+        return future.result()
+    except NoSuchObject:
         return OSError(errno.ENOENT, "it is gone since it was listed")
-    if isinstance(answer, MemoryError):
+    except MemoryError:
         return OSError(errno.ENOMEM, "the file is larger than the memory of a decode process")
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
-
-
-class _Threads:
-    """At the end they are not waited for: what they are at may take long."""
-
-    def __init__(self, objects: Objects, limit: int) -> None:
-        self._objects, self._limit, self._count = objects, limit, 0
-        self._work: SimpleQueue[_Fetch | None] = SimpleQueue()
-        self._ended = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended = True
-        for _number in range(self._count):
-            self._work.put(None)
-
-    def begin(self, fetch: _Fetch) -> None:
-        self._work.put(fetch)
-        if self._count < self._limit:
-            stack_bytes = threading.stack_size(_STACK_BYTES)
-            try:
-                threading.Thread(target=self._run, name=f"fetch-{self._count}", daemon=True).start()
-            finally:
-                threading.stack_size(stack_bytes)
-            self._count += 1
-
-    def _run(self) -> None:
-        while (fetch := self._work.get()) is not None and not self._ended:
-            try:
-                fetch.answer.put(self._objects.read(fetch.name, fetch.version))
-            except Exception as error:
-                fetch.answer.put(error)
 
 
 def limit_arenas() -> None:
-    """Threads share the places that memory comes from. Each place of its own would take 64 MB of address space."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it.
+    """Make all threads of this process allocate from one arena. Each further arena would take 64 MB of address space, which
+    is limited in a decode process."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # Only glibc has it.
     if mallopt is not None:
         mallopt(_M_ARENA_MAX, 1)

@@ -339,7 +339,7 @@ def settled(bed):
 
 
 def fetching():
-    return sum(thread.name.startswith("fetch-") for thread in threading.enumerate())
+    return sum(thread.name.startswith("transfer-") for thread in threading.enumerate())
 
 
 def eventually_no_thread():
