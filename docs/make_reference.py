@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from job.config import fields
-from job.model.backbones import table
+from job.model.backbones import BACKBONES
 from job.text.wording import allowed
 
 HERE = Path(__file__).parent
@@ -30,7 +30,7 @@ the result: no stage runs again. Names that end in `_s` are seconds, `_px` pixel
 |---|---|---|---|
 """
 
-BACKBONES = """# Backbones
+INTRODUCTION = """# Backbones
 
 This page is for people who choose a backbone. It lists all names, and explains how to compare backbones with `rank`.
 
@@ -80,6 +80,21 @@ finds their features. With fine-tuning it stores features again, because they mu
 """
 
 
+def backbones() -> str:
+    """Return the backbones as a Markdown table."""
+    words = {
+        "tf": "x / 127.5 - 1",
+        "torch": "standardised by ImageNet's means",
+        "caffe": "BGR, means taken off",
+        "none": "inside the model",
+    }
+    rows = [
+        f"| `{name}` | `{b.constructor}` | {words[b.scaling]} | {'yes' if b.has_alpha else ''} |"
+        for name, b in BACKBONES.items()
+    ]
+    return "\n".join(["| `backbone.name` | keras.applications | input scaling | `alpha` |", "|---|---|---|---|", *rows])
+
+
 def main() -> None:
     rows = []
     for dotted, field in fields():
@@ -88,7 +103,7 @@ def main() -> None:
         mark = " *" if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("how") else ""
         rows.append(f"| `{dotted}`{mark} | {default} | {allowed(field)} | {field.description} |")
     (HERE / "configuration.md").write_text(CONFIGURATION + "\n".join(rows) + "\n")
-    (HERE / "backbones.md").write_text(BACKBONES + table() + "\n" + WHICH)
+    (HERE / "backbones.md").write_text(INTRODUCTION + backbones() + "\n" + WHICH)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import random
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import job
+from job.data.examples import Examples
 from job.runtime.context import Context
 from job.runtime.telemetry import Telemetry
 from job.storage.workdir import Workdir
@@ -129,6 +130,11 @@ def finished_run(painted: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     done = run_job("run", "--data", painted, "--out", out, *quick_settings())
     assert done.returncode == 0, done.stderr
     return out
+
+
+def examples_of(records: Sequence[Mapping[str, object]], class_names: Sequence[str]) -> Examples:
+    """Return a table of examples with a row for each record. All records have the same names."""
+    return Examples.from_columns({name: [record[name] for record in records] for name in records[0]}, class_names)
 
 
 def free_ports(count: int) -> list[int]:

@@ -3,7 +3,7 @@
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -58,12 +58,6 @@ class Examples:
 
     columns: Mapping[str, np.ndarray]
     class_names: tuple[str, ...]
-
-    @classmethod
-    def from_records(cls, records: Iterable[Mapping[str, object]], class_names: Sequence[str]) -> Self:
-        records = list(records)
-        names = [f.name for f in SCHEMA]
-        return cls.from_columns({n: [r.get(n, DEFAULTS.get(n)) for r in records] for n in names}, class_names)
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, Sequence[object]], class_names: Sequence[str]) -> Self:

@@ -33,56 +33,55 @@ Scaling = Literal["tf", "torch", "caffe", "none"]
 
 @dataclass(frozen=True)
 class Backbone:
-    """One row of the table. `module` is where keras.applications keeps its `preprocess_input`."""
+    """One row of the table: the name of its function in keras.applications, and what that function accepts."""
 
     constructor: str
-    module: str
     scaling: Scaling
     has_alpha: bool = False
     min_image_size: int = 32
 
 
 BACKBONES: dict[str, Backbone] = {
-    "convnext_tiny": Backbone("ConvNeXtTiny", "convnext", "none"),
-    "convnext_small": Backbone("ConvNeXtSmall", "convnext", "none"),
-    "convnext_base": Backbone("ConvNeXtBase", "convnext", "none"),
-    "convnext_large": Backbone("ConvNeXtLarge", "convnext", "none"),
-    "convnext_xlarge": Backbone("ConvNeXtXLarge", "convnext", "none"),
-    "densenet121": Backbone("DenseNet121", "densenet", "torch"),
-    "densenet169": Backbone("DenseNet169", "densenet", "torch"),
-    "densenet201": Backbone("DenseNet201", "densenet", "torch"),
-    "efficientnet_b0": Backbone("EfficientNetB0", "efficientnet", "none"),
-    "efficientnet_b1": Backbone("EfficientNetB1", "efficientnet", "none"),
-    "efficientnet_b2": Backbone("EfficientNetB2", "efficientnet", "none"),
-    "efficientnet_b3": Backbone("EfficientNetB3", "efficientnet", "none"),
-    "efficientnet_b4": Backbone("EfficientNetB4", "efficientnet", "none"),
-    "efficientnet_b5": Backbone("EfficientNetB5", "efficientnet", "none"),
-    "efficientnet_b6": Backbone("EfficientNetB6", "efficientnet", "none"),
-    "efficientnet_b7": Backbone("EfficientNetB7", "efficientnet", "none"),
-    "efficientnet_v2_b0": Backbone("EfficientNetV2B0", "efficientnet_v2", "none"),
-    "efficientnet_v2_b1": Backbone("EfficientNetV2B1", "efficientnet_v2", "none"),
-    "efficientnet_v2_b2": Backbone("EfficientNetV2B2", "efficientnet_v2", "none"),
-    "efficientnet_v2_b3": Backbone("EfficientNetV2B3", "efficientnet_v2", "none"),
-    "efficientnet_v2_s": Backbone("EfficientNetV2S", "efficientnet_v2", "none"),
-    "efficientnet_v2_m": Backbone("EfficientNetV2M", "efficientnet_v2", "none"),
-    "efficientnet_v2_l": Backbone("EfficientNetV2L", "efficientnet_v2", "none"),
-    "inception_resnet_v2": Backbone("InceptionResNetV2", "inception_resnet_v2", "tf", min_image_size=75),
-    "inception_v3": Backbone("InceptionV3", "inception_v3", "tf", min_image_size=75),
-    "mobilenet": Backbone("MobileNet", "mobilenet", "tf", has_alpha=True),
-    "mobilenet_v2": Backbone("MobileNetV2", "mobilenet_v2", "tf", has_alpha=True),
-    "mobilenet_v3_small": Backbone("MobileNetV3Small", "mobilenet_v3", "none", has_alpha=True),
-    "mobilenet_v3_large": Backbone("MobileNetV3Large", "mobilenet_v3", "none", has_alpha=True),
-    "nasnet_mobile": Backbone("NASNetMobile", "nasnet", "tf"),
-    "nasnet_large": Backbone("NASNetLarge", "nasnet", "tf"),
-    "resnet50": Backbone("ResNet50", "resnet", "caffe"),
-    "resnet101": Backbone("ResNet101", "resnet", "caffe"),
-    "resnet152": Backbone("ResNet152", "resnet", "caffe"),
-    "resnet50_v2": Backbone("ResNet50V2", "resnet_v2", "tf"),
-    "resnet101_v2": Backbone("ResNet101V2", "resnet_v2", "tf"),
-    "resnet152_v2": Backbone("ResNet152V2", "resnet_v2", "tf"),
-    "vgg16": Backbone("VGG16", "vgg16", "caffe"),
-    "vgg19": Backbone("VGG19", "vgg19", "caffe"),
-    "xception": Backbone("Xception", "xception", "tf", min_image_size=71),
+    "convnext_tiny": Backbone("ConvNeXtTiny", "none"),
+    "convnext_small": Backbone("ConvNeXtSmall", "none"),
+    "convnext_base": Backbone("ConvNeXtBase", "none"),
+    "convnext_large": Backbone("ConvNeXtLarge", "none"),
+    "convnext_xlarge": Backbone("ConvNeXtXLarge", "none"),
+    "densenet121": Backbone("DenseNet121", "torch"),
+    "densenet169": Backbone("DenseNet169", "torch"),
+    "densenet201": Backbone("DenseNet201", "torch"),
+    "efficientnet_b0": Backbone("EfficientNetB0", "none"),
+    "efficientnet_b1": Backbone("EfficientNetB1", "none"),
+    "efficientnet_b2": Backbone("EfficientNetB2", "none"),
+    "efficientnet_b3": Backbone("EfficientNetB3", "none"),
+    "efficientnet_b4": Backbone("EfficientNetB4", "none"),
+    "efficientnet_b5": Backbone("EfficientNetB5", "none"),
+    "efficientnet_b6": Backbone("EfficientNetB6", "none"),
+    "efficientnet_b7": Backbone("EfficientNetB7", "none"),
+    "efficientnet_v2_b0": Backbone("EfficientNetV2B0", "none"),
+    "efficientnet_v2_b1": Backbone("EfficientNetV2B1", "none"),
+    "efficientnet_v2_b2": Backbone("EfficientNetV2B2", "none"),
+    "efficientnet_v2_b3": Backbone("EfficientNetV2B3", "none"),
+    "efficientnet_v2_s": Backbone("EfficientNetV2S", "none"),
+    "efficientnet_v2_m": Backbone("EfficientNetV2M", "none"),
+    "efficientnet_v2_l": Backbone("EfficientNetV2L", "none"),
+    "inception_resnet_v2": Backbone("InceptionResNetV2", "tf", min_image_size=75),
+    "inception_v3": Backbone("InceptionV3", "tf", min_image_size=75),
+    "mobilenet": Backbone("MobileNet", "tf", has_alpha=True),
+    "mobilenet_v2": Backbone("MobileNetV2", "tf", has_alpha=True),
+    "mobilenet_v3_small": Backbone("MobileNetV3Small", "none", has_alpha=True),
+    "mobilenet_v3_large": Backbone("MobileNetV3Large", "none", has_alpha=True),
+    "nasnet_mobile": Backbone("NASNetMobile", "tf"),
+    "nasnet_large": Backbone("NASNetLarge", "tf"),
+    "resnet50": Backbone("ResNet50", "caffe"),
+    "resnet101": Backbone("ResNet101", "caffe"),
+    "resnet152": Backbone("ResNet152", "caffe"),
+    "resnet50_v2": Backbone("ResNet50V2", "tf"),
+    "resnet101_v2": Backbone("ResNet101V2", "tf"),
+    "resnet152_v2": Backbone("ResNet152V2", "tf"),
+    "vgg16": Backbone("VGG16", "caffe"),
+    "vgg19": Backbone("VGG19", "caffe"),
+    "xception": Backbone("Xception", "tf", min_image_size=71),
 }
 
 
@@ -321,18 +320,3 @@ def _text(name: bytes | str) -> str:
 
 def _in_words(shapes: list[tuple[int, ...]]) -> str:
     return " and ".join("x".join(map(str, shape)) for shape in shapes) or "no shape"
-
-
-def table() -> str:
-    """The backbones as a Markdown table."""
-    words = {
-        "tf": "x / 127.5 - 1",
-        "torch": "standardised by ImageNet's means",
-        "caffe": "BGR, means taken off",
-        "none": "inside the model",
-    }
-    rows = [
-        f"| `{name}` | `{b.constructor}` | {words[b.scaling]} | {'yes' if b.has_alpha else ''} |"
-        for name, b in BACKBONES.items()
-    ]
-    return "\n".join(["| `backbone.name` | keras.applications | input scaling | `alpha` |", "|---|---|---|---|", *rows])

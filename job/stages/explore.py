@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from job.config import ExploreConfig
-from job.data.examples import Examples
+from job.data.examples import Examples, Status
 from job.measure.metrics import wilson
 from job.measure.shortcuts import shortcuts
 from job.reporting import figures
@@ -73,7 +73,7 @@ def explore(
     return Exploration(numbers)
 
 
-def _by_reason(examples: Examples, status: str) -> list[dict[str, Any]]:
+def _by_reason(examples: Examples, status: Status) -> list[dict[str, Any]]:
     """Return the reasons for a status. Reasons that differ only in names, quoted text or numbers are merged."""
     chosen = np.flatnonzero((examples["status"] == status) & (examples["reason"] != ""))
     kinds: dict[tuple[str, ...], list[int]] = defaultdict(list)

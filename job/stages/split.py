@@ -14,7 +14,7 @@ import numpy as np
 
 from job.config import SplitConfig
 from job.data.duplicates import confirmed, exact_pairs, group_ids, near_pairs, without_conflicts, without_leaks
-from job.data.examples import Examples
+from job.data.examples import Examples, Status
 from job.errors import DataUnusable
 from job.runtime.context import Context
 from job.stores.arrays import ArrayStore
@@ -223,7 +223,7 @@ class _Draft:
     def _path(self, index: int) -> str:
         return str(self._examples["path"][index])
 
-    def _set(self, index: int, status: str, reason: str) -> None:
+    def _set(self, index: int, status: Status, reason: str) -> None:
         self.status[index], self.reason[index] = status, reason
 
     def _content(self, members: list[int]) -> str:

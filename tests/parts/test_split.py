@@ -16,7 +16,7 @@ from job.sources.folders import FolderSource
 from job.stages.intake import intake
 from job.stages.split import SplitExamples, split
 from job.stores.arrays import StoreWriter
-from tests.conftest import paint, paint_classes
+from tests.conftest import examples_of, paint, paint_classes
 
 
 def made_split(folder, context, config=SplitConfig(seed=0), drop=False, budget=0.5):  # noqa: B008
@@ -44,7 +44,7 @@ def made_up(count_per_class, seed=0, **changes):
                 | {"phash": int(rng.integers(0, 2**63)), "reason": "", "width": 9, "height": 9, "num_bytes": 1}
                 | {"brightness": 0.5, "contrast": 0.2, "has_exif": False, **changes}
             )
-    return Examples.from_records(records, sorted(count_per_class))
+    return examples_of(records, sorted(count_per_class))
 
 
 @pytest.fixture
@@ -239,8 +239,8 @@ def test_keys_know_photos_by_content_and_not_by_place():
     digest = "ab" * 32
     records = [{"path": p, "sha256": d, "status": "used"} for p, d in (("b", digest), ("a", digest), ("c", "cd" * 32))]
     blank = {"width": 1, "height": 1, "num_bytes": 1, "phash": 0, "brightness": 0, "contrast": 0, "has_exif": False}
-    first = Examples.from_records([r | blank for r in records], ())
-    second = Examples.from_records([r | blank for r in reversed(records)], ())
+    first = examples_of([r | blank for r in records], ())
+    second = examples_of([r | blank for r in reversed(records)], ())
     assert by_path(first, "path").keys() == by_path(second, "path").keys()
     assert {p: int(k) for p, k in zip(first["path"], first.keys, strict=True)} == {
         p: int(k) for p, k in zip(second["path"], second.keys, strict=True)
@@ -258,7 +258,7 @@ def test_near_pairs_are_those_of_a_full_comparison():
     for bits in (0, 1, 4, 6):
         distance = np.bitwise_count(hashes[:, None] ^ hashes[None, :])
         expected = {(i, j) for i in range(300) for j in range(i + 1, 300) if distance[i, j] <= bits}
-        assert {tuple(p) for p in near_pairs(hashes, bits).tolist()} == expected and expected
+        assert {tuple(p) for p in near_pairs(hashes, bits, np.arange(300)).tolist()} == expected and expected
 
 
 @given(

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image, ImageOps
 
 from job.config import AuditConfig
-from job.data.examples import Examples
 from job.errors import DataUnusable
 from job.stages.audit import Audit, audit
 from job.stores.arrays import StoreWriter
+from tests.conftest import examples_of
 from tests.unit.test_registration import SIDE, scene
 
 PER_CLASS, WIDTH = 40, 16
@@ -42,7 +42,7 @@ class Drawn:
     def audit(self, context, **config):
         images = self._store(context, "images", np.stack(self.photos), (SIDE, SIDE, 3), "uint8")
         features = self._store(context, "features", np.stack(self.features), (WIDTH,), "float32")
-        examples = Examples.from_records(self.records, NAMES)
+        examples = examples_of(self.records, NAMES)
         return audit(AuditConfig(**config), examples=examples, images=images, features=features, context=context)
 
     def _store(self, context, name, values, shape, dtype):

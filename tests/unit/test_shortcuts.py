@@ -3,6 +3,7 @@ import pytest
 
 from job.data.examples import Examples
 from job.measure.shortcuts import shortcuts
+from tests.conftest import examples_of
 
 
 @pytest.fixture
@@ -16,7 +17,7 @@ def examples():
         | {"brightness": rng.uniform(), "contrast": rng.uniform()}
         for k in range(600)
     ]
-    return Examples.from_records(records, "abcd")
+    return examples_of(records, "abcd")
 
 
 def with_warning(found):
