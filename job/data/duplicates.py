@@ -1,4 +1,4 @@
-"""Which photos show the same picture: near in a perceptual hash, then confirmed on pixels; and what becomes of copies."""
+"""Photos that show the same picture: found by perceptual hashes, confirmed on pixels, and kept in one split."""
 
 import itertools
 from collections import defaultdict
@@ -9,61 +9,56 @@ import scipy.sparse.csgraph
 from job.data.examples import Examples
 from job.stores.arrays import ArrayStore
 
-# Copies (resized, recompressed, slightly cropped or brightened) correlate above this at 40x40 pixels, and so do shots of
-# one burst; photos that are merely alike do not (docs/decisions/0004-near-duplicates.md has the measurement).
+# At 40x40 pixels, copies (resized, recompressed, slightly cropped or brightened) and shots of one burst have a correlation
+# above this, and photos that only look alike have not (measured in docs/decisions/0004-near-duplicates.md).
 MIN_CORRELATION = 0.98
 _THUMBNAIL_SIDE_PX = 40
 _PAIRS_AT_ONCE = 256
-# More photos than these with one hash are a mass; each is compared with so many of them.
+# If more than `_MASS` photos have the same hash, each of them is compared with `_LINKS_IN_MASS` others only.
 _MASS, _LINKS_IN_MASS = 32, 4
 
 
-def near_pairs(hashes_N: np.ndarray, max_bits: int, order_by_N: np.ndarray | None = None) -> np.ndarray:
-    """Pairs of positions whose 64-bit hashes differ in at most `max_bits` bits. Shape (P, 2), sorted, each pair once.
+def near_pairs(hashes_N: np.ndarray, max_bits: int, order_by_N: np.ndarray) -> np.ndarray:
+    """Return pairs of photos whose 64-bit hashes differ in at most `max_bits` bits, sorted, each pair once. Shape (P, 2).
 
-    Two hashes that differ in at most k bits agree in at least two of k + 2 blocks, so only hashes that share two blocks are
-    compared, never all with all.
-
-    Black frames all have one hash, and all their pairs would be too many. Where more than `_MASS` photos share a hash, they
-    are laid in the order of `order_by_N` (brightness; their position where it is left out), and each is paired with the
-    few that follow; and where two hashes are near and one is of a mass, each photo of the rarer hash is paired with the
-    photo of the other that stands next to it in that order. So the pairs grow with the photos and not with their square.
+    If more than `_MASS` photos have the same hash (black frames, for example), not all their pairs are returned, so that the
+    number of pairs grows with the number of photos and not with its square. These photos are sorted by `order_by_N` (their
+    brightness), and each is paired with the next `_LINKS_IN_MASS`. A photo with a near hash is paired with the one of them
+    that has its place in that order.
     """
-    hashes_N = np.asarray(hashes_N, np.uint64)
-    order_by_N = np.arange(len(hashes_N)) if order_by_N is None else np.asarray(order_by_N)
     order_N = np.lexsort((order_by_N, hashes_N))
-    unique_U, starts_U, counts_U = np.unique(hashes_N[order_N], return_index=True, return_counts=True)
-    found = [_pairs_within(order_N, hashes_N)]
-    near_Q2 = _near_unique(unique_U, max_bits)
-    in_mass_Q = (counts_U[near_Q2] > _MASS).any(axis=1)
-    found.append(_pairs_across(order_N, starts_U, counts_U, near_Q2[~in_mass_Q]))
-    for first, second in near_Q2[in_mass_Q]:
-        few, many = (order_N[starts_U[u] : starts_U[u] + counts_U[u]] for u in (first, second))
-        if len(few) > len(many):
-            few, many = many, few
-        place = np.searchsorted(order_by_N[many], order_by_N[few]).clip(0, len(many) - 1)
-        found.append(np.stack([few, many[place]], axis=1))
-    return np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
+    unique_U, starts_U = np.unique(hashes_N[order_N], return_index=True)
+    photos_U = np.split(order_N, starts_U[1:])  # The photos with each hash, in order.
+    pairs = [np.empty((0, 2), np.int64)]
+    for photos in photos_U:
+        pairs += _pairs_within(photos)
+    for one, other in _near_unique(unique_U, max_bits).tolist():
+        pairs.append(_pairs_between(photos_U[one], photos_U[other], order_by_N))
+    return np.unique(np.sort(np.concatenate(pairs), axis=1), axis=0)
 
 
-def _pairs_within(order_N: np.ndarray, hashes_N: np.ndarray) -> np.ndarray:
-    """Pairs of photos with the same hash; `order_N` has them side by side."""
-    sorted_N = hashes_N[order_N]
-    _, group_N, counts = np.unique(sorted_N, return_inverse=True, return_counts=True)
-    is_mass_N = counts[group_N] > _MASS
-    found = [np.empty((0, 2), np.int64)]
-    for step in range(1, min(_MASS, len(order_N))):
-        same = sorted_N[:-step] == sorted_N[step:]
-        if step > _LINKS_IN_MASS:
-            same &= ~is_mass_N[:-step]
-        if not same.any():
-            break
-        found.append(np.stack([order_N[:-step][same], order_N[step:][same]], axis=1))
-    return np.concatenate(found)
+def _pairs_within(photos: np.ndarray) -> list[np.ndarray]:
+    """Return the pairs of photos with the same hash: all of them, or those of neighbours if it is a mass."""
+    most = len(photos) - 1 if len(photos) <= _MASS else _LINKS_IN_MASS
+    return [np.stack([photos[:-step], photos[step:]], axis=1) for step in range(1, most + 1)]
+
+
+def _pairs_between(few: np.ndarray, many: np.ndarray, order_by_N: np.ndarray) -> np.ndarray:
+    """Return the pairs of photos with two near hashes: all of them, or one for each of the few if the others are a mass."""
+    if len(few) > len(many):
+        few, many = many, few
+    if len(many) <= _MASS:
+        return np.stack([np.repeat(few, len(many)), np.tile(many, len(few))], axis=1)
+    place = np.searchsorted(order_by_N[many], order_by_N[few]).clip(0, len(many) - 1)
+    return np.stack([few, many[place]], axis=1)
 
 
 def _near_unique(unique_U: np.ndarray, max_bits: int) -> np.ndarray:
-    """Pairs of different hashes within `max_bits` bits, by position. Shape (Q, 2), each pair once."""
+    """Return the pairs of hashes that differ in at most `max_bits` bits, as positions. Shape (Q, 2), each pair once.
+
+    The 64 bits are cut into `max_bits` + 2 blocks. Two hashes that differ in at most `max_bits` bits have at least two equal
+    blocks. So only hashes with two equal blocks are compared, never all with all.
+    """
     edges = np.linspace(0, 64, max_bits + 3).astype(int)
     masks = [((1 << int(high)) - 1) ^ ((1 << int(low)) - 1) for low, high in itertools.pairwise(edges)]
     found = [np.empty((0, 2), np.int64)]
@@ -74,7 +69,7 @@ def _near_unique(unique_U: np.ndarray, max_bits: int) -> np.ndarray:
         here = np.arange(len(order_U) - 1)
         for step in range(1, len(order_U)):
             here = here[: np.searchsorted(here, len(order_U) - step)]
-            here = here[block_U[here] == block_U[here + step]]  # Blocks are sorted: what differs now will differ later.
+            here = here[block_U[here] == block_U[here + step]]  # Sorted, so the rest differs, too.
             if not len(here):
                 break
             near = here[np.bitwise_count(sorted_U[here] ^ sorted_U[here + step]) <= max_bits]
@@ -82,18 +77,8 @@ def _near_unique(unique_U: np.ndarray, max_bits: int) -> np.ndarray:
     return np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
 
 
-def _pairs_across(order_N: np.ndarray, starts_U: np.ndarray, counts_U: np.ndarray, near_Q2: np.ndarray) -> np.ndarray:
-    """Every photo of the one hash with every photo of the other."""
-    products_Q = counts_U[near_Q2].prod(axis=1)
-    pair_P = np.repeat(np.arange(len(near_Q2)), products_Q)
-    within_P = np.arange(len(pair_P)) - np.repeat(np.cumsum(products_Q) - products_Q, products_Q)
-    first_P, second_P = near_Q2[pair_P].T
-    row_P, column_P = np.divmod(within_P, np.maximum(counts_U[second_P], 1))
-    return np.stack([order_N[starts_U[first_P] + row_P], order_N[starts_U[second_P] + column_P]], axis=1)
-
-
 def exact_pairs(digests_N: np.ndarray) -> np.ndarray:
-    """Each photo with the next one of the same bytes, so that exact copies are linked in a chain. Shape (P, 2)."""
+    """Return pairs of each photo and the next one with the same bytes: a chain through all exact copies. Shape (P, 2)."""
     next_of: dict[str, int] = {}
     pairs = []
     for position, digest in enumerate(digests_N.tolist()):
@@ -104,7 +89,7 @@ def exact_pairs(digests_N: np.ndarray) -> np.ndarray:
 
 
 def confirmed(pairs_P2: np.ndarray, images: ArrayStore) -> np.ndarray:
-    """Which pairs of image rows really show the same picture. Boolean, shape (P,)."""
+    """Return for each pair of rows of the image store whether both show the same picture. Boolean, shape (P,)."""
     same_P = np.zeros(len(pairs_P2), bool)
     for start in range(0, len(pairs_P2), _PAIRS_AT_ONCE):
         chunk = pairs_P2[start : start + _PAIRS_AT_ONCE]
@@ -121,7 +106,7 @@ def confirmed(pairs_P2: np.ndarray, images: ArrayStore) -> np.ndarray:
 
 
 def group_ids(num_photos: int, pairs_P2: np.ndarray) -> np.ndarray:
-    """Connected components: for each photo the smallest number in its component. Shape (N,)."""
+    """Return for each photo the smallest number of a photo that is linked with it by pairs, directly or not. Shape (N,)."""
     links = scipy.sparse.coo_array((np.ones(len(pairs_P2), bool), tuple(pairs_P2.T)), (num_photos, num_photos))
     _, component_N = scipy.sparse.csgraph.connected_components(links, directed=False)
     _, smallest = np.unique(component_N, return_index=True)
@@ -129,9 +114,9 @@ def group_ids(num_photos: int, pairs_P2: np.ndarray) -> np.ndarray:
 
 
 def folds_of_groups(groups_N: np.ndarray, labels_N: np.ndarray, num_folds: int, seed: int) -> np.ndarray:
-    """A fold for each photo, shape (N,): copies stay together, and every fold has about the same share of each class.
+    """Return a fold for each photo, shape (N,). Copies get the same fold, and all folds have similar shares of each class.
 
-    scikit-learn's StratifiedGroupKFold looks at one group after the other: 0.7 s for 3,700 photos.
+    This replaces scikit-learn's StratifiedGroupKFold, whose loop over the groups takes 0.7 s for 3,700 photos.
     """
     _, first, group_of = np.unique(groups_N, return_index=True, return_inverse=True)
     generator = np.random.default_rng(seed)
@@ -143,7 +128,7 @@ def folds_of_groups(groups_N: np.ndarray, labels_N: np.ndarray, num_folds: int, 
 
 
 def without_conflicts(examples: Examples) -> Examples:
-    """Groups of copies that have more than one label are excluded: nobody can say which label is right."""
+    """Exclude all photos of a group of copies that has more than one label, because the right label is not known."""
     status, reason = examples["status"].copy(), examples["reason"].copy()
     for members in _members(examples):
         labels = {examples["label"][index]: index for index in reversed(members)}  # The first photo with each label.
@@ -155,7 +140,7 @@ def without_conflicts(examples: Examples) -> Examples:
 
 
 def without_leaks(examples: Examples) -> Examples:
-    """Copies of a held-out photo leave the other splits, and exact copies within val and test are counted once."""
+    """Exclude copies of a held-out photo from the other splits, and all but one of the exact copies within val and test."""
     strength = {"train": 0, "val": 1, "test": 2}
     status, reason = examples["status"].copy(), examples["reason"].copy()
     for members in _members(examples):
@@ -175,7 +160,7 @@ def without_leaks(examples: Examples) -> Examples:
 
 
 def _members(examples: Examples) -> list[list[int]]:
-    """The examples of each group with more than one."""
+    """Return the examples of each group that has more than one."""
     members: dict[int, list[int]] = defaultdict(list)
     for index in examples.of():
         members[int(examples["group"][index])].append(int(index))
@@ -183,7 +168,7 @@ def _members(examples: Examples) -> list[list[int]]:
 
 
 def _thumbnails(images: ArrayStore, rows: np.ndarray) -> np.ndarray:
-    """Gray block means of (almost) 40 x 40 pixels, flattened, as float32 of shape (rows, pixels)."""
+    """Return small gray versions of images: means of blocks, about 40 x 40 of them. float32, shape (rows, blocks)."""
     pixels = images.rows(rows)
     side = pixels.shape[1]
     block = max(1, side // _THUMBNAIL_SIDE_PX)
