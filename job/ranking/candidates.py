@@ -1,4 +1,4 @@
-"""What `rank` compares: backbones, each at one image size with its own weights, as they are named on the command line."""
+"""The candidates that `rank` compares: each is a backbone with an image size and weights, named on the command line."""
 
 import difflib
 import re
@@ -17,7 +17,7 @@ _SYNTAX = "NAME[:alpha=A][:weights=imagenet|random|FILE][:image_size=S], separat
 
 @dataclass(frozen=True)
 class Candidate:
-    """A backbone that could be chosen. `config` is the run's, with everything that only looks at its plain features."""
+    """A backbone to compare. `config` is the configuration of the run, changed so that only plain features are computed."""
 
     config: Config
 
@@ -27,7 +27,7 @@ class Candidate:
 
     @property
     def label(self) -> str:
-        """A name for people. Candidates that differ only in image size or weights have the same one."""
+        """The name in tables. Candidates that differ only in image size or weights have the same one."""
         backbone = self.config.backbone
         return backbone.name if backbone.alpha is None else f"{backbone.name} {backbone.alpha:g}"
 
@@ -37,7 +37,7 @@ class Candidate:
 
     @property
     def folder(self) -> str:
-        """A name that stays the same from one call to the next: weights from a file are known by their content."""
+        """The folder name, which is the same in each call. Weights from a file are named by a digest of their content."""
         backbone = self.config.backbone
         weights = backbone.weights
         if weights not in ("imagenet", "random"):
@@ -46,12 +46,13 @@ class Candidate:
 
 
 def candidates(listed: Sequence[str], image_sizes: Sequence[str], base: Config, cache_dir: str) -> list[Candidate]:
-    """Every backbone of the lists at its own image size, or at each of `image_sizes`, or at that of the configuration.
+    """Return a candidate for each entry of the lists and each of its image sizes.
 
-    Weights are the backbone's own, or those of the configuration. The same backbone named twice is one candidate.
+    Image sizes are those of the entry, or `image_sizes`, or that of the configuration. Weights are those of the entry or of
+    the configuration. Two equal candidates become one.
 
     Raises:
-        UsageError: naming every mistake at once.
+        UsageError: with a line for each mistake.
     """
     mistakes: list[str] = []
     if base.backbone.alpha is not None:
@@ -85,14 +86,14 @@ def recommended(base: Config, chosen: Candidate) -> Config:
 
 def _image_sizes(text: str, where: str, mistakes: list[str]) -> Iterator[int]:
     for part in text.split(","):
-        if re.fullmatch("[0-9]{1,9}", part.strip()):  # Python makes no number of text without end.
+        if re.fullmatch("[0-9]{1,9}", part.strip()):  # int() refuses thousands of digits with its own error.
             yield int(part)
         else:
-            mistakes.append(f"{where}: {part!r} is no number of pixels; expected 160, or --image-size 96,160,224")
+            mistakes.append(f"{where}: {part!r} is not a number of pixels; expected 160, or --image-size 96,160,224")
 
 
 def _named(text: str, sizes: Sequence[int], base: Config, cache_dir: str, mistakes: list[str]) -> list[Candidate]:
-    """The candidates that one entry of the list means, one for each image size; none where it has mistakes."""
+    """Return the candidates of one entry of the list, one for each image size; none if it has mistakes, which are added."""
     name, *parts = text.split(":")
     where, said = f"--backbones {text}", len(mistakes)
     if name not in BACKBONES:
@@ -128,7 +129,7 @@ def _named(text: str, sizes: Sequence[int], base: Config, cache_dir: str, mistak
 
 
 def _looking_at_features(base: Config, checked: Config, cache_dir: str) -> Config:
-    """Nothing is cut and no view is drawn, so that extract stores one row of features for each photo and no more."""
+    """Return a configuration without cut and augmented views, so that extract stores one row of features for each photo."""
     backbone = checked.backbone.model_copy(update={"unfreeze": "none"})
     return base.model_copy(
         update={

@@ -1,7 +1,7 @@
-"""Which backbone? Probe several on stored features, and weigh their accuracy against their cost.
+"""Compare backbones: train a small head on the stored features of each, and weigh its accuracy against the cost.
 
-The held-out split chooses nothing here: accuracy is out of fold, over the training and validation photos together. All
-candidates are probed on the same photos in the same folds, so that their difference is paired.
+The test set (held-out photos) is not used. The accuracy is out of fold, on the training and validation photos together. All
+candidates have the same photos and folds, so that their difference is paired.
 """
 
 import gc
@@ -43,9 +43,10 @@ _PROBE_SCHEMA = 1
 
 @dataclass(frozen=True)
 class Photos:
-    """The N photos that all candidates are probed on: training and validation photos that each candidate can use.
+    """The N photos that all candidates are compared on: the training and validation photos that each candidate can use.
 
-    `groups_N` joins what is a copy at any image size. `num_left_out` photos are usable at some sizes only.
+    Photos that are copies at any of the image sizes have the same number in `groups_N`. `num_left_out` photos are not among
+    the N, because they are usable at some image sizes only.
     """
 
     paths: tuple[str, ...]
@@ -66,22 +67,21 @@ def rank(
 ) -> list[str]:
     """Write rank.csv, rank.svg and rank.json, and return the lines of the table and of the recommendation.
 
-    Each candidate works in a folder of its own, so that what is finished is not done again. One that cannot be built does
-    not lose the others.
+    Each candidate has its own folder, so that finished work is not repeated. If one cannot be built, the others are ranked.
 
     Raises:
-        DataUnusable, UsageError, StorageFailed, Diverged: where no candidate at all could be ranked.
-        Stopped.
+        DataUnusable, UsageError, StorageFailed, Diverged: if no candidate can be ranked.
+        Stopped: if the job was asked to stop.
     """
     jobs = {c.folder: Job(c.config, data, _inside(context, c), labels=labels) for c in candidates}
     costs: dict[str, Cost] = {}
     failures: dict[str, JobError] = {}
-    # All photos first: decoding starts processes, which is better done before TensorFlow is there.
+    # All photos are decoded first, because processes are better started before TensorFlow is imported.
     for candidate in candidates:
         context.telemetry.line(f"{candidate.label}, {candidate.image_size} px: photos")
         try:
             _prepare(jobs[candidate.folder], data)
-        except DataUnusable as error:  # At another size fewer photos may look alike.
+        except DataUnusable as error:  # Another image size may be usable, because fewer photos look alike there.
             failures[candidate.folder] = error
             context.telemetry.line(f"  not ranked: {_in_one_line(error)}")
     for candidate in candidates:
@@ -130,7 +130,7 @@ def _prepare(job: Job, data: str) -> None:
 
 
 def _extract(job: Job) -> Cost:
-    """The features, and what they cost; measured once, beside the features that it is the cost of."""
+    """Compute the features and return their cost, which is measured once and stored in the candidate's folder."""
     try:
         bring_up_to_date(job, "extract")
         record = job.records["extract"]
@@ -157,7 +157,7 @@ def _too_large(job: Job) -> UsageError:
 
 
 def measured(network: Network, images: ArrayStore, batch_size: int) -> dict[str, Any]:
-    """The cost of one photo, but for the seconds that all took. The median batch counts; the one that compiles does not."""
+    """Return the fields of `Cost` that are for one photo. Times are those of the median batch, without the first one."""
     parameters = network.backbone.count_params()  # Built before the step is traced, or it would be traced twice.
     replicas, step = network.replicas, network.compiled()
     numbers = np.arange(replicas.padded_size(batch_size)) % len(images)
@@ -194,11 +194,12 @@ def _forget_network(job: Job) -> None:
 
 
 def shared_photos(tables: Sequence[Examples]) -> Photos:
-    """Training and validation photos of every table, by path. Image sizes may differ in which photos are copies, and so in
-    which are excluded.
+    """Return the training and validation photos that are in every table, by path.
+
+    The tables differ because photos can be copies at one image size and not at another, and are excluded then.
 
     Raises:
-        DataUnusable: where fewer than two classes have photos in all tables.
+        DataUnusable: if fewer than two classes have photos in all tables.
     """
     indices = [table.of("train", "val") for table in tables]
     places = [
@@ -222,13 +223,13 @@ def shared_photos(tables: Sequence[Examples]) -> Photos:
 
 
 def _to_first_of_group(groups_N: np.ndarray) -> np.ndarray:
-    """A link from each photo to the first one of its group. Shape (N, 2)."""
+    """Return a pair for each photo: its number and that of the first photo of its group. Shape (N, 2)."""
     _, first, group_N = np.unique(groups_N, return_index=True, return_inverse=True)
     return np.stack([np.arange(len(groups_N)), first[group_N]], axis=1)
 
 
 def _probe(job: Job, photos: Photos) -> dict[str, Any]:
-    """Return predictions of heads that have not seen the photo or a copy: class numbers `predicted`, and `log_loss`."""
+    """Return out-of-fold class numbers `predicted`, and `log_loss`. No head has seen its photos or copies of them before."""
     features, config = job["extract"].features.plain, job.config
     content = [photos.paths, photos.labels_N.tolist(), photos.groups_N.tolist()]
     key = digest_of([_PROBE_SCHEMA, features.digest, content, config.audit.folds, config.seed])
@@ -257,7 +258,7 @@ def _probe(job: Job, photos: Photos) -> dict[str, Any]:
 def compared(
     probes: dict[str, dict[str, Any]], costs: dict[str, Cost], photos: Photos, config: Config
 ) -> dict[str, Accuracy]:
-    """The accuracy of each candidate with Wilson's interval, and its paired difference to the most accurate one's."""
+    """Return the accuracy of each candidate with Wilson's interval, and its paired difference to the most accurate one."""
     predicted = {folder: np.asarray(probe["predicted"], np.int64) for folder, probe in probes.items()}
     correct = {folder: int((p == photos.labels_N).sum()) for folder, p in predicted.items()}
     best = min(probes, key=lambda folder: (-correct[folder], costs[folder].multiply_adds))
@@ -294,7 +295,7 @@ def _row(
 def _run_command(
     config: Config, data: str, labels: str | None, config_file: Path | None, assignments: Sequence[str], workdir: Workdir
 ) -> str:
-    """The command that trains on the recommended backbone, with what else was set here."""
+    """Return the command that trains with the recommended backbone and the other settings of this call."""
     chosen = ("backbone.name", "backbone.weights", "intake.image_size", "cache.dir")
     kept = [a for a in assignments if a.partition("=")[0].strip() not in chosen]
     backbone = config.backbone

@@ -1,4 +1,4 @@
-"""What `rank` says: the table that is printed, rank.csv, and the plot of accuracy against cost."""
+"""The results of `rank`: the table that is printed, rank.csv, and the plot of accuracy against cost."""
 
 import textwrap
 from collections.abc import Sequence
@@ -13,10 +13,11 @@ _WIDTH = 120
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of features of one backbone. `forward` milliseconds are for one photo in a full batch, once compiled.
+    """The cost of the features of one backbone.
 
-    `stored_bytes` are those of a photo: its pixels and its features. `extract_wall_s` and `extract_cpu_s` are what this
-    machine took for all photos, with building and compiling; next to nothing where another run had stored the features.
+    `forward_wall_ms` and `forward_cpu_ms` are for one photo in a full batch, without compilation. `stored_bytes` is the size
+    of the pixels and the features of one photo. `extract_wall_s` and `extract_cpu_s` are the time that this machine took for
+    all photos, with building and compiling the model; nearly 0 if another run had stored the features.
     """
 
     multiply_adds: int
@@ -32,7 +33,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Out-of-fold accuracy on the photos that all candidates share, and the paired difference to the best candidate's."""
+    """Out-of-fold accuracy on the photos that all candidates share, and its paired difference to the best candidate."""
 
     num_examples: int
     accuracy: float
@@ -43,13 +44,13 @@ class Accuracy:
 
     @property
     def not_worse(self) -> bool:
-        """At 95% the best one's lead may be chance."""
+        """True if the 95% interval of the difference to the best candidate reaches 0."""
         return self.difference_ci95[1] >= 0
 
 
 @dataclass(frozen=True)
 class Row:
-    """A candidate and what came of it: cost and accuracy, or the reason why there is neither."""
+    """A candidate with its cost and accuracy, or with the reason why it has neither."""
 
     name: str
     image_size: int
@@ -61,7 +62,7 @@ class Row:
 
 
 def in_order(rows: Sequence[Row]) -> list[Row]:
-    """Most accurate first, the cheaper one of two equals first, those without a figure last."""
+    """Sort rows: the most accurate first, at equal accuracy the cheaper one, and rows without accuracy last."""
 
     def key(row: Row) -> tuple[float, int]:
         return (-row.accuracy.accuracy, row.cost.multiply_adds) if row.accuracy and row.cost else (1.0, 0)
@@ -70,7 +71,10 @@ def in_order(rows: Sequence[Row]) -> list[Row]:
 
 
 def recommended(rows: Sequence[Row]) -> Row:
-    """The one with the fewest multiply-adds among those not worse than the best; of two equals the more accurate."""
+    """Return the row with the fewest multiply-adds among those that are not worse than the best.
+
+    At equal multiply-adds it is the more accurate one.
+    """
 
     def key(row: Row) -> tuple[int, float]:
         assert row.cost and row.accuracy
@@ -83,14 +87,17 @@ _HEADINGS = ("backbone", "px", "accuracy, 95%", "points to best", "M MACs", "CPU
 
 
 def as_text(rows: Sequence[Row]) -> str:
-    """Lines of at most 120 columns, in the order of `in_order`. MACs are multiply-adds. Reasons stand below."""
+    """Return the table as lines of at most 120 columns, and below it why a candidate is not ranked.
+
+    MACs are multiply-adds. The columns ms and CPU ms are for one photo, s for all.
+    """
     distinct = _names(rows)
     cells = [_HEADINGS, *(_cells(row, distinct[row.folder]) for row in rows)]
     widths = [max(len(line[k]) for line in cells if len(line) > k) for k in range(len(_HEADINGS))]
     widths[0] = min(widths[0], _WIDTH - sum(widths[1:]) - 2 * len(widths[1:]))
     lines = []
     for name, *figures in cells:
-        if len(name) > widths[0]:  # A line of its own, because a name that is cut short may be another's.
+        if len(name) > widths[0]:  # On a line of its own, because two long names may begin alike.
             lines += textwrap.wrap(name, _WIDTH)
         padded = (figure.rjust(width) for figure, width in zip(figures, widths[1:], strict=False))
         first = name if len(name) <= widths[0] else ""
@@ -103,7 +110,7 @@ def as_text(rows: Sequence[Row]) -> str:
 
 
 def _names(rows: Sequence[Row]) -> dict[str, str]:
-    """By folder. Weights are named where nothing else tells two candidates apart."""
+    """Return a name for each candidate, by folder. It includes the weights if name and image size are not unique."""
     seen = [(row.name, row.image_size) for row in rows]
     names = {}
     for row in rows:
@@ -134,7 +141,7 @@ def _cells(row: Row, name: str) -> tuple[str, ...]:
 
 
 def as_csv(rows: Sequence[Row]) -> bytes:
-    """A table with a header; units are in the names of the columns."""
+    """Return the rows as CSV with a header. The names of the columns contain the units."""
     records = [_flat(row) for row in rows]
     columns = max((list(record) for record in records), key=len)
     return csv_of([columns, *([record.get(column, "") for column in columns] for record in records)])
@@ -152,7 +159,7 @@ def _flat(row: Row) -> dict[str, object]:
 
 
 def draw(rows: Sequence[Row], chosen: Row, path: Path) -> None:
-    """Accuracy with its interval against the multiply-adds of one photo; the recommended candidate stands out."""
+    """Draw accuracy with its 95% interval against multiply-adds as SVG. The recommended candidate has another colour."""
     figure, (ax,) = new_figure(7.5, 4.5)
     distinct = _names(rows)
     ranked = [(row, row.accuracy, row.cost.multiply_adds / 1e6) for row in rows if row.accuracy and row.cost]
@@ -162,7 +169,7 @@ def draw(rows: Sequence[Row], chosen: Row, path: Path) -> None:
         colour = SERIES[1] if row is chosen else SERIES[0]
         y, (low, high) = accuracy.accuracy, accuracy.accuracy_ci95
         ax.errorbar(x, y, [[y - low], [high - y]], fmt="o", color=colour, capsize=3, markersize=5, linewidth=1.2)
-        # Towards the middle, and those of neighbours in cost on different sides, so that near ones can be read.
+        # Labels point to the middle, and those of neighbours in cost are above and below, so that they do not overlap.
         rightwards, above = x <= middle, number % 2 == 0
         ax.annotate(
             f"{distinct[row.folder]}, {row.image_size} px",

@@ -84,7 +84,7 @@ def test_a_backbone_named_twice_is_one_candidate_and_weights_of_other_content_an
         ("resnet50:alpha=0.5", "resnet50 has no width multiplier"),
         ("mobilenet_v2:alpha=wide", "backbone.alpha: got 'wide'; allowed: a number"),
         ("mobilenet_v2:alpha=3", "at most 2"),
-        ("mobilenet_v2:image_size=big", "'big' is no number of pixels"),
+        ("mobilenet_v2:image_size=big", "'big' is not a number of pixels"),
         ("mobilenet_v2:image_size=16", "at least 32"),
         ("inception_v3:image_size=64", "inception_v3 takes 75 px and more"),
         ("mobilenet_v2:weights=nowhere.h5", "got 'nowhere.h5'; allowed: imagenet, random, or an existing file"),
