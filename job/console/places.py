@@ -33,9 +33,7 @@ def place(option: str, text: str) -> str:
         OSError: if the system cannot tell. A retry may help.
     """
     if not text:
-        raise UsageError(
-            f"{option}: the path is empty. Perhaps a variable of your script is not set. For the current folder, type a dot."
-        )
+        raise UsageError(f"{option}: the path is empty. Is a variable of your script unset? Type . for the current folder.")
     if "://" in text or text.startswith("tfds:"):
         return text
     path = os.path.expanduser(text)  # noqa: PTH111  # A Path would drop a slash at the end.

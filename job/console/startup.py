@@ -1,4 +1,4 @@
-"""Settings and checks of the process before anything else is imported: where modules come from, and memory limits.
+"""Settings and checks of the process before anything else is imported: where modules come from, and resource limits.
 
 At the top of this file, import only modules that Python has already loaded by itself.
 """

@@ -18,10 +18,7 @@ _NOBODY_THERE = (errno.EPIPE, errno.EIO, errno.ENXIO)  # The reader of a pipe ha
 
 
 def open_closed_descriptors() -> None:
-    """Open /dev/null for each standard stream that is closed (`2>&-`).
-
-    Otherwise the next file that is opened would get its number, and printed text would be written into that file.
-    """
+    """Open /dev/null for closed standard streams (`2>&-`). Otherwise a file opened later would receive the printed text."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)

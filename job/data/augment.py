@@ -162,9 +162,8 @@ class Augmentation:
 class Transforms:
     """Random parameters of B views, as arrays of shape (B,).
 
-    `tx` and `ty` are shifts in pixels along the width and the height. `zx` and `zy` scale the sampled area, so a value
-    below 1 enlarges the photo. `theta` and `shear` are in degrees, `brightness` is a factor, `channel_shift` is in
-    levels of 255.
+    `tx` and `ty` are shifts in pixels along width and height, `theta` and `shear` angles in degrees, `channel_shift` levels
+    of 255, and `brightness` a factor. `zx` and `zy` scale the sampled area: a value below 1 enlarges the photo.
     """
 
     theta: np.ndarray

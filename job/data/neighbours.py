@@ -18,8 +18,7 @@ _EXACT_BELOW = 10_000
 def principal_components(features: ArrayStore, rows_N: np.ndarray, num_components: int) -> np.ndarray:
     """Return the principal components of the features in these rows, float32 (N, K), scaled to a mean variance of 1.
 
-    K is `num_components`, or less if the features are narrower or there are fewer photos. Features are read in parts,
-    so that only the result is held in memory.
+    K is `num_components`, or less for narrower features or fewer photos. Features are read in parts to save memory.
     """
     width = features.row_shape[0]
     total_D, products_DD = np.zeros(width), np.zeros((width, width))

@@ -27,10 +27,7 @@ _PAIRS_AT_ONCE = 128
 
 @dataclass
 class _Places:
-    """Best match of each pair so far, its size and its place.
-
-    If `swapped`, the core of the second photo was searched in the first one; if `mirrored`, in its mirror image.
-    """
+    """Best match of each pair so far: size and place, and whether the photos are swapped and the searched one mirrored."""
 
     correlation: np.ndarray
     swapped: np.ndarray
@@ -99,10 +96,7 @@ def _window_sums(values_PHW: np.ndarray, side_px: int) -> np.ndarray:
 
 
 def _compare(first_HW: np.ndarray, second_HW: np.ndarray, side_px: int, y: int, x: int) -> tuple[float, float]:
-    """Fit an affine map from the core of the first photo into the second photo.
-
-    Return the correlation of the mapped pixels and that of their detail, or zeros if the fit fails.
-    """
+    """Fit an affine map from the first core into the second photo. Return the correlations of the pixels and the detail."""
     core_px = int(_FINE_PX * _CORE)
     margin = (_FINE_PX - core_px) // 2
     core = first_HW[margin : margin + core_px, margin : margin + core_px]

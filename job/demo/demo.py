@@ -19,10 +19,7 @@ def draw_photos(workdir: Workdir, seed: int) -> Path:
 
 
 def config(seed: int) -> Config:
-    """Return the settings of the demo.
-
-    Nothing may be downloaded, so a small backbone starts with random weights and most of it is trained.
-    """
+    """Return the settings: a small backbone, mostly trained, from random weights, because nothing may be downloaded."""
     return Config.load(
         None,
         (),

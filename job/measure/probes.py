@@ -65,9 +65,8 @@ def learning_curve(
 ) -> list[CurvePoint]:
     """Measure the validation accuracy of heads that are trained on parts of the training photos.
 
-    `train` is (components, labels, groups), `val` is (components, labels). `fractions` has pairs: a share of the training
-    photos, and how often to draw it. Photos are drawn for each class, copies next to each other. Draw k of a smaller share
-    is a part of draw k of a larger share.
+    `train` is (components, labels, groups), `val` is (components, labels), and `fractions` has pairs: a share of the
+    training photos and how often to draw it. Draw k of a smaller share is a part of draw k of a larger share.
     """
     components_NK, labels_N, groups_N = train
     points = []

@@ -19,10 +19,7 @@ _PHOTOS_IN_STRIP = 8
 
 
 class Gallery:
-    """Pictures in one folder of the output directory. The folder appears when all of them are drawn.
-
-    Methods that draw a picture return its name relative to the output directory.
-    """
+    """Pictures in a folder, which appears when all are drawn. Methods return names relative to the output directory."""
 
     def __init__(self, built: Path, folder: str, images: ArrayStore) -> None:
         self._built, self._folder, self._images = built, folder, images

@@ -61,10 +61,7 @@ def evaluate(
     network: Network,
     context: Context,
 ) -> Evaluation:
-    """Score both models, choose the one to ship, and write scores, predictions and pictures of mistakes.
-
-    `tuned_weights` is None if nothing was fine-tuned.
-    """
+    """Score both models and choose the one to ship. `tuned_weights` is None if nothing was fine-tuned."""
     val, test = examples.of("val"), examples.of("test")
     both = np.concatenate([val, test])
     rows = examples["row"][both]

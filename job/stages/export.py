@@ -174,9 +174,7 @@ def _faults(config: ExportConfig, result: Parity) -> list[str]:
     if not arrays["largest_difference"] <= arrays["tolerance"]:
         faults.append(f"probabilities from the same pixels differ by {arrays['largest_difference']:.2g}")
     if by_bytes["changed_labels_with_clear_margin"]:
-        faults.append(
-            f"{by_bytes['changed_labels_with_clear_margin']} labels with a clear margin change when predicted from bytes"
-        )
+        faults.append(f"{by_bytes['changed_labels_with_clear_margin']} confident labels change when predicted from bytes")
     if by_bytes["changed_labels"] > config.max_changed_fraction * by_bytes["num_photos"]:
         faults.append(f"{by_bytes['changed_labels']} of {by_bytes['num_photos']} labels change when predicted from bytes")
     if not exif["largest_difference"] <= exif["tolerance"]:
@@ -202,9 +200,7 @@ def _ask(checker: subprocess.Popen[str], request: parity.Request, context: Conte
             unsent = None  # The request is already being sent.
             context.stop.check()
             if time.monotonic() > deadline:
-                raise JobError(
-                    f"The parity check took longer than {_PARITY_TIMEOUT_S} s. Lower export.parity_photos and run again."
-                ) from None
+                raise JobError(f"The parity check took over {_PARITY_TIMEOUT_S} s. Lower export.parity_photos.") from None
     if checker.returncode != 0:
         context.stop.check()
         if checker.returncode == -signal.SIGKILL:
@@ -241,8 +237,7 @@ def _model_card(
 
 
 def _what_bytes_it_takes(limits: Limits, checked: Parity) -> dict[str, object]:
-    """Return the part of model.json about the photos that `serving_default` decodes. Others get `valid` false; see
-    docs/security.md."""
+    """Return the part of model.json on what `serving_default` decodes. Others are not `valid`; see docs/security.md."""
     told = ("num_photos", "not_decodable_in_graph", "notice")
     return {
         "formats": list(FORMATS),

@@ -165,8 +165,7 @@ def _make(
 
 
 def _decided(context: Context, made_from: str, decide: Callable[[], Choice]) -> Choice:
-    """Return the choice of inputs, which is made only once and by the chief: free disk space differs between workers, and
-    may have changed when a killed run resumes."""
+    """Return the inputs that the chief has chosen once: free disk space differs between workers, and between runs."""
     before = read_sealed(context.workdir, DECISION) if context.peers.is_chief else None
     if before and before["made_from"] == made_from:
         inputs = Choice(**before["inputs"])

@@ -28,11 +28,7 @@ _MAX_HEAD_ITERATIONS = 500
 
 @dataclass(frozen=True)
 class FineTuned:
-    """Result of fine-tuning.
-
-    `weights` are those of `Network.tuned`, in its order; None if nothing was fine-tuned, and `note` says why. `history`
-    has an entry for each epoch, and a first one from before training.
-    """
+    """Weights in the order of `Network.tuned`, or None (`note` says why). `history` has an entry per epoch, from 0 on."""
 
     weights: list[np.ndarray] | None
     history: list[dict[str, float]]
@@ -201,10 +197,7 @@ class _Feed:
 
 
 def _start(config: FineTuneConfig, examples: Examples, features: StoredViews, chosen: Head, c: float) -> Head:
-    """Return the head to start from: the chosen one, or with label smoothing the optimum for smoothed labels.
-
-    Otherwise the first steps of training would only move the head to this optimum.
-    """
+    """Return the chosen head, or its optimum for smoothed labels, because training would first move the head there."""
     if config.label_smoothing == 0:
         return chosen
     train, num_classes = examples.in_store_order("train"), len(examples.class_names)

@@ -150,10 +150,7 @@ class _Draft:
             )
 
     def drop_or_refuse_small_classes(self, drop: bool) -> None:
-        """Refuse small classes or leave them out.
-
-        A class needs a group for each split that is made here, or two training groups if the user gives the splits.
-        """
+        """Drop or refuse classes with too few groups: one for each split made here, or two for training in given splits."""
         of_class = defaultdict(list)
         for index in self._usable():
             of_class[self._label(index)].append(index)
@@ -170,11 +167,7 @@ class _Draft:
                 self._set(index, "ignored", f"class left out: {problems[self._label(index)]}")
         self._class_names = [name for name in self._class_names if name not in problems]
         if len(self._class_names) < 2:
-            self._refuse(
-                f"Usable classes: {len(self._class_names)}.",
-                [],
-                "A classifier needs at least two. Add photos of more classes.",
-            )
+            self._refuse(f"Usable classes: {len(self._class_names)}.", [], "A classifier needs two or more: add photos.")
 
     def _problem(self, name: str, indices: list[int]) -> str:
         if not indices:

@@ -20,10 +20,7 @@ def allowed(field: FieldInfo) -> str:
 def explain(
     error: ValidationError, known: Mapping[str, FieldInfo], sections: Iterable[str], refused: Mapping[str, str]
 ) -> list[str]:
-    """Return a line for each mistake, with the dotted name of its setting.
-
-    `known` has all settings by name; `refused` has the reasons for settings that must not be given here.
-    """
+    """Return a line for each mistake, with the dotted name of its setting. `refused` explains unsupported settings."""
     lines: dict[str, str] = {}
     for detail in error.errors():
         dotted = _setting(detail["loc"], known)

@@ -197,7 +197,7 @@ LONG_NUMBER = "9" * 5000  # Python makes no number of text as long as this.
 TF_CONFIG_OF_LONG_PORT = {"TF_CONFIG": json.dumps({"cluster": {"worker": [f"a:{LONG_NUMBER}"]}})}
 STEP = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_ID": "5", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
 STEP |= {"SLURM_STEP_NODELIST": "n1,n2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}
-EMPTY = "the path is empty. Perhaps a variable of your script is not set"
+EMPTY = "the path is empty. Is a variable of your script unset"
 NO_HOME = "~nobody-of-this-name stands for a home folder, and there is none"
 MISTAKES = [
     ("--data empty", "explore --data '' --out none", {}, f"--data: {EMPTY}"),
