@@ -1,13 +1,16 @@
 """What tests share: real photos where they are there, drawn ones everywhere, and one finished run for many tests."""
 
+import io
 import os
 import random
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +21,14 @@ from job.data.examples import Examples
 from job.runtime.context import Context
 from job.runtime.telemetry import Telemetry
 from job.storage.workdir import Workdir
+from tests.warm import WarmStart
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
+PROGRAM = Path(sys.executable).with_name("transfer-job")
+
+# How long what must come may take on a machine that has much else to do.
+WAIT_S = 300
 
 # Settings for a run of seconds: a small backbone with random weights and little of everything.
 QUICK = (
@@ -62,17 +70,27 @@ def context(tmp_path: Path) -> Context:
     return Context(Workdir(tmp_path / "out"), Telemetry(None))
 
 
+def start_job(*arguments: object, environment: Mapping[str, str] | None = None, **options: Any) -> WarmStart:
+    """The program as a process, with these variables beside those of the tests. `options` are those of `Popen`."""
+    command = [sys.executable, "-m", "job", *map(str, arguments)]
+    return WarmStart(command, cwd=ROOT, env={**os.environ, **(environment or {})}, **options)
+
+
 def run_job(*arguments: object, timeout_s: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The program as a user starts it."""
-    return subprocess.run(
-        [sys.executable, "-m", "job", *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-    )
+    """The program to its end, with these variables beside those of the tests."""
+    pipe = subprocess.PIPE
+    with start_job(*arguments, environment=environment, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            stdout, stderr = process.communicate(timeout=timeout_s)
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def run_installed(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The program to its end, from the script that pip installs, in a new interpreter."""
+    return subprocess.run([PROGRAM, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def quick_settings(*more: str) -> list[str]:
@@ -127,7 +145,7 @@ def painted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished_run(painted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of a whole quick run over `painted`. Tests must not change it."""
     out = tmp_path_factory.mktemp("run") / "out"
-    done = run_job("run", "--data", painted, "--out", out, *quick_settings())
+    done = run_installed("run", "--data", painted, "--out", out, *quick_settings())
     assert done.returncode == 0, done.stderr
     return out
 
@@ -135,6 +153,29 @@ def finished_run(painted: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def examples_of(records: Sequence[Mapping[str, object]], class_names: Sequence[str]) -> Examples:
     """Return a table of examples with a row for each record. All records have the same names."""
     return Examples.from_columns({name: [record[name] for record in records] for name in records[0]}, class_names)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    """The file of a picture, in memory."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def contents(folder: Path, *names: str) -> dict[Path, bytes]:
+    """The content of each file below a folder, or below these files and folders in it."""
+    places = [folder / name for name in names] or [folder]
+    return {p: p.read_bytes() for place in places for p in sorted([place, *place.rglob("*")]) if p.is_file()}
+
+
+def wait_until(
+    holds: Callable[[], object], said: Callable[[], str] = str, *, is_alive: Callable[[], bool] = lambda: True
+) -> None:
+    """Fail with what was `said` if it can no longer come, or takes so long that it will not come."""
+    deadline = time.monotonic() + WAIT_S
+    while not holds():
+        assert is_alive() and time.monotonic() < deadline, said()
+        time.sleep(0.05)
 
 
 def free_ports(count: int) -> list[int]:

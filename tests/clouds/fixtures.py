@@ -42,6 +42,35 @@ class Bed:
         """Method, path and status of each request since the last call; 0 for one whose connection was broken."""
         return [(method, path, status) for method, path, status in json.loads(self._ask("GET", "/-/requests"))]
 
+    def put_folder(self, folder: Path, uri: str) -> str:
+        """Every file below a folder, under its name; returns the URI."""
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            self.put(f"{uri}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+        return uri
+
+    def fetched(self, uri: str, folder: Path) -> Path:
+        """What lies below the URI, as files in the folder."""
+        for name in self.names(f"{uri}/"):
+            path = folder / name.removeprefix(f"{uri}/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(self.get(name))
+        return folder
+
+    def bucket(self) -> str:
+        """The URI of a new one."""
+        raise NotImplementedError
+
+    def put(self, uri: str, data: bytes) -> str:
+        """Returns what the service calls this version of the object."""
+        raise NotImplementedError
+
+    def get(self, uri: str) -> bytes:
+        raise NotImplementedError
+
+    def names(self, uri: str) -> list[str]:
+        """The URIs of all objects below it."""
+        raise NotImplementedError
+
     def _ask(self, method: str, target: str, body: bytes = b"", **headers: str) -> bytes:
         connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=60)
         try:
@@ -68,7 +97,6 @@ class GoogleBed(Bed):
         return TOKEN
 
     def bucket(self) -> str:
-        """The URI of a new one."""
         name = f"bucket-{next(self._numbers)}"
         self._ask(
             "POST", "/storage/v1/b?project=none", json.dumps({"name": name}).encode(), **{"Content-Type": "application/json"}
@@ -76,7 +104,6 @@ class GoogleBed(Bed):
         return f"gs://{name}"
 
     def put(self, uri: str, data: bytes) -> str:
-        """Returns the generation."""
         bucket, name = _parts(uri)
         query = urlencode({"uploadType": "media", "name": name})
         return json.loads(self._ask("POST", f"/upload/storage/v1/b/{bucket}/o?{query}", data))["generation"]
@@ -86,7 +113,6 @@ class GoogleBed(Bed):
         return self._ask("GET", f"/storage/v1/b/{bucket}/o/{quote(name, safe='')}?alt=media")
 
     def names(self, uri: str) -> list[str]:
-        """The URIs of all objects below it."""
         bucket, prefix = _parts(uri)
         token, found = "", []
         while token is not None:
@@ -120,13 +146,11 @@ class AmazonBed(Bed):
         return client
 
     def bucket(self) -> str:
-        """The URI of a new one."""
         name = f"bucket-{next(self._numbers)}"
         self._client.create_bucket(Bucket=name)
         return f"s3://{name}"
 
     def put(self, uri: str, data: bytes) -> str:
-        """Returns the ETag."""
         bucket, name = _parts(uri)
         return self._client.put_object(Bucket=bucket, Key=name, Body=data)["ETag"].strip('"')
 
@@ -135,7 +159,6 @@ class AmazonBed(Bed):
         return self._client.get_object(Bucket=bucket, Key=name)["Body"].read()
 
     def names(self, uri: str) -> list[str]:
-        """The URIs of all objects below it."""
         bucket, prefix = _parts(uri)
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
         return [f"s3://{bucket}/{item['Key']}" for page in pages for item in page.get("Contents", [])]
@@ -189,6 +212,12 @@ def amazon() -> Iterator[AmazonBed]:
     pytest.importorskip("boto3", reason="boto3 is not installed: pip install 'transfer-job[s3]'")
     with started("tests.clouds.amazon") as url, environment(AmazonBed(url).environment):
         yield AmazonBed(url)
+
+
+@pytest.fixture(scope="session")
+def photos_in_bucket(google: GoogleBed, painted: Path) -> str:
+    """The URI of a copy of `painted`. Tests must not change it."""
+    return google.put_folder(painted, f"{google.bucket()}/photos")
 
 
 @pytest.fixture(params=["google", "amazon"])

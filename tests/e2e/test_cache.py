@@ -2,13 +2,12 @@
 
 import json
 import subprocess
-import sys
 
 import pyarrow.parquet as pq
 import pytest
 
 from job.stores.arrays import ArrayStore
-from tests.conftest import ROOT, paint_classes, quick_settings, run_job
+from tests.conftest import paint_classes, quick_settings, run_job, start_job
 
 pytestmark = pytest.mark.thorough
 
@@ -34,12 +33,8 @@ def test_two_runs_at_once_share_stores_and_a_third_with_another_seed_begins_at_t
     cache = tmp_path / "shared"
     outs = [tmp_path / name for name in ("a", "b", "c")]
     both = [
-        subprocess.Popen(
-            [sys.executable, "-m", "job", *map(str, arguments(photos, out, f"cache.dir={cache}"))],
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
+        start_job(
+            *arguments(photos, out, f"cache.dir={cache}"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
         for out in outs[:2]
     ]

@@ -19,9 +19,8 @@ import h5py
 import pytest
 
 from job.storage.files import remove_tree
-from tests.conftest import paint_classes
+from tests.conftest import PROGRAM, paint_classes
 
-PROGRAM = Path(sys.executable).with_name("transfer-job")
 SOMEBODY = 10_001
 # Root for whom permissions count, as for everybody else. Another user may not be let to this Python.
 POWERLESS = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search,-fowner"]

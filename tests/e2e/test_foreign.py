@@ -11,18 +11,16 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from job.sources.rows import read_rows
 from job.text.untrusted import guarded
-from tests.conftest import paint, quick_settings
+from tests.conftest import PROGRAM, paint, quick_settings
 
 pytestmark = pytest.mark.thorough
 
-PROGRAM = Path(sys.executable).with_name("transfer-job")
 OURS = ("job", "numpy", "tensorflow", "keras", "PIL", "pyarrow", "pydantic", "click", "sitecustomize", "usercustomize")
 # A title, a colour, a line that looks like ours, a line written over, a new direction, a C1 control: no terminal gets one.
 TITLE, FORGED = "=stripes\x1b]0;owned\x07", "checks\x1b[31m\nAccuracy 1.000 on all\rphotos\u202e\x9b2J"

@@ -1,23 +1,17 @@
 """Files that the job did not make are never removed, renamed or overwritten, tried through the command line."""
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 
 import pytest
 
 from job.storage.ledger import MARK, is_reserved
-from tests.conftest import ROOT, paint_classes, quick_settings, run_job
+from tests.conftest import contents, paint_classes, quick_settings, run_job, start_job
 
 EXPLORE = quick_settings()
 OWN_NAMES = ("cache/x.npy", "model/notes.txt", "metrics.json", "predictions.parquet", "report.html", "examples.parquet")
 OWN_NAMES += ("run.json", "label_issues.csv", ".lease", "checkpoints/a", "stages/a.json", "versions/a", ".tmp/a", "logs/a")
-
-
-def contents(folder):
-    return {p: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def refused(before, folder, *arguments, **how):
@@ -79,16 +73,12 @@ def test_what_systems_leave_and_the_runs_own_log_and_configuration_are_no_conten
     for name in (".DS_Store", ".nfs0001", "job-4711.log"):
         (out / name).write_bytes(b"left")
     (out / "run.toml").write_text("[intake]\nimage_size = 48\n")
-    command = [sys.executable, "-m", "job", "explore", "--data", photos, "--out", out, "--config", out / "run.toml"]
-    with (out / "log").open("w") as log:
-        done = subprocess.run(
-            [str(word) for word in command],
-            cwd=ROOT,
-            check=False,
-            stdout=log,
-            stderr=log,
-            env={**os.environ, "SLURM_JOB_ID": "4711"},
-        )
+    arguments = ("explore", "--data", photos, "--out", out, "--config", out / "run.toml")
+    with (
+        (out / "log").open("w") as log,
+        start_job(*arguments, environment={"SLURM_JOB_ID": "4711"}, stdout=log, stderr=log) as done,
+    ):
+        pass
     assert done.returncode == 0, (out / "log").read_text()
     assert (out / ".DS_Store").read_bytes() == b"left" and (out / "report.html").exists()
 
@@ -131,8 +121,8 @@ def test_output_that_was_moved_goes_on_where_it_was(photos, tmp_path):
 
 
 def test_of_six_starts_at_once_one_owns_the_output(photos, tmp_path):
-    command = [sys.executable, "-m", "job", "explore", "--data", photos, "--out", tmp_path / "out", *EXPLORE]
-    processes = [subprocess.Popen([str(w) for w in command], cwd=ROOT, stderr=subprocess.PIPE) for _ in range(6)]
+    arguments = ("explore", "--data", photos, "--out", tmp_path / "out", *EXPLORE)
+    processes = [start_job(*arguments, stderr=subprocess.PIPE) for _ in range(6)]
     ends = [(p.communicate()[1].decode(), p.returncode) for p in processes]
     codes = [code for _, code in ends]
     assert 0 in codes and set(codes) <= {0, 75}, ends  # A late one may find the first finished, and has nothing to do.

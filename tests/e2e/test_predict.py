@@ -17,7 +17,7 @@ from job.serving.predict import predict
 from job.storage.files import swap
 from job.storage.published import Published
 from job.storage.workdir import Workdir
-from tests.conftest import paint
+from tests.conftest import contents, paint
 
 
 @pytest.fixture
@@ -38,10 +38,6 @@ def out(finished_run, tmp_path):
 def model(finished_run, tmp_path):
     """A copy of its model alone."""
     return shutil.copytree(finished_run / "model", tmp_path / "alone" / "model")
-
-
-def contents(folder):
-    return {p: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def digest_of(model):

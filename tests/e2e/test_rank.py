@@ -6,12 +6,11 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import ROOT, run_job
+from tests.conftest import run_job, start_job
 
 SMALL, LARGE = "mobilenet_v2-0.35-48px-random", "mobilenet_v2-0.5-48px-random"
 
@@ -29,7 +28,7 @@ def ranked(painted, tmp_path_factory):
     """A rank that is stopped after the first candidate's features, then called again until it is done."""
     folder = tmp_path_factory.mktemp("rank")
     words = arguments(painted, folder)
-    with subprocess.Popen([sys.executable, "-m", "job", *words], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+    with start_job(*words, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stderr:
             if line.startswith("extract   done"):
                 process.send_signal(signal.SIGTERM)

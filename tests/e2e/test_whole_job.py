@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from job.pipeline.table import STAGES
-from tests.conftest import ROOT, paint, quick_settings, run_job, would_run
+from tests.conftest import ROOT, contents, paint, quick_settings, run_job, start_job, wait_until, would_run
 
 
 @pytest.fixture
@@ -33,7 +32,7 @@ def test_every_artifact_of_the_contract_is_there(finished_run, painted):
     assert list((finished_run / "logs" / "tensorboard").iterdir())
     assert {p.stem for p in (finished_run / "stages").glob("*.json")} == set(STAGES)
     run = json.loads((finished_run / "run.json").read_text())
-    assert run["command"].startswith("python") and str(painted) in run["command"]
+    assert run["command"].startswith("transfer-job run ") and str(painted) in run["command"]
     assert run["versions"]["keras"] and run["fingerprint"]["cpu"]
 
 
@@ -189,11 +188,6 @@ def test_table_of_doubtful_labels_that_its_user_edited_is_kept_beside_the_new_on
     assert (copy_of_run / "label_issues.edited.csv").read_text() == "edited" and table.read_text().startswith("path,")
 
 
-def contents(out, *names):
-    files = [p for name in names for p in [out / name, *(out / name).rglob("*")] if p.is_file()]
-    return {p: p.read_bytes() for p in files}
-
-
 def test_damaged_output_is_made_again(copy_of_run, painted):
     (copy_of_run / "stages/evaluate/predictions.parquet").write_bytes(b"half")
     assert "evaluate" in would_run(painted, copy_of_run)
@@ -235,13 +229,9 @@ def test_report_is_drawn_again_from_the_artifacts(copy_of_run):
 
 def test_stop_signal_ends_with_143_and_the_same_command_goes_on(painted, tmp_path):
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "job", "run", "--data", str(painted), "--out", str(out)]
-    command += [*quick_settings("fine_tune.epochs=500")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    deadline = time.monotonic() + 240
-    while not (out / "stages" / "head.json").exists() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    time.sleep(2)
+    arguments = ("run", "--data", painted, "--out", out, *quick_settings("fine_tune.epochs=500"))
+    process = start_job(*arguments, stderr=subprocess.PIPE, text=True)
+    wait_until((out / "stages" / "head.json").exists, is_alive=lambda: process.poll() is None)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143, errors

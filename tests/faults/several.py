@@ -5,11 +5,12 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.conftest import ROOT, free_ports
+from tests.conftest import ROOT, free_ports, wait_until
 from tests.faults import killer
+from tests.warm import WarmStart
 
 
 class Run:
@@ -41,7 +42,7 @@ class Run:
         if self._nodes:
             environ["TMPDIR"] = str(self._nodes[k])
         with self._logs[k].open("w") as file:
-            self.processes[k] = subprocess.Popen(self._commands[k], cwd=ROOT, env=environ, stdout=file, stderr=file)
+            self.processes[k] = WarmStart(self._commands[k], cwd=ROOT, env=environ, stdout=file, stderr=file)
 
     def said(self, k: int) -> str:
         return self._logs[k].read_text()
@@ -53,6 +54,10 @@ class Run:
 
     def is_running(self) -> bool:
         return all(process is None or process.poll() is None for process in self.processes)
+
+    def wait_until(self, holds: Callable[[], object]) -> None:
+        """Wait for something that only these workers can bring."""
+        wait_until(holds, lambda: self.said(0) + self.said(1), is_alive=self.is_running)
 
     def codes(self, within_s: float = 300.0) -> list[int | None]:
         """The exit codes, None where a worker was not started. What has not ended in time is killed."""

@@ -13,7 +13,6 @@ import pytest
 
 from job.cluster.secret import Secret
 from tests.faults.several import Run
-from tests.faults.test_lost_workers import wait_for
 
 DEEP = b"[" * 100_000 + b"\n"
 
@@ -73,7 +72,7 @@ def is_replay_refused(port, secret):
 def test_chief_under_attack_goes_on_and_its_secret_is_nowhere_but_in_its_file(tmp_path, painted):
     out = tmp_path / "out"
     run = Looking(painted, out, missing=[1])
-    wait_for(lambda: (out / ".secret").exists() and "intake" in run.said(0), run)
+    run.wait_until(lambda: (out / ".secret").exists() and "intake" in run.said(0))
     assert stat.S_IMODE((out / ".secret").stat().st_mode) == 0o600
     secret = Secret.parse(text := (out / ".secret").read_bytes())
     key = text.split()[-1]

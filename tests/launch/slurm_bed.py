@@ -10,20 +10,18 @@ import shutil
 import signal
 import stat
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.conftest import free_ports
+from tests.conftest import WAIT_S, free_ports, wait_until
 from tests.launch.beds import missing
 
 _NODES = {"n1": "127.0.0.2", "n2": "127.0.0.3"}
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "scancel", "sinfo", "unshare")
 # Whatever runs in them ends with them, unfinished jobs included.
 _NAMESPACES = ("unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc")
-_DEADLINE_S = 300
 _UNFINISHED = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "SUSPENDED")
 
 _CONF = """\
@@ -70,7 +68,7 @@ class Slurm:
 
     def __call__(self, *words: str) -> str:
         done = subprocess.run(
-            words, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=_DEADLINE_S, check=False
+            words, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=WAIT_S, check=False
         )
         assert done.returncode == 0, f"{words}: {done.stderr}"
         return done.stdout
@@ -96,14 +94,6 @@ class Slurm:
     def log(self, number: str) -> str:
         file = Path(self.job(number)["StdOut"])
         return file.read_text() if file.exists() else ""
-
-
-def wait_until(holds: Callable[[], bool], said: Callable[[], str] = str) -> None:
-    """Fails with what was `said` where it takes so long that it will not come."""
-    deadline = time.monotonic() + _DEADLINE_S
-    while not holds():
-        assert time.monotonic() < deadline, said()
-        time.sleep(0.2)
 
 
 @contextmanager

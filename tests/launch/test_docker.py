@@ -1,7 +1,6 @@
 """The image in a real engine: what is in it, under the strictest rules, stopped, short of memory, short of cores."""
 
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,14 +12,12 @@ from docker.models.volumes import Volume
 
 from job.runtime.cgroups import usable_cores
 from tests.clouds.fixtures import GoogleBed
-from tests.conftest import ROOT, quick_settings
-from tests.launch.beds import put_folder
+from tests.conftest import ROOT, WAIT_S, quick_settings, wait_until
 from tests.launch.docker_bed import HARDENED, build, ended, said, started
 
 # Training long enough to be stopped in its middle.
 SETTINGS = quick_settings("fine_tune.epochs=60", "fine_tune.global_batch_size=8", "checkpoint.every_s=0.3")
 WEIGHTS = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_224_no_top.h5"
-DEADLINE_S = 300
 CANARY = "CANARY-THAT-THE-TESTS-HAVE-PLANTED"
 
 
@@ -37,12 +34,11 @@ def read_only(*folders: tuple[Path, str]) -> dict[str, dict[str, str]]:
 
 
 def wait_until_it_says(container: Container, text: str) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while text not in said(container):
+    def is_running() -> bool:
         container.reload()
-        assert container.status == "running", said(container)
-        assert time.monotonic() < deadline, said(container)
-        time.sleep(0.2)
+        return container.status == "running"
+
+    wait_until(lambda: text in said(container), lambda: said(container), is_alive=is_running)
 
 
 def test_image_is_small_and_says_what_it_is(image: Image) -> None:
@@ -92,7 +88,7 @@ def test_run_that_memory_was_too_little_for_goes_on_with_more_as_any_user(
     command = ["run", "--data", "/data", "--out", "/out", *quick_settings()]
     options = {"user": "12345:12345", "volumes": mounts, **HARDENED}
     with started(image, *command, mem_limit="300m", memswap_limit="300m", **options) as container:
-        assert container.wait(timeout=DEADLINE_S)["StatusCode"] == 137, said(container)
+        assert container.wait(timeout=WAIT_S)["StatusCode"] == 137, said(container)
         container.reload()
         assert container.attrs["State"]["OOMKilled"]
         assert "explore   done" in said(container)
@@ -105,7 +101,7 @@ def test_run_that_memory_was_too_little_for_goes_on_with_more_as_any_user(
 def test_container_works_from_bucket_to_bucket_and_another_one_with_other_scratch_goes_on(
     image: Image, volume: Volume, google: GoogleBed, painted: Path
 ) -> None:
-    data, out = put_folder(google, painted, f"{google.bucket()}/photos"), f"{google.bucket()}/runs/first"
+    data, out = google.put_folder(painted, f"{google.bucket()}/photos"), f"{google.bucket()}/runs/first"
     command = ["run", "--data", data, "--out", out, *quick_settings()]
     options = {**HARDENED, "network_mode": "host", "user": "10001", "environment": google.environment}
     code, text = ended(image, *command, "--stop-after", "head", **options)

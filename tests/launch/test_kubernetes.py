@@ -18,7 +18,7 @@ from job.config import Config, as_toml
 from tests.clouds.fixtures import GoogleBed
 from tests.conftest import QUICK, ROOT, paint_classes
 from tests.launch import pods
-from tests.launch.beds import missing, put_folder
+from tests.launch.beds import missing
 from tests.launch.kubernetes_rules import GPU, complaints, exit_codes
 from tests.launch.pods import Pods
 from tests.launch.rendered import JOB_NAME, Manifest, Rendered, verdict
@@ -343,7 +343,7 @@ def test_after_a_pod_is_lost_all_come_again_and_finish_the_run(two_pods: Pods) -
 def bucket(google: GoogleBed, tmp_path: Path) -> str:
     """Drawn pictures below `photos`."""
     uri = google.bucket()
-    put_folder(google, paint_classes(tmp_path / "photos"), f"{uri}/photos")
+    google.put_folder(paint_classes(tmp_path / "photos"), f"{uri}/photos")
     return uri
 
 

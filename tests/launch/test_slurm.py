@@ -19,7 +19,6 @@ from job.config import Config
 from tests.clouds.fixtures import GoogleBed
 from tests.conftest import ROOT, paint_classes, quick_settings
 from tests.faults.killer import faults, leftovers, outcome
-from tests.launch.beds import fetched, put_folder
 from tests.launch.slurm_bed import Slurm, started
 
 RETRIED = {errors.StorageFailed.exit_code, errors.TryAgainLater.exit_code, errors.Stopped.exit_code}
@@ -238,17 +237,17 @@ def test_two_nodes_end_as_one_does(slurm, one_worker, photos, tmp_path):
 
 
 def test_two_nodes_with_a_bucket_between_them_end_as_one_does(slurm, one_worker, photos, google: GoogleBed, tmp_path):
-    data, out = put_folder(google, photos, f"{google.bucket()}/photos"), f"{google.bucket()}/runs/first"
+    data, out = google.put_folder(photos, f"{google.bucket()}/photos"), f"{google.bucket()}/runs/first"
     script = edited("multi-node", tmp_path, DATA=data, OUT=out, OPTIONS=SHORT, SCRATCH=tmp_path)
     number = told(slurm, **google.environment).submit(script, *WORKER)
     job, said = slurm.finished(number), slurm.log(number)
     assert job["JobState"] == "COMPLETED", said
     assert f"Report: {out}/report.html" in said
-    assert_equal(fetched(google, out, tmp_path / "fetched"), one_worker, tolerance=1e-6)
+    assert_equal(google.fetched(out, tmp_path / "fetched"), one_worker, tolerance=1e-6)
 
 
 def test_configurations_of_an_array_meet_in_a_bucket(slurm, photos, google: GoogleBed, tmp_path):
-    data, out = put_folder(google, photos, f"{google.bucket()}/photos"), f"{google.bucket()}/runs"
+    data, out = google.put_folder(photos, f"{google.bucket()}/photos"), f"{google.bucket()}/runs"
     settings = quick_settings("backbone.unfreeze=none", "augment.views=1")
     num_read = []
     for k in (0, 1):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT, free_ports
+from tests.warm import WarmStart
 
 pytestmark = pytest.mark.thorough
 
@@ -16,7 +17,7 @@ def run(folder, num_workers=1, logical_cpus=0):
     addresses = ",".join(f"localhost:{port}" for port in free_ports(num_workers))
     files = [folder / f"{num_workers}-{logical_cpus}-{k}.npz" for k in range(num_workers)]
     started = [
-        subprocess.Popen(
+        WarmStart(
             [sys.executable, "-m", "tests.numerics.replicas", str(file), str(logical_cpus), addresses, str(k)],
             cwd=ROOT,
             stderr=subprocess.PIPE,

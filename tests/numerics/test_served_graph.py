@@ -1,7 +1,6 @@
 """The exported graph and what anybody may send to it."""
 
 import csv
-import io
 import re
 import struct
 import zlib
@@ -16,7 +15,7 @@ from job.model.heads import Head
 from job.serving import graph as serving
 from job.serving import graph_decode
 from job.serving.graph_decode import Limits
-from tests.conftest import ROOT
+from tests.conftest import ROOT, encoded
 from tests.numerics.conftest import SIZE
 
 NAMES = ("dog", "Kätzchen", "=cow")
@@ -59,12 +58,6 @@ def answer(model):
 def photo(seed=5, mode="RGB", size=(64, 60)):
     pixels = np.random.default_rng(seed).integers(0, 256, (6, 5, 3)).astype(np.uint8)
     return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).convert(mode)
-
-
-def encoded(image, kind, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def chunk(kind, data):

@@ -1,14 +1,12 @@
 """The exported graph against the canonical decoder."""
 
-import io
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from job.decoding.decode import DecodeRules, decode
 from job.serving import graph_decode
-from tests.conftest import paint
+from tests.conftest import encoded, paint
 
 LIMITS = graph_decode.Limits(max_pixels=10**8, min_side_px=8, max_aspect_ratio=20)
 
@@ -16,12 +14,6 @@ LIMITS = graph_decode.Limits(max_pixels=10**8, min_side_px=8, max_aspect_ratio=2
 @pytest.fixture(scope="module")
 def photo(tmp_path_factory):
     return Image.open(paint(tmp_path_factory.mktemp("photo") / "a.png", seed=5, size=(150, 110))).convert("RGB")
-
-
-def encoded(image, kind, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def difference(payload, size=64, resize="squash"):

@@ -1,6 +1,5 @@
 """The inputs of the contract's rows 1 to 25, each made by code: what it is called, how it is made, what becomes of it."""
 
-import io
 import os
 import socket
 import struct
@@ -12,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, features
+
+from tests.conftest import encoded
 
 TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE"}
 TURNS |= {6: "ROTATE_90", 7: "TRANSVERSE", 8: "ROTATE_270"}
@@ -44,12 +45,6 @@ def photo(seed: int, size: tuple[int, int] = SIDE) -> Image.Image:
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 255, (6, 7, 3)).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
     return Image.fromarray((np.asarray(coarse) * 0.9 + rng.integers(0, 25, (size[1], size[0], 3))).astype(np.uint8))
-
-
-def encoded(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def file(seed: int, kind: str = "JPEG", mode: str = "RGB", **options: object) -> Callable[[], bytes]:
@@ -285,7 +280,7 @@ CASES = (
     Case(
         14, "200000x1.png", lambda: encoded(Image.new("RGB", (200000, 1)), "PNG"), Q, "^200000x1 pixels: a side is shorter"
     ),
-    Case(15, "constant.jpg", lambda: encoded(Image.new("RGB", SIDE, (90, 90, 90))), U, "^$"),
+    Case(15, "constant.jpg", lambda: encoded(Image.new("RGB", SIDE, (90, 90, 90)), "JPEG"), U, "^$"),
     Case(16, "dangling.jpg", link_to("nowhere.jpg"), Q, "^a link that points to nothing$", puts=True),
     Case(16, "leaving.jpg", link_to("/etc/hostname"), Q, "^a link that leaves the source folder$", puts=True),
     Case(16, "pipe.jpg", os.mkfifo, I, "^not a regular file$", puts=True),

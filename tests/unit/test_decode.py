@@ -5,15 +5,9 @@ import pytest
 from PIL import Image
 
 from job.decoding.decode import BadPhoto, DecodeRules, decode
-from tests.conftest import paint
+from tests.conftest import encoded, paint
 
 RULES = DecodeRules(image_size=48, resize="squash", max_pixels=1_000_000, min_side_px=8, max_aspect_ratio=20)
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 """Most photos are plain JPEGs and take the short way through the decoder: it has to end where the long one does."""
 
-import io
 import random
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ from PIL import Image, ImageCms
 
 from job.decoding import headers, perceptual
 from job.decoding.decode import BadPhoto, DecodeRules, Photo, decode
+from tests import conftest
 from tests.conftest import paint
 
 RULES = DecodeRules(image_size=48, resize="squash", max_pixels=1_000_000, min_side_px=8, max_aspect_ratio=20)
@@ -27,10 +28,7 @@ def jpeg(photo):
     return encoded(photo)
 
 
-def encoded(photo: Image.Image, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    photo.save(buffer, "JPEG", quality=90, **options)
-    return buffer.getvalue()
+encoded = partial(conftest.encoded, kind="JPEG", quality=90)
 
 
 def outcome(payload: bytes, rules: DecodeRules = RULES) -> tuple[object, ...]:
