@@ -65,7 +65,7 @@ def rounds(context: Context) -> None:
 
 def _store(context: Context, number: int) -> ArrayStore:
     writer = StoreWriter(context.cache.path(f"features-{number}"), (4,), "float32", context.cache.temporary)
-    keys = [f"{number}{k}" * 16 for k in range(3)]
+    keys = [f"{number}{k}" * 16 for k in range(2)]
     for k, key in enumerate(keys):
         if writer.committed(key) is None:
             writer.write(key, np.full((5, 4), 10 * number + k, np.float32))
@@ -76,7 +76,7 @@ def _train(context: Context, number: int) -> np.ndarray:
     with Checkpoints(context, "fine_tune", {"round": str(number)}) as checkpoints:
         saved = checkpoints.newest()
         weights = saved.arrays["weights"] if saved else np.zeros(3)
-        for step in range(saved.step if saved else 0, 4):
+        for step in range(saved.step if saved else 0, 3):
             weights = weights * 3 + number + step
             checkpoints.save(TrainState(step + 1, {"weights": weights}))
     return weights

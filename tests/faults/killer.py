@@ -21,6 +21,7 @@ from job.storage.lease import NAME as LEASE
 from job.storage.ledger import TEMPORARY
 from job.stores.arrays import ArrayStore
 from tests.conftest import QUICK, ROOT, paint_classes
+from tests.warm import WarmStart
 
 # Enough training for kills to meet it, with all the state that training can have: an average, a best epoch, patience.
 SETTINGS = (
@@ -40,11 +41,12 @@ def command(data: Path | str, out: Path | str, *settings: str) -> list[str]:
     return [sys.executable, "-m", "job", "run", "--data", str(data), "--out", str(out), *sets]
 
 
-def run(data: Path, out: Path, *settings: str) -> float:
+def run(data: Path, out: Path, start: type[subprocess.Popen[Any]] = WarmStart) -> float:
     """To the end; the seconds it took."""
-    started = time.monotonic()
-    done = subprocess.run(command(data, out, *settings), cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    started, said = time.monotonic(), out.parent / "said.txt"
+    with said.open("w") as file, start(command(data, out), cwd=ROOT, stdout=file, stderr=file) as process:
+        pass
+    assert process.returncode == 0, said.read_text()[-3000:]
     return time.monotonic() - started
 
 
@@ -52,7 +54,20 @@ def run_until(data: Path, out: Path, seconds: float, number: signal.Signals) -> 
     """End the run after so many seconds: its exit code, and what it said."""
     said = out.parent / "said.txt"
     with said.open("w") as file:
-        process = subprocess.Popen(command(data, out), cwd=ROOT, stdout=file, stderr=file)
+        process = WarmStart(command(data, out), cwd=ROOT, stdout=file, stderr=file)
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(number)
+        return process.wait(60), said.read_text()
+
+
+def run_until_in(data: Path, out: Path, stage: str, seconds: float, number: signal.Signals) -> tuple[int, str]:
+    """End the run when it has been in a stage for so many seconds: its exit code, and what it said."""
+    said = out.parent / "said.txt"
+    with said.open("w") as file, WarmStart(command(data, out), cwd=ROOT, stdout=file, stderr=file) as process:
+        while process.poll() is None and stage not in _STAGE.findall(said.read_text()):
+            time.sleep(0.01)
         try:
             process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -128,13 +143,50 @@ class Undisturbed:
     data: Path
     out: Path
     duration_s: float
+    stages_s: dict[str, float]
     outcome: dict[str, Any]
 
     @classmethod
     def of(cls, folder: Path) -> Self:
         data, out = paint_classes(folder / "photos", per_class=40), folder / "out"
-        duration_s = run(data, out)
-        return cls(data, out, duration_s, outcome(out))
+        return cls.seen(data, out, run(data, out))
+
+    @classmethod
+    def seen(cls, data: Path, out: Path, duration_s: float) -> Self:
+        """Of a run that has ended."""
+        timings = json.loads((out / "metrics.json").read_text())["timings"]
+        return cls(data, out, duration_s, {stage: t["wall_s"] for stage, t in timings.items()}, outcome(out))
+
+
+def kills_in_every_stage(undisturbed: Undisturbed, number: signal.Signals, seed: int = 0) -> Tally:
+    """End one run at the beginning of each stage, and at a random moment of each long one; then let it come to its end."""
+    rng = np.random.default_rng([seed, int(number)])
+    out, tally = undisturbed.out, Tally(num_runs=1)
+    shutil.rmtree(out)
+    for stage, duration_s in undisturbed.stages_s.items():
+        for seconds in (0.0, duration_s * rng.uniform()) if duration_s > 1 else (0.0,):
+            if (out / "stages" / f"{stage}.json").exists():  # The last signal came after the stage that it was meant for.
+                break
+            code, said = run_until_in(undisturbed.data, out, stage, seconds, number)
+            if code != 0:
+                _count_kill(tally, code, number, said, out)
+    run(undisturbed.data, out)
+    tally.problems += leftovers(out) + differences(undisturbed)
+    return tally
+
+
+def differences(undisturbed: Undisturbed) -> list[str]:
+    """What another run in the same place has left otherwise."""
+    found = outcome(undisturbed.out)
+    return [f"another {what}" for what, then in undisturbed.outcome.items() if found[what] != then]
+
+
+def _count_kill(tally: Tally, code: int, number: signal.Signals, said: str, out: Path) -> None:
+    stages = _STAGE.findall(said)
+    tally.num_kills += 1
+    tally.codes[code] += 1
+    tally.met_in[stages[-1] if stages else "start"] += 1
+    tally.problems += _wrong_end(code, number, said) + faults(out)
 
 
 def kills(undisturbed: Undisturbed, number: signal.Signals, count: int, seed: int = 0) -> Tally:
@@ -153,17 +205,11 @@ def kills(undisturbed: Undisturbed, number: signal.Signals, count: int, seed: in
         while code != 0:
             seconds = float(instants[tally.num_kills]) if tally.num_kills < count else 600.0
             code, said = run_until(undisturbed.data, out, seconds, number)
-            tally.codes[code] += 1
             if code != 0:
-                tally.num_kills += 1
-                stages = _STAGE.findall(said)
-                tally.met_in[stages[-1] if stages else "start"] += 1
-                tally.problems += _wrong_end(code, number, said) + faults(out)
+                _count_kill(tally, code, number, said, out)
         if tally.num_kills == before:  # Faster than the first time: the next instant is no longer within a run.
             instants *= 0.9
-        tally.problems += leftovers(out)
-        found = outcome(out)
-        tally.problems += [f"another {what}" for what, then in undisturbed.outcome.items() if found[what] != then]
+        tally.problems += leftovers(out) + differences(undisturbed)
     return tally
 
 
@@ -184,9 +230,7 @@ def cycles(folder: Path, count: int) -> dict[str, Any]:
     checkpoints = out / "checkpoints" / "fine_tune"
     for _ in range(count):
         before = set(checkpoints.glob("[0-9]*"))
-        process = subprocess.Popen(
-            command(data, out, *endless), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        process = WarmStart(command(data, out, *endless), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while len(set(checkpoints.glob("[0-9]*")) - before) < 2:
             assert process.poll() is None, "it ended by itself"
             time.sleep(0.05)

@@ -25,7 +25,7 @@ def undisturbed(tmp_path_factory):
     assert run.codes() == [0, 0], run.said(0) + run.said(1)
     duration_s = time.monotonic() - started
     shutil.copytree(out, folder / "finished", symlinks=True)
-    return killer.Undisturbed(data, out, duration_s, killer.outcome(out))
+    return killer.Undisturbed.seen(data, out, duration_s)
 
 
 def finish_again(undisturbed):
@@ -41,56 +41,59 @@ def is_training(out):
     return log.exists() and '"epoch"' in log.read_text()
 
 
-def lose(undisturbed, victim, instants, number=signal.SIGKILL):
-    """End one of two workers after so many seconds, in a run from the start for each; then both go on."""
-    rest, problems = 1 - victim, []
-    for seconds in instants:
-        shutil.rmtree(undisturbed.out)
-        run = Run(undisturbed.data, undisturbed.out)
-        time.sleep(seconds)
-        if not run.is_running():  # Faster than the first time.
-            continue
-        run.send(victim, number)
-        codes = run.codes(LEAVES_WITHIN_S + SPARE_S)
-        if codes[rest] == 0:  # When all was done, and published, which concerns nobody any more.
-            found = killer.outcome(undisturbed.out)
-            problems += [
-                f"after {seconds:.1f} s: 0 without {w}" for w, then in undisturbed.outcome.items() if found[w] != then
-            ]
-        elif codes[victim] != -number or codes[rest] != 75 or "is lost" not in run.said(rest):
-            problems.append(f"after {seconds:.1f} s: {codes}: {run.said(rest)[-2000:]}")
-        problems += killer.faults(undisturbed.out)
-        again = Run(undisturbed.data, undisturbed.out)
-        if (codes := again.codes()) != [0, 0]:
-            problems.append(f"after {seconds:.1f} s, going on: {codes}: {again.said(0)[-2000:]} {again.said(1)[-2000:]}")
-            continue
-        found = killer.outcome(undisturbed.out)
-        problems += [f"another {what}" for what, then in undisturbed.outcome.items() if found[what] != then]
-        problems += killer.leftovers(undisturbed.out)
-    return problems
+def lose(run, undisturbed, victim, number=signal.SIGKILL):
+    """End one of two workers. Return what is wrong with how the other one ends, and with what is left."""
+    rest = 1 - victim
+    run.send(victim, number)
+    codes = run.codes(LEAVES_WITHIN_S + SPARE_S)
+    if codes[rest] == 0:  # When all was done, and published, which concerns nobody any more.
+        problems = killer.differences(undisturbed)
+    elif codes[victim] != -number or codes[rest] != 75 or "is lost" not in run.said(rest):
+        problems = [f"{codes}: {run.said(rest)[-2000:]}"]
+    else:
+        problems = []
+    return problems + killer.faults(undisturbed.out)
 
 
-def instants(undisturbed, count, seed):
-    rng = np.random.default_rng(seed)
-    return 0.5 + (np.arange(count) + rng.uniform(size=count)) / count * (undisturbed.duration_s - 0.5)
+def go_on(undisturbed):
+    """Let both workers come to the end. Return what differs from a run that nobody disturbed."""
+    again = Run(undisturbed.data, undisturbed.out)
+    if (codes := again.codes()) != [0, 0]:
+        return [f"going on: {codes}: {again.said(0)[-2000:]} {again.said(1)[-2000:]}"]
+    return killer.differences(undisturbed) + killer.leftovers(undisturbed.out)
 
 
 @pytest.mark.parametrize("victim", [0, 1], ids=["chief", "worker"])
 def test_others_end_with_75_when_one_is_killed_and_the_run_goes_on_to_the_same_bits(undisturbed, victim):
-    assert lose(undisturbed, victim, instants(undisturbed, 3, victim)) == []
+    """Killed once in each long stage: two in which all workers work, and one that is the chief's alone."""
+    shutil.rmtree(undisturbed.out)
+    for stage in ("extract", "fine_tune", "export"):
+        run = Run(undisturbed.data, undisturbed.out)
+        run.wait_until(lambda run=run, stage=stage: f"{stage:<9} runs" in run.said(0))
+        if stage == "fine_tune":
+            run.wait_until(lambda: is_training(undisturbed.out))
+        assert lose(run, undisturbed, victim) == [], stage
+    assert go_on(undisturbed) == []
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("victim", [0, 1], ids=["chief", "worker"])
 def test_others_end_wherever_one_is_killed(undisturbed, victim):
-    assert lose(undisturbed, victim, instants(undisturbed, 10, 10 + victim)) == []
+    """Killed at ten random moments, each in a run from the start."""
+    rng, count = np.random.default_rng(10 + victim), 10
+    for seconds in 0.5 + (np.arange(count) + rng.uniform(size=count)) / count * (undisturbed.duration_s - 0.5):
+        shutil.rmtree(undisturbed.out)
+        run = Run(undisturbed.data, undisturbed.out)
+        time.sleep(seconds)
+        if run.is_running():  # It may be faster than the first time.
+            assert lose(run, undisturbed, victim) + go_on(undisturbed) == [], f"after {seconds:.1f} s"
 
 
 @pytest.mark.parametrize("victim", [0, 1], ids=["chief", "worker"])
 def test_others_end_with_75_when_one_hangs(undisturbed, victim):
     finish_again(undisturbed)
     run = Run(undisturbed.data, undisturbed.out, "fine_tune.epochs=2000")
-    wait_for(lambda: is_training(undisturbed.out), run)
+    run.wait_until(lambda: is_training(undisturbed.out))
     run.send(victim, signal.SIGSTOP)
     process = run.processes[1 - victim]
     assert process.wait(LEAVES_A_HUNG_ONE_WITHIN_S + SPARE_S) == 75, run.said(1 - victim)
@@ -102,14 +105,14 @@ def test_signal_to_any_worker_ends_all_with_143_after_a_checkpoint(undisturbed, 
     finish_again(undisturbed)
     settings = ("fine_tune.epochs=2000", "checkpoint.every_s=1000")
     run = Run(undisturbed.data, undisturbed.out, *settings)
-    wait_for(lambda: is_training(undisturbed.out), run)
+    run.wait_until(lambda: is_training(undisturbed.out))
     run.send(asked, signal.SIGTERM)
     assert run.codes(30) == [143, 143], run.said(0) + run.said(1)
     assert "Stopped by SIGTERM" in run.said(0) and "everything up to step" in run.said(0)
     found = sorted(p.name[:10] for p in (undisturbed.out / "checkpoints" / "fine_tune").glob("[0-9]*"))
     assert len(found) == 2 and int(found[0]) == 0 < int(found[1])  # The one that all began with, and this.
     again = Run(undisturbed.data, undisturbed.out, *settings)
-    wait_for(lambda: "going on from the checkpoint at step" in again.said(0), again)
+    again.wait_until(lambda: "going on from the checkpoint at step" in again.said(0))
     again.kill()
 
 
@@ -126,7 +129,7 @@ def test_worker_that_never_comes_ends_the_others_with_75_and_its_name(tmp_path, 
 @pytest.mark.parametrize("missing", [0, 1], ids=["chief", "worker"])
 def test_signal_is_obeyed_while_others_are_waited_for(tmp_path, painted, missing):
     run = Run(painted, tmp_path / "out", missing=[missing])
-    wait_for(lambda: "Cluster:" in run.said(1 - missing), run)
+    run.wait_until(lambda: "Cluster:" in run.said(1 - missing))
     time.sleep(2)
     run.send(1 - missing, signal.SIGTERM)
     assert run.codes(10 + SPARE_S)[1 - missing] == 143
@@ -160,17 +163,10 @@ def test_worker_that_came_first_and_looked_at_an_older_run_works_on_the_new_one(
     out, settings = tmp_path / "out", ("fine_tune.epochs=4", "split.seed=3", "export.max_changed_fraction=1")
     shutil.copytree(undisturbed.out, out, symlinks=True)
     run = Run(undisturbed.data, out, *settings, missing=[0])
-    wait_for(lambda: "Waiting for the chief" in run.said(1), run)
+    run.wait_until(lambda: "Waiting for the chief" in run.said(1))
     run.start(0)
     assert run.codes() == [0, 0], run.said(0) + run.said(1)
     fresh = Run(undisturbed.data, tmp_path / "fresh", *settings)
     assert fresh.codes() == [0, 0]
     found, expected = killer.outcome(out), killer.outcome(tmp_path / "fresh")
     assert {what for what in expected if found[what] != expected[what]} <= {"report"}  # It names the folder.
-
-
-def wait_for(is_so, run, within_s=120):
-    deadline = time.monotonic() + within_s
-    while not is_so():
-        assert run.is_running() and time.monotonic() < deadline, run.said(0) + run.said(1)
-        time.sleep(0.1)
