@@ -21,7 +21,7 @@ from job.sources.open import open_source
 from job.stages import export
 from job.stages.intake import Intake
 from job.storage.workdir import Workdir
-from tests.clouds.test_runs import node, put_folder, started, wait_for
+from tests.clouds.test_runs import node, started, wait_for
 from tests.conftest import ROOT, quick_settings, run_job
 
 PHOTO_READ = r"^GET .*photos.*alt=media"
@@ -43,10 +43,8 @@ def impatient(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def photos(google, painted):
-    uri = f"{google.bucket()}/photos"
-    put_folder(google, painted, uri)
-    return uri
+def photos(photos_in_bucket):
+    return photos_in_bucket
 
 
 @pytest.fixture
@@ -60,8 +58,7 @@ def photos_read(bed):
 
 
 def test_photos_uploaded_again_with_the_same_bytes_are_read_in_one_run_and_not_in_the_next(google, painted, out):
-    uri = f"{google.bucket()}/photos"
-    put_folder(google, painted, uri)
+    uri = google.put_folder(painted, f"{google.bucket()}/photos")
 
     def num_read_by_a_run():
         google.requests()
@@ -93,8 +90,7 @@ def test_photos_that_cannot_be_read_for_the_exports_check_end_the_run_as_anywher
 
 
 def test_photo_that_has_changed_since_it_was_listed_is_not_counted_as_undecodable(google, painted, finished_run):
-    uri = f"{google.bucket()}/photos"
-    put_folder(google, painted, uri)
+    uri = google.put_folder(painted, f"{google.bucket()}/photos")
     source = open_source(uri)
     entries = {e.path: e for e in source.listing().entries}
     context = Context(Workdir(finished_run), Telemetry(None))
@@ -143,7 +139,7 @@ def test_predict_without_permission_for_its_answer_ends_before_it_reads_a_photo(
 
 def test_predict_fetches_nothing_of_a_folder_that_is_no_model(google, finished_run, context, tmp_path):
     whole_run = f"{google.bucket()}/x"
-    put_folder(google, finished_run / "model", f"{whole_run}/model")
+    google.put_folder(finished_run / "model", f"{whole_run}/model")
     google.requests()
     for model in (whole_run, f"{whole_run}/"):
         with pytest.raises(UsageError, match=r"no model\.json in it; give the model/ folder of a run"):
@@ -188,7 +184,7 @@ def test_objects_that_predict_did_not_write_stay(bed, context, tmp_path, monkeyp
 def test_model_that_is_just_being_replaced_in_a_bucket_is_taken_from_the_published_set(google, finished_run):
     uri = google.bucket()
     for part in ("model", "versions"):
-        put_folder(google, finished_run / part, f"{uri}/{part}")
+        google.put_folder(finished_run / part, f"{uri}/{part}")
     google.put(f"{uri}/model/saved_model.pb", b"of the next model")
     with pytest.raises(UsageError, match="not what was exported together with its model.json: saved_model.pb"):
         model_folder.load(f"{uri}/model", None, print)

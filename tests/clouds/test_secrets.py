@@ -6,7 +6,6 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from tests.clouds.test_runs import fetched, put_folder
 from tests.conftest import paint_classes, quick_settings, run_job
 
 
@@ -64,7 +63,7 @@ def test_nothing_that_a_run_leaves_holds_a_secret(request, cloud, tmp_path):
     bed = request.getfixturevalue(cloud)
     environment, canaries = request.getfixturevalue(f"{cloud}_secrets")
     bucket = bed.bucket()
-    put_folder(bed, paint_classes(tmp_path / "photos", per_class=12), f"{bucket}/photos")
+    bed.put_folder(paint_classes(tmp_path / "photos", per_class=12), f"{bucket}/photos")
     node = tmp_path / "node"
     node.mkdir()
     settings = quick_settings("fine_tune.epochs=1")
@@ -80,7 +79,7 @@ def test_nothing_that_a_run_leaves_holds_a_secret(request, cloud, tmp_path):
     (tmp_path / "left" / "said").mkdir(parents=True)
     for number, process in enumerate((done, refused)):
         (tmp_path / "left" / "said" / str(number)).write_text(process.stdout + process.stderr)
-    fetched(bed, f"{bucket}/out", tmp_path / "left" / "out")
+    bed.fetched(f"{bucket}/out", tmp_path / "left" / "out")
     assert leaks(tmp_path / "left", canaries) == [] and leaks(node, canaries) == []
     assert leaks(tmp_path / "home", canaries) or cloud == "amazon"  # The search finds what is there.
 
