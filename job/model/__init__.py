@@ -1,1 +1,1 @@
-"""What learns."""
+"""The model: backbones, the cut between frozen and fine-tuned layers, and the head."""

@@ -1,4 +1,4 @@
-"""The pre-trained backbones of keras.applications: a table that needs no TensorFlow, and how one is built."""
+"""The pre-trained backbones of keras.applications: a table that needs no TensorFlow, and a function that builds one."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import h5py
     import keras
 
-# How a backbone wants its pixels (0 to 255, RGB): from -1 to 1; standardised with the means and deviations of ImageNet;
-# BGR with the means taken off; or as they are, because the model scales by itself.
+# Scaling of RGB pixels from 0 to 255. tf: to -1 to 1. torch: standardised with the means and standard deviations of
+# ImageNet. caffe: to BGR, with the means subtracted. none: the model scales pixels itself.
 Scaling = Literal["tf", "torch", "caffe", "none"]
 
 
@@ -86,7 +86,7 @@ BACKBONES: dict[str, Backbone] = {
 
 
 def check(config: BackboneConfig) -> list[str]:
-    """Mistakes that need no TensorFlow to see."""
+    """Return the mistakes in these settings that can be found without TensorFlow."""
     mistakes = []
     backbone = BACKBONES.get(config.name)
     if backbone is None:
@@ -96,37 +96,37 @@ def check(config: BackboneConfig) -> list[str]:
     if config.weights not in ("imagenet", "random"):
         file = Path(config.weights)
         if is_remote(config.weights):
-            parts_of(config.weights)  # What must not be repeated is refused before anything else is said.
+            parts_of(config.weights)  # Refuses a URI with credentials before a message below could repeat it.
         if not is_remote(config.weights) and not file.is_file():
             mistakes.append(f"backbone.weights: got {config.weights!r}; allowed: imagenet, random, or an existing file")
         elif file.suffix != ".h5":
             mistakes.append(
-                f"backbone.weights: {config.weights} is not read; give a .weights.h5, or a legacy .h5 without top"
+                f"backbone.weights: {config.weights} has an unknown format; give a .weights.h5, or a legacy .h5 without top"
             )
     return mistakes
 
 
 def check_image_size(name: str, image_size: int) -> list[str]:
-    """Return what is wrong with an image size that the backbone would shrink to nothing."""
+    """Return a mistake if the image size in pixels is too small for the backbone."""
     smallest = BACKBONES[name].min_image_size
     if image_size >= smallest:
         return []
-    return [f"image_size: got {image_size}; {name} takes {smallest} px and more"]
+    return [f"image_size: got {image_size}; {name} needs at least {smallest} px"]
 
 
 def fingerprint(config: BackboneConfig) -> str:
-    """Digest of what the frozen backbone computes: its name, its width and the content of its weights."""
+    """Return a digest of everything that decides the output of the frozen backbone: name, width, content of the weights."""
     is_file = config.weights not in ("imagenet", "random")
     weights = digest_of_file(_weights_file(config)) if is_file else [config.weights, importlib.metadata.version("keras")]
     return digest_of([config.name, config.alpha, weights])
 
 
 def build(config: BackboneConfig, image_size: int, *, seed: int = 0) -> keras.Model:
-    """The backbone with its weights: scaled pixels (N, S, S, 3) to pooled features (N, D).
+    """Build a backbone with its weights. It turns scaled pixels (N, S, S, 3) into pooled features (N, D).
 
     Raises:
-        UsageError: where the image size or the weights do not fit.
-        StorageFailed: where ImageNet weights can be neither found nor downloaded.
+        UsageError: if the image size or the weights do not fit.
+        StorageFailed: if ImageNet weights can be neither found nor downloaded.
     """
     import keras
 
@@ -152,14 +152,15 @@ def build(config: BackboneConfig, image_size: int, *, seed: int = 0) -> keras.Mo
 
 @contextmanager
 def _weights_drawn_from(seed: int) -> Iterator[None]:
-    """A block in which Keras has a generator of its own for the seeds of initial weights.
+    """Give Keras a random generator of its own for the seeds of initial weights, while the block lasts.
 
-    Else it takes Python's, from which google-cloud-storage draws in other threads, for every upload.
+    By default it uses Python's global one. google-cloud-storage draws from that, too, at every upload, in other threads, so
+    the weights would not be reproducible.
     """
     from keras.src.random import seed_generator
 
     of_all = seed_generator.python_random
-    seed_generator.python_random = random.Random(seed)  # noqa: S311 - it secures nothing.
+    seed_generator.python_random = random.Random(seed)  # noqa: S311 - not used for security.
     try:
         yield
     finally:
@@ -167,12 +168,12 @@ def _weights_drawn_from(seed: int) -> Iterator[None]:
 
 
 def _weights_file(config: BackboneConfig) -> Path:
-    """Return the file of weights on this machine."""
+    """Return the path of the weights file on this machine. A file in a bucket is downloaded."""
     return local_copy(config.weights) if is_remote(config.weights) else Path(config.weights)
 
 
 def scaling_layers(config: BackboneConfig) -> list[keras.Layer]:
-    """Layers that bring RGB pixels from 0 to 255 to what the backbone was trained on."""
+    """Return layers that scale RGB pixels from 0 to 255 as in the pre-training of the backbone."""
     import keras
 
     scaling = BACKBONES[config.name].scaling
@@ -184,7 +185,7 @@ def scaling_layers(config: BackboneConfig) -> list[keras.Layer]:
         offset = [-m / d for m, d in zip(means, deviations, strict=True)]
         return [keras.layers.Rescaling(scale, offset=offset, name="scale_pixels")]
     if scaling == "caffe":
-        # A fixed 1x1 convolution turns RGB into BGR and takes the means off; unlike a Lambda it loads in safe mode.
+        # A fixed 1x1 convolution turns RGB into BGR and subtracts the means. Keras refuses to load a Lambda in safe mode.
         swap = keras.layers.Conv2D(
             3,
             1,
@@ -199,11 +200,11 @@ def scaling_layers(config: BackboneConfig) -> list[keras.Layer]:
 
 
 def _calibrate(model: keras.Model, scaling: list[keras.Layer], image_size: int, seed: int) -> None:
-    """Make a backbone of random kernels carry its signal, so that it can be learned from and trained.
+    """Set the normalization of a backbone with random kernels, so that its features carry information and it can be trained.
 
-    Residual branches start at zero (Goyal et al., "Accurate, large minibatch SGD", 2017), and every BatchNormalization has
-    its statistics set on pictures of coloured noise (after Mishkin and Matas, "All you need is a good init", 2016). With
-    untouched statistics activations fade from layer to layer, below what float16 holds.
+    Residual branches start at zero (Goyal et al., "Accurate, large minibatch SGD", 2017). Every BatchNormalization gets the
+    statistics of pictures of coloured noise (after Mishkin and Matas, "All you need is a good init", 2016). With the initial
+    statistics, activations shrink from layer to layer until float16 cannot hold them.
     """
     import keras
 
@@ -211,7 +212,7 @@ def _calibrate(model: keras.Model, scaling: list[keras.Layer], image_size: int, 
         if isinstance(layer, keras.layers.Add):
             sources = [tensor._keras_history.operation for tensor in layer.input]
             branches = [s for s in sources if isinstance(s, keras.layers.BatchNormalization) and s.scale]
-            if branches:  # Where the shortcut has one, too, the branch's comes later.
+            if branches:  # If the shortcut has a BatchNormalization, too, the one of the branch comes later.
                 branch = max(branches, key=model.operations.index)
                 branch.gamma.assign(keras.ops.zeros_like(branch.gamma))
     rng = np.random.default_rng(seed)
@@ -230,7 +231,7 @@ def _calibrate(model: keras.Model, scaling: list[keras.Layer], image_size: int, 
 
 
 def _load_weights(model: keras.Model, file: Path) -> None:
-    """Check every shape first: Keras loads what fits and is silent or vague about the rest."""
+    """Load weights from a file. Shapes are checked first, because Keras skips what does not fit, silently or vaguely."""
     _refuse_links(file)
     with _refused(file):
         stored = _stored_shapes(file, model)
@@ -239,26 +240,26 @@ def _load_weights(model: keras.Model, file: Path) -> None:
         if shapes != stored_shapes:
             raise UsageError(
                 f"--weights {file}: layer {name} has weights of {_in_words(shapes)}, the file's {stored_name} of "
-                f"{_in_words(stored_shapes)}. Are backbone.name and backbone.alpha those of the file?"
+                f"{_in_words(stored_shapes)}. Set backbone.name and backbone.alpha to those of the file."
             )
     if len(expected) != len(stored):
         raise UsageError(
             f"--weights {file}: {len(stored)} layers with weights in the file, {len(expected)} in {model.name}. "
-            "Is it another backbone, or one with its top?"
+            "Give a file of this backbone, without its top."
         )
     with warnings.catch_warnings(), _refused(file):
-        warnings.simplefilter("ignore")  # Keras looks for containers that older files do not have.
+        warnings.simplefilter("ignore")  # Keras warns about groups that older files do not have.
         model.load_weights(file)
 
 
 @contextmanager
 def _refused(file: Path) -> Iterator[None]:
-    """Turn what goes wrong in the block with the content of a file into a UsageError."""
+    """Turn errors in the block about the content of a weights file into a UsageError."""
     try:
         yield
     except (MemoryError, UsageError):
         raise
-    except Exception as error:  # There is no end to what h5py and Keras raise about a file that holds something else.
+    except Exception as error:  # For a file with other content, h5py and Keras raise many kinds of exceptions.
         if isinstance(error, OSError) and error.errno:
             raise at_start(error, f"--weights {file}", file) or error from None
         said = " ".join(str(error).split())[:200]
@@ -268,7 +269,7 @@ def _refused(file: Path) -> Iterator[None]:
 
 
 def _refuse_links(file: Path) -> None:
-    """Refuse a file that does not hold its numbers itself: its digest would say nothing about them."""
+    """Refuse an HDF5 file that refers to other files, because its digest would not cover their content."""
     import h5py
 
     elsewhere: list[str] = []
@@ -282,12 +283,12 @@ def _refuse_links(file: Path) -> None:
         content.visititems_links(look)
     if elsewhere:
         raise UsageError(
-            f"--weights {file}: {elsewhere[0]} in it is a link, or lies in another file. Save the weights again, with Keras."
+            f"--weights {file}: {elsewhere[0]} in it is a link, or lies in another file. Save the weights again with Keras."
         )
 
 
 def _stored_shapes(file: Path, model: keras.Model) -> list[tuple[str, list[tuple[int, ...]]]]:
-    """Layers with weights in the file, in the order of the model's."""
+    """Return the name and weight shapes of each layer in the file that has weights, in the order of the model."""
     import h5py
 
     with h5py.File(file) as content:
@@ -300,7 +301,7 @@ def _stored_shapes(file: Path, model: keras.Model) -> list[tuple[str, list[tuple
 
 
 def _shapes_of_keras_3(layers: h5py.Group, model: keras.Model) -> list[tuple[str, list[tuple[int, ...]]]]:
-    """In such a file the groups are named by class and a counter: conv2d, conv2d_1, ..."""
+    """Read the shapes from a file of Keras 3, which names layers by class and a counter: conv2d, conv2d_1, ..."""
     counter: dict[str, int] = {}
     found = []
     for layer in model.layers:

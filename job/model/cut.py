@@ -1,7 +1,7 @@
-"""Where a backbone can be cut in two: below runs once and its output is stored, above is fine-tuned.
+"""Cut points of a backbone. The layers below the cut run once and their output is stored; the layers above are fine-tuned.
 
-A cut point is a tensor that every later operation reaches the input through. They are found in the graph, so every
-functional model has them, whatever its layers are called.
+A cut point is a tensor through which every path from the input to the output goes. Cut points are found in the graph of the
+model, not by the names of its layers, so this works for every functional model.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ _TOLERANCE = 0.05
 
 @dataclass(frozen=True)
 class CutPoint:
-    """`name` of the operation whose output is cut, its `shape` without the batch, and the share of the backbone's
-    multiply-adds that lies above it."""
+    """A tensor at which the backbone can be cut: the output of operation `name`, of `shape` without the batch axis.
+
+    `share_above` is the share of the backbone's multiply-adds above the cut.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -34,7 +36,7 @@ class CutPoint:
 
 
 def cut_points(backbone: keras.Model) -> list[CutPoint]:
-    """All of them, from the bottom up, without the input and the pooled output."""
+    """Return all cut points from the input upwards, without the input itself and the pooled output."""
     import keras
 
     operations = list(backbone.operations)
@@ -47,7 +49,7 @@ def cut_points(backbone: keras.Model) -> list[CutPoint]:
     costs = np.asarray([_multiply_adds(operation) for operation in operations], np.float64)
     share_above = 1 - np.cumsum(costs) / max(costs.sum(), 1)
     points = []
-    furthest_use_before = -1  # Of everything produced before this operation.
+    furthest_use_before = -1  # The last operation that uses anything from before operation k.
     for k, operation in enumerate(operations):
         shape = tuple(operation.output.shape[1:]) if hasattr(operation.output, "shape") else ()
         inside = not isinstance(operation, keras.layers.InputLayer) and k < len(operations) - 1
@@ -58,18 +60,18 @@ def cut_points(backbone: keras.Model) -> list[CutPoint]:
 
 
 def below_everything(backbone: keras.Model) -> CutPoint:
-    """The input itself: nothing stays frozen."""
+    """Return the input of the backbone as a cut point: nothing stays frozen."""
     tensor = backbone.input
     return CutPoint(tensor._keras_history.operation.name, tuple(tensor.shape[1:]), 1.0)
 
 
 def choose(unfreeze: float | str, points: list[CutPoint]) -> CutPoint | None:
-    """The cut that `backbone.unfreeze` means; None where nothing is to be fine-tuned.
+    """Return the cut point for the value of `backbone.unfreeze`; None for "none".
 
-    A share picks the smallest tensor within five points of it, because its output is what is stored.
+    For a share, this is the smallest tensor within 5 percentage points of it, because the tensor is stored for every view.
 
     Raises:
-        UsageError: for a name that is no cut point.
+        UsageError: if a name is no cut point.
     """
     if unfreeze == "none":
         return None
@@ -79,8 +81,8 @@ def choose(unfreeze: float | str, points: list[CutPoint]) -> CutPoint | None:
                 return point
         names = ", ".join(f"{p.name} ({p.share_above:.0%})" for p in points)
         raise UsageError(
-            f"backbone.unfreeze: {unfreeze!r} is no cut point. Allowed: none, all, a share between 0 and 1, or one of "
-            f"these, with the share of the multiply-adds above it: {names}"
+            f"backbone.unfreeze: {unfreeze!r} is no cut point. Allowed: none, all, a share between 0 and 1, or one of these "
+            f"layers (in brackets: the share of multiply-adds above it): {names}"
         )
     distance = {p: abs(p.share_above - unfreeze) for p in points}
     near = [p for p in points if distance[p] <= _TOLERANCE]
@@ -90,7 +92,7 @@ def choose(unfreeze: float | str, points: list[CutPoint]) -> CutPoint | None:
 
 
 def cut(backbone: keras.Model, point: CutPoint) -> tuple[keras.Model, keras.Model]:
-    """Two models that share the backbone's layers: pixels to activations, activations to features."""
+    """Return two models that share the backbone's layers: scaled pixels to activations, and activations to features."""
     import keras
 
     tensor = next(op.output for op in backbone.operations if op.name == point.name)
@@ -98,11 +100,11 @@ def cut(backbone: keras.Model, point: CutPoint) -> tuple[keras.Model, keras.Mode
 
 
 def multiply_adds(backbone: keras.Model) -> int:
-    """Return the multiply-adds for one photo, in convolutions and dense layers of a backbone with a fixed image size."""
+    """Return the multiply-adds for one photo in the convolutions and dense layers of a backbone."""
     return sum(_multiply_adds(operation) for operation in backbone.operations)
 
 
 def _multiply_adds(operation: keras.Operation) -> int:
-    """Return the multiply-adds of a convolution or dense layer: each kernel value once for each place of the output."""
+    """Return the multiply-adds of a convolution or dense layer: the size of its kernel times the positions of its output."""
     kernels = sum(int(np.prod(w.shape)) for w in getattr(operation, "weights", ()) if len(w.shape) >= 2)
     return kernels * int(np.prod(operation.output.shape[1:-1])) if kernels else 0

@@ -10,15 +10,15 @@ from threadpoolctl import threadpool_limits
 
 from job.stores.arrays import StoredViews
 
-# Largest component of the scaled gradient of the mean loss. The fine one is what float32 features can give; the coarse one
-# is enough to compare strengths by validation log-loss, or to start training from.
+# Tolerances: the largest component of the scaled gradient of the mean loss. FINE is the best that float32 features allow.
+# COARSE is enough to compare regularisation strengths by validation log-loss, or as a start for fine-tuning.
 FINE, COARSE = 5e-7, 5e-5
-_ROUNDING = 2e-5  # Of a gradient in float32, on one processor or another: no search gets below it for certain.
+_ROUNDING = 2e-5  # Rounding error of a float32 gradient, depending on the CPU. A solver may not get below it.
 
 
 @dataclass(frozen=True)
 class Head:
-    """logits_NC = features_ND @ kernel_DC + bias_C  # N examples, D feature width, C classes"""
+    """A linear classifier: logits_NC = features_ND @ kernel_DC + bias_C  # N examples, D feature width, C classes"""
 
     kernel_DC: np.ndarray
     bias_C: np.ndarray
@@ -28,7 +28,7 @@ class Head:
         return cls(np.zeros((feature_width, num_classes), np.float32), np.zeros(num_classes, np.float32))
 
     def probabilities(self, features_ND: np.ndarray) -> np.ndarray:
-        """Softmax of the logits, float64 of shape (N, C)."""
+        """Return the softmax of the logits, float64 (N, C)."""
         return softmax((features_ND.astype(np.float32) @ self.kernel_DC + self.bias_C).astype(np.float64), axis=1)
 
 
@@ -42,12 +42,12 @@ class Solution:
 
 
 class LogisticRegression:
-    """Minimises c * sum(weights * cross-entropy) + ||kernel||^2 / 2 (scikit-learn's objective) for any c.
+    """Multinomial logistic regression: minimises c * sum(weights * cross-entropy) + ||kernel||^2 / 2 for any c.
 
-    `targets_NC` are probabilities, so smoothed labels are solved exactly. L-BFGS works in the principal axes of the
-    features, scaled by the curvature that the loss has there (at most 1/2 for softmax; Boehning, "Multinomial logistic
-    regression algorithm", 1992): the same problem and solution in some tens of iterations where the plain axes take
-    hundreds. Features are float32, sums float64.
+    This is the objective of scikit-learn. `targets_NC` are probabilities, so smoothed labels need no approximation. L-BFGS
+    runs on the principal components of the features, scaled by the curvature of the loss (at most 1/2 for softmax; Boehning,
+    "Multinomial logistic regression algorithm", 1992). This needs some tens of iterations instead of hundreds, for the same
+    solution. Features are float32, sums float64.
     """
 
     def __init__(self, features_ND: np.ndarray, targets_NC: np.ndarray, weights_N: np.ndarray) -> None:
@@ -57,7 +57,7 @@ class LogisticRegression:
         self._mean_D = (self._shares_N1.T @ features_ND)[0]
         centred = features_ND - self._mean_D.astype(np.float32)
         covariance = (centred * self._shares_N1.astype(np.float32)).T @ centred
-        # On shared cores two threads wait for each other: it takes 10 times as long, and as much processor time.
+        # On shared cores, BLAS threads wait for each other: with two threads this took 10 times as long, in CPU time, too.
         with threadpool_limits(1, user_api="blas"):
             variances, axes = np.linalg.eigh(covariance)
         self._variances_D = np.maximum(variances, 0)
@@ -73,7 +73,7 @@ class LogisticRegression:
         tolerance: float = FINE,
         on_iteration: Callable[[], None] = lambda: None,
     ) -> Solution:
-        """The minimum, searched from `start`; `on_iteration` may raise to stop."""
+        """Return the minimum, searched from `start`. `on_iteration` is called after each iteration and may raise to stop."""
         num_features, num_classes = start.kernel_DC.shape
         penalty = 1 / (c * self._total_weight)
         scale_D1 = 1 / np.sqrt(0.5 * self._variances_D + penalty)[:, None]
@@ -88,7 +88,7 @@ class LogisticRegression:
             return cross_entropy + penalty / 2 * float((kernel**2).sum()), np.append(gradient.ravel(), error.sum(axis=0))
 
         start_kernel = self._axes_DD.T @ start.kernel_DC / scale_D1
-        with threadpool_limits(1, user_api="blas"):  # With so few classes more threads cost CPU time and gain no wall time.
+        with threadpool_limits(1, user_api="blas"):  # With few classes, more threads cost CPU time and save no wall time.
             result = scipy.optimize.minimize(
                 loss_and_gradient,
                 np.append(start_kernel.ravel(), start.bias_C + self._mean_D @ start.kernel_DC),
@@ -106,7 +106,10 @@ class LogisticRegression:
 def regression_on_views(
     features: StoredViews, rows_T: np.ndarray, targets_TC: np.ndarray, weights_T: np.ndarray
 ) -> LogisticRegression:
-    """The problem on all stored views of these photos, given by row in the image store; each counts once over its views."""
+    """Return the regression on all stored views of these photos. The views of a photo share its weight.
+
+    `rows_T` are rows of the image store, `targets_TC` probabilities and `weights_T` weights, for T training photos.
+    """
     photos_N = np.tile(np.arange(len(rows_T)), features.num_views)
     views_N = np.repeat(np.arange(features.num_views), len(rows_T))
     weights_N = weights_T[photos_N] / features.num_views
@@ -115,7 +118,7 @@ def regression_on_views(
 
 
 def smoothed_one_hot(labels_N: np.ndarray, num_classes: int, smoothing: float) -> np.ndarray:
-    """Targets (N, C): 1 - smoothing for the label, and `smoothing` spread evenly over all classes.
+    """Return targets (N, C) with 1 - `smoothing` on the label, and `smoothing` spread evenly over all classes.
 
     Szegedy et al., "Rethinking the Inception Architecture for Computer Vision" (2016), section 7.
     """
@@ -124,7 +127,7 @@ def smoothed_one_hot(labels_N: np.ndarray, num_classes: int, smoothing: float) -
 
 
 def class_weights(labels_N: np.ndarray, num_classes: int, mode: str) -> np.ndarray:
-    """A weight for each example, of mean 1: equal, or such that every class has the same total. Shape (N,)."""
+    """Return weights (N,) with mean 1: all equal for mode "none", or with the same total for each class."""
     if mode == "none":
         return np.ones(len(labels_N), np.float32)
     counts_C = np.bincount(labels_N, minlength=num_classes)

@@ -1,4 +1,4 @@
-"""The files of ImageNet weights: looked for below KERAS_HOME, checked, and downloaded where they are not there."""
+"""The files of ImageNet weights: found in KERAS_HOME, checked, and downloaded if they are missing."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _TIMEOUT_S = 60.0
 
 @contextmanager
 def files_of_keras() -> Iterator[None]:
-    """A block in which Keras' applications get their weights by `_file`.
+    """Replace Keras' download function by `_file` while the block lasts.
 
-    Keras itself downloads under the final name, takes a file that was cut off for a whole one, and passes by a home that it
-    cannot write to. It says only while a backbone is built which file that one needs.
+    Keras itself downloads to the final name, accepts a truncated file, and ignores a KERAS_HOME that it cannot write to. The
+    name of the file that a backbone needs is known only while Keras builds it.
     """
     from keras.src.utils import file_utils
 
@@ -38,15 +38,15 @@ def files_of_keras() -> Iterator[None]:
 
 
 def _file(name: str, origin: str, *, file_hash: str | None = None, **_: Any) -> str:
-    """Return the path of a file of weights. The signature is that of `keras.utils.get_file`, as the applications call it.
+    """Return the path of a weights file. The arguments are those of `keras.utils.get_file`.
 
     Raises:
-        UsageError: where this user may not read it.
-        StorageFailed: where there is none, or a damaged one, and it cannot be downloaded.
+        UsageError: if this user may not read the file.
+        StorageFailed: if it is missing or damaged, and cannot be downloaded.
     """
     home = Path(place("KERAS_HOME", os.environ.get("KERAS_HOME", "~/.keras"))) / "models" / name
-    kept = scratch(origin) / name  # For a home that nobody may write to, as in the image.
-    fault = f"{home} is not there"
+    kept = scratch(origin) / name  # Used if KERAS_HOME is not writable, as in the container image.
+    fault = f"{home} does not exist"
     for file in (home, kept):
         if file.is_file():
             with refused_at_start(f"The ImageNet weights {file}", file):
@@ -59,14 +59,14 @@ def _file(name: str, origin: str, *, file_hash: str | None = None, **_: Any) -> 
         _download(origin, file, file_hash)
     except (OSError, ValueError, HTTPException, StorageFailed) as error:
         raise StorageFailed(
-            f"ImageNet weights: {fault}, and it could not be downloaded ({error}). Put a whole copy of {origin} at {home}, "
-            "or give --weights FILE."
+            f"ImageNet weights: {fault}, and it could not be downloaded ({error}). Copy {origin} to {home}, or give "
+            "--weights FILE."
         ) from error
     return str(file)
 
 
 def _damage(file: Path, digest: str | None) -> str:
-    """Return what is wrong with a file; nothing where it is whole. Of some files Keras knows no digest. Raises: OSError."""
+    """Return what is wrong with a file, or "". Without a digest, its HDF5 length is checked. Raises: OSError."""
     import h5py
 
     with file.open("rb") as content:
@@ -74,7 +74,7 @@ def _damage(file: Path, digest: str | None) -> str:
             found = hashlib.file_digest(content, "md5" if len(digest) == 32 else "sha256").hexdigest()
             return "" if found == digest else f"its digest is {found} instead of {digest}"
     try:
-        h5py.File(file).close()  # It knows how long it should be.
+        h5py.File(file).close()  # An HDF5 file contains its own length, so opening a truncated one fails.
     except OSError as error:
         if error.errno:
             raise
@@ -88,10 +88,10 @@ def _may_be_written(file: Path) -> bool:
 
 
 def _download(origin: str, file: Path, digest: str | None) -> None:
-    """Download a file. It is there whole afterwards, or not at all. Raises: OSError, ValueError, HTTPException."""
-    response = urllib.request.urlopen(origin, timeout=_TIMEOUT_S)  # noqa: S310  # An address in Keras' code.
+    """Download a file, completely or not at all. Raises: OSError, ValueError, HTTPException."""
+    response = urllib.request.urlopen(origin, timeout=_TIMEOUT_S)  # noqa: S310  # The address is from Keras' code.
     with response, writing(file, beside(file)) as part:
         with part.open("wb") as target:
             shutil.copyfileobj(response, target)
         if damage := _damage(part, digest):
-            raise ValueError(f"what came is damaged: {damage}")
+            raise ValueError(f"the downloaded file is damaged: {damage}")

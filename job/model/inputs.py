@@ -1,7 +1,7 @@
-"""What the tuned layers take: activations that were stored once, or photos that are augmented on the device in every epoch.
+"""Inputs of the fine-tuned layers: stored activations, or photos that are augmented on the device in every epoch.
 
-Both give a batch in two steps, `training` or `plain` on the host and `on_device` in the graph of the training step, so that
-the host has nothing to do between two steps but to gather rows.
+Both make a batch in two steps: `training` or `plain` on the host, then `on_device` in the graph of the training step. So the
+host only gathers rows between two training steps.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class StoredInputs:
         return self.views.num_views
 
     def training(self, rows_B: np.ndarray, keys_B: np.ndarray, views_B: np.ndarray) -> Arrays:  # noqa: ARG002
-        """Return one view of each of these training photos, given by row in the image store and by key."""
+        """Return one stored view of each training photo. `rows_B` are rows of the image store; the keys are not used."""
         return (self.views.training(self.views.positions_of(rows_B), views_B),)
 
     def plain(self, rows_B: np.ndarray) -> Arrays:
@@ -44,7 +44,7 @@ class StoredInputs:
 
 @dataclass(frozen=True)
 class OnlineInputs:
-    """Photos from the image store. Every epoch has views of its own; the frozen layers run over each of them."""
+    """Photos from the image store. Each epoch augments them anew, and the frozen layers run on every view."""
 
     images: ArrayStore
     network: Network
@@ -52,7 +52,7 @@ class OnlineInputs:
 
     @property
     def num_views(self) -> int | None:
-        """None: there is no end of them, unless there is nothing but the photo itself."""
+        """1 if augmentation changes nothing; otherwise None, because every epoch makes new views."""
         return 1 if self.augmentation.changes_nothing else None
 
     def training(self, rows_B: np.ndarray, keys_B: np.ndarray, views_B: np.ndarray) -> Arrays:
@@ -72,7 +72,7 @@ Inputs = StoredInputs | OnlineInputs
 
 @dataclass(frozen=True)
 class Choice:
-    """Where fine-tuning takes its inputs from, `stored` or `online`, and why, in words for people."""
+    """The kind of inputs for fine-tuning, and the reason in words for the user."""
 
     kind: Literal["stored", "online"]
     why: str
@@ -88,7 +88,11 @@ def choose_inputs(
     budget_bytes: float,
     memory_bytes: float,
 ) -> Choice:
-    """Return which inputs `fine_tune.inputs` means here. Activations may take `budget_bytes` on the disk."""
+    """Return the inputs that `fine_tune.inputs` = `wanted` means in this run.
+
+    With "auto" they are stored if the activations fit into `budget_bytes` on the disk, and into `memory_bytes` unless a view
+    takes no more bytes than its photo.
+    """
     point = network.cut_point
     if point is None:
         return Choice("stored", "nothing is fine-tuned")

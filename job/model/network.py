@@ -1,10 +1,10 @@
-"""The classifier in its parts: pixels are scaled, run through the frozen layers and stored; what lies above learns.
+"""The classifier in its parts: the frozen layers, whose output is stored, and the layers above, which are fine-tuned.
 
     uint8 pixels ─ scale ─ frozen ─ float16 ─ tuned ─ head ─ logits
                                       │
-                                      the activation store (the feature store where nothing is fine-tuned)
+                                      the activation store (the feature store if nothing is fine-tuned)
 
-The cast to float16 at the cut belongs to the model, so that stored and computed activations are the same bits.
+The cast to float16 at the cut is part of the model, so that stored and computed activations have the same bits.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _MAX_CONSTANT_BYTES = 500_000_000
 
 
 class Network:
-    """A backbone, built and cut once for all stages of a process, on the devices of this worker.
+    """A backbone on the devices of this worker, built and cut once for all stages of a process.
 
-    Raises (when first used): UsageError, StorageFailed, as `backbones.build`.
+    Raises, at the first use: UsageError, StorageFailed, like `backbones.build`.
     """
 
     def __init__(self, config: BackboneConfig, image_size: int, devices: Devices, *, seed: int) -> None:
@@ -48,7 +48,7 @@ class Network:
 
     @cached_property
     def _built(self) -> tuple[list[keras.Layer], keras.Model]:
-        """The scaling layers and the backbone, with all their variables: inside a graph or a replica none can be made."""
+        """The scaling layers and the backbone. They are built here because a graph or a replica cannot create variables."""
         tf = import_tensorflow()
         with spent_once("building"), tf.init_scope(), self.replicas.strategy.scope():
             scaling = backbones.scaling_layers(self.config)
@@ -80,9 +80,9 @@ class Network:
 
     @cached_property
     def _inference(self) -> tuple[Inference, Inference | None]:
-        """Pixels to what lies at the cut, and that to features, for as long as the pre-trained weights are what they are."""
+        """Functions from pixels to the output at the cut, and from there to features, with the pre-trained weights."""
         frozen, above = self._parts
-        copies = self.replicas.num  # Of the constants, in one graph.
+        copies = self.replicas.num  # The graph holds the constants once per replica.
         below = with_constant_weights(frozen, copies)
         scaling = self._built[0]
 
@@ -97,7 +97,7 @@ class Network:
         return from_pixels, with_constant_weights(above, copies) if above is not None else None
 
     def activations(self, pixels_BHWC: tf.Tensor) -> tf.Tensor:
-        """Return the input of the tuned layers for pixels from 0 to 255: float16 at the cut, else features (B, D)."""
+        """Return the input of the tuned layers for pixels from 0 to 255: float16 at the cut, features (B, D) without one."""
         import tensorflow as tf
 
         from_pixels, above = self._inference
@@ -105,14 +105,17 @@ class Network:
         return below if above is None else tf.cast(below, CUT_DTYPE)
 
     def activations_and_features(self, pixels_BHWC: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """`activations`, and float32 features (B, D)."""
+        """Return `activations` of these pixels, and their features, float32 (B, D)."""
         import tensorflow as tf
 
         activations, above = self.activations(pixels_BHWC), self._inference[1]
         return activations, activations if above is None else above(tf.cast(activations, tf.float32))
 
     def compiled(self, augmentation: Augmentation | None = None) -> Callable[..., Tensors]:
-        """`activations_and_features` on this worker's replicas, of photos or of what `Augmentation.host` makes of them."""
+        """Compile `activations_and_features` for this worker's replicas.
+
+        The function takes photos or, with an augmentation, the arrays from `Augmentation.host`.
+        """
 
         def forward(*batch: tf.Tensor) -> Tensors:
             return self.activations_and_features(augmentation.device(*batch) if augmentation else batch[0])
@@ -120,16 +123,16 @@ class Network:
         return self.replicas.compiled(forward)
 
     def tuned(self, head: Head, precision: str = "float32", replicas: Replicas | None = None) -> keras.Model:
-        """A trainable copy of the layers above the cut with the head on top: activations to logits (B, C).
+        """Return a trainable copy of the layers above the cut with the head on top: activations to logits (B, C).
 
-        The copy starts from the pre-trained weights; `precision` is a Keras dtype policy. It lies on this worker's replicas,
-        or on those of all workers where they train it together; then all must come here. It always runs in inference mode:
-        Dropout does nothing, and BatchNormalization stays what it is.
+        The copy starts from the pre-trained weights. `precision` is a Keras dtype policy. If `replicas` are those of all
+        workers, every worker must call this. The copy always runs in inference mode: Dropout is off, and BatchNormalization
+        keeps its statistics.
         """
         import_tensorflow()
         import keras
 
-        above = self._parts[1]  # Not built in the scope of all workers' devices: it is this worker's.
+        above = self._parts[1]  # Built outside the scope below, which may be that of all workers.
         with spent_once("building"), (replicas or self.replicas).strategy.scope():
             if above is None:
                 inputs = keras.Input((self.feature_width,))
@@ -144,7 +147,7 @@ class Network:
             return model
 
     def assembled(self, tuned: keras.Model) -> keras.Model:
-        """The whole classifier as one Keras model of built-in parts: pixels from 0 to 255 to probabilities (B, C)."""
+        """Return the whole classifier as one Keras model of built-in layers: uint8 pixels to probabilities (B, C)."""
         import keras
 
         pixels = keras.Input((self.image_size, self.image_size, 3), name="pixels", dtype="uint8")
@@ -160,14 +163,15 @@ class Network:
 
 
 def fit_as_constants(model: keras.Model, copies: int = 1) -> bool:
-    """Whether the weights of a model leave room in a graph, which with its constants holds less than 2 GiB."""
+    """Return whether the weights of a model fit into a graph as constants. A graph must stay below 2 GiB."""
     return copies * sum(4 * int(np.prod(v.shape)) for v in model.variables) <= _MAX_CONSTANT_BYTES
 
 
 def with_constant_weights(model: keras.Model, copies: int = 1) -> Inference:
-    """Inference with the weights as constants of the graph, so that TensorFlow folds BatchNormalization into convolutions.
+    """Return inference with the weights as constants, so that TensorFlow folds BatchNormalization into convolutions.
 
-    A MobileNetV2 takes two thirds of the time that way (docs/decisions/0009-speed.md).
+    With MobileNetV2 this takes two thirds of the time (docs/decisions/0009-speed.md). Weights that do not fit into a graph
+    stay variables.
     """
     import keras
     import tensorflow as tf
@@ -185,8 +189,8 @@ def with_constant_weights(model: keras.Model, copies: int = 1) -> Inference:
 def _clone(layer: keras.Layer, precision: str) -> keras.Layer:
     import keras
 
-    # The original is frozen. BatchNormalization stays so: its statistics are, and to train gamma and beta alone costs a
-    # quarter of a step and brings nothing measurable (docs/decisions/0009-speed.md).
+    # BatchNormalization stays frozen. Its statistics do not change, and training only gamma and beta takes a quarter of the
+    # time of a step, without a measurable gain (docs/decisions/0009-speed.md).
     config = {**layer.get_config(), "trainable": not isinstance(layer, keras.layers.BatchNormalization)}
     if "dtype" in config:
         config["dtype"] = precision
@@ -194,5 +198,5 @@ def _clone(layer: keras.Layer, precision: str) -> keras.Layer:
 
 
 def _variable_dtype(precision: str) -> str:
-    """The head computes in full precision: mixed_bfloat16 logits would round away small differences."""
+    """Return the dtype of the head. It is never bfloat16, which would round away small differences of logits."""
     return "float64" if precision == "float64" else "float32"

@@ -1,1 +1,1 @@
-"""How it learns, and on how many devices."""
+"""Training: the recipe, the schedule, batches, the loop and checkpoints."""
