@@ -1,7 +1,7 @@
-"""Checkpoints: everything that a piece of work needs to go on from its middle, saved as one, beside the work.
+"""Checkpoints: the complete state of a stage, from which it can resume. They are written while the stage works on.
 
-A checkpoint is a folder with arrays.npy and state.json, named by the step and the SHA-256 of its files, so that every byte
-is checked before it is believed. It appears whole or not at all, and the two newest are kept.
+A checkpoint is a folder with arrays.npy and state.json. Its name contains the step and the SHA-256 of its files, so every
+byte is verified before it is used. It appears complete or not at all. The two newest are kept.
 """
 
 import json
@@ -25,33 +25,33 @@ _FILES = ("arrays.npy", "state.json")
 
 @dataclass(frozen=True)
 class TrainState:
-    """After `step` steps of some work: its arrays, by name, and what else there is to know, as JSON can say it."""
+    """The state of a stage after `step` steps: arrays by name, and `notes` that JSON can represent."""
 
     step: int
     arrays: dict[str, np.ndarray]
     notes: dict[str, Any] = field(default_factory=dict)
 
     def listed(self, name: str) -> list[np.ndarray]:
-        """The arrays that `numbered(name, ...)` gave names."""
+        """Return the list of arrays that `numbered(name, ...)` has named."""
         return [self.arrays[key] for key in sorted(self.arrays) if key.startswith(f"{name}-")]
 
 
 def numbered(name: str, arrays: list[np.ndarray]) -> dict[str, np.ndarray]:
-    """Arrays under names that keep their order."""
+    """Give a list of arrays names that keep their order: name-00000, name-00001, ..."""
     return {f"{name}-{k:05d}": array for k, array in enumerate(arrays)}
 
 
 class Checkpoints:
-    """The checkpoints of a stage, below `checkpoints/` in the output directory. The end of its block waits for the disk.
+    """The checkpoints of a stage, in `checkpoints/` of the output directory. The end of the block waits for the disk.
 
-    `made_from` is everything that the work depends on, by content: nothing goes on from a checkpoint of other work.
+    `made_from` has a digest of everything that the work depends on. A checkpoint is used only if it was made from the same.
     """
 
     def __init__(self, context: Context, stage: str, made_from: dict[str, str]) -> None:
         self._context, self._stage, self._made_from = context, stage, made_from
         self._name = f"checkpoints/{stage}"
         self._folder = context.workdir.path(self._name)
-        self._mine: list[Path] = []  # Those that are kept.
+        self._mine: list[Path] = []  # The checkpoints to keep.
         self._made: set[Path] = set()
         self._saved_at = time.monotonic()
         self._thread = ThreadPoolExecutor(1)
@@ -66,35 +66,38 @@ class Checkpoints:
             self.finish()
 
     def newest(self) -> TrainState | None:
-        """The newest one that is whole and of this work. A line tells of others; they go when there is a new one."""
+        """Return the newest checkpoint that is undamaged and made from the same. Report and skip others.
+
+        A skipped checkpoint is removed when the next one is written.
+        """
         self._context.workdir.bring(self._name)
         for folder in sorted(self._folder.glob("[0-9]*"), reverse=True):
             found = _read(folder)
             if found is None:
-                self._tell(f"the checkpoint {folder} is damaged and left aside")
+                self._tell(f"the checkpoint {folder} is damaged and is not used")
                 continue
             made_from, state = found
             changed = [what for what in self._made_from | made_from if self._made_from.get(what) != made_from.get(what)]
             if not changed:
-                self._tell(f"going on from the checkpoint at step {state.step:,}")
+                self._tell(f"resuming from the checkpoint at step {state.step:,}")
                 self._mine.append(folder)
                 return state
-            self._tell(f"the checkpoint at step {state.step:,} is left aside, because this changed: {', '.join(changed)}")
+            self._tell(f"the checkpoint at step {state.step:,} is stale and is not used: {', '.join(changed)} changed")
         return None
 
     def newest_of_chief(self) -> TrainState | None:
         """Return, on all workers, the newest checkpoint that the chief sees.
 
         Raises:
-            StorageFailed: where another worker does not see it, or sees it damaged.
+            StorageFailed: if another worker does not see it, or sees it damaged.
         """
         return self._same(self.newest() if self._context.peers.is_chief else None)
 
     def begin_together(self, state: TrainState) -> TrainState:
-        """The chief's, on all workers: what another processor has computed may have other last bits.
+        """Return the chief's state on all workers. Their own can differ in the last bits if their CPUs differ.
 
         Raises:
-            StorageFailed: where it cannot be written, or not be read by another worker.
+            StorageFailed: if the chief cannot write it, or another worker cannot read it.
         """
         self.save(state)
         self.finish()
@@ -110,17 +113,17 @@ class Checkpoints:
         found = _read(self._folder / name)
         if found is None:
             raise StorageFailed(
-                f"{self._folder / name}: this worker cannot read what the chief goes on from. All workers must see the same "
-                "files below --out."
+                f"{self._folder / name}: this worker cannot read the checkpoint that the chief uses. Give all workers the "
+                "same --out, then start all again."
             )
         return found[1]
 
     def offer(self, state: Callable[[], TrainState]) -> None:
-        """Save the state where it is time to. Where the end of the run is asked for, save it and end.
+        """Save the state if the last checkpoint is `every_s` old. If the run was asked to stop, save it and stop.
 
         Raises:
-            Stopped: with the state on the disk.
-            StorageFailed: where a checkpoint could not be written.
+            Stopped: after the state is on the disk.
+            StorageFailed: if a checkpoint could not be written.
         """
         stop = self._context.stop
         if not self._context.peers.is_chief:
@@ -135,10 +138,10 @@ class Checkpoints:
             self.save(state())
 
     def save(self, state: TrainState) -> None:
-        """Begin to write, on the chief. The arrays must not change any more.
+        """On the chief, begin to write a checkpoint in a thread. The arrays must not change any more.
 
         Raises:
-            StorageFailed: where the one before it could not be written.
+            StorageFailed: if the checkpoint before this one could not be written.
         """
         if not self._context.peers.is_chief:
             return
@@ -147,7 +150,7 @@ class Checkpoints:
         self._writing = self._thread.submit(self._write, state)
 
     def finish(self) -> None:
-        """Wait until what was saved is on the disk. Raises: StorageFailed."""
+        """Wait until the last saved checkpoint is on the disk. Raises: StorageFailed."""
         if self._writing is not None:
             self._writing.result()
 
@@ -175,14 +178,14 @@ class Checkpoints:
         self._context.telemetry.event("checkpoint", stage=self._stage, step=state.step)
 
     def _fill(self, folder: Path, state: TrainState) -> None:
-        with (folder / "arrays.npy").open("wb") as file:  # One after the other: an archive would sum them up once more.
+        with (folder / "arrays.npy").open("wb") as file:  # No .npz, which would compute another checksum of all arrays.
             for array in state.arrays.values():
                 _append(file, array)
         rest = {"step": state.step, "arrays": list(state.arrays), "notes": state.notes, "made_from": self._made_from}
         (folder / "state.json").write_text(json.dumps(rest))
 
     def _remove(self, folder: Path) -> None:
-        """Remove a checkpoint, unless something is in its folder that no checkpoint has. One that is damaged stays."""
+        """Remove a checkpoint. A damaged one stays, and one with other files in its folder."""
         names = {path.name for path in folder.iterdir()}
         is_own = folder in self._made or digest_of_folder(folder) == folder.name.partition("-")[2]
         if is_own and names == set(_FILES):
@@ -196,7 +199,7 @@ class Checkpoints:
 
 
 def _put_in_place(built: Path, final: Path) -> None:
-    """Let a built checkpoint appear. Where there is one with its name, take that one's damage back."""
+    """Move a built checkpoint to its final name. If there is a checkpoint with that name, replace its files."""
     final.parent.mkdir(parents=True, exist_ok=True)
     if final.exists():
         for name in _FILES:
@@ -206,14 +209,14 @@ def _put_in_place(built: Path, final: Path) -> None:
 
 
 def _append(file: BinaryIO, array: np.ndarray) -> None:
-    """As NumPy's `save`, which writes past Python and then cannot tell why a disk took only a part."""
+    """Append an array to a .npy file. `numpy.save` writes without Python's file object, so its errors lack the cause."""
     array = np.asarray(array, order="C")
     np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
     file.write(array.data)
 
 
 def _read(folder: Path) -> tuple[dict[str, str], TrainState] | None:
-    """Return what the state was made from, and the state; None if a byte differs from what was written."""
+    """Return the `made_from` of a checkpoint and its state; None if its digest is wrong."""
     if digest_of_folder(folder) != folder.name.partition("-")[2]:
         return None
     rest = json.loads((folder / "state.json").read_text())

@@ -1,4 +1,4 @@
-"""Batches into a compiled step: all of one size, the next one made ready while one is computed."""
+"""Batches for a compiled step: all have one size, and the next one is loaded while one is computed."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +16,7 @@ _END: Any = object()
 
 
 def ahead(items: Iterator[Item], telemetry: Telemetry) -> Iterator[Item]:
-    """Yield the items; each is made in a thread while the one before it is used. The rest counts as waiting for data."""
+    """Yield the items. A thread makes each item while the one before is used. Remaining time is waiting for data."""
     with ThreadPoolExecutor(1) as thread:
         coming = thread.submit(next, items, _END)
         while True:
@@ -37,14 +37,16 @@ def run_batches(
     telemetry: Telemetry,
     what: str = "forward",
 ) -> Iterator[list[np.ndarray]]:
-    """Run a step of these replicas over `count` rows, yielding its outputs batch by batch; `load` makes a batch of row
-    numbers. Where other workers have some of the replicas, all must come here: each loads its part and gets all outputs.
+    """Run a compiled step over rows 0 to `count` - 1, and yield its outputs batch by batch.
 
-    Batches have one size, the last one is padded and the padding taken off again, because another size would be traced
-    again and may round differently. Where one does not fit into the memory of the device, the rest goes on in halves of it.
+    `load` makes a batch from row numbers. If other workers have some of the replicas, every worker must call this. Each one
+    loads its own part and gets all outputs.
+
+    All batches have one size, because another size would be traced again and may round differently. The last batch is
+    padded, and the padding is removed from the outputs. If the device runs out of memory, batches get half the size.
 
     Raises:
-        UsageError: where not even one row for each replica fits.
+        UsageError: if not even one row per replica fits into memory.
     """
 
     def batches(start: int, size: int) -> Iterator[tuple[int, Arrays]]:
@@ -62,17 +64,17 @@ def run_batches(
                 start += kept
                 yield outputs
         except Exception as error:
-            if type(error).__name__ != "ResourceExhaustedError":  # TensorFlow's, which is not imported for its name.
+            if type(error).__name__ != "ResourceExhaustedError":  # Compared by name, to avoid importing TensorFlow here.
                 raise
-            if size <= replicas.num or replicas.num > replicas.num_local:  # Others would not know of a smaller batch.
+            if size <= replicas.num or replicas.num > replicas.num_local:  # Other workers would keep the larger size.
                 raise UsageError(
                     "Not even one photo at a time fits into the memory of the device. Choose a smaller backbone or "
                     "intake.image_size."
                 ) from error
             size = replicas.padded_size(size // 2)
-            telemetry.line(f"  {what}: out of memory; going on with {size} photos at a time")
+            telemetry.line(f"  {what}: out of memory; continuing with {size} photos at a time")
 
 
 def all_rows(batches: Iterator[list[np.ndarray]]) -> list[np.ndarray]:
-    """The outputs of all batches, one after the other."""
+    """Concatenate each output over all batches."""
     return [np.concatenate(column) for column in zip(*batches, strict=True)]

@@ -1,4 +1,4 @@
-"""The training loop: a compiled step over a Keras model with a Keras optimizer, on batches given by the step."""
+"""The training loop: a compiled training step of a Keras model with a Keras optimizer, and the loop over epochs."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
-# A step's examples: what makes the arrays of some of them, given by position in the batch (a worker loads its own only);
-# targets (B, C) that sum to one; and weights (B,).
+# The examples of a step: a function that loads the arrays for some positions in the batch (each worker loads only its own
+# part); targets (B, C), whose rows sum to 1; and weights (B,).
 Batch = tuple[Callable[[np.ndarray], Arrays], np.ndarray, np.ndarray]
 
-# Parameters that weight decay would only pull away from where they belong.
+# Weight decay is not applied to biases and to the parameters of normalization layers.
 _NOT_DECAYED = ["bias", "gamma", "beta"]
 
 
 class Inputs(Protocol):
-    """Inputs of the trained layers: arrays from the host, which the device turns into the model's input (B, ...)."""
+    """Inputs of the trained layers: arrays from the host, and the model's input (B, ...) that the device makes of them."""
 
     def plain(self, rows_B: np.ndarray) -> Arrays:
-        """Return the arrays of photos without augmentation, by row in the image store."""
+        """Return the arrays for photos without augmentation. `rows_B` are rows of the image store."""
 
     def on_device(self, arrays: Tensors, *, training: bool) -> tf.Tensor:
         """Return the model's input (B, ...) from the arrays of a training batch or of `plain`."""
@@ -39,7 +39,7 @@ class Inputs(Protocol):
 
 @dataclass(frozen=True)
 class EpochResult:
-    """Means over an epoch: weighted training loss and accuracy; `last_step` is the number of steps done so far."""
+    """Weighted mean training loss and accuracy of an epoch. `last_step` is the number of steps done so far."""
 
     epoch: int
     last_step: int
@@ -49,12 +49,13 @@ class EpochResult:
 
 
 class Trainer:
-    """Trains a model from inputs to logits on replicas that share each batch. Where other workers have some of them, all
-    must do the same at the same time.
+    """Training of a model, from inputs to logits, on replicas that share each batch.
 
-    The gradient of a step is that of the weighted mean loss over its whole global batch, however many replicas share
-    it, however short the batch is (short ones are padded with examples of weight zero), and in however many parts a
-    replica has to compute its share, because it does not fit into the memory of the device at once.
+    If other workers have some of the replicas, every worker must make the same calls.
+
+    The gradient of a step is that of the weighted mean loss over the whole global batch. It does not depend on the number of
+    replicas, nor on the parts into which a replica divides its share because of too little memory. A short batch is padded
+    with examples of weight zero.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Trainer:
         self.model, self.schedule, self.replicas, self.inputs = model, schedule, replicas, inputs
         self._ema, self._telemetry = ema, telemetry
         self.num_parts = 1
-        self._sums = np.zeros(3)  # Of the epoch under way: loss, hits, weights.
+        self._sums = np.zeros(3)  # Sums over the current epoch: losses, correct predictions, weights.
         dtype = "float64" if model.variables[0].dtype == "float64" else "float32"
         self._dtype = dtype
         with replicas.strategy.scope():
@@ -106,16 +107,16 @@ class Trainer:
         def replica_step(targets: tf.Tensor, shares: tf.Tensor, *arrays: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             losses, correct, gradients = [], [], None
             for part in zip(*(tf.split(a, num_parts) for a in (targets, shares, *arrays)), strict=True):
-                with tf.control_dependencies(gradients or []):  # One part after the other, or memory would hold them all.
+                with tf.control_dependencies(gradients or []):  # One part at a time, or all would be in memory at once.
                     more_losses, more_correct, more = loss_and_gradients(part[2:], *part[:2])
                 gradients = [a + b for a, b in zip(gradients, more, strict=True)] if gradients else more
                 losses.append(more_losses)
                 correct.append(more_correct)
-            with tf.control_dependencies(gradients):  # Where memory runs out, no weight has changed yet.
-                self.optimizer.apply(gradients, model.trainable_variables)  # Sums them over the replicas.
+            with tf.control_dependencies(gradients):  # If memory runs out before this, no weight has changed yet.
+                self.optimizer.apply(gradients, model.trainable_variables)  # Sums the gradients over the replicas.
             return tf.concat(losses, 0), tf.concat(correct, 0)
 
-        # On this kind of CPU XLA makes depthwise convolutions slower; and it has no sum over several replicas.
+        # No XLA on CPUs, where it makes depthwise convolutions slower, nor with several replicas, which it cannot sum over.
         jit = self.replicas.num == 1 and bool(tf.config.list_physical_devices("GPU"))
         return self.replicas.compiled(replica_step, jit=jit)
 
@@ -131,20 +132,20 @@ class Trainer:
         return self.replicas.compiled(replica_forward)
 
     def step(self, batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """One optimizer step; losses, hits and weights of the batch's examples, each of shape (B,).
+        """Do one optimizer step. Return losses, correctness (1 or 0) and weights of the examples, each of shape (B,).
 
         Raises:
-            UsageError: where a single example on each replica does not fit into its memory.
+            UsageError: if not even one example per replica fits into its memory.
         """
         return self._compute(batch, self._own_part(batch))
 
     def _own_part(self, batch: Batch) -> Arrays:
-        """Return this worker's part: targets, shares in the loss of the whole batch, and the arrays of the model."""
+        """Return this worker's part of a batch: targets, weights that sum to 1 over the whole batch, and input arrays."""
         load, targets, weights = batch
         unit = self.replicas.num * self.num_parts
         size = -(-self.schedule.global_batch_size // unit) * unit
         numbers, own = np.arange(len(weights)), self.replicas.own(size)
-        padded = np.pad(numbers, (0, size - len(numbers)))[own]  # Examples are repeated, and count once.
+        padded = np.pad(numbers, (0, size - len(numbers)))[own]  # The padding repeats an example, with weight zero.
         shares = np.pad(weights / weights.sum(dtype=np.float64), (0, size - len(numbers)))[own].astype(self._dtype)
         return (targets[padded], shares, *load(padded))
 
@@ -153,9 +154,7 @@ class Trainer:
 
         count = len(batch[2])
         while True:
-            if len(own_part[0]) % (
-                self.replicas.num_local * self.num_parts
-            ):  # Made before the batch had to be computed in parts.
+            if len(own_part[0]) % (self.replicas.num_local * self.num_parts):  # Made for a smaller number of parts.
                 own_part = self._own_part(batch)
             try:
                 with self._telemetry.spent_tracing(self._train_step, "training", count):
@@ -165,17 +164,17 @@ class Trainer:
                 self._halve(error)
 
     def _halve(self, error: Exception) -> None:
-        """Compute each replica's share in twice as many parts from now on: the same examples, the same step, less memory."""
+        """From now on, compute each replica's share in twice as many parts. This takes less memory for the same step."""
         size = self.replicas.padded_size(self.schedule.global_batch_size)
         if self.replicas.num > self.replicas.num_local:
             raise UsageError(
-                f"{size // self.replicas.num} examples, a replica's share of a batch, do not fit into its memory. Lower "
-                "fine_tune.global_batch_size, unfreeze less (backbone.unfreeze), or start more workers."
+                f"A replica's share of a batch, {size // self.replicas.num} examples, does not fit into its memory. Lower "
+                "fine_tune.global_batch_size or backbone.unfreeze, or start more workers."
             ) from error
         if self.num_parts * self.replicas.num * 2 > size:
             raise UsageError(
-                "Not even the smallest part of a batch fits into the memory of the device. Unfreeze less "
-                "(backbone.unfreeze), or choose a smaller backbone or intake.image_size."
+                "Not even the smallest part of a batch fits into the memory of the device. Lower backbone.unfreeze or "
+                "intake.image_size, or choose a smaller backbone."
             ) from error
         self.num_parts *= 2
         per_part = -(-self.schedule.global_batch_size // (self.num_parts * self.replicas.num))
@@ -186,10 +185,10 @@ class Trainer:
         self._train_step = self._compiled_step()
 
     def epochs(self, batch_of_step: Callable[[int], Batch], before_step: Callable[[int], None]) -> Iterator[EpochResult]:
-        """Train from the optimizer's step on to the end of the schedule, yielding after each epoch.
+        """Train from the optimizer's current step to the end of the schedule. Yield a result after each epoch.
 
         Raises:
-            Diverged: where the loss or a variable is no longer a finite number.
+            Diverged: if the loss or a variable is infinite or NaN.
         """
         steps = range(self.num_steps_done, self.schedule.total_steps)
         batches = ((batch, self._own_part(batch)) for batch in map(batch_of_step, steps))
@@ -209,10 +208,10 @@ class Trainer:
         return int(_numpy(self.optimizer.iterations))
 
     def state(self) -> TrainState:
-        """Everything that `restore` needs for the same bits: the model, the optimizer and the epoch under way.
+        """Return the state of the model, the optimizer and the current epoch. Training resumes from it with the same bits.
 
         Raises:
-            Diverged: where a number of it is not finite.
+            Diverged: if a number in it is infinite or NaN.
         """
         values = [np.array(_numpy(v)) for v in self._variables]
         self._check_finite(values)
@@ -220,7 +219,7 @@ class Trainer:
         return TrainState(self.num_steps_done, arrays, {"num_parts": self.num_parts})
 
     def restore(self, state: TrainState) -> None:
-        """Go on from what `state` gave, in this process or in another one."""
+        """Resume from the result of `state`, which may come from another process."""
         for variable, value in zip(self._variables, state.listed("variable"), strict=True):
             variable.assign(value)
         self._sums = state.arrays["sums"].copy()
@@ -233,11 +232,12 @@ class Trainer:
         return [*self.model.variables, *self.optimizer.variables]
 
     def logits(self, rows_N: np.ndarray, batch_size: int = 256) -> np.ndarray:
-        """Return logits, float (N, C), of photos without augmentation, by row, with the weights that count, which are
-        the averaged ones where there are such.
+        """Return logits (N, C) of photos without augmentation. `rows_N` are rows of the image store.
+
+        With `ema`, the averaged weights are used.
 
         Raises:
-            Diverged: where one is not finite, as large but finite weights can make them.
+            Diverged: if a logit is infinite or NaN. Large but finite weights can cause this.
         """
         kept = self.model.get_weights() if self._ema else None
         if self._ema:
@@ -260,7 +260,7 @@ class Trainer:
         return result
 
     def final_weights(self) -> list[np.ndarray]:
-        """All weights of the model, averaged where the average is what counts."""
+        """Return all weights of the model. With `ema`, they are the averaged ones."""
         kept = self.model.get_weights()
         if self._ema:
             self.optimizer.finalize_variable_values(self.model.trainable_variables)
@@ -269,24 +269,20 @@ class Trainer:
         return final
 
     def _check_finite(self, values: Iterable[np.ndarray]) -> None:
-        """Look at the value of every variable: a fused kernel can turn NaN into 0, and then the loss tells nothing.
-
-        Raises:
-            Diverged.
-        """
+        """Check every variable: a fused kernel can turn NaN into 0, so that the loss stays finite. Raises: Diverged."""
         bad = [v.path for v, value in zip(self._variables, values, strict=True) if not np.isfinite(value).all()]
         if bad or not np.isfinite(self._sums).all():
             raise self._diverged(f"{len(bad)} variables, {bad[0]} the first," if bad else "the loss")
 
     def _diverged(self, what: str) -> Diverged:
         return Diverged(
-            f"Training diverged: {what} left the finite numbers. Nothing of it was published. "
+            f"Training diverged: {what} became infinite or NaN. No model was published. "
             f"Lower fine_tune.learning_rate (it was {self.schedule.peak_learning_rate:g})."
         )
 
 
 def _numpy(variable: keras.Variable) -> np.ndarray:
-    """Return the value of a Keras variable, mirrored or not."""
+    """Return the value of a Keras variable, also of one that is mirrored on several replicas."""
     import keras
 
     return keras.ops.convert_to_numpy(variable)
@@ -296,7 +292,7 @@ def _Course(schedule: Schedule) -> keras.optimizers.schedules.LearningRateSchedu
     import keras
 
     class Course(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
-        """`Schedule.learning_rate` in the graph."""
+        """`Schedule.learning_rate` as TensorFlow operations."""
 
         def __call__(self, step: tf.Tensor) -> tf.Tensor:
             ops = keras.ops

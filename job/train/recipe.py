@@ -1,8 +1,8 @@
-"""Settings of training that follow from the number of training photos where they are left to `auto`.
+"""The recipe of training: values for the settings that are `auto`, by the number of training photos.
 
-The shape of the rules is that of BiT-HyperRule (Kolesnikov et al., "Big Transfer (BiT): General Visual Representation
-Learning", 2020, section 3.3): one schedule for each size of data set, and nothing to tune. Their numbers were found by
-cross-validation on training photos of flowers, in parts of 120 to 2,000; docs/defaults.md has the measurements.
+The form of the rules is that of BiT-HyperRule (Kolesnikov et al., "Big Transfer (BiT): General Visual Representation
+Learning", 2020, section 3.3): one schedule for each size of data set, and nothing to tune. The numbers come from
+cross-validation on 120 to 2,000 training photos of `flowers`; docs/defaults.md has the measurements.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from typing import Self
 
 from job.config import Config
 
-# Up to so many training photos: epochs, examples in a step, peak learning rate, stored views.
+# Columns: largest number of training photos; epochs, examples per step, peak learning rate, stored views.
 _RULES = (
     (200, 10, 32, 3e-4, 4),
     (400, 10, 32, 6e-4, 4),
@@ -23,7 +23,7 @@ _RULES = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """`views` of each training photo are stored; `global_batch_size` examples make a step, on however many devices."""
+    """Number of epochs, examples per step on all devices together, peak learning rate, stored views per training photo."""
 
     epochs: int
     global_batch_size: int
@@ -32,7 +32,7 @@ class Recipe:
 
     @classmethod
     def resolve(cls, config: Config, *, num_examples: int) -> Self:
-        """Return the recipe for `num_examples` training photos. Settings of the configuration stay as they are."""
+        """Return the recipe for `num_examples` training photos. A setting that is not `auto` keeps its value."""
         _, epochs, batch_size, learning_rate, views = next(rule for rule in _RULES if num_examples <= rule[0])
         tuning = config.fine_tune
         return cls(

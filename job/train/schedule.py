@@ -1,6 +1,7 @@
-"""What happens at which step: the order of examples, the view of each, and the learning rate's course.
+"""The schedule: the examples, their views and the learning rate of each step.
 
-All of it is a pure function of (seed, step), so going on is jumping to a step, and one device and many see the same.
+All of it is a pure function of (seed, step). So a run resumes by jumping to a step, and any number of devices sees the same
+batches.
 """
 
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from job.train.recipe import Recipe
 
 @dataclass(frozen=True)
 class Schedule:
-    """The course of a training run, in steps."""
+    """The plan of a training run, in steps."""
 
     num_examples: int
     global_batch_size: int
@@ -39,16 +40,16 @@ class Schedule:
 
     @property
     def total_examples(self) -> int:
-        """All that training goes through, an example as often as there are epochs."""
+        """Number of examples in all epochs together."""
         return self.num_examples * (self.total_steps // self.steps_per_epoch)
 
     @property
     def ema_decay(self) -> float:
-        """The average reaches back over a tenth of the training."""
+        """Decay of the moving average of the weights, which covers the last tenth of the training."""
         return max(0.0, 1 - 10 / max(self.total_steps, 10))
 
     def learning_rate(self, step: int) -> float:
-        """Linear warm-up to the peak, then half a cosine to zero (Loshchilov and Hutter, "SGDR", 2017)."""
+        """Return the learning rate: linear warm-up, then half a cosine to zero (Loshchilov and Hutter, "SGDR", 2017)."""
         if step < self.warmup_steps:
             return self.peak_learning_rate * (step + 1) / self.warmup_steps
         progress = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
@@ -58,14 +59,14 @@ class Schedule:
         return step // self.steps_per_epoch
 
     def batch(self, step: int) -> np.ndarray:
-        """Positions of a step's examples, among the examples sorted by key; the last batch of an epoch may be shorter."""
+        """Return the positions of a step's examples among the examples sorted by key. The last batch may be shorter."""
         epoch = self.epoch(step)
         order = np.random.Generator(np.random.Philox(key=[self.seed, epoch])).permutation(self.num_examples)
         start = (step - epoch * self.steps_per_epoch) * self.global_batch_size
         return order[start : start + self.global_batch_size]
 
     def views(self, step: int, keys_B: np.ndarray, num_views: int | None) -> np.ndarray:
-        """The view of each example in this step's epoch: each goes through its views in turn, or has a new one each time."""
+        """Return each example's view number. Each epoch takes the next of `num_views`, or a new view if that is None."""
         if num_views is None:
             return np.full(len(keys_B), self.epoch(step) + 1)
         return ((keys_B % np.uint64(num_views)).astype(np.int64) + self.epoch(step)) % num_views

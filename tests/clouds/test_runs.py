@@ -150,7 +150,7 @@ def test_fresh_node_goes_on_at_the_last_checkpoint_after_a_kill(google, photos, 
     google.requests()
     second = run_job(*arguments, **node(tmp_path / "second"))
     assert second.returncode == 0, second.stderr
-    assert "going on from the checkpoint at step" in second.stderr and "stopped without releasing the lease" in second.stderr
+    assert "resuming from the checkpoint at step" in second.stderr and "stopped without releasing the lease" in second.stderr
     assert "extract   skipped: unchanged" in second.stderr and "head      skipped: unchanged" in second.stderr
     read = [path for method, path, _ in google.requests() if "alt=media" in path and "/photos%2F" in path]
     held_out = json.loads(google.get(f"{out}/model/parity.json"))["num_photos"]
@@ -174,9 +174,9 @@ def test_signal_saves_to_the_bucket_and_ends_with_143(google, photos, tmp_path):
     assert any("checkpoints/fine_tune/" in name for name in google.names(out))
     again = started(node(tmp_path / "other"), "run", "--data", photos, "--out", out, *settings)
     with again:
-        line = next(line for line in again.stderr if "going on from the checkpoint" in line or "Error" in line)
+        line = next(line for line in again.stderr if "resuming from the checkpoint" in line or "Error" in line)
         again.kill()
-    assert "going on from the checkpoint" in line
+    assert "resuming from the checkpoint" in line
 
 
 @pytest.mark.parametrize("where", ["first", "second"], ids=["the same machine", "another machine"])

@@ -112,7 +112,7 @@ def test_signal_to_any_worker_ends_all_with_143_after_a_checkpoint(undisturbed, 
     found = sorted(p.name[:10] for p in (undisturbed.out / "checkpoints" / "fine_tune").glob("[0-9]*"))
     assert len(found) == 2 and int(found[0]) == 0 < int(found[1])  # The one that all began with, and this.
     again = Run(undisturbed.data, undisturbed.out, *settings)
-    again.wait_until(lambda: "going on from the checkpoint at step" in again.said(0))
+    again.wait_until(lambda: "resuming from the checkpoint at step" in again.said(0))
     again.kill()
 
 

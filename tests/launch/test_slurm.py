@@ -212,7 +212,7 @@ def test_job_at_its_time_limit_saves_starts_again_and_ends_as_one_without_a_limi
     assert job["JobState"] == "COMPLETED", said
     # In one log: it was told, saved, and went on from there.
     told, saved = said.index("Stopped by SIGTERM in fine_tune"), said.index("is saved")
-    assert told < saved < said.index("JOB REQUEUE") < said.index("going on from the checkpoint") < said.index("Accuracy"), (
+    assert told < saved < said.index("JOB REQUEUE") < said.index("resuming from the checkpoint") < said.index("Accuracy"), (
         said
     )
     assert not list((tmp_path / "local").iterdir())

@@ -160,7 +160,7 @@ def test_single_example_that_does_not_fit_is_an_error_with_the_way_out(network, 
     trainer._compiled_step = lambda: never
     trainer._train_step = never
     activations = np.asarray(network.activations(pixels[:4]))
-    with pytest.raises(UsageError, match=r"Unfreeze less"):
+    with pytest.raises(UsageError, match=r"Lower backbone.unfreeze"):
         trainer.step(batch_of((activations,), targets[:4], np.ones(4, np.float32)))
     assert tried == [1, 2, 4]
 

@@ -109,7 +109,7 @@ def test_number_that_is_not_finite_is_noticed_in_any_one_variable_before_a_check
                 spoiled = value.copy()
                 spoiled.flat[spoiled.size // 2] = bad
                 variable.assign(spoiled)
-                with pytest.raises(Diverged, match=r"1 variables, .* the first, left the finite numbers.*learning_rate"):
+                with pytest.raises(Diverged, match=r"1 variables, .* the first, became infinite or NaN.*learning_rate"):
                     checkpoints.offer(trainer.state)
             variable.assign(value)
             looked_at += 1

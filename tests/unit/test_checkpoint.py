@@ -65,7 +65,7 @@ def test_state_comes_back_to_the_bit_and_the_two_newest_are_kept(context):
     assert [int(f.name[:10]) for f in folders] == [7, 11]
     assert_same(newest(context), state(11))
     assert [v.shape for v in newest(context).listed("variable")] == [(50, 4), ()]
-    assert "going on from the checkpoint at step 11" in context.telemetry.said[-1]
+    assert "resuming from the checkpoint at step 11" in context.telemetry.said[-1]
 
 
 def flip(path, place):
@@ -91,7 +91,7 @@ DAMAGE = {
 def test_damaged_newest_one_is_noticed_and_the_previous_one_taken(context, damage):
     damage(save(context, 5, 9)[-1])
     assert_same(newest(context), state(5))
-    assert "is damaged and left aside" in context.telemetry.said[0] and len(context.telemetry.said) == 2
+    assert "is damaged and is not used" in context.telemetry.said[0] and len(context.telemetry.said) == 2
 
 
 def test_every_single_flipped_bit_is_noticed(context):
@@ -133,7 +133,7 @@ def test_damaged_one_is_repaired_where_the_same_is_saved_again(context):
 def test_one_of_other_work_is_left_aside_with_what_changed_and_then_replaced(context):
     save(context, 9)
     assert newest(context, {**MADE_FROM, "head": "other"}) is None
-    assert "at step 9 is left aside, because this changed: head" in context.telemetry.said[-1]
+    assert "at step 9 is stale and is not used: head" in context.telemetry.said[-1]
     folders = save(context, 2, made_from={**MADE_FROM, "head": "other"})
     assert [int(f.name[:10]) for f in folders] == [2]
 
