@@ -1,4 +1,4 @@
-"""The table that predict writes: where it may go, and what is in it."""
+"""The table of predictions that `predict` writes: its columns, and the checks of `--out`."""
 
 import csv
 import json
@@ -45,10 +45,10 @@ class Row(TypedDict):
 
 @dataclass(frozen=True)
 class Place:
-    """A file that predict may write.
+    """A file or object that predict may write.
 
-    `is_foreign` where somebody else's file has the name and may be replaced. In a bucket, `version` is that of the object
-    which is there, the empty text where there is none.
+    `is_foreign` is true if it exists, predict did not write it, and it may be replaced. `version` is the version of the
+    existing object in a bucket; empty if there is none.
     """
 
     out: str
@@ -57,16 +57,16 @@ class Place:
     version: str
 
     def refuse_inputs(self, source: Source, entries: Iterable[Entry]) -> None:
-        """Refuse to replace a file that one of the entries is read from. Raises: UsageError."""
+        """Refuse to replace a file that predict will read. Raises: UsageError."""
         if self.is_foreign and any(_is_same(self.out, source.location(entry)) for entry in entries):
             raise UsageError(f"--out {self.out}: this is one of the files of --data. Give another name.")
 
     def write(self, rows: Sequence[Row], context: Context) -> pa.Table:
-        """Write the answer, and return it. Where that fails, it is kept in scratch space, and the error says where.
+        """Write and return the table. If that fails, keep it in scratch space; the error then says where.
 
         Raises:
-            StorageFailed: where it cannot be written.
-            UsageError: where somebody else's file has got the name meanwhile.
+            StorageFailed: if it cannot be written.
+            UsageError: if another file or object has got this name in the meantime.
         """
         table, kept = _table(rows), scratch(self.out) / split_object(self.out)[1]
         kept_in = f"The photos are labelled; the answer is in {kept}."
@@ -90,37 +90,39 @@ class Place:
         try:
             open_objects(folder).write(name, file, replaces=None if self.overwrite else self.version)
         except Conflict as error:
-            raise UsageError(f"--out {self.out}: another object has got this name meanwhile. Give another one.") from error
+            raise UsageError(
+                f"--out {self.out}: another object has got this name in the meantime. Give another name."
+            ) from error
         file.unlink()
 
 
 def place(out: str, *, overwrite: bool, model: str, data: str) -> Place:
-    """Return where the answer goes. Nothing is left there yet.
+    """Check that predict may write `out`, before it does any work. Nothing is left there.
 
     Raises:
-        UsageError: where `out` is neither .parquet nor .csv, lies in the folder of the model, is the table of photos, or is
-            a file that predict did not write, unless `overwrite` is set; where it lies in a folder that this user may not
-            write to, or in a bucket that is not there or that these credentials may not see.
-        StorageFailed: where its disk is full or fails.
+        UsageError: if `out` is neither .parquet nor .csv; is in the folder of the model or, under a reserved name, in the
+            output of a run; is the table of photos; is a file that predict did not write, unless `overwrite` is set; is in a
+            folder that this user may not write to; or is in a bucket that does not exist or is not accessible.
+        StorageFailed: if the disk is full or fails.
     """
     if not out.endswith((".parquet", ".csv")):
         raise UsageError(f"--out {out}: give a name that ends in .parquet or .csv.")
     if is_below(out, model):
-        raise UsageError(f"--out {out} lies in --model {model}, where nothing is written. Give a name elsewhere.")
+        raise UsageError(f"--out {out} lies in --model {model}, which predict does not change. Give a name elsewhere.")
     if (owner := _output_around(out)) is not None:
         raise UsageError(
-            f"--out {out} lies in the output of a run, {owner}, under a name that the job writes itself. Give another place."
+            f"--out {out} lies in the output of a run, {owner}, under a name that the job uses itself. Give another name."
         )
     if _is_same(out, data):
         raise UsageError(f"--out {out}: this is the table that --data names. Give another name.")
-    scratch(out)  # For its error, before there is an answer that it has to keep.
+    scratch(out)  # Raises an error now, if there is no scratch space to keep the table in.
     version = ""
     if is_remote(out):
         folder, name = split_object(out)
         objects = open_objects(folder)
         found = objects.find(name)
         if found is None:
-            next(objects.list(name), None)  # For its error where there is no bucket.
+            next(objects.list(name), None)  # Raises an error if there is no bucket.
             return Place(out, overwrite, is_foreign=False, version="")
         version = found.version
     else:
@@ -129,7 +131,7 @@ def place(out: str, *, overwrite: bool, model: str, data: str) -> Place:
 
 
 def _try_to_write(out: str) -> None:
-    """Write a file without a name where the answer will be, or its folder. Raises: UsageError, StorageFailed."""
+    """Write an unnamed temporary file to the nearest existing folder of `out`. Raises: UsageError, StorageFailed."""
     file = Path(out).resolve()
     with storage_errors(file), refused_at_start(f"--out {out}", file, writing=True):
         folder = next(folder for folder in file.parents if os.path.lexists(folder))
@@ -138,7 +140,7 @@ def _try_to_write(out: str) -> None:
 
 
 def _is_foreign(out: str, overwrite: bool) -> bool:
-    """Return whether there is a file that predict did not write. Raises: UsageError, where it must not be replaced."""
+    """Return whether `out` exists and predict did not write it. Raises: UsageError, if it must not be replaced."""
     file = local_copy(out) if is_remote(out) else Path(out).resolve()
     if not os.path.lexists(file) or _is_answer(file, out):
         return False
@@ -146,14 +148,14 @@ def _is_foreign(out: str, overwrite: bool) -> bool:
         raise UsageError(f"--out {out}: this is {'a folder' if file.is_dir() else 'no regular file'}. Give another name.")
     if not overwrite:
         raise UsageError(
-            f"--out {out}: there is such a file, and predict did not write it. Give another name, or --overwrite if it may "
-            "be replaced."
+            f"--out {out}: there is such a file, and predict did not write it. Give another name, or add --overwrite to "
+            "replace it."
         )
     return True
 
 
 def _output_around(out: str) -> str | None:
-    """Return the output of this job in which a file has a name that the job may write itself."""
+    """Return the output folder of a run in which `out` has a name that the job uses itself; None otherwise."""
     if is_remote(out):
         parts = out.split("/")
         around = [("/".join(parts[:k]), "/".join(parts[k:])) for k in range(len(parts) - 1, 3, -1)]
@@ -172,7 +174,7 @@ def _is_same(out: str, other: str) -> bool:
 
 
 def _is_answer(file: Path, called: str) -> bool:
-    """Return whether predict has written a file. It may be called otherwise where links lead to it."""
+    """Return whether predict wrote this file. `called` is its name in --out, which decides the format."""
     with suppress(OSError, ValueError, csv.Error, pa.ArrowException), opened(file) as stream:
         if called.endswith(".parquet"):
             return (pq.read_schema(stream).metadata or {}).items() >= _METADATA.items()
@@ -202,7 +204,7 @@ def _write_file(table: pa.Table, final: Path, called: str = "") -> None:
 
 
 def _guarded(table: pa.Table) -> pa.Table:
-    """Return the table with what a spreadsheet would run made text."""
+    """Return the table with texts that a spreadsheet would run as formulas turned into plain text."""
     for k, column in enumerate(table.columns):
         if pa.types.is_string(column.type):
             texts = [None if text is None else guarded(text) for text in column.to_pylist()]

@@ -1,7 +1,7 @@
-"""The folder of an exported model: opened once, held against its model.json, and loaded from there.
+"""The folder of an exported model: its files are checked against its model.json, then its graph is loaded.
 
-A model is code: its graph runs with all rights of this process. Its model.json names every other file with its SHA-256, so
-that the SHA-256 of model.json stands for all of it.
+A model is code: its graph runs with all rights of this process. model.json has the SHA-256 of every other file, so the
+SHA-256 of model.json identifies the whole model.
 """
 
 import errno
@@ -61,13 +61,13 @@ class ModelCard(BaseModel):
 
     @property
     def rules(self) -> DecodeRules:
-        """How photos are decoded for this model."""
+        """The rules by which photos are decoded for this model."""
         return DecodeRules(self.image_size, self.resize, **self.decoder.model_dump())
 
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """A model in memory. `loaded` holds the variables of `signature`."""
+    """A model in memory. `loaded` keeps the variables of `signature` alive."""
 
     card: ModelCard
     loaded: "tf.Module"
@@ -82,36 +82,36 @@ class ExportedModel:
 
 
 def load(model: str, sha256: str | None, tell: Callable[[str], None]) -> ExportedModel:
-    """Load a model from its folder, or from a bucket. `sha256` is that of the model.json that is wanted; None for any.
+    """Load a model from its folder or from a bucket. `sha256` is the expected SHA-256 of its model.json; None for any.
 
-    A run may be putting another model into its place just now. So where files do not belong together, it is tried once
-    more, with the model that published.json beside the folder names, if there is one. `tell` is called with a line then.
+    A run may be replacing the model at this moment. So if files do not match, the published model is loaded, if there is a
+    published.json beside the folder. `tell` is then called with a line for the user.
 
     Raises:
-        UsageError: where there is no model, not a whole one, or another one.
-        StorageFailed: where it cannot be read.
+        UsageError: if there is no model, it is incomplete or damaged, or `sha256` is another one.
+        StorageFailed: if it cannot be read.
     """
     if sha256 is not None and not re.fullmatch("[0-9a-f]{64}", sha256.lower()):
-        raise UsageError(f"--model-sha256 {sha256}: give the 64 hexadecimal digits that the run printed at its end.")
+        raise UsageError(f"--model-sha256 {sha256}: give the 64 hexadecimal digits that the run printed at the end.")
     try:
         return _load(model, model, sha256)
     except UsageError:
         place = _in_service(model)
         exported = _load(model, place, sha256)
     if place != model:
-        tell(f"{model} is being replaced, or damaged: the published model is taken, which lies in {place}.")
+        tell(f"{model} is being replaced, or damaged: using the published model in {place} instead.")
     return exported
 
 
 def is_below(file: str, model: str) -> bool:
-    """Return whether a file lies in the folder of a model, links resolved."""
+    """Return whether a file is in the folder of a model, after links are resolved."""
     if is_remote(file) or is_remote(model):
         return file.startswith(f"{model.rstrip('/')}/")
     return Path(file).resolve().is_relative_to(Path(model).resolve())
 
 
 def _in_service(model: str) -> str:
-    """Return where the model that is published beside `model` lies whole; `model` itself where nothing is published."""
+    """Return the complete copy of the model that published.json beside `model` names; without one, `model` itself."""
     whole = Path(model).resolve()
     out, name = split_object(model) if is_remote(model) else (str(whole.parent), whole.name)
     with suppress(JobError):  # There is no published.json.
@@ -123,7 +123,7 @@ def _in_service(model: str) -> str:
 
 
 def _load(model: str, place: str, sha256: str | None) -> ExportedModel:
-    """Load what lies at `place`; `model` is what the user calls it."""
+    """Load the model at `place`. Messages call it `model`, which the user gave."""
     try:
         with _opened(model, place) as folder:
             return _loaded(model, folder, _checked(model, folder, sha256))
@@ -135,7 +135,7 @@ def _load(model: str, place: str, sha256: str | None) -> ExportedModel:
 
 @contextmanager
 def _opened(model: str, place: str) -> Iterator[Path]:
-    """Give a path that stays with the folder, also when another one takes its name."""
+    """Yield a path that keeps leading to this folder, even if another folder gets its name."""
     if is_remote(place):
         if not is_there(join(place, _CARD)):
             raise _no_model(model)
@@ -155,7 +155,7 @@ def _no_model(model: str) -> UsageError:
 
 
 def _checked(model: str, folder: Path, sha256: str | None) -> ModelCard:
-    """Return the content of model.json, when all files are what it says. Raises: UsageError."""
+    """Return model.json after checking the digests of all files in it. Raises: UsageError."""
     text = _content(folder / _CARD)
     if text is None:
         raise _no_model(model)
@@ -163,16 +163,14 @@ def _checked(model: str, folder: Path, sha256: str | None) -> ModelCard:
     if sha256 is not None and found != sha256.lower():
         raise UsageError(
             f"--model {model}: the SHA-256 of its model.json is {found}, not {sha256}. "
-            "Give the model that you mean, or the digest that its run printed at the end."
+            "Give the right folder, or the digest that its run printed at the end."
         )
     try:
         card = ModelCard.model_validate_json(text)
     except ValidationError as error:
-        raise UsageError(f"--model {model}: its model.json is not that of a model. {_WAY_OUT}") from error
+        raise UsageError(f"--model {model}: its model.json is incomplete or not from this job. {_WAY_OUT}") from error
     if changed := [name for name, digest in card.sha256.items() if _digest(folder / name) != digest]:
-        raise UsageError(
-            f"--model {model}: not what was exported together with its model.json: {', '.join(changed)}. {_WAY_OUT}"
-        )
+        raise UsageError(f"--model {model}: missing or changed since the export: {', '.join(changed)}. {_WAY_OUT}")
     foreign = sorted(_files(folder) - card.sha256.keys() - {_CARD})
     if foreign and sha256 is not None:
         raise UsageError(
@@ -183,7 +181,7 @@ def _checked(model: str, folder: Path, sha256: str | None) -> ModelCard:
 
 
 def _content(file: Path) -> bytes | None:
-    """Return the bytes of a regular file, None where there is none."""
+    """Return the bytes of a regular file, or None if there is none."""
     stream = _regular(file)
     if stream is None:
         return None
@@ -192,7 +190,7 @@ def _content(file: Path) -> bytes | None:
 
 
 def _digest(file: Path) -> str:
-    """Return the SHA-256 of a regular file, nothing where there is none."""
+    """Return the SHA-256 of a regular file, or "" if there is none."""
     stream = _regular(file)
     if stream is None:
         return ""
@@ -203,7 +201,7 @@ def _digest(file: Path) -> str:
 def _regular(file: Path) -> io.FileIO | None:
     try:
         return opened(file)
-    except ValueError:  # No file can be called so.
+    except ValueError:  # The name contains a null byte, so no file can have it.
         return None
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EINVAL, errno.ENXIO, errno.ENAMETOOLONG):
@@ -212,13 +210,13 @@ def _regular(file: Path) -> io.FileIO | None:
 
 
 def _files(folder: Path) -> set[str]:
-    """Return the names of everything in a folder but for the folders themselves."""
+    """Return the paths of all files and links below a folder, relative to it."""
     paths = (path for path in everything_below(folder) if path.is_symlink() or not path.is_dir())
     return {path.relative_to(folder).as_posix() for path in paths}
 
 
 def _loaded(model: str, folder: Path, card: ModelCard) -> ExportedModel:
-    """Load the graph, and hold it against model.json, whose own bytes no digest covers unless one was given."""
+    """Load the graph and compare it with model.json, which may have been edited if no --model-sha256 was given."""
     tf = import_tensorflow()
     try:
         loaded = tf.saved_model.load(str(folder))
@@ -227,14 +225,14 @@ def _loaded(model: str, folder: Path, card: ModelCard) -> ExportedModel:
         names = class_names(loaded)
     except (MemoryError, tf.errors.ResourceExhaustedError):
         raise
-    except Exception as error:  # There is no end to what TensorFlow raises about a graph that is none.
+    except Exception as error:  # TensorFlow raises many kinds of exceptions for a damaged graph.
         said = " ".join(str(error).split())[:200]
         raise UsageError(f"--model {model}: TensorFlow cannot load its graph ({said}). {_WAY_OUT}") from error
     if takes[1:] != [card.image_size, card.image_size, 3]:
-        fault = f"photos of {card.image_size} px, and its graph takes {takes[1:]}"
+        fault = f"photos of {card.image_size} px, but its graph takes {takes[1:]}"
         raise UsageError(f"--model {model}: its model.json says {fault}. {_WAY_OUT}")
     if names != card.class_names:
         said, has = next(pair for pair in zip_longest(card.class_names, names) if pair[0] != pair[1])
-        fault = f"{said!r} where its graph has {has!r}"
+        fault = f"{said!r}, but its graph has {has!r}"
         raise UsageError(f"--model {model}: the class names of its model.json have {fault}. {_WAY_OUT}")
     return ExportedModel(card, loaded, signature)

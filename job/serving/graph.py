@@ -1,4 +1,4 @@
-"""The graph that is exported: encoded bytes in, probabilities and class names out, without any Python behind it."""
+"""The exported graph: from the bytes of photo files to probabilities and class names, without Python code."""
 
 from __future__ import annotations
 
@@ -12,26 +12,25 @@ if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
-# Each picture that is decoded may take some hundred megabytes (docs/decisions/0018-hostile-bytes.md).
+# A limit, because decoding one picture can take some hundred megabytes (docs/decisions/0018-hostile-bytes.md).
 _DECODED_AT_ONCE = 8
 
-
-# What the signatures answer with, for model.json. N pictures, C classes.
+# The outputs of the signatures, as described in model.json. N pictures, C classes.
 OUTPUTS = {
     "probabilities": "float32 (N, C)",
     "class_names": "string (N, C), in the order of the probabilities",
     "probability": "float32 (N), the largest of the probabilities",
     "label": "string (N), the most probable class",
-    "valid": "bool (N), of serving_default: false where nothing was decoded; the probabilities are 0, the label is empty",
+    "valid": "bool (N), only serving_default: false if a picture was not decoded; probabilities are then 0, the label empty",
 }
 
 
 def save(
     classifier: keras.Model, folder: Path, *, image_size: int, resize: str, class_names: tuple[str, ...], limits: Limits
 ) -> None:
-    """Write a SavedModel with the signatures `serving_default` (bytes) and `pixels` (uint8 arrays).
+    """Write a SavedModel with the signatures `serving_default` (bytes of photo files) and `pixels` (uint8 arrays).
 
-    `classifier` takes uint8 pixels (N, size, size, 3) and gives probabilities (N, C). `OUTPUTS` has the answers.
+    `classifier` maps uint8 pixels (N, size, size, 3) to probabilities (N, C). `OUTPUTS` describes the outputs.
     """
     import tensorflow as tf
 
@@ -43,7 +42,7 @@ def save(
     @tf.function(input_signature=[pixels_spec], autograph=False)
     def answer(pixels: tf.Tensor) -> dict[str, tf.Tensor]:  # Traced once, for both signatures.
         count = tf.shape(pixels)[0]
-        # An empty batch has no forward pass: oneDNN's depthwise convolution fails on it.
+        # oneDNN's depthwise convolution fails on an empty batch, so a black picture is added to it and removed again.
         spare = tf.zeros((tf.cast(count == 0, tf.int32), image_size, image_size, 3), tf.uint8)
         probabilities = forward(tf.concat([pixels, spare], axis=0))[:count]
         return {
@@ -58,7 +57,7 @@ def save(
         pixels, places = decoded(image_bytes, image_size, resize, limits)
         count = tf.shape(image_bytes, tf.int64)[0]
 
-        def in_place(values: tf.Tensor, *shape: int) -> tf.Tensor:  # Zeros, or empty strings, where there is no picture.
+        def in_place(values: tf.Tensor, *shape: int) -> tf.Tensor:  # Zeros or empty strings for pictures not decoded.
             return tf.scatter_nd(places[:, None], values, tf.concat([[count], tf.constant(shape, tf.int64)], axis=0))
 
         found = answer(pixels)
@@ -81,20 +80,20 @@ def save(
 
 
 def decoded(image_bytes: tf.Tensor, size: int, resize: str, limits: Limits) -> tuple[tf.Tensor, tf.Tensor]:
-    """Decode encoded pictures, each by itself: one that cannot be decoded costs no other.
+    """Decode the bytes of pictures. One that cannot be decoded does not affect the others.
 
-    Returns uint8 pixels (K, size, size, 3) of those that could be decoded, and int64 places (K) of these in the batch.
+    Returns uint8 pixels (K, size, size, 3) of the K decoded pictures, and int64 (K), their positions in the batch.
     """
     import tensorflow as tf
 
-    with tf.device("CPU"):  # tf.data and the decoders are there only.
+    with tf.device("CPU"):  # tf.data and the decoders run only on CPUs.
         pictures = (
             tf.data.Dataset.from_tensor_slices(image_bytes)
             .enumerate()
             .map(lambda place, encoded: (pixels_of(encoded, size, resize, limits), place), _DECODED_AT_ONCE)
             .ignore_errors()
         )
-        # All in one batch. Where no picture could be decoded there would be none, so a spare picture is added, and cut off.
+        # All pictures make one batch. If none was decoded there would be no batch, so one is added and removed again.
         spare = tf.data.Dataset.from_tensors((tf.zeros((size, size, 3), tf.uint8), tf.constant(-1, tf.int64)))
         batch_size = tf.size(image_bytes, tf.int64) + 1
         pixels, places = pictures.concatenate(spare).batch(batch_size).get_single_element()
@@ -102,7 +101,7 @@ def decoded(image_bytes: tf.Tensor, size: int, resize: str, limits: Limits) -> t
 
 
 def class_names(model: tf.Module) -> list[str]:
-    """Read the names of the classes from a loaded SavedModel, in the order of its probabilities."""
+    """Return the class names of a loaded SavedModel, in the order of its probabilities."""
     import tensorflow as tf
 
     signature = model.signatures["pixels"]

@@ -1,7 +1,7 @@
-"""Checks that the exported model agrees with what was measured, in a fresh process: `python -m job.serving.parity`.
+"""The check that the exported model gives the measured probabilities. It runs as `python -m job.serving.parity`.
 
-The request comes as JSON on standard input, when TensorFlow is imported already; the answer goes to standard output. An
-error that is written for the user is an answer, too: its exit code and its message.
+This process imports TensorFlow, then reads a request as JSON from standard input, and writes the result as JSON to standard
+output. For a JobError the result is its exit code and message.
 """
 
 from __future__ import annotations
@@ -30,21 +30,24 @@ if TYPE_CHECKING:
 
     _Signature = Callable[..., dict[str, tf.Tensor]]
 
-# Largest difference of probabilities that float32 arithmetic on the same pixels may make.
+# Largest difference of probabilities from the same pixels. Float32 rounding is below it.
 ARRAY_TOLERANCE = 1e-4
-# Labels that change although the two best classes were further apart than this are a fault, not a rounding.
+# A label that changes although the probabilities of the two best classes differ by more than this is a fault.
 CLEAR_MARGIN = 0.2
-# A turned photo that the graph turns back differs by less than this; one that it leaves lying does not.
+# Largest difference of probabilities for a rotated photo if the graph respects its EXIF orientation.
 EXIF_TOLERANCE = 0.02
-# With more photos than this that the graph cannot decode, users should know before they serve it.
+# If the graph cannot decode more than this share of the photos, the user is told.
 NOTABLE_FRACTION = 0.01
 _BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to compare: `expected` probabilities (a .npy file) of the photos in `rows` of the image store, whose original
-    bytes a source reads: `photos` is a file with that source and its entries, pickled by the process that asks."""
+    """The model to check, and what to compare it with.
+
+    `expected` is a .npy file with the probabilities of the photos in `rows` of the image store. `photos` is a file with the
+    source and the entries of their original bytes, pickled by the process that sends the request.
+    """
 
     model: str
     images: str
@@ -55,7 +58,7 @@ class Request:
 
 
 class Parity(TypedDict):
-    """The content of parity.json. Whoever asked adds `faults`, clauses of a sentence, and the verdict `agrees`."""
+    """The content of parity.json. The export stage adds `faults`, in words, and the verdict `agrees`."""
 
     num_photos: int
     arrays: dict[str, float]
@@ -66,7 +69,7 @@ class Parity(TypedDict):
 
 
 def check(request: Request) -> Parity:
-    """Return the content of parity.json but for the verdict."""
+    """Compare the exported model with the request. Return the content of parity.json without the verdict."""
     import tensorflow as tf
 
     model = tf.saved_model.load(request.model)
@@ -103,12 +106,12 @@ def check(request: Request) -> Parity:
 
 
 def _notice(not_decodable: int, num_photos: int) -> str:
-    """A sentence for the last line of the run, the page and model.json; empty where it concerns few photos."""
+    """Return a sentence for the last line of the run, the report and model.json; empty if it concerns few photos."""
     if not_decodable <= NOTABLE_FRACTION * num_photos:
         return ""
     return (
         f"The exported model cannot decode {not_decodable:,} of {num_photos:,} held-out photos "
-        f"({not_decodable / num_photos:.1%}) from their bytes: label photos of their kind with transfer-job predict."
+        f"({not_decodable / num_photos:.1%}) from their bytes. Label photos of these formats with transfer-job predict."
     )
 
 
@@ -119,7 +122,7 @@ def _run(items: np.ndarray, signature: Callable[[np.ndarray], dict[str, tf.Tenso
 
 
 def _by_bytes(request: Request, signature: _Signature) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Probabilities of each photo, whether the graph decodes it, and whether it could be read at all."""
+    """Return for each photo its probabilities, whether the graph decoded it, and whether its file could be read."""
     import tensorflow as tf
 
     payloads = _payloads(request)
@@ -138,7 +141,7 @@ def _payloads(request: Request) -> Iterator[bytes | OSError]:
 
 
 def _exif(request: Request, pixels: np.ndarray, from_pixels: _Signature, from_bytes: _Signature) -> dict[str, float]:
-    """Compare bytes with pixels for a photo stored lying on its side, with the EXIF tag that says so."""
+    """Compare probabilities from bytes and from pixels for a photo that is stored rotated, with an EXIF orientation."""
     import tensorflow as tf
     from PIL import Image
 
@@ -146,7 +149,7 @@ def _exif(request: Request, pixels: np.ndarray, from_pixels: _Signature, from_by
     exif = Image.Exif()
     exif[0x0112] = 6
     rules = DecodeRules(**request.rules)
-    side = min(max(rules.image_size, rules.min_side_px), math.isqrt(rules.max_pixels))  # Else it would be refused.
+    side = min(max(rules.image_size, rules.min_side_px), math.isqrt(rules.max_pixels))  # A size that the rules accept.
     lying = Image.fromarray(pixels[0]).transpose(Image.Transpose.ROTATE_90).resize((side, side))
     lying.save(buffer, "JPEG", quality=95, exif=exif)
     upright = decode(buffer.getvalue(), rules).pixels_HWC
@@ -159,7 +162,7 @@ def main() -> None:
     ignore_signals()
     import_tensorflow()
     request = sys.stdin.read()
-    if request:  # Nothing, where the export ended before it.
+    if request:  # Empty if the export stage ended before it sent one.
         print(json.dumps(_answer(Request(**json.loads(request)))))
 
 

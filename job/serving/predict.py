@@ -1,4 +1,4 @@
-"""Label photos with an exported model. It reads what intake reads: the canonical decoder and the array signature."""
+"""Prediction with an exported model. It accepts the same photos as intake, because it uses the same decoder."""
 
 import tempfile
 from pathlib import Path
@@ -33,18 +33,18 @@ def predict(
     model_sha256: str | None = None,
     overwrite: bool = False,
 ) -> pa.Table:
-    """Write and return a table with one row for each photo found.
+    """Label photos with an exported model. Write and return a table with one row per photo.
 
-    Its columns are path, label, probability, `top_3` (JSON), and `error` where the photo could not be read.
+    Its columns are path, label, probability, `top_3` (JSON), and `error` if the photo could not be read.
 
-    The model's graph runs with all rights of this process. With `model_sha256`, the SHA-256 of model.json, it is the graph
-    that was exported. With `overwrite`, `out` may replace a file that predict did not write.
+    The model's graph runs with all rights of this process. `model_sha256`, the SHA-256 of model.json, makes sure that it is
+    the graph that was exported. With `overwrite`, `out` may replace a file that predict did not write.
 
     Raises:
-        UsageError: where `model` is no exported model, not a whole one or another one, or `out` must not be written (see
-            `answers.place`); before any photo is read.
-        DataUnusable: where there is not a single photo.
-        StorageFailed: where the answer cannot be written, which is kept in scratch space then.
+        UsageError: if `model` is not an exported model, is incomplete, or does not match `model_sha256`; or if `out` must
+            not be written (see `answers.place`). No photo has been read then.
+        DataUnusable: if there are no photos.
+        StorageFailed: if the table cannot be written. It is then kept in scratch space.
     """
     place = answers.place(out, overwrite=overwrite, model=model, data=data)
     source = open_source(data, labelled=False, tfds_dir=tfds_dir)
@@ -60,14 +60,14 @@ def predict(
     rows |= _labelled(readable, source, exported, batch_size, context)
     answered = {path: row for path, row in rows.items() if row}
     if not answered:
-        raise DataUnusable(f"--data {data}: there are no photos in it.")
+        raise DataUnusable(f"--data {data}: there are no photos in it. Give a folder or table with photos.")
     return place.write([answered[path] for path in sorted(answered)], context)
 
 
 def _labelled(
     entries: list[Entry], source: Source, exported: ExportedModel, batch_size: int, context: Context
 ) -> dict[str, Row | None]:
-    """Return the row of each entry by its path; None for files that are neither photos nor called so."""
+    """Return the row of each entry by its path; None for files that are not photos and do not have a photo's name."""
     rows: dict[str, Row | None] = {}
     rules = exported.card.rules
     shards = [entries[k : k + ROWS_PER_SHARD] for k in range(0, len(entries), ROWS_PER_SHARD)]
@@ -91,7 +91,7 @@ def _labelled(
 
 
 def _rows(task: ShardTask, probabilities: np.ndarray, class_names: list[str]) -> dict[str, Row | None]:
-    """Return the row of each photo of a shard by its path; None for files that are neither photos nor called so."""
+    """Return the row of each photo of a shard by its path; None for files that are ignored."""
     found: dict[str, Row | None] = {}
     good = iter(probabilities)
     for entry, record in zip(task.entries, task.records, strict=True):

@@ -163,7 +163,7 @@ def test_objects_that_predict_did_not_write_stay(bed, context, tmp_path, monkeyp
     for name, options, words in (
         ("mine.csv", {}, "predict did not write it"),
         ("mine.csv", {"data": f"{uri}/mine.csv", "overwrite": True}, "this is the table that --data names"),
-        ("x/model/answer.csv", {}, "where nothing is written"),
+        ("x/model/answer.csv", {}, "which predict does not change"),
     ):
         with pytest.raises(UsageError, match=words):
             place(name, **options)
@@ -176,7 +176,7 @@ def test_objects_that_predict_did_not_write_stay(bed, context, tmp_path, monkeyp
     assert bed.get(f"{uri}/new.csv") == bed.get(f"{uri}/mine.csv") and b"0.jpg" in bed.get(f"{uri}/new.csv")
     late = place("new.parquet")
     bed.put(f"{uri}/new.parquet", b"somebody else's")
-    with pytest.raises(UsageError, match=r"another object has got this name meanwhile(.|\n)*the answer is in "):
+    with pytest.raises(UsageError, match=r"another object has got this name in the meantime(.|\n)*the answer is in "):
         late.write(rows, context)
     assert bed.get(f"{uri}/new.parquet") == b"somebody else's"
 
@@ -186,7 +186,7 @@ def test_model_that_is_just_being_replaced_in_a_bucket_is_taken_from_the_publish
     for part in ("model", "versions"):
         google.put_folder(finished_run / part, f"{uri}/{part}")
     google.put(f"{uri}/model/saved_model.pb", b"of the next model")
-    with pytest.raises(UsageError, match="not what was exported together with its model.json: saved_model.pb"):
+    with pytest.raises(UsageError, match="missing or changed since the export: saved_model.pb"):
         model_folder.load(f"{uri}/model", None, print)
     google.put(f"{uri}/published.json", (finished_run / "published.json").read_bytes())
     assert model_folder.load(f"{uri}/model", None, print).card.class_names == ["checks", "stripes"]

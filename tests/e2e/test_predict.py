@@ -121,8 +121,8 @@ def test_answer_of_predict_is_no_place_for_the_next_one_where_it_is_the_table(fi
 def test_nothing_is_written_into_a_model(model, photos, tmp_path, context):
     (tmp_path / "link").symlink_to(model)
     for out in (model / "answer.csv", model / "assets" / "a.parquet", tmp_path / "link" / "answer.csv"):
-        refused(tmp_path, model, photos, out, context, match=r"lies in --model .*, where nothing is written")
-        refused(tmp_path, tmp_path / "link", photos, out, context, match="where nothing is written", overwrite=True)
+        refused(tmp_path, model, photos, out, context, match=r"lies in --model .*, which predict does not change")
+        refused(tmp_path, tmp_path / "link", photos, out, context, match="which predict does not change", overwrite=True)
 
 
 def test_file_that_appears_while_predict_works_stays_and_the_answer_is_kept(tmp_path, context, monkeypatch):
@@ -158,7 +158,7 @@ NO_CARDS = {
 @pytest.mark.parametrize("card", NO_CARDS.values(), ids=NO_CARDS)
 def test_model_json_that_is_none_is_refused(model, card):
     (model / "model.json").write_bytes(card)
-    with pytest.raises(UsageError, match=r"its model.json is not that of a model"):
+    with pytest.raises(UsageError, match=r"its model.json is incomplete or not from this job"):
         load(str(model), None)
 
 
@@ -170,10 +170,10 @@ def changed_card(model, **change):
 def test_what_is_no_file_in_a_model_is_not_waited_for(model):
     (model / "fingerprint.pb").unlink()
     os.mkfifo(model / "fingerprint.pb")
-    with pytest.raises(UsageError, match=r"not what was exported together with its model.json: fingerprint.pb\."):
+    with pytest.raises(UsageError, match=r"missing or changed since the export: fingerprint.pb\."):
         load(str(model), None)
     changed_card(model, sha256={"fingerprint.pb": "", "a\0b": "0", "../../x": "0", "variables": "0", "model.json/x": "0"})
-    with pytest.raises(UsageError, match="not what was exported together"):
+    with pytest.raises(UsageError, match="missing or changed since the export"):
         load(str(model), None)
     (model / "model.json").unlink()
     os.mkfifo(model / "model.json")
@@ -241,7 +241,7 @@ def test_model_that_is_just_being_replaced_is_taken_from_the_published_set_with_
     assert model_folder.load(model, digest, said.append).card.class_names == ["checks", "stripes"]
     shutil.rmtree(out / "model")
     model_folder.load(model, digest, said.append)
-    line = f"{model} is being replaced, or damaged: the published model is taken, which lies in "
+    line = f"{model} is being replaced, or damaged: using the published model in "
     assert said == 2 * [f"{line}{out}/versions/{published.set}/model."]
     with pytest.raises(UsageError, match="there is no model.json in it"):
         load(str(out / "models"), None)
