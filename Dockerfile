@@ -1,18 +1,18 @@
-# The job as one image: docker run, kubectl and apptainer start the same program with the same arguments.
+# The image of the job, for docker run, Kubernetes and Apptainer.
 #
 #     docker build --tag transfer-job .                             for CPUs
 #     docker build --tag transfer-job:gpu --build-arg VARIANT=gpu . for NVIDIA GPUs, with CUDA from wheels
 #
-# weights/README.md says how pre-trained weights come into it.
+# weights/README.md explains how to include pre-trained weights.
 
-# The digest is that of all platforms, of 3.11.16. A mirror of it, or a base that knows a package index of your own, will do, too.
+# Python 3.11.16 for all platforms, pinned by digest. To use a mirror or your own base image: --build-arg BASE=...
 ARG BASE=python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
 
 FROM ${BASE} AS build
 ARG VARIANT=cpu
 
-# Dependencies before the source, which changes more often. Nobody in the image needs a pip, tests, headers for C++,
-# libclang, which TensorFlow asks for and never loads, or what AWS has beside S3 and signing in: 0.5 GB.
+# Dependencies come before the source, which changes more often. Files that the job never uses are removed (0.5 GB): tests,
+# C++ headers, libclang (TensorFlow requires it but never loads it), and data of AWS services other than S3 and sign-in.
 COPY requirements/${VARIANT}.txt /build/requirements.txt
 RUN python -m venv --without-pip /opt/job \
     && python -m pip --python /opt/job/bin/python install --no-cache-dir --no-compile --require-hashes \
@@ -20,7 +20,7 @@ RUN python -m venv --without-pip /opt/job \
     && find /opt/job/lib -type d \
        '(' -name tests -o -name include -o -path '*/clang/native' -o -path '*/botocore/data/[!s]*' ')' -prune -exec rm -r '{}' +
 
-# A user who may not write there could never keep the bytecode. It is valid whatever becomes of the files' times.
+# Compile now, because the user of the container cannot write bytecode there. It stays valid if the times of files change.
 RUN python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/job/lib
 
 COPY pyproject.toml README.md LICENSE /build/
@@ -31,7 +31,7 @@ RUN python -m pip --python /opt/job/bin/python install --no-cache-dir --no-compi
 
 FROM ${BASE}
 
-# Whoever the job runs as, `--user` included, can write to these and to a new volume in their place.
+# Any user (`docker run --user`) can write to these folders, and to new volumes that are mounted there.
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /tmp job \
     && install -d -o job -m 1777 /data /out /cache /opt/keras/models
 
@@ -42,7 +42,7 @@ ENV PATH=/opt/job/bin:$PATH \
     HOME=/tmp \
     KERAS_HOME=/opt/keras
 
-# Shows that everything can be imported, and leaves the bytecode of the standard library, which slim images come without.
+# Checks that everything can be imported. This also writes the bytecode of the standard library, which slim images lack.
 RUN python -c "import job.serving.parity, job.serving.predict, job.ranking.rank, job.pipeline.run, boto3, cleanlab, faiss, google.cloud.storage, \
     matplotlib.figure, tensorboardX, tensorflow, tensorflow_datasets"
 

@@ -1,6 +1,6 @@
 # Two commands on a fresh machine with Python 3.11, 3.12 or 3.13: `make demo` and `make test`. `make help` lists the others.
 
-# The first of these that TensorFlow has packages for, and that can make environments.
+# The first Python that TensorFlow supports and that can create virtual environments.
 ifndef PYTHON
 PYTHON := $(shell for python in python3 python3.13 python3.12 python3.11 "$$(uv python find '>=3.11,<3.14' 2> /dev/null)"; do \
     "$$python" -c 'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2> /dev/null && \
@@ -9,7 +9,7 @@ endif
 PIP_INSTALL = -m pip install --disable-pip-version-check
 
 define ENVIRONMENT
-	@test -n "$(PYTHON)" || { echo "This needs Python 3.11, 3.12 or 3.13 with venv: TensorFlow has no packages for others yet." \
+	@test -n "$(PYTHON)" || { echo "No Python 3.11, 3.12 or 3.13 with venv was found. TensorFlow supports no other version." \
 	    "Install one (Debian, Ubuntu: python3-venv; or uv python install 3.13), or give it: make PYTHON=/path/to/python3.13" >&2; \
 	    exit 1; }
 	test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
@@ -17,7 +17,7 @@ endef
 
 define INSTALL
 	$(call ENVIRONMENT,$(1))
-	@echo "Installing $(2) into $(1): some 550 MB to download where pip has not got them yet, $(3) GB on the disk."
+	@echo "Installing $(2) into $(1): downloads about 550 MB unless pip has them in its cache; takes $(3) GB of disk."
 	$(1)/bin/python $(PIP_INSTALL) --require-hashes --requirement $(2)
 	$(1)/bin/python $(PIP_INSTALL) --quiet --no-deps --no-build-isolation --editable .
 endef
@@ -25,22 +25,22 @@ endef
 .PHONY: help demo test test-all test-thorough check fix bench image docs lock clean
 
 help:  ## list these targets
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
 
-demo: .venv/.cpu  ## the whole job on pictures that it draws itself
+demo: .venv/.cpu  ## run the whole job on pictures that it draws itself
 	.venv/bin/transfer-job demo
 
 PYTEST = .venv/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-test: .venv/.dev  ## the tests that a change needs, in minutes
+test: .venv/.dev  ## run the tests that every change needs, in minutes
 	$(PYTEST) -m "not long and not thorough"
 
-test-all: test test-thorough  ## all tests but the long ones
+test-all: test test-thorough  ## run all tests except those marked long
 
-test-thorough: .venv/.dev  ## what test leaves out: clouds, kills, Docker, Slurm, Kubernetes
+test-thorough: .venv/.dev  ## run the slower tests: clouds, kills, Docker, Slurm, Kubernetes
 	$(PYTEST) -m "thorough and not long"
 
-check: .venv/.dev .venv-lint/.done  ## format, lint, types, imports, shell scripts, Dockerfile
+check: .venv/.dev .venv-lint/.done  ## check format, lint, types, imports, shell scripts, Dockerfile
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
@@ -48,11 +48,11 @@ check: .venv/.dev .venv-lint/.done  ## format, lint, types, imports, shell scrip
 	.venv-lint/bin/shellcheck .ci/* slurm/*
 	.venv-lint/bin/hadolint Dockerfile
 
-fix: .venv/.dev  ## format, and repair what the linter can
+fix: .venv/.dev  ## format the code, and repair what the linter can repair
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-bench: .venv/.dev  ## measure against others; takes hours
+bench: .venv/.dev  ## run all benchmarks; takes hours
 	.venv/bin/python -m benchmarks.side_by_side
 	.venv/bin/python -m benchmarks.decoding
 	.venv/bin/python -m benchmarks.augmentation
@@ -65,7 +65,7 @@ bench: .venv/.dev  ## measure against others; takes hours
 
 # VARIANT=gpu for the image with CUDA.
 VARIANT ?= cpu
-image:  ## the container image
+image:  ## build the container image
 	docker build --build-arg VARIANT=$(VARIANT) --build-arg REVISION=$$(git rev-parse HEAD) --tag transfer-job:$(VARIANT) .
 
 .venv/.dev: requirements/dev.txt pyproject.toml
@@ -76,7 +76,7 @@ image:  ## the container image
 	$(call INSTALL,.venv,requirements/cpu.txt,2.3)
 	touch $@
 
-# What users install and nothing else: tests/e2e/test_user_environment.py runs the README's commands there.
+# Only what users install. tests/e2e/test_user_environment.py runs the commands of the README in it.
 .venv-user/.done: requirements/cpu.txt pyproject.toml
 	$(call INSTALL,.venv-user,requirements/cpu.txt,2.3)
 	touch $@
@@ -86,16 +86,16 @@ image:  ## the container image
 	.venv-lint/bin/python $(PIP_INSTALL) --quiet --require-hashes --requirement requirements/lint.txt
 	touch $@
 
-docs: .venv/.dev  ## the pages that are made from the code
+docs: .venv/.dev  ## write docs/configuration.md and docs/backbones.md from the code
 	.venv/bin/python -m docs.make_reference
 
-# Locks carry hashes and no index address. The CPU and GPU locks hold the development lock's versions.
+# Lock files contain hashes and no address of a package index. cpu.txt and gpu.txt have the same versions as dev.txt.
 LOCK = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header
-lock:  ## the files of requirements/
+lock:  ## write the lock files in requirements/; needs uv
 	$(LOCK) pyproject.toml --extra cpu --extra s3 --extra dev --output-file requirements/dev.txt
 	$(LOCK) pyproject.toml --extra cpu --extra s3 --constraint requirements/dev.txt --output-file requirements/cpu.txt
 	$(LOCK) pyproject.toml --extra gpu --extra s3 --constraint requirements/dev.txt --output-file requirements/gpu.txt
 	$(LOCK) requirements/lint.in --output-file requirements/lint.txt
 
-clean:  ## remove the environments and the demo
+clean:  ## remove the virtual environments and the demo
 	rm -rf .venv .venv-lint .venv-user demo-run

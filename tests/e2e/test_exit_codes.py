@@ -294,8 +294,8 @@ MISTAKES = [
     ("TF_CONFIG nested", "run --data photos --out none", {"TF_CONFIG": "[" * 100_000}, "TF_CONFIG cannot be read"),
     ("a pod without a number", "run --data photos --out none", {"JOB_COMPLETION_INDEX": "first"}, "not a number"),
     ("model.json a pipe", "predict --model models/pipe --data photos --out a.csv", {}, "no model.json in it"),
-    ("model.json a list", "predict --model models/list --data photos --out a.csv", {}, "incomplete or not from this job"),
-    ("model.json an empty object", "predict --model models/object --data photos --out a.csv", {}, "incomplete or not from this job"),
+    ("model.json a list", "predict --model models/list --data photos --out a.csv", {}, "not from this job"),
+    ("model.json an empty object", "predict --model models/object --data photos --out a.csv", {}, "not from this job"),
     ("no saved_model.pb", "predict --model models/graphless --data photos --out a.csv", {}, "cannot load its graph"),
     (
         "an external link in weights",

@@ -9,7 +9,7 @@ from job.storage.ledger import MARK
 def test_answer_does_not_go_into_an_output_under_a_name_that_the_job_writes(tmp_path, name):
     (tmp_path / "run" / name).parent.mkdir(parents=True)
     (tmp_path / "run" / MARK).touch()
-    with pytest.raises(UsageError, match=r"lies in the output of a run, .*/run, .* Give another place"):
+    with pytest.raises(UsageError, match=r"lies in the output of a run, .*/run, .* Give another name"):
         place(str(tmp_path / "run" / name), overwrite=True, model=str(tmp_path / "model"), data=str(tmp_path / "data"))
 
 
