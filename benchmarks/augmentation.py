@@ -1,7 +1,7 @@
-"""What a random view costs: the batched engine, TensorFlow's own warp, and Keras' ImageDataGenerator.
+"""Cost of a random view: the batched engine, TensorFlow's own warp, and Keras' ImageDataGenerator.
 
-Photos of ../shared/data/flowers, decoded once, go through each way in turn, several times; uint8 arrays in, float32
-arrays out, with the drawing. Nothing else of the job is in it.
+Each engine gets the same decoded photos of ../shared/data/flowers as uint8 arrays, and makes random views as float32 arrays.
+The engines take turns, for several rounds.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def photos_of(count: int, size: int) -> np.ndarray:
 
 
 def ways_of(arguments: dict, photos: np.ndarray) -> dict[str, Way]:
-    """Each takes the number of the round and gives one view of each photo."""
+    """Return functions that take the number of a pass and return one view of each photo."""
     import tensorflow as tf
 
     size, keys = photos.shape[1], np.arange(len(photos), dtype=np.uint64)
@@ -88,10 +88,10 @@ def ways_of(arguments: dict, photos: np.ndarray) -> dict[str, Way]:
 
 
 def measure(ways: dict[str, Way], rounds: int, repeats: int) -> dict[str, list[tuple[float, float]]]:
-    """Wall and CPU seconds of one pass, for each way and round; a fast way repeats its passes within a round."""
+    """Return wall and CPU seconds of one pass for each engine and round. Fast engines do several passes per round."""
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for way in ways.values():
-        way(0)  # Tracing and compiling.
+        way(0)  # Traces and compiles.
     for number in range(rounds):
         for name, way in ways.items():
             passes = 1 if "generator" in name.lower() else repeats

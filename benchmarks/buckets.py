@@ -1,9 +1,10 @@
-"""Photos in a bucket 30 ms away: `python -m benchmarks.buckets`.
+"""Speed of reading photos from a bucket with 30 ms latency: `python -m benchmarks.buckets`.
 
-1,000 crops of ../shared/data/flowers (96 x 96, JPEG quality 92, about 5 kB) lie in the emulator of the tests, which answers
-each request 30 ms late and shares the two cores. They are read by a loop over google-cloud-storage as its documentation has
-it (60 of them), by the source in one process, and by the whole intake in a fresh process with two decode processes, from
-before the listing to the published table. The same intake of the same files from a local folder shows what decoding allows.
+The emulator of the tests holds 1,000 crops of ../shared/data/flowers (96 x 96, JPEG quality 92, about 5 kB). It delays each
+answer by 30 ms and runs on the same two cores. The crops are read in three ways: 60 of them by a sequential loop, as in the
+documentation of google-cloud-storage; all by the job's source in one process; and all by the whole intake in a fresh process
+with two decode processes, timed from the listing to the published table. The same intake from a local folder is the limit
+that decoding sets.
 """
 
 import argparse
@@ -34,14 +35,14 @@ ROOT = Path(__file__).parent.parent
 FLOWERS = SHARED / "data" / "flowers"
 LATENCY_S, NUM_PHOTOS, NUM_IN_LOOP, NUM_PROCESSES = 0.03, 1000, 60, 2
 CROP_PX, QUALITY = 96, 92
-WANTED = 15  # Times the rate of the loop.
+WANTED = 15  # The goal: this many times the rate of the sequential loop.
 THREADS_TRIED = (4, 8, 16, 32, 48)
 
 Numbers = dict[str, float]
 
 
 def loop(uri: str) -> Numbers:
-    """One object after the other, as the documentation of google-cloud-storage has it."""
+    """Read one object after the other, as in the documentation of google-cloud-storage."""
     from google.cloud.storage import Client
 
     bucket_name, _, prefix = uri.partition("://")[2].partition("/")
@@ -64,7 +65,7 @@ def one_process(uri: str, threads: int) -> Numbers:
 
 
 def intake(data: str, threads: int) -> Numbers:
-    """The stage in a fresh process: `intake_part`."""
+    """Run `intake_part` in a fresh process."""
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, "-m", "benchmarks.buckets", "--intake", data, out, str(threads)]
         done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
@@ -109,7 +110,7 @@ def _since(begun: tuple[float, float], num_photos: int, cpu_s_elsewhere: float =
 
 @contextmanager
 def emulator() -> Iterator[tuple[GoogleBed, str, Path]]:
-    """The emulator, the URI of the photos in it, and a folder with the same photos."""
+    """Yield the emulator, the URI of the photos in it, and a folder with the same photos."""
     with tempfile.TemporaryDirectory() as scratch, started("tests.clouds.google") as url:
         bed = GoogleBed(url)
         uri = f"{bed.bucket()}/photos"
@@ -123,7 +124,7 @@ def emulator() -> Iterator[tuple[GoogleBed, str, Path]]:
 
 
 def crops() -> Iterator[tuple[str, bytes]]:
-    """Names in five class folders, and the bytes: from the middle of each photo, and then from its corners."""
+    """Return the bytes of each crop by its name in five class folders. Crops are from the middle and corners of photos."""
     photos = sorted(FLOWERS.rglob("*.jpg"))
     for number in range(NUM_PHOTOS):
         turn, which = divmod(number, len(photos))
@@ -136,7 +137,7 @@ def crops() -> Iterator[tuple[str, bytes]]:
 
 
 def measure(rounds: int) -> tuple[list[str], float]:
-    """The lines of the report, and the rate of the intake as a multiple of the loop's."""
+    """Return the lines of the report, and the rate of the intake as a multiple of the loop's rate."""
     found: dict[str, list[Numbers]] = {}
     with emulator() as (_, uri, folder):
         mean_kb = statistics.mean(file.stat().st_size for file in folder.rglob("*.jpg")) / 1000

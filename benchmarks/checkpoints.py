@@ -1,7 +1,7 @@
-"""What a checkpoint costs: the pause of the training that it is taken from, and the work of the thread that writes it.
+"""Cost of a checkpoint: the pause of the training, and the time of the thread that writes it.
 
-Saved from real trainers of two sizes, ten times each, after a step each time. The share is of the default interval, 30 s,
-as if none of the thread's work were hidden behind the training's.
+Trainers of two sizes save ten checkpoints each, one after every step. The share is that of the default interval (30 s). It
+includes the time of the thread, although training continues meanwhile.
 """
 
 import datetime

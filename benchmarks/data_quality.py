@@ -1,7 +1,7 @@
-"""What the job finds that is wrong with data, on real photos with planted and natural faults. `make bench` runs it, too.
+"""Faults in data that the job finds, on real photos with planted and natural faults. `make bench` runs it, too.
 
-Odd files (hostile), duplicates and leaks (flowers), wrong labels (planted in trashnet, flowers and tiny-flowers) and
-shortcuts (planted in flowers). One process at a time; the result is a table in benchmarks/results/.
+The faults are damaged and odd files (hostile), duplicates and leaks (flowers), planted wrong labels (trashnet, flowers,
+tiny-flowers) and planted shortcuts (flowers). One process runs at a time. The result is a table in benchmarks/results/.
 """
 
 import argparse

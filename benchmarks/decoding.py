@@ -1,8 +1,8 @@
-"""Intake per core against bare libjpeg-turbo on the same bytes: `python -m benchmarks.decoding`.
+"""CPU time of intake compared with bare libjpeg-turbo on the same bytes: `python -m benchmarks.decoding`.
 
-Photos of ../shared/data/flowers are brought to 256x192, 500x375 and 4000x3000 (JPEG quality 90, 4:2:0). The bare loop calls
-`simplejpeg.decode_jpeg`, scaled while decoding as far as the stored size allows, and nothing else. Against it stand the
-decoder with the SHA-256 of the bytes, both in this process, and the real intake in a fresh process with one worker.
+Photos of ../shared/data/flowers are resized to 256x192, 500x375 and 4000x3000 (JPEG quality 90, 4:2:0). The bare loop only
+calls `simplejpeg.decode_jpeg`, which scales during decoding as far as the stored size allows. It is compared with the job's
+decoder and SHA-256 in this process, and with the real intake in a fresh process with one worker.
 """
 
 import argparse
@@ -25,14 +25,16 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 FLOWERS = ROOT.parent / "shared" / "data" / "flowers"
-PHOTOS = {(256, 192): 400, (500, 375): 400, (4000, 3000): 60}  # Width and height, and how many of them.
+PHOTOS = {(256, 192): 400, (500, 375): 400, (4000, 3000): 60}  # Width and height: number of photos.
 STORED_PX = (160, 224)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement: CPU milliseconds a photo by round. `start_ms` is the part of an intake that no photo is to blame for,
-    CPU milliseconds in all; it is not in `job_ms`."""
+    """CPU milliseconds per photo, for each round.
+
+    `start_ms` is the fixed cost of an intake in CPU milliseconds. `job_ms` does not include it.
+    """
 
     what: str
     size: tuple[int, int]
@@ -48,7 +50,7 @@ class Row:
 
 
 def measure(rounds: int = 7) -> list[Row]:
-    """Raises FileNotFoundError where the photos are missing. Takes some minutes and one core."""
+    """Measure all sizes. This takes some minutes on one core. Raises: FileNotFoundError, if the photos are missing."""
     rows = []
     for size, count in PHOTOS.items():
         photos = make_photos(size, count)
@@ -103,7 +105,7 @@ def _digest_and_decode(stored_px: int) -> Callable[[bytes], object]:
 
 
 def _cpu_ms(work: Callable[[bytes], object], photos: list[bytes]) -> float:
-    """A photo."""
+    """Return CPU milliseconds per photo."""
     started = time.process_time()
     for photo in photos:
         work(photo)
@@ -111,7 +113,7 @@ def _cpu_ms(work: Callable[[bytes], object], photos: list[bytes]) -> float:
 
 
 def _intake_cpu_ms(folder: Path, stored_px: int) -> float:
-    """In all: main process, from before the listing to the published table, and worker; not the start of Python."""
+    """Return CPU milliseconds of a whole intake: main process and worker, without the start of Python."""
     with tempfile.TemporaryDirectory(dir=folder.parent) as out:
         command = [sys.executable, "-m", "benchmarks.decoding", "--intake", folder, out, stored_px]
         process = subprocess.run([*map(str, command)], cwd=ROOT, check=True, capture_output=True, text=True)

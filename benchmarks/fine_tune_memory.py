@@ -1,7 +1,7 @@
-"""Does fine-tuning's memory grow with the number of photos? Stores of 5,000 to 60,000 photos, two views each.
+"""Memory of fine-tuning by the number of photos: stores of 5,000 to 60,000 photos with two views each.
 
-A process for each size. The activations are random numbers of the shape of MobileNetV2 0.35's at 160 px; 150 steps of 64
-examples from anywhere in the store, then the logits of a fifth of it.
+Each size runs in its own process. The activations are random numbers, in the shape of MobileNetV2 0.35 at 160 px. A process
+does 150 steps of 64 random examples, then computes the logits of a fifth of the store.
 """
 
 import argparse
@@ -24,7 +24,7 @@ BATCH_SIZE, NUM_CLASSES, NUM_STEPS = 64, 5, 150
 
 
 def train(count: int, folder: Path) -> dict[str, float]:
-    """Steps over all of the store, each on rows from anywhere in it; memory as it grows from the tenth step on."""
+    """Train on random rows of the store. Return the growth of memory after the tenth step."""
     from job.cluster.devices import Devices
     from job.config import BackboneConfig
     from job.model.heads import Head, smoothed_one_hot
@@ -70,7 +70,7 @@ def train(count: int, folder: Path) -> dict[str, float]:
 
 
 class _Peaks:
-    """The most memory of the process's own (not pages of files, which the kernel takes back), over the start."""
+    """Peak of this process's own memory above its start. Pages of files do not count, because the kernel can free them."""
 
     def start(self) -> None:
         self._first, self._most, self._on = _own_mb(), 0.0, True

@@ -1,8 +1,8 @@
-"""On GPUs: forward pass, extraction, fine-tuning step and augmentation of the job, each beside its bare limit.
+"""Speed on a GPU: forward pass, extraction, fine-tuning step and augmentation, each compared with its bare limit.
 
-Arrays in memory, random weights, nothing but the library's own parts: it needs no photos and no network. The job chooses XLA
-and float32 by itself; the bare limits are measured with XLA off and on, in float32 and in mixed bfloat16. Where there is no
-GPU the result says so instead of a number (`--try-on-cpu` runs the code all the same, on next to nothing).
+It uses arrays in memory and random weights, so it needs no photos and no network. The job chooses XLA and the precision
+itself. The bare limits are measured with XLA off and on, in float32 and in mixed bfloat16. Without a GPU the result says so
+instead of giving numbers; `--try-on-cpu` then runs the code on tiny inputs.
 """
 
 import argparse
@@ -27,7 +27,9 @@ BATCH_SIZES = (64, 256)
 PRECISIONS = ("float32", "mixed_bfloat16")
 NUM_BATCHES = 4
 
-Case = tuple[str, str, str, Callable[[], dict[str, Callable[[], int]]]]  # What, precision, XLA, and what makes the works.
+Case = tuple[
+    str, str, str, Callable[[], dict[str, Callable[[], int]]]
+]  # Name, precision, XLA, function that makes the work.
 
 
 def cases(config: BackboneConfig, network: Any, image_size: int, batch_size: int, jits: tuple[bool, ...]) -> Iterator[Case]:
@@ -35,7 +37,7 @@ def cases(config: BackboneConfig, network: Any, image_size: int, batch_size: int
 
     shape = (NUM_BATCHES * batch_size, image_size, image_size, 3)
     pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    own = "on" if jits[-1] else "off"  # What Trainer chooses.
+    own = "on" if jits[-1] else "off"  # The choice of Trainer.
     activations = activations_of(network, pixels, batch_size)
 
     def under(precision: str, make: Callable[[], Any]) -> Any:
@@ -65,7 +67,7 @@ def cases(config: BackboneConfig, network: Any, image_size: int, batch_size: int
 
 
 def augmentation(network: Any, pixels_NHWC: np.ndarray, batch_size: int, *, forward: bool) -> dict[str, Callable[[], int]]:
-    """The drawing of views and the engine on the device, as the extract stage does; with `forward` the network behind it."""
+    """Make random views on the device, as the extract stage does; with `forward`, run the network on them, too."""
     import tensorflow as tf
 
     from job.train.feed import run_batches
@@ -74,7 +76,7 @@ def augmentation(network: Any, pixels_NHWC: np.ndarray, batch_size: int, *, forw
     keys, views = np.arange(len(pixels_NHWC), dtype=np.uint64), np.ones(len(pixels_NHWC), np.int64)
 
     def only_views(*batch: Any) -> Any:
-        return (tf.reduce_mean(engine.device(*batch), axis=(1, 2, 3)),)  # Pictures would have to be fetched.
+        return (tf.reduce_mean(engine.device(*batch), axis=(1, 2, 3)),)  # Means, because fetching pictures would take time.
 
     def load(numbers: np.ndarray) -> tuple[np.ndarray, ...]:
         return engine.host(pixels_NHWC[numbers], keys[numbers], views[numbers])
@@ -89,7 +91,7 @@ def augmentation(network: Any, pixels_NHWC: np.ndarray, batch_size: int, *, forw
 
 
 def rows(backbone: str, image_size: int, batch_size: int, *, on_gpu: bool, rounds: int, seconds: float) -> Iterator[str]:
-    """One line for each case, as it is measured."""
+    """Yield one line for each case as soon as it is measured."""
     import tensorflow as tf
 
     from job.cluster.devices import Devices
@@ -102,7 +104,7 @@ def rows(backbone: str, image_size: int, batch_size: int, *, on_gpu: bool, round
             tf.config.experimental.reset_memory_stats("GPU:0")
         try:
             measured = in_turn(make(), rounds, seconds)
-        except tf.errors.OpError as error:  # Out of memory, or nothing that XLA can compile: the others go on.
+        except tf.errors.OpError as error:  # Out of memory, or XLA cannot compile it. Continue.
             yield f"| {backbone} | {batch_size} | {what} | - | {precision} | {xla} | failed: {type(error).__name__} | - |"
             continue
         peak_mb = f"{tf.config.experimental.get_memory_info('GPU:0')['peak'] / 2**20:,.0f}" if on_gpu else "-"

@@ -1,10 +1,10 @@
-"""Bare limits on arrays in memory, and beside each what the job makes of it, in turn in one process.
+"""Bare limits on arrays in memory, each compared with the same work in the job. Both take turns in one process.
 
 forward  the backbone's forward pass: the Keras model in a tf.function, and the same graph with its variables as constants
 step     one optimizer step of the layers above the job's cut with the head: a plain Keras optimizer in a tf.function
-decode   libjpeg-turbo (simplejpeg), scaled while decoding and nothing else, on photos of 500x375 and of 12 megapixels
+decode   only libjpeg-turbo (simplejpeg), which scales while decoding, on photos of 500x375 and of 12 megapixels
 
-`side_by_side` starts each part in a process of its own; `gpu` uses the first two for every backbone.
+`side_by_side` runs each part in its own process. `gpu` uses the first two for every backbone.
 """
 
 import argparse
@@ -26,18 +26,18 @@ from job.runtime.telemetry import Telemetry
 from job.train.recipe import Recipe
 
 PARTS = ("forward", "step", "decode")
-DECODED_SIZES = {"500x375": ((500, 375), 60), "4000x3000": ((4000, 3000), 6)}  # Width and height, and how many photos.
+DECODED_SIZES = {"500x375": ((500, 375), 60), "4000x3000": ((4000, 3000), 6)}  # Width and height, number of photos.
 JPEG_QUALITY = 90
 NUM_CLASSES, NUM_PHOTOS = 5, 512
 
-Works = dict[str, Callable[[], int]]  # Each call does some photos and says how many.
+Works = dict[str, Callable[[], int]]  # Each call processes some photos and returns their number.
 Rounds = dict[str, list[dict[str, float]]]
 
 
 def in_turn(works: Works, rounds: int, seconds: float) -> Rounds:
-    """Each of the works for at least so many seconds, one after the other, again and again: noise meets all of them."""
+    """Run the works in turn, each for at least this many seconds per round, so that noise affects all of them."""
     for work in works.values():
-        work()  # Traces, and fills what is filled once.
+        work()  # Traces, and fills caches.
     measured: Rounds = {name: [] for name in works}
     for _ in range(rounds):
         for name, work in works.items():
@@ -55,7 +55,7 @@ def rules_of(image_size: int) -> DecodeRules:
 
 
 def photos_in_memory(folder: Path, image_size: int, count: int = NUM_PHOTOS) -> np.ndarray:
-    """Photos from all over the folder, decoded as the job does, uint8 of shape (count, S, S, 3)."""
+    """Return photos spread over the folder, decoded as the job does, uint8 (count, S, S, 3)."""
     paths = sorted(folder.rglob("*.jpg"))
     rules = rules_of(image_size)
     chosen = [paths[k] for k in np.linspace(0, len(paths) - 1, min(count, len(paths))).astype(int)]
@@ -64,7 +64,7 @@ def photos_in_memory(folder: Path, image_size: int, count: int = NUM_PHOTOS) -> 
 
 
 def bare_forward(config: BackboneConfig, pixels_NHWC: np.ndarray, batch_size: int, *, jit: bool = False) -> Works:
-    """`keras` and, where nothing is compiled, `constants`: photos in memory to features."""
+    """Return the forward passes `keras` and, unless XLA compiles, `constants`: photos in memory to features."""
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
@@ -95,7 +95,7 @@ def bare_forward(config: BackboneConfig, pixels_NHWC: np.ndarray, batch_size: in
 
 
 def job_forward(network: Any, pixels_NHWC: np.ndarray, batch_size: int) -> Works:
-    """As the extract stage does without augmentation: arrays in, activations at the cut and features out."""
+    """Return the forward pass of the extract stage without augmentation: arrays to activations at the cut and features."""
     step = network.compiled()
 
     def run() -> int:
@@ -105,7 +105,7 @@ def job_forward(network: Any, pixels_NHWC: np.ndarray, batch_size: int) -> Works
 
 
 def activations_of(network: Any, pixels_NHWC: np.ndarray, batch_size: int) -> np.ndarray:
-    """At the cut, float16."""
+    """Return random activations at the cut, float16."""
     return np.concatenate([a for a, _ in _through(network, network.compiled(), pixels_NHWC, batch_size)])
 
 
@@ -121,7 +121,7 @@ def _through(network: Any, step: Callable[..., Any], pixels_NHWC: np.ndarray, ba
 def bare_step(
     config: BackboneConfig, image_size: int, activations_NHWC: np.ndarray, batch_size: int, *, jit: bool = False
 ) -> Works:
-    """Forward, backward and AdamW for the layers above the job's cut and a head, on float32 tensors in memory."""
+    """Return a plain training step of the layers above the job's cut and a head, on float32 tensors in memory."""
     import keras
     import tensorflow as tf
 
@@ -159,7 +159,7 @@ def bare_step(
 
 
 class _InMemory:
-    """The trainer's inputs: activations that lie in memory as they come from the store."""
+    """Inputs of the trainer: activations in memory, in the form in which the store gives them."""
 
     def __init__(self, activations_NHWC: np.ndarray) -> None:
         self._activations_NHWC = activations_NHWC
@@ -172,7 +172,7 @@ class _InMemory:
 
 
 def job_step(network: Any, activations_NHWC: np.ndarray, batch_size: int, precision: str = "float32") -> Works:
-    """As the fine-tuning stage does, from float16 arrays in memory."""
+    """Return the training step of the fine-tuning stage, on float16 arrays in memory."""
     from job.model.heads import Head
     from job.train.loop import Trainer
     from job.train.schedule import Schedule
@@ -206,7 +206,7 @@ def job_step(network: Any, activations_NHWC: np.ndarray, batch_size: int, precis
 
 
 def decode_works(folder: Path, size: tuple[int, int], count: int, image_size: int) -> Works:
-    """`bare`: the scaled decode alone. `job`: SHA-256, the canonical decoder with its checks, resize and perceptual hash."""
+    """Return `bare`, which only decodes, and `job`: SHA-256, decoder with its checks, resize and perceptual hash."""
     payloads = enlarged(folder, size, count)
     rules = rules_of(image_size)
     reduction = jpeg_reduction(size, (image_size, image_size))
@@ -227,7 +227,7 @@ def decode_works(folder: Path, size: tuple[int, int], count: int, image_size: in
 
 
 def enlarged(folder: Path, size: tuple[int, int], count: int) -> list[bytes]:
-    """JPEG files of this width and height, made of landscape photos from all over the folder."""
+    """Return JPEG files of this width and height, made of landscape photos spread over the folder."""
     paths = sorted(folder.rglob("*.jpg"))
     payloads: list[bytes] = []
     for k in np.random.default_rng(0).permutation(len(paths)):
@@ -243,12 +243,12 @@ def enlarged(folder: Path, size: tuple[int, int], count: int) -> list[bytes]:
 
 
 def _batches(rows: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Full ones only."""
+    """Return the full batches of an array, without the rest."""
     return [rows[start : start + batch_size] for start in range(0, len(rows) - batch_size + 1, batch_size)]
 
 
 def _targets(count: int) -> np.ndarray:
-    """Smoothed, so that gradients stay of the size that they have in training."""
+    """Return smoothed random targets, so that gradients are as large as in training."""
     from job.model.heads import smoothed_one_hot
 
     return smoothed_one_hot(np.arange(count) % NUM_CLASSES, NUM_CLASSES, FineTuneConfig().label_smoothing).astype(np.float32)
@@ -257,7 +257,7 @@ def _targets(count: int) -> np.ndarray:
 def measure(
     part: str, config: BackboneConfig, image_size: int, data: Path, rounds: int, seconds: float
 ) -> dict[str, Rounds]:
-    """The rounds of each comparison of this part."""
+    """Return the rounds of each comparison of this part."""
     if part == "decode":
         return {
             name: in_turn(decode_works(data, size, count, image_size), rounds, seconds)

@@ -1,4 +1,4 @@
-"""A process and all that it starts, with the seconds and the memory they took; and on which machine."""
+"""Time and memory of a process and of all processes that it starts, and a description of the machine."""
 
 import ctypes
 import os
@@ -27,12 +27,12 @@ def machine() -> str:
 
 
 def run_measured(command: list[Any]) -> dict[str, float]:
-    """Run to the end, and wait for every process that it leaves behind.
+    """Run a command to its end, and wait for all processes that it leaves behind.
 
     `wall_s` until the command itself ends, `cpu_s` of all processes as the kernel counts them, `peak_mb` of the largest one,
     `peak_together_mb` of all at the same time (shared pages counted once, looked at every second).
     """
-    # Orphans become this process's children, so that their seconds are counted: a fork server's workers are its children.
+    # Orphans become children of this process, so that their CPU time is counted, for example workers of a fork server.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     with tempfile.TemporaryFile("w+") as said, _MemoryWatch() as memory:
@@ -41,7 +41,7 @@ def run_measured(command: list[Any]) -> dict[str, float]:
             list(map(str, command)), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=said
         )
         _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)  # Popen is told, because nobody else can ask any more.
+        process.returncode = os.waitstatus_to_exitcode(status)  # Popen cannot get it any more, so it is set here.
         wall_s = time.monotonic() - started
         usages = [usage, *_orphans()]
         if process.returncode:
@@ -56,7 +56,7 @@ def run_measured(command: list[Any]) -> dict[str, float]:
 
 
 def _orphans() -> list[Any]:
-    """What the processes used that outlived the command."""
+    """Return the resources used by processes that outlived the command."""
     usages = []
     deadline = time.monotonic() + _ORPHANS_TIMEOUT_S
     while time.monotonic() < deadline:
@@ -72,7 +72,7 @@ def _orphans() -> list[Any]:
 
 
 class _MemoryWatch(threading.Thread):
-    """Adds up the memory of all descendants of this process, once a second."""
+    """Peak of the memory of all descendants of this process, summed up once a second."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -109,6 +109,6 @@ def _descendants(ancestor: int) -> list[int]:
 def _proportional_mb(pid: int) -> float:
     try:
         found = re.search(r"^Pss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
-    except OSError:  # It has ended.
+    except OSError:  # The process has ended.
         return 0.0
     return int(found[1]) / 1024 if found else 0.0

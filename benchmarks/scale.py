@@ -1,9 +1,9 @@
-"""How intake, duplicates and neighbours grow: 5,000 to 60,000 small pictures on two cores.
+"""Time and memory of intake, duplicates and neighbours by the number of photos: 5,000 to 60,000 small pictures.
 
-Crops of ../shared/data/flowers (128 x 128, JPEG quality 85, seeded) are decoded by a bare loop, two plain processes that
-read their half of the files and call job.decoding.decode.decode and nothing else, and by the real intake in a fresh process
-with a fresh output directory, in turn, several times. Both are timed from the moment the modules are imported: intake
-from before the listing, with the start of its workers, to the published table and store.
+Crops of ../shared/data/flowers (128 x 128, JPEG quality 85, seeded) are decoded in two ways, which take turns for several
+rounds. The bare loop is two processes that each read half of the files and only call job.decoding.decode.decode. The other
+way is the real intake, in a fresh process with a fresh output directory. Both are timed after the imports. The intake is
+timed from the listing and the start of its workers to the published table and store.
 """
 
 import argparse
@@ -33,7 +33,7 @@ Numbers = dict[str, Any]
 
 
 def make_crops(folder: Path, count: int, seed: int = 0) -> list[Path]:
-    """Every photo gives about the same number of crops; crop k lies in class folder k mod 5."""
+    """Make about the same number of crops from each photo. Crop k is in class folder k mod 5."""
     rng = np.random.default_rng(seed)
     photos = sorted(FLOWERS.rglob("*.jpg"))
     crops = [folder / f"class-{k % NUM_CLASSES}" / f"crop-{k:06d}.jpg" for k in range(count)]
@@ -49,7 +49,7 @@ def make_crops(folder: Path, count: int, seed: int = 0) -> list[Path]:
 
 
 def subset(crops: list[Path], folder: Path, count: int) -> Path:
-    """A folder with the first of the crops."""
+    """Make a folder with the first crops."""
     for crop in crops[:count]:
         link = folder / crop.parent.name / crop.name
         link.parent.mkdir(parents=True, exist_ok=True)
@@ -57,11 +57,11 @@ def subset(crops: list[Path], folder: Path, count: int) -> Path:
     return folder
 
 
-# What runs in processes of its own. Each prints one line of JSON.
+# The parts. Each runs in its own process and prints one line of JSON.
 
 
 def bare_part(folder: str, part: str) -> Numbers:
-    """Read and decode every second file, from the moment that a line comes in."""
+    """Read and decode every second file, after a line has arrived on standard input."""
     from job.config import IntakeConfig
     from job.decoding.decode import DecodeRules, decode
 
@@ -119,7 +119,7 @@ def intake_part(folder: str, out: str) -> Numbers:
 
 
 def split_part(out: str) -> Numbers:
-    """What split does about copies, over the photos that intake left in `out`."""
+    """Find copies as the split stage does, among the photos that intake left in `out`."""
     from job.data.duplicates import confirmed, group_ids, near_pairs
     from job.runtime.context import Context
     from job.runtime.telemetry import Telemetry
@@ -146,7 +146,7 @@ def split_part(out: str) -> Numbers:
 
 
 def nearest_part(count: str) -> Numbers:
-    """Clustered unit vectors of 256 dimensions, one in ten of them a near copy of another, through neighbours.nearest."""
+    """Run neighbours.nearest on clustered unit vectors of 256 dimensions, of which one in ten is a near copy of another."""
     from job.data.neighbours import nearest
 
     rng = np.random.default_rng(0)
@@ -193,7 +193,7 @@ def bare(folder: Path) -> Numbers:
 
 
 def real(folder: Path, out: Path) -> Numbers:
-    """The intake, with the memory of its workers as seen from outside."""
+    """Run the intake, and measure the memory of its workers from outside."""
     started = time.monotonic()
     command = [sys.executable, __file__, "--part", "intake", str(folder), str(out)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
@@ -216,7 +216,7 @@ def real(folder: Path, out: Path) -> Numbers:
 
 
 def _session(leader: int) -> list[str]:
-    """The processes of a session, without its leader."""
+    """Return the processes of a session without its leader."""
     found = []
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -241,7 +241,7 @@ def median_and_spread(values: list[float], digits: int) -> str:
 
 
 def exponent(sizes: list[int], seconds: list[float]) -> str:
-    """Of the power of the count with which the time grows, between each two sizes and from the first to the last."""
+    """Return k such that the time grows like (number of photos)^k, between neighbouring sizes and from first to last."""
     pairs = [*zip(range(len(sizes) - 1), range(1, len(sizes)), strict=True), (0, len(sizes) - 1)]
     powers = [math.log(seconds[b] / seconds[a]) / math.log(sizes[b] / sizes[a]) for a, b in pairs if b > a]
     return ", ".join(f"{p:.2f}" for p in powers[:-1]) + f"; {powers[-1]:.2f} overall" if powers else "-"
@@ -304,8 +304,8 @@ def measure(scratch: Path, sizes: list[int], num_rounds: list[int]) -> list[str]
         folder = scratch / f"{size}" if size == max(sizes) else subset(crops, scratch / f"{size}", size)
         for _ in range(rounds_here):
             with tempfile.TemporaryDirectory(dir=scratch) as out:
-                os.sync()  # What was written before is not to be paid for in here,
-                for crop in crops[:size]:  # nor is the disk: both loops find the files in memory.
+                os.sync()  # Earlier writes must not slow this part down.
+                for crop in crops[:size]:  # Read the files once, so that both ways find them in memory.
                     crop.read_bytes()
                 rounds[size].append((bare(folder), real(folder, Path(out))))
                 if size not in splits:
@@ -348,7 +348,7 @@ def main() -> None:
         return
     if not FLOWERS.is_dir():
         raise SystemExit(f"{FLOWERS} is missing: the benchmark needs real photos.")
-    from benchmarks.measured import machine  # The parts run as a script, which has no package around it.
+    from benchmarks.measured import machine  # Here, because the parts run as a script, without the package.
 
     num_cores = len(os.sched_getaffinity(0))
     lines = ["# Scale: intake, duplicates, neighbours", ""]

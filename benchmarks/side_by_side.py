@@ -1,8 +1,8 @@
-"""The job beside others' recipes and beside bare limits: same photos, same weights, same machine, same run. `make bench`.
+"""The job compared with other recipes and with bare limits, on the same photos, weights and machine. `make bench` runs it.
 
-One process at a time; the parts take turns in every repetition, so that noise meets all of them. What is measured goes into
-benchmarks/results/side_by_side_MACHINE_DATE.json at once and is drawn as a table beside it, ratios first. `--only` measures
-some parts again and keeps the others.
+One process runs at a time. The parts take turns in every repetition, so that noise affects all of them. Each measurement is
+written at once to benchmarks/results/side_by_side_MACHINE_DATE.json; a table is written beside it. `--only` measures some
+parts again and keeps the others.
 """
 
 import argparse
@@ -26,15 +26,15 @@ from job.data.examples import Examples
 from job.pipeline.table import STAGES
 
 RESULTS = ROOT / "benchmarks" / "results"
-_ONCE = ("b", "c")  # They take long, and their distance is far beyond the noise.
-_LETTER = {"train": "t", "val": "v", "test": "h"}  # Of a row of examples.parquet; "-" where it is no example.
+_ONCE = ("b", "c")  # They take long, and the differences are much larger than the noise.
+_LETTER = {"train": "t", "val": "v", "test": "h"}  # The split of a row of examples.parquet; "-" if it is no example.
 
 Run = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Size:
-    """What is measured on what. A peer that runs fewer epochs than it is meant to is extrapolated."""
+    """A part of the benchmark and its data. A peer that runs fewer epochs than its recipe says is extrapolated."""
 
     name: str
     data: str
@@ -43,7 +43,7 @@ class Size:
     image_size: int
     epochs: int = 10
     epochs_run: int = 10
-    once: bool = False  # However many repetitions are asked for.
+    once: bool = False  # Run only in the first repetition.
     settings: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
 
@@ -88,7 +88,7 @@ SMALL, LARGE, QUICK = SIZES.values()
 
 
 def run_job(size: Size, seed: int, settings: list[str], scratch: Path) -> Run:
-    """The whole job, from the folder to the exported model and the report, into a fresh folder."""
+    """Run the whole job, from the folder of photos to the exported model and the report, in a fresh folder."""
     out = scratch / "out"
     settings = [f"intake.image_size={size.image_size}", f"backbone.alpha={size.alpha}", *size.settings, *settings]
     command = [sys.executable, "-m", "job", "run", "--data", size.folder, "--out", out]
@@ -115,7 +115,7 @@ def run_job(size: Size, seed: int, settings: list[str], scratch: Path) -> Run:
 
 
 def run_peer(size: Size, recipe: str, job: Run, scratch: Path) -> Run:
-    """A recipe on the job's own training, validation and held-out photos."""
+    """Run a recipe on the job's training, validation and test photos."""
     folder, out = scratch / "photos", scratch / "result.json"
     held_out, class_names = link_photos(size.folder, job["split"], folder)
     command = [sys.executable, "-m", "benchmarks.peers", recipe, "--folder", folder, *size.network()]
@@ -134,7 +134,7 @@ def run_peer(size: Size, recipe: str, job: Run, scratch: Path) -> Run:
 
 
 def link_photos(data: Path, split: str, folder: Path) -> tuple[list[str], tuple[str, ...]]:
-    """Links to the job's photos as train/, val/ and test/ with a folder for each class, as the peers want them.
+    """Make folders train/, val/ and test/ with class folders for the recipes, with links to the job's photos.
 
     Returns the names of the links of the held-out photos, in order, and the class names.
     """
@@ -169,13 +169,13 @@ def measure(size: Size, parts: list[str], repetitions: int, settings: list[str],
     results = json.loads(file.read_text()) if file.exists() else {"machine": machine(), "sizes": {}}
     runs: dict[str, dict[str, Run]] = results["sizes"].setdefault(size.name, {})
     for path in sorted(p for p in size.folder.rglob("*") if p.is_file()):
-        path.read_bytes()  # So that no part finds the disk colder than another.
+        path.read_bytes()  # Read the photos once, so that every part finds them in memory.
     for repetition in range(1 if size.once else repetitions):
         for part in parts:
             if repetition and part in _ONCE:
                 continue
             with tempfile.TemporaryDirectory() as folder:
-                os.sync()  # What one part wrote is not to be paid for by the next.
+                os.sync()  # The writes of one part must not slow down the next.
                 if part == "job":
                     run = run_job(size, repetition, settings, Path(folder))
                 elif part in PEERS:
@@ -198,7 +198,7 @@ def revision() -> str:
 
 
 def _numbers(labels: list[str], class_names: tuple[str, ...]) -> str:
-    """Class numbers in one string, because a list takes a line for each in the JSON file."""
+    """Join class numbers into one string, because the JSON file would have a line for each number of a list."""
     number = {name: str(k) for k, name in enumerate(class_names)}
     return " ".join(number[label] for label in labels)
 

@@ -1,4 +1,4 @@
-"""What `side_by_side` measured, as a table: ratios first, then what they are made of, then what stands behind each line."""
+"""The results of `side_by_side` as tables: ratios, then the measurements behind them, then an explanation of each line."""
 
 import statistics
 from collections.abc import Callable, Iterable
@@ -18,7 +18,7 @@ TRAINING = ("extract", "head", "fine_tune")
 RESAMPLES = 2000
 _KINDS = {"cpu_s": "CPU", "wall_s": "wall"}
 
-Runs = dict[str, dict[str, Any]]  # Of one part, by repetition.
+Runs = dict[str, dict[str, Any]]  # The runs of one part, by repetition.
 
 
 def table(results: dict[str, Any]) -> str:
@@ -29,8 +29,10 @@ def table(results: dict[str, Any]) -> str:
 
 
 def whole(run: dict[str, Any], kind: str) -> float:
-    """Seconds of a whole run. Where a peer ran fewer epochs than it is meant to, each missing one is taken to be like the
-    median of its phase's later ones; the first, which traces the graph, is counted once."""
+    """Return the seconds of a whole run. Missing epochs of a peer are extrapolated.
+
+    Each missing epoch counts as the median of the epochs of its phase without the first one, which includes tracing.
+    """
     seconds = float(run[kind])
     for phase in dict.fromkeys(epoch["phase"] for epoch in run.get("epochs", [])):
         epochs = [epoch[kind] for epoch in run["epochs"] if epoch["phase"] == phase]
@@ -47,8 +49,10 @@ def is_extrapolated(run: dict[str, Any]) -> bool:
 
 
 def accuracy_difference(jobs: Runs, peers: Runs) -> tuple[float, float, float] | None:
-    """The job's accuracy minus the peer's on the held-out photos: mean over the repetitions that both have, and its 95%
-    interval from photos drawn again (all repetitions of a photo together). None where a peer was not trained to the end."""
+    """Return the job's test accuracy minus the peer's: the mean over common repetitions, and its 95% bootstrap interval.
+
+    The bootstrap draws photos, each with all its repetitions. None if a peer was not trained to the end.
+    """
     gains: dict[int, list[float]] = {}
     for repetition in jobs.keys() & peers.keys():
         job, peer = jobs[repetition], peers[repetition]
@@ -127,7 +131,7 @@ def _in_one_process(limits: Runs, comparison: str, bare: str, what: str, wanted:
 
 
 def _loops(jobs: Runs, stage: str) -> dict[str, dict[str, float]]:
-    """Rates that the job itself tells of a stage's loop, by name and repetition; the stage's own rate is no such one."""
+    """Return the rates of a stage's loops, which the job measures itself, by name and repetition."""
     found: dict[str, dict[str, float]] = {}
     for repetition, job in jobs.items():
         of_stage = job["counts"][stage] / job["timings"][stage]["wall_s"]
@@ -198,7 +202,7 @@ def rates(runs: dict[str, Runs]) -> list[str]:
 
 
 def _pairs(jobs: Runs, others: Runs) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """What was measured in the same repetition."""
+    """Return the pairs of runs of the same repetition."""
     return [(jobs[k], others[k]) for k in sorted(jobs.keys() & others.keys(), key=int)]
 
 
@@ -207,7 +211,7 @@ def _seconds(job: dict[str, Any], kind: str, of_stages: Iterable[str]) -> float:
 
 
 def _rate(rounds: list[dict[str, float]], kind: str) -> float:
-    """Photos per second, median of the rounds."""
+    """Return photos per second, the median of the rounds."""
     return statistics.median(r["photos"] / r[kind] for r in rounds)
 
 
@@ -222,30 +226,30 @@ def _line(what: str, values: list[float], wanted: float | None) -> list[str]:
 
 _verdict: Callable[[bool], str] = {True: "met", False: "**not met**"}.__getitem__
 
-BEHIND = """## What stands behind the lines
+BEHIND = """## Explanation
 
-- **One process at a time**, all parts in turn in each repetition. Ratios are taken within a repetition (within a round of it
-  for what ran in the same process); shown are the median, the lowest and the highest of them; n: how many there are. Photos
-  are read once beforehand, so no part finds a cold disk.
-- **Wall seconds** from the start of the process to its end. **CPU seconds** of the process and of every process that it
-  started, as the kernel counted them, imports included. **Peak memory**: of the largest process, pages of mapped files
-  included; and of all processes together, shared pages counted once, looked at every second.
-- **The job** does everything from the folder to the exported model and the report with the defaults, into a fresh folder;
-  its seed is the number of the repetition. **The peers** train on the job's own training photos with its validation photos,
-  and predict its held-out photos; they look at no data, audit nothing, export nothing and write no report.
+- **Order**: one process at a time; all parts take turns in each repetition. A ratio compares two parts of one repetition (of
+  one round, if they run in the same process). The tables show the median, the lowest and the highest ratio, and n, their
+  number. Photos are read once before, so every part finds them in memory.
+- **Wall seconds**: from the start of the process to its end. **CPU seconds**: of the process and of all processes that it
+  starts, as the kernel counts them, with imports. **Peak memory**: of the largest process, with pages of mapped files; and
+  of all processes together, with shared pages counted once, sampled every second.
+- **The job** does everything from the folder of photos to the exported model and the report, with the defaults, in a fresh
+  folder. Its seed is the number of the repetition. **The peers** train on the job's training photos, with its validation
+  photos, and predict its test photos. They check no data, export no model and write no report.
 - **(a)** TensorFlow's tutorial "Transfer learning and fine-tuning": batches of 32, random flip and rotation, ten epochs of
-  the head (Adam, 1e-3), ten epochs with the layers from the hundredth on (RMSprop, 1e-4). The tutorial's own rates are ten
-  times lower: with them it came to 0.79 on `flowers`, with these to 0.86, which are compared. **(b)** the same with
-  `ImageDataGenerator.flow_from_directory` (rotation, flip, scaling there; bilinear). **(c)** as (a) with
+  the head (Adam, 1e-3), ten epochs with the layers from the hundredth on (RMSprop, 1e-4). These learning rates are ten times
+  those of the tutorial, because its accuracy on `flowers` is then 0.86 instead of 0.79. **(b)** is like (a) with
+  `ImageDataGenerator.flow_from_directory` (which rotates, flips and scales; bilinear). **(c)** is like (a) with
   `cache().shuffle(1000)`. (b) and (c) run once, (a) in every repetition.
-- **Extrapolated** peers (the large size) ran two epochs of each phase; each missing one is taken to be like the second.
-- **Accuracy difference**: paired by photo, the mean over the repetitions; 95% bootstrap interval over photos.
-- **Bare forward**: the backbone on uint8 arrays in memory in batches of the job's size, as a Keras model in a `tf.function`,
-  and as the same graph with constants for its variables. `job` is what extract does with one view. The stage as a whole has
-  start-up, augmentation and writing of the stores in it as well.
-- **Bare step**: forward, backward and AdamW of the layers above the job's cut and a head on float32 tensors in memory. `job`
-  is the fine-tuning stage's step, from float16 arrays in memory. The stage as a whole has its start and validation in it.
-  Both, and both forward passes, run with deterministic operations, which the job switches on for a whole process.
-- **Decode**: photos enlarged to that size and saved with JPEG quality 90, on one core. `bare` is simplejpeg at the scale
-  that the job chooses and nothing else; `job` is SHA-256 and `job.decoding.decode.decode`: checks, decode, resize, hash.
+- **Extrapolated** peers (at the large size) run two epochs of each phase. Each missing epoch counts like the second one.
+- **Accuracy difference**: paired by photo, mean over the repetitions, 95% bootstrap interval over photos.
+- **Bare forward**: the backbone on uint8 arrays in memory, in batches of the job's size: as a Keras model in a `tf.function`
+  (`keras`), and as the same graph with constants instead of variables (`constants`). `job` is the forward pass of `extract`
+  with one view. The stage as a whole also includes start-up, augmentation and writing of the stores.
+- **Bare step**: forward, backward and AdamW of the layers above the job's cut and a head, on float32 tensors in memory.
+  `job` is the step of the fine-tuning stage, on float16 arrays in memory. The stage as a whole also includes its start and
+  validation. All steps and forward passes use deterministic operations, which the job turns on for the whole process.
+- **Decode**: photos enlarged to this size and saved with JPEG quality 90, on one core. `bare` is only simplejpeg, at the
+  scale that the job chooses. `job` is SHA-256 and `job.decoding.decode.decode`: checks, decode, resize, hash.
 """.splitlines()

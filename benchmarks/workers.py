@@ -1,9 +1,8 @@
-"""Two workers against one, on the same work, each pinned to a core of its own.
+"""Speed of two workers compared with one, on the same work, each pinned to its own core.
 
-A worker has one thread for computing. The rates are those of the work itself: without the import of TensorFlow, the building
-of the backbone and the tracing of graphs, which every worker does for itself. `together` is the share of a step of two
-workers that goes beyond a step of one with half the batch, which computes as much: all-reduce, gathering, waiting for the
-slower one.
+A worker computes in one thread. The rates do not include the import of TensorFlow, building the backbone and tracing graphs,
+which every worker does itself. `together` is the share of a step with two workers that communication takes (all-reduce,
+gathering, waiting for the slower one). It is the difference to a step of one worker with half the batch.
 """
 
 import argparse
@@ -19,7 +18,7 @@ from typing import Any
 
 from benchmarks.measured import ROOT, SHARED, machine
 
-_BATCH = 64  # What the job chooses for 1,500 photos and more.
+_BATCH = 64  # The job's default for more than 1,500 photos.
 _PORT = 21_431
 _SETTINGS = (
     "backbone.weights=random",
@@ -34,7 +33,7 @@ _SETUP = ("imports", "building", "tracing", "start", "validation")
 
 
 def run(data: Path, out: Path, num_workers: int, batch: int, settings: list[str]) -> dict[str, Any]:
-    """The records of extract and fine_tune."""
+    """Return the records of extract and fine_tune."""
     addresses = [f"localhost:{_PORT + k}" for k in range(num_workers)]
     words = [f"fine_tune.global_batch_size={batch}", *_SETTINGS, *settings]
     command = ["run", "--data", data, "--out", out, "--stop-after", "fine_tune"]
@@ -53,7 +52,7 @@ def run(data: Path, out: Path, num_workers: int, batch: int, settings: list[str]
 
 
 def rates(records: dict[str, Any]) -> dict[str, float]:
-    """Photos a second in extract, examples a second in the steps of fine_tune, and seconds of a step's example."""
+    """Return photos per second in extract, examples per second in fine_tune, and seconds per example of a step."""
     extract, tuning = records["extract"], records["fine_tune"]
     work_s = extract["wall_s"] - sum(extract["spent_s"].get(what, 0.0) for what in _SETUP)
     steps_s = tuning["spent_s"]["training"] + tuning["spent_s"].get("waiting for data", 0.0)
@@ -66,7 +65,7 @@ def rates(records: dict[str, Any]) -> dict[str, float]:
 
 
 def copy_photos(folder: Path, count: int) -> Path:
-    """So many of the flowers, the same number of each kind."""
+    """Copy `count` photos of flowers, the same number of each class."""
     classes = sorted(path for path in (SHARED / "data" / "flowers" / "train").iterdir() if path.is_dir())
     for source in classes:
         (folder / source.name).mkdir(parents=True)

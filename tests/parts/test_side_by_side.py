@@ -93,7 +93,7 @@ def test_accuracy_of_a_peer_that_was_not_trained_to_the_end_is_not_compared():
 
 def test_ratios_come_first_and_say_whether_they_are_what_is_wanted():
     text = table(results(a=PEER, b={**PEER, "cpu_s": 450.0}))
-    assert text.index("## Ratios") < text.index("## Whole runs") < text.index("## What stands behind")
+    assert text.index("## Ratios") < text.index("## Whole runs") < text.index("## Explanation")
     assert row(text, "CPU s of (a) / of the whole job") == [
         "CPU s of (a) / of the whole job", "4.00", "1", ">= 4", "met"
     ]  # fmt: skip
