@@ -111,7 +111,7 @@ def place(out: str, *, overwrite: bool, model: str, data: str) -> Place:
         raise UsageError(f"--out {out} lies in --model {model}, which predict does not change. Give a name elsewhere.")
     if (owner := _output_around(out)) is not None:
         raise UsageError(
-            f"--out {out} lies in the output of a run, {owner}, under a name that the job uses itself. Give another name."
+            f"--out {out} lies in the output of a run, {owner}, under a name that the job writes itself. Give another name."
         )
     if _is_same(out, data):
         raise UsageError(f"--out {out}: this is the table that --data names. Give another name.")
