@@ -204,13 +204,13 @@ def test_files_that_model_json_does_not_name_are_refused_with_the_digest(model):
 
 def test_class_names_and_image_size_of_model_json_are_held_against_the_graph(model):
     changed_card(model, class_names=["stripes", "checks"])
-    with pytest.raises(UsageError, match=r"the class names of its model.json have 'stripes' where its graph has 'checks'"):
+    with pytest.raises(UsageError, match=r"the class names of its model.json have 'stripes', but its graph has 'checks'"):
         load(str(model), None)
     changed_card(model, class_names=["checks"])
-    with pytest.raises(UsageError, match="have None where its graph has 'stripes'"):
+    with pytest.raises(UsageError, match="have None, but its graph has 'stripes'"):
         load(str(model), None)
     changed_card(model, image_size=64)
-    with pytest.raises(UsageError, match=r"photos of 64 px, and its graph takes \[48, 48, 3\]"):
+    with pytest.raises(UsageError, match=r"photos of 64 px, but its graph takes \[48, 48, 3\]"):
         load(str(model), None)
 
 
@@ -242,7 +242,7 @@ def test_model_that_is_just_being_replaced_is_taken_from_the_published_set_with_
     shutil.rmtree(out / "model")
     model_folder.load(model, digest, said.append)
     line = f"{model} is being replaced, or damaged: using the published model in "
-    assert said == 2 * [f"{line}{out}/versions/{published.set}/model."]
+    assert said == 2 * [f"{line}{out}/versions/{published.set}/model instead."]
     with pytest.raises(UsageError, match="there is no model.json in it"):
         load(str(out / "models"), None)
     with pytest.raises(UsageError, match=r"the SHA-256 of its model.json is"):
