@@ -84,9 +84,9 @@ def backbones() -> str:
     """Return the backbones as a Markdown table."""
     words = {
         "tf": "x / 127.5 - 1",
-        "torch": "standardised by ImageNet's means",
-        "caffe": "BGR, means taken off",
-        "none": "inside the model",
+        "torch": "standardised with the means and deviations of ImageNet",
+        "caffe": "BGR, means subtracted",
+        "none": "done by the model",
     }
     rows = [
         f"| `{name}` | `{b.constructor}` | {words[b.scaling]} | {'yes' if b.has_alpha else ''} |"

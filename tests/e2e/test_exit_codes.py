@@ -508,8 +508,8 @@ def test_imagenet_weights_are_looked_for_before_the_work_and_named(scene, tmp_pa
     if content is not None:
         file.write_bytes(content)
     done = start(scene, f"run --data photos --out {tmp_path / 'out'} {SMALLEST}", **keras_home)
-    fault = "is not there" if content is None else "is damaged"
-    holds(done, 74, f"ImageNet weights: {file} {fault}.*Put a whole copy of https://.*/{IMAGENET} at {file}")
+    fault = "does not exist" if content is None else "is damaged"
+    holds(done, 74, f"ImageNet weights: {file} {fault}.*Copy https://.*/{IMAGENET} to {file}")
     assert "intake    runs" not in done.stderr
     assert content is None or file.read_bytes() == content
 

@@ -50,6 +50,8 @@ def test_damaged_file_is_fetched_again_and_a_whole_one_is_not(server, home, befo
 
 
 def test_what_comes_damaged_is_refused_and_leaves_nothing(server, home):
-    with pytest.raises(StorageFailed, match=f"{home} is not there, and it could not be downloaded .what came is damaged"):
+    with pytest.raises(
+        StorageFailed, match=f"{home} does not exist, and it could not be downloaded .the downloaded file is damaged"
+    ):
         imagenet._file("weights.h5", server[0], file_hash="0" * 64)
     assert not list(home.parent.iterdir())
