@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from job.cluster.environment import Cluster
-from job.config import PLACES, Config
+from job.config import PLACES, Config, with_dotted_names
 from job.console.places import place
 from job.errors import UsageError
 from job.pipeline import output, publishing, results
@@ -330,7 +330,7 @@ def _config(given: Settings, *, checks_backbone: bool = True) -> Config:
     if isinstance(given, Config):
         config = given
     elif isinstance(given, Mapping):
-        config = Config.load(None, (), dict(_dotted(given)))
+        config = Config.load(None, (), dict(with_dotted_names(given)))
     else:
         config = Config.load(None if given is None else Path(place("config", os.fspath(given))))
     for name in PLACES:
@@ -340,14 +340,6 @@ def _config(given: Settings, *, checks_backbone: bool = True) -> Config:
     if checks_backbone and (mistakes := backbones.check(config.backbone)):
         raise UsageError("The configuration has mistakes:", *(f"  {mistake}" for mistake in mistakes))
     return config
-
-
-def _dotted(settings: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _dotted(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 @contextmanager

@@ -6,7 +6,7 @@ name, the given value and the allowed values. A stage is stale if the digest of 
 
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypedDict, TypeVar, Unpack
 
@@ -358,6 +358,15 @@ def fields(section: type[Section] = Config, prefix: str = "") -> list[tuple[str,
         else:
             found.append((prefix + name, field))
     return found
+
+
+def with_dotted_names(settings: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Yield each value of nested mappings with its dotted name, like `("fine_tune.epochs", 20)`."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from with_dotted_names(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def _is_how(field: FieldInfo) -> bool:

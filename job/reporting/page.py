@@ -8,14 +8,14 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from job.config import Config, ReportConfig
+from job.config import Config, ReportConfig, with_dotted_names
 from job.errors import StorageFailed
 from job.pipeline.table import STAGES
 from job.reporting import times
@@ -84,7 +84,7 @@ def page(config: ReportConfig, *, run: Run, timings: times.Records, context: Con
         run=run,
         by_table=Path(run["data"]).suffix.lower() in (".csv", ".tsv", ".parquet"),
         settings=_settings(run["config"]),
-        provenance=[*_leaves(run.get("versions", {})), *_leaves(run.get("fingerprint", {}))],
+        provenance=[*with_dotted_names(run.get("versions", {})), *with_dotted_names(run.get("fingerprint", {}))],
         times=_times(known),
         limits=LIMITS,
         min_agreement=MIN_AGREEMENT,
@@ -172,16 +172,8 @@ def _heat(count: int, total: int) -> int:
 
 def _settings(config: Mapping[str, object]) -> list[tuple[str, object, bool]]:
     """Return every setting: its dotted name, its value, and whether it differs from the default."""
-    defaults = dict(_leaves(Config().model_dump(mode="json")))
-    return [(name, value, name in defaults and defaults[name] != value) for name, value in _leaves(config)]
-
-
-def _leaves(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
+    defaults = dict(with_dotted_names(Config().model_dump(mode="json")))
+    return [(name, value, name in defaults and defaults[name] != value) for name, value in with_dotted_names(config)]
 
 
 def _times(records: times.Records) -> dict[str, object]:

@@ -124,10 +124,10 @@ class Telemetry:
         if self._folder is not None:
             self._show("scalar", tag, step, value)
 
-    def image(self, tag: str, image_HWC: np.ndarray, step: int = 0) -> None:
-        """A uint8 picture for TensorBoard."""
+    def image(self, tag: str, image_HWC: np.ndarray) -> None:
+        """Write a uint8 picture for TensorBoard."""
         if self._folder is not None:
-            self._show("image", tag, step, image_HWC, dataformats="HWC")
+            self._show("image", tag, 0, image_HWC, dataformats="HWC")
 
     @contextmanager
     def progress(self, what: str, total: int, unit: str) -> Iterator[Progress]:

@@ -118,9 +118,9 @@ class Workdir:
         with self.writing(name, len(data)) as path:
             path.write_bytes(data)
 
-    def write_json(self, name: str, value: object, indent: int | None = 2) -> None:
-        """Write a JSON file. `indent=None` takes a third of the time, for files that only programs read."""
-        self.write_bytes(name, to_json(value, indent))
+    def write_json(self, name: str, value: object) -> None:
+        """Write a JSON file with indentation, for people."""
+        self.write_bytes(name, to_json(value))
 
     def read_json(self, name: str) -> Any:
         """Return the parsed file, or None where it is missing or is not JSON."""
