@@ -86,6 +86,10 @@ class IntakeConfig(Section):
     max_pixels: int = _what(50_000_000, "A file with more pixels (width x height) in its header is quarantined.", ge=1)
     min_side_px: int = _what(8, "A photo with a side shorter than this many pixels is quarantined.", ge=1)
     max_aspect_ratio: float = _what(20.0, "A photo longer than this many times its shorter side is quarantined.", ge=1)
+    bit_depth: Annotated[int, Field(ge=9, le=16)] | Literal["auto"] = _what(
+        "auto",
+        "Bits that 16-bit photos use; with 12, the value 4,095 is white. auto: the fewest that hold all values.",
+    )
     max_quarantined_fraction: float = _what(
         0.05, "If a larger share of the files is quarantined, the run ends with exit code 65.", ge=0, le=1
     )

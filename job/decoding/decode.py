@@ -1,8 +1,8 @@
 """The canonical decoder: every photo becomes pixels here and nowhere else.
 
 Rules, in this order: content decides the format, never the name; limits are checked from the header, before pixels
-exist; the first frame of several, where it fills its canvas; EXIF orientation turned upright; 16 bits scaled (not
-clipped) to 8; transparency laid over white; everything else converted to RGB; one antialiased bilinear resize. Plain
+exist; the first frame of several, where it fills its canvas; EXIF orientation turned upright; 16 bits scaled to 8 by the
+bit depth of the set; transparency laid over white; everything else converted to RGB; one antialiased bilinear resize. Plain
 JPEGs go through libjpeg-turbo directly (simplejpeg), which gives Pillow's pixels and, unlike Pillow, tells when it had
 to repair the scan. The plainest of them, most photos, do so without any other parser (`_decode_plainest`).
 
@@ -12,26 +12,29 @@ Taken as they are: RGB in 8 bits as a sequential JPEG, as a PNG, as a 24-bit BMP
 import io
 import re
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
 from functools import cache
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from job.decoding import headers, perceptual
+from job.config import IntakeConfig
+from job.decoding import deep, headers, perceptual
+from job.decoding.deep import FULL_BIT_DEPTH, strips
 
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "AVIF", "ICO", "PPM", "JPEG2000")
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "AVIF", "ICO", "PPM", "JPEG2000", "HEIC")
 MAX_FRAMES = 1000
-SCHEMA = 2  # Raised when the same bytes give other pixels, facts or words: what was stored before is decoded again.
+# Raised when the same bytes give other pixels, facts or words: what was stored before is decoded again. Where only few kinds
+# of files are concerned, `processes.is_outdated` tells their records, and the rest of what was stored stays.
+SCHEMA = 2
 # What libjpeg scales by while it decodes, and TensorFlow's decoder in the exported graph as well.
 JPEG_REDUCTIONS = (8, 4, 2)
 
 _PLAIN_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB")
 _MODE_NAMES = {"L": "grayscale", "1": "black and white", "P": "palette", "RGB": "", "RGBA": "", "LA": "", "PA": ""}
-_STRIP_PIXELS = 1 << 20
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -47,18 +50,31 @@ _UPRIGHT = {
 
 @dataclass(frozen=True)
 class DecodeRules:
-    """The size and shape of decoded photos, and which photos are refused. Sizes in pixels."""
+    """The size and shape of decoded photos, and which photos are refused. Sizes in pixels.
+
+    Values of 16-bit photos are scaled by `bit_depth`, 9 to 16, which is that of their set.
+    """
 
     image_size: int
     resize: Literal["squash", "crop", "pad"]
     max_pixels: int
     min_side_px: int
     max_aspect_ratio: float
+    bit_depth: int = FULL_BIT_DEPTH
+
+    @classmethod
+    def of(cls, config: IntakeConfig, bit_depth: int) -> Self:
+        """Return the rules that a configuration asks for, with the bit depth that was found."""
+        names = {field.name for field in fields(cls)} - {"bit_depth"}
+        return cls(**{name: getattr(config, name) for name in names}, bit_depth=bit_depth)
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Facts about a file. Width and height are of the upright photo; brightness and contrast are from 0 to 1."""
+    """Facts about a file. Width and height are of the upright photo; brightness and contrast are from 0 to 1.
+
+    `peak` is the largest colour value of a 16-bit photo, None for all others.
+    """
 
     format: str = ""
     width: int = 0
@@ -68,6 +84,7 @@ class Facts:
     phash: int = 0
     brightness: float = 0.0
     contrast: float = 0.0
+    peak: int | None = None
 
 
 @dataclass(frozen=True)
@@ -116,11 +133,17 @@ def decode(payload: bytes, rules: DecodeRules) -> Photo:
             _check_pixels(facts, rules)
             _check_shape(facts, rules)
             _take_first_frame(image, facts, converted)
+            stored = deep.layout(image)
             jpeg = _check_jpeg(payload, facts, notes) if facts.format in ("JPEG", "MPO") else None
             if facts.format == "PNG":
                 _load_png(image, payload, facts)  # Its EXIF may lie behind the picture.
+            if facts.format == "HEIC":
+                facts = _load_heic(image, rules)
             orientation = _orientation(image, complaints, notes)
-            _say_what_changes(image, payload, jpeg, converted)
+            bit_depth = deep.STATED_BIT_DEPTHS.get(stored, rules.bit_depth)
+            _say_what_changes(image, payload, jpeg, bit_depth if stored else None, converted)
+            if stored:
+                image, facts = _deep_to_8_bit(image, payload, stored, bit_depth, facts, notes)
             rgb = _to_rgb(image, payload, _needed_size(image.size, rules), facts)
             if orientation in _UPRIGHT:
                 notes.append(f"turned upright (EXIF orientation {orientation})")
@@ -180,9 +203,29 @@ def _facts(image: Image.Image) -> Facts:
 
 @cache
 def _readable_formats() -> tuple[str, ...]:
-    """Return which of `FORMATS` the installed Pillow can read."""
+    """Return which of `FORMATS` the installed Pillow can read, with its plugin for HEIC if that is installed."""
     Image.init()
+    with suppress(ImportError):
+        _register_heic()
     return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def is_readable(name: str) -> bool:
+    """Return whether photos of a format, by a name of `FORMATS`, can be decoded with what is installed."""
+    return name in FORMATS and name in _readable_formats()
+
+
+def _register_heic() -> None:
+    """Let Pillow read HEIC with libheif, which turns photos upright, and brings 10 and 12 bits to 8."""
+    import pillow_heif
+
+    class HeicFile(pillow_heif.HeifImageFile):  # type: ignore[misc]
+        format = "HEIC"  # As people call it. Pillow would say HEIF.
+
+    options = pillow_heif.options
+    options.DECODE_THREADS = 1  # There is a decode process for each core.
+    options.THUMBNAILS = options.DEPTH_IMAGES = options.AUX_IMAGES = False
+    Image.register_open(HeicFile.format, HeicFile, lambda start: headers.picture_format(start) == "HEIC")
 
 
 def _finish(
@@ -192,7 +235,7 @@ def _finish(
     gray = square.convert("L")
     width, height = (facts.height, facts.width) if swap_sides else (facts.width, facts.height)
     looks = perceptual.hash_of(gray), *perceptual.brightness_and_contrast(gray)
-    complete = Facts(facts.format, width, height, facts.mode, facts.has_exif, *looks)
+    complete = Facts(facts.format, width, height, facts.mode, facts.has_exif, *looks, facts.peak)
     return Photo(perceptual.pixels_of(square), complete, "; ".join(converted), "; ".join(notes))
 
 
@@ -222,7 +265,7 @@ def _check_shape(facts: Facts, rules: DecodeRules) -> None:
 
 
 def _take_first_frame(image: Image.Image, facts: Facts, converted: list[str]) -> None:
-    if facts.format == "MPO":  # A JPEG with further pictures behind it, as cameras write them: the first is the photo.
+    if facts.format in ("MPO", "HEIC"):  # A photo with further pictures beside it, as cameras write them: it is open.
         return
     frames = getattr(image, "n_frames", 1)
     if frames > MAX_FRAMES:
@@ -236,6 +279,15 @@ def _load_png(image: Image.Image, payload: bytes, facts: Facts) -> None:
     if damage := headers.png_damage(payload):
         raise BadPhoto(damage, facts)
     image.load()
+
+
+def _load_heic(image: Image.Image, rules: DecodeRules) -> Facts:
+    """Decode the picture, and return its facts: a header may be wrong about its size."""
+    image.load()
+    facts = _facts(image)
+    _check_pixels(facts, rules)
+    _check_shape(facts, rules)
+    return facts
 
 
 def _check_jpeg(payload: bytes, facts: Facts, notes: list[str]) -> headers.JpegLayout:
@@ -282,14 +334,16 @@ def jpeg_reduction(size: tuple[int, int], needed_size: tuple[int, int]) -> int:
     return 1
 
 
-def _say_what_changes(image: Image.Image, payload: bytes, jpeg: headers.JpegLayout | None, converted: list[str]) -> None:
+def _say_what_changes(
+    image: Image.Image, payload: bytes, jpeg: headers.JpegLayout | None, bit_depth: int | None, converted: list[str]
+) -> None:
     """The documented rule: RGB in 8 bits as a sequential JPEG, a PNG or a 24-bit BMP changes nothing."""
     name = "JPEG" if image.format == "MPO" else str(image.format)
     mode = _MODE_NAMES.get(image.mode, image.mode)
     if jpeg is not None and jpeg.is_progressive:
         converted.append("progressive JPEG")
-    if image.mode.startswith("I;16") or (name == "PNG" and headers.png_bits_per_channel(payload) == 16):
-        converted.append("16 bit scaled to 8")
+    if bit_depth:
+        converted.append(f"{bit_depth} bit scaled to 8")
     elif image.mode in ("I", "F"):
         converted.append("32 bit scaled to 8")
     if image.has_transparency_data:
@@ -308,24 +362,27 @@ def _to_rgb(image: Image.Image, payload: bytes, needed_size: tuple[int, int], fa
         if plain is not None:
             return plain
     image.load()
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+    if image.mode in ("I", "F"):
         return _scale_to_8_bit(image, facts).convert("RGB")
     if image.has_transparency_data:
         return _over_white(image)
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _strips(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
-    """Boxes from top to bottom, so that what is only needed in between never exists for the whole picture."""
-    width, height = image.size
-    rows = max(1, _STRIP_PIXELS // width)
-    for top in range(0, height, rows):
-        yield 0, top, width, min(height, top + rows)
+def _deep_to_8_bit(
+    image: Image.Image, payload: bytes, stored: str, bit_depth: int, facts: Facts, notes: list[str]
+) -> tuple[Image.Image, Facts]:
+    """Return a picture of 16-bit values in 8 bits, and the facts with its peak, unless it states its depth itself."""
+    picture = deep.load(image, payload, stored)
+    peak, _ = picture.peaks
+    if peak >= 2**bit_depth:
+        notes.append("values above intake.bit_depth became white")
+    return picture.to_8_bit(bit_depth), facts if stored in deep.STATED_BIT_DEPTHS else replace(facts, peak=peak)
 
 
 def _over_white(image: Image.Image) -> Image.Image:
     white = Image.new("RGB", image.size, "white")
-    for box in _strips(image):
+    for box in strips(image.size):
         strip = image.crop(box).convert("RGBA")
         white.paste(strip, box, strip)
     return white
@@ -355,17 +412,16 @@ def _decode_plain_jpeg(payload: bytes, needed_size: tuple[int, int], facts: Fact
 
 
 def _scale_to_8_bit(image: Image.Image, facts: Facts) -> Image.Image:
-    """16-bit values by their full range; 32-bit and float values by the range that the picture itself has."""
+    """32-bit and float values by the range that the picture itself has; whole numbers that fit into 16 bits by these."""
     low, high = 0.0, 65535.0
-    if image.mode in ("I", "F"):
-        ends = [(values.min(), values.max()) for values in map(np.asarray, map(image.crop, _strips(image)))]
-        if not np.isfinite(ends).all():
-            raise BadPhoto("pixels that are not finite numbers", facts)
-        darkest, brightest = float(min(e[0] for e in ends)), float(max(e[1] for e in ends))
-        if image.mode == "F" or darkest < 0 or brightest > high:
-            low, high = darkest, brightest
+    ends = [(values.min(), values.max()) for values in map(np.asarray, map(image.crop, strips(image.size)))]
+    if not np.isfinite(ends).all():
+        raise BadPhoto("pixels that are not finite numbers", facts)
+    darkest, brightest = float(min(e[0] for e in ends)), float(max(e[1] for e in ends))
+    if image.mode == "F" or darkest < 0 or brightest > high:
+        low, high = darkest, brightest
     scaled = np.empty((image.height, image.width), np.uint8)
-    for box in _strips(image):
+    for box in strips(image.size):
         values = np.asarray(image.crop(box)).astype(np.float64)
         scaled[box[1] : box[3]] = np.rint((values - low) * (255 / max(high - low, 1e-12)))
     return Image.fromarray(scaled)
@@ -389,6 +445,8 @@ def _to_square(rgb: Image.Image, rules: DecodeRules) -> Image.Image:
 def _in_words(error: Exception, name: str, *, in_header: bool) -> str:
     """Return a library's error in words for the owner of the file."""
     message = str(error).lower()
+    if message.startswith("memory allocation error"):  # Of libheif, which has no exception of its own for that.
+        return "needs more memory to decode than intake.worker_memory_mb allows"
     if isinstance(error, EOFError) or re.search("truncated|not enough image data|end of file|eof", message):
         return f"cut off: the {name} ends before the picture does"
     if re.search("unsupported|not supported|not implemented|not configured|unknown|codec configuration", message):

@@ -27,11 +27,15 @@ _PICTURE_MAGIC = (
 _OTHER_PICTURES = (
     (0, b"\xff\x0a", "JPEG XL"),
     (0, b"\0\0\0\x0cJXL ", "JPEG XL"),
-    (128, b"DICM", "DICOM"),
     (0, b"8BPS", "Photoshop"),
     (0, b"qoif", "QOI"),
 )
-_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
+DICOM = (
+    "a DICOM file, which this job does not read: convert it to PNG with its window and level, for example with "
+    "dcm2img --use-window"
+)
+UNKNOWN = "not a picture of any kind known here"
 _DOCUMENTS = (
     (b"%PDF", "a PDF document: save the photos in it as JPEG or PNG"),
     (b"PK\x03\x04", "a ZIP archive: unpack it"),
@@ -80,11 +84,13 @@ class JpegLayout:
 
 
 def picture_format(payload: bytes) -> str:
-    """The format that the first bytes announce, by Pillow's name; empty for none."""
+    """The format that the first bytes announce, by Pillow's name, HEIC for HEIF; empty for none."""
     if payload[:4] == b"RIFF" and payload[8:12] == b"WEBP":
         return "WEBP"
     if payload[4:8] == b"ftyp" and payload[8:12] in (b"avif", b"avis"):
         return "AVIF"
+    if payload[4:8] == b"ftyp" and payload[8:12] in _HEIF_BRANDS:
+        return "HEIC"
     return next((name for magic, name in _PICTURE_MAGIC if payload.startswith(magic)), "")
 
 
@@ -167,10 +173,6 @@ def bits_per_pixel(payload: bytes) -> int:
     return int.from_bytes(payload[place : place + 2], "little")
 
 
-def png_bits_per_channel(payload: bytes) -> int:
-    return payload[24] if len(payload) > 24 else 0
-
-
 def png_damage(payload: bytes) -> str:
     """In words, from every chunk's checksum up to IEND, which Pillow does not look at where the picture data lies."""
     place = 8
@@ -245,6 +247,13 @@ def what_it_is(payload: bytes, readable: Container[str]) -> tuple[str, str]:
     name = picture_format(payload)
     if name in readable:
         return name, f"damaged {name}: its header cannot be read"
+    if name == "HEIC":
+        return name, (
+            "a HEIC picture, which this job does not read without its plugin: "
+            "pip install 'transfer-job[heif]', or convert it to JPEG or PNG"
+        )
+    if payload[128:132] == b"DICM":
+        return "DICOM", DICOM
     if name := name or _other_picture(payload):
         return name, f"a {name} picture, which this job does not read: convert it to JPEG or PNG"
     start = payload[:1024].lstrip(b"\xef\xbb\xbf \t\r\n")
@@ -264,12 +273,10 @@ def what_it_is(payload: bytes, readable: Container[str]) -> tuple[str, str]:
     for magic, reason in _DOCUMENTS:
         if payload.startswith(magic):
             return "", reason
-    return "", "text" if _is_text(payload[:1024]) else "not a picture of any kind known here"
+    return "", "text" if _is_text(payload[:1024]) else UNKNOWN
 
 
 def _other_picture(payload: bytes) -> str:
-    if payload[4:8] == b"ftyp" and payload[8:12] in _HEIF_BRANDS:
-        return "HEIC"
     return next((name for place, magic, name in _OTHER_PICTURES if payload[place : place + len(magic)] == magic), "")
 
 

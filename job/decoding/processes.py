@@ -13,6 +13,7 @@ import atexit
 import io
 import multiprocessing
 import os
+import re
 import resource
 import tempfile
 import time
@@ -27,7 +28,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from job.decoding.decode import BadPhoto, DecodeRules, Facts, decode
+from job.decoding import headers
+from job.decoding.decode import BadPhoto, DecodeRules, Facts, decode, is_readable
 from job.decoding.wire import MAX_LINE_BYTES, Lines, NewsLine, RecordLine, plain, tell
 from job.errors import JobError, StorageFailed, TryAgainLater, code_of, of_code
 from job.runtime.children import without_main
@@ -54,7 +56,10 @@ _MAX_REASON = 2000
 _SECONDS_BETWEEN_LOOKS = 0.02  # A pipe holds the records of some 200 photos; then its writer has to wait.
 _SERVER_IS_GONE = 255
 _FORK_SERVER = multiprocessing.get_context("forkserver")
-_FORK_SERVER.set_forkserver_preload([__name__])  # Imported once, not by each process.
+_FORK_SERVER.set_forkserver_preload(
+    [__name__, "pillow_heif"]
+)  # Imported once, not by each process, as far as they are there.
+_LACKS_FORMAT = re.compile(r"a [\w ]+ picture, which this job does not read\b")
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,21 @@ class ShardTask:
 def is_passing(record: Record) -> bool:
     """Whether another try may end otherwise."""
     return record["status"] == "quarantined" and record["reason"].startswith(_PASSING)
+
+
+def is_outdated(record: Record) -> bool:
+    """Return whether this version of the job, with the plugins that are installed, decodes a file otherwise.
+
+    Either its format could not be read then and can be now, or it has 16 bits and the record does not say its largest value.
+    """
+    if lacks_format(record["status"], record["reason"]):
+        return is_readable(record["format"]) or record["format"] == "DICOM"  # For DICOM there are better words.
+    return "16 bit scaled to 8" in record["reason"] and "peak" not in record
+
+
+def lacks_format(status: str, reason: str) -> bool:
+    """Return whether a file was refused because nothing was installed that reads its format."""
+    return status == "quarantined" and _LACKS_FORMAT.match(reason) is not None
 
 
 def decode_shards(
@@ -226,7 +246,7 @@ class _Worker:
         before = len(self.task.records)
         for line in self._record_lines.take() if self._is_believed else ():
             try:
-                record = RecordLine.model_validate_json(line).model_dump()
+                record = RecordLine.model_validate_json(line).model_dump(exclude_none=True)
             except ValidationError:
                 self._distrust()
                 break
@@ -346,9 +366,12 @@ def _examine(entry: Entry, payload: bytes | OSError, rules: DecodeRules) -> tupl
     try:
         photo = decode(payload, rules)
     except BadPhoto as error:
-        named_like_image = Path(entry.path).suffix.lower() in IMAGE_EXTENSIONS
-        status = "quarantined" if error.is_image or named_like_image or not Path(entry.path).suffix else "ignored"
-        return _record(entry, status, error.reason, error.facts, len(payload), digest), None
+        suffix = Path(entry.path).suffix.lower()
+        status = "quarantined" if error.is_image or suffix in IMAGE_EXTENSIONS or not suffix else "ignored"
+        reason, facts = error.reason, error.facts
+        if suffix == ".dcm" and reason == headers.UNKNOWN:  # Old scanners write DICOM without the bytes that tell it.
+            reason, facts = headers.DICOM, Facts("DICOM")
+        return _record(entry, status, reason, facts, len(payload), digest), None
     status = "converted" if photo.converted else "used"
     reason = "; ".join(filter(None, (photo.converted, photo.notes)))
     return _record(entry, status, reason, photo.facts, len(payload), digest), photo.pixels_HWC.data.cast("B")
@@ -363,5 +386,5 @@ def _record(
         "reason": plain(reason[:_MAX_REASON]),
         "num_bytes": size,
         "sha256": digest,
-        **vars(facts or Facts()),
+        **{name: fact for name, fact in vars(facts or Facts()).items() if fact is not None},
     }

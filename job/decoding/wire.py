@@ -35,6 +35,7 @@ class RecordLine(_Said):
     phash: Annotated[int, Field(ge=0, lt=2**64)]
     brightness: Annotated[float, Field(ge=0, le=1)]
     contrast: Annotated[float, Field(ge=0, le=1)]
+    peak: Annotated[int, Field(ge=0, lt=2**16)] | None = None
 
 
 class NewsLine(_Said):

@@ -142,7 +142,7 @@ _ROWS = (
     ),
     Stage(
         name="export",
-        schema=4,
+        schema=5,
         after=("audit", "extract", "head", "fine_tune", "evaluate"),
         settings=("export", "decoding"),
         artifact="Exported",

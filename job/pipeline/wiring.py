@@ -51,7 +51,7 @@ def _explore(job: Job) -> Artifact | None:
         job.config.explore,
         examples=job.examples,
         images=job["intake"].images,
-        source_notes=job.listing.notes,
+        source_notes=(*job.listing.notes, *job["intake"].notes),
         context=job.context,
     )
 
@@ -141,6 +141,7 @@ def _export(job: Job) -> Artifact | None:
     return export(
         job.config.export,
         job.config.intake,
+        bit_depth=job["intake"].bit_depth,
         examples=job.examples,
         images=job["intake"].images,
         source=job.source,

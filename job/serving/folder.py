@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from job.cluster.tensorflow import import_tensorflow
 from job.console.places import at_start
 from job.decoding.decode import DecodeRules
+from job.decoding.deep import FULL_BIT_DEPTH, MIN_BIT_DEPTH
 from job.errors import JobError, UsageError
 from job.serving.graph import class_names
 from job.sources.opening import opened
@@ -56,13 +57,14 @@ class ModelCard(BaseModel):
     class_names: list[str]
     image_size: Annotated[int, Field(gt=0)]
     resize: Literal["squash", "crop", "pad"]
+    bit_depth: Annotated[int, Field(ge=MIN_BIT_DEPTH, le=FULL_BIT_DEPTH)] = FULL_BIT_DEPTH  # Models of 0.3 do not say it.
     decoder: _Decoder
     sha256: dict[str, str]
 
     @property
     def rules(self) -> DecodeRules:
         """The rules by which photos are decoded for this model."""
-        return DecodeRules(self.image_size, self.resize, **self.decoder.model_dump())
+        return DecodeRules(self.image_size, self.resize, bit_depth=self.bit_depth, **self.decoder.model_dump())
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from job.decoding.deep import FULL_BIT_DEPTH
 from job.model.network import fit_as_constants, with_constant_weights
 from job.serving.graph_decode import Limits, pixels_of
 
@@ -26,7 +27,14 @@ OUTPUTS = {
 
 
 def save(
-    classifier: keras.Model, folder: Path, *, image_size: int, resize: str, class_names: tuple[str, ...], limits: Limits
+    classifier: keras.Model,
+    folder: Path,
+    *,
+    image_size: int,
+    resize: str,
+    class_names: tuple[str, ...],
+    limits: Limits,
+    bit_depth: int = FULL_BIT_DEPTH,
 ) -> None:
     """Write a SavedModel with the signatures `serving_default` (bytes of photo files) and `pixels` (uint8 arrays).
 
@@ -54,7 +62,7 @@ def save(
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")], autograph=False)
     def from_bytes(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        pixels, places = decoded(image_bytes, image_size, resize, limits)
+        pixels, places = decoded(image_bytes, image_size, resize, limits, bit_depth)
         count = tf.shape(image_bytes, tf.int64)[0]
 
         def in_place(values: tf.Tensor, *shape: int) -> tf.Tensor:  # Zeros or empty strings for pictures not decoded.
@@ -79,7 +87,9 @@ def save(
     tf.saved_model.save(module, folder, signatures={"serving_default": from_bytes, "pixels": from_pixels})
 
 
-def decoded(image_bytes: tf.Tensor, size: int, resize: str, limits: Limits) -> tuple[tf.Tensor, tf.Tensor]:
+def decoded(
+    image_bytes: tf.Tensor, size: int, resize: str, limits: Limits, bit_depth: int = FULL_BIT_DEPTH
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Decode the bytes of pictures. One that cannot be decoded does not affect the others.
 
     Returns uint8 pixels (K, size, size, 3) of the K decoded pictures, and int64 (K), their positions in the batch.
@@ -90,7 +100,7 @@ def decoded(image_bytes: tf.Tensor, size: int, resize: str, limits: Limits) -> t
         pictures = (
             tf.data.Dataset.from_tensor_slices(image_bytes)
             .enumerate()
-            .map(lambda place, encoded: (pixels_of(encoded, size, resize, limits), place), _DECODED_AT_ONCE)
+            .map(lambda place, encoded: (pixels_of(encoded, size, resize, limits, bit_depth), place), _DECODED_AT_ONCE)
             .ignore_errors()
         )
         # All pictures make one batch. If none was decoded there would be no batch, so one is added and removed again.

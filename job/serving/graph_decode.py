@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from job.decoding.decode import JPEG_REDUCTIONS
+from job.decoding.deep import FULL_BIT_DEPTH
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -29,7 +30,7 @@ _SEGMENTS_SEARCHED_FOR_EXIF = 500  # A colour profile may take 255 of them.
 # The marker of a scan, and the first byte of its length. With two bytes alone, a film behind a photo has hits by chance.
 _JPEG_SCAN = b"\xff\xda\x00"
 _GIF_PIECES_AT_ONCE = 256
-_RESIZED_AT_ONCE = 1 << 20  # Pixels, so that intermediate values need little memory.
+_PIXELS_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ class Limits:
         return (short >= self.min_side_px) & (short * long <= self.max_pixels) & ~is_long
 
 
-def pixels_of(image_bytes: tf.Tensor, size: int, resize: str, limits: Limits) -> tf.Tensor:
-    """Decode one encoded picture to uint8 pixels of shape (size, size, 3).
+def pixels_of(image_bytes: tf.Tensor, size: int, resize: str, limits: Limits, bit_depth: int = FULL_BIT_DEPTH) -> tf.Tensor:
+    """Decode one encoded picture to uint8 pixels of shape (size, size, 3). Values of 16 bits are scaled by `bit_depth`.
 
     Raises:
         InvalidArgumentError: when the graph runs, where the bytes are no picture that it decodes, or one beyond `limits`.
@@ -68,7 +69,7 @@ def pixels_of(image_bytes: tf.Tensor, size: int, resize: str, limits: Limits) ->
     image_bytes = _where(tf.strings.length(image_bytes) <= limits.max_encoded_bytes, image_bytes)
     decoders: dict[str, Callable[[], tf.Tensor]] = {
         "JPEG": lambda: _jpeg(image_bytes, size, resize, limits),
-        "PNG": lambda: _png(image_bytes, limits),
+        "PNG": lambda: _png(image_bytes, limits, bit_depth),
         "GIF": lambda: _gif(image_bytes, limits),
         "BMP": lambda: _bmp(image_bytes, limits),
         "WebP": lambda: _webp(image_bytes, limits),
@@ -124,7 +125,7 @@ def _jpeg(image_bytes: tf.Tensor, size: int, resize: str, limits: Limits) -> tf.
     return tf.switch_case(orientation(image_bytes) - 1, turned, default=turned[0])
 
 
-def _png(image_bytes: tf.Tensor, limits: Limits) -> tf.Tensor:
+def _png(image_bytes: tf.Tensor, limits: Limits, bit_depth: int) -> tf.Tensor:
     """The pixels of a PNG, RGB or RGBA. Each compressed text in it may take 8 MB in libpng, which reads up to 1000."""
     import tensorflow as tf
 
@@ -132,13 +133,30 @@ def _png(image_bytes: tf.Tensor, limits: Limits) -> tf.Tensor:
     num_texts = sum(_count(image_bytes, kind, limits.max_png_texts) for kind in (b"zTXt", b"iTXt"))
     allowed = limits.allow(height, width) & (num_texts <= limits.max_png_texts)
     image_bytes = _where(allowed, image_bytes)
+    bits = _numbers(image_bytes, 24, 1, tf.uint8)[0]
     # Where TensorFlow adds the opacity itself, it adds 1 to pictures of 1 bit and 15 to those of 4 bits; 255 is opaque.
-    is_opaque = (_numbers(image_bytes, 24, 1, tf.uint8)[0] < 8) & (_count(image_bytes, b"tRNS", 1) == 0)
-    return tf.cond(
-        is_opaque,
-        lambda: tf.io.decode_png(image_bytes, channels=3),
-        lambda: tf.io.decode_png(image_bytes, channels=4),
+    is_opaque = (bits < 8) & (_count(image_bytes, b"tRNS", 1) == 0)
+    return tf.case(
+        [
+            (is_opaque, lambda: tf.io.decode_png(image_bytes, channels=3)),
+            (bits == 16, lambda: _to_8_bit(tf.io.decode_png(image_bytes, channels=4, dtype=tf.uint16), bit_depth)),
+        ],
+        default=lambda: tf.io.decode_png(image_bytes, channels=4),
     )
+
+
+def _to_8_bit(image: tf.Tensor, bit_depth: int) -> tf.Tensor:
+    """Scale RGBA values of 16 bits as the canonical decoder does (`deep.DeepPicture.to_8_bit`)."""
+    import tensorflow as tf
+
+    top = 2**bit_depth - 1
+    top_of_opacity = tf.where(tf.reduce_max(image[:, :, 3]) > top, 2**FULL_BIT_DEPTH - 1, top)
+    tops = tf.stack([top, top, top, top_of_opacity])
+
+    def scaled(band: tf.Tensor) -> tf.Tensor:
+        return tf.cast((tf.minimum(tf.cast(band, tf.int32), tops) * 510 + tops) // (2 * tops), tf.uint8)
+
+    return _in_bands(image, scaled, num_channels=4)
 
 
 def _bmp(image_bytes: tf.Tensor, limits: Limits) -> tf.Tensor:
@@ -284,17 +302,23 @@ def _resample(image: tf.Tensor, size: _Pair, scale: _Pair, translation: _Pair) -
         )[0]
         return tf.cast(tf.clip_by_value(tf.floor(resampled + 0.5), 0, 255), tf.uint8)
 
+    return along(0, _in_bands(image, lambda band: along(1, _over_white(band)), num_channels=3))
+
+
+def _in_bands(image: tf.Tensor, function: Callable[[tf.Tensor], tf.Tensor], num_channels: int) -> tf.Tensor:
+    """Apply a function to bands of rows, and join its uint8 pictures, so that values in between need little memory."""
+    import tensorflow as tf
+
     height, width = tf.unstack(tf.shape(image)[:2])
-    num_rows = tf.maximum(1, _RESIZED_AT_ONCE // width)
+    num_rows = tf.maximum(1, _PIXELS_AT_ONCE // width)
 
     def next_band(top: tf.Tensor, bands: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
-        band = along(1, _over_white(image[top : top + num_rows]))
-        return top + num_rows, bands.write(top // num_rows, band)
+        return top + num_rows, bands.write(top // num_rows, function(image[top : top + num_rows]))
 
     num_bands = (height + num_rows - 1) // num_rows
-    bands = tf.TensorArray(tf.uint8, num_bands, infer_shape=False, element_shape=(None, None, 3))
+    bands = tf.TensorArray(tf.uint8, num_bands, infer_shape=False, element_shape=(None, None, num_channels))
     _, bands = tf.while_loop(lambda top, _: top < height, next_band, (tf.constant(0), bands), parallel_iterations=1)
-    return along(0, bands.concat())
+    return bands.concat()
 
 
 def _over_white(image: tf.Tensor) -> tf.Tensor:

@@ -57,6 +57,7 @@ def export(
     config: ExportConfig,
     intake: IntakeConfig,
     *,
+    bit_depth: int,
     examples: Examples,
     images: ArrayStore,
     source: Source,
@@ -68,7 +69,8 @@ def export(
 ) -> Exported:
     """Save the shipped model, check it in a fresh process, and publish it.
 
-    `entries` are the source's entries by path. `tuned_weights` are the shipped model's; None if the head alone ships.
+    `bit_depth` is that of the data set. `entries` are the source's entries by path. `tuned_weights` are the shipped model's;
+    None if the head alone ships.
 
     Raises:
         Diverged: if a weight is not finite.
@@ -85,7 +87,7 @@ def export(
             f"{len(bad)} variables of the model contain numbers that are not finite; the first one is {bad[0]}. Nothing is "
             "exported. Check the weights of the backbone, or lower fine_tune.learning_rate."
         )
-    rules = DecodeRules(**{name: getattr(intake, name) for name in DecodeRules.__dataclass_fields__})
+    rules = DecodeRules.of(intake, bit_depth)
     limits = Limits(rules.max_pixels, rules.min_side_px, rules.max_aspect_ratio)
 
     def build(folder: Path) -> Parity:
@@ -97,12 +99,13 @@ def export(
                 resize=intake.resize,
                 class_names=examples.class_names,
                 limits=limits,
+                bit_depth=bit_depth,
             )
             classifier.save(folder / "model.keras")
         context.stop.check()
         result = _check_parity(checker, config, folder, rules, examples, images, source, entries, context)
         (folder / "parity.json").write_text(json.dumps(result, indent=2) + "\n")
-        card = _model_card(intake, examples, network, folder, tuned_weights is not None)
+        card = _model_card(rules, examples, network, folder, tuned_weights is not None)
         card["image_bytes"] = _what_bytes_it_takes(limits, result)
         (folder / "model.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         if not result["agrees"]:
@@ -216,16 +219,17 @@ def _ask(checker: subprocess.Popen[str], request: parity.Request, context: Conte
 
 
 def _model_card(
-    intake: IntakeConfig, examples: Examples, network: Network, folder: Path, fine_tuned: bool
+    rules: DecodeRules, examples: Examples, network: Network, folder: Path, fine_tuned: bool
 ) -> dict[str, object]:
     return {
         "schema": 1,
         "class_names": list(examples.class_names),
-        "image_size": intake.image_size,
-        "resize": intake.resize,
+        "image_size": rules.image_size,
+        "resize": rules.resize,
         "shipped": "fine_tuned" if fine_tuned else "head",
         "backbone": network.config.name,
-        "decoder": {name: getattr(intake, name) for name in ("max_pixels", "min_side_px", "max_aspect_ratio")},
+        "bit_depth": rules.bit_depth,
+        "decoder": {name: getattr(rules, name) for name in ("max_pixels", "min_side_px", "max_aspect_ratio")},
         "signatures": {"serving_default": "image_bytes: string (N)", "pixels": "uint8 (N, size, size, 3)"},
         "outputs": serving.OUTPUTS,
         "versions": {

@@ -5,9 +5,10 @@ It is the only reader of untrusted bytes, and it never writes to the source.
 
 import io
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from hashlib import sha256
 from typing import Self
 
@@ -17,8 +18,9 @@ import pyarrow.parquet as pq
 
 from job.config import IntakeConfig
 from job.data.examples import Examples
-from job.decoding.decode import SCHEMA, DecodeRules
-from job.decoding.processes import Limits, Record, ShardTask, decode_shards, is_passing
+from job.decoding.decode import SCHEMA, DecodeRules, is_readable
+from job.decoding.deep import FULL_BIT_DEPTH, MIN_BIT_DEPTH, needed_bit_depth
+from job.decoding.processes import Limits, Record, ShardTask, decode_shards, is_outdated, is_passing, lacks_format
 from job.errors import DataUnusable
 from job.runtime.cgroups import usable_cores
 from job.runtime.context import Context
@@ -40,15 +42,31 @@ _COMMITS_AHEAD = 4
 
 @dataclass(frozen=True)
 class Intake:
-    """Every file found, and the image store (uint8, N x size x size x 3) that `examples["row"]` points into."""
+    """Every file found, and the image store (uint8, N x size x size x 3) that `examples["row"]` points into.
+
+    The values of 16-bit photos were scaled by `bit_depth`.
+    """
 
     examples: Examples
     cache: Cache
     store_name: str
+    bit_depth: int
 
     @classmethod
     def load(cls, context: Context) -> Self:
-        return cls(Examples.load(context.workdir.path(TABLE)), context.cache, context.workdir.read_json(SUMMARY)["images"])
+        summary = context.workdir.read_json(SUMMARY)
+        examples = Examples.load(context.workdir.path(TABLE))
+        return cls(examples, context.cache, summary["images"], summary.get("bit_depth", FULL_BIT_DEPTH))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know about the set as a whole, in plain words."""
+        if self.bit_depth == FULL_BIT_DEPTH:
+            return ()
+        return (
+            f"16-bit photos are scaled as {self.bit_depth}-bit ones: {2**self.bit_depth - 1:,} is white. "
+            "intake.bit_depth sets another depth.",
+        )
 
     @property
     def images(self) -> ArrayStore:
@@ -63,37 +81,179 @@ def intake(config: IntakeConfig, *, source: Source, listing: Listing, context: C
         StorageFailed, Stopped.
     """
     _check_class_names(listing)
-    rules = DecodeRules(**{name: getattr(config, name) for name in DecodeRules.__dataclass_fields__})
-    entries = [e for e in listing.entries if e.verdict is None]
-    shards = {
-        digest_of([[e.path, e.num_bytes, e.version] for e in shard]): tuple(shard)
-        for shard in (entries[k : k + ROWS_PER_SHARD] for k in range(0, len(entries), ROWS_PER_SHARD))
-    }
-    folder = f"images-{digest_of([SCHEMA, source.uri, asdict(rules)])[:16]}"
-    row_shape = (config.image_size, config.image_size, 3)
-    writer = StoreWriter(context.cache.path(folder), row_shape, "uint8", context.cache.temporary)
-    with Exchange(context.cache, [folder]) as exchange:
-        exchange.fetch(folder, shards)
-        found: dict[str, Shard] = {key: shard for key in shards if (shard := writer.committed(key))}
-        num_missing = sum(len(shards[key]) for key in shards if key not in found)
-        context.telemetry.found_finished(len(entries) - num_missing)
-        context.cache.reserve(len(entries) * writer.row_bytes, num_missing * writer.row_bytes)
-        own = context.peers.own([key for key in shards if key not in found])
-        found |= _decode(config, {key: shards[key] for key in own}, source, rules, writer, context)
-        exchange.flush()
-        context.peers.meet()
+    shards = _Shards(config, source, [e for e in listing.entries if e.verdict is None], context)
+    with Exchange(context.cache, [shards.folder]) as exchange:
+        bit_depth = shards.complete(exchange)
         if not context.peers.is_chief:
             return None
-        exchange.fetch(folder, shards.keys() - found.keys())
-        found |= {key: shard for key in shards if key not in found and (shard := writer.committed(key))}
-        found |= _decode(config, {k: v for k, v in shards.items() if k not in found}, source, rules, writer, context)
-        name = context.cache.name(writer.finish([found[key].key for key in shards]).index_file)
-    examples = _table(listing, [record for key in shards for record in found[key].extra])
+        name = context.cache.name(shards.finish().index_file)
+    examples = _table(listing, shards.records)
     context.workdir.write_bytes(TABLE, examples.to_parquet())
-    entries_and_digests = zip(listing.entries, examples["sha256"], strict=True)
-    _remember(context.workdir, {e.path: (e.num_bytes, e.version, d) for e, d in entries_and_digests if e.verdict is None})
-    context.workdir.write_json(SUMMARY, {"images": name})
-    return Intake(examples, context.cache, name)
+    _remember(context.workdir, _known(listing, examples))
+    context.workdir.write_json(SUMMARY, {"images": name} | ({} if bit_depth == FULL_BIT_DEPTH else {"bit_depth": bit_depth}))
+    found = Intake(examples, context.cache, name, bit_depth)
+    for note in found.notes:
+        context.telemetry.line(note)
+    return found
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """A shard, and the bit depth that its 16-bit photos were scaled by."""
+
+    shard: Shard
+    bit_depth: int
+
+    @cached_property
+    def peaks(self) -> list[int]:
+        """The largest value of each 16-bit photo."""
+        return [record["peak"] for record in self.shard.extra if "peak" in record]
+
+
+class _Shards:
+    """The photos of a set, in shards that are decoded by all workers."""
+
+    def __init__(self, config: IntakeConfig, source: Source, entries: Sequence[Entry], context: Context) -> None:
+        self._config, self._source, self._context = config, source, context
+        self._entries = {
+            digest_of([[e.path, e.num_bytes, e.version] for e in shard]): tuple(shard)
+            for shard in (entries[k : k + ROWS_PER_SHARD] for k in range(0, len(entries), ROWS_PER_SHARD))
+        }
+        self._found: dict[str, _Decoded] = {}  # By the keys of `_entries`.
+        rules = asdict(DecodeRules.of(config, FULL_BIT_DEPTH))
+        del rules["bit_depth"]  # It is in the keys of shards that it matters to.
+        self.folder = f"images-{digest_of([SCHEMA, source.uri, rules])[:16]}"
+        row_shape = (config.image_size, config.image_size, 3)
+        self._writer = StoreWriter(context.cache.path(self.folder), row_shape, "uint8", context.cache.temporary)
+
+    @property
+    def records(self) -> list[Record]:
+        """The record of each photo, in order."""
+        return [record for key in self._entries for record in self._found[key].shard.extra]
+
+    @property
+    def peaks(self) -> list[int]:
+        """The largest value of each 16-bit photo that is known."""
+        return [peak for decoded in self._found.values() for peak in decoded.peaks]
+
+    @property
+    def _bit_depth(self) -> int:
+        """The bit depth that is asked for, or the smallest one that holds every value that is known."""
+        if self._config.bit_depth != "auto":
+            return self._config.bit_depth
+        return needed_bit_depth(max(self.peaks, default=0))
+
+    def finish(self) -> ArrayStore:
+        """Write the index of the store, when every shard is decoded."""
+        return self._writer.finish([self._found[key].shard.key for key in self._entries])
+
+    def complete(self, exchange: Exchange) -> int:
+        """Decode what is missing, and return the bit depth of the set. Afterwards the chief has every shard.
+
+        The depth is known when all photos are decoded. Then shards with 16-bit photos that were scaled by another depth are
+        decoded once more, by the workers that had them. The names of these shards hold the depth. So a depth gives the same
+        store, whatever was guessed at first and whatever was stored before.
+        """
+        missing = self._look_up(exchange)
+        self._context.telemetry.found_finished(self._num_photos(self._entries) - self._num_photos(missing))
+        self._share(self._context.peers.own(missing), self._bit_depth, exchange)
+        again = self._unfinished(self._bit_depth)
+        bit_depth = self._context.peers.same(self._bit_depth if again else None)
+        if bit_depth is not None:
+            again = [key for key in self._unfinished(bit_depth) if key in self._found]
+            own = set(self._context.peers.own(list(self._entries)))
+            self._share([key for key in again if key in own], bit_depth, exchange, bit_depth)
+        return self._bit_depth
+
+    def _unfinished(self, bit_depth: int | None = None) -> list[str]:
+        """Return the keys that have no shard; and those whose shard was scaled by another depth, if one is given."""
+        return [
+            key
+            for key in self._entries
+            if (found := self._found.get(key)) is None
+            or (bit_depth is not None and found.peaks and found.bit_depth != bit_depth)
+        ]
+
+    def _look_up(self, exchange: Exchange, bit_depth: int | None = None) -> list[str]:
+        """Take stored shards for the keys that are unfinished; return the keys that then still are."""
+        self._take_stored(bit_depth)
+        if unfinished := self._unfinished(bit_depth):
+            exchange.fetch(self.folder, [name for key in unfinished for name, _ in _names(key, bit_depth)])
+            self._take_stored(bit_depth)
+        return self._unfinished(bit_depth)
+
+    def _take_stored(self, bit_depth: int | None) -> None:
+        for key in self._unfinished(bit_depth):
+            for name, scaled_by in _names(key, bit_depth):
+                shard = self._writer.committed(name)
+                if shard and not any(map(is_outdated, shard.extra)):
+                    self._found[key] = _Decoded(shard, scaled_by)
+                    break
+
+    def _share(self, own: Sequence[str], bit_depth: int, exchange: Exchange, wanted: int | None = None) -> None:
+        """Decode this worker's own part; on the chief, also what is then missing of all parts."""
+        row_bytes = self._writer.row_bytes
+        num_missing = self._num_photos(self._unfinished(wanted))
+        self._context.cache.reserve(self._num_photos(self._entries) * row_bytes, num_missing * row_bytes)
+        self._decode(own, bit_depth)
+        exchange.flush()
+        self._context.peers.meet()
+        if self._context.peers.is_chief:
+            self._decode(self._look_up(exchange, wanted), bit_depth)
+
+    def _decode(self, keys: Sequence[str], bit_depth: int) -> None:
+        """Decode shards. One with a refusal that another try may not repeat gets a name that nobody will look for."""
+        if not keys:
+            return
+        config, telemetry = self._config, self._context.telemetry
+        tasks = (ShardTask(key, self._entries[key], self._writer.open_shard(len(self._entries[key]))) for key in keys)
+        workers = usable_cores() if config.workers == "auto" else config.workers
+        limits = Limits(min(workers, len(keys)), config.decode_timeout_s, config.worker_memory_mb)
+        rules = DecodeRules.of(config, bit_depth)
+        cpu_s_before = telemetry.cpu_s_elsewhere
+        commits: deque[tuple[str, Future[Shard]]] = deque()
+        with (
+            telemetry.progress("decode", self._num_photos(keys), "photos") as progress,
+            # A thread, because a worker that is done must not wait until another one's shard is on the disk.
+            ThreadPoolExecutor(1) as thread,
+        ):
+            for task in decode_shards(tasks, self._source, rules, limits, self._context):
+                name = _name(task.key, task.records, bit_depth)
+                name = digest_of([name, own_mark()]) if any(map(is_passing, task.records)) else name
+                commits.append((task.key, thread.submit(self._writer.commit, name, task.file, task.num_rows, task.records)))
+                progress.advance(len(task.records))
+                while commits and (commits[0][1].done() or len(commits) > _COMMITS_AHEAD):
+                    key, commit = commits.popleft()
+                    self._found[key] = _Decoded(commit.result(), bit_depth)
+            self._found |= {key: _Decoded(commit.result(), bit_depth) for key, commit in commits}
+        # Processes decode side by side: what each of them took if all did the same, of the cores that there are.
+        decode_cpu_s = telemetry.cpu_s_elsewhere - cpu_s_before
+        telemetry.add_spent("decode", decode_cpu_s / min(limits.num_workers, usable_cores()))
+
+    def _num_photos(self, keys: Iterable[str]) -> int:
+        return sum(len(self._entries[key]) for key in keys)
+
+
+def _name(key: str, records: Iterable[Record], bit_depth: int) -> str:
+    """Return the name that a shard is stored under: its key, and with it what only some photos depend on.
+
+    That is the bit depth for 16-bit photos, and the plugin for HEIC photos that it has read.
+    """
+    has_deep = any("peak" in record for record in records)
+    has_heic = any(record["format"] == "HEIC" and not lacks_format(record["status"], record["reason"]) for record in records)
+    return _named(key, bit_depth if has_deep else None, has_heic)
+
+
+def _names(key: str, bit_depth: int | None) -> Iterator[tuple[str, int]]:
+    """Give each name that a shard may be stored under, with its bit depth; all depths where none is given."""
+    depths = range(FULL_BIT_DEPTH, MIN_BIT_DEPTH - 1, -1) if bit_depth is None else (bit_depth,)
+    for depth in (None, *depths):
+        for has_heic in (False, True):
+            yield _named(key, depth, has_heic), depth or FULL_BIT_DEPTH
+
+
+def _named(key: str, bit_depth: int | None, has_heic: bool) -> str:
+    return digest_of([key, bit_depth, has_heic]) if bit_depth or has_heic else key
 
 
 def source_digest(source: Source, listing: Listing, workdir: Workdir) -> str:
@@ -116,48 +276,10 @@ def source_digest(source: Source, listing: Listing, workdir: Workdir) -> str:
     if fresh and workdir.lease:
         _remember(workdir, known)
     rows = [
-        [e.path, e.label, e.split, e.verdict, e.reason, known[e.path][2] if e.path in known else ""] for e in listing.entries
+        [e.path, e.label, e.split, e.verdict, e.reason, _content(known[e.path][2]) if e.path in known else ""]
+        for e in listing.entries
     ]
     return digest_of([listing.class_names, rows])
-
-
-def _decode(
-    config: IntakeConfig,
-    shards: Mapping[str, tuple[Entry, ...]],
-    source: Source,
-    rules: DecodeRules,
-    writer: StoreWriter,
-    context: Context,
-) -> dict[str, Shard]:
-    """Each shard with its records, by what it is made from.
-
-    A shard with a refusal that another try may not repeat gets a key that nobody will look for.
-    """
-    found: dict[str, Shard] = {}
-    if not shards:
-        return found
-    tasks = (ShardTask(key, entries, writer.open_shard(len(entries))) for key, entries in shards.items())
-    workers = usable_cores() if config.workers == "auto" else config.workers
-    limits = Limits(min(workers, len(shards)), config.decode_timeout_s, config.worker_memory_mb)
-    cpu_s_before = context.telemetry.cpu_s_elsewhere
-    commits: deque[tuple[str, Future[Shard]]] = deque()
-    with (
-        context.telemetry.progress("decode", sum(map(len, shards.values())), "photos") as progress,
-        # A thread, because a worker that is done must not wait until another one's shard is on the disk.
-        ThreadPoolExecutor(1) as thread,
-    ):
-        for task in decode_shards(tasks, source, rules, limits, context):
-            key = digest_of([task.key, own_mark()]) if any(map(is_passing, task.records)) else task.key
-            commits.append((task.key, thread.submit(writer.commit, key, task.file, task.num_rows, task.records)))
-            progress.advance(len(task.records))
-            while commits and (commits[0][1].done() or len(commits) > _COMMITS_AHEAD):
-                made_from, commit = commits.popleft()
-                found[made_from] = commit.result()
-        found |= {made_from: commit.result() for made_from, commit in commits}
-    # Processes decode side by side: what each of them took if all did the same, of the cores that there are.
-    decode_cpu_s = context.telemetry.cpu_s_elsewhere - cpu_s_before
-    context.telemetry.add_spent("decode", decode_cpu_s / min(limits.num_workers, usable_cores()))
-    return found
 
 
 def _table(listing: Listing, records: list[Record]) -> Examples:
@@ -173,8 +295,27 @@ def _table(listing: Listing, records: list[Record]) -> Examples:
     return Examples.from_columns(columns, listing.class_names)
 
 
+def _known(listing: Listing, examples: Examples) -> dict[str, tuple[int, str, str]]:
+    """Return what is remembered of each file: see `_remember`."""
+    columns = (examples[name] for name in ("sha256", "format", "status", "reason"))
+    return {
+        e.path: (e.num_bytes, e.version, f"{digest} {kind}" if lacks_format(status, reason) else digest)
+        for e, digest, kind, status, reason in zip(listing.entries, *columns, strict=True)
+        if e.verdict is None
+    }
+
+
+def _content(digest: str) -> str:
+    """Return what stands for the content of a file. It changes when something is installed that reads its format."""
+    sha256_of_file, _, kind = digest.partition(" ")
+    return sha256_of_file if is_readable(kind) else digest
+
+
 def _remember(workdir: Workdir, known: Mapping[str, tuple[int, str, str]]) -> None:
-    """Size, version and SHA-256 of the file at each path; the last is empty where it could not be read."""
+    """Write size, version and SHA-256 of the file at each path.
+
+    The last is empty where the file could not be read, and followed by its format where nothing installed reads that.
+    """
     table = pa.table(
         {
             "path": list(known),

@@ -7,6 +7,7 @@ from PIL import Image
 from job.decoding.decode import DecodeRules, decode
 from job.serving import graph_decode
 from tests.conftest import encoded, paint
+from tests.unit.deep_files import picture, png, scaled
 
 LIMITS = graph_decode.Limits(max_pixels=10**8, min_side_px=8, max_aspect_ratio=20)
 
@@ -16,10 +17,10 @@ def photo(tmp_path_factory):
     return Image.open(paint(tmp_path_factory.mktemp("photo") / "a.png", seed=5, size=(150, 110))).convert("RGB")
 
 
-def difference(payload, size=64, resize="squash"):
-    rules = DecodeRules(size, resize, LIMITS.max_pixels, LIMITS.min_side_px, LIMITS.max_aspect_ratio)
+def difference(payload, size=64, resize="squash", bit_depth=16):
+    rules = DecodeRules(size, resize, LIMITS.max_pixels, LIMITS.min_side_px, LIMITS.max_aspect_ratio, bit_depth)
     ours = decode(payload, rules).pixels_HWC.astype(int)
-    return np.abs(np.asarray(graph_decode.pixels_of(payload, size, resize, LIMITS)).astype(int) - ours)
+    return np.abs(np.asarray(graph_decode.pixels_of(payload, size, resize, LIMITS, bit_depth)).astype(int) - ours)
 
 
 @pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
@@ -86,3 +87,41 @@ def test_large_jpegs_are_scaled_while_decoding_by_the_same_rule(photo, scale, re
     large = photo.resize((151 * scale, 111 * scale), Image.Resampling.BICUBIC)
     found = difference(encoded(large, "JPEG", quality=90), 64, resize)
     assert found.max() <= 1 and found.mean() < 0.3
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize(("bits", "bit_depth"), [(10, 10), (12, 12), (14, 14), (16, 16), (12, 16), (16, 12)])
+def test_png_of_16_bits_has_the_decoders_pixels(channels, bits, bit_depth):
+    import tensorflow as tf
+
+    smooth = np.asarray(Image.fromarray(picture(1, bits, (9, 7))[..., 0].astype(np.float32)).resize((150, 110)))
+    values = (smooth[..., None] + picture(channels, bits - 3, (150, 110))).clip(0, 2**bits - 1).astype(np.uint16)
+    by_libpng = tf.io.encode_png(values).numpy()  # With its filters; those below have none.
+    for payload in (by_libpng, png(values)):
+        assert payload[24] == 16 and difference(payload, bit_depth=bit_depth).max() <= 1
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_png_of_16_bits_with_a_transparent_colour_has_the_decoders_pixels(channels):
+    values = picture(channels, 12, (64, 64))
+    values[:20] = 77
+    assert difference(png(values, clear=(77,) * channels), bit_depth=12).max() <= 1
+
+
+@pytest.mark.parametrize("bits_of_opacity", [12, 16])
+def test_opacity_of_16_bits_is_scaled_as_in_the_decoder(bits_of_opacity):
+    values = picture(4, 12, (64, 64))
+    values[..., 3:] = picture(1, bits_of_opacity, (64, 64), seed=1)
+    assert difference(png(values), bit_depth=12).max() <= 1
+
+
+def test_png_of_12_bits_keeps_its_gray_levels_in_the_graph():
+    values = np.arange(64 * 64).astype(np.uint16).reshape(64, 64, 1)
+    found = np.asarray(graph_decode.pixels_of(png(values), 64, "squash", LIMITS, 12))
+    assert len(np.unique(found)) == 256
+    assert np.array_equal(found, np.broadcast_to(scaled(values, 12), (64, 64, 3)))
+
+
+def test_large_png_of_16_bits_is_scaled_band_by_band_like_a_small_one():
+    values = picture(1, 12, (1500, 1500))
+    assert difference(png(values), bit_depth=12).max() <= 1

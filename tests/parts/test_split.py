@@ -111,6 +111,16 @@ def test_too_many_bad_files_are_refused_with_the_list(tmp_path, context):
     assert made_split(folder, context, budget=0.3).refusals == ()
 
 
+def test_dicom_files_are_refused_with_the_way_to_convert_them(tmp_path, context):
+    folder = paint_classes(tmp_path / "photos", per_class=6)
+    for k in range(5):
+        (folder / "checks" / f"IM{k:04d}").write_bytes(bytes(128) + b"DICM" + bytes(99))
+        (folder / "checks" / f"{k}.dcm").write_bytes(b"\x08\0\5\0CS\n\0ISO_IR 100" + bytes(99))
+    (refusal,) = map(str, made_split(folder, context, budget=0.2).refusals)
+    assert "10 of 22 files are quarantined" in refusal
+    assert "10 x a DICOM file, which this job does not read: convert it to PNG with its window and level" in refusal
+
+
 def test_label_conflicts_count_against_the_budget(tmp_path, context):
     folder = paint_classes(tmp_path / "photos", per_class=6)
     for k in range(3):

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -182,6 +183,8 @@ CUT = "^cut off: the {} ends before the picture does$".format
 CONVERT = "this job does not read: convert it to JPEG or PNG$"
 Q, U, C, I = "quarantined", "used", "converted", "ignored"  # noqa: E741
 AVIF = (C, "^AVIF to RGB$") if features.check("avif") else (Q, CONVERT)
+HEIC = "^damaged HEIC: its header cannot be read$" if find_spec("pillow_heif") else r"pip install 'transfer-job\[heif\]'"
+DICOM = "^a DICOM file, which this job does not read: convert it to PNG with its window and level"
 J2K = (C, "^JPEG2000 to RGB$") if features.check("jpg_2000") else (Q, CONVERT)
 JUNK = ("._x.jpg", ".DS_Store", "Thumbs.db", "desktop.ini", "README", "README.md", "LICENSE", "LICENSE.txt")
 NAMES = ("two words.jpg", "ünï 🌼.jpg", "new\nline.jpg", "quo'te\".jpg", "<img onerror=alert(1)>.jpg", "-rf.jpg", "=1+1.jpg")
@@ -255,9 +258,12 @@ CASES = (
     Case(12, "x.jp2", file(62, "JPEG2000") if features.check("jpg_2000") else text(b"\0\0\0\x0cjP  "), *J2K),
     Case(12, "x.ico", lambda: encoded(photo(63, (64, 64)), "ICO"), C, "ICO to RGB$"),
     Case(12, "x.ppm", file(64, "PPM"), C, "^PPM to RGB$"),
-    Case(12, "x.heic", text(b"\0\0\0\x18ftypheic" + bytes(99)), Q, "^a HEIC picture, which " + CONVERT),
+    Case(12, "x.heic", text(b"\0\0\0\x18ftypheic" + bytes(99)), Q, HEIC),
     Case(12, "x.jxl", text(b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(99)), Q, "^a JPEG XL picture, which " + CONVERT),
-    Case(12, "x.dcm", text(bytes(128) + b"DICM" + bytes(99)), Q, "^a DICOM picture, which " + CONVERT),
+    Case(12, "x.dcm", text(bytes(128) + b"DICM" + bytes(99)), Q, DICOM),
+    Case(12, "no-extension-dicom", text(bytes(128) + b"DICM" + bytes(99)), Q, DICOM),
+    Case(12, "no-preamble.DCM", text(b"\x08\0\5\0CS\n\0ISO_IR 100" + NOISE), Q, DICOM),
+    Case(12, "jpeg-named.dcm", file(65), U, "^$"),
     Case(13, "bomb.png", bomb, Q, r"^claims 20000x20000 pixels, more than intake.max_pixels \(50,000,000\)$"),
     Case(
         13, "bomb.gif", text(b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b"," + bytes(99)), Q, "^claims 65535"
