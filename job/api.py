@@ -184,7 +184,7 @@ def planned(
     Cluster.from_environ(session.environ)  # For its errors.
     given = _workdir(data, out, labels, settings, session)
     output.check(Context(given, Telemetry(None), caching=settings.cache), session.config_file, session.environ)
-    with output.looked_at(given) as workdir:
+    with given.glance() as workdir:
         context = Context(workdir, Telemetry(None), settings.seed, caching=settings.cache)
         job = Job(settings, _place("--data", data), context, labels=_place("--labels", labels))
         yield job, plan_of(job, stop_after)

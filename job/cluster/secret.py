@@ -72,7 +72,7 @@ def shared(workdir: Workdir, tell: Callable[[str], None]) -> Iterator[Secret]:
         TryAgainLater: if another run has taken over the output.
     """
     secret = Secret.new()
-    with _in_bucket(workdir.mirror.objects, secret) if workdir.mirror else _in_folder(workdir, secret, tell):
+    with _in_bucket(workdir.objects, secret) if workdir.objects else _in_folder(workdir, secret, tell):
         yield secret
 
 
@@ -83,7 +83,7 @@ def find(workdir: Workdir) -> Secret | None:
         UsageError: if this user may not read it, or it is no regular file.
         StorageFailed: if it cannot be read for another reason.
     """
-    text = _read_object(workdir.mirror.objects) if workdir.mirror else _read_file(workdir.path(NAME))
+    text = _read_object(workdir.objects) if workdir.objects else _read_file(workdir.path(NAME))
     return Secret.parse(text or b"")
 
 

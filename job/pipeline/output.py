@@ -1,26 +1,20 @@
 """The output of a run: where it lies, on this machine or in a bucket, that it is the job's own, and who works in it now."""
 
 import shlex
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 
-from job.console.places import refuse_odd_name, refused_at_start
+from job.console.places import refuse_odd_name
 from job.errors import DataUnusable, Diverged, GateNotMet, Stopped, UsageError
 from job.runtime.context import Context
-from job.storage import claim, lease
+from job.storage import claim
 from job.storage.bucket.downloads import scratch
-from job.storage.bucket.mirror import Mirror
 from job.storage.bucket.objects import is_remote
 from job.storage.bucket.open import open_objects
-from job.storage.files import storage_errors
-from job.storage.ledger import MARK, is_reserved
+from job.storage.bucket.workdir import BucketWorkdir
+from job.storage.ledger import is_reserved
 from job.storage.workdir import Workdir
-
-# The local part of a bucket's directory lies on a disk of this machine, where the touches of its owner show at once; whether
-# the owner on another machine is alive the bucket's own lease decides. It is silent while TensorFlow is imported.
-_SCRATCH_DEAD_AFTER_S = 15.0
 
 
 def make_workdir(
@@ -69,49 +63,22 @@ def existing_workdir(out: str) -> Workdir:
     if not is_remote(out) and not Path(out).is_dir():
         raise UsageError(f"{out}: no such folder.")
     workdir = _workdir(out)
-    if not _is_claimed(workdir):
-        is_old = workdir.mirror.exists() if workdir.mirror else claim.is_version_1(workdir.root)
-        raise claim.of_version_1(out) if is_old else UsageError(f"{out}: this is not the output of a run.")
+    if not workdir.is_claimed():
+        raise claim.of_version_1(out) if workdir.is_version_1() else UsageError(f"{out}: this is not the output of a run.")
     return workdir
-
-
-def _is_claimed(workdir: Workdir) -> bool:
-    return workdir.mirror.objects.find(MARK) is not None if workdir.mirror else claim.is_claimed(workdir.root)
-
-
-@contextmanager
-def looked_at(workdir: Workdir) -> Iterator[Workdir]:
-    """Give an output directory to read only. That of a bucket is copied to a temporary folder for the block."""
-    if workdir.mirror is None:
-        yield Workdir(workdir.root, is_glance=True)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        glance = Workdir(root, Mirror(root, workdir.mirror.objects), is_glance=True)
-        if workdir.mirror.exists():
-            glance.refresh()
-        yield glance
 
 
 def check(context: Context, config_file: Path | None = None, environ: Mapping[str, str] | None = None) -> None:
     """Refuse an output, or a cache.dir, that is not the job's own. Nothing is written. Raises: UsageError."""
-    _check(context.workdir, config_file, environ or {})
+    context.workdir.check(config_file, environ or {})
     context.cache.check()
-
-
-def _check(workdir: Workdir, config_file: Path | None, environ: Mapping[str, str]) -> None:
-    if workdir.mirror:
-        claim.check_bucket(workdir.mirror.objects)
-    else:
-        with storage_errors(workdir.root), refused_at_start(f"--out {workdir.uri}", workdir.root):
-            claim.check(workdir.root, workdir.uri, config_file=config_file, environ=environ)
 
 
 def _workdir(out: str, worker: int = 0) -> Workdir:
     if is_remote(out):
         objects = open_objects(out)
         root = scratch(objects.uri) / f"worker-{worker}"
-        return Workdir(root, Mirror(root, objects))
+        return BucketWorkdir(root, objects)
     root = Path(out).resolve()
     refuse_odd_name("--out", root)
     if root.exists() and not root.is_dir():
@@ -147,20 +114,10 @@ def owned(context: Context, config_file: Path | None = None, environ: Mapping[st
         TryAgainLater: where somebody else works in it.
         StorageFailed, Stopped.
     """
-    workdir, tell, check_stop = context.workdir, context.telemetry.line, context.stop.check
-    environ = environ or {}
+    workdir = context.workdir
     check(context, config_file, environ)
-    with storage_errors(workdir.root), refused_at_start(f"--out {workdir.uri}", workdir.root, writing=True):
-        if workdir.mirror:
-            claim.claim_bucket(workdir.mirror.objects)
-            workdir.root.mkdir(parents=True, exist_ok=True)
-        else:
-            claim.claim(workdir.root, workdir.uri, config_file=config_file, environ=environ)
-        wait_s = _SCRATCH_DEAD_AFTER_S if workdir.mirror else lease.DEAD_AFTER_S
-        workdir.lease = lease.acquire(workdir.root, tell, check_stop, wait_s, workdir.uri)
     try:
-        if workdir.mirror:
-            workdir.mirror.take_over(tell, check_stop)
+        workdir.acquire(context.telemetry.line, context.stop.check, config_file, environ or {})
         workdir.clean()
         if context.telemetry.keeps_log:
             workdir.begin_log()

@@ -9,7 +9,7 @@ from job.runtime.peers import Alone, Peers
 from job.runtime.stop import StopRequest
 from job.runtime.telemetry import Telemetry
 from job.storage.bucket.downloads import scratch
-from job.storage.bucket.objects import is_remote, join
+from job.storage.bucket.objects import is_remote
 from job.storage.bucket.open import open_objects
 from job.storage.ledger import TEMPORARY
 from job.storage.workdir import Workdir
@@ -37,8 +37,7 @@ class Context:
         """The run's own `cache/`, or the folder or bucket that runs share."""
         shared = self.caching.dir
         if shared is None:
-            mirror = self.workdir.mirror
-            objects = open_objects(join(mirror.objects.uri, "cache")) if mirror else None
+            objects = open_objects(self.workdir.shown("cache")) if self.workdir.objects else None
             root = self.workdir.path("cache")
         else:
             objects = open_objects(shared) if is_remote(shared) else None

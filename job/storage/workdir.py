@@ -4,15 +4,16 @@ A file or folder appears under its final name whole or not at all: it is made in
 knows which names are the job's own; whatever else lies in the directory is never replaced, renamed or removed.
 """
 
-from __future__ import annotations
-
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
+from job.console.places import refused_at_start
 from job.errors import JobError
+from job.storage import claim, lease
+from job.storage.bucket.objects import Objects
 from job.storage.files import (
     digest_of_file,
     everything_below,
@@ -26,11 +27,7 @@ from job.storage.files import (
     to_json,
     writing,
 )
-from job.storage.lease import Lease
-from job.storage.ledger import TEMPORARY, Ledger, ScratchLedger
-
-if TYPE_CHECKING:
-    from job.storage.bucket.mirror import Mirror
+from job.storage.ledger import TEMPORARY, Ledger
 
 LOG = "logs/events.jsonl"
 
@@ -38,45 +35,88 @@ LOG = "logs/events.jsonl"
 class Workdir:
     """A directory that outlives the run. Names are relative to it, with `/` between their parts.
 
-    Where there is a `lease`, a final name appears, changes or goes only while that is held. With a `mirror`, the directory
-    lies in a bucket, and `root` is the local folder that the bucket equals as of the last `commit`. `is_glance` where the
-    directory is only looked at.
+    This is the form on this machine. The form in a bucket is `BucketWorkdir`; what it does differently stands first here, up
+    to `close`, and `objects` is None where there is no bucket. While there is a `lease`, a final name appears, changes or
+    goes only while that is held. `is_glance` says that the directory is only looked at.
     """
 
-    def __init__(self, root: Path, mirror: Mirror | None = None, *, is_glance: bool = False) -> None:
-        self.root, self.mirror, self.is_glance = root, mirror, is_glance
-        self.lease: Lease | None = None
-        self.ledger = ScratchLedger(root) if mirror else Ledger(root)
+    _dead_after_s = lease.DEAD_AFTER_S
+    objects: Objects | None = None
+
+    def __init__(self, root: Path, *, is_glance: bool = False) -> None:
+        self.root, self.is_glance = root, is_glance
+        self.lease: lease.Lease | None = None
+        self.ledger = Ledger(root)
 
     @property
     def uri(self) -> str:
         """The directory as the user calls it."""
-        return self.mirror.objects.uri if self.mirror else str(self.root)
+        return str(self.root)
+
+    def check(self, config_file: Path | None, environ: Mapping[str, str]) -> None:
+        """Refuse a directory that holds somebody else's files. Raises: UsageError, StorageFailed."""
+        with storage_errors(self.root), refused_at_start(f"--out {self.uri}", self.root):
+            claim.check(self.root, self.uri, config_file=config_file, environ=environ)
+
+    def is_claimed(self) -> bool:
+        """Return whether the directory has the job's mark."""
+        return claim.is_claimed(self.root)
+
+    def is_version_1(self) -> bool:
+        """Return whether version 0.1 has written a directory without the mark."""
+        return claim.is_version_1(self.root)
+
+    @contextmanager
+    def glance(self) -> Iterator[Self]:
+        """Give the directory for reading only."""
+        yield type(self)(self.root, is_glance=True)
+
+    def acquire(
+        self,
+        tell: Callable[[str], None],
+        check_stop: Callable[[], None],
+        config_file: Path | None,
+        environ: Mapping[str, str],
+    ) -> None:
+        """Claim the directory and take its lease. `close` gives the lease back.
+
+        Raises:
+            UsageError: where somebody else's files lie in it, or it cannot do what a run needs.
+            TryAgainLater: where another run works in it.
+            StorageFailed, Stopped.
+        """
+        with storage_errors(self.root), refused_at_start(f"--out {self.uri}", self.root, writing=True):
+            self._claim(config_file, environ)
+            self.lease = lease.acquire(self.root, tell, check_stop, self._dead_after_s, self.uri)
+
+    def _claim(self, config_file: Path | None, environ: Mapping[str, str]) -> None:
+        claim.claim(self.root, self.uri, config_file=config_file, environ=environ)
+
+    def commit(self) -> None:
+        """Make everything written so far last. Raises: TryAgainLater, StorageFailed."""
+
+    def settle(self) -> None:
+        """Commit for the last time in a run. Raises: TryAgainLater, StorageFailed."""
+
+    def refresh(self) -> None:
+        """Take in what another worker has committed."""
+        self.ledger.load()
+
+    def bring(self, name: str) -> None:
+        """Make sure that the files below a folder of checkpoints are on this machine."""
+
+    def close(self) -> None:
+        """Remove `.tmp/`, if the directory is still this run's, and release the lease."""
+        if self.lease:
+            with suppress(JobError, OSError), self.held():
+                self.ledger.settle()
+                remove_tree(self.root / TEMPORARY)
+            self.lease.release()
+            self.lease = None
 
     def shown(self, name: str) -> str:
         """Return what the user calls a file in it."""
         return f"{self.uri}/{name}"
-
-    def commit(self) -> None:
-        """See to it that everything written so far lasts. Raises: TryAgainLater, StorageFailed."""
-        if self.mirror:
-            self.mirror.push()
-
-    def settle(self) -> None:
-        """Commit for the last time in a run. Raises: TryAgainLater, StorageFailed."""
-        if self.mirror:
-            self.mirror.settle()
-
-    def refresh(self) -> None:
-        """See what another worker has committed."""
-        if self.mirror:
-            self.mirror.pull()
-        self.ledger.load()
-
-    def bring(self, name: str) -> None:
-        """Have the files below a folder of checkpoints here."""
-        if self.mirror:
-            self.mirror.bring(name)
 
     def path(self, name: str) -> Path:
         """Return the local path of a name."""
@@ -183,17 +223,6 @@ class Workdir:
         """Make sure that the log, which only grows, is the job's own. Raises: UsageError, StorageFailed."""
         with storage_errors(self.root), self.held():
             self.ledger.begin_log(LOG)
-
-    def close(self) -> None:
-        """Release the lease, and remove `.tmp/`, where that is still this run's to do."""
-        if self.mirror:
-            self.mirror.release()
-        if self.lease:
-            with suppress(JobError, OSError), self.held():
-                self.ledger.settle()
-                remove_tree(self.root / TEMPORARY)
-            self.lease.release()
-            self.lease = None
 
     def digests(self, names: tuple[str, ...]) -> dict[str, str]:
         """Return the SHA-256 of the job's own files at or below these names, by name. What is missing is left out."""

@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 from job.errors import UsageError
 from job.runtime.context import Context
 from job.runtime.telemetry import Telemetry
-from job.storage.bucket.mirror import Mirror
 from job.storage.bucket.open import open_objects
+from job.storage.bucket.workdir import BucketWorkdir
 from job.storage.lease import NAME as LEASE
-from job.storage.workdir import Workdir
 from tests.faults.crash_points import rounds
 
 MINE = b"an object of somebody else"
@@ -66,7 +65,7 @@ def test_objects_of_others_survive_a_kill_at_any_write(bed, tmp_path, data):
         shutil.rmtree(root, ignore_errors=True)
         objects = Disturbed(open_objects(uri), puts, data.draw(st.integers(2, 70)) if attempt < 2 else 10**6)
         with suppress(Killed, UsageError):
-            rounds(Context(Workdir(root, Mirror(root, objects)), Telemetry(None)))
+            rounds(Context(BucketWorkdir(root, objects), Telemetry(None)))
         assert all(bed.get(f"{uri}/{name}") == MINE for name in sorted(mine))
 
 
@@ -74,5 +73,5 @@ def test_prefix_that_is_somebody_elses_is_refused_before_anything_is_written(bed
     uri = f"{bed.bucket()}/runs/x"
     bed.put(f"{uri}/cache/photo.jpg", MINE)
     with pytest.raises(UsageError, match="holds files that this job did not make: cache/photo.jpg"):
-        rounds(Context(Workdir(tmp_path, Mirror(tmp_path, open_objects(uri))), Telemetry(None)))
+        rounds(Context(BucketWorkdir(tmp_path, open_objects(uri)), Telemetry(None)))
     assert bed.names(uri) == [f"{uri}/cache/photo.jpg"]

@@ -5,14 +5,13 @@ import pytest
 from job.cluster import secret
 from job.cluster.secret import Secret
 from job.errors import UsageError
-from job.storage.bucket.mirror import Mirror
 from job.storage.bucket.open import open_objects
-from job.storage.workdir import Workdir
+from job.storage.bucket.workdir import BucketWorkdir
 
 
 def test_secret_lies_in_the_bucket_and_never_in_the_folder_that_is_uploaded(bed, tmp_path):
     out = f"{bed.bucket()}/x"
-    chief, worker = (Workdir(tmp_path / name, Mirror(tmp_path / name, open_objects(out))) for name in ("a", "b"))
+    chief, worker = (BucketWorkdir(tmp_path / name, open_objects(out)) for name in ("a", "b"))
     assert secret.find(worker) is None
     open_objects(out).write(".secret", Secret.new().to_bytes())  # A run that was killed has left it.
     with secret.shared(chief, pytest.fail) as one:

@@ -1,37 +1,38 @@
-"""The twin of an output directory in object storage: a local folder to work in, and a bucket for what lasts.
+"""The form of an output directory in object storage: a local folder to work in, and a bucket for what lasts.
 
-Objects lie under the names of the files, so that users find them. What counts is the manifest alone: it names every file
-with the version and the SHA-256 of its object, is written after the objects, and only where it is still the one that this
-run has read or written. An object that another version has replaced does not belong to the directory any more; records say
-by digest which of a stage's files have to be there, so that such a stage runs again. Logs, which only grow, are taken as
-they are.
+Objects lie under the names of the files, so that users find them. What counts is the manifest alone. It names every file
+with the version and the SHA-256 of its object. It is written after the objects, and only if it is still the one that this
+run has read or written. An object that was replaced by another version no longer belongs to the directory. The records of
+the stages say by digest which files have to be there, so such a stage runs again. Logs only grow, and are taken as they are.
 
-The job's own objects are those in the manifest, and those that bear its mark in their metadata, which a run that was killed
-before it could commit has left. No other object is ever replaced or removed.
+The job's own objects are those in the manifest, and those that have its mark in their metadata: a run that was killed
+before it could commit has left them. No other object is ever replaced or removed.
 """
 
 import json
 import os
 import re
 import stat
+import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from job.errors import StorageFailed, TryAgainLater, UsageError
+from job.storage import claim
 from job.storage.bucket.downloads import fetch
 from job.storage.bucket.lease import ObjectLease, acquire
 from job.storage.bucket.objects import Conflict, NoSuchObject, Objects, join, remove_own
 from job.storage.bucket.parallel import each
-from job.storage.claim import of_version_1
 from job.storage.files import digest_of_file, storage_errors
 from job.storage.lease import NAME as LEASE
-from job.storage.ledger import MARK, TEMPORARY, is_inside
+from job.storage.ledger import MARK, TEMPORARY, ScratchLedger, is_inside
+from job.storage.workdir import Workdir
 
 MANIFEST = ".manifest.json"
 _LAST = "model/model.json"  # Whoever sees a new one finds the files that it names.
@@ -53,59 +54,146 @@ class _File:
     num_bytes: int
 
 
-class Mirror:
-    """`folder` as it is below `objects`, but for `cache/`, which has its own way (`data/exchange.py`), and `.tmp/`."""
+class BucketWorkdir(Workdir):
+    """An output directory in a bucket. `root` is the local folder, which equals the bucket as of the last `commit`.
 
-    def __init__(self, folder: Path, objects: Objects) -> None:
-        self.folder, self.objects = folder, objects
+    Two parts of the folder are never uploaded: `.tmp/`, and `cache/`, whose stores are exchanged one by one
+    (`stores/exchange.py`).
+    """
+
+    # Only processes of this machine use the local folder, so a touch of its owner is seen at once. 15 s allow for the import of
+    # TensorFlow, during which an owner touches nothing. Owners on other machines are judged by the lease in the bucket.
+    _dead_after_s = 15.0
+    objects: Objects
+
+    def __init__(self, root: Path, objects: Objects, *, is_glance: bool = False) -> None:
+        super().__init__(root, is_glance=is_glance)
+        self.objects, self.ledger = objects, ScratchLedger(root)
         self._files: dict[str, _File] = {}
         self._removed: dict[str, str] = {}  # The version of each object that is to go.
-        self._absent: set[str] = set()  # Checkpoints in the manifest that were not brought here yet.
+        self._absent: set[str] = set()  # Checkpoints in the manifest that were not downloaded yet.
         self._version = ""
         self._known: dict[str, tuple[_Look, str]] = {}  # The SHA-256 that a file of this look has.
         self._lock = threading.RLock()
-        self._lease: ObjectLease | None = None
+        self._bucket_lease: ObjectLease | None = None
 
     @property
-    def token(self) -> str:
-        """A secret text that only this owner can have written into the lease."""
-        assert self._lease is not None
-        return self._lease.token
+    def uri(self) -> str:
+        """The URI of the prefix."""
+        return self.objects.uri
 
-    def has(self, token: str) -> bool:
-        """Whether the lease in the bucket is the one with this token."""
-        try:
-            return token.encode() in self.objects.read(LEASE)
-        except NoSuchObject:
-            return False
+    def check(self, config_file: Path | None, environ: Mapping[str, str]) -> None:  # noqa: ARG002
+        """Refuse a prefix that holds somebody else's objects. Raises: UsageError, StorageFailed."""
+        claim.check_bucket(self.objects)
 
-    def exists(self) -> bool:
-        """Whether there is such a directory. Raises: UsageError, where there is not even a bucket."""
-        next(self.objects.list(), None)
-        return self.objects.find(MANIFEST) is not None
+    def is_claimed(self) -> bool:
+        """Return whether the prefix has the job's mark."""
+        return self.objects.find(MARK) is not None
+
+    def is_version_1(self) -> bool:
+        """Return whether version 0.1 has written the prefix. Raises: UsageError, where there is not even a bucket."""
+        return self._has_manifest()
+
+    @contextmanager
+    def glance(self) -> Iterator[Self]:
+        """Give a copy in a temporary folder, without checkpoints and stores, for reading only."""
+        with tempfile.TemporaryDirectory() as folder:
+            copy = type(self)(Path(folder), self.objects, is_glance=True)
+            if copy._has_manifest():
+                copy.refresh()
+            yield copy
+
+    def acquire(
+        self,
+        tell: Callable[[str], None],
+        check_stop: Callable[[], None],
+        config_file: Path | None,
+        environ: Mapping[str, str],
+    ) -> None:
+        """Claim the prefix, take its lease, and download what it holds. Raises as `Workdir.acquire` does."""
+        super().acquire(tell, check_stop, config_file, environ)
+        self.take_over(tell, check_stop)
+
+    def _claim(self, config_file: Path | None, environ: Mapping[str, str]) -> None:  # noqa: ARG002
+        claim.claim_bucket(self.objects)
+        self.root.mkdir(parents=True, exist_ok=True)
 
     def take_over(self, tell: Callable[[str], None], check_stop: Callable[[], None]) -> None:
-        """Make the directory this run's, and the folder what it is. An owner before this one cannot commit any more.
+        """Take the lease in the bucket and download the files. The owner before this one cannot commit any more.
 
         Raises:
             TryAgainLater: where its owner is alive.
         """
-        self._lease = acquire(self.objects, tell, check_stop)
+        self._bucket_lease = acquire(self.objects, tell, check_stop)
         with self._lock:
             self._read_manifest()
             there = self._forget_replaced()
             # Checkpoints of a run that was killed before it could commit them.
             left = {n: version for n, version in there.items() if n not in self._files and _CHECKPOINT.fullmatch(n)}
             self._removed |= left
-            self._commit()
+            self._write_manifest()
             self._bring_all()
 
+    def commit(self) -> None:
+        """Upload what has changed, and name it in the manifest.
+
+        Raises:
+            TryAgainLater: where another run has taken the directory over; nothing is committed then.
+        """
+        with self._lock, storage_errors(self.root):
+            names = set(self._local_names())
+            changed = [name for name in names if self._has_changed(name)]
+            if not changed and self._files.keys() <= names | self._absent:
+                return
+            if not self._is_owner():
+                raise self._taken_over()
+            uploaded = self._upload_all(changed)
+            kept = {n: f for n, f in self._files.items() if n in names | self._absent and n not in changed}
+            self._removed |= {name: self._files[name].version for name in self._files.keys() - names - self._absent}
+            self._files = {**kept, **uploaded}
+            self._removed = {name: v for name, v in self._removed.items() if name not in self._files}
+            self._write_manifest()
+
     def settle(self) -> None:
-        """Commit, and upload again what an owner before this one, who does not know that it was, has written over."""
+        """Commit, and upload again what the owner before this one has overwritten without knowing that it was replaced."""
         with self._lock:
-            self.push()
+            self.commit()
             self._forget_replaced()
-            self.push()
+            self.commit()
+
+    def refresh(self) -> None:
+        """Download what another worker has committed, without checkpoints. Files that are the same already stay."""
+        with self._lock:
+            self._read_manifest()
+            self._bring_all()
+
+    def bring(self, name: str) -> None:
+        """Download the checkpoints below a folder. They are large, and few runs need them."""
+        with self._lock, storage_errors(self.root):
+            self._fetch_all([file for file in self._absent if file.startswith(f"{name}/")])
+
+    def close(self) -> None:
+        """Release the lease in the bucket, and that of the local folder."""
+        if self._bucket_lease:
+            self._bucket_lease.release()
+            self._bucket_lease = None
+        super().close()
+
+    @property
+    def _token(self) -> str:
+        assert self._bucket_lease is not None
+        return self._bucket_lease.token
+
+    def _is_owner(self) -> bool:
+        """Return whether the lease in the bucket is still the one of this run."""
+        try:
+            return self._token.encode() in self.objects.read(LEASE)
+        except NoSuchObject:
+            return False
+
+    def _has_manifest(self) -> bool:
+        next(self.objects.list(), None)  # It raises where there is no bucket.
+        return self.objects.find(MANIFEST) is not None
 
     def _forget_replaced(self) -> dict[str, str]:
         """Drop files whose objects are not of the version in the manifest. Returns the versions that there are, by name."""
@@ -117,42 +205,6 @@ class Mirror:
             elif version != file.version:
                 del self._files[name]
         return there
-
-    def release(self) -> None:
-        if self._lease:
-            self._lease.release()
-            self._lease = None
-
-    def pull(self) -> None:
-        """Make the folder what the manifest says, but for checkpoints. What is there already is not fetched again."""
-        with self._lock:
-            self._read_manifest()
-            self._bring_all()
-
-    def bring(self, name: str) -> None:
-        """Download the checkpoints below a folder. They are large, and few runs need them."""
-        with self._lock, storage_errors(self.folder):
-            self._fetch_all([file for file in self._absent if file.startswith(f"{name}/")])
-
-    def push(self) -> None:
-        """Upload what has changed, and commit it.
-
-        Raises:
-            TryAgainLater: where another run has taken the directory over; nothing is committed then.
-        """
-        with self._lock, storage_errors(self.folder):
-            names = set(self._local_names())
-            changed = [name for name in names if self._has_changed(name)]
-            if not changed and self._files.keys() <= names | self._absent:
-                return
-            if not self.has(self.token):
-                raise self._taken_over()
-            uploaded = self._upload_all(changed)
-            kept = {n: f for n, f in self._files.items() if n in names | self._absent and n not in changed}
-            self._removed |= {name: self._files[name].version for name in self._files.keys() - names - self._absent}
-            self._files = {**kept, **uploaded}
-            self._removed = {name: v for name, v in self._removed.items() if name not in self._files}
-            self._commit()
 
     def _upload_all(self, names: Sequence[str]) -> dict[str, _File]:
         """Upload files. What replaces an object comes last: a run that is ended before it commits leaves that file without
@@ -166,11 +218,11 @@ class Mirror:
         return uploaded
 
     def _bring_all(self) -> None:
-        with storage_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
+        with storage_errors(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
             for name in set(self._local_names()) - self._files.keys():
-                self._path(name).unlink(missing_ok=True)
-            for path in sorted(self.folder.glob(f"{_CHECKPOINTS}*/*"), reverse=True):
+                self.path(name).unlink(missing_ok=True)
+            for path in sorted(self.root.glob(f"{_CHECKPOINTS}*/*"), reverse=True):
                 if not any(path.iterdir()):
                     path.rmdir()
             self._absent = {name for name in self._files if name.startswith(_CHECKPOINTS)}
@@ -182,10 +234,10 @@ class Mirror:
             if not is_there:
                 del self._files[name]
 
-    def _commit(self) -> None:
+    def _write_manifest(self) -> None:
         manifest: dict[str, object] = {
             "schema": _SCHEMA,
-            "owner": self.token,
+            "owner": self._token,
             "files": {name: vars(file) for name, file in sorted(self._files.items())},
             "removed": self._removed,
         }
@@ -204,7 +256,7 @@ class Mirror:
         try:
             manifest: Any = json.loads(text) if text else {"schema": _SCHEMA, "files": {}, "removed": {}}
             if manifest["schema"] == 1:
-                raise of_version_1(self.objects.uri)
+                raise claim.of_version_1(self.objects.uri)
             if manifest["schema"] != _SCHEMA:
                 raise ValueError
             self._files = {name: _File(**file) for name, file in manifest["files"].items() if is_inside(name)}
@@ -216,7 +268,7 @@ class Mirror:
 
     def _fetch(self, name: str) -> bool:
         """Whether the file is there now; not where its object has been written over."""
-        file, path = self._files[name], self._path(name)
+        file, path = self._files[name], self.path(name)
         if path.is_file() and path.stat().st_size == file.num_bytes and self._digest(name) == file.sha256:
             return True
         with suppress(NoSuchObject):
@@ -231,7 +283,7 @@ class Mirror:
 
     def _digest(self, name: str) -> str:
         """Return the digest of a file; computed once for each size and time of the file."""
-        path = self._path(name)
+        path = self.path(name)
         look, digest = self._known.get(name, (None, ""))
         if look != (now := _look(path)):
             look, digest = now, digest_of_file(path)
@@ -241,14 +293,14 @@ class Mirror:
     def _has_changed(self, name: str) -> bool:
         known = self._files.get(name)
         try:
-            num_bytes = _look(self._path(name))[0]
+            num_bytes = _look(self.path(name))[0]
             return known is None or known.num_bytes != num_bytes or self._digest(name) != known.sha256
         except FileNotFoundError:  # Gone since it was listed.
             return False
 
     def _upload(self, name: str) -> _File | None:
         """Upload a file. Return None where it has gone meanwhile."""
-        path = self._path(name)
+        path = self.path(name)
         try:
             data: bytes | Path = path.read_bytes() if path.stat().st_size < _READ_WHOLE_BYTES else path
             digest = sha256(data).hexdigest() if isinstance(data, bytes) else self._digest(name)
@@ -269,7 +321,7 @@ class Mirror:
         try:
             return self.objects.write(name, data, before)
         except Conflict:
-            if not self.has(self.token):
+            if not self._is_owner():
                 raise self._taken_over() from None
             found = self.objects.find(name)
             if found and not found.is_own and name == _EDITED:
@@ -291,15 +343,12 @@ class Mirror:
                 return
 
     def _local_names(self) -> Iterator[str]:
-        for folder, folders, files in os.walk(self.folder):
-            here, is_root = Path(folder), Path(folder) == self.folder
+        for folder, folders, files in os.walk(self.root):
+            here, is_root = Path(folder), Path(folder) == self.root
             folders[:] = [f for f in folders if f != TEMPORARY and not (is_root and f == "cache")]
             for file in files:
                 if not (is_root and file in _OF_THIS_MACHINE) and stat.S_ISREG((here / file).lstat().st_mode):
-                    yield (here / file).relative_to(self.folder).as_posix()
-
-    def _path(self, name: str) -> Path:
-        return self.folder / name
+                    yield (here / file).relative_to(self.root).as_posix()
 
     def _taken_over(self) -> TryAgainLater:
         return TryAgainLater(

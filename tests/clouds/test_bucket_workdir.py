@@ -10,10 +10,9 @@ import pytest
 from job.errors import StorageFailed, TryAgainLater, UsageError
 from job.storage.bucket import downloads as copies
 from job.storage.bucket import lease as object_lease
-from job.storage.bucket.mirror import MANIFEST, Mirror
 from job.storage.bucket.open import open_objects
+from job.storage.bucket.workdir import MANIFEST, BucketWorkdir
 from job.storage.lease import Owner
-from job.storage.workdir import Workdir
 
 
 class Node:
@@ -21,11 +20,11 @@ class Node:
 
     def __init__(self, folder, uri):
         folder.mkdir()
-        self.workdir = Workdir(folder, Mirror(folder, open_objects(uri)))
+        self.workdir = BucketWorkdir(folder, open_objects(uri))
         self.said = []
 
     def take_over(self):
-        self.workdir.mirror.take_over(self.said.append, lambda: None)
+        self.workdir.take_over(self.said.append, lambda: None)
         return self.workdir
 
     def files(self):
@@ -42,7 +41,7 @@ def uri(bed):
 def node(tmp_path, uri):
     node = Node(tmp_path / "a", uri)
     yield node
-    node.workdir.mirror.release()
+    node.workdir.close()
 
 
 def in_bucket(bed, uri):
@@ -96,7 +95,7 @@ def test_killed_before_the_manifest_nothing_has_changed(bed, tmp_path, uri, node
     workdir.commit()
     workdir.write_bytes("metrics.json", b"new")
     workdir.write_bytes("other.json", b"new")
-    monkeypatch.setattr(Mirror, "_commit", lambda self: 1 / 0)
+    monkeypatch.setattr(BucketWorkdir, "_write_manifest", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         workdir.commit()
     assert bed.get(f"{uri}/other.json") == b"new"
@@ -113,14 +112,14 @@ def test_logs_of_a_run_that_was_killed_before_the_manifest_are_kept(bed, tmp_pat
     workdir.commit()
     workdir.write_bytes(log, b"1\n2\n")
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(Mirror, "_commit", lambda self: 1 / 0)
+        patch.setattr(BucketWorkdir, "_write_manifest", lambda self: 1 / 0)
         workdir.commit()
-    workdir.mirror.release()
+    workdir.close()
     again = Node(tmp_path / "b", uri).take_over()
     assert again.path(log).read_bytes() == b"1\n2\n"
     again.write_bytes(log, b"1\n2\n3\n")
     again.commit()
-    again.mirror.release()
+    again.close()
     fresh = Node(tmp_path / "c", uri).workdir
     fresh.refresh()
     assert fresh.path(log).read_bytes() == b"1\n2\n3\n"
@@ -144,24 +143,24 @@ def test_whoever_takes_over_commits_before_it_fetches(tmp_path, uri, node, monke
     old.commit()
     monkeypatch.setattr(Owner, "is_dead", True)
     new = Node(tmp_path / "b", uri)
-    fetch_all = Mirror._fetch_all
+    fetch_all = BucketWorkdir._fetch_all
 
     def fetching(self, names):
         old.write_bytes("metrics.json", b"from the grave")
         with monkeypatch.context() as patch, pytest.raises(TryAgainLater, match="taken over"):
-            patch.setattr(Mirror, "has", lambda self, token: True)  # It had asked before it was taken over.
+            patch.setattr(BucketWorkdir, "_is_owner", lambda self: True)  # It had asked before it was taken over.
             old.commit()
         fetch_all(self, names)
 
-    monkeypatch.setattr(Mirror, "_fetch_all", fetching)
+    monkeypatch.setattr(BucketWorkdir, "_fetch_all", fetching)
     new.take_over()
-    new.workdir.mirror.release()
+    new.workdir.close()
 
 
 def test_what_a_killed_run_left_uncommitted_does_not_stop_the_next(bed, uri, tmp_path):
     first = Node(tmp_path / "a", uri)
     first.take_over()
-    first.workdir.mirror.release()
+    first.workdir.close()
     checkpoint = f"checkpoints/fine_tune/0000000007-{'a' * 64}"
     objects = open_objects(uri)
     objects.write("report.html", b"of a run that was killed before it could commit")
@@ -176,7 +175,7 @@ def test_what_a_killed_run_left_uncommitted_does_not_stop_the_next(bed, uri, tmp
     assert bed.get(f"{uri}/report.html") == b"new"
     others = {"notes.txt", "checkpoints/other-tool/epoch-9.ckpt", theirs}
     assert in_bucket(bed, uri) == {".lease", MANIFEST, "report.html", *others}
-    workdir.mirror.release()
+    workdir.close()
 
 
 def test_object_of_somebody_else_is_never_written_over(bed, uri, node):
@@ -192,13 +191,13 @@ def test_table_that_its_user_edited_in_the_bucket_is_kept_beside_the_new_one(bed
     workdir = node.take_over()
     workdir.write_bytes("label_issues.csv", b"old")
     workdir.commit()
-    workdir.mirror.release()
+    workdir.close()
     for edited in (b"edited", b"edited again"):
         bed.put(f"{uri}/label_issues.csv", edited)
         again = Node(tmp_path / edited.decode(), uri).take_over()
         again.write_bytes("label_issues.csv", b"new after " + edited)
         again.commit()
-        again.mirror.release()
+        again.close()
     assert bed.get(f"{uri}/label_issues.csv") == b"new after edited again"
     assert bed.get(f"{uri}/label_issues.edited.csv") == b"edited"
     assert bed.get(f"{uri}/label_issues.edited-2.csv") == b"edited again"
@@ -217,7 +216,7 @@ def test_checkpoints_come_here_when_somebody_asks_and_stay_in_the_bucket_when_no
     workdir.write_bytes(f"{name}/state.json", b"{}")
     workdir.write_bytes("run.json", b"1")
     workdir.commit()
-    workdir.mirror.release()
+    workdir.close()
     again = Node(tmp_path / "b", uri).take_over()
     assert again.exists("run.json") and not again.exists("checkpoints")
     again.write_bytes("run.json", b"2")
@@ -229,7 +228,7 @@ def test_checkpoints_come_here_when_somebody_asks_and_stay_in_the_bucket_when_no
     assert again.path(f"{name}/state.json").read_bytes() == b"{}"
     again.path(f"{name}/state.json").unlink()
     again.commit()
-    again.mirror.release()
+    again.close()
     assert f"{name}/state.json" not in in_bucket(bed, uri)
     workdir.refresh()  # On the node that had them.
     assert not workdir.exists(name) and workdir.exists("run.json")
@@ -264,7 +263,7 @@ def test_owner_that_was_taken_over_can_neither_commit_nor_harm(bed, uri, tmp_pat
     new.workdir.write_bytes("report.html", b"new")
     new.workdir.commit()
     assert bed.get(f"{uri}/report.html") == b"new"
-    new.workdir.mirror.release()
+    new.workdir.close()
 
 
 def test_what_such_an_owner_writes_over_all_the_same_is_put_right(bed, uri, tmp_path, node, monkeypatch):
@@ -273,7 +272,7 @@ def test_what_such_an_owner_writes_over_all_the_same_is_put_right(bed, uri, tmp_
     old.commit()
     monkeypatch.setattr(Owner, "is_dead", True)
     new = Node(tmp_path / "b", uri).take_over()
-    monkeypatch.setattr(Mirror, "has", lambda self, token: True)  # It had asked before it was taken over.
+    monkeypatch.setattr(BucketWorkdir, "_is_owner", lambda self: True)  # It had asked before it was taken over.
     old.write_bytes("metrics.json", b"from the grave")
     with pytest.raises(TryAgainLater, match="taken over"):
         old.commit()
@@ -281,7 +280,7 @@ def test_what_such_an_owner_writes_over_all_the_same_is_put_right(bed, uri, tmp_
     monkeypatch.undo()
     new.settle()
     assert bed.get(f"{uri}/metrics.json") == b"old"
-    new.mirror.release()
+    new.close()
     fresh = Node(tmp_path / "c", uri).workdir
     fresh.refresh()
     assert fresh.path("metrics.json").read_bytes() == b"old"
@@ -293,7 +292,7 @@ def test_failing_commit_ends_with_the_first_failure(bed, uri, node, monkeypatch)
         workdir.write_json(f"{k}.json", k)
     for client in ("google", "s3"):
         monkeypatch.setattr(f"job.storage.bucket.{client}.RETRY_FOR_S", 0.5)
-    workdir.mirror.objects = open_objects(uri)
+    workdir.objects = open_objects(uri)
     bed.requests()
     with bed.faults(statuses={503: 1.0}, only="^(POST|PUT)"), pytest.raises(StorageFailed):
         workdir.commit()
@@ -304,13 +303,13 @@ def test_folder_of_an_earlier_run_becomes_what_the_bucket_says(tmp_path, uri, no
     workdir = node.take_over()
     workdir.write_bytes("metrics.json", b"committed")
     workdir.commit()
-    workdir.mirror.release()
+    workdir.close()
     workdir.write_bytes("metrics.json", b"never committed")
     workdir.write_bytes("stages/head.json", b"never committed")
-    again = Workdir(workdir.root, Mirror(workdir.root, open_objects(uri)))
-    again.mirror.take_over(lambda _: None, lambda: None)
+    again = BucketWorkdir(workdir.root, open_objects(uri))
+    again.take_over(lambda _: None, lambda: None)
     assert again.path("metrics.json").read_bytes() == b"committed" and not again.exists("stages/head.json")
-    again.mirror.release()
+    again.close()
 
 
 def test_names_that_lead_out_of_the_folder_are_not_followed(bed, tmp_path, uri):
