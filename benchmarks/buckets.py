@@ -88,7 +88,7 @@ def intake_part(data: str, out: str, threads: str) -> Numbers:
     config = IntakeConfig(image_size=CROP_PX, workers=NUM_PROCESSES)
     found = intake(config, source=source, listing=listing, context=context)
     assert len(found.images) == len(listing.entries) and set(found.examples["status"]) == {"used"}
-    return {**_since(begun, len(listing.entries), telemetry.cpu_s_elsewhere), "listed_s": listed_s}
+    return {**_since(begun, len(listing.entries), telemetry.decoders_cpu_s), "listed_s": listed_s}
 
 
 def _source(uri: str, threads: int) -> BucketSource:
@@ -99,11 +99,11 @@ def _now() -> tuple[float, float]:
     return time.monotonic(), time.process_time()
 
 
-def _since(begun: tuple[float, float], num_photos: int, cpu_s_elsewhere: float = 0.0) -> Numbers:
+def _since(begun: tuple[float, float], num_photos: int, decoders_cpu_s: float = 0.0) -> Numbers:
     wall_s, cpu_s = (now - before for now, before in zip(_now(), begun, strict=True))
     return {
         "photos_per_s": num_photos / wall_s,
-        "cpu_ms": (cpu_s + cpu_s_elsewhere) / num_photos * 1000,
+        "cpu_ms": (cpu_s + decoders_cpu_s) / num_photos * 1000,
         "wall_s": wall_s,
     }
 

@@ -113,7 +113,7 @@ def intake_part(folder: str, out: str) -> Numbers:
         "listing_s": listed - started,
         "first_news_s": first_news[0] - listed,
         "main_cpu_s": time.process_time() - cpu_s,
-        "workers_cpu_s": telemetry.cpu_s_elsewhere,
+        "workers_cpu_s": telemetry.decoders_cpu_s,
         "main_growth_mb": _now_mb("VmHWM") - at_start_mb,
     }
 

@@ -7,13 +7,11 @@ beside its options is in a `Session`.
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from job.cluster.environment import Cluster
 from job.config import PLACES, Config, with_dotted_names
@@ -24,85 +22,16 @@ from job.pipeline.job import Job
 from job.pipeline.plan import Step
 from job.pipeline.plan import plan as plan_of
 from job.pipeline.records import Records, read_run
+from job.pipeline.results import Ranking, Result
 from job.runtime.context import Context
-from job.runtime.stop import StopRequest
+from job.runtime.session import Session
 from job.runtime.telemetry import Telemetry
+from job.sources.open import open_source
 from job.storage.bucket.objects import is_remote, refuse_credentials
-from job.storage.published import Published
 from job.storage.workdir import Workdir
 
 Settings = Config | Mapping[str, object] | str | os.PathLike[str] | None
 Place = str | os.PathLike[str]
-
-
-@dataclass(frozen=True)
-class Session:
-    """Everything that the command line knows beside its options.
-
-    `environ` has the variables by which schedulers tell a process that it is one of several workers; without them a run is
-    alone. `command` is what run.json says to type to run it again; `config_file` is the file of settings, which may lie in
-    the output. `assignments` are settings given beside that file, for the command that `rank` recommends.
-    """
-
-    stop: StopRequest = field(default_factory=StopRequest)
-    environ: Mapping[str, str] = field(default_factory=dict)
-    command: Sequence[str] = ()
-    config_file: Path | None = None
-    assignments: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class Result:
-    """The results of a run. `lines` are the last lines that the command line prints."""
-
-    workdir: Workdir
-    lines: Sequence[str]
-
-    @property
-    def metrics(self) -> publishing.Metrics | None:
-        """The content of metrics.json; None where nothing was trained."""
-        return self.workdir.read_json(f"{publishing.place(self.workdir)}metrics.json")
-
-    @property
-    def report(self) -> Path:
-        """The page, an HTML file."""
-        return self._path("report.html")
-
-    @property
-    def model(self) -> Path | None:
-        """The folder of the model that is in service; None where there is none."""
-        return self.workdir.path("model") if Published.load(self.workdir).has_model else None
-
-    @property
-    def predictions(self) -> pa.Table:
-        """Every held-out photo with the probabilities of both models.
-
-        Raises:
-            FileNotFoundError: where nothing was trained.
-        """
-        return pq.read_table(self._path("predictions.parquet"))
-
-    @property
-    def examples(self) -> pa.Table:
-        """Every file that was found: what it is, what became of it, and why."""
-        return pq.read_table(self._path("examples.parquet"))
-
-    def _path(self, name: str) -> Path:
-        return self.workdir.path(publishing.place(self.workdir) + name)
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """Backbones that were compared, the most accurate first.
-
-    `rows` has the numbers of each as in rank.json. `recommended` is a configuration for `run` with the recommended one.
-    `lines` are what the command line prints, and `plot` is accuracy against cost, an SVG.
-    """
-
-    rows: Sequence[Mapping[str, Any]]
-    recommended: Config
-    plot: Path
-    lines: Sequence[str]
 
 
 def run(
@@ -133,10 +62,9 @@ def run(
     workdir = _workdir(data, out, labels, settings, session, cluster.index)
     with _context(workdir, settings, session, logs=cluster.is_chief) as context:
         context.telemetry.line(str(cluster))
-        command = session.command or _as_python(data, out, config, labels, stop_after)
-        job = Job(settings, _place("--data", data), context, command, labels=_place("--labels", labels), cluster=cluster)
+        job = _job(settings, data, labels, context, cluster)
         if cluster.is_chief:
-            runs.run(job, stop_after, session.config_file, session.environ)
+            runs.run(job, stop_after, session, session.command or _as_python(data, out, config, labels, stop_after))
             return Result(workdir, results.headline(job))
         team.assist(job, stop_after)
         return Result(workdir, ())
@@ -164,30 +92,14 @@ def plan(
     session: Session | None = None,
 ) -> list[Step]:
     """Return which stages `run` would run, and why. Writes nothing, and downloads no weights. Raises as `run` does."""
-    with planned(data, out, config=config, labels=labels, stop_after=stop_after, session=session) as (_, steps):
-        return steps
-
-
-@contextmanager
-def planned(
-    data: Place,
-    out: Place,
-    *,
-    config: Settings = None,
-    labels: Place | None = None,
-    stop_after: str | None = None,
-    session: Session | None = None,
-) -> Iterator[tuple[Job, list[Step]]]:
-    """Give a job that only looks, and its plan, for the block."""
     session = session or Session()
     settings = _config(config)
     Cluster.from_environ(session.environ)  # For its errors.
     given = _workdir(data, out, labels, settings, session)
-    output.check(Context(given, Telemetry(None), caching=settings.cache), session.config_file, session.environ)
+    output.check(Context(given, Telemetry(None), caching=settings.cache), session)
     with given.glance() as workdir:
         context = Context(workdir, Telemetry(None), settings.seed, caching=settings.cache)
-        job = Job(settings, _place("--data", data), context, labels=_place("--labels", labels))
-        yield job, plan_of(job, stop_after)
+        return plan_of(_job(settings, data, labels, context), stop_after)
 
 
 def rank(
@@ -219,7 +131,7 @@ def rank(
     found = candidates(backbones, [str(size) for size in image_sizes], settings, workdir.shown("cache"))
     with (
         _context(workdir, settings, session) as context,
-        output.owned(context, session.config_file, session.environ),
+        output.owned(context, session),
     ):
         lines = rank_candidates(
             found,
@@ -261,17 +173,17 @@ def predict(
 
     session = session or Session()
     refuse_credentials(model, data, out, tfds_dir)
-    with _context(Workdir(Path()), Config(), session, logs=False) as context:
-        return label_photos(
-            _place("--model", model),
-            _place("--data", data),
-            _place("--out", out),
-            tfds_dir=_place("--tfds-dir", tfds_dir),
-            batch_size=batch_size,
-            context=context,
-            model_sha256=model_sha256,
-            overwrite=overwrite,
-        )
+    return label_photos(
+        _place("--model", model),
+        _place("--data", data),
+        _place("--out", out),
+        tfds_dir=_place("--tfds-dir", tfds_dir),
+        batch_size=batch_size,
+        telemetry=Telemetry(None),
+        stop=session.stop,
+        model_sha256=model_sha256,
+        overwrite=overwrite,
+    )
 
 
 def report(out: Place, *, session: Session | None = None) -> Result:
@@ -286,7 +198,7 @@ def report(out: Place, *, session: Session | None = None) -> Result:
     session = session or Session()
     refuse_credentials(out)
     workdir = output.existing_workdir(_place("--out", out))
-    with _context(workdir, Config(), session) as context, output.owned(context, None, session.environ):
+    with _context(workdir, Config(), session) as context, output.owned(context, session):
         described = read_run(workdir)
         if described is None:
             raise UsageError(f"{out}/run.json is missing or damaged. Give the --out of a run, or run the job on it again.")
@@ -318,7 +230,7 @@ def demo(out: Place, *, seed: int = 0, session: Session | None = None) -> Result
     workdir = output.make_workdir(_place("--out", out))
     with (
         _context(workdir, Config(), session, logs=False) as context,
-        output.owned(context, None, session.environ),
+        output.owned(context, session),
     ):
         data = drawn.draw_photos(context.workdir, seed)
     return run(data, workdir.path("run"), config=drawn.config(seed), session=session)
@@ -364,6 +276,11 @@ def _workdir(data: Place, out: Place, labels: Place | None, config: Config, sess
     if config.cache.dir:
         output.refuse_nested(config.cache.dir, "cache.dir", [source])
     return output.make_workdir(_place("--out", out), folders=folders, files=files, worker=worker)
+
+
+def _job(config: Config, data: Place, labels: Place | None, context: Context, cluster: Cluster | None = None) -> Job:
+    source = open_source(_place("--data", data), _place("--labels", labels), tfds_dir=config.intake.tfds_dir)
+    return Job(config, source, context, labels=_place("--labels", labels), cluster=cluster)
 
 
 @overload

@@ -21,8 +21,8 @@ from job.text.untrusted import escaped
 from job.version import __version__
 
 if TYPE_CHECKING:
-    from job.api import Session
     from job.config import Config
+    from job.runtime.session import Session
 
 # `job.api` is imported inside the commands: `--help` must not wait for pydantic, pyarrow or TensorFlow.
 
@@ -121,67 +121,68 @@ class _Call:
         return Config.load(self.config_file, self.assignments, flags)
 
 
+_RUN_OPTIONS = (
+    click.option(
+        "--data",
+        required=True,
+        metavar="SOURCE",
+        type=_PLACE,
+        help="The labelled photos. A folder with one folder per class, or with train/, val/ and test/ of class "
+        "folders; or a table with columns path,label[,split] (.csv, .tsv, .parquet); local, gs://BUCKET/PREFIX or "
+        "s3://BUCKET/PREFIX. Or a data set of tensorflow-datasets: tfds:NAME[:VERSION].",
+    ),
+    click.option(
+        "--labels",
+        metavar="FILE",
+        type=_PLACE,
+        help="Labels for the photos in --data: a table with columns path,label[,split] (.csv, .tsv, .parquet).",
+    ),
+    click.option(
+        "--out",
+        required=True,
+        metavar="DIR",
+        type=_PLACE,
+        help="Folder, or gs:// or s3:// prefix, for all results. It must be new, empty, or from an earlier run, which "
+        "is then resumed.",
+    ),
+    click.option(
+        "--config",
+        "config_file",
+        type=_File(),
+        help="TOML file with settings. docs/configuration.md lists all of them.",
+    ),
+    click.option(
+        "--set",
+        "assignments",
+        multiple=True,
+        metavar="SECTION.KEY=VALUE",
+        help="Change one setting, for example fine_tune.epochs=20. Overrides --config. Repeatable.",
+    ),
+    click.option(
+        "--weights",
+        metavar="imagenet|random|FILE",
+        type=_PLACE,
+        help="Initial weights of the backbone: ImageNet weights, which Keras downloads once; random ones; or a file. "
+        "Same as --set backbone.weights=...",
+    ),
+    click.option(
+        "--tfds-dir",
+        metavar="DIR",
+        type=_PLACE,
+        help="Folder or bucket with prepared data sets of tensorflow-datasets. Same as --set intake.tfds_dir=...",
+    ),
+)
+
+
 def _with_run_options(command: Command) -> Command:
     """Add the options of `_Call` to a command, which gets them as its first argument."""
-
-    options = (
-        click.option(
-            "--data",
-            required=True,
-            metavar="SOURCE",
-            type=_PLACE,
-            help="The labelled photos. A folder with one folder per class, or with train/, val/ and test/ of class "
-            "folders; or a table with columns path,label[,split] (.csv, .tsv, .parquet); local, gs://BUCKET/PREFIX or "
-            "s3://BUCKET/PREFIX. Or a data set of tensorflow-datasets: tfds:NAME[:VERSION].",
-        ),
-        click.option(
-            "--labels",
-            metavar="FILE",
-            type=_PLACE,
-            help="Labels for the photos in --data: a table with columns path,label[,split] (.csv, .tsv, .parquet).",
-        ),
-        click.option(
-            "--out",
-            required=True,
-            metavar="DIR",
-            type=_PLACE,
-            help="Folder, or gs:// or s3:// prefix, for all results. It must be new, empty, or from an earlier run, which "
-            "is then resumed.",
-        ),
-        click.option(
-            "--config",
-            "config_file",
-            type=_File(),
-            help="TOML file with settings. docs/configuration.md lists all of them.",
-        ),
-        click.option(
-            "--set",
-            "assignments",
-            multiple=True,
-            metavar="SECTION.KEY=VALUE",
-            help="Change one setting, for example fine_tune.epochs=20. Overrides --config. Repeatable.",
-        ),
-        click.option(
-            "--weights",
-            metavar="imagenet|random|FILE",
-            type=_PLACE,
-            help="Initial weights of the backbone: ImageNet weights, which Keras downloads once; random ones; or a file. "
-            "Same as --set backbone.weights=...",
-        ),
-        click.option(
-            "--tfds-dir",
-            metavar="DIR",
-            type=_PLACE,
-            help="Folder or bucket with prepared data sets of tensorflow-datasets. Same as --set intake.tfds_dir=...",
-        ),
-    )
 
     @wraps(command)
     def called(**given: Any) -> object:
         call = _Call(**{field.name: given.pop(field.name) for field in fields(_Call)})
         return command(call, **given)
 
-    for option in reversed(options):
+    for option in reversed(_RUN_OPTIONS):
         called = option(called)
     return called  # type: ignore[return-value]
 
@@ -335,13 +336,12 @@ def _dry_run(call: _Call, stop_after: str | None) -> None:
     from job.config import as_toml
     from job.pipeline.plan import cut_in_words
 
-    with api.planned(
-        call.data, call.out, config=call.config(), labels=call.labels, stop_after=stop_after, session=_session(call)
-    ) as (job, steps):
-        say(*as_toml(job.config).split("\n"))
-        say(*(f"{step.stage:<10} {'runs' if step.runs else 'skipped'}: {step.reason}" for step in steps))
-        if any(step.runs and STAGES[step.stage].needs_devices for step in steps):
-            say(cut_in_words(job))
+    config = call.config()
+    steps = api.plan(call.data, call.out, config=config, labels=call.labels, stop_after=stop_after, session=_session(call))
+    say(*as_toml(config).split("\n"))
+    say(*(f"{step.stage:<10} {'runs' if step.runs else 'skipped'}: {step.reason}" for step in steps))
+    if any(step.runs and STAGES[step.stage].needs_devices for step in steps):
+        say(cut_in_words(config))
 
 
 def _of_storage(error: OSError) -> JobError:
@@ -356,12 +356,12 @@ def _of_storage(error: OSError) -> JobError:
 
 
 def _session(call: _Call | None = None) -> "Session":
-    from job import api
     from job.pipeline.provenance import program
+    from job.runtime.session import Session
 
     _check_temporary_folder()
     command = [*shlex.split(program()), *sys.argv[1:]]
-    return api.Session(STOP, os.environ, command, call.config_file if call else None, call.assignments if call else ())
+    return Session(STOP, os.environ, command, call.config_file if call else None, call.assignments if call else ())
 
 
 def _check_temporary_folder() -> None:

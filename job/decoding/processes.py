@@ -33,8 +33,7 @@ from job.decoding.decode import BadPhoto, DecodeRules, Facts, decode, is_readabl
 from job.decoding.wire import MAX_LINE_BYTES, Lines, NewsLine, RecordLine, plain, tell
 from job.errors import JobError, StorageFailed, TryAgainLater, code_of, of_code
 from job.runtime.children import without_main
-from job.runtime.context import Context
-from job.runtime.stop import ignore_signals
+from job.runtime.stop import StopRequest, ignore_signals
 from job.runtime.telemetry import Telemetry
 from job.sources.base import Entry, Source
 from job.sources.local import IMAGE_EXTENSIONS
@@ -105,7 +104,7 @@ def lacks_format(status: str, reason: str) -> bool:
 
 
 def decode_shards(
-    tasks: Iterable[ShardTask], source: Source, rules: DecodeRules, limits: Limits, context: Context
+    tasks: Iterable[ShardTask], source: Source, rules: DecodeRules, limits: Limits, telemetry: Telemetry, stop: StopRequest
 ) -> Iterator[ShardTask]:
     """Yield the tasks as they are finished, in any order.
 
@@ -115,15 +114,15 @@ def decode_shards(
     """
     waiting = iter(tasks)
     _shorten_socket_paths()
-    with _stopped_first(context), ExitStack() as stack:
+    with _stopped_first(stop), ExitStack() as stack:
         workers = []
         for _, task in zip(range(limits.num_workers), waiting, strict=False):
-            workers.append(_Worker(source, rules, limits, context.telemetry))
+            workers.append(_Worker(source, rules, limits, telemetry))
             stack.callback(workers[-1].close)
             workers[-1].assign(task)
         following = next(waiting, None)  # Made ready beforehand, because its file may have to wait for the disk.
         while busy := [w for w in workers if w.task is not None]:
-            context.stop.check()
+            stop.check()
             ready = wait([w.news for w in busy], timeout=_SECONDS_BETWEEN_LOOKS)
             for worker in busy:
                 if worker.news not in ready:
@@ -136,12 +135,12 @@ def decode_shards(
 
 
 @contextmanager
-def _stopped_first(context: Context) -> Iterator[None]:
+def _stopped_first(stop: StopRequest) -> Iterator[None]:
     """Let a stop request win over an error in the block: the same signal may have caused the error."""
     try:
         yield
     except Exception:
-        context.stop.check()
+        stop.check()
         raise
 
 
@@ -296,7 +295,7 @@ class _Worker:
     def _close_pipes(self) -> None:
         for pipe in (self._tasks, self.news, self._records):
             pipe.close()
-        self._telemetry.cpu_s_elsewhere += self._cpu_s
+        self._telemetry.decoders_cpu_s += self._cpu_s
 
 
 def _not_started(exit_code: int | None) -> JobError:

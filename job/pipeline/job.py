@@ -15,11 +15,9 @@ from job.pipeline.settings import settings_digest
 from job.pipeline.table import STAGES
 from job.runtime.context import Context
 from job.sources.base import Listing, Source
-from job.sources.open import open_source
 from job.train.recipe import Recipe
 
 if TYPE_CHECKING:
-    from job.data.examples import Examples
     from job.model.inputs import Inputs
     from job.model.network import Network
     from job.stages.audit import Audit
@@ -46,19 +44,16 @@ class Job:
     def __init__(
         self,
         config: Config,
-        data: str,
+        source: Source,
         context: Context,
-        command: Sequence[str] = (),
         *,
         labels: str | None = None,
         cluster: Cluster | None = None,
     ) -> None:
-        self.config, self.context, self.command = config, context, command
+        self.config, self.source, self.context, self.labels = config, source, context, labels
         self.cluster = cluster or Cluster()
         self.devices = Devices(self.cluster, logical_cpus=config.cluster.logical_cpus)
         self.workdir = context.workdir
-        self.source: Source = open_source(data, labels, tfds_dir=config.intake.tfds_dir)
-        self.labels = labels
         self._artifacts: dict[str, Artifact] = {}
         self.exports = False  # Whether this run is to come to a model.
         self.done: list[str] = []  # The stages of this run that are up to date.
@@ -98,11 +93,6 @@ class Job:
             return StoredInputs(extraction.activations)
         augmentation = Augmentation(self.config.augment, self.config.intake.image_size)
         return OnlineInputs(self["intake"].images, self.network, augmentation)
-
-    @property
-    def examples(self) -> Examples:
-        """The table as the last stage that decided about photos left it."""
-        return (self["audit"] if "audit" in self.done else self["split"]).examples
 
     @property
     def refusals(self) -> Sequence[Refusal]:

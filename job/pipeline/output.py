@@ -1,13 +1,14 @@
 """The output of a run: where it lies, on this machine or in a bucket, that it is the job's own, and who works in it now."""
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 
 from job.console.places import refuse_odd_name
 from job.errors import DataUnusable, Diverged, GateNotMet, Stopped, UsageError
 from job.runtime.context import Context
+from job.runtime.session import Session
 from job.storage import claim
 from job.storage.bucket.downloads import scratch
 from job.storage.bucket.objects import is_remote
@@ -68,9 +69,9 @@ def existing_workdir(out: str) -> Workdir:
     return workdir
 
 
-def check(context: Context, config_file: Path | None = None, environ: Mapping[str, str] | None = None) -> None:
+def check(context: Context, session: Session) -> None:
     """Refuse an output, or a cache.dir, that is not the job's own. Nothing is written. Raises: UsageError."""
-    context.workdir.check(config_file, environ or {})
+    context.workdir.check(session.config_file, session.environ)
     context.cache.check()
 
 
@@ -104,7 +105,7 @@ def _outside(folder: str) -> str:
 
 
 @contextmanager
-def owned(context: Context, config_file: Path | None = None, environ: Mapping[str, str] | None = None) -> Iterator[None]:
+def owned(context: Context, session: Session) -> Iterator[None]:
     """Give a block in which nobody else works in the output directory. What killed runs left unfinished is removed first.
 
     At its end everything lasts, also where the run ends with an error that says something about the data or the model.
@@ -115,9 +116,9 @@ def owned(context: Context, config_file: Path | None = None, environ: Mapping[st
         StorageFailed, Stopped.
     """
     workdir = context.workdir
-    check(context, config_file, environ)
+    check(context, session)
     try:
-        workdir.acquire(context.telemetry.line, context.stop.check, config_file, environ or {})
+        workdir.acquire(context.telemetry.line, context.stop.check, session.config_file, session.environ)
         workdir.clean()
         if context.telemetry.keeps_log:
             workdir.begin_log()

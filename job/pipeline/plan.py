@@ -6,6 +6,9 @@ outcome of the stages before it, and the files it left.
 
 from dataclasses import dataclass
 
+from job.cluster.devices import Devices
+from job.cluster.environment import Cluster
+from job.config import Config
 from job.pipeline.job import Job
 from job.pipeline.table import STAGES
 
@@ -51,14 +54,15 @@ def stale(job: Job, stop_after: str | None) -> dict[str, Step]:
     return steps
 
 
-def cut_in_words(job: Job) -> str:
+def cut_in_words(config: Config) -> str:
     """Return a line about the cut point: how much is fine-tuned, and what is stored for it. Downloads no weights."""
     from job.model.network import Network
 
-    backbone = job.config.backbone
+    backbone = config.backbone
     if backbone.weights == "imagenet":  # The layers are enough for this.
         backbone = backbone.model_copy(update={"weights": "random"})
-    point = Network(backbone, job.config.intake.image_size, job.devices, seed=job.config.seed).cut_point
+    devices = Devices(Cluster(), logical_cpus=config.cluster.logical_cpus)
+    point = Network(backbone, config.intake.image_size, devices, seed=config.seed).cut_point
     if not point:
         return f"{backbone.name}: nothing is fine-tuned."
     return (

@@ -5,6 +5,7 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,8 +19,8 @@ from job.storage.bucket.objects import is_remote
 from job.version import __version__
 
 
-def describe(job: Job) -> Run:
-    """Return the content of run.json."""
+def describe(job: Job, command: Sequence[str]) -> Run:
+    """Return the content of run.json. `command` is what people type to make the run again."""
     packages = ["keras", "tensorflow-cpu", "tensorflow", "numpy", "scipy", "scikit-learn", "cleanlab", "faiss-cpu"]
     packages += ["pillow", "simplejpeg", "pyarrow"]
     versions = {"transfer-job": __version__, "python": platform.python_version()}
@@ -33,7 +34,7 @@ def describe(job: Job) -> Run:
         "data": job.source.uri,
         "labels": job.labels if job.labels is None or is_remote(job.labels) else str(Path(job.labels).resolve()),
         "out": job.workdir.uri,
-        "command": shlex.join(job.command),
+        "command": shlex.join(command),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "config": job.config.model_dump(mode="json"),
         "settings_of_stages": {name: settings_digest(name, job.config) for name in STAGES},

@@ -1,9 +1,74 @@
-"""What a run says at its end: its last lines, or the error about the data or the model that it ends with."""
+"""The results of a command: what it returns, its last lines, or the error about the data or the model that it ends with."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from job.config import Config
 from job.errors import DataUnusable, GateNotMet
 from job.pipeline import publishing
 from job.pipeline.job import Job
 from job.reporting.summaries import of_shipped
+from job.storage.published import Published
+from job.storage.workdir import Workdir
+
+
+@dataclass(frozen=True)
+class Result:
+    """The results of a run. `lines` are the last lines that the command line prints."""
+
+    workdir: Workdir
+    lines: Sequence[str]
+
+    @property
+    def metrics(self) -> publishing.Metrics | None:
+        """The content of metrics.json; None where nothing was trained."""
+        return self.workdir.read_json(f"{publishing.place(self.workdir)}metrics.json")
+
+    @property
+    def report(self) -> Path:
+        """The page, an HTML file."""
+        return self._path("report.html")
+
+    @property
+    def model(self) -> Path | None:
+        """The folder of the model that is in service; None where there is none."""
+        return self.workdir.path("model") if Published.load(self.workdir).has_model else None
+
+    @property
+    def predictions(self) -> pa.Table:
+        """Every held-out photo with the probabilities of both models.
+
+        Raises:
+            FileNotFoundError: where nothing was trained.
+        """
+        return pq.read_table(self._path("predictions.parquet"))
+
+    @property
+    def examples(self) -> pa.Table:
+        """Every file that was found: what it is, what became of it, and why."""
+        return pq.read_table(self._path("examples.parquet"))
+
+    def _path(self, name: str) -> Path:
+        return self.workdir.path(publishing.place(self.workdir) + name)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Backbones that were compared, the most accurate first.
+
+    `rows` has the numbers of each as in rank.json. `recommended` is a configuration for `run` with the recommended one.
+    `lines` are what the command line prints, and `plot` is accuracy against cost, an SVG.
+    """
+
+    rows: Sequence[Mapping[str, Any]]
+    recommended: Config
+    plot: Path
+    lines: Sequence[str]
 
 
 def headline(job: Job) -> list[str]:

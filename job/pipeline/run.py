@@ -1,10 +1,8 @@
 """A run: its stages work one after the other, and what they leave is published for users."""
 
 import importlib
-import resource
 import time
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Sequence
 
 from job.cluster.chief import Chief
 from job.errors import GateNotMet
@@ -18,16 +16,12 @@ from job.pipeline.results import raise_if_gate_not_met, raise_if_refused
 from job.pipeline.table import STAGES
 from job.pipeline.team import led
 from job.pipeline.wiring import WIRING
+from job.runtime.session import Session
 from job.runtime.telemetry import spent_once
 from job.stores.exchange import open_store
 
 
-def run(
-    job: Job,
-    stop_after: str | None = None,
-    config_file: Path | None = None,
-    environ: Mapping[str, str] | None = None,
-) -> None:
+def run(job: Job, stop_after: str | None, session: Session, command: Sequence[str]) -> None:
     """Run what is stale, up to and with `stop_after`, and draw the report of what there is.
 
     Raises:
@@ -36,12 +30,12 @@ def run(
         GateNotMet: after the report is written, where the model is not good enough; nothing is exported then.
         JobError: as the stages do.
     """
-    with owned(job.context, config_file, environ):
+    with owned(job.context, session):
         publishing.finish(job.workdir)
         with led(job, steps := plan(job, stop_after), stop_after):
             is_due = any(step.runs for step in steps) or read_run(job.workdir) is None  # A kill may have left it out.
             if is_due:
-                failure = _run_stages(job, steps, stop_after)
+                failure = _run_stages(job, steps, stop_after, command)
             else:
                 failure, job.done = None, [step.stage for step in steps if step.is_current]
             publishing.publish(job.workdir, job.done)
@@ -52,10 +46,10 @@ def run(
             raise_if_gate_not_met(job)
 
 
-def _run_stages(job: Job, steps: list[Step], stop_after: str | None) -> GateNotMet | None:
+def _run_stages(job: Job, steps: list[Step], stop_after: str | None, command: Sequence[str]) -> GateNotMet | None:
     """Run the stages of the plan. Return the error of an export that fails, because the page comes after it."""
     telemetry = job.context.telemetry
-    described = describe(job)
+    described = describe(job, command)
     warn_of_another_machine(job, described)
     write_run(job.workdir, described)
     job.workdir.commit()
@@ -106,18 +100,18 @@ def bring_up_to_date(job: Job, *names: str) -> None:
 
 def _run_stage(job: Job, name: str) -> None:
     stage, wiring = STAGES[name], WIRING[name]
-    telemetry, stop = job.context.telemetry, job.context.stop
-    stop.doing, stop.saved = name, ""
+    telemetry = job.context.telemetry
     telemetry.line(f"{name:<10}runs")
     telemetry.event("stage_started", stage=name)
     job.records.remove(name)
     telemetry.take_spent()  # What was spent between stages.
-    wall, cpu = time.monotonic(), _cpu_s(job)
+    wall, cpu = time.monotonic(), telemetry.cpu_s()
     if stage.is_shared and isinstance(job.context.peers, Chief):
         job.context.peers.order(stage=name, done=job.done)
-    with spent_once("imports"):
-        importlib.import_module(f"job.stages.{name}")
-    artifact = wiring.run(job)
+    with job.context.stop.during(name):
+        with spent_once("imports"):
+            importlib.import_module(f"job.stages.{name}")
+        artifact = wiring.run(job)
     assert artifact is not None  # The chief gets every outcome; other workers get nothing from some stages.
     job.keep(name, artifact)
     spent_s, done = telemetry.take_spent()
@@ -129,7 +123,7 @@ def _run_stage(job: Job, name: str) -> None:
         "stores": {store: open_store(job.context.cache, store).digest for store in wiring.stores(job)},
         "count": wiring.count(job) if wiring.count else None,
         "wall_s": round(time.monotonic() - wall, 2),
-        "cpu_s": round(_cpu_s(job) - cpu, 2),
+        "cpu_s": round(telemetry.cpu_s() - cpu, 2),
         "spent_s": {what: round(seconds, 3) for what, seconds in spent_s.items()},
         "done": done,
     }
@@ -137,8 +131,3 @@ def _run_stage(job: Job, name: str) -> None:
     job.workdir.commit()
     telemetry.line(f"{name:<10}done in {record['wall_s']:.1f} s")
     telemetry.event("stage_finished", stage=name, wall_s=record["wall_s"], cpu_s=record["cpu_s"])
-
-
-def _cpu_s(job: Job) -> float:
-    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(u.ru_utime + u.ru_stime for u in usage) + job.context.telemetry.cpu_s_elsewhere

@@ -49,7 +49,7 @@ def _explore(job: Job) -> Artifact | None:
 
     return explore(
         job.config.explore,
-        examples=job.examples,
+        examples=job["split"].examples,
         images=job["intake"].images,
         source_notes=(*job.listing.notes, *job["intake"].notes),
         context=job.context,
@@ -68,7 +68,7 @@ def _extract(job: Job) -> Artifact | None:
         num_views=job.recipe.views,
         wanted_inputs=job.config.fine_tune.inputs,
         fine_tunes=fine_tunes(job.config),
-        examples=job.examples,
+        examples=job["split"].examples,
         images=job["intake"].images,
         network=job.network,
         code_and_weights=digest_of([STAGES["extract"].schema, *backbone_weights(job.config)]),
@@ -93,7 +93,7 @@ def _head(job: Job) -> Artifact | None:
 
     return head(
         job.config.head,
-        examples=job.examples,
+        examples=job["audit"].examples,
         features=job["extract"].features,
         checkpoints=job.checkpoints("head"),
         context=job.context,
@@ -107,7 +107,7 @@ def _fine_tune(job: Job) -> Artifact | None:
     return fine_tune(
         job.config.fine_tune,
         job.recipe,
-        examples=job.examples,
+        examples=job["audit"].examples,
         features=job["extract"].features,
         inputs=job.inputs,
         chosen_head=job["head"].head,
@@ -124,7 +124,7 @@ def _evaluate(job: Job) -> Artifact | None:
 
     return evaluate(
         job.config.evaluate,
-        examples=job.examples,
+        examples=job["audit"].examples,
         images=job["intake"].images,
         features=job["extract"].features.plain,
         inputs=job.inputs,
@@ -142,7 +142,7 @@ def _export(job: Job) -> Artifact | None:
         job.config.export,
         job.config.intake,
         bit_depth=job["intake"].bit_depth,
-        examples=job.examples,
+        examples=job["audit"].examples,
         images=job["intake"].images,
         source=job.source,
         entries={entry.path: entry for entry in job.listing.entries},
@@ -162,7 +162,7 @@ def _report(job: Job) -> Artifact | None:
 
 
 def _num_trained_examples(job: Job) -> int:
-    return len(job.examples.of("train")) * max(0, len(job["fine_tune"].history) - 1)
+    return len(job["audit"].examples.of("train")) * max(0, len(job["fine_tune"].history) - 1)
 
 
 WIRING: Mapping[str, Wiring] = {
@@ -173,7 +173,7 @@ WIRING: Mapping[str, Wiring] = {
     "audit": Wiring(_audit, count=lambda job: len(job["split"].examples.in_store_order())),
     "head": Wiring(_head),
     "fine_tune": Wiring(_fine_tune, count=_num_trained_examples),
-    "evaluate": Wiring(_evaluate, count=lambda job: len(job.examples.of("val", "test"))),
+    "evaluate": Wiring(_evaluate, count=lambda job: len(job["audit"].examples.of("val", "test"))),
     "export": Wiring(_export),
     "report": Wiring(_report),
 }

@@ -30,6 +30,7 @@ from job.pipeline.run import bring_up_to_date
 from job.ranking.candidates import Candidate
 from job.ranking.table import Accuracy, Cost, Row, as_csv, as_text, draw, in_order, recommended
 from job.runtime.context import Context
+from job.sources.open import open_source
 from job.storage.claim import claim
 from job.storage.files import digest_of
 from job.storage.sealed import read_sealed, write_sealed
@@ -73,7 +74,8 @@ def rank(
         DataUnusable, UsageError, StorageFailed, Diverged: if no candidate can be ranked.
         Stopped: if the job was asked to stop.
     """
-    jobs = {c.folder: Job(c.config, data, _inside(context, c), labels=labels) for c in candidates}
+    source = open_source(data, labels, tfds_dir=candidates[0].config.intake.tfds_dir)
+    jobs = {c.folder: Job(c.config, source, _inside(context, c), labels=labels) for c in candidates}
     costs: dict[str, Cost] = {}
     failures: dict[str, JobError] = {}
     # All photos are decoded first, because processes are better started before TensorFlow is imported.

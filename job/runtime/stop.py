@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 
 from job.errors import JobError, Stopped
@@ -27,13 +28,21 @@ def ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+@dataclass
+class _Work:
+    """What a run works on, for the message of a stop."""
+
+    name: str = ""
+    next_time: str = "Everything finished before is saved: the same command goes on from there."
+    saved: str = ""
+
+
 class StopRequest:
     """Set by a signal or a lost peer, asked between units of work.
 
-    `doing` is what the run works at, `saved` what of that is already safe, `next_time` what the same command will do, and
-    `grace_s` how long after the first signal the process may take to come to an end by itself; all may change on the way.
-    Where there is a `deferred_to`, somebody else is told of a signal and decides when the work ends; the grace is the same.
-    `last_word` is told how a process ends that has to be ended.
+    `grace_s` is how long after the first signal the process may take to end by itself. If `deferred_to` is set, it is called
+    with the name of a signal instead, and decides when the work ends; the grace is the same. `last_word` is called with the
+    error of a process that did not end in time, just before the process is ended.
     """
 
     def __init__(self) -> None:
@@ -42,8 +51,7 @@ class StopRequest:
         self._error: JobError | None = None
         self._standard_error = 2
         self.grace_s = _GRACE_S
-        self.doing = self.saved = ""
-        self.next_time = "Everything finished before is saved: the same command goes on from there."
+        self._work = _Work()
         self.deferred_to: Callable[[str], None] | None = None
         self.last_word: Callable[[JobError], None] = lambda _: None
 
@@ -69,6 +77,19 @@ class StopRequest:
         """Ask for the end, and end the process where that has not come in time."""
         self.request(by, error)
         threading.Thread(target=self._give_up_after, args=(lambda: within_s, by), daemon=True).start()
+
+    @contextmanager
+    def during(self, name: str = "", next_time: str = _Work.next_time) -> Iterator[None]:
+        """Give a block of work. A stop in it says the name of the work, and `next_time`, what the same command will do."""
+        before, self._work = self._work, _Work(name, next_time)
+        try:
+            yield
+        finally:
+            self._work = before
+
+    def note_saved(self, what: str) -> None:
+        """Remember which part of the work is saved, for the message of a stop."""
+        self._work.saved = what
 
     def check(self) -> None:
         """Raises: Stopped or what else was asked for, where somebody asked for the end."""
@@ -103,9 +124,10 @@ class StopRequest:
     def _end(self) -> JobError:
         if self._error:
             return self._error
-        where = f" in {self.doing}" if self.doing else ""
-        saved = f" Of {self.doing}, {self.saved} is saved." if self.saved else ""
-        return Stopped(f"Stopped by {self._by}{where}.{saved} {self.next_time}")
+        work = self._work
+        where = f" in {work.name}" if work.name else ""
+        saved = f" Of {work.name}, {work.saved} is saved." if work.saved else ""
+        return Stopped(f"Stopped by {self._by}{where}.{saved} {work.next_time}")
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if self.deferred_to is None:

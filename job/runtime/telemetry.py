@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import sys
 import time
 import weakref
@@ -55,7 +56,9 @@ class Telemetry:
         self._stream = stream or sys.stderr
         self._events: TextIO | None = None
         self._board: EventsWriter | None = None
-        self.cpu_s_elsewhere = 0.0  # Of processes that the kernel does not count as this one's children.
+        self.decoders_cpu_s = (
+            0.0  # The fork server starts the decoders, so the kernel does not count them with this process.
+        )
         self._spent_s: dict[str, float] = {}
         self._done: dict[str, int] = {}
         self._once_before_s = dict(_once_s)
@@ -83,6 +86,11 @@ class Telemetry:
                 self._events = (self._folder / "events.jsonl").open("a", encoding="utf-8")
             self._events.write(json.dumps(record) + "\n")  # In ASCII: people look at logs on terminals.
             self._events.flush()
+
+    def cpu_s(self) -> float:
+        """Return the CPU seconds that this process, its children and the decoders have used so far."""
+        usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return sum(u.ru_utime + u.ru_stime for u in usage) + self.decoders_cpu_s
 
     @contextmanager
     def spent(self, what: str) -> Iterator[None]:

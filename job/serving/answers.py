@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from job.console.places import refused_at_start
 from job.errors import JobError, UsageError
-from job.runtime.context import Context
+from job.runtime.stop import StopRequest
 from job.serving.folder import is_below
 from job.sources.base import Entry, Source
 from job.sources.opening import opened
@@ -61,7 +61,7 @@ class Place:
         if self.is_foreign and any(_is_same(self.out, source.location(entry)) for entry in entries):
             raise UsageError(f"--out {self.out}: this is one of the files of --data. Give another name.")
 
-    def write(self, rows: Sequence[Row], context: Context) -> pa.Table:
+    def write(self, rows: Sequence[Row], stop: StopRequest) -> pa.Table:
         """Write and return the table. If that fails, keep it in scratch space; the error then says where.
 
         Raises:
@@ -72,10 +72,10 @@ class Place:
         kept_in = f"The photos are labelled; the answer is in {kept}."
         if is_remote(self.out):
             _write_file(table, kept)
-            context.stop.next_time = kept_in
         try:
             if is_remote(self.out):
-                self._upload(kept)
+                with stop.during(next_time=kept_in):
+                    self._upload(kept)
             else:
                 _is_foreign(self.out, self.overwrite)
                 _write_file(table, Path(self.out).resolve(), self.out)

@@ -9,7 +9,8 @@ import pyarrow as pa
 from job.decoding.processes import Limits, ShardTask, decode_shards
 from job.errors import DataUnusable
 from job.runtime.cgroups import usable_cores
-from job.runtime.context import Context
+from job.runtime.stop import StopRequest
+from job.runtime.telemetry import Telemetry
 from job.serving import answers
 from job.serving import folder as model_folder
 from job.serving.answers import Row
@@ -29,7 +30,8 @@ def predict(
     *,
     tfds_dir: str | None,
     batch_size: int,
-    context: Context,
+    telemetry: Telemetry,
+    stop: StopRequest,
     model_sha256: str | None = None,
     overwrite: bool = False,
 ) -> pa.Table:
@@ -48,24 +50,29 @@ def predict(
     """
     place = answers.place(out, overwrite=overwrite, model=model, data=data)
     source = open_source(data, labelled=False, tfds_dir=tfds_dir)
-    exported = model_folder.load(model, model_sha256, context.telemetry.line)
+    exported = model_folder.load(model, model_sha256, telemetry.line)
     listing = source.listing()
     for note in listing.notes:
-        context.telemetry.line(note)
+        telemetry.line(note)
     entries = [e for e in listing.entries if e.verdict != "ignored"]
     readable = [e for e in entries if e.verdict is None]
     place.refuse_inputs(source, readable)
-    context.stop.next_time = "Nothing was written: the same command begins again."
-    rows: dict[str, Row | None] = {e.path: {"path": e.path, "error": e.reason} for e in entries if e.verdict}
-    rows |= _labelled(readable, source, exported, batch_size, context)
-    answered = {path: row for path, row in rows.items() if row}
-    if not answered:
-        raise DataUnusable(f"--data {data}: there are no photos in it. Give a folder or table with photos.")
-    return place.write([answered[path] for path in sorted(answered)], context)
+    with stop.during(next_time="Nothing was written: the same command begins again."):
+        rows: dict[str, Row | None] = {e.path: {"path": e.path, "error": e.reason} for e in entries if e.verdict}
+        rows |= _labelled(readable, source, exported, batch_size, telemetry, stop)
+        answered = {path: row for path, row in rows.items() if row}
+        if not answered:
+            raise DataUnusable(f"--data {data}: there are no photos in it. Give a folder or table with photos.")
+        return place.write([answered[path] for path in sorted(answered)], stop)
 
 
 def _labelled(
-    entries: list[Entry], source: Source, exported: ExportedModel, batch_size: int, context: Context
+    entries: list[Entry],
+    source: Source,
+    exported: ExportedModel,
+    batch_size: int,
+    telemetry: Telemetry,
+    stop: StopRequest,
 ) -> dict[str, Row | None]:
     """Return the row of each entry by its path; None for files that are not photos and do not have a photo's name."""
     rows: dict[str, Row | None] = {}
@@ -73,12 +80,12 @@ def _labelled(
     shards = [entries[k : k + ROWS_PER_SHARD] for k in range(0, len(entries), ROWS_PER_SHARD)]
     with (
         tempfile.TemporaryDirectory() as folder,
-        context.telemetry.progress("predict", len(entries), "photos") as progress,
+        telemetry.progress("predict", len(entries), "photos") as progress,
     ):
         writer = StoreWriter(Path(folder), (rules.image_size, rules.image_size, 3), "uint8")
         tasks = (ShardTask(str(k), tuple(shard), writer.open_shard(len(shard))) for k, shard in enumerate(shards))
         limits = Limits(min(usable_cores(), max(1, len(shards))), _DECODE_TIMEOUT_S, _WORKER_MEMORY_MB)
-        for task in decode_shards(tasks, source, rules, limits, context):
+        for task in decode_shards(tasks, source, rules, limits, telemetry, stop):
             file = writer.array_path(writer.commit(task.key, task.file, task.num_rows))
             pixels = np.load(file, mmap_mode="r")
             probabilities = [exported.probabilities(pixels[k : k + batch_size]) for k in range(0, len(pixels), batch_size)]

@@ -210,14 +210,14 @@ class _Shards:
         workers = usable_cores() if config.workers == "auto" else config.workers
         limits = Limits(min(workers, len(keys)), config.decode_timeout_s, config.worker_memory_mb)
         rules = DecodeRules.of(config, bit_depth)
-        cpu_s_before = telemetry.cpu_s_elsewhere
+        cpu_s_before = telemetry.decoders_cpu_s
         commits: deque[tuple[str, Future[Shard]]] = deque()
         with (
             telemetry.progress("decode", self._num_photos(keys), "photos") as progress,
             # A thread, because a worker that is done must not wait until another one's shard is on the disk.
             ThreadPoolExecutor(1) as thread,
         ):
-            for task in decode_shards(tasks, self._source, rules, limits, self._context):
+            for task in decode_shards(tasks, self._source, rules, limits, telemetry, self._context.stop):
                 name = _name(task.key, task.records, bit_depth)
                 name = digest_of([name, own_mark()]) if any(map(is_passing, task.records)) else name
                 commits.append((task.key, thread.submit(self._writer.commit, name, task.file, task.num_rows, task.records)))
@@ -227,7 +227,7 @@ class _Shards:
                     self._found[key] = _Decoded(commit.result(), bit_depth)
             self._found |= {key: _Decoded(commit.result(), bit_depth) for key, commit in commits}
         # Processes decode side by side: what each of them took if all did the same, of the cores that there are.
-        decode_cpu_s = telemetry.cpu_s_elsewhere - cpu_s_before
+        decode_cpu_s = telemetry.decoders_cpu_s - cpu_s_before
         telemetry.add_spent("decode", decode_cpu_s / min(limits.num_workers, usable_cores()))
 
     def _num_photos(self, keys: Iterable[str]) -> int:

@@ -174,7 +174,7 @@ class Checkpoints:
                 for old in set(self._folder.glob("[0-9]*")) - set(self._mine):
                     self._remove(old)
         workdir.commit()
-        self._context.stop.saved = f"everything up to step {state.step:,}"
+        self._context.stop.note_saved(f"everything up to step {state.step:,}")
         self._context.telemetry.event("checkpoint", stage=self._stage, step=state.step)
 
     def _fill(self, folder: Path, state: TrainState) -> None:

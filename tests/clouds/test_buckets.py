@@ -431,7 +431,9 @@ def test_decode_process_reads_much_more_than_it_has_memory(bed, tmp_path, contex
     store = tmp_path / "shard"
     store.write_bytes(b"")
     rules = DecodeRules(48, "squash", 10**8, 8, 20)
-    (task,) = decode_shards([ShardTask("key", entries, store)], source, rules, Limits(1, 30.0, 256), context)
+    (task,) = decode_shards(
+        [ShardTask("key", entries, store)], source, rules, Limits(1, 30.0, 256), context.telemetry, context.stop
+    )
     assert [record["num_bytes"] for record in task.records] == [size] * 36
     assert len({record["sha256"] for record in task.records}) == 36
     assert not [record["reason"] for record in task.records if "memory" in record["reason"]]

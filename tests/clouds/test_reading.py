@@ -109,7 +109,7 @@ def test_photo_that_has_changed_since_it_was_listed_is_not_counted_as_undecodabl
 
 
 def labelled(model, data, out, context):
-    return predict(str(model), data, out, tfds_dir=None, batch_size=64, context=context)
+    return predict(str(model), data, out, tfds_dir=None, batch_size=64, telemetry=context.telemetry, stop=context.stop)
 
 
 @pytest.mark.parametrize(
@@ -172,12 +172,12 @@ def test_objects_that_predict_did_not_write_stay(bed, context, tmp_path, monkeyp
         place("photos/1.csv", overwrite=True).refuse_inputs(source, source.listing().entries)
     rows = [{"path": "0.jpg", "error": ""}]
     for name, options in (("mine.csv", {"overwrite": True}), ("new.csv", {}), ("new.csv", {}), ("new.parquet", {})):
-        place(name, **options).write(rows, context)
+        place(name, **options).write(rows, context.stop)
     assert bed.get(f"{uri}/new.csv") == bed.get(f"{uri}/mine.csv") and b"0.jpg" in bed.get(f"{uri}/new.csv")
     late = place("new.parquet")
     bed.put(f"{uri}/new.parquet", b"somebody else's")
     with pytest.raises(UsageError, match=r"another object has got this name in the meantime(.|\n)*the answer is in "):
-        late.write(rows, context)
+        late.write(rows, context.stop)
     assert bed.get(f"{uri}/new.parquet") == b"somebody else's"
 
 

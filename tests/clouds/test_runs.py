@@ -19,6 +19,7 @@ from job.pipeline.job import Job
 from job.pipeline.output import make_workdir
 from job.runtime.context import Context
 from job.runtime.telemetry import Telemetry
+from job.sources.open import open_source
 from job.storage.bucket.open import open_objects
 from job.storage.files import digest_of_file
 from tests.conftest import QUICK, ROOT, quick_settings, run_job, start_job, wait_until
@@ -273,10 +274,11 @@ def test_worker_that_asks_whether_it_is_needed_fetches_no_store(google, photos, 
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     config = Config.load(None, [*QUICK, "fine_tune.epochs=3"], {})
     workdir = make_workdir(in_bucket, worker=1)
-    job = Job(config, photos, Context(workdir, Telemetry(None), caching=config.cache))
+    source = open_source(photos)
+    job = Job(config, source, Context(workdir, Telemetry(None), caching=config.cache))
     assert team._is_needed(job, None) and not list(tmp_path.rglob("*.npy"))
     config = Config.load(None, QUICK, {})
-    assert not team._is_needed(Job(config, photos, Context(workdir, Telemetry(None), caching=config.cache)), None)
+    assert not team._is_needed(Job(config, source, Context(workdir, Telemetry(None), caching=config.cache)), None)
 
 
 IMPATIENT = "import sys, job.storage.bucket.google as g; g.RETRY_FOR_S = 2.0; from job.cli import main; main(sys.argv[1:])"

@@ -45,7 +45,16 @@ def digest_of(model):
 
 
 def labelled(model, data, out, context, **options):
-    return predict(str(model), str(data), str(out), tfds_dir=None, batch_size=64, context=context, **options)
+    return predict(
+        str(model),
+        str(data),
+        str(out),
+        tfds_dir=None,
+        batch_size=64,
+        telemetry=context.telemetry,
+        stop=context.stop,
+        **options,
+    )
 
 
 def load(model, digest):
@@ -131,7 +140,7 @@ def test_file_that_appears_while_predict_works_stays_and_the_answer_is_kept(tmp_
     place = answers.place(str(tmp_path / "a.csv"), overwrite=False, model=str(tmp_path / "model"), data=str(tmp_path))
     (tmp_path / "a.csv").write_text("mine")
     with pytest.raises(UsageError, match=r"predict did not write it(.|\n)*the answer is in ") as error:
-        place.write([{"path": "0.jpg", "error": "an HTML page"}], context)
+        place.write([{"path": "0.jpg", "error": "an HTML page"}], context.stop)
     assert (tmp_path / "a.csv").read_text() == "mine"
     kept = Path(str(error.value).rpartition("the answer is in ")[2].removesuffix("."))
     assert pyarrow.csv.read_csv(kept).to_pylist()[0]["error"] == "an HTML page"
@@ -143,7 +152,7 @@ def test_answer_that_cannot_be_written_is_kept(tmp_path, context, monkeypatch):
     place = answers.place(str(tmp_path / "file" / "a.csv"), overwrite=False, model="model", data=str(tmp_path))
     (tmp_path / "file").touch()
     with pytest.raises(StorageFailed, match=r"File exists(.|\n)*the answer is in "):
-        place.write([{"path": "0.jpg", "error": ""}], context)
+        place.write([{"path": "0.jpg", "error": ""}], context.stop)
 
 
 NO_CARDS = {

@@ -20,6 +20,7 @@ from job.errors import StorageFailed
 from job.pipeline.output import owned
 from job.pipeline.publishing import publish
 from job.runtime.context import Context
+from job.runtime.session import Session
 from job.runtime.telemetry import Telemetry
 from job.storage.files import digest_of_file, digest_of_folder, storage_errors
 from job.storage.lease import NAME as LEASE
@@ -46,7 +47,7 @@ def work(out: Path) -> None:
 def rounds(context: Context) -> None:
     """The same in any directory, a bucket as well."""
     workdir = context.workdir
-    with owned(context):
+    with owned(context, Session()):
         for number in (1, 2):
             if (workdir.read_json("stages/end.json") or {}).get("round", 0) >= number:
                 continue

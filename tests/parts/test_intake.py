@@ -22,6 +22,7 @@ from job.errors import DataUnusable, Stopped, StorageFailed, code_of
 from job.pipeline.output import owned
 from job.runtime.cgroups import usable_cores
 from job.runtime.context import Context
+from job.runtime.session import Session
 from job.runtime.telemetry import Telemetry
 from job.sources.folders import FolderSource
 from job.stages.intake import KNOWN, Intake, intake, source_digest
@@ -119,7 +120,7 @@ def test_time_of_decoding_is_that_of_processes_side_by_side(
     monkeypatch.setattr("job.stages.intake.ROWS_PER_SHARD", rows_per_shard)
     folder = paint_classes(tmp_path / "photos", per_class=6)
     take_in(folder, context, CONFIG.model_copy(update={"workers": num_workers}))
-    cpu_s = context.telemetry.cpu_s_elsewhere
+    cpu_s = context.telemetry.decoders_cpu_s
     assert cpu_s > 0
     decode_s = context.telemetry.take_spent()[0]["decode"]
     assert decode_s == pytest.approx(cpu_s / min(side_by_side, usable_cores()))
@@ -210,12 +211,12 @@ def test_touched_photo_is_read_once_and_not_in_every_run(folder, context):
     for name in ("checks-000.jpg", "checks-001.jpg"):
         os.utime(folder / "checks" / name, ns=(1, 1))
     for _ in range(3):
-        with owned(context):
+        with owned(context, Session()):
             assert source_digest(source, source.listing(), context.workdir) == before
     assert source.tried() == {"checks/checks-000.jpg": 1, "checks/checks-001.jpg": 1}
     paint(folder / "checks" / "checks-000.jpg", seed=4711)
     for _ in range(2):
-        with owned(context):
+        with owned(context, Session()):
             assert source_digest(source, source.listing(), context.workdir) != before
     assert source.tried() == {"checks/checks-000.jpg": 2, "checks/checks-001.jpg": 1}
 
@@ -238,7 +239,7 @@ def test_photo_that_is_gone_when_it_is_compared_is_not_taken_for_compared(folder
     paint(photo, seed=4711)
     listing = source.listing()
     photo.rename(folder.parent / "aside.jpg")
-    with owned(context):
+    with owned(context, Session()):
         source_digest(source, listing, context.workdir)
     (folder.parent / "aside.jpg").rename(photo)
     assert source_digest(source, listing, context.workdir) != before
@@ -249,7 +250,9 @@ def decode_one_shard(source, context, tmp_path, timeout_s=30.0):
     store = tmp_path / "shard"
     store.write_bytes(b"")
     rules = DecodeRules(48, "squash", 10**8, 8, 20)
-    (task,) = decode_shards([ShardTask("key", entries, store)], source, rules, Limits(1, timeout_s, 1024), context)
+    (task,) = decode_shards(
+        [ShardTask("key", entries, store)], source, rules, Limits(1, timeout_s, 1024), context.telemetry, context.stop
+    )
     pixels = np.frombuffer(store.read_bytes()[HEADER_BYTES:], np.uint8).reshape(-1, 48, 48, 3)
     good = [e for e, r in zip(entries, task.records, strict=True) if r["status"] == "used"]
     assert len(pixels) == len(good)

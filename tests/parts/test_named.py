@@ -135,7 +135,7 @@ def test_decode_processes_write_what_the_decoder_makes_of_the_stored_bytes(data_
     writer = StoreWriter(tmp_path / "images", (builders.SIDE_PX, builders.SIDE_PX, 3), "uint8")
     parts = {str(k): entries[k : k + 16] for k in range(0, len(entries), 16)}
     tasks = [ShardTask(key, part, writer.open_shard(len(part))) for key, part in parts.items()]
-    for task in decode_shards(tasks, source, RULES, Limits(2, 60.0, 512), context):
+    for task in decode_shards(tasks, source, RULES, Limits(2, 60.0, 512), context.telemetry, context.stop):
         pixels = np.load(writer.array_path(writer.commit(task.key, task.file, task.num_rows)))
         photos = read(source, task.entries)
         assert [r["sha256"] for r in task.records] == [sha256(photo).hexdigest() for photo in photos]

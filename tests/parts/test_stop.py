@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from textwrap import indent
 
 import pytest
 
@@ -39,7 +40,8 @@ def test_signal_is_heard_at_the_next_question(number):
 
 
 def test_process_that_cannot_listen_ends_with_143_at_the_deadline_and_says_what_is_saved():
-    process = start(f"STOP.doing, STOP.saved = 'fine_tune', 'everything up to step 7'\n{DEAF}", grace=0.3)
+    work = f"STOP.note_saved('everything up to step 7')\n{DEAF}"
+    process = start(f"with STOP.during('fine_tune'):\n{indent(work, '    ')}", grace=0.3)
     started = time.monotonic()
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=20)

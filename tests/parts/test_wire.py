@@ -55,7 +55,7 @@ def decoded(source, tmp_path, context):
     entries = source.listing().entries
     (tmp_path / "shard").write_bytes(b"")
     tasks = [ShardTask("key", entries, tmp_path / "shard")]
-    (task,) = decode_shards(tasks, source, RULES, Limits(1, 30.0, 1024), context)
+    (task,) = decode_shards(tasks, source, RULES, Limits(1, 30.0, 1024), context.telemetry, context.stop)
     return dict(zip((e.path for e in entries), task.records, strict=True))
 
 

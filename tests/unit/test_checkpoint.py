@@ -154,10 +154,13 @@ def test_full_disk_keeps_the_good_one_and_is_told_at_the_next_question(context, 
 
 
 def test_stop_saves_first_and_says_so(context):
-    context.stop.doing = "fine_tune"
     context.stop.request("SIGTERM")
     message = "Of fine_tune, everything up to step 4 is saved"
-    with pytest.raises(Stopped, match=message), Checkpoints(context, "fine_tune", MADE_FROM) as checkpoints:
+    with (
+        pytest.raises(Stopped, match=message),
+        context.stop.during("fine_tune"),
+        Checkpoints(context, "fine_tune", MADE_FROM) as checkpoints,
+    ):
         checkpoints.offer(lambda: state(4))
     assert_same(newest(context), state(4))
 

@@ -61,8 +61,8 @@ class BucketWorkdir(Workdir):
     (`stores/exchange.py`).
     """
 
-    # Only processes of this machine use the local folder, so a touch of its owner is seen at once. 15 s allow for the import of
-    # TensorFlow, during which an owner touches nothing. Owners on other machines are judged by the lease in the bucket.
+    # Only processes of this machine use the local folder, so a touch by its owner is seen at once. There is none for some
+    # seconds while TensorFlow is imported. Owners on other machines are judged by the lease in the bucket.
     _dead_after_s = 15.0
     objects: Objects
 
