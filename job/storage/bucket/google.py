@@ -4,30 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from job.errors import StorageFailed, UsageError
-from job.storage.bucket.objects import (
-    CONNECT_TIMEOUT_S,
-    READ_TIMEOUT_S,
-    RETRY_FOR_S,
-    WRITE_ID,
-    Conflict,
-    NoSuchObject,
-    Passing,
-    Result,
-    Stored,
-    content_type,
-    join,
-    parts_of,
-    tried,
-)
-from job.storage.files import own_mark
+from job.storage.bucket.objects import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, Conflict, NoSuchObject, Stored, content_type, join
+from job.storage.bucket.service import WRITE_ID, Passing, Result, Service, retry
 
 if TYPE_CHECKING:
     from google.cloud.storage import Blob, Bucket
@@ -38,48 +22,31 @@ _QUERY = re.compile(r"(with url: |\?)\S+")  # Upload sessions are addressed by w
 _DAMAGED = re.compile(r"(crc32c|md5)\b.*match", re.IGNORECASE | re.DOTALL)
 
 
-class GoogleObjects:
-    """See `Objects`. A version is a generation."""
-
-    def __init__(self, uri: str, connections: int) -> None:
-        self.uri, self._connections = uri, connections
-        _, self._bucket_name, prefix = parts_of(uri)
-        self._prefix = f"{prefix}/" if prefix else ""
-        self._lock = threading.Lock()
-
-    def __reduce__(self) -> tuple[type[GoogleObjects], tuple[str, int]]:
-        return GoogleObjects, (self.uri, self._connections)
-
-    def prepare(self) -> None:
-        self._tried("", lambda: self._bucket)
+class GoogleObjects(Service["Bucket"]):
+    """Objects in Google Cloud Storage. See `Objects`. A version is a generation."""
 
     def list(self, below: str = "") -> Iterator[Stored]:
         where = {"prefix": self._prefix + below, "fields": "items(name,size,generation),nextPageToken"}
 
         def page() -> tuple[list[Stored], str | None]:
-            found = self._bucket.list_blobs(page_token=token, **where, **_HOW)
+            found = self._connection.list_blobs(page_token=token, **where, **_HOW)
             blobs = [(blob.name[len(self._prefix) :], blob.size or 0, str(blob.generation)) for blob in next(found.pages)]
             return [Stored(*blob) for blob in blobs], found.next_page_token
 
         token: str | None = None
         while True:
-            stored, token = self._tried("", page, in_bucket=True)
+            stored, token = self._retry_in_bucket("", page)
             yield from stored
             if token is None:
                 return
 
-    def find(self, name: str) -> Stored | None:
-        blob = self._looked_up(name)
-        return Stored(name, blob.size or 0, str(blob.generation), WRITE_ID in (blob.metadata or {})) if blob else None
-
     def read(self, name: str, version: str | None = None) -> bytes:
-        return self._tried(name, lambda: self._blob(name, version).download_as_bytes(checksum="crc32c", **_HOW))
+        return self._retry(name, lambda: self._blob(name, version).download_as_bytes(checksum="crc32c", **_HOW))
 
     def download(self, name: str, file: Path, version: str | None = None) -> None:
-        self._tried(name, lambda: self._blob(name, version).download_to_filename(str(file), checksum="crc32c", **_HOW))
+        self._retry(name, lambda: self._blob(name, version).download_to_filename(str(file), checksum="crc32c", **_HOW))
 
-    def write(self, name: str, data: bytes | Path, replaces: str | None = None) -> str:
-        write_id = own_mark()
+    def _write(self, name: str, data: bytes | Path, replaces: str | None, write_id: str) -> str:
         how = _HOW | {
             "content_type": content_type(name),
             "checksum": "crc32c",
@@ -96,26 +63,13 @@ class GoogleObjects:
                 blob.upload_from_filename(str(data), **how)
             return str(blob.generation)
 
-        try:
-            return self._tried(name, upload, in_bucket=True)
-        except Conflict:
-            # It may be a second try after one that was done, and whose answer was lost.
-            found = self._looked_up(name)
-            if found is None or (found.metadata or {}).get(WRITE_ID) != write_id:
-                raise
-            return str(found.generation)
+        return self._retry_in_bucket(name, upload)
 
     def remove(self, name: str) -> None:
         with suppress(NoSuchObject):
-            self._tried(name, lambda: self._bucket.delete_blob(self._prefix + name, **_HOW))
+            self._retry(name, lambda: self._connection.delete_blob(self._prefix + name, **_HOW))
 
-    @property
-    def _bucket(self) -> Bucket:
-        with self._lock:  # From Python 3.12 on `cached_property` has none.
-            return self._connected
-
-    @cached_property
-    def _connected(self) -> Bucket:
+    def _connect(self) -> Bucket:
         from google.auth.exceptions import DefaultCredentialsError
         from google.auth.transport.requests import Request
         from google.cloud.storage import Client
@@ -130,28 +84,31 @@ class GoogleObjects:
         if not client._credentials.valid:  # Else each of the threads would ask for a token of its own.
             client._credentials.refresh(Request())
             client._credentials.with_non_blocking_refresh()
-        adapter = HTTPAdapter(pool_connections=1, pool_maxsize=self._connections)
+        adapter = HTTPAdapter(pool_connections=1, pool_maxsize=self._max_connections)
         for scheme in ("https://", "http://"):
             client._http.mount(scheme, adapter)
         return client.bucket(self._bucket_name)
 
     def _blob(self, name: str, version: str | None = None) -> Blob:
-        return self._bucket.blob(self._prefix + name, generation=None if version is None else int(version))
+        return self._connection.blob(self._prefix + name, generation=None if version is None else int(version))
 
-    def _looked_up(self, name: str) -> Blob | None:
-        return self._tried(name, lambda: self._bucket.get_blob(self._prefix + name, **_HOW))
+    def _look_up(self, name: str) -> tuple[Stored, str] | None:
+        blob = self._retry(name, lambda: self._connection.get_blob(self._prefix + name, **_HOW))
+        write_id = (blob.metadata or {}).get(WRITE_ID, "") if blob else ""
+        return (Stored(name, blob.size or 0, str(blob.generation), bool(write_id)), write_id) if blob else None
 
-    def _tried(self, name: str, operation: Callable[[], Result], *, in_bucket: bool = False) -> Result:
-        return tried(operation, lambda error: self._judged(name, error, in_bucket), RETRY_FOR_S)
+    def _retry_in_bucket(self, name: str, operation: Callable[[], Result]) -> Result:
+        """Retry an operation that needs no object. If something is missing, it is the bucket."""
+        return retry(operation, lambda error: self._judge(name, error, in_bucket=True))
 
     def _part_tried(self, name: str, request: Callable[[], Result]) -> Result:
         """One request of an upload, which goes on where it was. What ends the upload is left to `_tried`."""
-        return tried(request, lambda error: self._passing(name, error) if _same_may_do(error) else error, RETRY_FOR_S)
+        return retry(request, lambda error: self._passing(name, error) if _same_may_do(error) else error)
 
     def _passing(self, name: str, error: Exception) -> Passing:
         return Passing(f"{join(self.uri, name)}: Google Cloud Storage", _said(error))
 
-    def _judged(self, name: str, error: Exception, in_bucket: bool) -> Exception | Passing:
+    def _judge(self, name: str, error: Exception, in_bucket: bool = False) -> Exception | Passing:
         """`in_bucket`: what is missing can only be the bucket."""
         from google.api_core import exceptions as api
         from google.auth import exceptions as auth

@@ -6,22 +6,17 @@ written in between. `google.py` and `s3.py` speak to the services.
 
 import mimetypes
 import os
-import random
 import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol
 
 from job.errors import StorageFailed, UsageError
 
 RETRY_FOR_S = 60.0  # What fails for so long fails the run.
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 5.0, 20.0
-WRITE_ID = "transfer-job-write"  # The name, in an object's metadata, of what tells one's own write from another's.
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 4.0
 _URI = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://([^/]*)/?(.*)", re.DOTALL)
 SCHEMES = ("gs", "s3")
-Result = TypeVar("Result")
 
 
 class Stored(NamedTuple):
@@ -122,37 +117,6 @@ def split_object(uri: str) -> tuple[str, str]:
     """The URI of an object's folder, and its name in it."""
     folder, _, name = uri.rstrip("/").rpartition("/")
     return folder, name
-
-
-class Passing(NamedTuple):
-    """An error after which another try may do: who failed, and what was said."""
-
-    who: str
-    said: str
-
-
-def tried(operation: Callable[[], Result], judge: Callable[[Exception], Exception | Passing], retry_for_s: float) -> Result:
-    """Return the result of an operation. Retry it for `retry_for_s` seconds after its first failure.
-
-    `judge` says what an error means: what is to be raised, perhaps the error itself, or that it may pass.
-    """
-    failing_since, pause_s = None, _FIRST_PAUSE_S
-    while True:
-        try:
-            return operation()
-        except Exception as error:
-            verdict, now = judge(error), time.monotonic()
-            if verdict is error:
-                raise
-            if isinstance(verdict, Exception):
-                raise verdict from error
-            failing_since = now if failing_since is None else failing_since
-            left_s = failing_since + retry_for_s - now
-            if left_s <= 0:
-                said = f"{verdict.who} failed for {now - failing_since:.0f} s ({verdict.said})"
-                raise StorageFailed(f"{said}. Run the same command again.") from error
-        time.sleep(min(left_s, random.uniform(0.5, 1.0) * pause_s))  # noqa: S311 - it secures nothing.
-        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
 def remove_own(objects: Objects, name: str, version: str | None = None) -> None:

@@ -5,31 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
-from functools import cached_property
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from job.errors import UsageError
-from job.storage.bucket.objects import (
-    CONNECT_TIMEOUT_S,
-    READ_TIMEOUT_S,
-    RETRY_FOR_S,
-    WRITE_ID,
-    Conflict,
-    NoSuchObject,
-    Passing,
-    Result,
-    Stored,
-    content_type,
-    join,
-    parts_of,
-    tried,
-)
-from job.storage.files import own_mark
+from job.storage.bucket.objects import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, Conflict, NoSuchObject, Stored, content_type, join
+from job.storage.bucket.service import WRITE_ID, Passing, Service
 
 _CHUNK_BYTES = 1 << 20
 _BAD_CREDENTIALS = ("ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch", "TokenRefreshRequired")
@@ -39,52 +23,35 @@ _USER = re.compile(r"//[^/@\s]*@")  # In the address of a service that somebody 
 _MD5 = re.compile(r"[0-9a-f]{32}")
 
 
-class S3Objects:
-    """See `Objects`. A version is an ETag, which for the same bytes may be the same again."""
+class S3Objects(Service[Any]):
+    """Objects in S3. See `Objects`. A version is an ETag, which for the same bytes may be the same again."""
 
-    def __init__(self, uri: str, connections: int) -> None:
+    def __init__(self, uri: str, max_connections: int) -> None:
         if find_spec("boto3") is None:
             raise UsageError(f"{uri}: boto3 is needed for s3://. Run pip install 'transfer-job[s3]'.")
-        self.uri, self._connections = uri, connections
-        _, self._bucket, prefix = parts_of(uri)
-        self._prefix = f"{prefix}/" if prefix else ""
-        self._lock = threading.Lock()
-
-    def __reduce__(self) -> tuple[type[S3Objects], tuple[str, int]]:
-        return S3Objects, (self.uri, self._connections)
-
-    def prepare(self) -> None:
-        self._tried("", lambda: self._client)
+        super().__init__(uri, max_connections)
 
     def list(self, below: str = "") -> Iterator[Stored]:
-        where = {"Bucket": self._bucket, "Prefix": self._prefix + below}
+        where = {"Bucket": self._bucket_name, "Prefix": self._prefix + below}
         while True:
-            page = self._tried("", lambda: self._client.list_objects_v2(**where))
+            page = self._retry("", lambda: self._connection.list_objects_v2(**where))
             for item in page.get("Contents", ()):
                 yield Stored(item["Key"][len(self._prefix) :], item["Size"], _version(item))
             if not page.get("IsTruncated"):
                 return
             where["ContinuationToken"] = page["NextContinuationToken"]
 
-    def find(self, name: str) -> Stored | None:
-        try:
-            found = self._tried(name, lambda: self._client.head_object(**self._at(name)))
-        except NoSuchObject:
-            return None
-        return Stored(name, found["ContentLength"], _version(found), WRITE_ID in found["Metadata"])
-
     def read(self, name: str, version: str | None = None) -> bytes:
-        return self._tried(name, lambda: b"".join(self._chunks(name, version)))
+        return self._retry(name, lambda: b"".join(self._chunks(name, version)))
 
     def download(self, name: str, file: Path, version: str | None = None) -> None:
         def fetch() -> None:
             with file.open("wb") as opened:
                 opened.writelines(self._chunks(name, version))
 
-        self._tried(name, fetch)
+        self._retry(name, fetch)
 
-    def write(self, name: str, data: bytes | Path, replaces: str | None = None) -> str:
-        write_id = own_mark()
+    def _write(self, name: str, data: bytes | Path, replaces: str | None, write_id: str) -> str:
         how: dict[str, object] = {"Metadata": {WRITE_ID: write_id}, "ContentType": content_type(name)}
         if replaces is not None:
             how |= {"IfMatch": f'"{replaces}"'} if replaces else {"IfNoneMatch": "*"}
@@ -92,38 +59,30 @@ class S3Objects:
         def upload() -> str:
             with ExitStack() as opened:
                 body = data if isinstance(data, bytes) else opened.enter_context(data.open("rb"))
-                return _version(self._client.put_object(**self._at(name), Body=body, **how))
+                return _version(self._connection.put_object(**self._at(name), Body=body, **how))
 
         try:
-            return self._tried(name, upload)
+            return self._retry(name, upload)
         except NoSuchObject as error:  # So the service answers where a version is to be replaced and there is none.
             raise Conflict(f"{join(self.uri, name)}: somebody else has removed it in between.") from error
-        except Conflict:
-            # It may be a second try after one that was done, and whose answer was lost.
-            try:
-                found = self._tried(name, lambda: self._client.head_object(**self._at(name)))
-            except NoSuchObject:
-                found = {"Metadata": {}}
-            if found["Metadata"].get(WRITE_ID) != write_id:
-                raise
-            return _version(found)
 
     def remove(self, name: str) -> None:
-        self._tried(name, lambda: self._client.delete_object(**self._at(name)))
+        self._retry(name, lambda: self._connection.delete_object(**self._at(name)))
 
-    @property
-    def _client(self) -> Any:
-        with self._lock:  # From Python 3.12 on `cached_property` has none.
-            return self._connected
+    def _look_up(self, name: str) -> tuple[Stored, str] | None:
+        with suppress(NoSuchObject):
+            found = self._retry(name, lambda: self._connection.head_object(**self._at(name)))
+            write_id = found["Metadata"].get(WRITE_ID, "")
+            return Stored(name, found["ContentLength"], _version(found), bool(write_id)), write_id
+        return None
 
-    @cached_property
-    def _connected(self) -> Any:
+    def _connect(self) -> Any:
         from boto3.session import Session
         from botocore.config import Config
         from botocore.exceptions import NoCredentialsError
 
         config = Config(
-            max_pool_connections=self._connections,
+            max_pool_connections=self._max_connections,
             connect_timeout=CONNECT_TIMEOUT_S,
             read_timeout=READ_TIMEOUT_S,
             retries={"mode": "standard", "total_max_attempts": 1},  # `_tried` knows how long, and of bodies, too.
@@ -140,7 +99,7 @@ class S3Objects:
         return client
 
     def _at(self, name: str) -> dict[str, str]:
-        return {"Bucket": self._bucket, "Key": self._prefix + name}
+        return {"Bucket": self._bucket_name, "Key": self._prefix + name}
 
     def _chunks(self, name: str, version: str | None) -> Iterator[bytes]:
         """The bytes, held against the checksum that the service keeps, or else against its MD5 where it has one."""
@@ -148,7 +107,7 @@ class S3Objects:
         from botocore.httpchecksum import StreamingChecksumBody
 
         match = {} if version is None else {"IfMatch": f'"{version}"'}
-        answer = self._client.get_object(**self._at(name), **match)
+        answer = self._connection.get_object(**self._at(name), **match)
         digest = hashlib.md5(usedforsecurity=False)
         with closing(answer["Body"]) as body:
             checked = isinstance(body, StreamingChecksumBody) or not _is_md5(answer)
@@ -160,10 +119,7 @@ class S3Objects:
         if not checked and digest.hexdigest() != expected:
             raise ChecksumError(checksum_type="md5", expected_checksum=expected, actual_checksum=digest.hexdigest())
 
-    def _tried(self, name: str, operation: Callable[[], Result]) -> Result:
-        return tried(operation, lambda error: self._judged(name, error), RETRY_FOR_S)
-
-    def _judged(self, name: str, error: Exception) -> Exception | Passing:
+    def _judge(self, name: str, error: Exception) -> Exception | Passing:
         from botocore import exceptions as boto
         from urllib3.exceptions import HTTPError
 
@@ -189,7 +145,7 @@ class S3Objects:
                 "reads, and s3:PutObject and s3:DeleteObject on those that it writes."
             )
         if code == "NoSuchBucket":
-            return UsageError(f"{where}: there is no bucket s3://{self._bucket}.")
+            return UsageError(f"{where}: there is no bucket s3://{self._bucket_name}.")
         if status == 412 and error.operation_name == "PutObject":
             return Conflict(f"{where}: somebody else has written it in between.")
         if status in (404, 412):
