@@ -24,8 +24,9 @@ from job.errors import (
 from job.version import __version__
 
 if TYPE_CHECKING:
-    from job.api import Ranking, Result, explore, plan, predict, rank, report, run
+    from job.api import explore, plan, predict, rank, report, run
     from job.config import Config
+    from job.pipeline.results import Ranking, Result
 
 __all__ = [
     "Config",

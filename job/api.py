@@ -43,7 +43,7 @@ def run(
     stop_after: str | None = None,
     session: Session | None = None,
 ) -> Result:
-    """Run the whole job, or go on where an earlier run on `out` stopped.
+    """Run the whole job, or resume an earlier run in `out`.
 
     `data` and `labels` are what --data and --labels take, `out` a folder or a prefix of a bucket. `config` is a
     configuration, a TOML file, or a mapping of settings with dotted names (`{"fine_tune.epochs": 20}`) or sections. With
@@ -78,7 +78,7 @@ def explore(
     labels: Place | None = None,
     session: Session | None = None,
 ) -> Result:
-    """Only look at the data: `run` up to and with explore. Needs no TensorFlow."""
+    """Check the data without training: run the stages up to explore. Needs no TensorFlow. Raises as `run` does."""
     return run(data, out, config=config, labels=labels, stop_after="explore", session=session)
 
 
@@ -114,11 +114,11 @@ def rank(
 ) -> Ranking:
     """Compare backbones on stored features, one pass over the photos for each.
 
-    `backbones` are names of docs/backbones.md, each with `:alpha=A`, `:weights=W` or `:image_size=S` behind it where wanted.
-    Each backbone without a size of its own is tried at each of `image_sizes` (pixels).
+    `backbones` are names of docs/backbones.md, each with `:alpha=A`, `:weights=W` or `:image_size=S` added if wanted.
+    A backbone without a size of its own is tried at each of `image_sizes`, in pixels.
 
     Raises:
-        UsageError, DataUnusable, StorageFailed, Diverged: where no backbone at all could be ranked.
+        UsageError, DataUnusable, StorageFailed, Diverged: no backbone at all could be ranked.
     """
     from job.ranking.candidates import candidates, recommended
     from job.ranking.rank import rank as rank_candidates
@@ -157,16 +157,16 @@ def predict(
     batch_size: int = 64,
     session: Session | None = None,
 ) -> pa.Table:
-    """Label photos with an exported model, write the answer to `out` (.parquet or .csv), and return it.
+    """Label photos with an exported model, write the predictions to `out` (.parquet or .csv), and return them.
 
-    One row for each photo: path, label, probability, top_3 (JSON), and error where it could not be read. `batch_size` is how
-    many photos are in one forward pass. A model is code: its graph can read and write files as the user of this process.
+    Each photo has one row: path, label, probability, top_3 (JSON), and error if it could not be read. `batch_size` is the
+    number of photos in one forward pass. A model is code: its graph can read and write files as the user of this process.
     With `model_sha256`, the SHA-256 of its model.json, only that model is loaded. With `overwrite`, `out` may replace a file
     that predict did not write.
 
     Raises:
-        UsageError: where there is no such model, or `out` must not be written; before any photo is read.
-        DataUnusable: where there is not a single photo.
+        UsageError: there is no such model, or `out` must not be written. This is checked before any photo is read.
+        DataUnusable: there is not a single photo.
         StorageFailed, Stopped.
     """
     from job.serving.predict import predict as label_photos
@@ -187,10 +187,10 @@ def predict(
 
 
 def report(out: Place, *, session: Session | None = None) -> Result:
-    """Draw the page of a run again, from what its stages have left.
+    """Write the report of a run again, from the files that its stages have left.
 
     Raises:
-        UsageError: where `out` is not the output of a run, or holds results that do not belong together.
+        UsageError: `out` is not the output of a run, or holds results that do not belong together.
         TryAgainLater, StorageFailed.
     """
     from job.stages.report import report as draw
@@ -206,9 +206,9 @@ def report(out: Place, *, session: Session | None = None) -> Result:
         made = [name for name in records.made_with(described["settings_of_stages"]) if name != "report"]
         if mixed := records.contradictions(made):
             raise UsageError(
-                f"{out} holds a mix of results:",
+                f"{out} holds a mix of results of several runs:",
                 *(f"  {line}" for line in mixed),
-                "Run the job on it again, and it puts that right.",
+                "Run the job on it again to repair this.",
             )
         settings = Config.model_validate(described["config"])
         publishing.finish(workdir)
@@ -218,7 +218,7 @@ def report(out: Place, *, session: Session | None = None) -> Result:
 
 
 def demo(out: Place, *, seed: int = 0, session: Session | None = None) -> Result:
-    """Run the whole job on pictures that it draws below `out`, a folder of this machine. Raises as `run` does."""
+    """Draw pictures in `out`, a folder on this machine, and run the whole job on them. Raises as `run` does."""
     from job.demo import demo as drawn
 
     session = session or Session()

@@ -1,4 +1,4 @@
-"""A run under way: the configuration, where its photos are, and what the stages have made so far."""
+"""The state of a run: its configuration, its source of photos, and the artifacts of its stages."""
 
 from __future__ import annotations
 
@@ -32,14 +32,19 @@ if TYPE_CHECKING:
 
 
 class Artifact(Protocol):
-    """The outcome of a stage, which `load` reads from what an earlier run left."""
+    """The outcome of a stage."""
 
     @classmethod
-    def load(cls, context: Context) -> Self: ...
+    def load(cls, context: Context) -> Self:
+        """Read the artifact of an earlier run from the work directory."""
+        ...
 
 
 class Job:
-    """A run under way: the configuration and what the stages have made so far."""
+    """The state of a run. `done` are the stages of this run that are up to date, in order.
+
+    `exports` says whether this run is meant to come to a model.
+    """
 
     def __init__(
         self,
@@ -55,24 +60,26 @@ class Job:
         self.devices = Devices(self.cluster, logical_cpus=config.cluster.logical_cpus)
         self.workdir = context.workdir
         self._artifacts: dict[str, Artifact] = {}
-        self.exports = False  # Whether this run is to come to a model.
-        self.done: list[str] = []  # The stages of this run that are up to date.
+        self.exports = False
+        self.done: list[str] = []
         self.records = Records(self.workdir, context.cache)
 
     @cached_property
     def listing(self) -> Listing:
+        """The files of the source."""
         return self.source.listing()
 
     @cached_property
     def network(self) -> Network:
+        """The backbone and its head. Building it imports TensorFlow."""
         from job.model.network import Network
 
         return Network(self.config.backbone, self.config.intake.image_size, self.devices, seed=self.config.seed)
 
     def look_for_weights(self) -> None:
-        """Load the pre-trained backbone, so that weights that are missing or do not fit show before the work begins.
+        """Load the pre-trained backbone now, so that wrong or missing weights show before the work begins.
 
-        Several workers load it later: TensorFlow must compute nothing before their servers are connected.
+        With several workers it is loaded later: TensorFlow must not compute before their servers are connected.
         """
         if self.config.backbone.weights != "random" and self.cluster.num_workers == 1:
             _ = self.network.backbone
@@ -84,7 +91,7 @@ class Job:
 
     @cached_property
     def inputs(self) -> Inputs:
-        """The inputs of fine-tuning that extract decided on."""
+        """The inputs of fine-tuning: stored activations, or photos that are augmented in each epoch, as extract decided."""
         from job.data.augment import Augmentation
         from job.model.inputs import OnlineInputs, StoredInputs
 
@@ -96,7 +103,7 @@ class Job:
 
     @property
     def refusals(self) -> Sequence[Refusal]:
-        """Why nobody can train on the data as it is; empty where somebody can."""
+        """The reasons why the data cannot be trained on as it is; empty if it can."""
         return self["split"].refusals
 
     @property
@@ -115,10 +122,11 @@ class Job:
         return made_from | {before: outcome for before, outcome in outcomes.items() if outcome}
 
     def why_stale(self, stage: str, done: Sequence[str]) -> str:
-        """Return why a stage has to run; empty where it does not. `done` are the stages of this run that stand before it."""
+        """Return why a stage has to run; empty if it does not. `done` are the stages of this run before it."""
         return self.records.why_stale(stage, self.made_from(stage, done))
 
     def checkpoints(self, stage: str) -> Checkpoints:
+        """Return the checkpoints of a stage."""
         from job.train.checkpoint import Checkpoints
 
         code = {"its code": str(STAGES[stage].schema)}
@@ -141,15 +149,16 @@ class Job:
     @overload
     def __getitem__(self, stage: Literal["export"]) -> Exported: ...
     def __getitem__(self, stage: str) -> Artifact:
-        """Return what a stage made, now or in an earlier run."""
+        """Return the artifact of a stage, from this run or an earlier one."""
         if stage not in self._artifacts:
             module = importlib.import_module(f"job.stages.{stage}")
             self._artifacts[stage] = getattr(module, STAGES[stage].artifact).load(self.context)
         return self._artifacts[stage]
 
     def keep(self, stage: str, artifact: Artifact) -> None:
+        """Keep the artifact of a stage that has just run."""
         self._artifacts[stage] = artifact
 
     def forget(self) -> None:
-        """Drop what was loaded, because somebody else may have made it anew."""
+        """Drop the loaded artifacts, because another worker may have made new ones."""
         self._artifacts.clear()

@@ -1,4 +1,4 @@
-"""The output of a run: where it lies, on this machine or in a bucket, that it is the job's own, and who works in it now."""
+"""The output of a run: where it is, whether it belongs to the job, and which run works in it."""
 
 import shlex
 from collections.abc import Iterator, Sequence
@@ -21,13 +21,13 @@ from job.storage.workdir import Workdir
 def make_workdir(
     out: str, *, folders: Sequence[str | None] = (), files: Sequence[str | None] = (), worker: int = 0
 ) -> Workdir:
-    """Return the output directory, or this worker's part of a bucket. Nothing is written yet.
+    """Return the output directory, which for a bucket has a local folder for this worker. Write nothing yet.
 
-    `folders` and `files` are the inputs of the run, by their options; those that are None were not given.
+    `folders` and `files` are the inputs of the run; None stands for an option that was not given.
 
     Raises:
-        UsageError: where an input folder lies inside the output, or the output inside an input folder, or an input file
-            in the output has a name that the job writes itself.
+        UsageError: an input folder is inside the output, the output is inside an input folder, or an input file in the
+            output has a name that the job writes itself.
     """
     refuse_nested(out, "--out", folders)
     for file in filter(None, files):
@@ -41,10 +41,10 @@ def make_workdir(
 
 
 def refuse_nested(place: str, option: str, folders: Sequence[str | None]) -> None:
-    """Refuse a place to write to that lies inside one of these input folders, or around one.
+    """Refuse a place to write to that is inside one of these input folders, or contains one.
 
     Raises:
-        UsageError: naming both, and a place to give instead.
+        UsageError: the message names both, and a place to give instead.
     """
     for folder in filter(None, folders):
         if _lies_in(place, folder) or _lies_in(folder, place):
@@ -60,7 +60,7 @@ def is_table(data: str) -> bool:
 
 
 def existing_workdir(out: str) -> Workdir:
-    """Return that of an earlier run. Raises: UsageError."""
+    """Return the output directory of an earlier run. Raises: UsageError, if there is none."""
     if not is_remote(out) and not Path(out).is_dir():
         raise UsageError(f"{out}: no such folder.")
     workdir = _workdir(out)
@@ -70,7 +70,7 @@ def existing_workdir(out: str) -> Workdir:
 
 
 def check(context: Context, session: Session) -> None:
-    """Refuse an output, or a cache.dir, that is not the job's own. Nothing is written. Raises: UsageError."""
+    """Refuse an output, or a cache.dir, that does not belong to the job. Write nothing. Raises: UsageError."""
     context.workdir.check(session.config_file, session.environ)
     context.cache.check()
 
@@ -88,7 +88,7 @@ def _workdir(out: str, worker: int = 0) -> Workdir:
 
 
 def _lies_in(place: str, folder: str) -> bool:
-    """Return whether a place is a folder or lies in it, links resolved."""
+    """Return whether a place is this folder or inside it, with links resolved."""
     if is_remote(place) or is_remote(folder):
         return f"{place.rstrip('/')}/".startswith(f"{folder.rstrip('/')}/")
     return Path(place).resolve().is_relative_to(Path(folder).resolve())
@@ -106,13 +106,13 @@ def _outside(folder: str) -> str:
 
 @contextmanager
 def owned(context: Context, session: Session) -> Iterator[None]:
-    """Give a block in which nobody else works in the output directory. What killed runs left unfinished is removed first.
+    """Give a block in which no other run works in the output directory. Remove first what killed runs left unfinished.
 
-    At its end everything lasts, also where the run ends with an error that says something about the data or the model.
+    At the end of the block everything is made to last, also if the block ends with an error about the data or the model.
 
     Raises:
-        UsageError: where the output is not the job's own.
-        TryAgainLater: where somebody else works in it.
+        UsageError: the output does not belong to the job.
+        TryAgainLater: another run works in it.
         StorageFailed, Stopped.
     """
     workdir = context.workdir

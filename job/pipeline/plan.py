@@ -15,7 +15,7 @@ from job.pipeline.table import STAGES
 
 @dataclass(frozen=True)
 class Step:
-    """A line of the plan: whether a stage runs, and why. `is_current` where what it left before still holds."""
+    """A line of the plan: whether a stage runs, and why. `is_current` if the files of its last run are still valid."""
 
     stage: str
     runs: bool
@@ -24,9 +24,9 @@ class Step:
 
 
 def plan(job: Job, stop_after: str | None = None) -> list[Step]:
-    """Return what a run would do. A stage whose predecessors run may turn out to be unchanged when its time comes.
+    """Return what a run would do. A stage that is planned because an earlier one runs may turn out to be unchanged.
 
-    Stages behind `stop_after` are in it where they are up to date, because the report shows them.
+    Stages after `stop_after` are in the plan if they are up to date, because the report shows them.
     """
     steps = stale(job, stop_after)
     for name in reversed(list(steps)):
@@ -38,7 +38,7 @@ def plan(job: Job, stop_after: str | None = None) -> list[Step]:
 
 
 def stale(job: Job, stop_after: str | None) -> dict[str, Step]:
-    """Return the plan without a look at stores, which are large."""
+    """Return the plan without checking stores, which are large."""
     steps: dict[str, Step] = {}
     for name in STAGES:
         left_out = [] if name == "report" else [s for s in STAGES[name].after if s not in steps]
@@ -55,11 +55,11 @@ def stale(job: Job, stop_after: str | None) -> dict[str, Step]:
 
 
 def cut_in_words(config: Config) -> str:
-    """Return a line about the cut point: how much is fine-tuned, and what is stored for it. Downloads no weights."""
+    """Return a line about the cut point: how much is fine-tuned, and how much is stored for it. Downloads no weights."""
     from job.model.network import Network
 
     backbone = config.backbone
-    if backbone.weights == "imagenet":  # The layers are enough for this.
+    if backbone.weights == "imagenet":  # Only the layers matter here.
         backbone = backbone.model_copy(update={"weights": "random"})
     devices = Devices(Cluster(), logical_cpus=config.cluster.logical_cpus)
     point = Network(backbone, config.intake.image_size, devices, seed=config.seed).cut_point
@@ -72,9 +72,9 @@ def cut_in_words(config: Config) -> str:
 
 
 def wanted(stop_after: str | None) -> list[str]:
-    """Return the stages that run where they are stale."""
+    """Return the stages that run if they are stale."""
     names = list(STAGES)
     if stop_after in (None, "report"):
         return names
     found = names[: names.index(str(stop_after)) + 1]
-    return [*found, "report"] if "explore" in found else found  # Without it there is nothing to draw.
+    return [*found, "report"] if "explore" in found else found  # Without explore there is nothing to report.

@@ -1,4 +1,4 @@
-"""run.json: with what a run was made, and on what kind of machine."""
+"""The content of run.json: what a run was made with, and on what kind of machine."""
 
 import importlib.metadata
 import os
@@ -44,7 +44,7 @@ def describe(job: Job, command: Sequence[str]) -> Run:
 
 
 def fingerprint(num_workers: int) -> dict[str, object]:
-    """Return the facts that decide about the last bits of a result, beside the configuration and the versions."""
+    """Return what else the last bits of a result depend on, beside the configuration and the versions."""
     variables = ("TF_ENABLE_ONEDNN_OPTS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
     return {
         "cpu": _cpu_model(),
@@ -57,20 +57,20 @@ def fingerprint(num_workers: int) -> dict[str, object]:
 
 
 def warn_of_another_machine(job: Job, now: Run) -> None:
-    """Print a line where the run before this one was on another kind of machine."""
+    """Print a line if the run before this one was on another kind of machine."""
     before = read_run(job.workdir)
     if before and any(job.records[name] for name in STAGES):
         changed = [what for what, value in now["fingerprint"].items() if before["fingerprint"].get(what) != value]
         changed += ["versions"] if before["versions"] != now["versions"] else []
         if changed:
             job.context.telemetry.line(
-                f"Going on where another kind of machine began ({', '.join(changed)}): the last bits may differ from a run "
-                "on one of them alone."
+                f"Resuming a run of another kind of machine ({', '.join(changed)} changed): the last bits may differ from a "
+                "run on one machine."
             )
 
 
 def program() -> str:
-    """How this program was called, for the command that runs it again."""
+    """Return how this program was called, for the command that runs it again."""
     return f"{Path(sys.executable).name} -P -m job" if Path(sys.argv[0]).name == "__main__.py" else Path(sys.argv[0]).name
 
 

@@ -1,12 +1,12 @@
-"""Publishing: what users take away from a run, as one set that changes as a whole.
+"""Publishing: the files that users take away from a run, as one set that changes as a whole.
 
-A set is `model/`, `metrics.json`, `predictions.parquet`, `report.html`, `examples.parquet` and `label_issues.csv`, as far as
-a run has them. It lies whole in `versions/SET/`. `published.json`, replaced in one step, names it with its digests: that is
-the moment in which it is published. The files at the root of the output are copies, made afterwards; where that is cut off,
-the next start finishes it. The set before it stays until the next publication.
+A set is `model/`, `metrics.json`, `predictions.parquet`, `report.html`, `examples.parquet` and `label_issues.csv`, or those
+of them that a run has. It is stored in `versions/SET/`. A set is published when `published.json`, which names it with its
+digests, is replaced, in one step. The files at the root of the output are copies, made afterwards. If that is interrupted,
+the next start finishes it. The set before the published one is kept until the next publication.
 
-A model that is in service stays there until another one is whole. A run that comes to no model (its gate was not met, the
-data cannot be used, it was told to stop early) leaves what it has in `attempt/` then.
+A published model stays until another one is complete. A run without a model (the gate was not met, the data cannot be used,
+or it was told to stop early) then leaves its files in `attempt/`.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from job.storage.published import Published
 from job.storage.workdir import Workdir
 
 ATTEMPT = "attempt"
-_EDITED = "label_issues.csv"  # Its user may write into it, and keeps what was written.
-_Sources = Mapping[str, Path | bytes]  # By name in a set: a file, or the content of one.
+_EDITED = "label_issues.csv"  # Users may edit it, and their edits are kept.
+_Sources = Mapping[str, Path | bytes]  # A file or its content, by name in a set.
 
 
 class Metrics(TypedDict):
@@ -61,11 +61,11 @@ class Metrics(TypedDict):
 
 
 def publish(workdir: Workdir, done: Collection[str]) -> None:
-    """Publish what the stages in `done`, those that are up to date, have left.
+    """Publish the files of the stages in `done`, which are up to date.
 
     Raises:
-        StorageFailed, TryAgainLater: where it could not be written; the set in service stays.
-        UsageError: where somebody else's file is in the way of a copy; the set is published then.
+        StorageFailed, TryAgainLater: the set could not be written. The one before stays published.
+        UsageError: a file that the job did not make is in the way of a copy. The set is published all the same.
     """
     sources, before = _sources(workdir, done), Published.load(workdir)
     digests = {name: _digest(source) for name, source in sources.items()}
@@ -84,13 +84,13 @@ def publish(workdir: Workdir, done: Collection[str]) -> None:
 
 
 def keep_room(context: Context, num_parameters: int) -> None:
-    """Ask, before the work, for the room that a model will take, and keep the stores from taking it.
+    """Check before the work that the disk has room for the model, and keep the stores from taking that room.
 
-    The model lies in `stages/export`, in the set and at the root of the output, as SavedModel and as .keras with four bytes
-    for each parameter. Where the file system has links, the first two are one.
+    The model is in `stages/export`, in the set and at the root of the output, each time as SavedModel and as .keras, with
+    four bytes for each parameter. If the file system has links, the first two share their bytes.
 
     Raises:
-        StorageFailed: where the disk has not so much left.
+        StorageFailed: the disk does not have so much room.
     """
     root, needed = context.workdir.root, 3 * 2 * 4 * num_parameters
     if needed > free_bytes(root):
@@ -103,10 +103,10 @@ def keep_room(context: Context, num_parameters: int) -> None:
 
 
 def finish(workdir: Workdir) -> None:
-    """Make the files at the root of an output copies of the set in service, where they are not. Raises as `publish` does.
+    """Make the files at the root of an output copies of the published set again. Raises as `publish` does.
 
-    A published.json that is missing or damaged is written again from the sets in `versions/`. A set that is no longer whole
-    is made again from the copies, or from the stages by the next publication.
+    A published.json that is missing or damaged is written again from the sets in `versions/`. A damaged set is made again
+    from the copies, or by the next publication from the stages.
     """
     now = Published.load(workdir)
     mended = _mended(workdir, now)
@@ -120,7 +120,7 @@ def finish(workdir: Workdir) -> None:
 
 
 def _mended(workdir: Workdir, now: Published) -> Published:
-    """Return what is published where published.json, or a set that it names, is gone or damaged."""
+    """Return what is published, repaired if published.json or a set that it names is missing or damaged."""
     if not now.set:
         return _found(workdir, now)
     names = {f"versions/{now.set}/{name}": digest for name, digest in now.files.items()}
@@ -137,7 +137,7 @@ def _mended(workdir: Workdir, now: Published) -> Published:
 
 
 def _found(workdir: Workdir, now: Published) -> Published:
-    """Return `now` with the newest whole set in `versions/` in service. The name of a set is a digest of what is in it."""
+    """Return `now` with the newest undamaged set in `versions/` published. A set is named by a digest of its files."""
     whole: list[tuple[float, str, dict[str, str]]] = []
     for name in {file.split("/")[1] for file in workdir.ledger.below("versions")}:
         folder = f"versions/{name}"
@@ -156,7 +156,7 @@ def _name(files: Mapping[str, str]) -> str:
 
 
 def place(workdir: Workdir) -> str:
-    """Return where the last run's files lie: `attempt/` where another model stays in service, else an empty prefix."""
+    """Return the prefix of the last run's files: `attempt/` if an older model stays published, else empty."""
     return f"{ATTEMPT}/" if Published.load(workdir).attempt else ""
 
 
@@ -176,7 +176,7 @@ def metrics(workdir: Workdir, numbers: Evaluated, done: Collection[str]) -> Metr
 
 
 def new_model(workdir: Workdir) -> str:
-    """Return a line about the model that this run put into service, with the digest that `predict --model-sha256` takes."""
+    """Return a line about the model that this run published, with the digest for `predict --model-sha256`."""
     published = Published.load(workdir)
     if not published.has_model or published.attempt:
         return ""
@@ -184,7 +184,7 @@ def new_model(workdir: Workdir) -> str:
 
 
 def in_service(workdir: Workdir) -> str:
-    """Return a line about the model in service beside an attempt that came to none: its accuracy, and on which photos."""
+    """Return a line about the older model that stays published if this run has none: its accuracy, and on which photos."""
     published = Published.load(workdir)
     if not published.has_model or not published.attempt:
         return ""
@@ -207,7 +207,7 @@ def _predictions(workdir: Workdir) -> Path:
 
 
 def _held_out(file: Path) -> dict[str, bool]:
-    """Return for each held-out photo, by the SHA-256 of its bytes, whether it was told right."""
+    """Return for each photo of the test set, by the SHA-256 of its bytes, whether it was classified correctly."""
     if not file.exists():
         return {}
     columns = pq.read_table(file, columns=["sha256", "label", "predicted"]).to_pydict()
@@ -216,7 +216,7 @@ def _held_out(file: Path) -> dict[str, bool]:
 
 
 def _sources(workdir: Workdir, done: Collection[str]) -> _Sources:
-    """Return what there is to publish, by its name in a set: a file of a stage, or the content of one."""
+    """Return the files to publish, by name in a set: a file of a stage, or the content of a file."""
     found: dict[str, Path | bytes] = {}
     for stage in (stage for name, stage in STAGES.items() if name in done):
         for name, place in stage.public.items():
@@ -241,7 +241,7 @@ def _publish_set(workdir: Workdir, sources: _Sources, digests: Mapping[str, str]
     now = replace(before, attempt={}) if is_same else Published(name, digests, before.set, before.files)
     if now != before:
         now.save(workdir)
-        workdir.commit()  # Before the copies: in a bucket, too, the set is published before they change.
+        workdir.commit()  # In a bucket, too, the set must be published before the copies change.
     for old in {file.split("/")[1] for file in workdir.ledger.below("versions")} - {now.set, now.before}:
         workdir.remove(f"versions/{old}")
 
@@ -249,8 +249,10 @@ def _publish_set(workdir: Workdir, sources: _Sources, digests: Mapping[str, str]
 def _place(
     workdir: Workdir, sources: _Sources, digests: Mapping[str, str], before: Mapping[str, str], prefix: str = ""
 ) -> None:
-    """Copy files to their names behind `prefix`. Those that are there already stay as they are; `before` has the digests
-    that the job's own files there may have besides."""
+    """Copy files to their names below `prefix`. Files that are the same already are left alone.
+
+    `before` has the digests of the copies that the last publication made, by which an edited table is recognised.
+    """
     there = {name.removeprefix(prefix): d for name, d in workdir.digests(tuple(prefix + name for name in digests)).items()}
     changed = [name for name in sources if there.get(name) != digests[name]]
     is_edited = there.get(_EDITED) not in (None, before.get(_EDITED))
@@ -267,7 +269,7 @@ def _place(
 
 
 def _remove_copies(workdir: Workdir, files: Mapping[str, str], prefix: str = "") -> None:
-    """Remove files that are no longer in a set. One that its user has edited is set aside."""
+    """Remove copies of files that are no longer in a set. An edited table is renamed instead."""
     edited = workdir.path(prefix + _EDITED)
     if _EDITED in files and edited.is_file() and digest_of_file(edited) != files[_EDITED]:
         _set_aside(edited)
@@ -276,7 +278,7 @@ def _remove_copies(workdir: Workdir, files: Mapping[str, str], prefix: str = "")
 
 
 def _set_aside(edited: Path) -> None:
-    """Rename a table that its user has edited, to a name that nobody uses."""
+    """Rename an edited table to a name that is free."""
     names = (edited.with_name(f"{edited.stem}.edited{'' if k == 1 else f'-{k}'}{edited.suffix}") for k in count(1))
     with storage_errors(edited):
         edited.rename(next(name for name in names if not os.path.lexists(name)))

@@ -1,4 +1,4 @@
-"""Records of finished stages: what each stage left, from what it was made, and whether that still holds."""
+"""Records of finished stages: the files of each stage, what they were made from, and whether that is still valid."""
 
 from collections.abc import Iterable, Mapping
 from typing import cast
@@ -39,23 +39,23 @@ def write_run(workdir: Workdir, described: Run) -> None:
 class Records:
     """The records of the stages of one output directory, and the stores in the cache that they name.
 
-    A record is written last, so a stage that was cut off has none; neither has one whose record is damaged.
+    A record is written last. A stage that was interrupted has none, and a damaged record counts as none.
     """
 
     def __init__(self, workdir: Workdir, cache: Cache | None = None) -> None:
         self._workdir, self._cache = workdir, cache
-        self._intact: set[str] = set()  # Stores that were read whole; it takes a while, and is done once.
+        self._intact: set[str] = set()  # Stores that were checked already, which takes a while.
 
     def __getitem__(self, stage: str) -> Record | None:
-        """Return the record of a stage; None where the stage is not finished."""
+        """Return the record of a stage; None if the stage is not finished."""
         return read_sealed(self._workdir, _name(stage))
 
     def write(self, stage: str, record: Record) -> None:
-        """Write that a stage is finished, and with what."""
+        """Write the record of a finished stage."""
         write_sealed(self._workdir, _name(stage), record)
 
     def remove(self, stage: str) -> None:
-        """Make a stage count as not finished."""
+        """Remove the record of a stage, which then counts as not finished."""
         self._workdir.remove(_name(stage))
 
     def exists(self, stage: str) -> bool:
@@ -63,12 +63,12 @@ class Records:
         return self._workdir.exists(_name(stage))
 
     def outcome(self, stage: str) -> str | None:
-        """Return a digest of everything that a stage left; None where it is not finished."""
+        """Return a digest of everything that a stage left; None if it is not finished."""
         record = self[stage]
         return _outcome(record) if record else None
 
     def why_stale(self, stage: str, key: Mapping[str, str]) -> str:
-        """Return why a stage has to run; empty where it does not. `key` has the digests of what it is made from now."""
+        """Return why a stage has to run; empty if it does not. `key` has the digests of what it would be made from now."""
         record = self[stage]
         if record is None:
             return "it has not been finished before"
@@ -82,7 +82,7 @@ class Records:
         return f"{damaged[0]} is missing or damaged" if damaged else ""
 
     def stores_intact(self, stage: str) -> bool:
-        """Return whether every store that a stage left is there whole."""
+        """Return whether every store of a stage is there and undamaged."""
         record = self[stage]
         if record is None:
             return False
@@ -100,7 +100,7 @@ class Records:
         return ArrayStore.is_intact(self._cache.path(store))
 
     def sweep(self) -> None:
-        """Remove stores that no record names, where the cache is this run's alone."""
+        """Remove stores that no record names, unless other runs share the cache."""
         cache = self._cache
         if cache is None or not cache.may_be_swept:
             return
@@ -113,15 +113,15 @@ class Records:
             sweep_bucket(cache, kept)
 
     def timings(self, stages: Iterable[str]) -> dict[str, Timing]:
-        """Return what `job.reporting.times` reads, of each of these stages that is finished, in this order."""
+        """Return the times of those of these stages that are finished, in this order, for `job.reporting.times`."""
         records = {stage: self[stage] for stage in stages}
         kept = ("wall_s", "cpu_s", "count", "spent_s", "done")
         return {s: cast(Timing, {what: r.get(what) for what in kept if what in r}) for s, r in records.items() if r}
 
     def made_with(self, settings: Mapping[str, str]) -> list[str]:
-        """Return the stages that were made with these settings, given as digests by stage, and from such stages alone.
+        """Return the stages that were made with these settings, and only from such stages. `settings` has digests by stage.
 
-        Other stages are of an earlier run, which a run that stopped early left as they were.
+        Other stages are left from an earlier run, because the last run stopped before them.
         """
         names: list[str] = []
         for name, stage in STAGES.items():
@@ -132,9 +132,10 @@ class Records:
         return names
 
     def contradictions(self, stages: Iterable[str]) -> list[str]:
-        """Return a line for each thing that does not belong together.
+        """Return a line for each contradiction between the records and the files.
 
-        That is a file that is not what its stage left, or a stage that was made from something else than what is there now.
+        That is a file that differs from what its stage left, or a stage that was made from another outcome than the one that
+        is there now.
         """
         found = []
         records = {name: record for name in stages if (record := self[name])}

@@ -1,4 +1,4 @@
-"""The results of a command: what it returns, its last lines, or the error about the data or the model that it ends with."""
+"""The results of a command: what it returns, the last lines that it prints, and errors about the data or the model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,31 +26,31 @@ class Result:
 
     @property
     def metrics(self) -> publishing.Metrics | None:
-        """The content of metrics.json; None where nothing was trained."""
+        """The content of metrics.json; None if nothing was trained."""
         return self.workdir.read_json(f"{publishing.place(self.workdir)}metrics.json")
 
     @property
     def report(self) -> Path:
-        """The page, an HTML file."""
+        """The report, an HTML file."""
         return self._path("report.html")
 
     @property
     def model(self) -> Path | None:
-        """The folder of the model that is in service; None where there is none."""
+        """The folder of the published model; None if there is none."""
         return self.workdir.path("model") if Published.load(self.workdir).has_model else None
 
     @property
     def predictions(self) -> pa.Table:
-        """Every held-out photo with the probabilities of both models.
+        """A table of every photo of the test set with the probabilities of both models.
 
         Raises:
-            FileNotFoundError: where nothing was trained.
+            FileNotFoundError: nothing was trained.
         """
         return pq.read_table(self._path("predictions.parquet"))
 
     @property
     def examples(self) -> pa.Table:
-        """Every file that was found: what it is, what became of it, and why."""
+        """A table of every file that was found: what it is, whether it was used, and why not."""
         return pq.read_table(self._path("examples.parquet"))
 
     def _path(self, name: str) -> Path:
@@ -61,8 +61,8 @@ class Result:
 class Ranking:
     """Backbones that were compared, the most accurate first.
 
-    `rows` has the numbers of each as in rank.json. `recommended` is a configuration for `run` with the recommended one.
-    `lines` are what the command line prints, and `plot` is accuracy against cost, an SVG.
+    `rows` has the numbers of each backbone, as in rank.json. `recommended` is a configuration for `run` with the recommended
+    one. `lines` are what the command line prints. `plot` is an SVG file of accuracy against cost.
     """
 
     rows: Sequence[Mapping[str, Any]]
@@ -72,7 +72,7 @@ class Ranking:
 
 
 def headline(job: Job) -> list[str]:
-    """Return the last lines of a run: its model, what came of it, where the page is, and which model stays in service."""
+    """Return the last lines of a run: its model, its accuracy, where the report is, and which model stays published."""
     place = publishing.place(job.workdir)
     page = f" Report: {job.workdir.shown(f'{place}report.html')}" if job.workdir.exists(f"{place}report.html") else ""
     if "evaluate" not in job.done:
@@ -92,7 +92,7 @@ def headline(job: Job) -> list[str]:
 
 
 def raise_if_refused(job: Job) -> None:
-    """Raise DataUnusable where nobody can train on the data as it is."""
+    """Raise DataUnusable if the data cannot be trained on as it is."""
     refusals = job["split"].refusals if "split" in job.done else ()
     if refusals:
         place = publishing.place(job.workdir)
@@ -103,7 +103,7 @@ def raise_if_refused(job: Job) -> None:
 
 
 def raise_if_gate_not_met(job: Job) -> None:
-    """Raise GateNotMet where the model is not good enough."""
+    """Raise GateNotMet if the model is not good enough."""
     if "evaluate" not in job.done or job.gate_met:
         return
     wanted = job["evaluate"].numbers["gate"]["min_accuracy"]

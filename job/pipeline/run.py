@@ -1,4 +1,4 @@
-"""A run: its stages work one after the other, and what they leave is published for users."""
+"""A run: its stages one after the other, and the publication of what they leave."""
 
 import importlib
 import time
@@ -22,18 +22,22 @@ from job.stores.exchange import open_store
 
 
 def run(job: Job, stop_after: str | None, session: Session, command: Sequence[str]) -> None:
-    """Run what is stale, up to and with `stop_after`, and draw the report of what there is.
+    """Run the stale stages up to `stop_after`, write the report, and publish.
+
+    `command` is what people type to make the run again.
 
     Raises:
-        TryAgainLater: where another run works in the same directory; before anything is looked at.
-        DataUnusable: after the report is written, where nobody can train on the data as it is.
-        GateNotMet: after the report is written, where the model is not good enough; nothing is exported then.
-        JobError: as the stages do.
+        TryAgainLater: another run works in the same directory.
+        DataUnusable: the data cannot be trained on as it is. The report is written before.
+        GateNotMet: the model is not good enough, so nothing is exported. The report is written before.
+        JobError: an error of a stage.
     """
     with owned(job.context, session):
         publishing.finish(job.workdir)
         with led(job, steps := plan(job, stop_after), stop_after):
-            is_due = any(step.runs for step in steps) or read_run(job.workdir) is None  # A kill may have left it out.
+            is_due = (
+                any(step.runs for step in steps) or read_run(job.workdir) is None
+            )  # It is missing if the first run was killed at once.
             if is_due:
                 failure = _run_stages(job, steps, stop_after, command)
             else:
@@ -47,18 +51,18 @@ def run(job: Job, stop_after: str | None, session: Session, command: Sequence[st
 
 
 def _run_stages(job: Job, steps: list[Step], stop_after: str | None, command: Sequence[str]) -> GateNotMet | None:
-    """Run the stages of the plan. Return the error of an export that fails, because the page comes after it."""
+    """Run the stages of the plan. Return the error of an export that fails, because the report comes after it."""
     telemetry = job.context.telemetry
     described = describe(job, command)
     warn_of_another_machine(job, described)
     write_run(job.workdir, described)
     job.workdir.commit()
     if any(step.runs and STAGES[step.stage].needs_devices for step in steps):
-        _ = job.listing  # A mistake in --data is said before weights are waited for.
+        _ = job.listing  # A mistake in --data must show before weights are downloaded.
         job.look_for_weights()
     job.exports = any("model" in STAGES[name].public for name in wanted(stop_after))
     failure: GateNotMet | None = None
-    something_ran = False  # Then what comes later may have become stale, even if that was not planned.
+    something_ran = False  # Then later stages may be stale that were not planned.
     for step in steps:
         job.context.stop.check()
         stage = STAGES[step.stage]
@@ -67,7 +71,7 @@ def _run_stages(job: Job, steps: list[Step], stop_after: str | None, command: Se
             continue
         if stage.needs_gate and not job.gate_met:
             if not job.records.exists(step.stage):
-                job.workdir.remove(*stage.outputs)  # An export that failed has left them, and the page would show them.
+                job.workdir.remove(*stage.outputs)  # A failed export left them, and the report would show them.
             telemetry.line(f"{step.stage:<10}skipped: the quality gate was not met")
             continue
         stale = job.why_stale(step.stage, job.done) or (step.runs and not job.records.stores_intact(step.stage))
@@ -87,9 +91,9 @@ def _run_stages(job: Job, steps: list[Step], stop_after: str | None, command: Se
 
 
 def bring_up_to_date(job: Job, *names: str) -> None:
-    """Run those of these stages that are stale, in this order, and nothing else: nothing is drawn, published or swept.
+    """Run those of these stages that are stale, in this order. Publish nothing, and remove no stores.
 
-    For work of its own on what the first stages leave. The stages before them must be in `job.done`.
+    `rank` uses it for the first stages of each candidate. The stages before `names` must be in `job.done`.
     """
     for name in names:
         job.context.stop.check()
@@ -104,7 +108,7 @@ def _run_stage(job: Job, name: str) -> None:
     telemetry.line(f"{name:<10}runs")
     telemetry.event("stage_started", stage=name)
     job.records.remove(name)
-    telemetry.take_spent()  # What was spent between stages.
+    telemetry.take_spent()  # Drop what was spent between stages.
     wall, cpu = time.monotonic(), telemetry.cpu_s()
     if stage.is_shared and isinstance(job.context.peers, Chief):
         job.context.peers.order(stage=name, done=job.done)
@@ -112,7 +116,7 @@ def _run_stage(job: Job, name: str) -> None:
         with spent_once("imports"):
             importlib.import_module(f"job.stages.{name}")
         artifact = wiring.run(job)
-    assert artifact is not None  # The chief gets every outcome; other workers get nothing from some stages.
+    assert artifact is not None  # On the chief every stage returns its artifact.
     job.keep(name, artifact)
     spent_s, done = telemetry.take_spent()
     record: Record = {

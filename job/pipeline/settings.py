@@ -1,4 +1,4 @@
-"""The settings that a stage depends on, by the names that the table of stages gives them."""
+"""The settings that each stage depends on, found by their names in the table of stages."""
 
 from collections.abc import Callable, Mapping
 from operator import attrgetter
@@ -20,14 +20,14 @@ def fine_tunes(config: Config) -> bool:
 
 
 def backbone_weights(config: Config) -> list[object]:
-    """Return what decides the weights of the pre-trained backbone: a fingerprint of the file, or a seed."""
+    """Return what the weights of the backbone depend on: a fingerprint of the file, or a seed."""
     from job.model import backbones
 
     return [backbones.fingerprint(config.backbone), config.seed if config.backbone.weights == "random" else None]
 
 
 def _decoding(config: Config) -> object:
-    """Return what decides the pixels and the table of intake. Whether its outcome will do is for split to say."""
+    """Return the settings of the pixels and the table of intake. Two limits in its section are applied by split."""
     of_split = {"max_quarantined_fraction", "drop_small_classes"}
     return {name: value for name, value in config.intake.what().items() if name not in of_split}
 
@@ -44,7 +44,7 @@ _DERIVED: Mapping[str, Callable[[Config], object]] = {
 
 
 def _value(config: Config, name: str) -> object:
-    """Return a derived value, what decides the outcome in a section, or a single setting."""
+    """Return a derived value, the settings of a section that change the outcome, or a single setting."""
     if name in _DERIVED:
         return _DERIVED[name](config)
     found = attrgetter(name)(config)

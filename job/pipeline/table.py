@@ -1,4 +1,4 @@
-"""The stages of a run, in their order: what each depends on, what it leaves, and how the rest of the program treats it.
+"""The stages of a run in order: what each depends on, what it leaves, and how other modules treat it.
 
 This is data only. It names no function and imports nothing of the job; `wiring.py` joins it to the functions. To add a
 stage, add a row here, its function in `wiring.py`, its module in `job/stages/`, and its place on the page.
@@ -17,14 +17,14 @@ class Stage:
     `settings`: the settings that the outcome depends on, as names that `job.pipeline.settings` knows.
     `artifact`: the class in `job.stages.NAME` that loads the outcome of an earlier run.
     `outputs`: files and folders in the output directory, checked by digest.
-    `reads_stores_of`: stages whose stores in the cache this one reads. A store is made again only where it is read.
+    `reads_stores_of`: stages whose stores in the cache this one reads. A missing store is made again only for a reader.
     `public`: files that are published for users, by their public name. A later stage's file replaces an earlier one's.
     `is_shared`: all workers run this stage at the same time. Other stages run on the chief alone.
     `needs_devices`: all workers compute with the backbone on their GPUs or CPUs.
-    `looks_only`: the stage can work on data that nobody can train on.
-    `needs_gate`: the stage is skipped where the quality gate was not met.
-    `unit`: what the stage counts, for rates. `loop`: its compiled loop, which gets a rate of its own.
-    `rest`: what its wall time went into where nothing was measured separately.
+    `looks_only`: the stage also works on data that cannot be trained on.
+    `needs_gate`: the stage is skipped if the quality gate was not met.
+    `unit`: what the stage counts, for rates. `loop`: the name of its compiled loop, which gets a rate of its own.
+    `rest`: what the part of its wall time that was not measured separately is called in the report.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Several workers that make one run: the chief leads them, and the others do what it says."""
+"""One run with several workers: the chief leads, and the others follow its orders."""
 
 import importlib
 from collections.abc import Iterator
@@ -19,10 +19,10 @@ from job.version import __version__
 
 
 def assist(job: Job, stop_after: str | None = None) -> None:
-    """Do this worker's part of a run that another one leads, until that one has finished everything.
+    """Do this worker's part of a run until the chief has finished everything.
 
     Raises:
-        JobError: that with which the chief ends, or this worker's own.
+        JobError: the error of the chief, or of this worker.
     """
     context, cluster = job.context, job.cluster
     trains = any(STAGES[name].needs_devices for name in wanted(stop_after))
@@ -57,7 +57,7 @@ def _is_needed(job: Job, stop_after: str | None) -> bool:
 
 @contextmanager
 def led(job: Job, steps: list[Step], stop_after: str | None) -> Iterator[None]:
-    """Give a block in which the chief leads the other workers, if there are any."""
+    """Give a block in which the chief leads the other workers. Alone, it does nothing."""
     cluster, context = job.cluster, job.context
     if cluster.num_workers == 1:
         yield
@@ -83,6 +83,6 @@ def led(job: Job, steps: list[Step], stop_after: str | None) -> Iterator[None]:
 
 
 def _made_from(job: Job, stop_after: str | None) -> str:
-    """Return a digest of what all workers of a run must be started with."""
+    """Return a digest of everything that must be the same for all workers of a run."""
     what = [__version__, job.config.model_dump(mode="json"), job.source.uri, job.labels, stop_after]
     return digest_of(what)

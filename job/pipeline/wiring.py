@@ -1,4 +1,4 @@
-"""The functions of the stages, and what each is handed."""
+"""The functions of the stages, and the arguments that each gets from the job."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from job.storage.files import digest_of
 class Wiring:
     """The functions of a stage.
 
-    `run` does the work and returns the artifact; None on workers other than the chief. `stores` returns the names of the
-    stores that it then has in the cache. `count` returns how much the stage worked through, in the unit of the table.
+    `run` does the work and returns the artifact. On workers other than the chief it may return None. `stores` returns the
+    names of the stage's stores in the cache, and `count` how much it worked through, in the unit of the table.
     """
 
     run: Callable[[Job], Artifact | None]
@@ -157,7 +157,7 @@ def _report(job: Job) -> Artifact | None:
     from job.stages.report import report
 
     run = read_run(job.workdir)
-    assert run is not None  # Written before the first stage.
+    assert run is not None  # run.json is written before the first stage.
     return report(job.config.report, run=run, timings=job.records.timings(job.done), context=job.context)
 
 

@@ -1,7 +1,7 @@
-"""Claims: a run works only in a place that was missing or empty when the job first came there, or that holds its mark.
+"""Claims: a run works only in a folder that was missing or empty when the job first used it, or that has the job's mark.
 
-The mark is a file, made under its final name in one step. That it exists is what counts, so that an output may be moved or
-copied. A folder with the mark belongs to the job, and its ledger (`ledger.py`) says which files in it do.
+The mark is a file that is created in one step. Only its existence counts, so an output may be moved or copied. A folder
+with the mark belongs to the job, and its ledger (`ledger.py`) says which files in it do.
 """
 
 import os
@@ -19,17 +19,18 @@ from job.storage.files import own_mark, read_json, sync
 from job.storage.ledger import MARK, TEMPORARY
 
 _SHOWN = 5
-# What volumes and systems leave in a folder that is empty for its owner.
+# Files and folders that operating systems and volumes create in every folder.
 _OF_SYSTEMS = {"lost+found", ".snapshot", ".snapshots", ".DS_Store", ".localized", "@eaDir", "#recycle", "$RECYCLE.BIN"}
 _OF_SYSTEMS |= {"System Volume Information", "Thumbs.db", "desktop.ini", ".Trashes", ".Spotlight-V100", ".fseventsd"}
 _OF_SYSTEMS_BEGIN = (".Trash-", ".nfs", "..")  # `..data` and the folders that Kubernetes mounts beside it.
 
 
 def claim(root: Path, out: str, *, config_file: Path | None = None, environ: Mapping[str, str]) -> None:
-    """Make a folder the job's own: write the mark, unless it is there.
+    """Claim a folder for the job: write the mark if it is missing.
 
     Raises:
-        UsageError: where somebody else's files lie in it, or it cannot do what a run needs; nothing was written then.
+        UsageError: the folder holds files that the job did not make, so nothing was written; or its file system lacks what
+            a run needs.
         OSError.
     """
     check(root, out, config_file=config_file, environ=environ)
@@ -41,10 +42,10 @@ def claim(root: Path, out: str, *, config_file: Path | None = None, environ: Map
 
 
 def check(root: Path, out: str, *, config_file: Path | None = None, environ: Mapping[str, str]) -> None:
-    """Refuse a folder that holds somebody else's files.
+    """Refuse a folder with files that the job did not make. The configuration file and the program's own log may be in it.
 
     Raises:
-        UsageError: naming some of them, and a command to type instead.
+        UsageError: the message names some of the files, and an option to type instead.
         OSError.
     """
     if is_claimed(root) or not root.is_dir():
@@ -65,14 +66,14 @@ def is_claimed(root: Path) -> bool:
 
 
 def claim_bucket(objects: Objects) -> None:
-    """Make a prefix of a bucket the job's own. Raises: UsageError, StorageFailed."""
+    """Claim a prefix of a bucket for the job. Raises: UsageError, StorageFailed."""
     check_bucket(objects)
-    with suppress(Conflict):  # Another start has just claimed it, too.
+    with suppress(Conflict):  # Another start has just claimed it.
         objects.write(MARK, b"", replaces="")
 
 
 def check_bucket(objects: Objects) -> None:
-    """Refuse a prefix that holds somebody else's objects. Raises: UsageError, StorageFailed."""
+    """Refuse a prefix with objects that the job did not make. Raises: UsageError, StorageFailed."""
     if objects.find(MARK):
         return
     names = list(islice(_foreign_objects(objects), _SHOWN))
@@ -83,15 +84,15 @@ def check_bucket(objects: Objects) -> None:
 
 
 def of_version_1(place: str) -> UsageError:
-    """Return the refusal of an output that version 0.1 has left."""
+    """Return the error for an output of version 0.1."""
     return UsageError(
-        f"{place} is the output of transfer-job 0.1, which this version neither changes nor goes on from; predict reads its "
-        f"model. Give another output: --out {shlex.quote(_below(place))}"
+        f"{place} is the output of transfer-job 0.1. This version cannot resume it, but predict can read its model. "
+        f"Give another output: --out {shlex.quote(_below(place))}"
     )
 
 
 def is_of_a_system(name: str) -> bool:
-    """Return whether volumes or systems leave a file or folder of this name everywhere."""
+    """Return whether operating systems or volumes create a file or folder of this name in every folder."""
     return name in _OF_SYSTEMS or name.startswith(_OF_SYSTEMS_BEGIN)
 
 
@@ -103,13 +104,13 @@ def _foreign_objects(objects: Objects) -> Iterator[str]:
 
 
 def _is_content(path: Path, spared: list[os.stat_result], log: re.Pattern[str]) -> bool:
-    """Return whether something in a folder is somebody's: not the program's own log or configuration, and not a system's."""
-    waiting = [path]  # No recursion: folders may lie deeper than Python's stack.
+    """Return whether a file, or a file below a folder, belongs to a user. Logs and settings of this run do not."""
+    waiting = [path]  # Not recursive, because folders may be nested deeper than Python's stack.
     while waiting:
         path = waiting.pop()
         if is_of_a_system(path.name):
             continue
-        with suppress(FileNotFoundError, ProcessLookupError):  # It has gone meanwhile.
+        with suppress(FileNotFoundError, ProcessLookupError):  # It was removed in the meantime.
             status = path.lstat()
             inside = list(path.iterdir()) if stat.S_ISDIR(status.st_mode) else []
             waiting += inside
@@ -119,14 +120,14 @@ def _is_content(path: Path, spared: list[os.stat_result], log: re.Pattern[str]) 
 
 
 def _slurms_log(environ: Mapping[str, str]) -> re.Pattern[str]:
-    """Return what names the logs of this job of Slurm have: those with its number at their end, as `train-4711_3.out`."""
+    """Return a pattern for names of this Slurm job's logs, which end with its number, as in `train-4711_3.out`."""
     given = (environ.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID"))
     numbers = "|".join(number for number in given if re.fullmatch("[0-9]+", number))
     return re.compile(rf"(.*[-_.])?({numbers})([-_.][0-9]+)*\.(out|err|log)" if numbers else "(?!)")
 
 
 def _status(path: int | Path | None) -> os.stat_result | None:
-    """Return the status of a regular file, or of an open descriptor of one. None where it is neither."""
+    """Return the status of a regular file, given by path or open descriptor. None if it is anything else."""
     with suppress(OSError, TypeError):
         found = os.fstat(path) if isinstance(path, int) else Path(path).stat()  # type: ignore[arg-type]
         return found if stat.S_ISREG(found.st_mode) else None
@@ -152,11 +153,11 @@ def _below(out: str) -> str:
 
 
 def _try_renames(root: Path, out: str) -> None:
-    """Try, before any work, what publishing needs at its end.
+    """Try to rename a folder, which publishing needs at the end of a run.
 
     Raises:
-        UsageError: where the file system cannot rename a folder.
-        OSError: where it cannot be written to.
+        UsageError: the file system cannot rename a folder.
+        OSError: the file system cannot be written to.
     """
     tried, renamed = (root / TEMPORARY / own_mark() for _ in range(2))
     tried.mkdir(parents=True)
@@ -165,7 +166,7 @@ def _try_renames(root: Path, out: str) -> None:
     except OSError as error:
         tried.rmdir()
         raise UsageError(
-            f"--out {out}: its file system cannot rename a folder ({error.strerror}), so that results could not be "
-            "published whole. Give an --out on another file system."
+            f"--out {out}: its file system cannot rename a folder ({error.strerror}), so results cannot be published in one "
+            "step. Give an --out on another file system."
         ) from error
     renamed.rmdir()

@@ -1,4 +1,4 @@
-"""published.json: which set of results is in service, and which one was before it."""
+"""The content of published.json: which set of results is published, and which one was before it."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,8 +14,10 @@ _SCHEMA = 1
 
 @dataclass(frozen=True)
 class Published:
-    """The content of published.json. `files`, `before` and `attempt` map names to SHA-256, those of the set in service, of
-    the one before it, and of `attempt/`."""
+    """The content of published.json. `set` and `before` name the published set and the one before it.
+
+    `files`, `before_files` and `attempt` map names to SHA-256, for the two sets and for the folder `attempt/`.
+    """
 
     set: str = ""
     files: Mapping[str, str] = field(default_factory=dict)
@@ -25,7 +27,7 @@ class Published:
 
     @classmethod
     def load(cls, workdir: Workdir) -> Self:
-        """Return what is published; nothing where the file is missing or damaged."""
+        """Return what is published. It is empty if the file is missing or damaged."""
         found = read_sealed(workdir, PUBLISHED)
         if found is None or found.pop("schema") != _SCHEMA:
             return cls()
@@ -37,9 +39,9 @@ class Published:
 
     @property
     def has_model(self) -> bool:
-        """Whether there is a model in service."""
+        """Whether a model is published."""
         return "model/model.json" in self.files
 
     def path(self, workdir: Workdir, name: str) -> Path:
-        """Return where a file of the set in service lies whole."""
+        """Return the path of a file in the published set."""
         return workdir.path(f"versions/{self.set}/{name}")

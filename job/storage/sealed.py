@@ -1,4 +1,4 @@
-"""JSON files that hold a digest of themselves, so that a file with a changed bit counts as one that was never written."""
+"""JSON files that contain a digest of themselves, so that a damaged file counts as missing."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ _DIGEST = "sha256"
 
 
 def read_sealed(workdir: Workdir, name: str) -> Any:
-    """Return the JSON object that `write_sealed` wrote; None where it is missing or not what was written."""
+    """Return the JSON object that `write_sealed` wrote; None if it is missing or damaged."""
     content = workdir.read_json(name)
     if not isinstance(content, dict):
         return None
@@ -19,5 +19,5 @@ def read_sealed(workdir: Workdir, name: str) -> Any:
 
 
 def write_sealed(workdir: Workdir, name: str, content: Mapping[str, object]) -> None:
-    """Write a JSON object, with a digest of itself under "sha256"."""
+    """Write a JSON object with a digest of itself under the key "sha256". Raises as `Workdir.writing` does."""
     workdir.write_json(name, {**content, _DIGEST: digest_of(content)})

@@ -1,7 +1,7 @@
-"""The output directory of a run, the only writer of final names in it.
+"""The output directory of a run. Only this module gives files in it their final names.
 
 A file or folder appears under its final name whole or not at all: it is made in `.tmp/`, synced, and renamed. The ledger
-knows which names are the job's own; whatever else lies in the directory is never replaced, renamed or removed.
+knows which names belong to the job. Anything else in the directory is never replaced, renamed or removed.
 """
 
 import os
@@ -35,9 +35,9 @@ LOG = "logs/events.jsonl"
 class Workdir:
     """A directory that outlives the run. Names are relative to it, with `/` between their parts.
 
-    This is the form on this machine. The form in a bucket is `BucketWorkdir`; what it does differently stands first here, up
-    to `close`, and `objects` is None where there is no bucket. While there is a `lease`, a final name appears, changes or
-    goes only while that is held. `is_glance` says that the directory is only looked at.
+    This is the form on this machine. The form in a bucket is `BucketWorkdir`, which overrides the methods up to `close`.
+    Only that one has `objects`, the client of the bucket. With a `lease`, files get, change and lose their final names only
+    while the lease is held. `is_glance` says that the directory is only read.
     """
 
     _dead_after_s = lease.DEAD_AFTER_S
@@ -50,11 +50,11 @@ class Workdir:
 
     @property
     def uri(self) -> str:
-        """The directory as the user calls it."""
+        """The name of the directory that its user knows: the path, or the URI in a bucket."""
         return str(self.root)
 
     def check(self, config_file: Path | None, environ: Mapping[str, str]) -> None:
-        """Refuse a directory that holds somebody else's files. Raises: UsageError, StorageFailed."""
+        """Refuse a directory with files that the job did not make. Raises: UsageError, StorageFailed."""
         with storage_errors(self.root), refused_at_start(f"--out {self.uri}", self.root):
             claim.check(self.root, self.uri, config_file=config_file, environ=environ)
 
@@ -81,8 +81,8 @@ class Workdir:
         """Claim the directory and take its lease. `close` gives the lease back.
 
         Raises:
-            UsageError: where somebody else's files lie in it, or it cannot do what a run needs.
-            TryAgainLater: where another run works in it.
+            UsageError: it holds files that the job did not make, or its file system lacks what a run needs.
+            TryAgainLater: another run works in it.
             StorageFailed, Stopped.
         """
         with storage_errors(self.root), refused_at_start(f"--out {self.uri}", self.root, writing=True):
@@ -99,7 +99,7 @@ class Workdir:
         """Commit for the last time in a run. Raises: TryAgainLater, StorageFailed."""
 
     def refresh(self) -> None:
-        """Take in what another worker has committed."""
+        """See what another worker has committed."""
         self.ledger.load()
 
     def bring(self, name: str) -> None:
@@ -115,7 +115,7 @@ class Workdir:
             self.lease = None
 
     def shown(self, name: str) -> str:
-        """Return what the user calls a file in it."""
+        """Return the name of a file in it that its user knows: the path, or the URI in a bucket."""
         return f"{self.uri}/{name}"
 
     def path(self, name: str) -> Path:
@@ -127,14 +127,14 @@ class Workdir:
         return self.path(name).exists()
 
     def temporary(self) -> Path:
-        """Return a new path below `.tmp/`, where nothing lies yet. What is left there is removed by the next run."""
+        """Return a new path below `.tmp/`, with nothing there yet. The next run removes what is left there."""
         return self.root / TEMPORARY / own_mark()
 
     def held(self) -> AbstractContextManager[None]:
-        """Give a block in which nobody else can take this directory over. Not to be nested.
+        """Give a block in which no other run can take this directory over. Blocks must not be nested.
 
         Raises:
-            TryAgainLater: where somebody has.
+            TryAgainLater: another run has taken it over.
         """
         return self.lease.held() if self.lease else nullcontext()
 
@@ -143,8 +143,8 @@ class Workdir:
         """Give a temporary path to write to. When the block ends well, it becomes `name` in one step.
 
         Raises:
-            StorageFailed: where the disk does not take it; the old file, if any, is untouched.
-            UsageError: where somebody else's file has this name.
+            StorageFailed: the file could not be written. The old one, if any, is untouched.
+            UsageError: a file that the job did not make has this name.
         """
         temporary = self.temporary()
         with writing(self.path(name), temporary, needed_bytes, self.held):
@@ -163,19 +163,19 @@ class Workdir:
         self.write_bytes(name, to_json(value))
 
     def read_json(self, name: str) -> Any:
-        """Return the parsed file, or None where it is missing or is not JSON."""
+        """Return the parsed JSON file, or None if it is missing or not JSON."""
         return read_json(self.path(name))
 
     @contextmanager
     def writing_folder(self, name: str) -> Iterator[Path]:
-        """Give a new folder to fill. When the block ends well, it takes the place of the job's files below `name`.
+        """Give a new folder to fill. When the block ends well, it replaces the job's files below `name`.
 
-        That is one step where nobody else has put files there (see `files.swap`). Else the job's files are replaced one by
+        That is one step if only the job has files there (see `files.swap`). Otherwise the job's files are replaced one by
         one, and the others stay.
 
         Raises:
-            StorageFailed: where the disk does not take it; the old folder, if any, is untouched.
-            UsageError: where somebody else's file has one of the names.
+            StorageFailed: the folder could not be written. The old one, if any, is untouched.
+            UsageError: a file that the job did not make has one of the names.
         """
         temporary = self.temporary()
         try:
@@ -213,19 +213,19 @@ class Workdir:
             self.ledger.remove(self.ledger.below(name))
 
     def clean(self) -> None:
-        """Remove what killed runs left in `.tmp/`, and learn what else they left."""
+        """Remove what killed runs left in `.tmp/`, and find out which other files they left."""
         with storage_errors(self.root), self.held():
             remove_tree(self.root / TEMPORARY)
             self.ledger.load()
             self.ledger.settle()
 
     def begin_log(self) -> None:
-        """Make sure that the log, which only grows, is the job's own. Raises: UsageError, StorageFailed."""
+        """Make sure that the log file belongs to the job. Raises: UsageError, StorageFailed."""
         with storage_errors(self.root), self.held():
             self.ledger.begin_log(LOG)
 
     def digests(self, names: tuple[str, ...]) -> dict[str, str]:
-        """Return the SHA-256 of the job's own files at or below these names, by name. What is missing is left out."""
+        """Return the SHA-256 of the job's files at or below these names, by name. Missing files are left out."""
         files = [file for name in names for file in self.ledger.below(name) if self.path(file).is_file()]
         return {file: digest_of_file(self.path(file)) for file in files}
 
@@ -237,7 +237,7 @@ def digests_below(folder: Path) -> dict[str, str]:
 
 
 def _names_below(folder: Path) -> set[str]:
-    """Return the names of everything below a folder that is not itself a folder with something in it."""
+    """Return the names of all files, links and empty folders below a folder."""
     found = set()
     for path in everything_below(folder):
         if path.is_symlink() or not path.is_dir() or not any(path.iterdir()):
