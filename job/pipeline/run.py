@@ -35,10 +35,8 @@ def run(job: Job, stop_after: str | None, session: Session, command: Sequence[st
     with owned(job.context, session):
         publishing.finish(job.workdir)
         with led(job, steps := plan(job, stop_after), stop_after):
-            is_due = (
-                any(step.runs for step in steps) or read_run(job.workdir) is None
-            )  # It is missing if the first run was killed at once.
-            if is_due:
+            # run.json is missing if the run before was killed at once.
+            if any(step.runs for step in steps) or read_run(job.workdir) is None:
                 failure = _run_stages(job, steps, stop_after, command)
             else:
                 failure, job.done = None, [step.stage for step in steps if step.is_current]

@@ -1,7 +1,7 @@
-"""What the control groups of Linux leave to this process: a container's limits, a Slurm job's, those of a systemd unit.
+"""CPU and memory limits of this process: those of a container, a Slurm job or a systemd unit.
 
-`os.cpu_count` and the size of the machine know nothing of them. A group cannot use what a group above it has not, so every
-one up to the root counts. Inside a container the path of its group often leads nowhere, and the root is the group itself.
+They are limits of Linux control groups, which `os.cpu_count` does not know. The limits of all groups above a group count,
+too. Inside a container the path of the group often does not exist, and the root is the group itself.
 """
 
 import math
@@ -14,7 +14,7 @@ _MEMBERSHIP = Path("/proc/self/cgroup")
 
 
 def cpu_quota(root: Path = _ROOT, membership: Path = _MEMBERSHIP) -> float:
-    """Seconds of CPU time in a second; infinite where nothing limits them."""
+    """Return the CPU seconds that this process may use in a second; infinite if there is no limit."""
     quotas = [math.inf]
     for group in _groups("cpu", root, membership):
         words = _words(group / "cpu.max") or _words(group / "cpu.cfs_quota_us") + _words(group / "cpu.cfs_period_us")
@@ -24,9 +24,9 @@ def cpu_quota(root: Path = _ROOT, membership: Path = _MEMBERSHIP) -> float:
 
 
 def usable_cores() -> int:
-    """The cores that this process may run on, or as many as its share of their time keeps busy.
+    """Return the number of cores that this process may use, rounded up.
 
-    A part of a core counts as one: with 1.5 of them, one worker would leave a third of the time unused.
+    It is rounded up because with a limit of 1.5 cores, one decoder would leave a third of the time unused.
     """
     return math.ceil(min(len(os.sched_getaffinity(0)), cpu_quota()))
 
@@ -41,7 +41,7 @@ def memory_bytes(root: Path = _ROOT, membership: Path = _MEMBERSHIP) -> int:
 
 
 def _groups(controller: str, root: Path, membership: Path) -> Iterator[Path]:
-    """The folders of this process's group and of those above it; version 1 has a tree for each controller."""
+    """Yield the folders of this process's group and the groups above it. Version 1 has a tree for each controller."""
     try:
         lines = membership.read_text().splitlines()
     except OSError:  # Another system than Linux.

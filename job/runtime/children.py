@@ -1,4 +1,4 @@
-"""Child processes of multiprocessing, for a program that may be called from any script or notebook."""
+"""Child processes of multiprocessing in a program that may be called from any script or notebook."""
 
 import sys
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What every stage is given beside its inputs."""
+"""The context of a stage: everything that it gets beside its inputs."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,10 +18,10 @@ from job.stores.cache import Cache
 
 @dataclass(frozen=True)
 class Context:
-    """Where a stage works (`workdir`), what it tells (`telemetry`), whether it should go on (`stop`), who works with it
-    (`peers`), where its stores lie.
+    """Everything that a stage gets beside its inputs.
 
-    `seed` is the run's; stages that draw have a seed in their own section.
+    `workdir` is the output directory, `telemetry` takes progress and events, `stop` says when to end, and `peers` are the
+    workers of the run. `caching` and `saving` are the settings of stores and checkpoints. `seed` is the seed of the run.
     """
 
     workdir: Workdir
@@ -34,7 +34,7 @@ class Context:
 
     @cached_property
     def cache(self) -> Cache:
-        """The run's own `cache/`, or the folder or bucket that runs share."""
+        """The place of the stores: the run's own `cache/`, or the folder or bucket of cache.dir, which runs share."""
         shared = self.caching.dir
         if shared is None:
             objects = open_objects(self.workdir.shown("cache")) if self.workdir.objects else None

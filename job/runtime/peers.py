@@ -1,8 +1,8 @@
 """The workers of a run, as each stage sees them.
 
-The chief (`cluster/chief.py`) says what to do, the others (`cluster/worker.py`) say when it is done, and all are told when
-one is lost. Each worker has one connection, to the chief. Data goes through the output directory that all share. A worker
-holds nothing that is not on the disk, so it may be ended at any instant.
+The chief (`cluster/chief.py`) gives orders, the others (`cluster/worker.py`) report when they are done, and all learn when
+one is lost. Each worker has one connection, to the chief. Data is exchanged through the output directory. Everything that a
+worker has made is on the disk, so it may be killed at any time.
 """
 
 from collections.abc import Sequence
@@ -19,20 +19,20 @@ class Peers(Protocol):
 
     @property
     def is_chief(self) -> bool:
-        """Whether this worker decides and publishes. One worker alone does."""
+        """Whether this worker leads and publishes. A single worker does."""
 
     def own(self, items: Sequence[Item]) -> Sequence[Item]:
-        """Return this worker's part of work that can be divided."""
+        """Return this worker's part of the items."""
 
     def same(self, value: Item) -> Item:
         """Return the chief's value on all workers. Each worker must call this, in the same order."""
 
     def meet(self) -> None:
-        """Wait, on the chief, until all others have called this. The others go on at once."""
+        """On the chief, wait until all other workers have called this. They do not wait."""
 
 
 class Alone:
-    """One worker, which is the chief."""
+    """A single worker, which is the chief."""
 
     index, count, is_chief = 0, 1, True
 
@@ -47,5 +47,5 @@ class Alone:
 
 
 def part(items: Sequence[Item], index: int, count: int) -> Sequence[Item]:
-    """Return the items of one of `count` workers. Parts are contiguous, and their sizes differ by at most one."""
+    """Return the part of worker `index` of `count`. Parts are contiguous, and their sizes differ by at most one."""
     return items[index * len(items) // count : (index + 1) * len(items) // count]

@@ -1,8 +1,7 @@
-"""What asks for the end of a run, heard in every phase: while modules are imported, while a graph is traced, as PID 1.
+"""Stop requests: signals and lost workers. They work in every phase: during imports, while a graph is traced, as PID 1.
 
-Python runs its own handlers between bytecodes of the main thread, which may sit in TensorFlow for a long time. The wakeup
-descriptor is written to at once, and a thread that waits for it ends the process where the main thread does not in time. A
-peer that is lost, on another machine, ends a run in the same way.
+Python runs signal handlers between bytecodes of the main thread, which may be inside TensorFlow for a long time. But it
+writes to the wakeup descriptor at once. A thread waits for that, and ends the process if the main thread does not in time.
 """
 
 import os
@@ -23,7 +22,7 @@ _GRACE_S = 10.0
 
 
 def ignore_signals() -> None:
-    """Ignore signals. For a process that another process controls, and for one that has finished its work."""
+    """Ignore the signals that ask for a stop, in a process that another process controls, or that has finished its work."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
@@ -38,7 +37,7 @@ class _Work:
 
 
 class StopRequest:
-    """Set by a signal or a lost peer, asked between units of work.
+    """A request to stop, which a signal or a lost worker sets, and which `check` raises between units of work.
 
     `grace_s` is how long after the first signal the process may take to end by itself. If `deferred_to` is set, it is called
     with the name of a signal instead, and decides when the work ends; the grace is the same. `last_word` is called with the
@@ -46,7 +45,7 @@ class StopRequest:
     """
 
     def __init__(self) -> None:
-        self.is_asked = False  # No Event: a handler that interrupts another one in its lock would wait for ever.
+        self.is_asked = False  # No Event, whose lock could wait for ever if one handler interrupts another.
         self._by = "a request"
         self._error: JobError | None = None
         self._standard_error = 2
@@ -56,25 +55,27 @@ class StopRequest:
         self.last_word: Callable[[JobError], None] = lambda _: None
 
     def listen(self) -> None:
-        """Let SIGTERM, SIGINT, SIGUSR1 and SIGHUP ask for the end of the process. From the main thread, once."""
-        self._standard_error = os.dup(2)  # The other one is turned away while TensorFlow is imported.
+        """Let SIGTERM, SIGINT, SIGUSR1 and SIGHUP request a stop. Call it once, from the main thread."""
+        self._standard_error = os.dup(2)  # Descriptor 2 is redirected while TensorFlow is imported.
         near_end, far_end = socket.socketpair()
         far_end.setblocking(False)
         self._ends = near_end, far_end
         signal.set_wakeup_fd(far_end.fileno(), warn_on_full_buffer=False)
         for number in _SIGNALS:
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # `nohup` ignores it, to go on.
+            if (
+                number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+            ):  # `nohup` ignores SIGHUP, so that the run continues.
                 signal.signal(number, self._on_signal)
         threading.Thread(target=self._watch, daemon=True).start()
 
     def request(self, by: str = "a request", error: JobError | None = None) -> None:
-        """Ask for the end, which is `Stopped` where there is no other `error`. What was asked first counts."""
+        """Request a stop with `Stopped`, or with another `error`. The first request counts."""
         if not self.is_asked:
             self._by, self._error = by, error
         self.is_asked = True
 
     def insist(self, by: str = "a request", error: JobError | None = None, *, within_s: float) -> None:
-        """Ask for the end, and end the process where that has not come in time."""
+        """Request a stop, and end the process if it is still running after `within_s` seconds."""
         self.request(by, error)
         threading.Thread(target=self._give_up_after, args=(lambda: within_s, by), daemon=True).start()
 
@@ -92,13 +93,13 @@ class StopRequest:
         self._work.saved = what
 
     def check(self) -> None:
-        """Raises: Stopped or what else was asked for, where somebody asked for the end."""
+        """Raise Stopped, or the error of the request, if a stop was requested."""
         if self.is_asked:
             raise self._end()
 
     @contextmanager
     def deadline(self, within_s: float, error: JobError) -> Iterator[None]:
-        """End the process with `error` if the block takes longer than this: it may wait in code that hears no signal."""
+        """End the process with `error` if the block takes longer than `within_s` seconds, whatever it waits for."""
         over = threading.Event()
 
         def watch() -> None:
@@ -112,11 +113,11 @@ class StopRequest:
             over.set()
 
     def end_now(self, error: JobError) -> None:
-        """End the process, whatever its threads are at."""
+        """End the process at once with the exit code of an error, whatever its threads are doing."""
         text = f"\n{'Stopped' if isinstance(error, Stopped) else 'Error'}: {error}\n"
         try:
             self.last_word(error)
-            if select.select([], [self._standard_error], [], 0)[1]:  # A full pipe may be why nothing was heard.
+            if select.select([], [self._standard_error], [], 0)[1]:  # Writing to a full pipe would wait.
                 os.write(self._standard_error, text.encode("utf-8", "backslashreplace"))
         finally:
             os._exit(error.exit_code)
@@ -150,5 +151,5 @@ class StopRequest:
         self.end_now(type(error)(f"no point to stop at was reached within {grace_s():g} s. {said}", *more))
 
 
-# Signals are the process's, and so is this.
+# Signals go to the process, so there is one request for the process.
 STOP = StopRequest()

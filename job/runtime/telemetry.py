@@ -1,4 +1,4 @@
-"""What the run tells while it works: lines or a progress bar for people, events.jsonl and TensorBoard for programs."""
+"""What a run reports while it works: lines or a progress bar for people, events.jsonl and TensorBoard for programs."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ _once_s: dict[str, float] = {}
 
 @contextmanager
 def spent_once(what: str) -> Iterator[None]:
-    """Count the wall seconds of the block as time that went into `what`, whichever run asks: modules and models are made
-    once for a process. They are in no other count, within this block or around it."""
+    """Count the wall seconds of the block as time for `what`, once for the process: modules are imported only once.
+
+    These seconds are in no other count, not even of a block around this one.
+    """
     started = _now()
     try:
         yield
@@ -37,18 +39,21 @@ def spent_once(what: str) -> Iterator[None]:
 
 
 def _now() -> float:
-    """A clock that stands still during what is counted by itself."""
+    """Return the seconds of a clock that stands still in blocks of `spent_once`."""
     return time.monotonic() - sum(_once_s.values())
 
 
 class Progress(Protocol):
-    def advance(self, count: int = 1) -> None: ...
+    """The progress of a loop."""
+
+    def advance(self, count: int = 1) -> None:
+        """Count units that are done."""
 
 
 class Telemetry:
-    """Writes below `folder` (nothing where it is None) and to `stream`.
+    """The reports of a run. It writes files in `folder`, or none if that is None, and lines to `stream`.
 
-    TensorBoard's event file is opened when the first scalar arrives, so that a run that trains nothing leaves none.
+    TensorBoard's event file is opened for the first scalar, so a run that trains nothing leaves none.
     """
 
     def __init__(self, folder: Path | None, stream: TextIO | None = None) -> None:
@@ -70,11 +75,11 @@ class Telemetry:
         return self._folder is not None
 
     def line(self, text: str) -> None:
-        """One line for people."""
+        """Print a line for people."""
         print(escaped(text), file=self._stream, flush=True)
 
     def event(self, kind: str, **fields: object) -> None:
-        """One line in logs/events.jsonl."""
+        """Write a line to logs/events.jsonl. Raises: StorageFailed."""
         if self._folder is None:
             return
         record = {"time": round(time.time(), 3), "event": kind, **fields}
@@ -84,7 +89,7 @@ class Telemetry:
             if self._events is None:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 self._events = (self._folder / "events.jsonl").open("a", encoding="utf-8")
-            self._events.write(json.dumps(record) + "\n")  # In ASCII: people look at logs on terminals.
+            self._events.write(json.dumps(record) + "\n")  # Only ASCII, because people look at logs on terminals.
             self._events.flush()
 
     def cpu_s(self) -> float:
@@ -94,7 +99,7 @@ class Telemetry:
 
     @contextmanager
     def spent(self, what: str) -> Iterator[None]:
-        """Count the wall seconds of the block, of the thread that asks, as time of the stage that went into `what`."""
+        """Count the wall seconds of the block as time of the stage for `what`."""
         started = _now()
         try:
             yield
@@ -102,13 +107,15 @@ class Telemetry:
             self.add_spent(what, _now() - started)
 
     def add_spent(self, what: str, seconds: float) -> None:
-        """Add seconds that were counted elsewhere."""
+        """Add seconds that were measured elsewhere."""
         self._spent_s[what] = self._spent_s.get(what, 0.0) + seconds
 
     @contextmanager
     def spent_tracing(self, step: object, what: str, count: int) -> Iterator[None]:
-        """The same for `count` examples; the first call of a compiled `step` is tracing and compiling above all, and counted
-        as such, without its examples."""
+        """Count the wall seconds of the block as time for `what` with `count` examples.
+
+        The first call of a compiled `step` is mostly tracing and compiling. It is counted as "tracing", without examples.
+        """
         first = step not in self._traced
         with self.spent("tracing" if first else what):
             yield
@@ -117,7 +124,7 @@ class Telemetry:
             self._done[what] = self._done.get(what, 0) + count
 
     def found_finished(self, count: int) -> None:
-        """So much of what the stage works through was there already, of an earlier run."""
+        """Count units of the stage that an earlier run had finished."""
         self._done["found"] = self._done.get("found", 0) + count
 
     def take_spent(self) -> tuple[dict[str, float], dict[str, int]]:
@@ -128,18 +135,18 @@ class Telemetry:
         return taken
 
     def scalar(self, tag: str, value: float, step: int) -> None:
-        """One point of a TensorBoard curve; on the disk with the next event."""
+        """Add a point to a TensorBoard curve. It is on the disk after the next event. Raises: StorageFailed."""
         if self._folder is not None:
             self._show("scalar", tag, step, value)
 
     def image(self, tag: str, image_HWC: np.ndarray) -> None:
-        """Write a uint8 picture for TensorBoard."""
+        """Show a uint8 picture in TensorBoard. Raises: StorageFailed."""
         if self._folder is not None:
             self._show("image", tag, 0, image_HWC, dataformats="HWC")
 
     @contextmanager
     def progress(self, what: str, total: int, unit: str) -> Iterator[Progress]:
-        """Show how far a loop is: a bar with rate and remaining time on a terminal, else a line every few seconds."""
+        """Show the progress of a loop of `total` units: a bar on a terminal, otherwise a line every few seconds."""
         if self._stream.isatty():
             with _bar(self._stream, what, total, unit) as bar:
                 yield bar
@@ -147,14 +154,15 @@ class Telemetry:
             yield _Lines(self, what, total, unit)
 
     def close(self) -> None:
+        """Close the files."""
         for file in (self._board, self._events):
-            with suppress(OSError):  # What the run ends with is known by now.
+            with suppress(OSError):  # The result of the run is decided already.
                 if file is not None:
                     file.close()
         self._board = self._events = None
 
     def _show(self, kind: str, tag: str, step: int, *values: object, **how: object) -> None:
-        # The library's own writer has a thread, and waits for it for ever once that has met a full disk.
+        # The library's usual writer has a thread, and waits for it for ever after the thread has met a full disk.
         with spent_once("imports"):
             from tensorboardX import event_file_writer, summary
             from tensorboardX.proto.event_pb2 import Event

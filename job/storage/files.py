@@ -1,4 +1,4 @@
-"""Files and folders that appear under their final names whole or not at all."""
+"""Writing, copying and removing files and folders, so that they appear under their final names whole or not at all."""
 
 import ctypes
 import errno
@@ -23,18 +23,18 @@ Held = Callable[[], AbstractContextManager[None]]
 
 
 def own_mark() -> str:
-    """Return a name that nobody else uses. A process number would not do: in containers every process may have number 1."""
+    """Return a random name that nothing else uses. The process number is not enough: in containers it is often 1."""
     return secrets.token_hex(6)
 
 
 @contextmanager
 def writing(final: Path, temporary: Path, needed_bytes: int | None = None, held: Held = nullcontext) -> Iterator[Path]:
-    """Give `temporary` to write to. When the block ends well, it becomes `final` in one step, while `held` holds.
+    """Give `temporary` to write to. When the block ends well, it becomes `final` in one step, inside a block of `held`.
 
-    Both must lie on one file system.
+    Both paths must be on one file system.
 
     Raises:
-        StorageFailed: where the disk does not take it; the old file, if any, is untouched.
+        StorageFailed: the file could not be written. The old one, if any, is untouched.
     """
     with storage_errors(final, needed_bytes):
         temporary.parent.mkdir(parents=True, exist_ok=True)
@@ -50,15 +50,15 @@ def writing(final: Path, temporary: Path, needed_bytes: int | None = None, held:
 
 
 def beside(final: Path) -> Path:
-    """Return a temporary name in the folder of `final`, for places that have no folder for temporary files."""
+    """Return a temporary name in the folder of `final`, for a place without a folder for temporary files."""
     return final.with_name(f".{final.name[:200]}.{own_mark()}.part")
 
 
 def swap(new: Path, old: Path) -> None:
-    """Let the folder `new` take the place of the folder `old`, which lies at `new` afterwards.
+    """Exchange two folders: what was at `new` is at `old` afterwards, and the other way round.
 
-    One step where the file system can exchange two names (ext4, XFS, tmpfs, overlay). Elsewhere two renames: a reader may
-    find nothing at `old` between them.
+    That is one step if the file system can exchange two names (ext4, XFS, tmpfs, overlay). Otherwise it takes two renames,
+    and a reader may find nothing at `old` between them.
     """
     if not _exchange(new, old):
         aside = new.with_name(f"{new.name}.old")
@@ -84,7 +84,7 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Let a second name share the bytes of a file that nobody changes in place. Copy it where there are no links."""
+    """Give a file that nobody changes in place a second name. Copy it if the file system has no hard links."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)
@@ -93,16 +93,15 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def open_own(path: Path, flags: int) -> int:
-    """Return the descriptor of a regular file of the job's, which is no link.
+    """Open a file of the job and return the descriptor. The file must be a regular file and no link.
 
     Raises:
-        UsageError: where something else has its name.
+        UsageError: something else has the name.
         OSError.
     """
     try:
-        descriptor = os.open(
-            path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666
-        )  # A pipe would be waited for.
+        # O_NONBLOCK, because opening a pipe would wait for another process.
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
             raise
@@ -116,7 +115,7 @@ def open_own(path: Path, flags: int) -> int:
 def everything_below(folder: Path) -> Iterator[Path]:
     """Yield each file and folder below a folder, the folders before what is in them. Links are not followed.
 
-    `rglob` and `os.walk` of Python 3.11 end with a RecursionError where folders lie deeper than Python's stack.
+    `rglob` and `os.walk` of Python 3.11 raise RecursionError if folders are nested deeper than Python's stack.
     """
     waiting = [folder] if folder.is_dir() else []
     while waiting:
@@ -127,9 +126,9 @@ def everything_below(folder: Path) -> Iterator[Path]:
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove a folder with everything below it, however deep that lies. What cannot be removed stays."""
+    """Remove a folder with everything below it, at any depth. What cannot be removed stays."""
     folders = [] if folder.is_symlink() else [folder]
-    for here in folders:  # It grows meanwhile.
+    for here in folders:  # The list grows in the loop.
         with suppress(OSError):
             for path in list(here.iterdir()):
                 if path.is_dir() and not path.is_symlink():
@@ -157,7 +156,7 @@ def digest_of_folder(folder: Path) -> str:
 
 
 def sync(path: Path) -> None:
-    """Have the kernel write a file, or a folder's entries, to the disk."""
+    """Make the kernel write a file, or the entries of a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -169,7 +168,7 @@ def sync(path: Path) -> None:
 
 
 def sync_all(folder: Path) -> None:
-    """Have the kernel write everything below a folder to the disk."""
+    """Make the kernel write everything below a folder to the disk."""
     for path in sorted(everything_below(folder)):
         sync(path)
     sync(folder)
@@ -177,7 +176,7 @@ def sync_all(folder: Path) -> None:
 
 @contextmanager
 def storage_errors(path: Path, needed_bytes: int | None = None) -> Iterator[None]:
-    """Turn errors of the system in the block into StorageFailed, with the way out."""
+    """Turn an OSError in the block into StorageFailed, with advice. `needed_bytes` is as in `storage_failed`."""
     try:
         yield
     except OSError as error:
@@ -185,7 +184,7 @@ def storage_errors(path: Path, needed_bytes: int | None = None) -> Iterator[None
 
 
 def storage_failed(error: OSError, path: Path, needed_bytes: int | None = None) -> StorageFailed:
-    """Return the error of a whole operation on `path`, for which `needed_bytes` had to be free where that is known."""
+    """Return the StorageFailed for an operation on `path`. `needed_bytes` had to be free for it, if that is known."""
     where = error.filename or path
     hint = {
         errno.ENOSPC: f"{_room(path, needed_bytes)} Free some space and run the same command again.",
@@ -203,12 +202,12 @@ def _room(path: Path, needed_bytes: int | None) -> str:
 
 
 def free_bytes(path: Path) -> int:
-    """Return how much room the file system has left on which `path` is, or will be."""
+    """Return the free bytes of the file system that `path` is on, or will be on."""
     return shutil.disk_usage(_existing(path)).free
 
 
 def on_one_disk(path: Path, other: Path) -> bool:
-    """Return whether two paths are, or will be, on the same file system."""
+    """Return whether two paths are on the same file system, or will be."""
     return _existing(path).stat().st_dev == _existing(other).stat().st_dev
 
 
@@ -217,7 +216,7 @@ def _existing(path: Path) -> Path:
 
 
 def in_units(num_bytes: float) -> str:
-    """Return a size as 12.3 MB, rounded up."""
+    """Return a size in words, rounded up, for example 12.3 MB."""
     unit, name = next((u for u in ((1e9, "GB"), (1e6, "MB")) if num_bytes >= u[0]), (1e3, "kB"))
     return f"{math.ceil(10 * num_bytes / unit) / 10:,.1f} {name}"
 
@@ -228,7 +227,7 @@ def to_json(value: object, indent: int | None = 2) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """Return the parsed file, or None where it is missing, no regular file or not JSON. Raises: StorageFailed."""
+    """Return the parsed JSON file. None if it is missing, not a regular file, or not JSON. Raises: StorageFailed."""
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     except (ValueError, RecursionError, FileNotFoundError):
@@ -238,5 +237,5 @@ def read_json(path: Path) -> Any:
 
 
 def digest_of(value: object) -> str:
-    """SHA-256 of a JSON-serialisable value, in hexadecimal."""
+    """Return the SHA-256 of a JSON-serialisable value, in hexadecimal."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,13 +1,13 @@
-"""The ledger of a work directory: which files below it the job has made. Nothing else is ever replaced or removed.
+"""The ledger of a work directory: which files in it the job has made. Other files are never replaced or removed.
 
 The ledger is the content of the mark, the file that claims the directory (`claim.py`). A name is written into it *before*
-the file appears, with the SHA-256 that the file will have, and before the file goes. So a kill at any instant leaves no file
-of which it is not known whose it is: a file that was about to come is the job's where it has those bytes, and somebody
-else's where it has others. Names are relative to the directory, which may therefore be moved or copied. The content stands
-in the mark twice, so that a flipped bit leaves one of them whole.
+the file appears, with the SHA-256 that the file will have, and before the file is removed. So after a kill at any instant it
+is known for every file whether the job made it: an announced file is the job's if it has those bytes, and a user's if it has
+others. Names are relative to the directory, which may therefore be moved or copied. The mark contains the ledger twice, so
+that one copy survives a flipped bit.
 
-Four kinds of files need no line. Shards and checkpoints carry the SHA-256 of their content in their names; what lies in
-`.tmp/` is the job's by its place; and logs only grow.
+Some files need no line. Shards and checkpoints have the SHA-256 of their content in their names, and everything in `.tmp/`
+is the job's.
 """
 
 import json
@@ -26,7 +26,7 @@ from job.storage.files import digest_of_file, open_own, own_mark, sync
 MARK = ".transfer-job"
 TEMPORARY = ".tmp"
 _WHAT = "The output of transfer-job. It owns the files named here; it never changes or removes others."
-# The first part of every name that the job may ever write in a directory of its own.
+# The first part of every name that the job may write in its directory.
 _RESERVED = frozenset(
     f"""{MARK} .lease .manifest.json .secret {TEMPORARY} attempt cache checkpoints cost.json examples.parquet logs
     label_issues.csv metrics.json model photos predictions.parquet probe.json published.json rank.csv rank.json rank.svg
@@ -41,32 +41,32 @@ class _Content(TypedDict):
 
 
 def is_reserved(name: str) -> bool:
-    """Return whether the job may write a file of this name in its directory, so that an input must not lie there."""
+    """Return whether the job may write a file of this name in its directory, so that no input may have it."""
     return Path(name).parts[0] in _RESERVED
 
 
 class Ledger:
-    """The names of the files below `root` that are the job's own. Threads may share it; processes may not."""
+    """The names of the files below `root` that the job has made. Threads may share a ledger, processes may not."""
 
     def __init__(self, root: Path) -> None:
         self._root, self._file = root, root / MARK
         self._lock = threading.RLock()
         self._names: set[str] | None = None  # None until the mark has been read.
-        self._unsaved: set[str] = set()  # Names that the mark does not have among its files yet.
+        self._unsaved: set[str] = set()  # Names that are not in the mark yet.
 
     def is_settled(self, name: str) -> bool:
-        """Return whether a file of this name may be replaced without another word: the mark says that it is the job's."""
+        """Return whether the mark already says that a file of this name is the job's, so that it may be replaced."""
         return name in self._ours() and name not in self._unsaved
 
     def below(self, name: str) -> list[str]:
-        """Return the job's files at or below a name, in order."""
+        """Return the names of the job's files at or below a name, sorted."""
         return sorted(n for n in self._ours() if n == name or n.startswith(f"{name}/"))
 
     def expect(self, files: Mapping[str, str]) -> None:
-        """Write down that these files, by name with the SHA-256 of their content, are about to be written.
+        """Announce files that are about to be written. `files` maps their names to the SHA-256 of their content.
 
         Raises:
-            UsageError: where somebody else's file has one of the names.
+            UsageError: a file that the job did not make has one of the names.
         """
         with self._lock:
             new = {name: digest for name, digest in files.items() if name not in self._ours()}
@@ -76,14 +76,14 @@ class Ledger:
                 self._save(new)
 
     def wrote(self, names: Iterable[str]) -> None:
-        """Take in names that `expect` was told of, now that the files are there."""
+        """Add names that were announced with `expect`, now that the files are there."""
         with self._lock:
             fresh = set(names) - self._ours()
             self._ours().update(fresh)
             self._unsaved |= fresh
 
     def remove(self, names: Iterable[str]) -> None:
-        """Remove files of the job, and the folders that they leave empty. Names that are not the job's are left alone."""
+        """Remove files of the job, and folders that become empty. Files that the job did not make are left alone."""
         with self._lock:
             own = [name for name in names if name in self._ours()]
             going = {name: digest_of_file(self._root / name) for name in own if (self._root / name).is_file()}
@@ -95,16 +95,16 @@ class Ledger:
                 self._remove_empty_folders((self._root / name).parent)
 
     def forget(self, names: Iterable[str]) -> None:
-        """Drop names whose files have gone."""
+        """Drop the names of files that were removed."""
         with self._lock:
             self._ours().difference_update(names)
             self._unsaved.difference_update(names)
 
     def begin_log(self, name: str) -> None:
-        """Make sure that a file which only grows is the job's: make an empty one where there is none.
+        """Make sure that a log file is the job's. Create an empty one if there is none.
 
         Raises:
-            UsageError: where somebody else's file has the name.
+            UsageError: a file that the job did not make has the name.
         """
         with self._lock:
             if name in self._ours():
@@ -116,12 +116,12 @@ class Ledger:
             self._save({})
 
     def load(self) -> None:
-        """Read the mark again: another process may have worked here since."""
+        """Read the mark again, because another process may have worked here since."""
         with self._lock:
             self._names, self._unsaved = None, set()
 
     def settle(self) -> None:
-        """Save what `load` has found out about files that were about to come when a run was killed."""
+        """Write the mark if files are missing in it, for example those that a killed run had announced."""
         with self._lock:
             self._ours()
             if self._unsaved:
@@ -139,7 +139,7 @@ class Ledger:
                 text = file.read()
         except FileNotFoundError:
             return set()
-        if not text:  # The claim was cut off before its first line, or this is the copy of an output in a bucket.
+        if not text:  # The claim was interrupted, or this is a copy of an output in a bucket.
             self._unsaved = {name for name in _in_manifest(self._root) if self._has(name)}
             if not self._unsaved:
                 self._refuse_unknown("is empty")
@@ -153,21 +153,21 @@ class Ledger:
         return {name for name in content["files"] if self._has(name)} | self._unsaved
 
     def _refuse_unknown(self, what: str) -> None:
-        """Refuse a directory with files of which nobody knows whose they are. Raises: UsageError."""
+        """Refuse a directory with files that the job may or may not have made. Raises: UsageError."""
         apart = (MARK, ".lease", TEMPORARY)
         found = sorted(p.name for p in self._root.iterdir() if p.name not in apart and is_reserved(p.name))
         if found:
             raise UsageError(
-                f"{self._file} {what}, so it is unknown which files beside it this job has made: {', '.join(found[:5])}. "
+                f"{self._file} {what}, so it is unknown whether this job made the files beside it: {', '.join(found[:5])}. "
                 "They stay as they are, and predict can still read a model in them. Give another --out."
             )
 
     def _has(self, name: str) -> bool:
-        """Return whether there is a regular file of this name, with no link on the way to it."""
+        """Return whether there is a regular file of this name, with no link in its path."""
         return is_inside(name) and _is_regular(self._root / name) and self._obstacle(self._root / name) is None
 
     def _obstacle(self, path: Path) -> Path | None:
-        """Return what on the way to a file is not a folder of its own: a file, or a link."""
+        """Return the first part of the path to a file that is a link, or not a folder."""
         parents = (p for p in reversed(path.parents) if p != self._root and p.is_relative_to(self._root))
         return next((p for p in parents if os.path.lexists(p) and (p.is_symlink() or not p.is_dir())), None)
 
@@ -190,7 +190,9 @@ class Ledger:
 
     def _save(self, coming: Mapping[str, str]) -> None:
         content = {"what": _WHAT, "files": sorted(self._ours()), "coming": dict(coming)}
-        text = 2 * (json.dumps({"sha256": _checksum(content), **content}, indent=0) + "\n")  # One of them may be damaged.
+        text = 2 * (
+            json.dumps({"sha256": _checksum(content), **content}, indent=0) + "\n"
+        )  # Twice, because one copy may be damaged.
         temporary = self._root / TEMPORARY / own_mark()
         temporary.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -203,19 +205,19 @@ class Ledger:
         self._unsaved.clear()
 
     def _remove_empty_folders(self, folder: Path) -> None:
-        with suppress(OSError):  # Not empty: somebody else's file is in it.
+        with suppress(OSError):  # The folder is not empty.
             while folder != self._root:
                 folder.rmdir()
                 folder = folder.parent
 
 
 class ScratchLedger(Ledger):
-    """The ledger of a folder in scratch space, where everything is the job's: nobody else writes there."""
+    """The ledger of a folder in scratch space. Every file there is the job's, so there is no mark."""
 
     def _ours(self) -> set[str]:
         return set(self._files_below()) - {MARK}
 
-    def _save(self, coming: Mapping[str, str]) -> None:  # noqa: ARG002  # There is no mark to keep.
+    def _save(self, coming: Mapping[str, str]) -> None:  # noqa: ARG002
         self._unsaved.clear()
 
 
@@ -229,7 +231,7 @@ def _parsed(text: bytes) -> _Content | None:
 
 
 def _in_manifest(root: Path) -> list[str]:
-    """Return the names of the job's files as the manifest of a bucket has them, which lies beside them in a copy."""
+    """Return the names of the job's files in the manifest of a bucket, which is in a copy of the bucket."""
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         return list(json.loads((root / ".manifest.json").read_bytes())["files"])
     return []
@@ -246,6 +248,6 @@ def _is_regular(path: Path) -> bool:
 
 
 def is_inside(name: str) -> bool:
-    """Return whether a relative name stays inside the folder that it is relative to."""
+    """Return whether a relative name does not lead out of its folder."""
     path = Path(name)
     return not path.is_absolute() and ".." not in path.parts and bool(path.parts)

@@ -264,7 +264,7 @@ def test_objects_can_be_sent_to_another_process(google, objects):
 def test_unknown_scheme_names_those_that_there_are():
     with pytest.raises(UsageError, match="no storage for ftp://.*gs://BUCKET/PREFIX, s3://BUCKET/PREFIX"):
         open_objects("ftp://host/x")
-    with pytest.raises(UsageError, match="there is no bucket in it"):
+    with pytest.raises(UsageError, match="the bucket is missing"):
         open_objects("gs:///x")
     assert is_remote("hdfs://x") and not is_remote("C:/x") and not is_remote("tfds:x") and not is_remote("a/b")
 

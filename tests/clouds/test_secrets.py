@@ -94,7 +94,7 @@ SECRET_URIS = {
 def refused_unsaid(tmp_path, *arguments):
     """Whether the arguments are refused for what is in them, and it is neither said nor kept."""
     done = run_job(*arguments)
-    refused = done.returncode == 2 and "credentials never stand in a URI" in done.stderr
+    refused = done.returncode == 2 and "credentials are not allowed in a URI" in done.stderr
     return refused and "CANARY" not in done.stdout + done.stderr and not leaks(tmp_path, ["CANARY"])
 
 
@@ -135,5 +135,5 @@ def test_secrets_in_the_configuration_are_not_repeated(tmp_path, painted):
     for section, key in (("cache", "dir"), ("backbone", "weights"), ("intake", "tfds_dir")):
         file.write_text(f'[{section}]\n{key} = "{URI}"\n')
         done = run_job("run", "--data", painted, "--out", tmp_path / "out", "--config", file)
-        assert done.returncode == 2 and "credentials never stand in a URI" in done.stderr, done.stderr
+        assert done.returncode == 2 and "credentials are not allowed in a URI" in done.stderr, done.stderr
         assert "CANARY" not in done.stdout + done.stderr and not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Local copies of objects, in scratch space: for what has to be a file."""
+"""Local copies of objects in scratch space, for readers that need a file."""
 
 import hashlib
 import os
@@ -14,16 +14,20 @@ from job.storage.files import own_mark, remove_tree, sync
 
 
 def scratch(uri: str) -> Path:
-    """The local folder for what belongs to `uri`, below TMPDIR: always the same one on a machine, and only this user's."""
+    """Return the local folder for files that belong to `uri`, below TMPDIR. It is private to the user of this process.
+
+    Raises:
+        UsageError: another user has made the folder for all of them.
+    """
     root = Path(tempfile.gettempdir()) / f"transfer-job-{os.getuid()}"
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     if root.is_symlink() or root.stat().st_uid != os.getuid():
-        raise UsageError(f"{root} belongs to somebody else; set TMPDIR to a folder of your own.")
+        raise UsageError(f"{root} belongs to another user. Set TMPDIR to a folder of your own.")
     return root / hashlib.sha256(os.fsencode(uri)).hexdigest()[:16]
 
 
 def fetch(objects: Objects, name: str, file: Path, version: str | None = None) -> None:
-    """Download an object; the file is there whole or not at all. Raises: NoSuchObject."""
+    """Download an object to a file, which appears whole or not at all. Raises: NoSuchObject, StorageFailed."""
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f".{own_mark()}.part")
     try:
@@ -35,16 +39,16 @@ def fetch(objects: Objects, name: str, file: Path, version: str | None = None) -
 
 
 def local_copy(uri: str) -> Path:
-    """An object as a local file, which is there already where its version has not changed.
+    """Return an object as a local file. The file of an earlier call is used again if the object has not changed.
 
     Raises:
-        UsageError: where there is none.
+        UsageError: there is no such object.
     """
     folder, name = split_object(uri)
     objects = open_objects(folder)
     found = objects.find(name)
     if found is None:
-        next(objects.list(name), None)  # It says so where there is not even the bucket.
+        next(objects.list(name), None)  # It raises if there is no bucket.
         raise UsageError(f"{uri}: there is no such object.")
     file = scratch(f"{uri} {found.version}") / name
     if not file.exists():
@@ -53,10 +57,10 @@ def local_copy(uri: str) -> Path:
 
 
 def local_folder(uri: str) -> Path:
-    """Everything below a prefix as a local folder, which is there already where nothing has changed.
+    """Return everything below a prefix as a local folder. That of an earlier call is used again if nothing has changed.
 
     Raises:
-        UsageError: where there is nothing.
+        UsageError: there is nothing below the prefix.
     """
     objects = open_objects(uri)
     found = list(objects.list())
@@ -73,7 +77,7 @@ def local_folder(uri: str) -> Path:
 
         try:
             each(bring, found)
-            with suppress(OSError):  # Another process has just done the same.
+            with suppress(OSError):  # Another process was faster.
                 part.rename(folder)
         finally:
             remove_tree(part)

@@ -1,4 +1,4 @@
-"""Google Cloud Storage, by its own client and the application default credentials."""
+"""Google Cloud Storage, used with its own client and the application default credentials."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from job.storage.bucket.service import WRITE_ID, Passing, Result, Service, retry
 if TYPE_CHECKING:
     from google.cloud.storage import Blob, Bucket
 
-_HOW: dict[str, object] = {"timeout": (CONNECT_TIMEOUT_S, READ_TIMEOUT_S), "retry": None}  # `_tried` knows how long.
-_PART_BYTES = 8 << 20  # Of an upload that is larger than it, and then goes up in parts.
-_QUERY = re.compile(r"(with url: |\?)\S+")  # Upload sessions are addressed by what nobody else should know.
+_HOW: dict[str, object] = {"timeout": (CONNECT_TIMEOUT_S, READ_TIMEOUT_S), "retry": None}  # `retry` retries.
+_PART_BYTES = 8 << 20  # Larger uploads are sent in parts of this size.
+_QUERY = re.compile(r"(with url: |\?)\S+")  # Messages must not show the address of an upload session: it is a secret.
 _DAMAGED = re.compile(r"(crc32c|md5)\b.*match", re.IGNORECASE | re.DOTALL)
 
 
@@ -75,13 +75,13 @@ class GoogleObjects(Service["Bucket"]):
         from google.cloud.storage import Client
         from requests.adapters import HTTPAdapter
 
-        # Else the client asks for the bucket in a thread of its own, just to name it in traces.
+        # Otherwise the client sends a request in a thread of its own, only to show the bucket in traces.
         os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
         try:
-            client = Client(project="none")  # It stands for billing new buckets, and none is made here.
+            client = Client(project="none")  # The project only matters for new buckets, and none is made here.
         except OSError as error:  # The file with the credentials cannot be read.
             raise DefaultCredentialsError(f"{error.filename}: {error.strerror}") from error
-        if not client._credentials.valid:  # Else each of the threads would ask for a token of its own.
+        if not client._credentials.valid:  # Otherwise each thread would request a token of its own.
             client._credentials.refresh(Request())
             client._credentials.with_non_blocking_refresh()
         adapter = HTTPAdapter(pool_connections=1, pool_maxsize=self._max_connections)
@@ -102,14 +102,14 @@ class GoogleObjects(Service["Bucket"]):
         return retry(operation, lambda error: self._judge(name, error, in_bucket=True))
 
     def _part_tried(self, name: str, request: Callable[[], Result]) -> Result:
-        """One request of an upload, which goes on where it was. What ends the upload is left to `_tried`."""
+        """Send one request of an upload, with retries that resume it. After other errors the whole upload is retried."""
         return retry(request, lambda error: self._passing(name, error) if _same_may_do(error) else error)
 
     def _passing(self, name: str, error: Exception) -> Passing:
         return Passing(f"{join(self.uri, name)}: Google Cloud Storage", _said(error))
 
     def _judge(self, name: str, error: Exception, in_bucket: bool = False) -> Exception | Passing:
-        """`in_bucket`: what is missing can only be the bucket."""
+        """Return what an error means. With `in_bucket`, a missing thing can only be the bucket."""
         from google.api_core import exceptions as api
         from google.auth import exceptions as auth
         from google.cloud.storage.exceptions import InvalidResponse
@@ -120,7 +120,7 @@ class GoogleObjects(Service["Bucket"]):
         if _same_may_do(error) or _new_one_may_do(error):
             return self._passing(name, error)
         if isinstance(error, api.PreconditionFailed):
-            return Conflict(f"{where}: somebody else has written it in between.")
+            return Conflict(f"{where}: another program has written it in the meantime.")
         if isinstance(error, api.NotFound) and in_bucket:
             return UsageError(f"{where}: there is no bucket gs://{self._bucket_name}, or these credentials may not see it.")
         if isinstance(error, api.NotFound):
@@ -143,22 +143,24 @@ class GoogleObjects(Service["Bucket"]):
 
 
 def _same_may_do(error: Exception) -> bool:
-    """Whether the same request may do another time."""
+    """Return whether the same request may succeed later."""
     from google.auth.exceptions import RefreshError, TransportError
     from google.cloud.storage.retry import DEFAULT_RETRY
 
-    if isinstance(error, RefreshError):  # An error of the transport with nothing beside it is of one that did not answer.
+    if isinstance(error, RefreshError):  # A TransportError with one argument means that the server did not respond.
         cause = error.__cause__
         return error.retryable or (isinstance(cause, TransportError) and len(cause.args) == 1)
     return bool(DEFAULT_RETRY._predicate(error))
 
 
 def _new_one_may_do(error: BaseException) -> bool:
-    """Whether a whole transfer may do as a new one: bytes came damaged, or of an upload what had come is gone."""
+    """Return whether a new transfer may succeed: bytes were damaged, or the service has lost the begun upload."""
     from google.api_core.exceptions import GoogleAPICallError
     from google.cloud.storage.exceptions import DataCorruption
 
-    if isinstance(error, ValueError):  # Of a part less was kept than was sent, and the client cannot go back in its file.
+    if isinstance(
+        error, ValueError
+    ):  # The service kept less of a part than was sent, and the client cannot seek in its file.
         return "stream is in unexpected state" in str(error)
     if not isinstance(error, GoogleAPICallError):
         return isinstance(error, DataCorruption)

@@ -1,7 +1,7 @@
-"""Object storage: whole objects below a prefix of a bucket, whoever keeps them.
+"""Object storage: the interface to whole objects below a prefix of a bucket.
 
-Nothing here knows what the objects are for. An object appears whole or not at all, and a write may ask that nobody else has
-written in between. `google.py` and `s3.py` speak to the services.
+An object appears whole or not at all, and a write may demand that nobody else has written in between. `google.py` and
+`s3.py` implement the interface for the two services.
 """
 
 import mimetypes
@@ -13,16 +13,16 @@ from typing import NamedTuple, Protocol
 
 from job.errors import StorageFailed, UsageError
 
-RETRY_FOR_S = 60.0  # What fails for so long fails the run.
+RETRY_FOR_S = 60.0  # A service that fails for so long ends the run.
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 5.0, 20.0
 _URI = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://([^/]*)/?(.*)", re.DOTALL)
 SCHEMES = ("gs", "s3")
 
 
 class Stored(NamedTuple):
-    """An object: its name below the prefix, and its `version`, which changes whenever the content may have.
+    """An object: its name below the prefix, its size, and its `version`, which changes with every change of the content.
 
-    `is_own` says whether this program has written it, by a mark in its metadata. Only `find` looks for that.
+    `is_own` says whether this program has written it, as its metadata say. Only `find` sets it.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Stored(NamedTuple):
 
 
 class NoSuchObject(StorageFailed):
-    """There is no object of this name, or not in this version any more."""
+    """There is no object of this name, or no longer one of this version."""
 
 
 class Conflict(StorageFailed):
@@ -43,90 +43,96 @@ class Objects(Protocol):
     """Whole objects below `uri`. Picklable; several threads may use it at once.
 
     Every method raises:
-        UsageError: where there are no credentials, no such bucket, or no permission.
-        StorageFailed: naming the object, where the service has failed for RETRY_FOR_S seconds.
+        UsageError: there are no credentials, no such bucket, or no permission.
+        StorageFailed: the service has failed for RETRY_FOR_S seconds. The message names the object.
     """
 
     @property
-    def uri(self) -> str: ...
+    def uri(self) -> str:
+        """The URI of the prefix."""
+        ...
 
     def prepare(self) -> None:
         """Load the client library and find the credentials."""
 
     def list(self, below: str = "") -> Iterator[Stored]:
-        """All objects whose names begin with `below`, sorted by name."""
+        """Yield all objects whose names begin with `below`, sorted by name."""
         ...
 
-    def find(self, name: str) -> Stored | None: ...
+    def find(self, name: str) -> Stored | None:
+        """Return an object, or None if there is none of this name."""
+        ...
 
     def read(self, name: str, version: str | None = None) -> bytes:
-        """The bytes, checked against the service's checksum. Raises: NoSuchObject."""
+        """Return the bytes of an object, checked against the service's checksum. Raises: NoSuchObject."""
         ...
 
     def download(self, name: str, file: Path, version: str | None = None) -> None:
-        """Download an object to a file. An error may leave a part of the file. Raises: NoSuchObject."""
+        """Download an object to a file. After an error a part of the file may be there. Raises: NoSuchObject."""
 
     def write(self, name: str, data: bytes | Path, replaces: str | None = None) -> str:
-        """Returns the version written. With `replaces`, only where that version is there; the empty one means none.
+        """Write an object and return its version. With `replaces`, write only over that version; "" means no object.
 
-        Raises: Conflict.
+        Raises:
+            Conflict: another version is there.
         """
         ...
 
     def remove(self, name: str) -> None:
-        """Nothing where there is none."""
+        """Remove an object. Do nothing if there is none."""
 
 
 def is_remote(text: str) -> bool:
-    """Whether it names something in object storage, or on another kind of machine that we may not know."""
+    """Return whether a text is a URI, of object storage or of a scheme that this program does not know."""
     return _URI.match(text) is not None
 
 
 def parts_of(uri: str) -> tuple[str, str, str]:
-    """Scheme, bucket and prefix, without a slash at its end. See `open_objects`."""
+    """Return scheme, bucket and prefix of a URI, the prefix without a slash at its end. Raises as `open_objects` does."""
     match = _URI.fullmatch(uri)
     if match is None:
         raise UsageError(f"{uri}: give SCHEME://BUCKET/PREFIX.")
     scheme, bucket, prefix = match.groups()
-    if scheme not in SCHEMES:  # Not repeated either: where the credentials are in it, nobody knows.
+    if scheme not in SCHEMES:  # The rest is not shown, because it may contain credentials.
         known = ", ".join(f"{name}://BUCKET/PREFIX" for name in SCHEMES)
         raise UsageError(f"{scheme}://...: there is no storage for {scheme}://; there are local paths and {known}.")
     if re.search("[:@?]", bucket) or re.search("[@?]", prefix):
         raise UsageError(
-            f"{scheme}://...: credentials never stand in a URI, so that no '@' or '?' may be in it, no ':' in its bucket. "
+            f"{scheme}://...: credentials are not allowed in a URI, nor '@' or '?' in it, nor ':' in its bucket. "
             "Sign in once (gcloud auth application-default login, or aws configure), or give the machine an account of its "
-            "own; choose a prefix without these characters."
+            "own. Choose a prefix without these characters."
         )
     if not bucket:
-        raise UsageError(f"{uri}: there is no bucket in it; give {scheme}://BUCKET/PREFIX.")
+        raise UsageError(f"{uri}: the bucket is missing. Give {scheme}://BUCKET/PREFIX.")
     return scheme, bucket, prefix.rstrip("/")
 
 
 def refuse_credentials(*places: "str | os.PathLike[str] | None") -> None:
-    """Refuse URIs with credentials in them before anything can repeat them, in an error or in a file. Raises: UsageError."""
+    """Refuse URIs that contain credentials, before an error or a file can show them. Raises: UsageError."""
     for text in (os.fspath(place) for place in places if place is not None):
         if is_remote(text):
             parts_of(text)
 
 
 def join(uri: str, name: str) -> str:
+    """Return the URI of a name below a URI."""
     return f"{uri.rstrip('/')}/{name}" if name else uri
 
 
 def split_object(uri: str) -> tuple[str, str]:
-    """The URI of an object's folder, and its name in it."""
+    """Return the URI of an object's folder, and the object's name in it."""
     folder, _, name = uri.rstrip("/").rpartition("/")
     return folder, name
 
 
 def remove_own(objects: Objects, name: str, version: str | None = None) -> None:
-    """Remove an object that this program has written, in this version where one is given. Leave any other alone."""
+    """Remove an object, unless another program has written it, or it is of another version than the given one."""
     found = objects.find(name)
     if found and found.is_own and version in (None, found.version):
         objects.remove(name)
 
 
 def content_type(name: str) -> str:
-    """Return the content type of an object, for browsers."""
+    """Return the content type of an object by its name, for browsers."""
     found, encoding = mimetypes.guess_type(name.rpartition("/")[2])
     return found if found and not encoding else "application/octet-stream"

@@ -1,4 +1,4 @@
-"""Opens object storage by the scheme of a URI."""
+"""Opening object storage by the scheme of a URI."""
 
 from collections.abc import Callable
 
@@ -21,20 +21,20 @@ _OPENED_BY: dict[str, Callable[[str, int], Objects]] = dict(zip(SCHEMES, (_googl
 
 
 def open_objects(uri: str, *, connections: int = 32) -> Objects:
-    """The objects below SCHEME://BUCKET/PREFIX; nothing is asked of the service yet.
+    """Return the objects below SCHEME://BUCKET/PREFIX. Nothing is sent to the service yet.
 
     Raises:
-        UsageError: for an unknown scheme, no bucket, or what may be credentials in the URI, which are not repeated.
+        UsageError: the scheme is unknown, there is no bucket, or the URI may contain credentials, which are not shown.
     """
     scheme, bucket, prefix = parts_of(uri)
     return _OPENED_BY[scheme](f"{scheme}://{bucket}/{prefix}".rstrip("/"), connections)
 
 
 def is_there(uri: str) -> bool:
-    """Whether there is such an object. Raises: UsageError, where there is not even the bucket, or no permission."""
+    """Return whether there is such an object. Raises: UsageError, if there is no bucket or no permission."""
     folder, name = split_object(uri)
     objects = open_objects(folder)
     if objects.find(name):
         return True
-    next(objects.list(name), None)  # A bucket that is missing is told from an object that is missing only here.
+    next(objects.list(name), None)  # It raises if the bucket is missing, too.
     return False

@@ -1,4 +1,4 @@
-"""Amazon S3, and services that speak its language, by boto3 and its usual chain of credentials."""
+"""Amazon S3 and compatible services, used with boto3 and its usual credentials."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from job.storage.bucket.service import WRITE_ID, Passing, Service
 
 _CHUNK_BYTES = 1 << 20
 _BAD_CREDENTIALS = ("ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch", "TokenRefreshRequired")
-# Answered with a status that says that the request is wrong, and yet another try may do.
+# The status of these errors says that the request is wrong, but a retry may succeed.
 _MAY_PASS = ("BadDigest", "ConditionalRequestConflict", "IncompleteBody", "OperationAborted", "RequestTimeout")
-_USER = re.compile(r"//[^/@\s]*@")  # In the address of a service that somebody runs.
+_USER = re.compile(r"//[^/@\s]*@")  # Credentials in the address of a service that users run themselves.
 _MD5 = re.compile(r"[0-9a-f]{32}")
 
 
 class S3Objects(Service[Any]):
-    """Objects in S3. See `Objects`. A version is an ETag, which for the same bytes may be the same again."""
+    """Objects in S3. See `Objects`. A version is an ETag. The same bytes may have the same ETag."""
 
     def __init__(self, uri: str, max_connections: int) -> None:
         if find_spec("boto3") is None:
@@ -63,8 +63,8 @@ class S3Objects(Service[Any]):
 
         try:
             return self._retry(name, upload)
-        except NoSuchObject as error:  # So the service answers where a version is to be replaced and there is none.
-            raise Conflict(f"{join(self.uri, name)}: somebody else has removed it in between.") from error
+        except NoSuchObject as error:  # The answer of S3 if the version to replace does not exist.
+            raise Conflict(f"{join(self.uri, name)}: another program has removed it in the meantime.") from error
 
     def remove(self, name: str) -> None:
         self._retry(name, lambda: self._connection.delete_object(**self._at(name)))
@@ -85,14 +85,14 @@ class S3Objects(Service[Any]):
             max_pool_connections=self._max_connections,
             connect_timeout=CONNECT_TIMEOUT_S,
             read_timeout=READ_TIMEOUT_S,
-            retries={"mode": "standard", "total_max_attempts": 1},  # `_tried` knows how long, and of bodies, too.
+            retries={"mode": "standard", "total_max_attempts": 1},  # `retry` retries, also while a body is read.
         )
-        os.environ.setdefault("AWS_METADATA_SERVICE_NUM_ATTEMPTS", "3")  # Many processes ask it at once.
+        os.environ.setdefault("AWS_METADATA_SERVICE_NUM_ATTEMPTS", "3")  # Many processes ask the metadata service at once.
         session = Session()
         try:
             client = session.client("s3", config=config)
         except ValueError as error:
-            said = "AWS_ENDPOINT_URL, or the profile, gives no address that is one, like http://localhost:9000"
+            said = "AWS_ENDPOINT_URL or the profile has an invalid address. A valid one is http://localhost:9000"
             raise UsageError(f"{self.uri}: {said}.") from error
         if session.get_credentials() is None:
             raise NoCredentialsError
@@ -102,7 +102,7 @@ class S3Objects(Service[Any]):
         return {"Bucket": self._bucket_name, "Key": self._prefix + name}
 
     def _chunks(self, name: str, version: str | None) -> Iterator[bytes]:
-        """The bytes, held against the checksum that the service keeps, or else against its MD5 where it has one."""
+        """Yield the bytes of an object. Check them against the checksum of the service, or its MD5 if it has no checksum."""
         from botocore.exceptions import ChecksumError
         from botocore.httpchecksum import StreamingChecksumBody
 
@@ -147,7 +147,7 @@ class S3Objects(Service[Any]):
         if code == "NoSuchBucket":
             return UsageError(f"{where}: there is no bucket s3://{self._bucket_name}.")
         if status == 412 and error.operation_name == "PutObject":
-            return Conflict(f"{where}: somebody else has written it in between.")
+            return Conflict(f"{where}: another program has written it in the meantime.")
         if status in (404, 412):
             return NoSuchObject(f"{where}: there is no such object.")
         if status in (408, 429, 500, 502, 503, 504) or code in _MAY_PASS:
@@ -160,7 +160,7 @@ def _version(answer: Any) -> str:
 
 
 def _is_md5(answer: Any) -> bool:
-    """Whether its ETag is the MD5 of its bytes: not so for uploads in parts, nor under keys of the user's own."""
+    """Return whether an ETag is the MD5 of the bytes. It is not after uploads in parts or with the user's own keys."""
     is_plain = answer.get("ServerSideEncryption") in (None, "AES256") and "SSECustomerAlgorithm" not in answer
     return is_plain and _MD5.fullmatch(_version(answer)) is not None
 

@@ -35,14 +35,14 @@ from job.storage.ledger import MARK, TEMPORARY, ScratchLedger, is_inside
 from job.storage.workdir import Workdir
 
 MANIFEST = ".manifest.json"
-_LAST = "model/model.json"  # Whoever sees a new one finds the files that it names.
-_EDITED = "label_issues.csv"  # Its user may write into it, and keeps what was written.
+_LAST = "model/model.json"  # Uploaded last, so that a reader of it finds the files that it names.
+_EDITED = "label_issues.csv"  # Users may edit it, and their edits are kept.
 _OF_THIS_MACHINE = (LEASE, MARK, ".secret")
 _CHECKPOINTS, _LOGS = "checkpoints/", "logs/"
 _CHECKPOINT = re.compile(r"checkpoints/\w+/\d{10}-[0-9a-f]{64}/(arrays\.npy|state\.json)")
 _SCHEMA = 2
-_READ_WHOLE_BYTES = 32 * 2**20  # Logs grow while they are read; what is larger never changes.
-_Look = tuple[int, int, int]  # Size, time and number of a file.
+_READ_WHOLE_BYTES = 32 * 2**20  # Logs may grow while they are read. Larger files never change.
+_Look = tuple[int, int, int]  # Size, modification time and inode of a file.
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class _File:
     """A line of the manifest."""
 
     version: str
-    sha256: str  # Empty where it is not known.
+    sha256: str  # Empty if it is not known.
     num_bytes: int
 
 
@@ -70,10 +70,10 @@ class BucketWorkdir(Workdir):
         super().__init__(root, is_glance=is_glance)
         self.objects, self.ledger = objects, ScratchLedger(root)
         self._files: dict[str, _File] = {}
-        self._removed: dict[str, str] = {}  # The version of each object that is to go.
+        self._removed: dict[str, str] = {}  # Objects to remove, with their versions.
         self._absent: set[str] = set()  # Checkpoints in the manifest that were not downloaded yet.
         self._version = ""
-        self._known: dict[str, tuple[_Look, str]] = {}  # The SHA-256 that a file of this look has.
+        self._known: dict[str, tuple[_Look, str]] = {}  # The SHA-256 of a file, valid while its look is the same.
         self._lock = threading.RLock()
         self._bucket_lease: ObjectLease | None = None
 
@@ -83,7 +83,7 @@ class BucketWorkdir(Workdir):
         return self.objects.uri
 
     def check(self, config_file: Path | None, environ: Mapping[str, str]) -> None:  # noqa: ARG002
-        """Refuse a prefix that holds somebody else's objects. Raises: UsageError, StorageFailed."""
+        """Refuse a prefix with objects that the job did not make. Raises: UsageError, StorageFailed."""
         claim.check_bucket(self.objects)
 
     def is_claimed(self) -> bool:
@@ -91,7 +91,7 @@ class BucketWorkdir(Workdir):
         return self.objects.find(MARK) is not None
 
     def is_version_1(self) -> bool:
-        """Return whether version 0.1 has written the prefix. Raises: UsageError, where there is not even a bucket."""
+        """Return whether version 0.1 has written a prefix without the mark. Raises: UsageError, if there is no bucket."""
         return self._has_manifest()
 
     @contextmanager
@@ -122,13 +122,13 @@ class BucketWorkdir(Workdir):
         """Take the lease in the bucket and download the files. The owner before this one cannot commit any more.
 
         Raises:
-            TryAgainLater: where its owner is alive.
+            TryAgainLater: its owner is alive.
         """
         self._bucket_lease = acquire(self.objects, tell, check_stop)
         with self._lock:
             self._read_manifest()
             there = self._forget_replaced()
-            # Checkpoints of a run that was killed before it could commit them.
+            # A run that was killed before it could commit has left these checkpoints.
             left = {n: version for n, version in there.items() if n not in self._files and _CHECKPOINT.fullmatch(n)}
             self._removed |= left
             self._write_manifest()
@@ -138,7 +138,7 @@ class BucketWorkdir(Workdir):
         """Upload what has changed, and name it in the manifest.
 
         Raises:
-            TryAgainLater: where another run has taken the directory over; nothing is committed then.
+            TryAgainLater: another run has taken the directory over, and nothing was committed.
         """
         with self._lock, storage_errors(self.root):
             names = set(self._local_names())
@@ -196,7 +196,7 @@ class BucketWorkdir(Workdir):
         return self.objects.find(MANIFEST) is not None
 
     def _forget_replaced(self) -> dict[str, str]:
-        """Drop files whose objects are not of the version in the manifest. Returns the versions that there are, by name."""
+        """Drop files whose objects have another version than in the manifest. Return the versions in the bucket, by name."""
         there = {found.name: found.version for found in self.objects.list()}
         for name, file in list(self._files.items()):
             version = there.get(name)
@@ -207,8 +207,7 @@ class BucketWorkdir(Workdir):
         return there
 
     def _upload_all(self, names: Sequence[str]) -> dict[str, _File]:
-        """Upload files. What replaces an object comes last: a run that is ended before it commits leaves that file without
-        its object."""
+        """Upload files, new names first. If a run is killed before it commits, the files that it replaced are lost."""
         uploaded: dict[str, _File] = {}
         replaced = [name for name in names if name in self._files and name != _LAST]
         new = [name for name in names if name not in self._files and name != _LAST]
@@ -246,12 +245,12 @@ class BucketWorkdir(Workdir):
         except Conflict as error:
             raise self._taken_over() from error
         each(lambda name: remove_own(self.objects, name, self._removed[name]), list(self._removed))
-        self._removed.clear()  # The next manifest will know.
+        self._removed.clear()  # They are missing in the next manifest.
 
     def _read_manifest(self) -> None:
         text = None
         while text is None and (found := self.objects.find(MANIFEST)):
-            with suppress(NoSuchObject):  # Written again in between.
+            with suppress(NoSuchObject):  # It was replaced in the meantime.
                 text = self.objects.read(MANIFEST, found.version)
         try:
             manifest: Any = json.loads(text) if text else {"schema": _SCHEMA, "files": {}, "removed": {}}
@@ -263,11 +262,11 @@ class BucketWorkdir(Workdir):
             self._removed, self._version = dict(manifest["removed"]), found.version if found else ""
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise StorageFailed(
-                f"{join(self.objects.uri, MANIFEST)}: not a manifest that this version reads. Give another --out."
+                f"{join(self.objects.uri, MANIFEST)}: this is not a manifest that this version can read. Give another --out."
             ) from error
 
     def _fetch(self, name: str) -> bool:
-        """Whether the file is there now; not where its object has been written over."""
+        """Download a file if it is missing. Return False if its object was replaced."""
         file, path = self._files[name], self.path(name)
         if path.is_file() and path.stat().st_size == file.num_bytes and self._digest(name) == file.sha256:
             return True
@@ -282,7 +281,7 @@ class BucketWorkdir(Workdir):
         return False
 
     def _digest(self, name: str) -> str:
-        """Return the digest of a file; computed once for each size and time of the file."""
+        """Return the SHA-256 of a file, which is computed again only after a change of its size or time."""
         path = self.path(name)
         look, digest = self._known.get(name, (None, ""))
         if look != (now := _look(path)):
@@ -295,11 +294,11 @@ class BucketWorkdir(Workdir):
         try:
             num_bytes = _look(self.path(name))[0]
             return known is None or known.num_bytes != num_bytes or self._digest(name) != known.sha256
-        except FileNotFoundError:  # Gone since it was listed.
+        except FileNotFoundError:  # It was removed since it was listed.
             return False
 
     def _upload(self, name: str) -> _File | None:
-        """Upload a file. Return None where it has gone meanwhile."""
+        """Upload a file. Return None if it was removed in the meantime."""
         path = self.path(name)
         try:
             data: bytes | Path = path.read_bytes() if path.stat().st_size < _READ_WHOLE_BYTES else path
@@ -311,12 +310,11 @@ class BucketWorkdir(Workdir):
         return _File(version, digest, num_bytes)
 
     def _write(self, name: str, data: bytes | Path, before: str) -> str:
-        """Write an object over the version that the manifest has, or over what a run has left that ended before it
-        committed.
+        """Replace the version in the manifest, or the object of a run that was killed before it committed.
 
         Raises:
-            TryAgainLater: where a run has the lease that has taken this one over.
-            UsageError: where somebody else's object has the name.
+            TryAgainLater: another run has taken the directory over.
+            UsageError: an object that the job did not make has the name.
         """
         try:
             return self.objects.write(name, data, before)
@@ -334,7 +332,7 @@ class BucketWorkdir(Workdir):
             return self.objects.write(name, data, found.version if found else "")
 
     def _set_aside(self, name: str) -> None:
-        """Keep an object that its user has edited under a name that nobody uses."""
+        """Copy an edited object to a name that is free."""
         stem, _, suffix = name.rpartition(".")
         for number in count(1):
             with suppress(Conflict):
