@@ -71,7 +71,7 @@ def existing_workdir(out: str) -> Workdir:
 
 def check(context: Context, session: Session) -> None:
     """Refuse an output, or a cache.dir, that does not belong to the job. Write nothing. Raises: UsageError."""
-    context.workdir.check(session.config_file, session.environ)
+    context.workdir.check(session)
     context.cache.check()
 
 
@@ -118,7 +118,7 @@ def owned(context: Context, session: Session) -> Iterator[None]:
     workdir = context.workdir
     check(context, session)
     try:
-        workdir.acquire(context.telemetry.line, context.stop.check, session.config_file, session.environ)
+        workdir.acquire(context.telemetry.line, session)
         workdir.clean()
         if context.telemetry.keeps_log:
             workdir.begin_log()

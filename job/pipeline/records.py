@@ -94,7 +94,7 @@ class Records:
 
     def _is_intact(self, store: str) -> bool:
         assert self._cache is not None
-        if self._workdir.is_glance and self._cache.objects:
+        if self._workdir.lease is None and self._cache.objects:
             return is_listed(self._cache, store)  # A dry run does not download stores, which may be large.
         complete(self._cache, store)
         return ArrayStore.is_intact(self._cache.path(store))

@@ -5,13 +5,14 @@ knows which names belong to the job. Anything else in the directory is never rep
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Self
 
 from job.console.places import refused_at_start
 from job.errors import JobError
+from job.runtime.session import Session
 from job.storage import claim, lease
 from job.storage.bucket.objects import Objects
 from job.storage.files import (
@@ -37,14 +38,14 @@ class Workdir:
 
     This is the form on this machine. The form in a bucket is `BucketWorkdir`, which overrides the methods up to `close`.
     Only that one has `objects`, the client of the bucket. With a `lease`, files get, change and lose their final names only
-    while the lease is held. `is_glance` says that the directory is only read.
+    while the lease is held. Without one, the directory is only read.
     """
 
     _dead_after_s = lease.DEAD_AFTER_S
     objects: Objects | None = None
 
-    def __init__(self, root: Path, *, is_glance: bool = False) -> None:
-        self.root, self.is_glance = root, is_glance
+    def __init__(self, root: Path) -> None:
+        self.root = root
         self.lease: lease.Lease | None = None
         self.ledger = Ledger(root)
 
@@ -53,10 +54,10 @@ class Workdir:
         """The name of the directory that its user knows: the path, or the URI in a bucket."""
         return str(self.root)
 
-    def check(self, config_file: Path | None, environ: Mapping[str, str]) -> None:
+    def check(self, session: Session) -> None:
         """Refuse a directory with files that the job did not make. Raises: UsageError, StorageFailed."""
         with storage_errors(self.root), refused_at_start(f"--out {self.uri}", self.root):
-            claim.check(self.root, self.uri, config_file=config_file, environ=environ)
+            claim.check(self.root, self.uri, config_file=session.config_file, environ=session.environ)
 
     def is_claimed(self) -> bool:
         """Return whether the directory has the job's mark."""
@@ -66,18 +67,11 @@ class Workdir:
         """Return whether version 0.1 has written a directory without the mark."""
         return claim.is_version_1(self.root)
 
-    @contextmanager
-    def glance(self) -> Iterator[Self]:
-        """Give the directory for reading only."""
-        yield type(self)(self.root, is_glance=True)
+    def glance(self) -> AbstractContextManager[Self]:
+        """Give the directory, or a copy of it, for reading only."""
+        return nullcontext(self)
 
-    def acquire(
-        self,
-        tell: Callable[[str], None],
-        check_stop: Callable[[], None],
-        config_file: Path | None,
-        environ: Mapping[str, str],
-    ) -> None:
+    def acquire(self, tell: Callable[[str], None], session: Session) -> None:
         """Claim the directory and take its lease. `close` gives the lease back.
 
         Raises:
@@ -86,11 +80,11 @@ class Workdir:
             StorageFailed, Stopped.
         """
         with storage_errors(self.root), refused_at_start(f"--out {self.uri}", self.root, writing=True):
-            self._claim(config_file, environ)
-            self.lease = lease.acquire(self.root, tell, check_stop, self._dead_after_s, self.uri)
+            self._claim(session)
+            self.lease = lease.acquire(self.root, tell, session.stop.check, self._dead_after_s, self.uri)
 
-    def _claim(self, config_file: Path | None, environ: Mapping[str, str]) -> None:
-        claim.claim(self.root, self.uri, config_file=config_file, environ=environ)
+    def _claim(self, session: Session) -> None:
+        claim.claim(self.root, self.uri, config_file=session.config_file, environ=session.environ)
 
     def commit(self) -> None:
         """Make everything written so far last. Raises: TryAgainLater, StorageFailed."""

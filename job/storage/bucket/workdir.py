@@ -15,7 +15,7 @@ import re
 import stat
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from job.errors import StorageFailed, TryAgainLater, UsageError
+from job.runtime.session import Session
 from job.storage import claim
 from job.storage.bucket.downloads import fetch
 from job.storage.bucket.lease import ObjectLease, acquire
@@ -66,8 +67,8 @@ class BucketWorkdir(Workdir):
     _dead_after_s = 15.0
     objects: Objects
 
-    def __init__(self, root: Path, objects: Objects, *, is_glance: bool = False) -> None:
-        super().__init__(root, is_glance=is_glance)
+    def __init__(self, root: Path, objects: Objects) -> None:
+        super().__init__(root)
         self.objects, self.ledger = objects, ScratchLedger(root)
         self._files: dict[str, _File] = {}
         self._removed: dict[str, str] = {}  # Objects to remove, with their versions.
@@ -82,7 +83,7 @@ class BucketWorkdir(Workdir):
         """The URI of the prefix."""
         return self.objects.uri
 
-    def check(self, config_file: Path | None, environ: Mapping[str, str]) -> None:  # noqa: ARG002
+    def check(self, session: Session) -> None:  # noqa: ARG002
         """Refuse a prefix with objects that the job did not make. Raises: UsageError, StorageFailed."""
         claim.check_bucket(self.objects)
 
@@ -92,29 +93,23 @@ class BucketWorkdir(Workdir):
 
     def is_version_1(self) -> bool:
         """Return whether version 0.1 has written a prefix without the mark. Raises: UsageError, if there is no bucket."""
-        return self._has_manifest()
+        next(self.objects.list(), None)  # It raises if there is no bucket.
+        return self.objects.find(MANIFEST) is not None
 
     @contextmanager
     def glance(self) -> Iterator[Self]:
         """Give a copy in a temporary folder, without checkpoints and stores, for reading only."""
         with tempfile.TemporaryDirectory() as folder:
-            copy = type(self)(Path(folder), self.objects, is_glance=True)
-            if copy._has_manifest():
-                copy.refresh()
+            copy = type(self)(Path(folder), self.objects)
+            copy.refresh()
             yield copy
 
-    def acquire(
-        self,
-        tell: Callable[[str], None],
-        check_stop: Callable[[], None],
-        config_file: Path | None,
-        environ: Mapping[str, str],
-    ) -> None:
+    def acquire(self, tell: Callable[[str], None], session: Session) -> None:
         """Claim the prefix, take its lease, and download what it holds. Raises as `Workdir.acquire` does."""
-        super().acquire(tell, check_stop, config_file, environ)
-        self.take_over(tell, check_stop)
+        super().acquire(tell, session)
+        self.take_over(tell, session.stop.check)
 
-    def _claim(self, config_file: Path | None, environ: Mapping[str, str]) -> None:  # noqa: ARG002
+    def _claim(self, session: Session) -> None:  # noqa: ARG002
         claim.claim_bucket(self.objects)
         self.root.mkdir(parents=True, exist_ok=True)
 
@@ -190,10 +185,6 @@ class BucketWorkdir(Workdir):
             return self._token.encode() in self.objects.read(LEASE)
         except NoSuchObject:
             return False
-
-    def _has_manifest(self) -> bool:
-        next(self.objects.list(), None)  # It raises where there is no bucket.
-        return self.objects.find(MANIFEST) is not None
 
     def _forget_replaced(self) -> dict[str, str]:
         """Drop files whose objects have another version than in the manifest. Return the versions in the bucket, by name."""
