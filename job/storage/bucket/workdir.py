@@ -26,8 +26,8 @@ from typing import Any, Self
 from job.errors import StorageFailed, TryAgainLater, UsageError
 from job.runtime.session import Session
 from job.storage import claim
+from job.storage.bucket import lease as bucket_lease
 from job.storage.bucket.downloads import fetch
-from job.storage.bucket.lease import ObjectLease, acquire
 from job.storage.bucket.objects import Conflict, NoSuchObject, Objects, join, remove_own
 from job.storage.bucket.parallel import each
 from job.storage.files import digest_of_file, storage_errors
@@ -76,7 +76,7 @@ class BucketWorkdir(Workdir):
         self._version = ""
         self._known: dict[str, tuple[_Look, str]] = {}  # The SHA-256 of a file, valid while its look is the same.
         self._lock = threading.RLock()
-        self._bucket_lease: ObjectLease | None = None
+        self._bucket_lease: bucket_lease.ObjectLease | None = None
 
     @property
     def uri(self) -> str:
@@ -119,7 +119,7 @@ class BucketWorkdir(Workdir):
         Raises:
             TryAgainLater: its owner is alive.
         """
-        self._bucket_lease = acquire(self.objects, tell, check_stop)
+        self._bucket_lease = bucket_lease.acquire(self.objects, tell, check_stop)
         with self._lock:
             self._read_manifest()
             there = self._forget_replaced()
