@@ -1,23 +1,6 @@
 """Opening object storage by the scheme of a URI."""
 
-from collections.abc import Callable
-
-from job.storage.bucket.objects import SCHEMES, Objects, parts_of, split_object
-
-
-def _google(uri: str, connections: int) -> Objects:
-    from job.storage.bucket.google import GoogleObjects
-
-    return GoogleObjects(uri, connections)
-
-
-def _s3(uri: str, connections: int) -> Objects:
-    from job.storage.bucket.s3 import S3Objects
-
-    return S3Objects(uri, connections)
-
-
-_OPENED_BY: dict[str, Callable[[str, int], Objects]] = dict(zip(SCHEMES, (_google, _s3), strict=True))
+from job.storage.bucket.objects import Objects, parts_of, split_object
 
 
 def open_objects(uri: str, *, connections: int = 32) -> Objects:
@@ -27,7 +10,14 @@ def open_objects(uri: str, *, connections: int = 32) -> Objects:
         UsageError: the scheme is unknown, there is no bucket, or the URI may contain credentials, which are not shown.
     """
     scheme, bucket, prefix = parts_of(uri)
-    return _OPENED_BY[scheme](f"{scheme}://{bucket}/{prefix}".rstrip("/"), connections)
+    uri = f"{scheme}://{bucket}/{prefix}".rstrip("/")
+    if scheme == "gs":
+        from job.storage.bucket.google import GoogleObjects
+
+        return GoogleObjects(uri, connections)
+    from job.storage.bucket.s3 import S3Objects
+
+    return S3Objects(uri, connections)
 
 
 def is_there(uri: str) -> bool:
