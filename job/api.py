@@ -94,7 +94,7 @@ def plan(
     """Return which stages `run` would run, and why. Writes nothing, and downloads no weights. Raises as `run` does."""
     session = session or Session()
     settings = _config(config)
-    Cluster.from_environ(session.environ)  # For its errors.
+    Cluster.from_environ(session.environ)  # It raises if they are wrong.
     given = _workdir(data, out, labels, settings, session)
     output.check(Context(given, Telemetry(None), caching=settings.cache), session)
     with given.glance() as workdir:
@@ -190,7 +190,7 @@ def report(out: Place, *, session: Session | None = None) -> Result:
     """Write the report of a run again, from the files that its stages have left.
 
     Raises:
-        UsageError: `out` is not the output of a run, or holds results that do not belong together.
+        UsageError: `out` is not the output of a run, or holds a mix of results of several runs.
         TryAgainLater, StorageFailed.
     """
     from job.stages.report import report as draw
@@ -247,7 +247,7 @@ def _config(given: Settings, *, checks_backbone: bool = True) -> Config:
         config = Config.load(None if given is None else Path(place("config", os.fspath(given))))
     for name in PLACES:
         path: str | None = attrgetter(name)(config)
-        _place(name, path)  # A configuration made in Python has not been looked at yet.
+        _place(name, path)  # A configuration made in Python was not checked yet.
         refuse_credentials(path)
     if checks_backbone and (mistakes := backbones.check(config.backbone)):
         raise UsageError("The configuration has mistakes:", *(f"  {mistake}" for mistake in mistakes))
@@ -265,7 +265,7 @@ def _context(workdir: Workdir, config: Config, session: Session, *, logs: bool =
 
 
 def _workdir(data: Place, out: Place, labels: Place | None, config: Config, session: Session, worker: int = 0) -> Workdir:
-    """Return the output directory, refused where it and the inputs do not go together."""
+    """Return the output directory. Raises: UsageError, if it overlaps with an input."""
     refuse_credentials(data, labels, out)
     source = _place("--data", data)
     folders, files = [config.intake.tfds_dir], [_place("--labels", labels), str(session.config_file or "") or None]

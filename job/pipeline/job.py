@@ -43,7 +43,7 @@ class Artifact(Protocol):
 class Job:
     """The state of a run. `done` are the stages of this run that are up to date, in order.
 
-    `exports` says whether this run is meant to come to a model.
+    `exports` says whether this run is meant to export a model.
     """
 
     def __init__(

@@ -15,7 +15,7 @@ from job.pipeline.table import STAGES
 
 @dataclass(frozen=True)
 class Step:
-    """A line of the plan: whether a stage runs, and why. `is_current` if the files of its last run are still valid."""
+    """A line of the plan: whether a stage runs, and why. `is_current` says that the files of its last run are valid."""
 
     stage: str
     runs: bool

@@ -188,7 +188,7 @@ def in_service(workdir: Workdir) -> str:
     published = Published.load(workdir)
     if not published.has_model or not published.attempt:
         return ""
-    line = f"In service stays the model in {workdir.shown('model')}"
+    line = f"The earlier model stays published: {workdir.shown('model')}"
     now, then = (_held_out(path) for path in (workdir.path(f"{ATTEMPT}/predictions.parquet"), _predictions(workdir)))
     if not then:
         return f"{line}."

@@ -27,7 +27,7 @@ class Record(Timing):
 
 
 def read_run(workdir: Workdir) -> Run | None:
-    """Return the description of the run in run.json; None where it is missing or damaged."""
+    """Return the description of the run in run.json; None if it is missing or damaged."""
     return read_sealed(workdir, _RUN)
 
 

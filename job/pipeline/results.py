@@ -98,7 +98,7 @@ def raise_if_refused(job: Job) -> None:
         place = publishing.place(job.workdir)
         page, table = (job.workdir.shown(f"{place}{name}") for name in ("report.html", "examples.parquet"))
         lines = [line for refusal in refusals for line in refusal.lines]
-        lines.append(f"Every file is listed in {table}. The page shows all of it: {page}")
+        lines.append(f"Every file is listed in {table}. The report shows all of it: {page}")
         raise DataUnusable(*lines, *filter(None, [publishing.in_service(job.workdir)]))
 
 

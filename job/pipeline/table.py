@@ -17,7 +17,8 @@ class Stage:
     `settings`: the settings that the outcome depends on, as names that `job.pipeline.settings` knows.
     `artifact`: the class in `job.stages.NAME` that loads the outcome of an earlier run.
     `outputs`: files and folders in the output directory, checked by digest.
-    `reads_stores_of`: stages whose stores in the cache this one reads. A missing store is made again only for a reader.
+    `reads_stores_of`: stages whose stores in the cache this one reads. A missing store is made again before
+    such a stage runs.
     `public`: files that are published for users, by their public name. A later stage's file replaces an earlier one's.
     `is_shared`: all workers run this stage at the same time. Other stages run on the chief alone.
     `needs_devices`: all workers compute with the backbone on their GPUs or CPUs.

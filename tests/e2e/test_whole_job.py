@@ -174,7 +174,7 @@ def test_run_that_stops_early_leaves_the_model_in_service_and_what_it_saw_beside
     assert 'id="results"' not in (copy_of_run / "attempt" / "report.html").read_text()
     looked_at, last = done.stdout.splitlines()
     assert "files looked at. Report: " in looked_at and "attempt/report.html" in looked_at
-    assert last.startswith("In service stays the model in ") and "accuracy" in last
+    assert last.startswith("The earlier model stays published: ") and "accuracy" in last
     back = run_job("run", "--data", painted, "--out", copy_of_run, *quick_settings())
     assert back.returncode == 0 and not (copy_of_run / "attempt").exists(), back.stderr
 
@@ -248,7 +248,7 @@ def test_quality_gate_that_is_not_met_ends_with_3_and_exports_nothing(copy_of_ru
     assert done.returncode == 3, done.stderr
     assert "evaluate.min_accuracy = 1.0 was not met" in done.stderr
     assert not (copy_of_run / "attempt" / "model").exists() and (copy_of_run / "attempt" / "report.html").exists()
-    assert (copy_of_run / "model").exists() and "In service stays the model" in done.stderr
+    assert (copy_of_run / "model").exists() and "The earlier model stays published" in done.stderr
     assert "the same ones" in done.stderr
     again = run_job("run", "--data", painted, "--out", copy_of_run, *settings)
     assert again.returncode == 3 and "runs" not in again.stderr
