@@ -6,8 +6,8 @@ is known for every file whether the job made it: an announced file is the job's 
 others. Names are relative to the directory, which may therefore be moved or copied. The mark contains the ledger twice, so
 that one copy survives a flipped bit.
 
-Some files need no line. Shards and checkpoints have the SHA-256 of their content in their names, and everything in `.tmp/`
-is the job's.
+Some files need no line. Shards and checkpoints have the SHA-256 of their content in their names, everything in `.tmp/` is
+the job's, and logs are only appended to.
 """
 
 import json
@@ -222,7 +222,7 @@ class ScratchLedger(Ledger):
 
 
 def _parsed(text: bytes) -> _Content | None:
-    """Return the content of a mark, or None where it is damaged."""
+    """Return the content of a mark, or None if it is damaged."""
     with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
         content = json.loads(text)
         if content.pop("sha256") == _checksum(content):

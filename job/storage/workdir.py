@@ -38,7 +38,7 @@ class Workdir:
 
     This is the form on this machine. The form in a bucket is `BucketWorkdir`, which overrides the methods up to `close`.
     Only that one has `objects`, the client of the bucket. With a `lease`, files get, change and lose their final names only
-    while the lease is held. Without one, the directory is only read.
+    while the lease is held. A dry run has none, and only reads.
     """
 
     _dead_after_s = lease.DEAD_AFTER_S

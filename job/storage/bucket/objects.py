@@ -36,7 +36,7 @@ class NoSuchObject(StorageFailed):
 
 
 class Conflict(StorageFailed):
-    """Somebody else has written in between."""
+    """Another program has written the object in the meantime."""
 
 
 class Objects(Protocol):

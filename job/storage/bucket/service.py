@@ -12,7 +12,7 @@ from job.errors import StorageFailed
 from job.storage.bucket.objects import RETRY_FOR_S, Conflict, Stored, parts_of
 from job.storage.files import own_mark
 
-WRITE_ID = "transfer-job-write"  # The name, in an object's metadata, of the id of the write that made the object.
+WRITE_ID = "transfer-job-write"  # The key, in an object's metadata, for the id of the write.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 4.0
 Connection = TypeVar("Connection")
 Result = TypeVar("Result")
@@ -59,7 +59,7 @@ class Service(ABC, Generic[Connection]):
         self._retry("", lambda: self._connection)
 
     def find(self, name: str) -> Stored | None:
-        """Return an object, or None where there is none."""
+        """Return an object, or None if there is none."""
         found = self._look_up(name)
         return found[0] if found else None
 

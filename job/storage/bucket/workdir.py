@@ -198,7 +198,7 @@ class BucketWorkdir(Workdir):
         return there
 
     def _upload_all(self, names: Sequence[str]) -> dict[str, _File]:
-        """Upload files, new names first. If a run is killed before it commits, the files that it replaced are lost."""
+        """Upload files, replacements last: if the run is killed before it commits, a replaced file no longer counts."""
         uploaded: dict[str, _File] = {}
         replaced = [name for name in names if name in self._files and name != _LAST]
         new = [name for name in names if name not in self._files and name != _LAST]
