@@ -139,7 +139,7 @@ def test_directory_whose_mark_says_nothing_is_refused_and_stays(workdir, text):
     publish(workdir, b"1")
     workdir.path(MARK).write_bytes(text)
     again = Workdir(workdir.root)
-    with pytest.raises(UsageError, match=r"which files beside it this job has made: model\..*another --out"):
+    with pytest.raises(UsageError, match=r"whether this job made the files beside it: model\..*another --out"):
         publish(again, b"2")
     assert workdir.path("model/weights").read_bytes() == b"1" and workdir.path(MARK).read_bytes() == text
 
