@@ -118,7 +118,7 @@ def rank(
     A backbone without a size of its own is tried at each of `image_sizes`, in pixels.
 
     Raises:
-        UsageError, DataUnusable, StorageFailed, Diverged: no backbone at all could be ranked.
+        UsageError, DataUnusable, StorageFailed, Diverged: if no backbone at all could be ranked.
     """
     from job.ranking.candidates import candidates, recommended
     from job.ranking.rank import rank as rank_candidates
@@ -165,8 +165,8 @@ def predict(
     that predict did not write.
 
     Raises:
-        UsageError: there is no such model, or `out` must not be written. This is checked before any photo is read.
-        DataUnusable: there is not a single photo.
+        UsageError: if there is no such model, or `out` must not be written. This is checked before any photo is read.
+        DataUnusable: if there is not a single photo.
         StorageFailed, Stopped.
     """
     from job.serving.predict import predict as label_photos

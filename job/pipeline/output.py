@@ -26,7 +26,7 @@ def make_workdir(
     `folders` and `files` are the inputs of the run; None stands for an option that was not given.
 
     Raises:
-        UsageError: an input folder is inside the output, the output is inside an input folder, or an input file in the
+        UsageError: if an input folder is inside the output, the output is inside an input folder, or an input file in the
             output has a name that the job writes itself.
     """
     refuse_nested(out, "--out", folders)
@@ -44,7 +44,7 @@ def refuse_nested(place: str, option: str, folders: Sequence[str | None]) -> Non
     """Refuse a place to write to that is inside one of these input folders, or contains one.
 
     Raises:
-        UsageError: the message names both, and a place to give instead.
+        UsageError: if it does. The message names both, and a place to give instead.
     """
     for folder in filter(None, folders):
         if _lies_in(place, folder) or _lies_in(folder, place):
@@ -111,8 +111,8 @@ def owned(context: Context, session: Session) -> Iterator[None]:
     At the end of the block everything is made to last, also if the block ends with an error about the data or the model.
 
     Raises:
-        UsageError: the output does not belong to the job.
-        TryAgainLater: another run works in it.
+        UsageError: if the output does not belong to the job.
+        TryAgainLater: if another run works in it.
         StorageFailed, Stopped.
     """
     workdir = context.workdir

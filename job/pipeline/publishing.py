@@ -64,8 +64,8 @@ def publish(workdir: Workdir, done: Collection[str]) -> None:
     """Publish the files of the stages in `done`, which are up to date.
 
     Raises:
-        StorageFailed, TryAgainLater: the set could not be written. The one before stays published.
-        UsageError: a file that the job did not make is in the way of a copy. The set is published all the same.
+        StorageFailed, TryAgainLater: if the set could not be written. The one before stays published.
+        UsageError: if a file that the job did not make is in the way of a copy. The set is published all the same.
     """
     sources, before = _sources(workdir, done), Published.load(workdir)
     digests = {name: _digest(source) for name, source in sources.items()}
@@ -90,7 +90,7 @@ def keep_room(context: Context, num_parameters: int) -> None:
     four bytes for each parameter. If the file system has links, the first two share their bytes.
 
     Raises:
-        StorageFailed: the disk does not have so much room.
+        StorageFailed: if the disk does not have so much room.
     """
     root, needed = context.workdir.root, 3 * 2 * 4 * num_parameters
     if needed > free_bytes(root):

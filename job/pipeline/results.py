@@ -44,7 +44,7 @@ class Result:
         """A table of every photo of the test set with the probabilities of both models.
 
         Raises:
-            FileNotFoundError: nothing was trained.
+            FileNotFoundError: if nothing was trained.
         """
         return pq.read_table(self._path("predictions.parquet"))
 

@@ -27,10 +27,10 @@ def run(job: Job, stop_after: str | None, session: Session, command: Sequence[st
     `command` is what people type to make the run again.
 
     Raises:
-        TryAgainLater: another run works in the same directory.
-        DataUnusable: the data cannot be trained on as it is. The report is written before.
-        GateNotMet: the model is not good enough, so nothing is exported. The report is written before.
-        JobError: an error of a stage.
+        TryAgainLater: if another run works in the same directory.
+        DataUnusable: if the data cannot be trained on as it is. The report is written before.
+        GateNotMet: if the model is not good enough, so nothing is exported. The report is written before.
+        JobError: if a stage fails.
     """
     with owned(job.context, session):
         publishing.finish(job.workdir)

@@ -22,7 +22,7 @@ def assist(job: Job, stop_after: str | None = None) -> None:
     """Do this worker's part of a run until the chief has finished everything.
 
     Raises:
-        JobError: the error of the chief, or of this worker.
+        JobError: if the chief or this worker fails.
     """
     context, cluster = job.context, job.cluster
     trains = any(STAGES[name].needs_devices for name in wanted(stop_after))

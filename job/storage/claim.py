@@ -29,8 +29,8 @@ def claim(root: Path, out: str, *, config_file: Path | None = None, environ: Map
     """Claim a folder for the job: write the mark if it is missing.
 
     Raises:
-        UsageError: the folder holds files that the job did not make, so nothing was written; or its file system lacks what
-            a run needs.
+        UsageError: if the folder holds files that the job did not make (nothing was written then), or if its file system
+            lacks what a run needs.
         OSError.
     """
     check(root, out, config_file=config_file, environ=environ)
@@ -45,7 +45,7 @@ def check(root: Path, out: str, *, config_file: Path | None = None, environ: Map
     """Refuse a folder with files that the job did not make. The configuration file and the program's own log may be in it.
 
     Raises:
-        UsageError: the message names some of the files, and an option to type instead.
+        UsageError: if there are any. The message names some of them, and an option to type instead.
         OSError.
     """
     if is_claimed(root) or not root.is_dir():
@@ -156,8 +156,8 @@ def _try_renames(root: Path, out: str) -> None:
     """Try to rename a folder, which publishing needs at the end of a run.
 
     Raises:
-        UsageError: the file system cannot rename a folder.
-        OSError: the file system cannot be written to.
+        UsageError: if the file system cannot rename a folder.
+        OSError: if the file system cannot be written to.
     """
     tried, renamed = (root / TEMPORARY / own_mark() for _ in range(2))
     tried.mkdir(parents=True)

@@ -34,7 +34,7 @@ def writing(final: Path, temporary: Path, needed_bytes: int | None = None, held:
     Both paths must be on one file system.
 
     Raises:
-        StorageFailed: the file could not be written. The old one, if any, is untouched.
+        StorageFailed: if the file could not be written. The old one, if any, is untouched.
     """
     with storage_errors(final, needed_bytes):
         temporary.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ def open_own(path: Path, flags: int) -> int:
     """Open a file of the job and return the descriptor. The file must be a regular file and no link.
 
     Raises:
-        UsageError: something else has the name.
+        UsageError: if something else has the name.
         OSError.
     """
     try:

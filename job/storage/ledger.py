@@ -66,7 +66,7 @@ class Ledger:
         """Announce files that are about to be written. `files` maps their names to the SHA-256 of their content.
 
         Raises:
-            UsageError: a file that the job did not make has one of the names.
+            UsageError: if a file that the job did not make has one of the names.
         """
         with self._lock:
             new = {name: digest for name, digest in files.items() if name not in self._ours()}
@@ -104,7 +104,7 @@ class Ledger:
         """Make sure that a log file is the job's. Create an empty one if there is none.
 
         Raises:
-            UsageError: a file that the job did not make has the name.
+            UsageError: if a file that the job did not make has the name.
         """
         with self._lock:
             if name in self._ours():

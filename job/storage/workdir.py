@@ -75,8 +75,8 @@ class Workdir:
         """Claim the directory and take its lease. `close` gives the lease back.
 
         Raises:
-            UsageError: it holds files that the job did not make, or its file system lacks what a run needs.
-            TryAgainLater: another run works in it.
+            UsageError: if it holds files that the job did not make, or its file system lacks what a run needs.
+            TryAgainLater: if another run works in it.
             StorageFailed, Stopped.
         """
         with storage_errors(self.root), refused_at_start(f"--out {self.uri}", self.root, writing=True):
@@ -128,7 +128,7 @@ class Workdir:
         """Give a block in which no other run can take this directory over. Blocks must not be nested.
 
         Raises:
-            TryAgainLater: another run has taken it over.
+            TryAgainLater: if another run has taken it over.
         """
         return self.lease.held() if self.lease else nullcontext()
 
@@ -137,8 +137,8 @@ class Workdir:
         """Give a temporary path to write to. When the block ends well, it becomes `name` in one step.
 
         Raises:
-            StorageFailed: the file could not be written. The old one, if any, is untouched.
-            UsageError: a file that the job did not make has this name.
+            StorageFailed: if the file could not be written. The old one, if any, is untouched.
+            UsageError: if a file that the job did not make has this name.
         """
         temporary = self.temporary()
         with writing(self.path(name), temporary, needed_bytes, self.held):
@@ -168,8 +168,8 @@ class Workdir:
         one, and the others stay.
 
         Raises:
-            StorageFailed: the folder could not be written. The old one, if any, is untouched.
-            UsageError: a file that the job did not make has one of the names.
+            StorageFailed: if the folder could not be written. The old one, if any, is untouched.
+            UsageError: if a file that the job did not make has one of the names.
         """
         temporary = self.temporary()
         try:

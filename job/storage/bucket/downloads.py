@@ -17,7 +17,7 @@ def scratch(uri: str) -> Path:
     """Return the local folder for files that belong to `uri`, below TMPDIR. It is private to the user of this process.
 
     Raises:
-        UsageError: another user has made the folder for all of them.
+        UsageError: if another user has made the folder for all of them.
     """
     root = Path(tempfile.gettempdir()) / f"transfer-job-{os.getuid()}"
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -42,7 +42,7 @@ def local_copy(uri: str) -> Path:
     """Return an object as a local file. The file of an earlier call is used again if the object has not changed.
 
     Raises:
-        UsageError: there is no such object.
+        UsageError: if there is no such object.
     """
     folder, name = split_object(uri)
     objects = open_objects(folder)
@@ -60,7 +60,7 @@ def local_folder(uri: str) -> Path:
     """Return everything below a prefix as a local folder. That of an earlier call is used again if nothing has changed.
 
     Raises:
-        UsageError: there is nothing below the prefix.
+        UsageError: if there is nothing below the prefix.
     """
     objects = open_objects(uri)
     found = list(objects.list())

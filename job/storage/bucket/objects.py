@@ -43,8 +43,8 @@ class Objects(Protocol):
     """Whole objects below `uri`. Picklable; several threads may use it at once.
 
     Every method raises:
-        UsageError: there are no credentials, no such bucket, or no permission.
-        StorageFailed: the service has failed for RETRY_FOR_S seconds. The message names the object.
+        UsageError: if there are no credentials, no such bucket, or no permission.
+        StorageFailed: if the service fails for RETRY_FOR_S seconds. The message names the object.
     """
 
     @property
@@ -74,7 +74,7 @@ class Objects(Protocol):
         """Write an object and return its version. With `replaces`, write only over that version; "" means no object.
 
         Raises:
-            Conflict: another version is there.
+            Conflict: if another version is there.
         """
         ...
 

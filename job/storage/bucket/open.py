@@ -7,7 +7,7 @@ def open_objects(uri: str, *, connections: int = 32) -> Objects:
     """Return the objects below SCHEME://BUCKET/PREFIX. Nothing is sent to the service yet.
 
     Raises:
-        UsageError: the scheme is unknown, there is no bucket, or the URI may contain credentials, which are not shown.
+        UsageError: if the scheme is unknown, there is no bucket, or the URI may contain credentials, which are not shown.
     """
     scheme, bucket, prefix = parts_of(uri)
     uri = f"{scheme}://{bucket}/{prefix}".rstrip("/")

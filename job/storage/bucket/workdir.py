@@ -117,7 +117,7 @@ class BucketWorkdir(Workdir):
         """Take the lease in the bucket and download the files. The owner before this one cannot commit any more.
 
         Raises:
-            TryAgainLater: its owner is alive.
+            TryAgainLater: if its owner is alive.
         """
         self._bucket_lease = bucket_lease.acquire(self.objects, tell, check_stop)
         with self._lock:
@@ -133,7 +133,7 @@ class BucketWorkdir(Workdir):
         """Upload what has changed, and name it in the manifest.
 
         Raises:
-            TryAgainLater: another run has taken the directory over, and nothing was committed.
+            TryAgainLater: if another run has taken the directory over, and nothing was committed.
         """
         with self._lock, storage_errors(self.root):
             names = set(self._local_names())
@@ -304,8 +304,8 @@ class BucketWorkdir(Workdir):
         """Replace the version in the manifest, or the object of a run that was killed before it committed.
 
         Raises:
-            TryAgainLater: another run has taken the directory over.
-            UsageError: an object that the job did not make has the name.
+            TryAgainLater: if another run has taken the directory over.
+            UsageError: if an object that the job did not make has the name.
         """
         try:
             return self.objects.write(name, data, before)
