@@ -58,7 +58,7 @@ class Owner:
         """Return the owner that a lease names; None if it names none, or if its owner died while it wrote the lease.
 
         Raises:
-            ValueError: where the text is no lease.
+            ValueError: if the text is not a lease.
         """
         if not text or (text.startswith(_BEGINS) and not text.endswith(b"}")):
             return None
@@ -76,14 +76,14 @@ class Owner:
 
     @property
     def is_dead(self) -> bool | None:
-        """Whether the process has ended; None if it runs where this process cannot look."""
+        """True if the process has ended, False if it runs, None if it cannot be seen from here."""
         if not self.world or self.world != _world():
             return None
         return _born(self.pid) != self.born
 
 
 class Watch:
-    """Decides whether the lease on a place is free, from what is seen of it again and again.
+    """Repeated looks at the lease of one place, to find out if it is free.
 
     The owner changes its lease every few seconds. So a lease that stays the same for `dead_after_s` has a dead owner.
     """
