@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=int, default=[160, 224], help="height and width in pixels")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=8, help="passes of the fast ways in a round")
+    parser.add_argument("--repeats", type=int, default=8, help="passes per round of the fast engines")
     options = parser.parse_args()
     if not FLOWERS.is_dir():
         raise SystemExit(f"{FLOWERS} is missing: the benchmark needs real photos.")
@@ -130,13 +130,13 @@ def main() -> None:
     gpus = [tf.config.experimental.get_device_details(gpu)["device_name"] for gpu in tf.config.list_physical_devices("GPU")]
     kind = f"{len(os.sched_getaffinity(0))}-core-{'gpu' if gpus else 'cpu'}"
     command = " ".join(["python -m benchmarks.augmentation", *sys.argv[1:]])
-    lines = ["# What a random view costs", ""]
-    lines += [f"{machine()}, {datetime.date.today()}. {', '.join(gpus) or 'No GPU was there'}.", ""]
+    lines = ["# Cost of a random view", ""]
+    lines += [f"{machine()}, {datetime.date.today()}. {', '.join(gpus) or 'No GPU'}.", ""]
     lines += [
         f"`{command}`: {options.batch} photos of flowers at a time, uint8 in, float32 out, drawing included.",
-        f"Medians of {options.rounds} rounds, lowest to highest in brackets; the ways take turns in each round.",
+        f"Medians of {options.rounds} rounds, lowest to highest in brackets; the engines take turns in each round.",
         "`ImageProjectiveTransformV3` is TensorFlow's own warp, with the same colours after it.",
-        "Others may be at work on the machine, which sways views/s more than CPU ms.",
+        "Other programs on the machine change views/s more than CPU ms.",
         "",
     ]
     for size in options.sizes:

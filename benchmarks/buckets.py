@@ -166,7 +166,7 @@ def measure(rounds: int) -> tuple[list[str], float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--intake", nargs=3, help="what the driver starts in a process of its own")
+    parser.add_argument("--intake", nargs=3, help="used by the benchmark itself")
     options = parser.parse_args()
     if options.intake:
         print(json.dumps(intake_part(*options.intake)))
@@ -177,7 +177,7 @@ def main() -> None:
     lines = ["# Photos in a bucket 30 ms away", "", f"{machine()}, {datetime.date.today()}.", ""]
     lines += [f"`python -m benchmarks.buckets`, {options.rounds} rounds, medians, lowest to highest in brackets.", ""]
     lines += [line for line in (__doc__ or "").splitlines()[2:] if line] + ["", *rows]
-    lines += [f"Asked for: {WANTED} times the loop. The intake with {THREADS} threads a process: {times:.1f} times.", ""]
+    lines += [f"Goal: {WANTED} times the loop. The intake with {THREADS} threads per process: {times:.1f} times.", ""]
     print("\n".join(lines))
     file = ROOT / "benchmarks" / "results" / f"buckets_{len(os.sched_getaffinity(0))}-core-cpu_{datetime.date.today()}.md"
     file.write_text("\n".join(lines))

@@ -161,7 +161,7 @@ def _spread(values: list[float], digits: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--intake", nargs=3, help="what the driver starts in a process of its own")
+    parser.add_argument("--intake", nargs=3, help="used by the benchmark itself")
     options = parser.parse_args()
     if options.intake:
         print(json.dumps({"cpu_ms": _intake(*options.intake)}))

@@ -118,8 +118,8 @@ def main() -> None:
     parser.add_argument("--backbones", nargs="+", default=list(BACKBONES))
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=list(BATCH_SIZES))
     parser.add_argument("--image-size", type=int, default=224)
-    parser.add_argument("--try-on-cpu", action="store_true", help="does the code work? Its figures mean nothing")
-    parser.add_argument("--out", type=Path, help="the table; benchmarks/results/gpu_... where it is left out")
+    parser.add_argument("--try-on-cpu", action="store_true", help="only test the code on a CPU; the numbers mean nothing")
+    parser.add_argument("--out", type=Path, help="file for the table; default: benchmarks/results/gpu_...")
     options = parser.parse_args()
     from job.cluster.tensorflow import import_tensorflow
 

@@ -289,7 +289,7 @@ def main() -> None:
     parser.add_argument("--alpha", type=float, required=True)
     parser.add_argument("--image-size", type=int, required=True)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each work in each round")
+    parser.add_argument("--seconds", type=float, default=1.0, help="seconds per work and round")
     parser.add_argument("--out", type=Path, required=True, help="a JSON file")
     options = parser.parse_args()
     config = BackboneConfig(weights=options.weights, alpha=options.alpha)

@@ -68,7 +68,7 @@ def _orphans() -> list[Any]:
             usages.append(usage)
         else:
             time.sleep(0.02)
-    raise SystemExit("The command left processes behind that do not end.")
+    raise SystemExit("The command left processes behind that do not exit. End them and run the benchmark again.")
 
 
 class _MemoryWatch(threading.Thread):

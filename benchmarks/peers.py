@@ -113,11 +113,13 @@ def train(model: keras.Model, base: keras.Model, train_set: Any, val_set: Any, e
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", choices=RECIPES)
-    parser.add_argument("--folder", type=Path, required=True, help="train/, val/ and test/ with a folder for each class")
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="folder with train/, val/ and test/ that contain class folders"
+    )
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--alpha", type=float, required=True)
     parser.add_argument("--image-size", type=int, required=True)
-    parser.add_argument("--epochs", type=int, default=10, help="of each of the two phases")
+    parser.add_argument("--epochs", type=int, default=10, help="number of epochs of each of the two phases")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="a JSON file")
     options = parser.parse_args()

@@ -339,8 +339,8 @@ def measure(scratch: Path, sizes: list[int], num_rounds: list[int]) -> list[str]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", nargs="+", type=int, default=[5_000, 20_000, 60_000])
-    parser.add_argument("--rounds", nargs="+", type=int, default=[5, 5, 3], help="one number for each size")
-    parser.add_argument("--part", nargs="+", help="what the driver starts in processes of its own")
+    parser.add_argument("--rounds", nargs="+", type=int, default=[5, 5, 3], help="number of rounds for each size")
+    parser.add_argument("--part", nargs="+", help="used by the benchmark itself")
     options = parser.parse_args()
     if options.part:
         parts = {"bare": bare_part, "intake": intake_part, "split": split_part, "nearest": nearest_part}

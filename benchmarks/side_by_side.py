@@ -205,15 +205,21 @@ def _numbers(labels: list[str], class_names: tuple[str, ...]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repetitions", type=int, default=3, help="of the job, recipe a and the limits; b and c run once")
-    parser.add_argument("--only", help="some of job,a,b,c,forward,step,decode,limits; the others' results stay")
+    parser.add_argument(
+        "--repetitions", type=int, default=3, help="of the job, of recipe a and of the limits; b and c run once"
+    )
+    parser.add_argument(
+        "--only", help="parts to measure, of job,a,b,c,forward,step,decode,limits; keeps the results of the others"
+    )
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--large", action="store_true", help="the large size as well: once, peers for two epochs")
-    which.add_argument("--only-large", action="store_true", help="the large size alone")
-    which.add_argument("--quick", action="store_true", help="tiny-flowers, one epoch, once: does it all work?")
-    parser.add_argument("--data", help="another folder of ../shared/data")
+    which.add_argument(
+        "--large", action="store_true", help="also measure the large size, once, with two epochs per phase for peers"
+    )
+    which.add_argument("--only-large", action="store_true", help="measure only the large size")
+    which.add_argument("--quick", action="store_true", help="only test that everything works: tiny-flowers, one epoch, once")
+    parser.add_argument("--data", help="folder in ../shared/data to measure on")
     parser.add_argument("--settings", nargs="*", default=[], help="more section.key=value for the job")
-    parser.add_argument("--out", type=Path, help="the JSON file; the table lies beside it")
+    parser.add_argument("--out", type=Path, help="JSON file for the results; the table is written beside it")
     options = parser.parse_args()
     if not SHARED.is_dir():
         raise SystemExit(f"{SHARED} is missing: the benchmark needs real photos and weights.")
