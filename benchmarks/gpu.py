@@ -128,11 +128,9 @@ def main() -> None:
     names = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]
     device = f"{len(gpus)}x{names[0].replace(' ', '-')}" if gpus else f"{len(os.sched_getaffinity(0))}-core-cpu"
     file = options.out or ROOT / "benchmarks" / "results" / f"gpu_{device}_{datetime.date.today()}.md"
-    lines = ["# On GPUs", "", f"{', '.join(names) or 'No GPU was there'}; {machine()}, {datetime.date.today()}.", ""]
+    lines = ["# On GPUs", "", f"{', '.join(names) or 'No GPU'}; {machine()}, {datetime.date.today()}.", ""]
     if not gpus:
-        lines += [
-            "**No GPU was there: nothing here has been measured on one.** `python -m benchmarks.gpu` does where there is."
-        ]
+        lines += ["**No GPU: nothing here was measured on one.** Run `python -m benchmarks.gpu` on a machine with a GPU."]
     if gpus or options.try_on_cpu:
         lines += [
             "",

@@ -53,7 +53,7 @@ def test_without_a_gpu_the_gpu_benchmark_says_so_instead_of_a_number(tmp_path):
     done = run("benchmarks.gpu", "--out", file, CUDA_VISIBLE_DEVICES="-1")
     assert done.returncode == 0, done.stderr
     text = file.read_text()
-    assert "No GPU was there: nothing here has been measured on one." in text and "photos/s" not in text
+    assert "No GPU: nothing here was measured on one." in text and "photos/s" not in text
 
 
 @pytest.mark.long
