@@ -189,21 +189,15 @@ def in_service(workdir: Workdir) -> str:
     if not published.has_model or not published.attempt:
         return ""
     line = f"The earlier model stays published: {workdir.shown('model')}"
-    now, then = (_held_out(path) for path in (workdir.path(f"{ATTEMPT}/predictions.parquet"), _predictions(workdir)))
+    now = _held_out(workdir.path(f"{ATTEMPT}/predictions.parquet"))
+    then = _held_out(published.path(workdir, "predictions.parquet"))
     if not then:
         return f"{line}."
     line += f", accuracy {sum(then.values()) / len(then):.3f} on {len(then):,} held-out photos"
     if now:
-        shared = len(now.keys() & then.keys())
-        same = (
-            "the same ones" if now.keys() == then.keys() else f"of which {shared:,} are among the {len(now):,} of this run"
-        )
-        line += f", {same}"
+        shared = f"of which {len(now.keys() & then.keys()):,} are among the {len(now):,} of this run"
+        line += ", the same ones" if now.keys() == then.keys() else f", {shared}"
     return f"{line}."
-
-
-def _predictions(workdir: Workdir) -> Path:
-    return Published.load(workdir).path(workdir, "predictions.parquet")
 
 
 def _held_out(file: Path) -> dict[str, bool]:

@@ -147,12 +147,16 @@ def digest_of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digests_below(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file below a folder, by its name relative to the folder, sorted by path."""
+    files = sorted(p for p in everything_below(folder) if p.is_file())
+    return {file.relative_to(folder).as_posix(): digest_of_file(file) for file in files}
+
+
 def digest_of_folder(folder: Path) -> str:
     """Return the SHA-256 of the names and the bytes of all files below a folder, in hexadecimal."""
-    digest = hashlib.sha256()
-    for path in sorted(p for p in everything_below(folder) if p.is_file()):
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{digest_of_file(path)}\n".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
+    lines = (f"{name}\0{digest}\n" for name, digest in digests_below(folder).items())
+    return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def sync(path: Path) -> None:

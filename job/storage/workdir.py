@@ -17,6 +17,7 @@ from job.storage import claim, lease
 from job.storage.bucket.objects import Objects
 from job.storage.files import (
     digest_of_file,
+    digests_below,
     everything_below,
     own_mark,
     read_json,
@@ -222,12 +223,6 @@ class Workdir:
         """Return the SHA-256 of the job's files at or below these names, by name. Missing files are left out."""
         files = [file for name in names for file in self.ledger.below(name) if self.path(file).is_file()]
         return {file: digest_of_file(self.path(file)) for file in files}
-
-
-def digests_below(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of each file below a folder, by its name relative to it."""
-    files = sorted(p for p in everything_below(folder) if p.is_file())
-    return {file.relative_to(folder).as_posix(): digest_of_file(file) for file in files}
 
 
 def _names_below(folder: Path) -> set[str]:

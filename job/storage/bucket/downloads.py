@@ -10,7 +10,7 @@ from job.errors import UsageError
 from job.storage.bucket.objects import Objects, Stored, split_object
 from job.storage.bucket.open import open_objects
 from job.storage.bucket.parallel import each
-from job.storage.files import own_mark, remove_tree, sync
+from job.storage.files import own_mark, remove_tree, writing
 
 
 def scratch(uri: str) -> Path:
@@ -28,14 +28,8 @@ def scratch(uri: str) -> Path:
 
 def fetch(objects: Objects, name: str, file: Path, version: str | None = None) -> None:
     """Download an object to a file, which appears whole or not at all. Raises: NoSuchObject, StorageFailed."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{own_mark()}.part")
-    try:
+    with writing(file, file.with_name(f".{own_mark()}.part")) as part:
         objects.download(name, part, version)
-        sync(part)
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def local_copy(uri: str) -> Path:

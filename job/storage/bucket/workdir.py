@@ -80,15 +80,12 @@ class BucketWorkdir(Workdir):
 
     @property
     def uri(self) -> str:
-        """The URI of the prefix."""
         return self.objects.uri
 
     def check(self, session: Session) -> None:  # noqa: ARG002
-        """Refuse a prefix with objects that the job did not make. Raises: UsageError, StorageFailed."""
         claim.check_bucket(self.objects)
 
     def is_claimed(self) -> bool:
-        """Return whether the prefix has the job's mark."""
         return self.objects.find(MARK) is not None
 
     def is_version_1(self) -> bool:
@@ -105,7 +102,6 @@ class BucketWorkdir(Workdir):
             yield copy
 
     def acquire(self, tell: Callable[[str], None], session: Session) -> None:
-        """Claim the prefix, take its lease, and download what it holds. Raises as `Workdir.acquire` does."""
         super().acquire(tell, session)
         self.take_over(tell, session.stop.check)
 
@@ -168,7 +164,6 @@ class BucketWorkdir(Workdir):
             self._fetch_all([file for file in self._absent if file.startswith(f"{name}/")])
 
     def close(self) -> None:
-        """Release the lease in the bucket, and that of the local folder."""
         if self._bucket_lease:
             self._bucket_lease.release()
             self._bucket_lease = None
