@@ -223,10 +223,12 @@ def demo(out: Place, *, seed: int = 0, session: Session | None = None) -> Result
 
     session = session or Session()
     if Cluster.from_environ(session.environ).num_workers > 1:
-        raise UsageError("The demo is for one worker: they would all draw its pictures. Use run on a folder of photos.")
+        raise UsageError(
+            "The demo works with one worker only: several would draw the same pictures. Use run on a folder of photos."
+        )
     refuse_credentials(out)
     if is_remote(os.fspath(out)):
-        raise UsageError(f"--out {out}: the demo draws its pictures into a folder of this machine; give one.")
+        raise UsageError(f"--out {out}: the demo draws its pictures into a folder on this machine. Give one.")
     workdir = output.make_workdir(_place("--out", out))
     with (
         _context(workdir, Config(), session, logs=False) as context,

@@ -49,7 +49,7 @@ def refuse_nested(place: str, option: str, folders: Sequence[str | None]) -> Non
     for folder in filter(None, folders):
         if _lies_in(place, folder) or _lies_in(folder, place):
             raise UsageError(
-                f"{option} {place} and the input {folder} lie inside each other: nothing is ever written beside the data. "
+                f"{option} {place} and the input {folder} lie inside each other: the job never writes beside the data. "
                 f"Give another place, for example {option} {shlex.quote(_outside(folder))}"
             )
 
@@ -62,10 +62,12 @@ def is_table(data: str) -> bool:
 def existing_workdir(out: str) -> Workdir:
     """Return the output directory of an earlier run. Raises: UsageError, if there is none."""
     if not is_remote(out) and not Path(out).is_dir():
-        raise UsageError(f"{out}: no such folder.")
+        raise UsageError(f"{out}: no such folder. Give the --out of a run.")
     workdir = _workdir(out)
     if not workdir.is_claimed():
-        raise claim.of_version_1(out) if workdir.is_version_1() else UsageError(f"{out}: this is not the output of a run.")
+        if workdir.is_version_1():
+            raise claim.of_version_1(out)
+        raise UsageError(f"{out}: this is not the output of a run. Give the --out of one.")
     return workdir
 
 

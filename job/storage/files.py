@@ -237,7 +237,7 @@ def read_json(path: Path) -> Any:
     except (ValueError, RecursionError, FileNotFoundError):
         return None
     except OSError as error:
-        raise StorageFailed(f"{path}: {error.strerror}") from error
+        raise storage_failed(error, path) from error
 
 
 def digest_of(value: object) -> str:

@@ -42,7 +42,7 @@ def test_exit_codes_of_the_help_are_those_of_the_errors():
         (["--data", "nowhere"], "no such folder"),
         (
             ["--data", "ftp://host/x"],
-            "there is no storage for ftp://; there are local paths and gs://BUCKET/PREFIX, s3://BUCKET",
+            "there is no storage for ftp://. Give a local path, or gs://BUCKET/PREFIX, s3://BUCKET",
         ),
         (["--data", "pyproject.toml"], "this is a file"),
         (["--data", "tests", "--set", "backbone.name=resnet51"], "allowed: convnext_tiny"),

@@ -43,7 +43,7 @@ def local_copy(uri: str) -> Path:
     found = objects.find(name)
     if found is None:
         next(objects.list(name), None)  # It raises if there is no bucket.
-        raise UsageError(f"{uri}: there is no such object.")
+        raise UsageError(f"{uri}: there is no such object. Check the name.")
     file = scratch(f"{uri} {found.version}") / name
     if not file.exists():
         fetch(objects, name, file, found.version)
@@ -60,7 +60,7 @@ def local_folder(uri: str) -> Path:
     found = list(objects.list())
     folder = scratch(f"{objects.uri} {found}")
     if not found:
-        raise UsageError(f"{uri}: there is nothing below it.")
+        raise UsageError(f"{uri}: there is nothing below it. Check the prefix.")
     if not folder.exists():
         part = folder.with_name(f".{own_mark()}.part")
 

@@ -122,7 +122,9 @@ class GoogleObjects(Service["Bucket"]):
         if isinstance(error, api.PreconditionFailed):
             return Conflict(f"{where}: another program has written it in the meantime.")
         if isinstance(error, api.NotFound) and in_bucket:
-            return UsageError(f"{where}: there is no bucket gs://{self._bucket_name}, or these credentials may not see it.")
+            return UsageError(
+                f"{where}: there is no bucket gs://{self._bucket_name}, or these credentials may not see it. Check both."
+            )
         if isinstance(error, api.NotFound):
             return NoSuchObject(f"{where}: there is no such object.")
         if isinstance(error, (api.Forbidden, api.Unauthorized)):

@@ -91,11 +91,11 @@ def parts_of(uri: str) -> tuple[str, str, str]:
     """Return scheme, bucket and prefix of a URI, the prefix without a slash at its end. Raises as `open_objects` does."""
     match = _URI.fullmatch(uri)
     if match is None:
-        raise UsageError(f"{uri}: give SCHEME://BUCKET/PREFIX.")
+        raise UsageError(f"{uri}: this is not the URI of a bucket. Give SCHEME://BUCKET/PREFIX.")
     scheme, bucket, prefix = match.groups()
     if scheme not in SCHEMES:  # The rest is not shown, because it may contain credentials.
         known = ", ".join(f"{name}://BUCKET/PREFIX" for name in SCHEMES)
-        raise UsageError(f"{scheme}://...: there is no storage for {scheme}://; there are local paths and {known}.")
+        raise UsageError(f"{scheme}://...: there is no storage for {scheme}://. Give a local path, or {known}.")
     if re.search("[:@?]", bucket) or re.search("[@?]", prefix):
         raise UsageError(
             f"{scheme}://...: credentials are not allowed in a URI, nor '@' or '?' in it, nor ':' in its bucket. "

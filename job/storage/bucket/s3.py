@@ -145,7 +145,7 @@ class S3Objects(Service[Any]):
                 "reads, and s3:PutObject and s3:DeleteObject on those that it writes."
             )
         if code == "NoSuchBucket":
-            return UsageError(f"{where}: there is no bucket s3://{self._bucket_name}.")
+            return UsageError(f"{where}: there is no bucket s3://{self._bucket_name}. Check the name.")
         if status == 412 and error.operation_name == "PutObject":
             return Conflict(f"{where}: another program has written it in the meantime.")
         if status in (404, 412):
