@@ -145,12 +145,7 @@ _RUN_OPTIONS = (
         help="Folder, or gs:// or s3:// prefix, for all results. It must be new, empty, or from an earlier run, which "
         "is then resumed.",
     ),
-    click.option(
-        "--config",
-        "config_file",
-        type=_File(),
-        help="TOML file with settings. docs/configuration.md lists all of them.",
-    ),
+    click.option("--config", "config_file", type=_File(), help="TOML file of settings; docs/configuration.md lists them."),
     click.option(
         "--set",
         "assignments",
@@ -192,7 +187,7 @@ def _with_run_options(command: Command) -> Command:
 @click.option(
     "--stop-after",
     type=click.Choice(tuple(STAGES)),
-    help="Run no stage after this one, except report, which runs if explore has run.",
+    help="Stop after this stage. If explore has run, write the report, too.",
 )
 @click.option("--dry-run", is_flag=True, help="Only print the resolved configuration, and which stages would run, and why.")
 def run(call: _Call, stop_after: str | None, dry_run: bool) -> None:
