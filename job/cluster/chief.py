@@ -1,4 +1,4 @@
-"""The chief's side of the control connections. Worker 0 is the chief: it decides, publishes, and orders the others."""
+"""The chief's side of the control connections. The chief, worker 0, decides, publishes, and gives orders to the others."""
 
 import threading
 import time

@@ -99,9 +99,7 @@ class Connection:
         return line
 
     def _receive(self, deadline: float) -> None:
-        left_s = max(
-            deadline - time.monotonic(), 0
-        )  # With 0, poll still finds data that arrived while this thread was late.
+        left_s = max(deadline - time.monotonic(), 0)  # With 0, poll finds data that arrived while this thread was late.
         if not self._readable.poll(left_s * 1_000):
             raise Lost(f"it has been silent for {self._patience_s:g} s")
         data = self._socket.recv(_READ_BYTES)

@@ -13,7 +13,7 @@ from job.stores.arrays import StoredViews
 # Tolerances: the largest component of the scaled gradient of the mean loss. FINE is the best that float32 features allow.
 # COARSE is enough to compare regularisation strengths by validation log-loss, or as a start for fine-tuning.
 FINE, COARSE = 5e-7, 5e-5
-_ROUNDING = 2e-5  # Rounding error of a float32 gradient, depending on the CPU. A solver may not get below it.
+_ROUNDING = 2e-5  # Rounding error of a float32 gradient, depending on the CPU. No solver gets below it for certain.
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class LogisticRegression:
         self._mean_D = (self._shares_N1.T @ features_ND)[0]
         centred = features_ND - self._mean_D.astype(np.float32)
         covariance = (centred * self._shares_N1.astype(np.float32)).T @ centred
-        # On shared cores, BLAS threads wait for each other: with two threads this took 10 times as long, in CPU time, too.
+        # On shared cores, BLAS threads wait for each other: with two, this took 10 times the wall and CPU time.
         with threadpool_limits(1, user_api="blas"):
             variances, axes = np.linalg.eigh(covariance)
         self._variances_D = np.maximum(variances, 0)

@@ -66,7 +66,7 @@ class Checkpoints:
             self.finish()
 
     def newest(self) -> TrainState | None:
-        """Return the newest checkpoint that is undamaged and made from the same. Report and skip others.
+        """Return the newest undamaged checkpoint with the same `made_from`. Report and skip others.
 
         A skipped checkpoint is removed when the next one is written.
         """

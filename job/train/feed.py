@@ -16,7 +16,7 @@ _END: Any = object()
 
 
 def ahead(items: Iterator[Item], telemetry: Telemetry) -> Iterator[Item]:
-    """Yield the items. A thread makes each item while the one before is used. Remaining time is waiting for data."""
+    """Yield the items. A thread makes each item while the one before is used. The wait that remains is measured."""
     with ThreadPoolExecutor(1) as thread:
         coming = thread.submit(next, items, _END)
         while True:
