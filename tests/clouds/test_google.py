@@ -310,13 +310,12 @@ def test_local_copies_are_made_once_for_each_version(google, objects, tmp_path, 
 
 
 @pytest.mark.parametrize("unreadable", [False, True], ids=["nothing", "what cannot be read"])
-def test_no_credentials_is_one_clear_line_within_10_s(tmp_path, unreadable):
+def test_no_credentials_is_one_clear_line(tmp_path, unreadable):
     environment = {
         k: v for k, v in os.environ.items() if k not in ("STORAGE_EMULATOR_HOST", "GOOGLE_APPLICATION_CREDENTIALS")
     }
     if unreadable:
         environment["GOOGLE_APPLICATION_CREDENTIALS"] = str(tmp_path)  # A folder: root may read every file.
-    started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", "job", "run", "--data", "gs://some-bucket/photos", "--out", str(tmp_path / "out")],
         cwd=ROOT,
@@ -326,5 +325,5 @@ def test_no_credentials_is_one_clear_line_within_10_s(tmp_path, unreadable):
         timeout=60,
         check=False,
     )
-    assert done.returncode == 2 and time.monotonic() - started < 10
+    assert done.returncode == 2
     assert "no credentials for Google Cloud" in done.stderr and "Traceback" not in done.stderr

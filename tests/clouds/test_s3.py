@@ -148,10 +148,9 @@ def test_all_is_right_in_the_end_on_a_service_that_fails(amazon, objects, tmp_pa
 @pytest.mark.parametrize("fault", [{"statuses": {503: 1.0}}, {"resets": 1.0}, {"shorts": 1.0}, {"wrong_checksums": 1.0}])
 def test_failure_that_does_not_pass_is_said_with_the_name_of_the_object(amazon, objects, impatient, fault):
     objects.write("x", b"12345678")
-    began = time.monotonic()
     with amazon.faults(**fault), pytest.raises(StorageFailed, match=r"s3://.*/ü/x: .*Run the same command again") as error:
         objects.read("x")
-    assert error.type is StorageFailed and time.monotonic() - began < 10
+    assert error.type is StorageFailed
 
 
 def test_connection_that_breaks_later_than_the_time_to_try_again_is_tried_again(amazon, objects, monkeypatch):

@@ -19,7 +19,7 @@ import h5py
 import pytest
 
 from job.storage.files import remove_tree
-from tests.conftest import PROGRAM, paint_classes
+from tests.conftest import PROGRAM, paint_classes, run_job
 
 SOMEBODY = 10_001
 # Root for whom permissions count, as for everybody else. Another user may not be let to this Python.
@@ -301,37 +301,6 @@ MISTAKES = [
     ("model.json a pipe", "predict --model models/pipe --data photos --out a.csv", {}, "no model.json in it"),
     ("model.json a list", "predict --model models/list --data photos --out a.csv", {}, "not from this job"),
     ("model.json an empty object", "predict --model models/object --data photos --out a.csv", {}, "not from this job"),
-    ("no saved_model.pb", "predict --model models/graphless --data photos --out a.csv", {}, "cannot load its graph"),
-    (
-        "an external link in weights",
-        "run --data photos --out {out} --weights weights/external.weights.h5",
-        {},
-        "layers in it is a link",
-    ),
-    (
-        "a loop of links in weights",
-        "run --data photos --out {out} --weights weights/loop.weights.h5",
-        {},
-        "layers in it is a link",
-    ),
-    (
-        "weights in another file",
-        "run --data photos --out {out} --weights weights/elsewhere.weights.h5",
-        {},
-        "lies in another file",
-    ),
-    (
-        "weights that are cut off",
-        "run --data photos --out {out} --weights weights/cut.weights.h5",
-        {},
-        "no file of Keras weights",
-    ),
-    (
-        "weights of a wrong shape",
-        "run --data photos --out {out} --weights weights/small.weights.h5",
-        {},
-        "layer .* has weights of",
-    ),
 ]
 
 
@@ -340,6 +309,29 @@ def test_mistake_ends_with_2_and_one_line(scene, tmp_path, command, environ, sai
     done = start(scene, command.format(out=tmp_path / "out"), **environ)
     holds(done, 2, said)
     assert "intake    runs" not in done.stderr and not (scene / "none").exists()
+
+
+WEIGHTS = [
+    ("external", "layers in it is a link"),
+    ("loop", "layers in it is a link"),
+    ("elsewhere", "lies in another file"),
+    ("cut", "no file of Keras weights"),
+    ("small", "layer .* has weights of"),
+]
+
+
+@pytest.mark.parametrize(("name", "said"), WEIGHTS, ids=[row[0] for row in WEIGHTS])
+def test_weights_that_cannot_be_used_end_with_2_and_one_line(scene, tmp_path, name, said):
+    weights = scene / "weights" / f"{name}.weights.h5"
+    done = run_job("run", "--data", scene / "photos", "--out", tmp_path / "out", "--weights", weights)
+    holds(done, 2, said)
+    assert "intake    runs" not in done.stderr
+
+
+def test_model_without_a_graph_ends_with_2_and_one_line(scene, tmp_path):
+    model = scene / "models" / "graphless"
+    done = run_job("predict", "--model", model, "--data", scene / "photos", "--out", tmp_path / "a.csv")
+    holds(done, 2, "cannot load its graph")
 
 
 def test_deleted_current_folder_ends_with_2(scene):

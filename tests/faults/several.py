@@ -45,7 +45,7 @@ class Run:
             self.processes[k] = WarmStart(self._commands[k], cwd=ROOT, env=environ, stdout=file, stderr=file)
 
     def said(self, k: int) -> str:
-        return self._logs[k].read_text()
+        return self._logs[k].read_text() if self._logs[k].exists() else ""
 
     def send(self, k: int, number: signal.Signals) -> None:
         process = self.processes[k]

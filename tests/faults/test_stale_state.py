@@ -8,30 +8,19 @@ import pytest
 from job.pipeline.records import Records
 from job.pipeline.table import STAGES
 from job.storage.workdir import Workdir
-from tests.conftest import paint, paint_classes, quick_settings, run_job, would_run
+from tests.conftest import paint, quick_settings, run_job, would_run
 
 ALL = set(STAGES)
 FROM_EXTRACT = {"extract", "audit", "head", "fine_tune", "evaluate", "export", "report"}
 FROM_HEAD = FROM_EXTRACT - {"extract", "audit"}
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A finished run over photos that tests may change; each gives them back."""
-    folder = tmp_path_factory.mktemp("stale")
-    paint_classes(folder / "photos", per_class=30)
-    done = run_job("run", "--data", folder / "photos", "--out", folder / "out", *quick_settings())
-    assert done.returncode == 0, done.stderr
-    return folder
-
-
 @pytest.fixture
-def folder(finished):
-    kept = finished.with_name("kept")
-    shutil.copytree(finished, kept, symlinks=True)
-    yield finished
-    shutil.rmtree(finished)
-    kept.rename(finished)
+def folder(finished_run, painted, tmp_path):
+    """A finished run and its photos, to change."""
+    shutil.copytree(painted, tmp_path / "photos")
+    shutil.copytree(finished_run, tmp_path / "out", symlinks=True)
+    return tmp_path
 
 
 def photo(folder):
@@ -110,13 +99,13 @@ def test_a_change_makes_stale_what_depends_on_it(folder, change, runs):
         ("checkpoint.every_s=1", set()),
     ],
 )
-def test_a_changed_setting_makes_stale_what_depends_on_it(finished, setting, runs):
-    assert would_run(finished / "photos", finished / "out", setting) == runs
+def test_a_changed_setting_makes_stale_what_depends_on_it(finished_run, painted, setting, runs):
+    assert would_run(painted, finished_run, setting) == runs
 
 
-def test_other_weights_make_stale_what_they_go_into(finished, shared):
+def test_other_weights_make_stale_what_they_go_into(finished_run, painted, shared):
     weights = shared / "weights" / "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_224_no_top.h5"
-    assert would_run(finished / "photos", finished / "out", f"backbone.weights={weights}") == FROM_EXTRACT
+    assert would_run(painted, finished_run, f"backbone.weights={weights}") == FROM_EXTRACT
 
 
 def test_cut_shard_is_made_again_with_the_same_bytes_and_nothing_else(folder):

@@ -12,23 +12,26 @@ from job.storage.workdir import Workdir
 from job.train.checkpoint import Checkpoints
 from tests.numerics.test_training import batch_of, trainer_of
 
-NUM_STEPS = 9  # Three epochs of three steps.
+NUM_EPOCHS, STEPS_OF_AN_EPOCH = 3, 3
+NUM_STEPS = NUM_EPOCHS * STEPS_OF_AN_EPOCH
 MADE_FROM = {"head": "abc"}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def data(network):
     rng = np.random.default_rng(6)
     inputs = rng.normal(0, 1, (24, *network.cut_point.shape)).astype(np.float32)
     return inputs, smoothed_one_hot(rng.integers(0, 4, 24), 4, 0.1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def new_trainer(network):
     rng = np.random.default_rng(5)
     kernel, bias = rng.normal(0, 0.3, (network.feature_width, 4)), rng.normal(0, 1, 4)
     head = Head(kernel.astype(np.float32), bias.astype(np.float32))
-    return lambda **options: trainer_of(network.tuned(head), network, epochs=3, learning_rate=1e-3, ema=True, **options)
+    return lambda **options: trainer_of(
+        network.tuned(head), network, epochs=NUM_EPOCHS, learning_rate=1e-3, ema=True, **options
+    )
 
 
 def train(trainer, data, before_step=lambda step: None, until=NUM_STEPS):
@@ -62,23 +65,41 @@ def assert_same_bits(first, second):
         assert first.arrays[name].tobytes() == second.arrays[name].tobytes(), name
 
 
+@pytest.fixture(scope="module")
+def undisturbed(new_trainer, data):
+    trainer = new_trainer()
+    return trainer, train(trainer, data)
+
+
+@pytest.fixture(scope="module")
+def saved(new_trainer, data, undisturbed, tmp_path_factory):
+    """A folder for each step of one training, with a checkpoint made before that step."""
+    folder, trainer = tmp_path_factory.mktemp("saved"), new_trainer()
+
+    def save(step):
+        with checkpoints_in(folder / str(step)) as checkpoints:
+            checkpoints.save(trainer.state())
+
+    assert train(trainer, data, save) == undisturbed[1]
+    assert_same_bits(trainer.state(), undisturbed[0].state())
+    save(NUM_STEPS)
+    return folder
+
+
+def checkpoints_in(folder):
+    return Checkpoints(Context(Workdir(folder), Telemetry(None)), "fine_tune", MADE_FROM)
+
+
 @pytest.mark.parametrize("step", range(1, NUM_STEPS + 1))
-def test_training_that_goes_on_in_another_trainer_ends_with_the_same_bits(new_trainer, data, tmp_path, step):
+def test_training_that_goes_on_in_another_trainer_ends_with_the_same_bits(new_trainer, data, undisturbed, saved, step):
     """Through the disk, within and at the end of epochs: weights, optimizer, average, sums and epoch results."""
-    undisturbed = new_trainer()
-    expected = train(undisturbed, data)
-    first = new_trainer()
-    results = train(first, data, until=step)
-    context = Context(Workdir(tmp_path), Telemetry(None))
-    with Checkpoints(context, "fine_tune", MADE_FROM) as checkpoints:
-        checkpoints.save(first.state())
+    trainer, expected = undisturbed
     second = new_trainer()
-    second.restore(Checkpoints(context, "fine_tune", MADE_FROM).newest())
+    second.restore(checkpoints_in(saved / str(step)).newest())
     assert second.num_steps_done == step
-    results += train(second, data)
-    assert results == expected
-    assert_same_bits(second.state(), undisturbed.state())
-    for a, b in zip(second.final_weights(), undisturbed.final_weights(), strict=True):
+    assert train(second, data) == expected[step // STEPS_OF_AN_EPOCH :]
+    assert_same_bits(second.state(), trainer.state())
+    for a, b in zip(second.final_weights(), trainer.final_weights(), strict=True):
         assert a.tobytes() == b.tobytes()
 
 
@@ -118,7 +139,7 @@ def test_number_that_is_not_finite_is_noticed_in_any_one_variable_before_a_check
 
 
 def test_inputs_that_are_not_finite_end_the_epoch_as_diverged(new_trainer, data):
-    inputs, targets = data
+    inputs, targets = data[0].copy(), data[1]
     inputs[7, 0] = np.nan
     with pytest.raises(Diverged):
         train(new_trainer(), (inputs, targets))
