@@ -30,15 +30,16 @@ help:  ## list these targets
 demo: .venv/.cpu  ## run the whole job on pictures that it draws itself
 	.venv/bin/transfer-job demo
 
-PYTEST = .venv/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+PYTEST = .venv/bin/python -m pytest --dist loadfile --no-loadscope-reorder --numprocesses
 
 test: .venv/.dev  ## run the tests that every change needs, in minutes
-	$(PYTEST) -m "not long and not thorough"
+	$(PYTEST) 2 -m "not long and not thorough"
 
 test-all: test test-thorough  ## run all tests except those marked long
 
+# Three processes on two cores: one of them often waits, for Slurm, the back-off of Kubernetes, or a lost worker's deadline.
 test-thorough: .venv/.dev  ## run the slower tests: clouds, kills, Docker, Slurm, Kubernetes
-	$(PYTEST) -m "thorough and not long"
+	$(PYTEST) 3 -m "thorough and not long"
 
 check: .venv/.dev .venv-lint/.done  ## check format, lint, types, imports, shell scripts, Dockerfile
 	.venv/bin/ruff format --check .

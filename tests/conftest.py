@@ -1,5 +1,6 @@
 """What tests share: real photos where they are there, drawn ones everywhere, and one finished run for many tests."""
 
+import fcntl
 import io
 import os
 import random
@@ -42,17 +43,28 @@ QUICK = (
     "head.c_grid=[0.01,0.1,1.0]",
 )
 
+# Files of minutes. If one of them came last, other processes of pytest-xdist would have nothing to do meanwhile.
+LONGEST = (
+    "test_docker.py",
+    "test_kubernetes.py",
+    "test_lost_workers.py",
+    "test_runs.py",
+    "test_slurm.py",
+    "test_whole_job.py",
+)
+
 pytest_plugins = ["tests.clouds.fixtures"]
 
 RunJob = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave what takes long, or needs a service, to `make test-all`."""
+    """Leave what takes long, or needs a service, to `make test-all`, and begin with what takes longest."""
     for item in items:
         folder = item.path.relative_to(ROOT / "tests").parts[0]
         if folder in ("clouds", "faults", "launch") and not item.get_closest_marker("core"):
             item.add_marker("thorough")
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session")
@@ -130,24 +142,43 @@ def paint_classes(folder: Path, per_class: int = 20, kinds: tuple[str, ...] = ("
     return folder
 
 
+def made_once(name: str, factory: pytest.TempPathFactory, make: Callable[[Path], object]) -> Path:
+    """A folder of the whole session: the first process of pytest-xdist that needs it makes it, and others wait for it."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    is_whole = folder.with_suffix(".whole")
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not is_whole.exists():
+            folder.mkdir()
+            make(folder)
+            is_whole.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def painted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes of forty pictures, with one file that is no picture and one photo that must be turned."""
-    folder = paint_classes(tmp_path_factory.mktemp("painted"), per_class=40)
-    (folder / "stripes" / "broken.jpg").write_bytes(b"<html><body>404</body></html>")
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    paint(folder / "checks" / "turned.jpg", seed=77, kind="checks", exif=exif)
-    return folder
+
+    def make(folder: Path) -> None:
+        paint_classes(folder, per_class=40)
+        (folder / "stripes" / "broken.jpg").write_bytes(b"<html><body>404</body></html>")
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        paint(folder / "checks" / "turned.jpg", seed=77, kind="checks", exif=exif)
+
+    return made_once("painted", tmp_path_factory, make)
 
 
 @pytest.fixture(scope="session")
 def finished_run(painted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of a whole quick run over `painted`. Tests must not change it."""
-    out = tmp_path_factory.mktemp("run") / "out"
-    done = run_installed("run", "--data", painted, "--out", out, *quick_settings())
-    assert done.returncode == 0, done.stderr
-    return out
+
+    def make(folder: Path) -> None:
+        done = run_installed("run", "--data", painted, "--out", folder / "out", *quick_settings())
+        assert done.returncode == 0, done.stderr
+
+    return made_once("finished-run", tmp_path_factory, make) / "out"
 
 
 def examples_of(records: Sequence[Mapping[str, object]], class_names: Sequence[str]) -> Examples:
