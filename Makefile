@@ -93,9 +93,9 @@ docs: .venv/.dev  ## write docs/configuration.md and docs/backbones.md from the 
 # Lock files contain hashes and no address of a package index. cpu.txt and gpu.txt have the same versions as dev.txt.
 LOCK = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header
 lock:  ## write the lock files in requirements/; needs uv
-	$(LOCK) pyproject.toml --extra cpu --extra s3 --extra heif --extra dev --output-file requirements/dev.txt
-	$(LOCK) pyproject.toml --extra cpu --extra s3 --extra heif --constraint requirements/dev.txt --output-file requirements/cpu.txt
-	$(LOCK) pyproject.toml --extra gpu --extra s3 --extra heif --constraint requirements/dev.txt --output-file requirements/gpu.txt
+	$(LOCK) pyproject.toml --extra cpu --extra s3 --extra heif --extra xlsx --extra dev --output-file requirements/dev.txt
+	$(LOCK) pyproject.toml --extra cpu --extra s3 --extra heif --extra xlsx --constraint requirements/dev.txt --output-file requirements/cpu.txt
+	$(LOCK) pyproject.toml --extra gpu --extra s3 --extra heif --extra xlsx --constraint requirements/dev.txt --output-file requirements/gpu.txt
 	$(LOCK) requirements/lint.in --output-file requirements/lint.txt
 
 clean:  ## remove the virtual environments and the demo

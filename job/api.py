@@ -270,7 +270,10 @@ def _workdir(data: Place, out: Place, labels: Place | None, config: Config, sess
     """Return the output directory. Raises: UsageError, if it overlaps with an input."""
     refuse_credentials(data, labels, out)
     source = _place("--data", data)
-    folders, files = [config.intake.tfds_dir], [_place("--labels", labels), str(session.config_file or "") or None]
+    folders, files = (
+        [config.intake.tfds_dir, *config.intake.link_roots],
+        [_place("--labels", labels), str(session.config_file or "") or None],
+    )
     if config.backbone.weights not in ("imagenet", "random"):
         files.append(config.backbone.weights)
     if not source.startswith("tfds:"):
@@ -281,7 +284,7 @@ def _workdir(data: Place, out: Place, labels: Place | None, config: Config, sess
 
 
 def _job(config: Config, data: Place, labels: Place | None, context: Context, cluster: Cluster | None = None) -> Job:
-    source = open_source(_place("--data", data), _place("--labels", labels), tfds_dir=config.intake.tfds_dir)
+    source = open_source(_place("--data", data), _place("--labels", labels), settings=config.intake)
     return Job(config, source, context, labels=_place("--labels", labels), cluster=cluster)
 
 

@@ -1,5 +1,6 @@
 """The command line: each command calls a function of `job.api`, and errors become exit codes here."""
 
+import json
 import os
 import shlex
 import sys
@@ -109,18 +110,41 @@ class _Call:
     assignments: tuple[str, ...]
     weights: str | None
     tfds_dir: str | None
+    path_column: str | None
+    label_column: str | None
+    split_column: str | None
+    group_column: str | None
+    test_values: tuple[str, ...] | None
+    val_values: tuple[str, ...] | None
 
     def config(self) -> "Config":
-        """Return the configuration: the file, overridden by --set, then by --weights and --tfds-dir. Raises: UsageError."""
+        """Return the configuration: the file, overridden by --set, then by `flags`. Raises: UsageError."""
         from job.config import Config
         from job.storage.bucket.objects import refuse_credentials
 
         assigned = (assignment.partition("=")[2].strip("\"' ") for assignment in self.assignments)
         refuse_credentials(self.data, self.labels, self.out, self.weights, self.tfds_dir, *assigned)
-        flags = {"backbone.weights": self.weights, "intake.tfds_dir": self.tfds_dir}
-        return Config.load(self.config_file, self.assignments, flags)
+        return Config.load(self.config_file, self.assignments, self.flags)
+
+    @property
+    def flags(self) -> dict[str, object]:
+        """The values of options that stand for one setting, by the setting; None where the option is not given."""
+        columns = (f"{kind}_column" for kind in _COLUMNS)
+        of_intake = {f"intake.{name}": getattr(self, name) for name in (*columns, "test_values", "val_values", "tfds_dir")}
+        return {"backbone.weights": self.weights, **of_intake}
 
 
+def _values(_: click.Context, __: click.Parameter, given: str | None) -> tuple[str, ...] | None:
+    """Return values that are separated by commas; None if the option is not given."""
+    return None if given is None else tuple(value.strip() for value in given.split(","))
+
+
+_COLUMNS = {
+    "path": "the paths of the photos",
+    "label": "the labels",
+    "split": "the splits",
+    "group": "what was taken together, for example patients: no group is in two splits",
+}
 _RUN_OPTIONS = (
     click.option(
         "--data",
@@ -128,14 +152,14 @@ _RUN_OPTIONS = (
         metavar="SOURCE",
         type=_PLACE,
         help="The labelled photos. A folder with one folder per class, or with train/, val/ and test/ of class "
-        "folders; or a table with columns path,label[,split] (.csv, .tsv, .parquet); local, gs://BUCKET/PREFIX or "
+        "folders; or a table with columns path,label[,split] (.csv, .tsv, .parquet, .jsonl, .xlsx). Local, or gs:// or "
         "s3://BUCKET/PREFIX. Or a data set of tensorflow-datasets: tfds:NAME[:VERSION].",
     ),
     click.option(
         "--labels",
         metavar="FILE",
         type=_PLACE,
-        help="Labels for the photos in --data: a table with columns path,label[,split] (.csv, .tsv, .parquet).",
+        help="Labels for the photos in --data: a table with columns path,label[,split].",
     ),
     click.option(
         "--out",
@@ -165,6 +189,19 @@ _RUN_OPTIONS = (
         metavar="DIR",
         type=_PLACE,
         help="Folder or bucket with prepared data sets of tensorflow-datasets. Same as --set intake.tfds_dir=...",
+    ),
+    *(
+        click.option(f"--{kind}-column", metavar="NAME", help=f"Column of the table with {what}.")
+        for kind, what in _COLUMNS.items()
+    ),
+    click.option(
+        "--test-values",
+        metavar="VALUE[,VALUE]",
+        callback=_values,
+        help="Values of the split column that mean the test set, for example a fold. Other rows are training photos.",
+    ),
+    click.option(
+        "--val-values", metavar="VALUE[,VALUE]", callback=_values, help="Values of the split column that mean validation."
     ),
 )
 
@@ -356,7 +393,10 @@ def _session(call: _Call | None = None) -> "Session":
 
     _check_temporary_folder()
     command = [*shlex.split(program()), *sys.argv[1:]]
-    return Session(STOP, os.environ, command, call.config_file if call else None, call.assignments if call else ())
+    if call is None:
+        return Session(STOP, os.environ, command)
+    assignments = [f"{name}={json.dumps(value)}" for name, value in call.flags.items() if value is not None]
+    return Session(STOP, os.environ, command, call.config_file, (*call.assignments, *assignments))
 
 
 def _check_temporary_folder() -> None:

@@ -5,8 +5,9 @@ name, the given value and the allowed values. A stage is stale if the digest of 
 """
 
 import json
+import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypedDict, TypeVar, Unpack
 
@@ -69,6 +70,20 @@ def _unfreeze(value: float | str) -> float | str:
     return value
 
 
+def _pattern(group: str) -> Callable[[str | None], str | None]:
+    """Return a check that a setting is a regular expression with a named group."""
+
+    def check(pattern: str | None) -> str | None:
+        try:
+            if pattern is not None and group not in re.compile(pattern).groupindex:
+                raise ValueError(f"a regular expression with a group called {group}, such as (?P<{group}>[^_]+)_")
+        except re.error as error:
+            raise ValueError(f"a regular expression ({error})") from None
+        return pattern
+
+    return check
+
+
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -96,6 +111,33 @@ class IntakeConfig(Section):
     drop_small_classes: bool = _what(
         False, "Leave out classes with too few photos, instead of ending the run with exit code 65."
     )
+    layout: Literal["auto", "classes", "splits"] = _how(
+        "auto",
+        "What the folders at the top of --data are: classes, splits (those that are named like one), or what the job finds.",
+    )
+    label_from: Literal["folder", "parent", "name"] = _how(
+        "folder",
+        "Where the label of a photo stands. folder: the folder at the top, or below the split. parent: the folder that the "
+        "photo lies in. name: its file name.",
+    )
+    label_pattern: Annotated[str | None, AfterValidator(_pattern("label"))] = _how(
+        None,
+        "Regular expression with a group (?P<label>...), for label_from = name. It is matched with the file name or, if it "
+        "contains a slash, searched in the path below --data. Left out, the label stands before a number: cat.0.jpg.",
+    )
+    path_column: str | None = _how(None, "Column of a table with the paths of the photos; left out, common names are known.")
+    label_column: str | None = _how(None, "Column of a table with the labels; left out, common names are known.")
+    split_column: str | None = _how(None, "Column of a table with the splits; left out, common names are known.")
+    group_column: str | None = _how(
+        None, "Column of a table with what was taken together (patient, camera, place): no group is in two splits."
+    )
+    test_values: tuple[str, ...] = _how((), "Values of the split column whose rows are held out, for example folds.")
+    val_values: tuple[str, ...] = _how((), "Values of the split column whose rows are for validation.")
+    allow_joined_labels: bool = _how(
+        False, "Take labels such as 'red fish' for classes of their own, where 'red' and 'fish' are labels, too."
+    )
+    follow_links: bool = _how(False, "Follow links that leave --data, to the folders in link_roots and nowhere else.")
+    link_roots: tuple[str, ...] = _how((), "Folders outside of --data that links may lead to, with follow_links.")
     tfds_dir: str | None = _how(
         None, "Folder or bucket with data sets for --data tfds:NAME. If left out, the default of tensorflow-datasets."
     )
@@ -107,6 +149,11 @@ class IntakeConfig(Section):
 
 
 class SplitConfig(Section):
+    group_from: Annotated[str | None, AfterValidator(_pattern("group"))] = _what(
+        None,
+        "Regular expression with a group (?P<group>...): photos with the same group were taken together, and no group is in "
+        "two splits. It is matched with the file name or, if it contains a slash, searched in the path below --data.",
+    )
     seed: int | None = _what(None, f"Seed of the random split. {_SEED}", ge=0, lt=2**63)
     val_fraction: float = _what(
         0.15, "Share of the photos for validation, if the data has no such split; copies count once.", gt=0, lt=0.5

@@ -23,6 +23,7 @@ SCHEMA = pa.schema(
         ("path", pa.string()),
         ("label", pa.string()),
         ("given_split", pa.string()),
+        ("given_group", pa.string()),
         ("split", pa.string()),
         ("status", pa.string()),
         ("reason", pa.string()),
@@ -120,6 +121,29 @@ class Examples:
         """Class number of each row, -1 if its label is not one of the classes. Shape (E,)."""
         number = {name: k for k, name in enumerate(self.class_names)}
         return np.asarray([number.get(label, -1) for label in self["label"]], np.int64)
+
+    @cached_property
+    def units(self) -> np.ndarray:
+        """A number for each row, equal within what no split may divide: copies of a photo, and photos of one given group.
+
+        int32 (E,), -1 where `group` is. Without given groups these are the groups of copies.
+        """
+        given_E, group_E = self["given_group"], self["group"]
+        rows = np.flatnonzero((group_E >= 0) & np.asarray([bool(name) for name in given_E], bool))
+        if not len(rows):
+            return group_E
+        import scipy.sparse.csgraph
+
+        _, first, given_N = np.unique(given_E[rows].astype(str), return_index=True, return_inverse=True)
+        ends = (group_E[rows], group_E[rows][first][given_N])
+        links = scipy.sparse.coo_array((np.ones(len(rows), bool), ends), (len(self), len(self)))
+        _, component_E = scipy.sparse.csgraph.connected_components(links, directed=False)
+        return np.where(group_E >= 0, component_E[group_E], -1).astype(np.int32)
+
+    @cached_property
+    def has_given_groups(self) -> bool:
+        """Whether the user says of any example what it was taken together with."""
+        return any(self["given_group"][self.of()])
 
     @cached_property
     def keys(self) -> np.ndarray:

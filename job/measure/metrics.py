@@ -13,6 +13,15 @@ from job.runtime.telemetry import spent_once
 _RESAMPLES_AT_ONCE = 100
 
 
+class GroupScores(TypedDict):
+    """Accuracy where each group (a patient, a camera) counts once, and intervals of which groups, not photos, are drawn."""
+
+    num_groups: int
+    accuracy: float
+    accuracy_ci95: list[float]
+    photo_accuracy_ci95: list[float]
+
+
 class Scores(TypedDict):
     """Scores of a classifier on some examples: the `M` of metrics.json."""
 
@@ -25,6 +34,7 @@ class Scores(TypedDict):
     ece: float
     ece_bins: int
     used_for_choices: NotRequired[bool]
+    by_group: NotRequired[GroupScores]
 
 
 def summary(labels_N: np.ndarray, probabilities_NC: np.ndarray, ece_bins: int) -> Scores:
@@ -44,6 +54,28 @@ def summary(labels_N: np.ndarray, probabilities_NC: np.ndarray, ece_bins: int) -
         "log_loss": float(log_loss(labels_N, probabilities_NC, labels=range(probabilities_NC.shape[1]))),
         "ece": expected_calibration_error(labels_N, probabilities_NC, ece_bins),
         "ece_bins": ece_bins,
+    }
+
+
+def by_group(correct_N: np.ndarray, groups_N: np.ndarray, resamples: int, seed: int) -> GroupScores:
+    """Return the accuracy by group: the mean over groups of the share of their photos that are right.
+
+    The intervals are those of the bootstrap over groups, of this accuracy and of the accuracy by photo. One group says
+    nothing about others: then they are from 0 to 1.
+    """
+    _, group_N, sizes_G = np.unique(groups_N, return_inverse=True, return_counts=True)
+    share_N = 1 / sizes_G[group_N]
+    ends = np.asarray([[0.0, 0.0], [1.0, 1.0]])
+    if len(sizes_G) > 1:
+        counts = np.stack([correct_N * share_N, share_N, correct_N, np.ones(len(correct_N))], axis=1)[:, :, None]
+        ends = bootstrap(
+            counts, groups_N, lambda s: np.concatenate([s[:, 0] / s[:, 1], s[:, 2] / s[:, 3]], axis=1), resamples, seed
+        )
+    return {
+        "num_groups": len(sizes_G),
+        "accuracy": float((correct_N * share_N).sum() / len(sizes_G)),
+        "accuracy_ci95": ends[:, 0].tolist(),
+        "photo_accuracy_ci95": ends[:, 1].tolist(),
     }
 
 

@@ -58,7 +58,7 @@ def shortcuts(examples: Examples, seed: int) -> Shortcuts:
     largest = float(np.bincount(labels).max() / len(labels))
     columns = _columns(examples, indices)
     kinds = {**dict.fromkeys(FILE_FACTS, "file"), **dict.fromkeys(LIGHT_FACTS, "light")}
-    folds = folds_of_groups(examples["group"][indices], labels, _NUM_FOLDS, seed)
+    folds = folds_of_groups(examples.units[indices], labels, _NUM_FOLDS, seed)
 
     def told_by(*facts: str) -> Telling:
         predicted = _predicted(np.concatenate([columns[f] for f in facts], axis=1), labels, folds)

@@ -3,12 +3,13 @@
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from job.console.places import refuse_odd_name
 from job.errors import DataUnusable, Diverged, GateNotMet, Stopped, UsageError
 from job.runtime.context import Context
 from job.runtime.session import Session
+from job.sources.folders import is_table as names_a_table
 from job.storage import claim
 from job.storage.bucket.downloads import scratch
 from job.storage.bucket.objects import is_remote
@@ -56,7 +57,7 @@ def refuse_nested(place: str, option: str, folders: Sequence[str | None]) -> Non
 
 def is_table(data: str) -> bool:
     """Return whether `--data` names a table, by its extension, and not a folder."""
-    return PurePath(data).suffix.lower() in (".csv", ".tsv", ".parquet") and not Path(data).is_dir()
+    return names_a_table(data) and not Path(data).is_dir()
 
 
 def existing_workdir(out: str) -> Workdir:

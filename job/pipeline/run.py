@@ -34,6 +34,8 @@ def run(job: Job, stop_after: str | None, session: Session, command: Sequence[st
     """
     with owned(job.context, session):
         publishing.finish(job.workdir)
+        for line in job.listing.summary():
+            job.context.telemetry.line(line)
         with led(job, steps := plan(job, stop_after), stop_after):
             # run.json is missing if the run before was killed at once.
             if any(step.runs for step in steps) or read_run(job.workdir) is None:
@@ -56,7 +58,6 @@ def _run_stages(job: Job, steps: list[Step], stop_after: str | None, command: Se
     write_run(job.workdir, described)
     job.workdir.commit()
     if any(step.runs and STAGES[step.stage].needs_devices for step in steps):
-        _ = job.listing  # A mistake in --data must show before weights are downloaded.
         job.look_for_weights()
     job.exports = any("model" in STAGES[name].public for name in wanted(stop_after))
     failure: GateNotMet | None = None

@@ -48,7 +48,7 @@ class Stage:
 _ROWS = (
     Stage(
         name="intake",
-        schema=3,
+        schema=4,
         after=(),
         settings=("decoding",),
         artifact="Intake",
@@ -59,7 +59,7 @@ _ROWS = (
     ),
     Stage(
         name="split",
-        schema=2,
+        schema=3,
         after=("intake",),
         settings=("split", "intake.max_quarantined_fraction", "intake.drop_small_classes"),
         artifact="SplitExamples",
@@ -71,7 +71,7 @@ _ROWS = (
     ),
     Stage(
         name="explore",
-        schema=3,
+        schema=4,
         after=("split",),
         settings=("explore", "seed"),
         artifact="Exploration",
@@ -132,7 +132,7 @@ _ROWS = (
     ),
     Stage(
         name="evaluate",
-        schema=2,
+        schema=3,
         after=("audit", "extract", "head", "fine_tune"),
         settings=("evaluate", "seed"),
         artifact="Evaluation",

@@ -51,7 +51,7 @@ def _explore(job: Job) -> Artifact | None:
         job.config.explore,
         examples=job["split"].examples,
         images=job["intake"].images,
-        source_notes=(*job.listing.notes, *job["intake"].notes),
+        source_notes=(*job.listing.summary(), *job["intake"].notes),
         context=job.context,
     )
 

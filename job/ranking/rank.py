@@ -74,7 +74,7 @@ def rank(
         DataUnusable, UsageError, StorageFailed, Diverged: if no candidate can be ranked.
         Stopped: if the job was asked to stop.
     """
-    source = open_source(data, labels, tfds_dir=candidates[0].config.intake.tfds_dir)
+    source = open_source(data, labels, settings=candidates[0].config.intake)
     jobs = {c.folder: Job(c.config, source, _inside(context, c), labels=labels) for c in candidates}
     costs: dict[str, Cost] = {}
     failures: dict[str, JobError] = {}
@@ -213,7 +213,7 @@ def shared_photos(tables: Sequence[Examples]) -> Photos:
     class_names = tuple(sorted(set(labels)))
     if len(class_names) < 2:
         raise DataUnusable("No two classes have photos that every candidate can use: compare fewer image sizes at once.")
-    edges = [_to_first_of_group(table["group"][rows]) for table, rows in zip(tables, rows_N, strict=True)]
+    edges = [_to_first_of_group(table.units[rows]) for table, rows in zip(tables, rows_N, strict=True)]
     number = {name: k for k, name in enumerate(class_names)}
     return Photos(
         paths,

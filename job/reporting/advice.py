@@ -69,6 +69,15 @@ def _about_files(explore: Explored) -> Iterator[Advice]:
 
 
 def _about_splits(explore: Explored) -> Iterator[Advice]:
+    groups = explore["groups"]
+    if groups and groups["num_crossing_splits"]:
+        yield Advice(
+            groups["num_crossing_splits"] / groups["num_groups"],
+            f"{_count(groups['num_crossing_splits'], 'group is', 'groups are')} in more than one of your splits.",
+            "This is a leak: the model may know the patient, the camera or the place and not the class. Divide the photos "
+            "by group, or leave the splits out and the job does. Until then read the accuracy without leaks.",
+            "data",
+        )
     crossing = explore["duplicates"]["num_crossing_splits"]
     if crossing:
         yield Advice(

@@ -82,7 +82,6 @@ def page(config: ReportConfig, *, run: Run, timings: times.Records, context: Con
         results=_results(made["evaluation"]) if made["evaluation"] else None,
         charts=drawn,
         run=run,
-        by_table=Path(run["data"]).suffix.lower() in (".csv", ".tsv", ".parquet"),
         settings=_settings(run["config"]),
         provenance=[*with_dotted_names(run.get("versions", {})), *with_dotted_names(run.get("fingerprint", {}))],
         times=_times(known),
@@ -157,6 +156,7 @@ def _results(evaluation: Evaluated) -> dict[str, object]:
     return {
         "test": test,
         "chance_loss": math.log(len(names)),
+        "by_group": test.get("by_group"),
         "num_correct": round(test["accuracy"] * test["num_examples"]),
         "leak_free": leak_free if leak_free and leak_free["num_examples"] != test["num_examples"] else None,
         "other": other if evaluation[other] else None,

@@ -60,6 +60,13 @@ class Duplicates(TypedDict):
     label_conflicts: list[Copies]
 
 
+class Groups(TypedDict):
+    """What the user says was taken together: how many groups, and how many of them are in more than one given split."""
+
+    num_groups: int
+    num_crossing_splits: int
+
+
 class Explored(TypedDict):
     """The content of explore.json."""
 
@@ -68,6 +75,7 @@ class Explored(TypedDict):
     splits: dict[str, int]
     splits_given: list[str]
     source_notes: list[str]
+    groups: Groups | None
     faults: list[dict[str, object]]
     conversions: list[dict[str, object]]
     ignored: list[dict[str, object]]
@@ -149,7 +157,9 @@ class Tuning(TypedDict):
 
 
 class ModelScores(TypedDict):
-    """Scores of one of the two models. `test_leak_free` leaves out photos with a copy in the given training split."""
+    """Scores of one of the two models. `test_leak_free` leaves out photos with a copy or a photo of their group in the given
+    training split.
+    """
 
     val: Scores
     test: Scores

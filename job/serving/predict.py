@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from job.config import IntakeConfig
 from job.decoding.processes import Limits, ShardTask, decode_shards
 from job.errors import DataUnusable
 from job.runtime.cgroups import usable_cores
@@ -49,7 +50,7 @@ def predict(
         StorageFailed: if the table cannot be written. It is then kept in scratch space.
     """
     place = answers.place(out, overwrite=overwrite, model=model, data=data)
-    source = open_source(data, labelled=False, tfds_dir=tfds_dir)
+    source = open_source(data, labelled=False, settings=IntakeConfig(tfds_dir=tfds_dir))
     exported = model_folder.load(model, model_sha256, telemetry.line)
     listing = source.listing()
     for note in listing.notes:

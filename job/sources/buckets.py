@@ -5,48 +5,44 @@ local folders and tables.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
-from pathlib import PurePosixPath
 from posixpath import normpath
 from typing import NamedTuple
 
 from job.errors import UsageError
-from job.sources.base import Entry, Listing, Source
+from job.sources.base import Entry, Listing, Reading, Source
 from job.sources.fetch import PATIENCE_S, THREADS, limit_arenas, read_ordered
-from job.sources.folders import list_files
+from job.sources.folders import is_table, list_files
 from job.sources.local import OUTSIDE, Child, FoundFile, by_stem, find_file, from_text
-from job.sources.tables import TABLE_EXTENSIONS, TableSource, local_table
+from job.sources.tables import KINDS, TableSource, local_table
 from job.storage.bucket.objects import Objects, Stored, is_remote, join, split_object
 from job.storage.bucket.open import open_objects
 from job.storage.ledger import MARK
 
 
-def open_bucket(uri: str, labels: str | None = None, *, labelled: bool = True) -> Source:
+def open_bucket(uri: str, labels: str | None = None, *, labelled: bool = True, reading: Reading | None = None) -> Source:
     """The source that `--data` in object storage and `--labels` name; the service is not asked yet.
 
     Raises:
         UsageError: for an unknown scheme, or a table that is none.
     """
-    if _is_table(uri):
+    reading = reading or Reading()
+    if is_table(uri):
         if labels is not None:
             raise UsageError(f"--labels {labels}: --data {uri} is a table itself; give the folder of the photos as --data.")
-        return TableSource(_folder(split_object(uri)[0], labelled), uri, labelled=labelled)
+        return TableSource(_folder(split_object(uri)[0], labelled, reading), uri, labelled=labelled, reading=reading)
     if labels is None:
-        return _folder(uri, labelled)
+        return _folder(uri, labelled, reading)
     if not is_remote(labels):
         labels = local_table(labels)
-    elif not _is_table(labels):
-        raise UsageError(f"--labels {labels}: give a table ({', '.join(TABLE_EXTENSIONS)}).")
-    return TableSource(_folder(uri, labelled), labels, lists_folder=True, labelled=labelled)
+    elif not is_table(labels):
+        raise UsageError(f"--labels {labels}: give {KINDS}.")
+    return TableSource(_folder(uri, labelled, reading), labels, lists_folder=True, labelled=labelled, reading=reading)
 
 
-def _is_table(uri: str) -> bool:
-    return PurePosixPath(uri).suffix.lower() in TABLE_EXTENSIONS
-
-
-def _folder(uri: str, labelled: bool) -> "BucketSource":
-    return BucketSource(open_objects(uri, connections=THREADS), labelled)
+def _folder(uri: str, labelled: bool, reading: Reading) -> "BucketSource":
+    return BucketSource(open_objects(uri, connections=THREADS), labelled, reading)
 
 
 @dataclass(frozen=True)
@@ -55,6 +51,7 @@ class BucketSource:
 
     objects: Objects
     labelled: bool = True
+    reading: Reading = field(default_factory=Reading)
     threads: int = THREADS
 
     @property
@@ -75,7 +72,7 @@ class BucketSource:
             UsageError: where there is nothing below the prefix.
             DataUnusable: where there is no class folder, so that nothing is labelled.
         """
-        found = list_files(self.files(), labelled=self.labelled)
+        found = list_files(self.files(), self.reading, labelled=self.labelled)
         return replace(found, entries=_with_own_paths(found.entries))
 
     def files(self) -> "ObjectFiles":

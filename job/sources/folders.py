@@ -1,7 +1,8 @@
-"""Photos in class folders, with or without split folders above them: how a tree of files becomes labelled entries."""
+"""Photos in folders: the name of a folder, or of the file itself, is the label; or a table in the folder has the labels."""
 
-import errno
 import re
+import shlex
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -10,16 +11,22 @@ from typing import ClassVar
 
 from job.console.places import refused_at_start
 from job.errors import DataUnusable, UsageError
-from job.sources.base import SPLIT_FOLDERS, Entry, Listing, Split
-from job.sources.local import IMAGE_EXTENSIONS, Child, Files, LocalFiles, from_text, to_text
-from job.sources.opening import raise_of_the_machine, read_files
+from job.sources.base import Entry, Listing, Reading, split_names
+from job.sources.layout import Folder, Tree, class_folders, is_photo
+from job.sources.local import IMAGE_EXTENSIONS, Files, LocalFiles, from_text, to_text
+from job.sources.opening import read_files
+from job.sources.walk import Walk, ignored, is_folder, is_junk_folder
 from job.storage.ledger import MARK
 
-_JUNK = re.compile(
-    r"\._.*|\.DS_Store|Thumbs\.db|desktop\.ini|\.gitkeep|\.keep|\.gitignore|\.gitattributes|README(\..*)?|LICEN[SC]E(\..*)?",
-    re.IGNORECASE,
-)
-_JUNK_FOLDERS = frozenset({".ipynb_checkpoints", "@eaDir", "__MACOSX", ".git"})
+TABLE_EXTENSIONS = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson", ".xlsx", ".csv.gz", ".tsv.gz", ".jsonl.gz")
+# Tables that Hugging Face's imagefolder and Roboflow's export put beside photos.
+_OWN_TABLES = (*(f"metadata{extension}" for extension in TABLE_EXTENSIONS), "_classes.csv")
+# A name that ends in a number, as in cat.0.jpg, dog_12.jpg or "rose (3).jpg": the label is what stands before it.
+NUMBERED = r"(?P<label>.*?[^\W\d_])[\W_]*\d+[\W_]*\.\w+$"
+
+
+def is_table(name: str) -> bool:
+    return name.lower().endswith(TABLE_EXTENSIONS)
 
 
 @dataclass(frozen=True)
@@ -27,11 +34,12 @@ class FolderSource:
     """Class folders with photos, directly below the root or below train/, val/ and test/.
 
     A photo is labelled by the top folder below the root (or the split), however deep it lies. Links are followed while
-    they stay inside the root, every folder once. Only regular files are ever opened.
+    they stay inside the root or the link roots, every folder once. Only regular files are ever opened.
     """
 
     root: Path
     labelled: bool = True
+    reading: Reading = field(default_factory=Reading)
     patience_s: ClassVar[float] = 0.0
 
     @property
@@ -44,184 +52,163 @@ class FolderSource:
     def listing(self) -> Listing:
         """
         Raises:
-            DataUnusable: where there is no class folder, so that nothing is labelled.
+            DataUnusable: where nothing is labelled, or the folders may be understood in two ways.
             UsageError: where this user may not look into the root, or into a split folder.
         """
         with refused_at_start(f"--data {self.root}", self.root):
-            return list_files(self.files(), labelled=self.labelled)
+            return list_files(self.files(), self.reading, labelled=self.labelled)
 
     def files(self) -> LocalFiles:
-        return LocalFiles(self.root)
+        return LocalFiles(self.root, self.reading.link_roots if self.reading.follow_links else ())
 
     def read(self, entries: Sequence[Entry]) -> Iterator[bytes | OSError]:
         return read_files(self.root, (entry.real_path or entry.path for entry in entries))
 
     def location(self, entry: Entry) -> str:
-        return f"{self.root}/{from_text(entry.real_path or entry.path)}"
+        path = from_text(entry.real_path or entry.path)
+        return path if path.startswith("/") else f"{self.root}/{path}"
 
 
-def list_files(files: Files, *, labelled: bool) -> Listing:
-    """Class folders with photos, below the root or below its split folders; all files where labels are not wanted.
+def list_files(files: Files, reading: Reading | None = None, *, labelled: bool) -> Listing:
+    """Return the files of a folder with their labels; all files without labels where these are not wanted.
 
     Folders that the job has made its own are left out. Paths alone do not show them where they are mounted twice.
 
     Raises:
         UsageError: where the root itself is an output of this job.
-        DataUnusable: where there is no class folder, so that nothing is labelled.
+        DataUnusable: where nothing is labelled, or the folders may be understood in two ways.
     """
+    reading = reading or Reading()
+    refuse_output(files)
+    walk = Walk(files)
+    if not labelled:
+        walk.below("")
+        return Listing(_sorted(walk), (), walk.notes)
+    if reading.label_from != "folder":
+        return _labelled_by_path(walk, reading)
+    if tables := _own_tables(files):
+        from job.sources.tables import list_tables  # pyarrow takes its time.
+
+        return list_tables(files, tables, reading, lists_folder=True)
+    class_names: set[str] = set()
+    for folder in class_folders(walk, reading):
+        num_entries, num_outputs = len(walk.entries), len(walk.outputs)
+        walk.folder(folder.child, folder.path, folder.label, folder.split)
+        new_outputs = len(walk.outputs) - num_outputs
+        if not new_outputs or len(walk.entries) - num_entries > new_outputs:  # `runs/` with nothing but outputs is no class.
+            class_names.add(folder.label)
+    if not class_names:
+        raise _unlabelled(files, len(walk.entries))
+    return Listing(_sorted(walk), tuple(sorted(class_names)), walk.notes)
+
+
+def refuse_output(files: Files) -> None:
     if files.is_output(""):
         raise UsageError(
             f"{files.uri} is an output of this job: it holds {MARK}. Give the folder that the photos are in, outside of it."
         )
-    walk = _Walk(files)
-    class_names: set[str] = set()
-    if not labelled:
-        walk.folder("", "", None, None)
-    for folder, split, path in _class_folders(walk) if labelled else ():
-        label, num_entries, num_outputs = path.rpartition("/")[2], len(walk.entries), len(walk.outputs)
-        walk.class_folder(folder, path, label, split)
-        new_outputs = len(walk.outputs) - num_outputs
-        if not new_outputs or len(walk.entries) - num_entries > new_outputs:  # `runs/` with nothing but outputs is no class.
-            class_names.add(label)
-    if labelled and not class_names:
-        raise DataUnusable(
-            f"{files.uri}: unlabelled: there are no class folders in it ({len(walk.entries):,} files beside none). "
-            "Put the photos of each class into a folder of its own, named like the class, or give a table of labels."
-        )
-    outputs = ", ".join(sorted(walk.outputs))
-    notes = (f"Outputs of this job, which were not looked into: {outputs}.",) if outputs else ()
-    return Listing(tuple(sorted(walk.entries, key=attrgetter("path"))), tuple(sorted(class_names)), notes)
 
 
-@dataclass
-class _Walk:
-    """Goes down into folders and gathers an entry for each file. `outputs` are the paths of folders left out."""
+def _sorted(walk: Walk) -> tuple[Entry, ...]:
+    return tuple(sorted(walk.entries, key=attrgetter("path")))
 
-    files: Files
-    entries: list[Entry] = field(default_factory=list)
-    outputs: list[str] = field(default_factory=list)
 
-    def is_output(self, folder: Child, path: str) -> bool:
-        """Whether the job has made a folder its own. Then it becomes an entry, and nothing in it does."""
-        found = self.files.is_output(folder.path)
-        if found:
-            self.outputs.append(path)
-            self.entries.append(_ignored(f"{path}/", "an output of this job: nothing in it is looked at"))
-        return found
-
-    def followed(self, child: Child) -> Child | str:
-        """Return the file or folder that a child is, with links followed; or what is wrong with the link."""
-        return self.files.follow(child) if child.is_symlink() else child
-
-    def class_folder(self, folder: Child, path: str, label: str, split: Split | None) -> None:
-        followed = self.followed(folder)
-        if isinstance(followed, str):
-            self.entries.append(_quarantined(path, label, split, followed))
+def _labelled_by_path(walk: Walk, reading: Reading) -> Listing:
+    """Label each photo by the folder that it lies in, or by its name. Split folders at the top keep their meaning."""
+    walk.below("")
+    splits = {} if reading.layout == "classes" else split_names({e.path.partition("/")[0] for e in walk.entries})
+    pattern = re.compile(reading.label_pattern or NUMBERED)
+    entries = []
+    for entry in walk.entries:
+        top, _, below = entry.path.partition("/")
+        split = splits.get(top) if below else None
+        if reading.label_from == "parent":
+            label = PurePath(below if split else entry.path).parent.name
         else:
-            self.folder(followed.path, path + "/", label, split)
-
-    def folder(self, folder: str, prefix: str, label: str | None, split: Split | None) -> None:
-        seen: set[object] = set()
-        waiting = [(folder, prefix)]  # No recursion: folders may lie deeper than Python's stack.
-        while waiting:
-            folder, prefix = waiting.pop()
-            try:
-                identity = self.files.identity(folder)
-                if identity in seen:
-                    continue
-                seen.add(identity)
-                children = self.files.children(folder)
-            except OSError as error:
-                if not prefix:  # Of the source itself: nothing is known about it then.
-                    raise
-                raise_of_the_machine(error, folder)
-                reason = f"cannot be listed, so how many photos are in it is unknown: {error.strerror}"
-                self.entries.append(_quarantined(prefix.rstrip("/"), label, split, reason))
-                continue
-            waiting += reversed([(child.path, path + "/") for child, path in self._files(children, prefix, label, split)])
-
-    def _files(
-        self, children: Sequence[Child], prefix: str, label: str | None, split: Split | None
-    ) -> Iterator[tuple[Child, str]]:
-        """An entry for each file; what is given back are the folders beside them, with their paths."""
-        for child in children:
-            path = prefix + to_text(child.name)
-            found = self.followed(child)
-            if isinstance(found, str):
-                self.entries.append(_quarantined(path, label, split, found))
-            elif not found.is_dir():
-                self.entries.append(self._file(found, path, label, split))
-            elif child.name in _JUNK_FOLDERS:
-                self.entries.append(_junk_folder(path))
-            elif not self.is_output(found, path):
-                if PurePath(child.name).suffix.lower() in IMAGE_EXTENSIONS:
-                    self.entries.append(_ignored(path, "a folder named like a photo"))
-                yield found, path
-
-    def _file(self, file: Child, path: str, label: str | None, split: Split | None) -> Entry:
-        if _JUNK.fullmatch(file.name):
-            return _ignored(path, "a file that systems and people leave beside photos")
-        try:
-            status = self.files.status(file)
-        except OSError as error:
-            return _quarantined(path, label, split, f"cannot be read: {error.strerror}")
-        if not status:
-            return _ignored(path, "not a regular file")
-        return Entry(path, label, split, *status, real_path=self.files.real_path(file, path))
-
-
-def _class_folders(walk: _Walk) -> Iterator[tuple[Child, Split | None, str]]:
-    """Each class folder with its split and its path; what lies beside them becomes an entry."""
-    folders = _folders_beside_files("", "", walk)
-    splits = [f for f in folders if f.name.lower() in SPLIT_FOLDERS and any(map(_is_folder, walk.files.children(f.path)))]
-    if not splits:
-        yield from ((folder, None, to_text(folder.name)) for folder in folders)
-        return
-    for folder in folders:
-        path = to_text(folder.name)
-        followed = walk.followed(folder)
-        if folder not in splits:
-            walk.entries.append(_ignored(path, "a folder beside the split folders"))
-        elif isinstance(followed, str):
-            walk.entries.append(_quarantined(path, None, None, followed))
+            label = named_part(pattern, entry.path, "label")
+        if entry.verdict == "ignored" or label:
+            entries.append(entry if entry.verdict == "ignored" else entry._replace(label=label, split=split))
+        elif reading.label_from == "parent" or not _is_named_like_a_photo(entry.path):
+            entries.append(
+                ignored(entry.path, "outside every class folder" if reading.label_from == "parent" else "no photo")
+            )
         else:
-            split = SPLIT_FOLDERS[folder.name.lower()]
-            classes = _folders_beside_files(followed.path, path + "/", walk)
-            yield from ((c, split, f"{path}/{to_text(c.name)}") for c in classes)
+            reason = "its name does not match intake.label_pattern"
+            entries.append(entry._replace(split=split, verdict="quarantined", reason=reason))
+    entries = _without_unlabelled_splits(entries)
+    class_names = {entry.label for entry in entries if entry.label}
+    if not class_names:
+        raise _unlabelled(walk.files, len(entries))
+    origin = "the folders that photos lie in" if reading.label_from == "parent" else "the file names"
+    return Listing(tuple(sorted(entries, key=attrgetter("path"))), tuple(sorted(class_names)), walk.notes, origin)
 
 
-def _folders_beside_files(folder: str, prefix: str, walk: _Walk) -> list[Child]:
-    folders = []
-    for child in walk.files.children(folder):
-        path = prefix + to_text(child.name)
-        if child.name in _JUNK_FOLDERS or (child.name[:1] in ("", ".") and _is_folder(child)):
-            walk.entries.append(_junk_folder(path))
-        elif not _is_folder(child):
-            followed = walk.followed(child)
-            walk.entries.append(_ignored(path, followed if isinstance(followed, str) else "outside every class folder"))
-        elif not walk.is_output(child, path):
-            folders.append(child)
-    return folders
+def _without_unlabelled_splits(entries: list[Entry]) -> list[Entry]:
+    """Ignore the photos of splits in which no file has a label: such a test set is for predictions."""
+    labelled = {entry.split for entry in entries if entry.label}
+    reason = "unlabelled: no file of its split folder has a label"
+    return [
+        ignored(e.path, reason) if e.verdict == "quarantined" and not e.label and e.split and e.split not in labelled else e
+        for e in entries
+    ]
 
 
-def _is_folder(child: Child) -> bool:
-    """Return whether a child is a folder, also behind a link. A link that leads back to itself is none. Raises: OSError."""
-    try:
-        return child.is_dir()
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        return False
+def named_part(pattern: re.Pattern[str], path: str, group: str) -> str:
+    """Return what a named group of a pattern matches; empty where the pattern does not match.
+
+    A pattern with a slash in it is searched in the path below the source, one without is matched with the file name alone.
+    """
+    found = pattern.search(path) if "/" in pattern.pattern else pattern.match(path.rpartition("/")[2])
+    return ((found and found[group]) or "").strip()
 
 
-def _junk_folder(path: str) -> Entry:
-    """One entry for the whole of it: what lies in it is nobody's photo."""
-    return _ignored(f"{path}/", "a folder that systems leave beside photos")
+def _is_named_like_a_photo(path: str) -> bool:
+    name = path.rpartition("/")[2]
+    return "." not in name or PurePath(name).suffix.lower() in IMAGE_EXTENSIONS
 
 
-def _ignored(path: str, reason: str) -> Entry:
-    return Entry(path, None, None, 0, "", "ignored", reason)
+def _own_tables(files: Files) -> list[tuple[str, str]]:
+    """Return the tables of labels that lie beside photos, each with the folder that its paths begin at.
+
+    Empty where there are class folders, which have the labels then.
+    """
+    tree = Tree(files)
+    root = [child for child in files.children("") if not is_junk_folder(child.name)]
+    folders = [Folder(child, to_text(child.name)) for child in root if is_folder(child) and not child.name.startswith(".")]
+    folders = [folder for folder in folders if not files.is_output(folder.child.path)]
+    splits = split_names(folder.name for folder in folders)
+    tables = [child.name for child in root if is_table(child.name) and not is_folder(child)]
+    in_splits = [
+        (f"{folder.path}/{child.name}", f"{folder.path}/")
+        for folder in folders
+        if folder.name in splits
+        for child in tree.children(folder)
+        if child.name.lower() in _OWN_TABLES and not is_folder(child)
+    ]
+    if not tables and not in_splits:
+        return []
+    if any(tree.folders(folder) for folder in folders if folder.name in splits):
+        return []
+    if len(tree.with_photos(folder for folder in folders if folder.name not in splits)) > 1:
+        return []
+    own = [name for name in tables if name.lower() in _OWN_TABLES] or tables
+    if len(own) == 1:
+        return [(own[0], "")]
+    return in_splits
 
 
-def _quarantined(path: str, label: str | None, split: Split | None, reason: str) -> Entry:
-    return Entry(path, label, split, 0, "", "quarantined", reason)
+def _unlabelled(files: Files, num_files: int) -> DataUnusable:
+    root = list(files.children(""))
+    tables = [child.name for child in root if is_table(child.name) and not is_folder(child)]
+    lines = [
+        f"{files.uri}: unlabelled: there are no class folders in it ({num_files:,} files beside none). "
+        "Put the photos of each class into a folder of its own, named like the class, or give a table of labels."
+    ]
+    lines += [f"A table lies there: --labels {shlex.quote(f'{files.uri}/{to_text(name)}')}" for name in tables[:5]]
+    names = [to_text(child.name) for child in root if is_photo(child)]
+    labels = Counter(filter(None, (named_part(re.compile(NUMBERED), name, "label") for name in names)))
+    if len(labels) > 1 and labels.total() > 0.8 * len(names) and labels.total() > 2 * len(labels):
+        listed = ", ".join(f"{label} ({count:,})" for label, count in labels.most_common(4))
+        command = f"--data {shlex.quote(files.uri)} --set intake.label_from=name"
+        lines += [f"The file names may have the class ({listed}): {command}"]
+    return DataUnusable(*lines)

@@ -7,6 +7,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -41,6 +42,7 @@ IMAGE_EXTENSIONS = frozenset(
 )
 NO_SUCH_FILE = "there is no such file"
 OUTSIDE = "it leaves the source folder"
+LEAVING = "a link that leaves the source folder"
 _NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
@@ -158,9 +160,10 @@ class _Followed(NamedTuple):
 
 @dataclass(frozen=True)
 class LocalFiles:
-    """The files below `root`, which is a resolved path. What it found out about folders it remembers."""
+    """The files below `root`, which is a resolved path. Links may lead to folders below it or below the link roots."""
 
     root: Path
+    link_roots: tuple[str, ...] = ()
     _real_folders: dict[str, str] = field(default_factory=dict)
     _stems_of_folder: dict[str, dict[str, list[str]]] = field(default_factory=dict)
 
@@ -194,11 +197,13 @@ class LocalFiles:
         except OSError:
             fault = "a link that points to nothing"
         else:
-            if not self._is_inside(real):
-                fault = "a link that leaves the source folder"
+            if not self._is_reachable(real):
+                fault = LEAVING
         return fault or _Followed(link.name, real)
 
     def real_path(self, file: Child, path: str) -> str:
+        if not self._is_inside(file.path):
+            return to_text(file.path)
         real = to_text(file.path[len(self._full("")) :])
         return "" if real == path else real
 
@@ -209,7 +214,7 @@ class LocalFiles:
             return OUTSIDE if path is None else ""
         folder, _, name = path.rpartition("/")
         file: Child = _Followed(name, f"{self._real_folder(folder)}/{name}")
-        if not self._is_inside(file.path):
+        if not self._is_reachable(file.path):
             return "its folder is a link that leaves the source folder"
         try:
             status = os.lstat(file.path)
@@ -252,7 +257,7 @@ class LocalFiles:
 
     def _stems(self, folder: str) -> dict[str, list[str]]:
         """The photos in a folder, by their names without the extension."""
-        if not self._is_inside(self._real_folder(folder)):
+        if not self._is_reachable(self._real_folder(folder)):
             return {}
         try:
             return by_stem(sorted(os.listdir(self._real_folder(folder))))  # noqa: PTH208
@@ -268,6 +273,14 @@ class LocalFiles:
     def _full(self, path: str) -> str:
         root = str(self.root)
         return f"{root}{path}" if root.endswith("/") else f"{root}/{path}"
+
+    def _is_reachable(self, path: str) -> bool:
+        """Return whether a path without links in it is below the root or below a folder that links may lead to."""
+        return self._is_inside(path) or any(f"{path}/".startswith(f"{root.rstrip('/')}/") for root in self._real_link_roots)
+
+    @cached_property
+    def _real_link_roots(self) -> tuple[str, ...]:
+        return tuple(os.path.realpath(os.path.expanduser(root)) for root in self.link_roots)  # noqa: PTH111
 
     def _is_inside(self, path: str) -> bool:
         return path == str(self.root) or path.startswith(self._full(""))

@@ -63,11 +63,7 @@ class _Tree:
 
     def __init__(self, root: Path) -> None:
         self._folders: OrderedDict[str, int] = OrderedDict()
-        top = os.open("/", _FOLDER)
-        try:
-            self._root = _descend(top, os.path.abspath(root))  # noqa: PTH100
-        finally:
-            os.close(top)
+        self._root = _from_the_top(os.path.abspath(root))  # noqa: PTH100
 
     def __enter__(self) -> Self:
         return self
@@ -77,8 +73,8 @@ class _Tree:
             os.close(descriptor)
 
     def read(self, path: str) -> bytes:
-        folder, _, name = path.rpartition("/")
-        descriptor = open_regular(name, os.O_NOFOLLOW, self._folder(folder))
+        folder, slash, name = path.rpartition("/")
+        descriptor = open_regular(name, os.O_NOFOLLOW, self._folder(folder or slash))
         try:
             return _whole(descriptor)
         finally:
@@ -88,7 +84,7 @@ class _Tree:
         if path not in self._folders:
             if len(self._folders) == _MAX_OPEN_FOLDERS:
                 os.close(self._folders.popitem(last=False)[1])
-            self._folders[path] = _descend(self._root, path)
+            self._folders[path] = _from_the_top(path) if path.startswith("/") else _descend(self._root, path)
         self._folders.move_to_end(path)
         return self._folders[path]
 
@@ -104,6 +100,15 @@ def _in_words(error: OSError) -> OSError:
     if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EINVAL, errno.ENXIO):
         return OSError(error.errno, "a link or something else took its place after it was listed")
     return error
+
+
+def _from_the_top(path: str) -> int:
+    """Return a new descriptor of the folder at an absolute path, in which there is no link."""
+    top = os.open("/", _FOLDER)
+    try:
+        return _descend(top, path)
+    finally:
+        os.close(top)
 
 
 def _descend(folder: int, path: str) -> int:

@@ -1,280 +1,323 @@
-"""What a table of labels says, row by row, before anybody looks at the files that it names.
+"""What a table of labels says, row by row, before anybody looks at the files that it names."""
 
-CSV and TSV are read as people and spreadsheets write them, Parquet through pyarrow; either way a cell is text from here on.
-"""
-
-import codecs
-import csv
-import io
-import math
-import re
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
-from itertools import chain
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from job.console.places import at_start
-from job.errors import DataUnusable
-from job.sources.opening import opened
-from job.text.untrusted import unguarded
+from job.errors import DataUnusable, UsageError
+from job.sources.base import SPLITS, Reading
+from job.sources.grids import Grid, is_named_like_a_photo, plain, read_grid
 
 # The names that a column may have, best first. Of two names that stand together neither is preferred.
 _COLUMN_NAMES: dict[str, tuple[tuple[str, ...], ...]] = {
     "path": (
         ("path",),
-        ("filename", "file_name", "file", "filepath", "file_path", "image", "image_path"),
-        ("image_id", "id"),
+        (
+            *("filename", "file_name", "file", "filepath", "file_path", "filepaths", "filenames", "file_paths"),
+            *("image", "image_path", "image_file", "image_name", "image_filename", "img", "img_path", "img_name"),
+        ),
+        ("image_id", "id_code", "img_id", "id"),
     ),
-    "label": (("label",), ("labels", "class", "class_name", "category", "target")),
-    "split": (("split",), ("set", "subset", "partition")),
+    "label": (
+        ("label",),
+        (
+            *("labels", "class", "class_name", "classname", "class_label", "label_name", "category", "target"),
+            *("breed", "dx", "diagnosis", "choice", "species"),
+        ),
+    ),
+    "split": (("split",), ("set", "subset", "partition", "data_set", "dataset", "ml_use")),
 }
+_KNOWN = frozenset(name for tiers in _COLUMN_NAMES.values() for tier in tiers for name in tier)
+_UNASSIGNED = frozenset({"unassigned", "none", "na", "n/a", "nan", "null"})  # Splits that say that there is none.
 _TRUTH_VALUES = frozenset({"0", "1", "0.0", "1.0", "true", "false"})
+_TRUE = frozenset({"1", "1.0", "true"})
+_BOXES = ({"xmin", "ymin", "xmax", "ymax"}, {"x_min", "y_min", "x_max", "y_max"}, {"x1", "y1", "x2", "y2"}, {"bbox"})
 _ONE_CLASS = "This job gives each photo exactly one class, and this table is for several labels a photo"
 _WAY_OUT = "Give a table with one label for each photo"
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row by its number as a spreadsheet shows it (the header of a CSV is row 1); `fault` where it cannot be read."""
+    """A row by its number as a spreadsheet shows it (the header of a CSV is row 1); `fault` where it cannot be read.
+
+    `split` is train, val, test or empty. `says` is what the table says about the split.
+    """
 
     number: int
     path: str
     label: str
     split: str
     fault: str = ""
+    group: str = ""
+    says: str = ""
 
 
 @dataclass(frozen=True)
 class LabelTable:
+    """The rows of a table. `names` is its header, and `columns` are the names of those that were taken, by what for."""
+
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
+    names: tuple[str, ...]
+    columns: dict[str, str]
 
 
-def read_rows(file: Path, *, labelled: bool, called: str = "") -> LabelTable:
-    """The rows of a .csv, .tsv or .parquet file, with blanks around labels and splits taken away.
+def read_rows(file: Path, *, labelled: bool, called: str = "", reading: Reading | None = None) -> LabelTable:
+    """Return the rows of a table, with blanks around labels and splits taken away.
 
     `called` is what messages call it, where that isn't where it lies.
 
     Raises:
         DataUnusable: where it cannot be read, its columns cannot be told, or photos have more than one label.
+        UsageError: where a column that a setting names isn't there.
     """
-    table = called or str(file)
-    try:
-        grid = _read_parquet(file, table) if file.suffix.lower() == ".parquet" else _read_csv(file, table)
-    except OSError as error:
-        if error.errno:  # Else it is pyarrow that cannot make sense of the file.
-            raise at_start(error, table, file) or error from None
-        raise DataUnusable(f"{table}: cannot be read: {error}.") from error
-    except (csv.Error, pa.ArrowException, ValueError) as error:  # pyarrow lets names that are not UTF-8 through.
-        raise DataUnusable(f"{table}: cannot be read as a table: {error}. Save it again, as .csv in UTF-8.") from error
-    columns = {kind: _column(table, grid, kind) if labelled or kind == "path" else None for kind in _COLUMN_NAMES}
-    _check_columns(table, grid, columns, labelled)
+    table, reading = called or str(file), reading or Reading()
+    grid = read_grid(file, table, _KNOWN)
+    columns = _Columns(table, grid, reading)
+    found = columns.find() if labelled else {"path": columns.find_path()}
     if not grid.rows:
         raise DataUnusable(f"{table}: there is no row in it but the header. Give a row for each photo.")
-    rows = tuple(_row(number, cells, grid, columns) for number, cells in grid.rows)
-    if labelled:
-        _refuse_combined_labels(table, {row.label for row in rows})
-    unused = [name for k, name in enumerate(grid.names) if k not in columns.values() and name.strip()]
-    return LabelTable(rows, (f"Columns of {file.name} that are not used: {', '.join(unused)}.",) if unused else ())
+    rows = tuple(_row(number, cells, grid, found, columns) for number, cells in grid.rows)
+    if labelled and not reading.allow_joined_labels:
+        _refuse_joined_labels(table, {row.label for row in rows})
+    taken = {*found.values(), *columns.classes}
+    unused = [name for k, name in enumerate(grid.names) if k not in taken and name.strip()]
+    notes = grid.notes + columns.notes
+    if unused:
+        notes += (f"Columns of {Path(table).name} that are not used: {', '.join(unused)}.",)
+    named = {kind: grid.names[k] for kind, k in found.items() if k is not None}
+    return LabelTable(rows, notes, tuple(grid.names), named)
 
 
-def several_labels(table: str, what: str) -> DataUnusable:
-    """The refusal of a table that labels photos more than once."""
-    return DataUnusable(f"{table}: {what}. {_ONE_CLASS}. {_WAY_OUT}.")
+def several_labels(table: str, what: str, way_out: str = _WAY_OUT) -> DataUnusable:
+    """Return the refusal of a table that labels photos more than once."""
+    return DataUnusable(f"{table}: {what}. {_ONE_CLASS}. {way_out}.")
 
 
-@dataclass(frozen=True)
-class _Grid:
-    """Cells as text. A column whose values are no text (lists, pictures, dates) is named in `odd` and has empty cells."""
+class _Columns:
+    """Decides which column of a table is what. `classes` are columns of 0 and 1 where each stands for a class."""
 
-    names: list[str]
-    rows: list[tuple[int, list[str]]]
-    odd: dict[int, pa.DataType] = field(default_factory=dict)
+    def __init__(self, table: str, grid: Grid, reading: Reading) -> None:
+        self.table, self.grid, self.reading = table, grid, reading
+        self.classes: list[int] = []
+        self.notes: tuple[str, ...] = ()
 
+    def find(self) -> dict[str, int | None]:
+        """Return the place of each column by what it is for, None where the table has none.
 
-def _read_csv(file: Path, table: str) -> _Grid:
-    with opened(file) as table_file:
-        data = table_file.readall()
-    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
-    try:
-        text = data.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise DataUnusable(f"{table}: this is not UTF-8 (byte {error.start:,}): save it as UTF-8.") from error
-    options = _dialect(text)
-    end = ["end", "of", "table"]  # A quotation mark that is never closed swallows this row, too.
-    lines = chain(io.StringIO(text, newline=""), [options["delimiter"].join(end)])
-    rows = [(number, cells) for number, cells in enumerate(csv.reader(lines, **options), 1) if cells]
-    if rows[-1][1] != end:
-        number, cells = rows[-1]
-        raise DataUnusable(
-            f"{table}: a quotation mark in row {number} is never closed ({cells[0][:60]!r}). "
-            "Close it, or write it twice where it belongs to the text."
-        )
-    if len(rows) == 1:
-        raise DataUnusable(f"{table}: this table is empty. Give it a header (path,label) and a row for each photo.")
-    return _Grid(rows[0][1], [(number, list(map(unguarded, cells))) for number, cells in rows[1:-1]])
+        Raises:
+            DataUnusable, UsageError: as `read_rows`.
+        """
+        path, label = self._column("path"), self._column("label")
+        if label is None:
+            self._refuse_lists()
+        path, label = self._of_two(path, label)
+        group = self._named("group_column", self.reading.group_column)
+        split = self._split()
+        found = {"path": path, "label": label, "split": split, "group": group}
+        if self.reading.label_column is None:
+            self._refuse_boxes()
+        if path is not None and label is None:
+            self.classes = self._class_columns({k for k in found.values() if k is not None})
+        self._check(found)
+        return found
 
+    def find_path(self) -> int | None:
+        """Return the place of the column of paths."""
+        path, _ = self._of_two(self._column("path"), self._column("label") if len(self.grid.names) == 2 else None)
+        self._check({"path": path})
+        return path
 
-def _dialect(text: str) -> dict[str, Any]:
-    """The separator under which the header makes most sense, and whether a blank behind it belongs to it."""
+    def _named(self, setting: str, name: str | None) -> int | None:
+        if name is None:
+            return None
+        same = [k for k, other in enumerate(self.grid.names) if other.strip() == name.strip()]
+        alike = [k for k, other in enumerate(self.grid.names) if plain(other) == plain(name)]
+        if not same and len(alike) != 1:
+            raise UsageError(f"{self.table}: it has no column {name!r} (intake.{setting}). {self._header}")
+        return (same or alike)[0]
 
-    def sense(options: dict[str, Any]) -> tuple[int, int]:
-        header = next((cells for cells in csv.reader(io.StringIO(text, newline=""), **options) if cells), [])
-        known = {_plain(name) for name in header} & {n for tiers in _COLUMN_NAMES.values() for tier in tiers for n in tier}
-        return len(known), len(header)
+    @property
+    def _header(self) -> str:
+        return f"Its header is {', '.join(repr(name[:60]) for name in self.grid.names[:20])}."
 
-    best = max(({"delimiter": d} for d in (",", ";", "\t")), key=sense)
-    header_line = re.match(r"[\r\n]*([^\r\n]*)", text)
-    return {**best, "skipinitialspace": header_line is not None and best["delimiter"] + " " in header_line[1]}
+    def _column(self, kind: str) -> int | None:
+        setting = f"{kind}_column"
+        if (named := self._named(setting, getattr(self.reading, setting))) is not None:
+            return named
+        other = {self.reading.path_column, self.reading.label_column, self.reading.split_column, self.reading.group_column}
+        for tier in _COLUMN_NAMES[kind]:
+            found = [k for k, name in enumerate(self.grid.names) if plain(name) in tier and name.strip() not in other]
+            if len(found) > 1:
+                which = " and ".join(repr(self.grid.names[k]) for k in found)
+                raise DataUnusable(
+                    f"{self.table}: the columns {which} may each be the {kind}. Choose one: --{kind}-column "
+                    f"{self.grid.names[found[0]]!r}"
+                )
+            if found:
+                return found[0]
+        return None
 
+    def _of_two(self, path: int | None, label: int | None) -> tuple[int | None, int | None]:
+        """Return the columns of path and label, where a table has two columns and at most one of them is known."""
+        if len(self.grid.names) != 2 or (path is not None and label is not None and path != label):
+            return path, label
+        if (path is None and label is None) or path == label:
+            photos = [sum(map(is_named_like_a_photo, self.grid.values(k))) for k in (0, 1)]
+            path, label = (1, None) if photos[1] > photos[0] else (0, None)
+        return (path, 1 - path) if path is not None else (1 - (label or 0), label)
 
-def _read_parquet(file: Path, table: str) -> _Grid:
-    with opened(file) as table_file, pq.ParquetFile(table_file) as parquet:
-        schema = parquet.schema_arrow
-        names = list(schema.names)
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise DataUnusable(f"{table}: several columns are called {min(twice)!r}. Rename all but one of them.")
-        odd = {k: kind for k, kind in enumerate(schema.types) if not _is_text(kind)}
-        columns = parquet.read(columns=[name for k, name in enumerate(names) if k not in odd])
-        num_rows = parquet.metadata.num_rows
-    cells = [[""] * num_rows if k in odd else _texts(columns.column(name)) for k, name in enumerate(names)]
-    return _Grid(names, list(enumerate(map(list, zip(*cells, strict=True)), 1)), odd)
+    def _split(self) -> int | None:
+        """Return the column of splits. One that has another likely name counts where most of its values are splits."""
+        split = self._column("split")
+        if split is None or self.reading.split_column is not None or plain(self.grid.names[split]) == "split":
+            return split
+        values = self.grid.values(split)
+        return split if 2 * sum(value.lower() in {*SPLITS, *_UNASSIGNED} for value in values) > len(values) else None
 
+    def _refuse_lists(self) -> None:
+        for k, what in self.grid.odd.items():
+            if what.startswith("lists") and plain(self.grid.names[k]) in {
+                n for tier in _COLUMN_NAMES["label"] for n in tier
+            }:
+                raise several_labels(self.table, f"its column {self.grid.names[k]!r} holds {what}")
 
-def _is_text(kind: pa.DataType) -> bool:
-    """Whether values of this type have one obvious spelling."""
-    if pa.types.is_dictionary(kind):
-        return _is_text(kind.value_type)
-    tests = (
-        pa.types.is_string,
-        pa.types.is_large_string,
-        pa.types.is_binary,
-        pa.types.is_large_binary,
-        pa.types.is_integer,
-        pa.types.is_floating,
-        pa.types.is_boolean,
-        pa.types.is_null,
-    )
-    return any(test(kind) for test in tests)
+    def _refuse_boxes(self) -> None:
+        names = {plain(name) for name in self.grid.names}
+        for box in _BOXES:
+            if box <= names:
+                raise DataUnusable(
+                    f"{self.table}: this is a table for object detection: it has the columns {', '.join(sorted(box))}, and "
+                    "a row for each box. This job gives a whole photo one class. Give a table with one row for each photo, "
+                    "or, if it is one, name the column of its labels: --label-column NAME"
+                )
 
+    def _class_columns(self, taken: Collection[int]) -> list[int]:
+        """Return the columns that look like a class each: two or more that hold nothing but 0 and 1.
 
-def _is_list(kind: pa.DataType) -> bool:
-    return any(test(kind) for test in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
+        Raises:
+            DataUnusable: where a photo has more than one class.
+        """
+        grid = self.grid
+        values: dict[int, set[str]] = defaultdict(set)
+        for _, cells in grid.rows:
+            if len(cells) == len(grid.names):
+                for k, cell in enumerate(cells):
+                    values[k].add(cell.strip().lower())
+        found = [k for k in values if k not in taken and k not in grid.odd and values[k] <= _TRUTH_VALUES]
+        if len(found) < 2:
+            return []
+        listed = ", ".join(grid.names[k] for k in found[:6]) + (", ..." if len(found) > 6 else "")
+        for number, cells in grid.rows:
+            if len(cells) == len(grid.names) and sum(cells[k].strip().lower() in _TRUE for k in found) > 1:
+                raise several_labels(
+                    self.table,
+                    f"it has no label column, but {len(found)} columns of only 0 and 1 ({listed}), and row {number} has "
+                    "more than one 1",
+                    f"{_WAY_OUT}, or name the column of the labels (--label-column NAME)",
+                )
+        self.notes += (f"Each row has its label where it holds a 1, in one of {len(found)} columns: {listed}.",)
+        return found
 
-
-def _texts(column: pa.ChunkedArray) -> list[str]:
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        column = column.cast(pa.large_binary())  # Text that is not UTF-8 would end the reading of all rows.
-    return [_text(value) for value in column.to_pylist()]
-
-
-def _text(value: object) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "surrogateescape")  # A file name that is not UTF-8 finds its file.
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value.is_integer():  # Where a number is missing, pandas makes floats of them all.
-        return str(int(value))
-    return str(value)
-
-
-def _plain(name: str) -> str:
-    return name.strip().casefold().replace(" ", "_").replace("-", "_")
-
-
-def _column(table: str, grid: _Grid, kind: str) -> int | None:
-    for tier in _COLUMN_NAMES[kind]:
-        found = [k for k, name in enumerate(grid.names) if _plain(name) in tier]
-        if len(found) > 1:
-            which = " and ".join(repr(grid.names[k]) for k in found)
-            raise DataUnusable(f"{table}: the columns {which} may each be the {kind}. Call only the one to take {kind!r}.")
-        if found:
-            return found[0]
-    return None
-
-
-def _check_columns(table: str, grid: _Grid, columns: dict[str, int | None], labelled: bool) -> None:
-    """
-    Raises:
-        DataUnusable: where a column is missing, or holds what is no text.
-    """
-    label = columns["label"]
-    if label is not None and label in grid.odd and _is_list(grid.odd[label]):
-        raise several_labels(table, f"its column {grid.names[label]!r} holds lists ({grid.odd[label]})")
-    if labelled and columns["path"] is not None and label is None and (classes := _class_columns(grid, columns)):
-        listed = ", ".join(classes[:6]) + (", ..." if len(classes) > 6 else "")
-        raise several_labels(table, f"it has no label column, but {len(classes)} columns of only 0 and 1 ({listed})")
-    missing = [kind for kind in ("path", "label") if columns[kind] is None and (labelled or kind == "path")]
-    if missing:
-        raise DataUnusable(
-            f"{table}: there is no column {' and no column '.join(missing)} in it; its header is "
-            f"{', '.join(repr(name[:60]) for name in grid.names[:20])}. The first row has to name the columns: "
-            "path,label or path,label,split."
-        )
-    for kind, column in columns.items():
-        if column is not None and column in grid.odd:
+    def _check(self, found: dict[str, int | None]) -> None:
+        """
+        Raises:
+            DataUnusable: where a column is missing, or holds what is no text.
+        """
+        grid = self.grid
+        missing = [kind for kind in ("path", "label") if kind in found and found[kind] is None]
+        if self.classes and "label" in missing:
+            missing.remove("label")
+        if missing:
+            flags = " ".join(f"--{kind}-column NAME" for kind in missing)
             raise DataUnusable(
-                f"{table}: the {kind} is to come from the column {grid.names[column]!r}, which holds {grid.odd[column]}. "
-                f"Give a column {kind!r} of text."
+                f"{self.table}: there is no column {' and no column '.join(missing)} in it. {self._header} Name the column: "
+                f"{flags}. Or call the columns path, label and, if there are splits, split."
             )
+        for kind, column in found.items():
+            if column is None or column not in grid.odd:
+                continue
+            if kind == "label" and grid.odd[column].startswith("lists"):
+                raise several_labels(self.table, f"its column {grid.names[column]!r} holds {grid.odd[column]}")
+            raise DataUnusable(
+                f"{self.table}: the {kind} would come from column {grid.names[column]!r}, which holds {grid.odd[column]}. "
+                f"Name a column of text: --{kind}-column NAME"
+            )
+        split = found.get("split")
+        if split is not None and self.reading.split_column is not None and not self._has_values:
+            values = grid.values(split)
+            if values and not any(value.lower() in {*SPLITS, *_UNASSIGNED} for value in values):
+                seen = sorted(set(values))
+                shown = ", ".join(seen[:6]) + (", ..." if len(seen) > 6 else "")
+                raise DataUnusable(
+                    f"{self.table}: column {grid.names[split]!r} holds {shown}, and none of these is train, val or test. "
+                    f"Say which rows are held out: --test-values {seen[-1]}"
+                )
+
+    @property
+    def _has_values(self) -> bool:
+        return bool(self.reading.test_values or self.reading.val_values)
+
+    def split_of(self, says: str) -> str:
+        """Return train, val or test for what a row says about its split; empty where it names none of them."""
+        if not self._has_values:
+            return SPLITS.get(says.lower(), "")
+        if says in self.reading.test_values:
+            return "test"
+        return "val" if says in self.reading.val_values else "train"
 
 
-def _class_columns(grid: _Grid, columns: dict[str, int | None]) -> list[str]:
-    """The columns that look like a class each; none where only one does."""
-    values: dict[int, set[str]] = defaultdict(set)
-    for _, cells in grid.rows:
-        if len(cells) == len(grid.names):
-            for k, cell in enumerate(cells):
-                values[k].add(cell.strip().lower())
-    found = [k for k in values if k not in columns.values() and k not in grid.odd and values[k] <= _TRUTH_VALUES]
-    return [grid.names[k] for k in found] if len(found) > 1 else []
-
-
-def _row(number: int, cells: list[str], grid: _Grid, columns: dict[str, int | None]) -> Row:
+def _row(number: int, cells: list[str], grid: Grid, found: dict[str, int | None], columns: _Columns) -> Row:
     if len(cells) != len(grid.names):
         return Row(number, "", "", "", f"row {number} has {len(cells)} fields instead of {len(grid.names)}")
-    path, label, split = ("" if k is None else cells[k] for k in (columns["path"], columns["label"], columns["split"]))
-    return Row(number, path, _trimmed(label), _trimmed(split))
+    path, label, says, group = (
+        "" if k is None else cells[k] for k in (found.get(kind) for kind in ("path", "label", "split", "group"))
+    )
+    fault = ""
+    if columns.classes:
+        true = [grid.names[k].strip() for k in columns.classes if cells[k].strip().lower() in _TRUE]
+        label, fault = (true[0], "") if true else ("", f"row {number} has no 1 in any column of a class")
+    says = _trimmed(says)
+    return Row(number, path, _trimmed(label), columns.split_of(says) if says else "", fault, _trimmed(group), says)
+
+
+def is_unassigned(says: str) -> bool:
+    """Return whether a table says of a row that it is in no split."""
+    return says.lower() in _UNASSIGNED
 
 
 def _trimmed(text: str) -> str:
-    """Without blanks around it, and in valid Unicode."""
+    """Return the text without blanks around it, in valid Unicode."""
     text = text.strip()
     return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _refuse_combined_labels(table: str, labels: Collection[str]) -> None:
-    """Labels like cat|dog, where cat and dog are labels, too.
+def _refuse_joined_labels(table: str, labels: Collection[str]) -> None:
+    """Refuse labels like `cat|dog` and `cat dog`, where cat and dog are labels, too.
 
     `Tomato, red` beside `Tomato, green` and `Apple, red` names single classes in two parts: there every part keeps its
-    place, and none stands alone.
+    place, and none stands alone. Names of two words are common, so that joined by a blank each part must stand alone.
 
     Raises:
         DataUnusable
     """
-    for separator in "|;,":
-        combined = {label: _pieces(label, separator) for label in labels if separator in label}
-        alone = {label for label in labels if label not in combined}
+    for separator in "|;, ":
+        joined = {label: _pieces(label, separator) for label in labels if separator in label}
+        alone = {label for label in labels if label not in joined}
         owners: dict[str, set[str]] = defaultdict(set)
         places: dict[str, set[int]] = defaultdict(set)
-        for label, parts in combined.items():
+        for label, parts in joined.items():
             for place, part in enumerate(parts):
                 owners[part].add(label)
                 places[part].add(place)
-        for label, parts in sorted(combined.items()):
-            known = len(parts) > 1 and all(part in alone or owners[part] - {label} for part in parts)
+        for label, parts in sorted(joined.items()):
+            known = len(parts) > 1 and all(part in alone or (separator != " " and owners[part] - {label}) for part in parts)
             if known and any(part in alone or len(places[part]) > 1 for part in parts):
                 raise several_labels(
-                    table, f"the label {label!r} combines others ({' and '.join(map(repr, parts))}) with {separator!r}"
+                    table,
+                    f"the label {label!r} combines others ({' and '.join(map(repr, parts))}) with {separator!r}",
+                    f"{_WAY_OUT}, or, if it is a class of its own, say so (--set intake.allow_joined_labels=true)",
                 )
 
 

@@ -2,37 +2,37 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import attrgetter
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from job.console.places import check_readable, refused_at_start
 from job.errors import DataUnusable, UsageError
-from job.sources.base import SPLIT_FOLDERS, Entry, Listing, PhotoFolder
-from job.sources.folders import list_files
-from job.sources.local import Files, FoundFile, to_text
-from job.sources.rows import Row, read_rows, several_labels
+from job.sources.base import Entry, Listing, PhotoFolder, Reading, Split, split_names
+from job.sources.folders import TABLE_EXTENSIONS, is_table, list_files
+from job.sources.local import Files, FoundFile, from_text, to_text
+from job.sources.matching import Matching
+from job.sources.rows import LabelTable, Row, is_unassigned, read_rows, several_labels
 from job.storage.bucket.downloads import local_copy
 from job.storage.bucket.objects import is_remote
 
-TABLE_EXTENSIONS = (".csv", ".tsv", ".parquet")
 # Beyond this share of photos, different labels of one photo are what the table is for, and not a mistake in it.
 _MAX_CONFLICTS = 0.1
-
-_Judged = tuple[Row, Entry]
+KINDS = f"a table ({', '.join(TABLE_EXTENSIONS[:6])})"
 
 
 def local_table(labels: str) -> str:
-    """The whole path of the table that `--labels` names.
+    """Return the whole path of the table that `--labels` names.
 
     Raises:
         UsageError: where there is none.
     """
-    table, kinds = Path(labels), f"a table ({', '.join(TABLE_EXTENSIONS)})"
+    table = Path(labels)
     if not table.is_file():
-        raise UsageError(f"--labels {labels}: {'this is not a file' if table.exists() else 'no such file'}; give {kinds}.")
-    if table.suffix.lower() not in TABLE_EXTENSIONS:
-        raise UsageError(f"--labels {labels}: give {kinds}.")
+        raise UsageError(f"--labels {labels}: {'this is not a file' if table.exists() else 'no such file'}; give {KINDS}.")
+    if not is_table(table.name):
+        raise UsageError(f"--labels {labels}: give {KINDS}.")
     check_readable(f"--labels {labels}", table)
     return str(table.resolve())
 
@@ -48,6 +48,7 @@ class TableSource:
     table: str
     lists_folder: bool = False
     labelled: bool = True
+    reading: Reading = field(default_factory=Reading)
 
     @property
     def uri(self) -> str:
@@ -63,35 +64,11 @@ class TableSource:
     def listing(self) -> Listing:
         """
         Raises:
-            DataUnusable: where the table cannot be read, labels nothing, or gives photos several labels.
+            DataUnusable: where the table cannot be read, labels nothing, names no files, or gives photos several labels.
         """
-        file = local_copy(self.table) if is_remote(self.table) else Path(self.table)
-        table = read_rows(file, labelled=self.labelled, called=self.table)
-        class_names = {row.label for row in table.rows} - {""}
-        if self.labelled and not class_names:
-            raise DataUnusable(f"{self.table}: unlabelled: no row has a label. Fill in the label column.")
+        tables = [(self.table, "")]
         files = self.photos.files()
-        judge = _Judge(files, self.labelled, any(row.split for row in table.rows))
-        judged = [(row, judge.entry(row)) for row in table.rows]
-        rows_of_photo: dict[str, list[_Judged]] = defaultdict(list)
-        for row, entry in judged:
-            if entry.verdict is None:
-                rows_of_photo[entry.path].append((row, entry))
-        self._refuse_several_labels(rows_of_photo)
-        settled = [(row, entry) for row, entry in judged if entry.verdict]
-        for rows in rows_of_photo.values():
-            settled += _judge_copies(rows) if len(rows) > 1 else rows
-        entries = [entry for _, entry in settled if entry.verdict is None]
-        notes = table.notes
-        if self.lists_folder:
-            with refused_at_start(f"--data {files.uri}", files.uri):
-                below = list_files(files, labelled=False)
-            entries += self._unnamed(below, files.uri, {entry.path for row, entry in judged if row.path.strip()})
-            notes += below.notes
-        entries += _with_own_paths([pair for pair in settled if pair[1].verdict], {entry.path for entry in entries})
-        if judge.num_extensions_added:
-            notes += (f"{judge.num_extensions_added:,} rows name a photo without its extension; the photo was found.",)
-        return Listing(tuple(sorted(entries, key=attrgetter("path"))), tuple(sorted(class_names)), notes)
+        return list_tables(files, tables, self.reading, lists_folder=self.lists_folder, labelled=self.labelled)
 
     def read(self, entries: Sequence[Entry]) -> Iterator[bytes | OSError]:
         return self.photos.read(entries)
@@ -99,86 +76,213 @@ class TableSource:
     def location(self, entry: Entry) -> str:
         return self.photos.location(entry)
 
-    def _refuse_several_labels(self, rows_of_photo: dict[str, list[_Judged]]) -> None:
-        several = [rows for rows in rows_of_photo.values() if len({entry.label for _, entry in rows}) > 1]
-        if len(several) > _MAX_CONFLICTS * len(rows_of_photo):
-            first, other = several[0][0], _other(several[0][0], several[0], "label")
-            raise several_labels(
-                self.table,
-                f"{len(several):,} of the {len(rows_of_photo):,} photos that it names have several labels ({first[1].path}: "
-                f"{first[1].label!r} in row {first[0].number}, {other[1].label!r} in row {other[0].number})",
-            )
 
-    def _unnamed(self, below: Listing, root: str, named: Collection[str]) -> Iterator[Entry]:
-        """Return entries for the files below the root that are in no row."""
-        root = root.rstrip("/") + "/"
-        table = to_text(self.table.removeprefix(root)) if self.table.startswith(root) else None
-        for entry in below.entries:
-            if entry.path == table:
-                yield entry._replace(verdict="ignored", reason="the labels table")
-            elif entry.path not in named and entry.verdict == "ignored":
-                yield entry
-            elif entry.path not in named:
-                yield Entry(entry.path, None, None, entry.num_bytes, "", "ignored", "no row of the labels table names it")
+class _Judged(NamedTuple):
+    """A row, what messages call it, and the entry that it became."""
+
+    row: Row
+    name: str
+    entry: Entry
+
+
+def list_tables(
+    files: Files, tables: Sequence[tuple[str, str]], reading: Reading, *, lists_folder: bool, labelled: bool = True
+) -> Listing:
+    """Return the photos that tables name, with the labels that they give.
+
+    `tables` are paths or URIs, a relative one below the root of `files`, each with the folder that its paths begin at. With
+    `lists_folder`, files that no row names are listed, too.
+
+    Raises:
+        DataUnusable: where a table cannot be read, labels nothing, names no files, or gives photos several labels.
+    """
+    read = [(_located(files, name), folder, _read(files, name, reading, labelled=labelled)) for name, folder in tables]
+    called = read[0][0] if len(read) == 1 else f"{len(read)} tables in {files.uri}"
+    class_names = {row.label for _, _, table in read for row in table.rows} - {""}
+    if labelled and not class_names:
+        raise DataUnusable(f"{called}: unlabelled: no row has a label. Fill in the label column.")
+    judge = _Judge(files, labelled, _with_splits(read, tables))
+    matching = Matching(files, called, read[0][2])
+    judged = [
+        judged
+        for (location, folder, table), (name, _) in zip(read, tables, strict=True)
+        for judged in judge.entries(table, folder, f" of {name}" if len(read) > 1 else "", matching)
+    ]
+    rows_of_photo: dict[str, list[_Judged]] = defaultdict(list)
+    for one in judged:
+        if one.entry.verdict is None:
+            rows_of_photo[one.entry.path].append(one)
+    _refuse_several_labels(called, rows_of_photo)
+    settled = [one for one in judged if one.entry.verdict]
+    for rows in rows_of_photo.values():
+        settled += _judge_copies(rows) if len(rows) > 1 else rows
+    entries = [one.entry for one in settled if one.entry.verdict is None]
+    notes = tuple(note for _, _, table in read for note in table.notes) + judge.notes + matching.notes
+    if lists_folder:
+        with refused_at_start(f"--data {files.uri}", files.uri):
+            below = list_files(files, labelled=False)
+        own = {location for location, _, _ in read}
+        entries += _unnamed(below, files.uri, own, {one.entry.path for one in judged if one.row.path.strip()})
+        notes += below.notes
+    entries += _with_own_paths([one for one in settled if one.entry.verdict], {entry.path for entry in entries})
+    columns = read[0][2].columns
+    return Listing(
+        tuple(sorted(entries, key=attrgetter("path"))),
+        tuple(sorted(class_names)),
+        notes,
+        _origin(columns.get("label"), called),
+        _origin(columns.get("split"), called) if "split" in columns else "the split folders",
+    )
+
+
+def _origin(column: str | None, called: str) -> str:
+    name = PurePosixPath(called).name if " tables in " not in called else called
+    return f"column {column!r} of {name}" if column else f"the columns of {name}"
+
+
+def _located(files: Files, name: str) -> str:
+    return name if is_remote(name) or name.startswith("/") else f"{files.uri.rstrip('/')}/{from_text(name)}"
+
+
+def _read(files: Files, name: str, reading: Reading, *, labelled: bool) -> LabelTable:
+    table = _located(files, name)
+    file = local_copy(table) if is_remote(table) else Path(table)
+    return read_rows(file, labelled=labelled, called=table, reading=reading)
+
+
+def _with_splits(read: Sequence[tuple[str, str, LabelTable]], tables: Sequence[tuple[str, str]]) -> dict[str, Split] | bool:
+    """Return whether rows have a split; or, where they don't and lie in split folders, the splits by the folder's name."""
+    if any(row.says and not is_unassigned(row.says) for _, _, table in read for row in table.rows):
+        return True
+    folders = {folder for _, folder in tables if folder}
+    folders |= {
+        row.path.replace("\\", "/").partition("/")[0] + "/" for _, _, table in read for row in table.rows if "/" in row.path
+    }
+    splits = split_names(folder.rstrip("/") for folder in folders)
+    return splits if "train" in splits.values() and len(set(splits.values())) > 1 else False
+
+
+def _refuse_several_labels(table: str, rows_of_photo: dict[str, list[_Judged]]) -> None:
+    several = [rows for rows in rows_of_photo.values() if len({one.entry.label for one in rows}) > 1]
+    if len(several) > _MAX_CONFLICTS * len(rows_of_photo):
+        first = several[0][0]
+        other = _other(first, several[0], "label")
+        raise several_labels(
+            table,
+            f"{len(several):,} of the {len(rows_of_photo):,} photos that it names have several labels ({first.entry.path}: "
+            f"{first.entry.label!r} in row {first.name}, {other.entry.label!r} in row {other.name})",
+        )
+
+
+def _unnamed(below: Listing, root: str, tables: Collection[str], named: Collection[str]) -> Iterator[Entry]:
+    """Yield entries for the files below the root that are in no row."""
+    root = root.rstrip("/") + "/"
+    own = {to_text(table.removeprefix(root)) for table in tables if table.startswith(root)}
+    for entry in below.entries:
+        if entry.path in own:
+            yield entry._replace(verdict="ignored", reason="the labels table")
+        elif entry.path not in named and entry.verdict == "ignored":
+            yield entry
+        elif entry.path not in named:
+            yield Entry(entry.path, None, None, entry.num_bytes, "", "ignored", "no row of the labels table names it")
 
 
 @dataclass
 class _Judge:
+    """`splits`: whether rows have a split; or the splits by the folder that a photo lies in."""
+
     files: Files
     labelled: bool
-    with_splits: bool
+    splits: dict[str, Split] | bool
     num_extensions_added: int = 0
+    num_unassigned: int = 0
 
-    def entry(self, row: Row) -> Entry:
-        """Return the entry of a row, judged by itself."""
-        label, split = row.label or None, SPLIT_FOLDERS.get(row.split.lower())
-        if row.fault or not row.path.strip():
-            fault = row.fault or f"row {row.number} names no path"
-            return Entry(f"row {row.number}", label, split, 0, "", "quarantined", fault)
-        found = self.files.find(row.path)
+    @property
+    def notes(self) -> tuple[str, ...]:
+        notes: tuple[str, ...] = ()
+        if self.num_extensions_added:
+            notes += (f"{self.num_extensions_added:,} rows name a photo without its extension; the photo was found.",)
+        if self.num_unassigned:
+            notes += (
+                f"{self.num_unassigned:,} rows are in no split, beside rows that are; their photos are training photos.",
+            )
+        return notes
+
+    def entries(self, table: LabelTable, folder: str, of_table: str, matching: Matching) -> Iterator[_Judged]:
+        """Yield each row with its entry, judged by itself."""
+        found = [self.files.find(folder + row.path) if _names_a_path(row) else "" for row in table.rows]
+        rows = [row for row in table.rows if _names_a_path(row)]
+        missing = [k for k, row in enumerate(table.rows) if _names_a_path(row) and not isinstance(found[k], FoundFile)]
+        for k, path in matching.forgive([(k, folder + table.rows[k].path) for k in missing], len(rows)):
+            found[k] = self.files.find(from_text(path))
+        matching.refuse(rows, [table.rows[k] for k in missing if not isinstance(found[k], FoundFile)])
+        for row, file in zip(table.rows, found, strict=True):
+            name = f"{row.number}{of_table}"
+            yield _Judged(row, name, self._entry(row, name, file))
+
+    def _entry(self, row: Row, name: str, found: FoundFile | str) -> Entry:
+        label = row.label or None
+        if not _names_a_path(row):
+            fault = row.fault or f"row {name} names no path"
+            return Entry(f"row {name}", label, self._split(row, ""), 0, "", "quarantined", fault)
         if not isinstance(found, FoundFile):
-            fault = f"the table names it in row {row.number}, and {found}"
-            return Entry(to_text(row.path), label, split, 0, "", "quarantined", fault)
+            fault = f"the table names it in row {name}, and {found}"
+            return Entry(to_text(row.path), label, self._split(row, ""), 0, "", "quarantined", fault)
         self.num_extensions_added += found.extension_added
-        path, size, version = to_text(found.path), found.num_bytes, found.version
-        if fault := self._fault(row):
-            return Entry(path, label, split, size, "", "quarantined", fault)
-        return Entry(path, label, split, size, version, real_path=found.real_path)
+        path = to_text(found.path)
+        split = self._split(row, path)
+        if fault := self._fault(row, name):
+            return Entry(path, label, split, found.num_bytes, "", "quarantined", fault)
+        return Entry(path, label, split, found.num_bytes, found.version, real_path=found.real_path, group=row.group)
 
-    def _fault(self, row: Row) -> str:
+    def _split(self, row: Row, path: str) -> Split | None:
+        if isinstance(self.splits, dict):
+            return self.splits.get(path.partition("/")[0])
+        if self.splits and is_unassigned(row.says):
+            self.num_unassigned += 1
+            return "train"
+        return row.split or None  # type: ignore[return-value]
+
+    def _fault(self, row: Row, name: str) -> str:
+        if row.fault:
+            return row.fault
         if self.labelled and not row.label:
-            return f"row {row.number} has no label"
-        if row.split and row.split.lower() not in SPLIT_FOLDERS:
-            return f"row {row.number} puts it into {row.split!r}, and there are train, val and test"
-        if self.with_splits and not row.split:
-            return f"row {row.number} has no split, and other rows have one"
+            return f"row {name} has no label"
+        if row.says and not row.split and not is_unassigned(row.says):
+            return f"row {name} puts it into {row.says!r}, and there are train, val and test"
+        if self.splits is True and not row.says:
+            return f"row {name} has no split, and other rows have one"
         return ""
 
 
+def _names_a_path(row: Row) -> bool:
+    return bool(row.path.strip())
+
+
 def _judge_copies(rows: list[_Judged]) -> list[_Judged]:
-    """Rows of one photo: where they contradict each other nobody knows which one is right, else the first is used."""
-    for what in ("label", "split"):
-        if len({getattr(entry, what) for _, entry in rows}) > 1:
-            return [(row, _in_conflict((row, entry), _other((row, entry), rows, what), what)) for row, entry in rows]
-    reason = f"the same photo as in row {rows[0][0].number}"
-    return [rows[0], *((row, entry._replace(verdict="ignored", reason=reason)) for row, entry in rows[1:])]
+    """Judge rows of one photo: where they contradict each other nobody knows which one is right, else the first is used."""
+    for what in ("label", "split", "group"):
+        if len({getattr(one.entry, what) for one in rows}) > 1:
+            return [one._replace(entry=_in_conflict(one, _other(one, rows, what), what)) for one in rows]
+    reason = f"the same photo as in row {rows[0].name}"
+    return [rows[0], *(one._replace(entry=one.entry._replace(verdict="ignored", reason=reason)) for one in rows[1:])]
 
 
 def _other(one: _Judged, rows: list[_Judged], what: str) -> _Judged:
-    """The first row that says something else."""
-    return next(pair for pair in rows if getattr(pair[1], what) != getattr(one[1], what))
+    """Return the first row that says something else."""
+    return next(other for other in rows if getattr(other.entry, what) != getattr(one.entry, what))
 
 
 def _in_conflict(one: _Judged, other: _Judged, what: str) -> Entry:
-    said = " and ".join(f"{getattr(entry, what)!r} in row {row.number}" for row, entry in (one, other))
-    return one[1]._replace(verdict="quarantined", reason=f"{what} conflict: {said}")
+    said = " and ".join(f"{getattr(each.entry, what)!r} in row {each.name}" for each in (one, other))
+    return one.entry._replace(verdict="quarantined", reason=f"{what} conflict: {said}")
 
 
 def _with_own_paths(refused: list[_Judged], taken: set[str]) -> Iterator[Entry]:
-    """Every row stays an entry of its own: a path that stands in the listing already gets the number of its row."""
-    for row, entry in sorted(refused, key=lambda pair: pair[0].number):
-        path = entry.path
+    """Yield every row as an entry of its own: a path that stands in the listing already gets the number of its row."""
+    for one in sorted(refused, key=lambda one: one.row.number):
+        path = one.entry.path
         while path in taken:
-            path += f" (row {row.number})"
+            path += f" (row {one.name})"
         taken.add(path)
-        yield entry._replace(path=path)
+        yield one.entry._replace(path=path)

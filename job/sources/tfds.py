@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from job.errors import DataUnusable, StorageFailed, UsageError
 from job.runtime.children import without_main
-from job.sources.base import SPLIT_FOLDERS
+from job.sources.base import SPLITS
 from job.sources.tfds_features import flat, image_and_label, only_own_features
 from job.sources.tfrecords import NamedSource, Shard
 from job.storage.bucket.downloads import fetch, scratch
@@ -275,7 +275,7 @@ def _open_folder(data_set: _DataSet, folder: Path, labelled: bool) -> NamedSourc
         way_out = f"Prepare it in another folder: {_command(data_set, file_format=_READABLE)}."
         raise UsageError(f"{data_set} is prepared as {_listed(kinds)}, and only {_READABLE} is read here. {way_out}")
     image, label = image_and_label(str(data_set), info, labelled)
-    if labelled and "train" not in map(SPLIT_FOLDERS.get, map(str.lower, shards)):
+    if labelled and "train" not in map(SPLITS.get, map(str.lower, shards)):
         raise UsageError(f"{data_set}: there is nothing to train on: it has no split train, but {_listed(shards)}.")
     names = flat(info.features)[label].names if label is not None else ()
     return NamedSource(str(data_set), folder, shards, image, label, tuple(names))

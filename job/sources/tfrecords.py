@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from job.errors import DataUnusable
-from job.sources.base import SPLIT_FOLDERS, Entry, Listing, Split
+from job.sources.base import SPLITS, Entry, Listing, Split
 from job.sources.opening import opened, raise_of_the_machine
 
 _FRAME_BYTES = 16  # Around a record: its length, the length's checksum, and behind it its own.
@@ -52,7 +52,7 @@ class NamedSource:
         """
         entries: list[Entry] = []
         for name, shards in self.shards.items():
-            split = SPLIT_FOLDERS.get(name.lower()) if self.label_key is not None else None
+            split = SPLITS.get(name.lower()) if self.label_key is not None else None
             if split is None and self.label_key is not None:
                 count = sum(shard.num_examples for shard in shards)
                 reason = f"a split beside train, validation and test, of {count:,} examples"
@@ -65,7 +65,9 @@ class NamedSource:
                 raise DataUnusable(f"{error.filename}: {fault}. Delete its folder and prepare it again.") from error
         if {entry.split for entry in entries if entry.verdict is None} == {"train"}:  # Then nothing is split yet.
             entries = [entry._replace(split=None) for entry in entries]
-        return Listing(tuple(sorted(entries, key=attrgetter("path"))), tuple(sorted(self.label_names)))
+        entries.sort(key=attrgetter("path"))
+        labels, splits = "the labels of the data set", "the splits of the data set"
+        return Listing(tuple(entries), tuple(sorted(self.label_names)), (), labels, splits)
 
     def location(self, entry: Entry) -> str:
         return str(self.folder / self._file_of(entry))

@@ -64,7 +64,7 @@ def audit(config: AuditConfig, *, examples: Examples, images: ArrayStore, featur
     _check_classes(result)
     kept = np.isin(looked_at, result.of())
     indices, components_kept = looked_at[kept], components[kept]
-    labels, groups = result.labels[indices], result["group"][indices]
+    labels, groups = result.labels[indices], result.units[indices]
     num_classes = len(result.class_names)
     probabilities = out_of_fold(components_kept, labels, groups, num_classes, config.folds, context.seed, context.stop.check)
     with Gallery.drawing(context.workdir, PICTURES, images) as gallery:
@@ -196,7 +196,7 @@ def _outliers(
 
 
 def _curve(examples: Examples, indices: np.ndarray, components: np.ndarray, context: Context) -> LearningCurve:
-    labels, groups, split = examples.labels[indices], examples["group"][indices], examples["split"][indices]
+    labels, groups, split = examples.labels[indices], examples.units[indices], examples["split"][indices]
     train, val = split == "train", split == "val"
     points = learning_curve(
         (components[train], labels[train], groups[train]),

@@ -73,7 +73,7 @@ def evaluate(
     on_val = {name: p[: len(val)] for name, p in probabilities.items()}
     shipped, choice = _choose(config, examples, val, on_val, context.seed)
     on_test = {name: p[len(val) :] for name, p in probabilities.items()}
-    scores = _scores(config, examples, val, on_val, test, on_test)
+    scores = _scores(config, examples, val, on_val, test, on_test, context.seed)
     is_met = config.min_accuracy is None or scores[shipped]["test"]["accuracy"] >= config.min_accuracy
     numbers: Evaluated = {
         "shipped": shipped,
@@ -120,7 +120,7 @@ def _choose(
         examples.labels[val],
         predicted["head"],
         predicted["fine_tuned"],
-        examples["group"][val],
+        examples.units[val],
         config.bootstrap_samples,
         seed,
     )
@@ -146,16 +146,23 @@ def _scores(
     on_val: dict[str, np.ndarray],
     test: np.ndarray,
     on_test: dict[str, np.ndarray],
+    seed: int,
 ) -> dict[str, ModelScores]:
-    leak_free = _leak_free(examples, test)
-    labels = examples.labels
+    free = _leak_free(examples, test)
+
+    def score(indices: np.ndarray, probabilities: np.ndarray) -> metrics.Scores:
+        labels = examples.labels[indices]
+        scores = metrics.summary(labels, probabilities, config.ece_bins)
+        if examples.has_given_groups:
+            correct = probabilities.argmax(1) == labels
+            scores["by_group"] = metrics.by_group(correct, examples.units[indices], config.bootstrap_samples, seed)
+        return scores
+
     return {
         name: {
-            "val": {**metrics.summary(labels[val], on_val[name], config.ece_bins), "used_for_choices": True},
-            "test": metrics.summary(labels[test], on_test[name], config.ece_bins),
-            "test_leak_free": metrics.summary(labels[test[leak_free]], on_test[name][leak_free], config.ece_bins)
-            if leak_free.any()
-            else None,
+            "val": {**score(val, on_val[name]), "used_for_choices": True},
+            "test": score(test, on_test[name]),
+            "test_leak_free": score(test[free], on_test[name][free]) if free.any() else None,
         }
         for name in on_test
     }
@@ -164,13 +171,13 @@ def _scores(
 def _leak_free(examples: Examples, test: np.ndarray) -> np.ndarray:
     """Return which of the photos `test` have no copy in the training split that the user gave. Boolean, (len(test),)."""
     given_for_training = (examples["given_split"] == "train") & (examples["group"] >= 0)
-    return ~np.isin(examples["group"][test], examples["group"][given_for_training])
+    return ~np.isin(examples.units[test], examples.units[given_for_training])
 
 
 def _details(
     config: EvaluateConfig, examples: Examples, test: np.ndarray, on_test: dict[str, np.ndarray], shipped: Shipped, seed: int
 ) -> Details:
-    labels, groups = examples.labels[test], examples["group"][test]
+    labels, groups = examples.labels[test], examples.units[test]
     predicted = {name: p.argmax(1) for name, p in on_test.items()}
     train_labels = examples.labels[examples.of("train")]
     largest = int(np.bincount(train_labels).argmax())

@@ -16,7 +16,7 @@ from job.measure.metrics import wilson
 from job.measure.shortcuts import shortcuts
 from job.reporting import figures
 from job.reporting.gallery import TILE_PX, Gallery, crossings
-from job.reporting.summaries import Duplicates, Explored, ExploredClass
+from job.reporting.summaries import Duplicates, Explored, ExploredClass, Groups
 from job.runtime.context import Context
 from job.stores.arrays import ArrayStore
 
@@ -53,6 +53,7 @@ def explore(
             "splits": examples.splits(),
             "splits_given": sorted({s for s in examples["given_split"].tolist() if s}),
             "source_notes": list(source_notes),
+            "groups": _groups(examples),
             "faults": _by_reason(examples, "quarantined"),
             "conversions": _by_reason(examples, "converted"),
             "ignored": _by_reason(examples, "ignored"),
@@ -158,6 +159,17 @@ def _duplicates(examples: Examples, gallery: Gallery) -> Duplicates:
         "num_label_conflicts": sum(len(indices) for indices in conflicts.values()),
         "label_conflicts": torn,
     }
+
+
+def _groups(examples: Examples) -> Groups | None:
+    """Return how many groups the user gives, and how many of them are in more than one split; None without any."""
+    if not examples.has_given_groups:
+        return None
+    splits = defaultdict(set)
+    for index in examples.of():
+        if group := examples["given_group"][index]:
+            splits[group].add(examples["split"][index])
+    return {"num_groups": len(splits), "num_crossing_splits": sum(len(found) > 1 for found in splits.values())}
 
 
 def _suspicious(examples: Examples, gallery: Gallery) -> dict[str, object]:

@@ -276,7 +276,7 @@ def source_digest(source: Source, listing: Listing, workdir: Workdir) -> str:
     if fresh and workdir.lease:
         _remember(workdir, known)
     rows = [
-        [e.path, e.label, e.split, e.verdict, e.reason, _content(known[e.path][2]) if e.path in known else ""]
+        [e.path, e.label, e.split, e.verdict, e.reason, _content(known[e.path][2]) if e.path in known else "", e.group]
         for e in listing.entries
     ]
     return digest_of([listing.class_names, rows])
@@ -288,7 +288,7 @@ def _table(listing: Listing, records: list[Record]) -> Examples:
     rows = [next(decoded) if e.verdict is None else {"status": e.verdict, "reason": e.reason} for e in entries]
     columns: dict[str, list[object]] = {name: [r.get(name, blank) for r in rows] for name, blank in _BLANK.items()}
     columns |= {"path": [e.path for e in entries], "label": [e.label for e in entries]}
-    columns |= {"given_split": [e.split for e in entries]}
+    columns |= {"given_split": [e.split for e in entries], "given_group": [e.group for e in entries]}
     columns["num_bytes"] = [r.get("num_bytes", e.num_bytes) for r, e in zip(rows, entries, strict=True)]
     has_pixels = np.isin(np.asarray(columns["status"]), ("used", "converted"))
     columns["row"] = np.where(has_pixels, np.cumsum(has_pixels) - 1, -1).tolist()

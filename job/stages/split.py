@@ -7,6 +7,7 @@ is excluded. Other splits are drawn by a hash of the group's content, so that ne
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from typing import NamedTuple, Self
 
@@ -17,6 +18,7 @@ from job.data.duplicates import confirmed, exact_pairs, group_ids, near_pairs, w
 from job.data.examples import Examples, Status
 from job.errors import DataUnusable
 from job.runtime.context import Context
+from job.sources.folders import named_part
 from job.stores.arrays import ArrayStore
 
 TABLE = "stages/split/examples.parquet"
@@ -63,7 +65,7 @@ def split(
     Raises:
         DataUnusable: if there is no usable photo at all. Other reasons against training are returned in `refusals`.
     """
-    draft = _Draft(examples)
+    draft = _Draft(_with_groups(examples, config.group_from))
     draft.quarantine_label_conflicts()
     draft.check_budget(max_quarantined_fraction)
     draft.group(config.near_duplicate_bits, images)
@@ -78,6 +80,18 @@ def split(
     context.workdir.write_json(REFUSALS, draft.refusals)
     context.workdir.write_bytes(TABLE, result.to_parquet())
     return SplitExamples(result, tuple(draft.refusals))
+
+
+def _with_groups(examples: Examples, group_from: str | None) -> Examples:
+    """Return the examples with groups taken from their paths, where the source gives them none."""
+    if group_from is None:
+        return examples
+    pattern = re.compile(group_from)
+    given = [
+        group or named_part(pattern, path, "group")
+        for group, path in zip(examples["given_group"], examples["path"], strict=True)
+    ]
+    return examples.with_columns(given_group=np.asarray(given, object))
 
 
 class _Draft:
@@ -132,6 +146,11 @@ class _Draft:
         pairs = pairs[confirmed(row[pairs], images)]
         self.group_of[usable] = usable[group_ids(len(usable), np.concatenate([exact, pairs]))]
 
+    @cached_property
+    def units(self) -> np.ndarray:
+        """What is never divided, by its number; first asked for when the groups of copies are known."""
+        return self.examples().units
+
     def exclude_label_conflicts(self) -> None:
         resolved = without_conflicts(self.examples())
         self.status, self.reason = resolved["status"], resolved["reason"]
@@ -174,10 +193,11 @@ class _Draft:
             refused = [i for i in range(len(self.status)) if self._label(i) == name and self.status[i] == "quarantined"]
             first = f" ({len(refused)} quarantined; the first: {self.reason[refused[0]]})" if refused else ""
             return f"no usable photos{first}"
-        groups = {self.group_of[i] for i in indices}
-        copies = f" ({len(indices)} counting copies)" if len(indices) > len(groups) else ""
+        groups = {self.units[i] for i in indices}
+        what = "groups of photos" if self._examples.has_given_groups else "different photos"
+        copies = f" ({len(indices)} photos in all)" if len(indices) > len(groups) else ""
         if not any(self.split[i] for i in indices):
-            return "" if len(groups) >= 3 else f"{len(groups)} different photos{copies}; train, val and test need one each"
+            return "" if len(groups) >= 3 else f"{len(groups)} {what}{copies}; train, val and test need one each"
         training = {self.group_of[i] for i in indices if self.split[i] == "train"}
         if not training:
             return f"photos only in {' and '.join(sorted({self.given[i] for i in indices}))}, none in train"
@@ -191,10 +211,10 @@ class _Draft:
         fractions = {"test": config.test_fraction, "val": config.val_fraction}
         wanted: dict[str, float] = {name: fractions[name] for name in ("test", "val") if name in made_here}
         pool: dict[int, list[int]] = defaultdict(list)
-        torn = {self.group_of[i] for i in usable if self.split[i] in ("val", "test")}
+        torn = {self.units[i] for i in usable if self.split[i] in ("val", "test")}
         for index in usable:
-            if self.split[index] in (None, "train") and self.group_of[index] not in torn:
-                pool[self.group_of[index]].append(index)
+            if self.split[index] in (None, "train") and self.units[index] not in torn:
+                pool[self.units[index]].append(index)
         split_of_group = _draw(
             {g: self._content(m) for g, m in pool.items()}, self._main_label(pool), wanted, config.seed or 0
         )

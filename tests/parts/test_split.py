@@ -332,3 +332,41 @@ def test_look_alikes_are_not_confirmed_and_copies_are(tmp_path):
     writer.write("k", np.stack(pictures).round())
     pairs = np.asarray([[0, 1], [0, 2], [3, 4], [0, 3]])
     assert confirmed(pairs, writer.finish(["k"])).tolist() == [True, False, True, False]
+
+
+def grouped(examples, group_of):
+    return examples.with_columns(given_group=np.asarray([group_of(k) for k in range(len(examples))], object))
+
+
+def test_given_groups_are_never_divided_and_every_split_has_some(no_images, context):
+    examples = grouped(made_up({"cat": 60, "dog": 60}), lambda k: f"patient-{k % 20}")
+    done = split_made_up(examples, no_images, context)
+    splits = {group: set(done["split"][done["given_group"] == group]) for group in set(done["given_group"])}
+    assert all(len(found) == 1 for found in splits.values())
+    assert set.union(*splits.values()) == {"train", "val", "test"}
+
+
+def test_copies_join_the_groups_that_they_are_in(no_images, context):
+    examples = grouped(made_up({"cat": 30, "dog": 30}), lambda k: f"patient-{k % 12}")
+    digests = examples["sha256"].copy()
+    digests[1] = digests[0]  # Patients 0 and 1 share a photo.
+    done = split_made_up(examples.with_columns(sha256=digests), no_images, context)
+    ofboth = np.isin(done["given_group"], ["patient-0", "patient-1"])
+    assert len(set(done["split"][ofboth])) == 1 and len(set(done.units[ofboth])) == 1
+    assert len(set(done.units.tolist())) == 11
+
+
+@pytest.mark.parametrize("pattern", [r"(?P<group>[^_]+)_", r"/(?P<group>p\d+)_"])
+def test_groups_come_from_a_pattern_over_names_or_paths(no_images, context, pattern):
+    examples = made_up({"cat": 40, "dog": 40})
+    paths = np.asarray([f"{examples['label'][k]}/p{k % 10}_{k}.jpg" for k in range(80)], object)
+    done = split_made_up(examples.with_columns(path=paths), no_images, context, group_from=pattern)
+    assert set(done["given_group"]) == {f"p{k}" for k in range(10)}
+    assert len(set(zip(done["given_group"], done["split"], strict=True))) == 10
+
+
+def test_given_splits_that_divide_a_group_stay(no_images, context):
+    examples = grouped(made_up({"cat": 20, "dog": 20}), lambda k: f"patient-{k % 5}")
+    given = np.asarray(["test" if k % 4 == 0 else "train" for k in range(40)], object)
+    done = split_made_up(examples.with_columns(given_split=given), no_images, context)
+    assert (done["split"][given == "test"] == "test").all() and (done["split"][given == "train"] != "test").all()

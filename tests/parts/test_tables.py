@@ -76,7 +76,7 @@ def test_tsv_and_parquet_say_the_same_as_csv(photos):
     as_csv = table(photos, "path,label\n" + GOOD)
     as_tsv = table(photos, ("path,label\n" + GOOD).replace(",", "\t"), "labels.TSV")
     as_parquet = parquet(photos, {"path": [f"a{k:02d}.jpg" for k in range(12)], "label": ["dog", "cat"] * 6})
-    assert as_csv == as_tsv == as_parquet and len(as_csv.entries) == 12
+    assert as_csv.entries == as_tsv.entries == as_parquet.entries and len(as_csv.entries) == 12
 
 
 def test_other_encodings_are_refused_with_the_way_out(photos):
@@ -106,8 +106,8 @@ def test_columns_that_may_both_be_meant_are_refused_by_name(photos):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("a00.jpg,cat\na01.jpg,dog\n", "no column path and no column label in it; its header is 'a00.jpg', 'cat'"),
-        ("path,width\na00.jpg,3\n", "no column label"),
+        ("photo,kind,by\na00.jpg,cat,me\n", "no column path and no column label in it. Its header is 'photo', 'kind', 'by'"),
+        ("path,width,height\na00.jpg,3,4\n", "no column label in it.*--label-column NAME"),
         ("", "is empty"),
         ("\n\n", "is empty|no column path"),
         ("path,label\n", "no row in it"),
@@ -228,7 +228,8 @@ def test_names_without_extension_find_the_one_photo_called_so(photos):
     found = table(photos, "id,label\na00,cat\nsub/7,cat\nsub/8,dog\nsub/9,dog\na01,dog\n")
     assert [e.path for e in found.entries if e.verdict is None] == ["a00.jpg", "a01.jpg", "sub/7.png"]
     assert "several that it may mean: sub/8.JPG, sub/8.png" in verdicts(found)["sub/8"][1]
-    assert found.notes == ("3 rows name a photo without its extension; the photo was found.",)
+    assert found.notes[0] == "3 rows name a photo without its extension; the photo was found."
+    assert "2 of 5 rows find no file. Row 4 names 'sub/8'" in found.notes[1]
 
 
 def test_backslashes_of_windows_are_understood_where_the_plain_name_does_not_exist(photos):
@@ -278,9 +279,9 @@ def test_labels_of_parquet_become_text(photos):
             {"path": ["a00.jpg"], "label": [["cat", "dog"]]},
             "'label' holds lists.*exactly one class.*one label for each photo",
         ),
-        ({"path": ["a00.jpg"], "cat": [1], "dog": [0], "note": ["x"]}, r"2 columns of only 0 and 1 \(cat, dog\)"),
+        ({"path": ["a00.jpg"], "cat": [1], "dog": [1], "note": ["x"]}, r"2 columns of only 0 and 1 \(cat, dog\)"),
         ({"path": ["a00.jpg"], "cat": [True], "dog": [True]}, "exactly one class"),
-        ({"image": [{"bytes": b"x", "path": "a00.jpg"}], "label": [1]}, "the column 'image', which holds struct"),
+        ({"image": [{"bytes": b"x", "path": "a00.jpg"}], "label": [1]}, "column 'image', which holds struct"),
     ],
 )
 def test_parquet_of_another_task_is_refused(photos, columns, said):
@@ -368,7 +369,8 @@ def test_any_table_of_text_is_refused_or_accounts_for_each_row_once(data):
             found = open_source(str(root / "t.csv"), labelled=data.draw(st.booleans())).listing()
         except DataUnusable:
             return
-    assert len(found.entries) == len(rows) and len({e.path for e in found.entries}) == len(rows)
+    num_rows = len(rows) + any("has no header" in note for note in found.notes)
+    assert len(found.entries) == num_rows and len({e.path for e in found.entries}) == num_rows
     for entry in found.entries:
         entry.path.encode("utf-8")
 
@@ -502,9 +504,9 @@ def test_out_beside_the_table_is_fine_and_inside_the_photos_is_not(painted_table
 
 
 def test_table_that_cannot_be_read_ends_with_65(tmp_path):
-    (tmp_path / "labels.csv").write_text("a.jpg,cat\nb.jpg,dog\n")
+    (tmp_path / "labels.csv").write_text("photo,kind,by\na.jpg,cat,me\n")
     done = run_job("explore", "--data", tmp_path / "labels.csv", "--out", tmp_path / "out")
-    assert done.returncode == 65 and "path,label,split" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 65 and "--path-column NAME" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_class_folder_that_is_a_link_to_elsewhere_is_not_followed(tmp_path):
@@ -527,3 +529,18 @@ def test_export_check_reads_the_photos_of_a_table_through_its_source(photos, tmp
         (tmp_path / "photos.pickle").write_bytes(pickle.dumps((source, entries)))
         request = parity.Request("", "", [], "", str(tmp_path / "photos.pickle"), {})
         assert [e.path for e in entries] == ["b.jpg"] and list(parity._payloads(request)) == [b"x"]
+
+
+def test_columns_and_folds_are_named_on_the_command_line_and_what_was_understood_comes_first(painted_table, tmp_path):
+    lines = painted_table.read_text().splitlines()
+    rows = [line.split(",") for line in lines[1:]]
+    text = "".join(f"{label},{k % 5},{path},{k // 3}\n" for k, (path, label, *_) in enumerate(rows))
+    (painted_table.parent / "folds.csv").write_text("kind,fold,where,who\n" + text)
+    flags = "--path-column where --label-column kind --split-column fold --group-column who --test-values 3,4 --val-values 2"
+    done = run_job("explore", "--data", painted_table.parent / "folds.csv", "--out", tmp_path / "out", *flags.split())
+    assert done.returncode in (0, 65), done.stderr
+    first = [line for line in done.stdout.splitlines() if "classes, from" in line or "Splits, from" in line]
+    assert "column 'kind' of folds.csv" in first[0] and "column 'fold' of folds.csv: train" in first[1]
+    table = pq.read_table(tmp_path / "out" / "examples.parquet").to_pydict()
+    assert len(set(filter(None, table["given_group"]))) > 5
+    assert first[0] in (tmp_path / "out" / "report.html").read_text().replace("&#39;", "'")

@@ -61,3 +61,17 @@ def test_per_class_of_a_small_table():
     assert (second["precision"], second["recall"], second["f1"]) == pytest.approx((0.5, 1, 2 / 3))
     assert third["num_examples"] == 0 and third["recall"] == 0 and third["recall_ci95"] == [0, 1]
     assert first["f1_ci95"][0] <= first["f1"] <= first["f1_ci95"][1]
+
+
+def test_accuracy_by_group_counts_each_group_once():
+    correct = np.asarray([1, 1, 1, 0, 0, 1], bool)
+    groups = np.asarray([0, 0, 0, 0, 1, 2])
+    found = metrics.by_group(correct, groups, resamples=400, seed=0)
+    assert found["num_groups"] == 3 and found["accuracy"] == pytest.approx((0.75 + 0 + 1) / 3)
+    assert found["accuracy_ci95"][0] < found["accuracy"] < found["accuracy_ci95"][1]
+    alike = metrics.by_group(np.repeat([1, 0, 1, 1, 0, 1, 1, 1], 50).astype(bool), np.repeat(np.arange(8), 50), 400, 0)
+    low, high = alike["photo_accuracy_ci95"]
+    narrow = metrics.wilson(300, 400)
+    assert high - low > 3 * (narrow[1] - narrow[0])
+    one = metrics.by_group(np.asarray([True, False]), np.zeros(2), 100, 0)
+    assert one["accuracy_ci95"] == one["photo_accuracy_ci95"] == [0.0, 1.0]

@@ -14,15 +14,17 @@ SOURCES = (
     "decoding/processes.py",
     "sources/local.py",
     "sources/folders.py",
+    "sources/layout.py",
+    "sources/walk.py",
     "sources/rows.py",
     "sources/tables.py",
     "data/duplicates.py",
     "stages/split.py",
 )
 # Calls that take a reason, and where among the arguments it is.
-TAKERS = {"BadPhoto": 0, "_quarantined": 3, "_ignored": 1, "_blame": 0, "_set": 2, "append": 0, "Entry": 6, "Row": 4}
+TAKERS = {"BadPhoto": 0, "quarantined": 3, "ignored": 1, "_blame": 0, "_set": 2, "append": 0, "Entry": 6, "Row": 4}
 # Variables that hold one.
-NAMES = {"reason", "fault"}
+NAMES = {"reason", "fault", "LEAVING"}
 BUILDERS = {"_in_words", "what_it_is", "png_damage", "link_fault", "_fault"}
 
 

@@ -39,7 +39,7 @@ TIMINGS = {"intake": {"wall_s": 9.3, "cpu_s": 15.2}, "explore": {"wall_s": 2.1, 
 TIMINGS |= {name: {"wall_s": 1.5, "cpu_s": 1.0} for name in ("extract", "audit", "head", "fine_tune", "evaluate")}
 
 
-def explored(context, names=("daisy", "rose")):
+def explored(context, names=("daisy", "rose"), **changed):
     """explore.json and its pictures for two or more classes, with something of everything."""
     folder = context.workdir.path("stages/explore")
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,6 +81,7 @@ def explored(context, names=("daisy", "rose")):
         "ignored": [],
         "remarks": [],
         "source_notes": [],
+        "groups": None,
         "classes": [{"class": n, "train": 30, "val": 8, "test": 12, "excluded": 1, "quarantined": 2} for n in names],
         "shortcuts": {"num_examples": 100, "largest_class": 0.5, "facts": facts, "file": told},
         "sizes": {"width": five, "height": five, "aspect": five, "num_bytes": five}
@@ -94,7 +95,7 @@ def explored(context, names=("daisy", "rose")):
     }
     for row in numbers["classes"]:
         row["recall_interval_width"] = 0.3
-    context.workdir.write_json("stages/explore/explore.json", numbers)
+    context.workdir.write_json("stages/explore/explore.json", numbers | changed)
 
 
 def audited(context, names=("daisy", "rose")):
@@ -417,19 +418,15 @@ def test_many_photos_that_the_graph_cannot_decode_are_said_at_the_top(context):
     assert "1 photo (4.2%) cannot be decoded by TensorFlow alone" in page
 
 
-@pytest.mark.parametrize(
-    ("data", "labels", "said"),
-    [
-        ("/photos", None, "The labels come from the names of the folders."),
-        ("gs://bucket/photos", None, "The labels come from the names of the folders."),
-        ("gs://bucket/photos", "gs://bucket/labels.csv", "The labels come from gs://bucket/labels.csv."),
-        ("gs://bucket/labels.csv", None, "The labels come from the table."),
-        ("tfds:mnist:3.0.1", None, "The labels come from the data set."),
-    ],
-)
-def test_page_says_where_labels_come_from(context, data, labels, said):
-    explored(context)
-    assert said in Elements(drawn(context, data=data, labels=labels)).text
+def test_page_says_what_was_understood_of_the_source(context):
+    lines = ["2 classes, from column 'label' of labels.csv: cat, dog.", "No splits are given."]
+    explored(context, source_notes=lines)
+    assert all(line in Elements(drawn(context)).text for line in lines)
+
+
+def test_groups_of_the_user_are_counted_and_warned_of(context):
+    explored(context, groups={"num_groups": 9, "num_crossing_splits": 2})
+    assert "2 groups are in more than one of your splits." in Elements(drawn(context)).text
 
 
 def test_photos_that_could_not_be_read_again_are_not_called_undecodable(context):

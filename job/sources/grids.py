@@ -1,0 +1,284 @@
+"""Tables of labels as rows of text: CSV and TSV as people and spreadsheets write them, JSON lines, Parquet and Excel."""
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import math
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from job.console.places import at_start
+from job.errors import DataUnusable, UsageError
+from job.sources.local import IMAGE_EXTENSIONS
+from job.sources.opening import opened
+from job.text.untrusted import unguarded
+
+_MAX_BYTES = 2 << 30  # Of a table in memory: a small compressed file may claim to be endless.
+_SEPARATORS = (",", ";", "\t")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Cells as text, each row with its number as a spreadsheet shows it (the header of a CSV is row 1).
+
+    A column whose values are no text (lists, pictures, dates) is named in `odd`, with what it holds, and has empty cells.
+    """
+
+    names: list[str]
+    rows: list[tuple[int, list[str]]]
+    odd: dict[int, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def values(self, column: int) -> list[str]:
+        """Return the cells of a column that are not blank."""
+        return [cells[column].strip() for _, cells in self.rows if column < len(cells) and cells[column].strip()]
+
+
+def read_grid(file: Path, table: str, known: frozenset[str]) -> Grid:
+    """Return the cells of a table. `table` is what messages call it; `known` are names of columns, as `plain` writes them.
+
+    Raises:
+        DataUnusable: where the file cannot be read as a table.
+        UsageError: where a library that reads it is not installed.
+    """
+    name = file.name.lower()
+    try:
+        if name.endswith(".parquet"):
+            return _read_parquet(file, table)
+        if name.endswith(".xlsx"):
+            return _read_excel(file, table)
+        data = _bytes(file, table)
+        name = name.removesuffix(".gz")
+        text = _decoded(data, table)
+        return _read_json_lines(text, table) if name.endswith(("jsonl", "ndjson")) else _read_csv(text, table, known)
+    except (gzip.BadGzipFile, EOFError, zipfile.BadZipFile) as error:
+        raise DataUnusable(f"{table}: its compression is damaged ({error}). Save it again, as .csv in UTF-8.") from error
+    except OSError as error:
+        if error.errno:  # Else it is pyarrow that cannot make sense of the file.
+            raise at_start(error, table, file) or error from None
+        raise DataUnusable(f"{table}: cannot be read: {error}.") from error
+    except (csv.Error, pa.ArrowException, ValueError) as error:  # pyarrow lets names that are not UTF-8 through.
+        raise DataUnusable(f"{table}: cannot be read as a table: {error}. Save it again, as .csv in UTF-8.") from error
+
+
+def plain(name: str) -> str:
+    """Return the name of a column without what people write differently: case, blanks, hyphens."""
+    return name.strip().lstrip("#").strip().casefold().replace(" ", "_").replace("-", "_")
+
+
+def _bytes(file: Path, table: str) -> bytes:
+    with opened(file) as table_file:
+        if not file.name.lower().endswith(".gz"):
+            return table_file.readall()
+        with gzip.open(table_file) as unpacked:
+            data = unpacked.read(_MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES:
+        raise DataUnusable(f"{table}: it unpacks to more than {_MAX_BYTES >> 30} GiB. Give it as .parquet.")
+    return data
+
+
+def _decoded(data: bytes, table: str) -> str:
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise DataUnusable(f"{table}: this is not UTF-8 (byte {error.start:,}): save it as UTF-8.") from error
+
+
+def _read_csv(text: str, table: str, known: frozenset[str]) -> Grid:
+    text, skipped, options = _dialect(text, known)
+    end = ["end", "of", "table"]  # A quotation mark that is never closed swallows this row, too.
+    lines = chain(io.StringIO(text, newline=""), [options["delimiter"].join(end)])
+    rows = [(number, cells) for number, cells in enumerate(csv.reader(lines, **options), 1 + skipped) if cells]
+    if rows[-1][1] != end:
+        number, cells = rows[-1]
+        raise DataUnusable(
+            f"{table}: a quotation mark in row {number} is never closed ({cells[0][:60]!r}). "
+            "Close it, or write it twice where it belongs to the text."
+        )
+    if len(rows) == 1:
+        raise DataUnusable(f"{table}: this table is empty. Give it a header (path,label) and a row for each photo.")
+    rows.pop()
+    names = rows[0][1]
+    notes: tuple[str, ...] = ()
+    if _is_data(names, known):
+        names = [f"column {k}" for k in range(1, len(names) + 1)]
+        notes = (f"{table} has no header: its first row names a photo, so it was read as a row.",)
+    else:
+        rows.pop(0)
+    while len(names) > 1 and not names[-1].strip():
+        names = names[:-1]
+    return Grid(names, [(number, _fitted([unguarded(c) for c in cells], len(names))) for number, cells in rows], notes=notes)
+
+
+def _fitted(cells: list[str], width: int) -> list[str]:
+    """Return the cells without blank ones behind the last column: some programs end each row with a separator."""
+    while len(cells) > width and not cells[-1].strip():
+        cells = cells[:-1]
+    return cells
+
+
+def _is_data(names: list[str], known: frozenset[str]) -> bool:
+    """Return whether a first row is no header but names a photo."""
+    return not {plain(name) for name in names} & known and any(is_named_like_a_photo(name) for name in names)
+
+
+def is_named_like_a_photo(cell: str) -> bool:
+    _, dot, extension = cell.strip().rpartition(".")
+    return bool(dot) and f".{extension.lower()}" in IMAGE_EXTENSIONS
+
+
+def _dialect(text: str, known: frozenset[str]) -> tuple[str, int, dict[str, Any]]:
+    """Return the text from its header on, how many lines were before it, and the separator that fits it best.
+
+    What Excel calls `sep=;` says the separator. A line that begins with # is a comment, if it isn't the header itself.
+    """
+    skipped = 0
+    delimiters: tuple[str, ...] = _SEPARATORS
+    if found := re.match(r'"?sep=(.)"?[ \t]*(\r\n|\r|\n)', text, re.IGNORECASE):
+        text, skipped, delimiters = text[found.end() :], 1, (str(found[1]),)
+    while text.startswith("#") and not _header(text, delimiters, known)[0]:
+        text = re.sub(r"^[^\r\n]*(\r\n|\r|\n)?", "", text, count=1)
+        skipped += 1
+    _, _, delimiter = _header(text, delimiters, known)
+    first_line = re.match(r"[\r\n]*([^\r\n]*)", text)
+    return (
+        text,
+        skipped,
+        {"delimiter": delimiter, "skipinitialspace": first_line is not None and f"{delimiter} " in first_line[1]},
+    )
+
+
+def _header(text: str, delimiters: tuple[str, ...], known: frozenset[str]) -> tuple[int, int, str]:
+    """Return how many known columns and how many columns the header has, under the separator that makes most of it."""
+
+    def sense(delimiter: str) -> tuple[int, int]:
+        header = next((cells for cells in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if cells), [])
+        return len({plain(name) for name in header} & known), len(header)
+
+    best = max(delimiters, key=sense)
+    return *sense(best), best
+
+
+def _read_json_lines(text: str, table: str) -> Grid:
+    rows: list[tuple[int, Mapping[str, object]]] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataUnusable(f"{table}: line {number} is not JSON: {error}. Give one object in each line.") from error
+        if not isinstance(row, dict):
+            raise DataUnusable(f"{table}: line {number} holds no JSON object. Give one object in each line.")
+        rows.append((number, row))
+    if not rows:
+        raise DataUnusable(f'{table}: this table is empty. Give a line such as {{"file_name": "a.jpg", "label": "cat"}}.')
+    return _from_objects(rows)
+
+
+def _from_objects(rows: list[tuple[int, Mapping[str, object]]]) -> Grid:
+    names = list(dict.fromkeys(name for _, row in rows for name in row))
+    odd = {
+        k: "lists" if any(isinstance(row.get(name), list) for _, row in rows) else "objects"
+        for k, name in enumerate(names)
+        if any(isinstance(row.get(name), list | dict) for _, row in rows)
+    }
+    return Grid(names, [(number, [_text(row.get(name)) for name in names]) for number, row in rows], odd)
+
+
+def _read_excel(file: Path, table: str) -> Grid:
+    try:
+        import openpyxl
+    except ImportError:
+        raise UsageError(
+            f"{table}: reading Excel files needs openpyxl: pip install 'transfer-job[xlsx]'. Or save the table as .csv."
+        ) from None
+    with opened(file) as table_file:
+        with zipfile.ZipFile(table_file) as parts:
+            if sum(part.file_size for part in parts.infolist()) > _MAX_BYTES:
+                raise DataUnusable(f"{table}: it unpacks to more than {_MAX_BYTES >> 30} GiB. Give it as .csv.")
+        try:
+            book = openpyxl.load_workbook(table_file, read_only=True, data_only=True)
+            sheet = book.worksheets[0]
+            cells = [
+                (number, [_text(value) for value in row]) for number, row in enumerate(sheet.iter_rows(values_only=True), 1)
+            ]
+        except (KeyError, IndexError, TypeError, AttributeError, SyntaxError) as error:  # What damaged XML raises there.
+            raise DataUnusable(f"{table}: cannot be read as an Excel table: {error}. Save it as .csv.") from error
+    rows = [(number, row) for number, row in cells if any(cell.strip() for cell in row)]
+    if len(rows) < 2:
+        raise DataUnusable(f"{table}: its first sheet, {sheet.title!r}, has no header with rows below it.")
+    names = _fitted(rows[0][1], 1)
+    others = len(book.worksheets) - 1
+    notes = (f"{table}: only its first sheet, {sheet.title!r}, is read; it has {others} more.",) if others else ()
+    width = len(names)
+    return Grid(names, [(n, _fitted(row, width) + [""] * (width - len(row))) for n, row in rows[1:]], notes=notes)
+
+
+def _read_parquet(file: Path, table: str) -> Grid:
+    with opened(file) as table_file, pq.ParquetFile(table_file) as parquet:
+        schema = parquet.schema_arrow
+        names = list(schema.names)
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise DataUnusable(f"{table}: several columns are called {min(twice)!r}. Rename all but one of them.")
+        odd = {
+            k: f"lists ({kind})" if _is_list(kind) else str(kind)
+            for k, kind in enumerate(schema.types)
+            if not _is_text(kind)
+        }
+        columns = parquet.read(columns=[name for k, name in enumerate(names) if k not in odd])
+        num_rows = parquet.metadata.num_rows
+    cells = [[""] * num_rows if k in odd else _texts(columns.column(name)) for k, name in enumerate(names)]
+    return Grid(names, list(enumerate(map(list, zip(*cells, strict=True)), 1)), odd)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Return whether values of this type have one obvious spelling."""
+    if pa.types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    tests = (
+        pa.types.is_string,
+        pa.types.is_large_string,
+        pa.types.is_binary,
+        pa.types.is_large_binary,
+        pa.types.is_integer,
+        pa.types.is_floating,
+        pa.types.is_boolean,
+        pa.types.is_null,
+    )
+    return any(test(kind) for test in tests)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return any(test(kind) for test in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
+
+
+def _texts(column: pa.ChunkedArray) -> list[str]:
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        column = column.cast(pa.large_binary())  # Text that is not UTF-8 would end the reading of all rows.
+    return [_text(value) for value in column.to_pylist()]
+
+
+def _text(value: object) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)) or isinstance(value, list | dict):
+        return ""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")  # A file name that is not UTF-8 finds its file.
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():  # Where a number is missing, pandas makes floats of them all.
+        return str(int(value))
+    return str(value)

@@ -1,0 +1,234 @@
+"""Rows whose path finds no file: which spelling of it does, and what the user can change so that they match."""
+
+import os
+import re
+import shlex
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import cached_property
+from typing import NamedTuple
+
+from job.errors import DataUnusable
+from job.sources.local import IMAGE_EXTENSIONS, Files
+from job.sources.rows import LabelTable, Row
+from job.sources.walk import Walk
+
+_NAMES_COMPARED = 5_000
+_FOLDERS_ABOVE = 3
+
+Find = Callable[[str], str | None]
+
+
+class _Remedy(NamedTuple):
+    """A change that would make rows match: how many of those without a file, what to change, a row with its file."""
+
+    num_rows: int
+    change: str
+    path: str
+    file: str
+
+
+@dataclass
+class Matching:
+    """Looks for the files of rows that find none, in all files below the root. `table` is what messages call the table."""
+
+    files: Files
+    table: str
+    label_table: LabelTable
+    notes: tuple[str, ...] = field(default=())
+
+    def forgive(self, missing: Sequence[tuple[int, str]], num_rows: int) -> Iterator[tuple[int, str]]:
+        """Yield the rows that find exactly one file with another spelling, by their place, with the path of that file.
+
+        Spellings differ in letter case, in Unicode form or in a missing extension. Where no row at all finds a file, a part
+        at the beginning of all paths may be dropped, if then every row does. `num_rows` is how many rows name a path.
+        """
+        spelled = {k: file for k, path in missing if (file := self._find_spelled(path))}
+        if spelled:
+            self.notes += (
+                f"{len(spelled):,} rows write a path in other letters (case, Unicode form) than its file has it.",
+            )
+        yield from spelled.items()
+        if missing and not spelled and len(missing) == num_rows:
+            prefix = _shared_prefix([path for _, path in missing], self._find_spelled)
+            if prefix:
+                self.notes += (
+                    f"Each path in {self.table} begins with {prefix}, which was dropped: then all rows find a file.",
+                )
+                for k, path in missing:
+                    yield k, self._find_spelled(_slashes(path)[len(prefix) :]) or ""
+
+    def refuse(self, rows: Sequence[Row], missing: Sequence[Row]) -> None:
+        """Say what would make rows match that find no file.
+
+        Raises:
+            DataUnusable: where no row finds one.
+        """
+        if not missing:
+            return
+        lines = self._diagnosis(rows, missing)
+        if len(missing) == len(rows):
+            raise DataUnusable(*lines)
+        self.notes += (" ".join(lines[:-1]),)
+
+    def _diagnosis(self, rows: Sequence[Row], missing: Sequence[Row]) -> list[str]:
+        remedies = [remedy for remedy in self._remedies([_slashes(row.path) for row in missing]) if remedy.num_rows]
+        best = max(remedies, key=lambda remedy: remedy.num_rows, default=None)
+        row = next((row for row in missing if best and _slashes(row.path) == best.path), missing[0])
+        nearest = best.file if best else self._nearest(_slashes(row.path))
+        columns = self.label_table.columns
+        lines = [
+            f"{self.table}: {len(missing):,} of {len(rows):,} rows find no file. Row {row.number} names {row.path!r}. "
+            f"Looked in {self.files.uri}"
+            + (f"; the nearest file is {nearest!r}." if nearest else ", which holds no files."),
+        ]
+        if all("://" in row.path for row in missing):
+            lines.append(
+                "These are URLs, and the job downloads no photos: download them, and write their paths into the table."
+            )
+        if best:
+            lines.append(f"{best.num_rows:,} of {len(missing):,} of these rows would match: {best.change}")
+        named = ", ".join(f"{kind} from {name!r}" for kind, name in columns.items())
+        header = ", ".join(repr(name[:60]) for name in self.label_table.names[:20])
+        lines.append(
+            f"The header is {header}, and the job takes {named}. To take others: --path-column NAME --label-column NAME"
+        )
+        return lines
+
+    @cached_property
+    def _paths(self) -> list[str]:
+        walk = Walk(self.files)
+        walk.below("")
+        return [entry.path for entry in walk.entries if entry.verdict is None]
+
+    @cached_property
+    def _spelled(self) -> dict[str, list[str]]:
+        return _by(_spelling, self._paths)
+
+    @cached_property
+    def _without_extension(self) -> dict[str, list[str]]:
+        return _by(lambda path: _stem(_spelling(path)), self._paths)
+
+    @cached_property
+    def _names(self) -> dict[str, list[str]]:
+        return _by(lambda path: _spelling(path).rpartition("/")[2], self._paths)
+
+    def _find_spelled(self, path: str) -> str | None:
+        spelling = _spelling(_slashes(path))
+        return _only(self._spelled, spelling) or _only(self._without_extension, spelling)
+
+    def _find_by_name(self, path: str) -> str | None:
+        name = _spelling(path).rpartition("/")[2]
+        found = self._names.get(name) or self._stems_of_names.get(_stem(name), [])
+        return found[0] if len(found) == 1 else None
+
+    @cached_property
+    def _stems_of_names(self) -> dict[str, list[str]]:
+        return _by(lambda path: _stem(_spelling(path).rpartition("/")[2]), self._paths)
+
+    def _remedies(self, paths: list[str]) -> Iterator[_Remedy]:
+        """Yield changes that may help, the simplest first."""
+        prefixes = Counter(prefix for path in paths[:100] for prefix in _prefixes(path))
+        for prefix, _ in prefixes.most_common(20):
+            rests = {path: path[len(prefix) :] for path in paths if path.startswith(prefix)}
+            found = {path: file for path, rest in rests.items() if (file := self._find_spelled(rest))}
+            yield _remedy(f"drop {prefix!r} at the beginning of each path.", paths, found.get)
+        yield _remedy(
+            "change the extension to that of the file.", paths, lambda p: _only(self._without_extension, _stem(_spelling(p)))
+        )
+        zeros = _by(lambda path: _without_zeros(_stem(_spelling(path))), self._paths)
+        yield _remedy(
+            "write the leading zeros of the names, which spreadsheets drop.",
+            paths,
+            lambda p: _only(zeros, _without_zeros(_stem(_spelling(p)))),
+        )
+        yield from self._other_roots(paths)
+
+    def _other_roots(self, paths: list[str]) -> Iterator[_Remedy]:
+        found = {path: file for path in paths if (file := self._find_by_name(path))}
+        folders = Counter(file[: file.rfind("/") + 1] for file in found.values())
+        table = shlex.quote(self.table)
+        if len(folders) == 1 and (folder := next(iter(folders)).rstrip("/")):
+            below = shlex.quote(f"{self.files.uri.rstrip('/')}/{folder}")
+            yield _remedy(f"all of these names are in one folder: --data {below} --labels {table}", paths, found.get)
+        elif found:
+            yield _remedy("write the path below --data: the names are there, in other folders.", paths, found.get)
+        root = self.files.uri
+        if root.startswith("/"):
+            for _ in range(_FOLDERS_ABOVE):
+                root = os.path.dirname(root)  # noqa: PTH120
+                there = {path: path for path in paths[:200] if not path.startswith("/") and _is_file(f"{root}/{path}")}
+                change = f"the paths begin in another folder: --data {shlex.quote(root)} --labels {table}"
+                yield _remedy(change, paths[:200], there.get)
+            outside = [path for path in paths[:200] if path.startswith("/") and _is_file(path)]
+            if outside:
+                root = shlex.quote(os.path.commonpath([os.path.dirname(path) for path in outside]))  # noqa: PTH120
+                yield _remedy(
+                    f"these files are in another folder: --data {root} --labels {table}",
+                    paths[:200],
+                    lambda path: path if path in outside else None,
+                )
+
+    def _nearest(self, path: str) -> str:
+        names = list(self._names)[:_NAMES_COMPARED]
+        found = get_close_matches(_spelling(path).rpartition("/")[2], names, n=1, cutoff=0.0)
+        return self._names[found[0]][0] if found else ""
+
+
+def _remedy(change: str, paths: Sequence[str], find: Find) -> _Remedy:
+    found = [(path, file) for path in paths if (file := find(path))]
+    return _Remedy(len(found), change, *(found[0] if found else ("", "")))
+
+
+def _shared_prefix(paths: Sequence[str], find: Find) -> str:
+    """Return the shortest beginning that all paths share and without which each finds a file; empty where there is none."""
+    paths = [_slashes(path) for path in paths]
+    for prefix in _prefixes(paths[0]):
+        if "://" not in prefix and all(path.startswith(prefix) and find(path[len(prefix) :]) for path in paths):
+            return prefix
+    return ""
+
+
+def _prefixes(path: str) -> list[str]:
+    return [path[: found.end()] for found in re.finditer("/", path) if found.end() < len(path)]
+
+
+def _slashes(path: str) -> str:
+    return path.strip().replace("\\", "/").removeprefix("./")
+
+
+def _spelling(path: str) -> str:
+    """Return what spellings of one name share. Composed and decomposed letters are one, small and capital ones, too."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
+
+
+def _stem(path: str) -> str:
+    stem, dot, extension = path.rpartition(".")
+    return stem if dot and f".{extension.lower()}" in IMAGE_EXTENSIONS else path
+
+
+def _without_zeros(path: str) -> str:
+    folder, slash, name = path.rpartition("/")
+    return folder + slash + re.sub(r"(?<!\d)0+(?=\d)", "", name)
+
+
+def _by(key: Callable[[str], str], paths: Iterable[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = defaultdict(list)
+    for path in paths:
+        found[key(path)].append(path)
+    return found
+
+
+def _only(paths: dict[str, list[str]], key: str) -> str | None:
+    found = paths.get(key, ())
+    return found[0] if len(found) == 1 else None
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return os.path.isfile(path)  # noqa: PTH113
+    except ValueError:  # It holds a zero byte.
+        return False
