@@ -219,6 +219,8 @@ def _register_heic() -> None:
     """Let Pillow read HEIC with libheif, which turns photos upright, and brings 10 and 12 bits to 8."""
     import pillow_heif
 
+    pillow_heif.libheif_version()  # Raises ImportError if the library behind it cannot be loaded.
+
     class HeicFile(pillow_heif.HeifImageFile):  # type: ignore[misc]
         format = "HEIC"  # As people call it. Pillow would say HEIF.
 

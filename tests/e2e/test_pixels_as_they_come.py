@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import paint, quick_settings, run_job
+from tests.faults.several import Run
 from tests.unit.deep_files import png
 
 pytestmark = pytest.mark.thorough
@@ -70,3 +71,10 @@ def test_single_dark_photo_is_predicted_as_it_was_measured(out):
     for name in ("dark.png", "known.png"):
         served = serve(image_bytes=tf.constant([(out.parent / "one" / name).read_bytes()]))
         assert served["valid"][0] and abs(float(served["probability"][0]) - from_predict[name]) < 0.02
+
+
+def test_two_workers_give_the_store_of_one(out, tmp_path):
+    both = Run(out.parent / "photos", tmp_path / "out", "fine_tune.epochs=1")
+    assert both.codes() == [0, 0], both.said(0) + both.said(1)
+    told, alone = (json.loads((folder / "stages/intake/intake.json").read_text()) for folder in (tmp_path / "out", out))
+    assert told == alone and told["bit_depth"] == 12

@@ -1,5 +1,6 @@
 """Seeded mutations of good files of every format we accept, fed through real decode processes."""
 
+import io
 import random
 import re
 import struct
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
+from importlib.util import find_spec
 
 import pytest
 from PIL import Image, features
@@ -20,6 +22,7 @@ from job.sources.base import Entry, Listing
 from job.stages.intake import intake
 from tests.conftest import ROOT
 from tests.unit.bad_inputs import animation, chunk, encoded, file, photo, png, turned
+from tests.unit.deep_files import picture, tiff
 from tests.unit.reasons import unexplained
 from tests.unit.watched import Watched
 
@@ -32,6 +35,14 @@ def _with_exif() -> bytes:
     exif[0x0112] = 6
     exif[0x010F] = "a camera"
     return encoded(photo(7), "JPEG", exif=exif)
+
+
+def _heic() -> bytes:
+    import pillow_heif
+
+    buffer = io.BytesIO()
+    pillow_heif.from_pillow(photo(49)).save(buffer, quality=80)
+    return buffer.getvalue()
 
 
 @cache
@@ -48,6 +59,10 @@ def good_files() -> tuple[bytes, ...]:
         file(11, "PNG", "P"),
         file(12, "PNG", "RGBA"),
         lambda: png(64, 48, 16, 0),
+        lambda: png(64, 48, 16, 2),
+        lambda: png(64, 48, 16, 4),
+        lambda: tiff(picture(3)),
+        lambda: tiff(picture(3), compressed=True),
         lambda: png(64, 48, 8, 2, chunk(b"tEXt", b"Comment\0here"), chunk(b"gAMA", bytes(4))),
         animation(13, "PNG"),
         file(16, "GIF"),
@@ -68,6 +83,7 @@ def good_files() -> tuple[bytes, ...]:
     more = [file(40, "WEBP"), file(41, "WEBP", lossless=True), file(42, "WEBP", "RGBA"), animation(43, "WEBP")]
     makers += more if features.check("webp") else []
     makers += [file(46, "AVIF")] if features.check("avif") else []
+    makers += [_heic] if find_spec("pillow_heif") else []
     makers += [file(47, "JPEG2000"), file(48, "JPEG2000", irreversible=True)] if features.check("jpg_2000") else []
     return tuple(make() for make in makers)
 
