@@ -73,7 +73,7 @@ class DecodeRules:
 class Facts:
     """Facts about a file. Width and height are of the upright photo; brightness and contrast are from 0 to 1.
 
-    `peak` is the largest colour value of a 16-bit photo, None for all others.
+    `peak` is the largest colour value of a 16-bit photo, 0 if its header says its bit depth; None for all other photos.
     """
 
     format: str = ""
@@ -210,9 +210,9 @@ def _readable_formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def is_readable(name: str) -> bool:
-    """Return whether photos of a format, by a name of `FORMATS`, can be decoded with what is installed."""
-    return name in FORMATS and name in _readable_formats()
+def can_read_heic() -> bool:
+    """Return whether the plugin for HEIC is installed."""
+    return "HEIC" in _readable_formats()
 
 
 def _register_heic() -> None:
@@ -374,12 +374,12 @@ def _to_rgb(image: Image.Image, payload: bytes, needed_size: tuple[int, int], fa
 def _deep_to_8_bit(
     image: Image.Image, payload: bytes, stored: str, bit_depth: int, facts: Facts, notes: list[str]
 ) -> tuple[Image.Image, Facts]:
-    """Return a picture of 16-bit values in 8 bits, and the facts with its peak, unless it states its depth itself."""
+    """Return a picture of 16-bit values in 8 bits, and the facts with its peak."""
     picture = deep.load(image, payload, stored)
     peak, _ = picture.peaks
     if peak >= 2**bit_depth:
         notes.append("values above intake.bit_depth became white")
-    return picture.to_8_bit(bit_depth), facts if stored in deep.STATED_BIT_DEPTHS else replace(facts, peak=peak)
+    return picture.to_8_bit(bit_depth), replace(facts, peak=0 if stored in deep.STATED_BIT_DEPTHS else peak)
 
 
 def _over_white(image: Image.Image) -> Image.Image:

@@ -13,7 +13,6 @@ import atexit
 import io
 import multiprocessing
 import os
-import re
 import resource
 import tempfile
 import time
@@ -29,7 +28,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from job.decoding import headers
-from job.decoding.decode import BadPhoto, DecodeRules, Facts, decode, is_readable
+from job.decoding.decode import BadPhoto, DecodeRules, Facts, can_read_heic, decode
 from job.decoding.wire import MAX_LINE_BYTES, Lines, NewsLine, RecordLine, plain, tell
 from job.errors import JobError, StorageFailed, TryAgainLater, code_of, of_code
 from job.runtime.children import without_main
@@ -58,7 +57,6 @@ _FORK_SERVER = multiprocessing.get_context("forkserver")
 _FORK_SERVER.set_forkserver_preload(
     [__name__, "pillow_heif"]
 )  # Imported once, not by each process, as far as they are there.
-_LACKS_FORMAT = re.compile(r"a [\w ]+ picture, which this job does not read\b")
 
 
 @dataclass(frozen=True)
@@ -89,18 +87,18 @@ def is_passing(record: Record) -> bool:
 
 
 def is_outdated(record: Record) -> bool:
-    """Return whether this version of the job, with the plugins that are installed, decodes a file otherwise.
+    """Return whether this version of the job, with what is installed, decodes a file otherwise than its record says.
 
-    Either its format could not be read then and can be now, or it has 16 bits and the record does not say its largest value.
+    Either its plugin was missing then and is there now, or it has 16 bits and is of 0.3, which did not note its peak.
     """
-    if lacks_format(record["status"], record["reason"]):
-        return is_readable(record["format"]) or record["format"] == "DICOM"  # For DICOM there are better words.
+    if lacks_plugin(record["status"], record["reason"]):
+        return can_read_heic()
     return "16 bit scaled to 8" in record["reason"] and "peak" not in record
 
 
-def lacks_format(status: str, reason: str) -> bool:
-    """Return whether a file was refused because nothing was installed that reads its format."""
-    return status == "quarantined" and _LACKS_FORMAT.match(reason) is not None
+def lacks_plugin(status: str, reason: str) -> bool:
+    """Return whether a file was refused because the plugin that reads its format was not installed."""
+    return status == "quarantined" and reason.startswith("a HEIC picture, which this job does not read")
 
 
 def decode_shards(

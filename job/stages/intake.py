@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 
 from job.config import IntakeConfig
 from job.data.examples import Examples
-from job.decoding.decode import SCHEMA, DecodeRules, is_readable
+from job.decoding.decode import SCHEMA, DecodeRules, can_read_heic
 from job.decoding.deep import FULL_BIT_DEPTH, MIN_BIT_DEPTH, needed_bit_depth
-from job.decoding.processes import Limits, Record, ShardTask, decode_shards, is_outdated, is_passing, lacks_format
+from job.decoding.processes import Limits, Record, ShardTask, decode_shards, is_outdated, is_passing, lacks_plugin
 from job.errors import DataUnusable
 from job.runtime.cgroups import usable_cores
 from job.runtime.context import Context
@@ -38,6 +38,7 @@ SUMMARY = "stages/intake/intake.json"
 _BLANK = {"status": "", "reason": "", "format": "", "mode": "", "sha256": "", "width": 0, "height": 0, "phash": 0}
 _BLANK |= {"brightness": 0.0, "contrast": 0.0, "has_exif": False}
 _COMMITS_AHEAD = 4
+_LACKS_PLUGIN = " lacks plugin"
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class _Decoded:
 
 
 class _Shards:
-    """The photos of a set, in shards that are decoded by all workers."""
+    """The shards of a data set while all workers decode them. A key says which photos a shard holds."""
 
     def __init__(self, config: IntakeConfig, source: Source, entries: Sequence[Entry], context: Context) -> None:
         self._config, self._source, self._context = config, source, context
@@ -121,7 +122,7 @@ class _Shards:
         }
         self._found: dict[str, _Decoded] = {}  # By the keys of `_entries`.
         rules = asdict(DecodeRules.of(config, FULL_BIT_DEPTH))
-        del rules["bit_depth"]  # It is in the keys of shards that it matters to.
+        del rules["bit_depth"]  # It is in the names of the shards that it matters to.
         self.folder = f"images-{digest_of([SCHEMA, source.uri, rules])[:16]}"
         row_shape = (config.image_size, config.image_size, 3)
         self._writer = StoreWriter(context.cache.path(self.folder), row_shape, "uint8", context.cache.temporary)
@@ -154,15 +155,16 @@ class _Shards:
         decoded once more, by the workers that had them. The names of these shards hold the depth. So a depth gives the same
         store, whatever was guessed at first and whatever was stored before.
         """
+        peers = self._context.peers
         missing = self._look_up(exchange)
         self._context.telemetry.found_finished(self._num_photos(self._entries) - self._num_photos(missing))
-        self._share(self._context.peers.own(missing), self._bit_depth, exchange)
-        again = self._unfinished(self._bit_depth)
-        bit_depth = self._context.peers.same(self._bit_depth if again else None)
+        self._share(peers.own(missing), self._bit_depth, exchange)
+        is_whole = not self._unfinished(self._bit_depth)
+        bit_depth = peers.same(None if is_whole else self._bit_depth)  # The chief has seen all photos.
         if bit_depth is not None:
-            again = [key for key in self._unfinished(bit_depth) if key in self._found]
-            own = set(self._context.peers.own(list(self._entries)))
-            self._share([key for key in again if key in own], bit_depth, exchange, bit_depth)
+            own = set(peers.own(list(self._entries))) & self._found.keys()
+            again = [key for key in self._unfinished(bit_depth) if key in own]
+            self._share(again, bit_depth, exchange, wanted=bit_depth)
         return self._bit_depth
 
     def _unfinished(self, bit_depth: int | None = None) -> list[str]:
@@ -191,7 +193,10 @@ class _Shards:
                     break
 
     def _share(self, own: Sequence[str], bit_depth: int, exchange: Exchange, wanted: int | None = None) -> None:
-        """Decode this worker's own part; on the chief, also what is then missing of all parts."""
+        """Decode this worker's own part; on the chief, also what is then missing of all parts.
+
+        With `wanted`, shards of another bit depth count as missing.
+        """
         row_bytes = self._writer.row_bytes
         num_missing = self._num_photos(self._unfinished(wanted))
         self._context.cache.reserve(self._num_photos(self._entries) * row_bytes, num_missing * row_bytes)
@@ -240,12 +245,12 @@ def _name(key: str, records: Iterable[Record], bit_depth: int) -> str:
     That is the bit depth for 16-bit photos, and the plugin for HEIC photos that it has read.
     """
     has_deep = any("peak" in record for record in records)
-    has_heic = any(record["format"] == "HEIC" and not lacks_format(record["status"], record["reason"]) for record in records)
+    has_heic = any(record["format"] == "HEIC" and not lacks_plugin(record["status"], record["reason"]) for record in records)
     return _named(key, bit_depth if has_deep else None, has_heic)
 
 
 def _names(key: str, bit_depth: int | None) -> Iterator[tuple[str, int]]:
-    """Give each name that a shard may be stored under, with its bit depth; all depths where none is given."""
+    """Give each name that a shard may be stored under, with its bit depth; for all depths if none is given."""
     depths = range(FULL_BIT_DEPTH, MIN_BIT_DEPTH - 1, -1) if bit_depth is None else (bit_depth,)
     for depth in (None, *depths):
         for has_heic in (False, True):
@@ -297,24 +302,23 @@ def _table(listing: Listing, records: list[Record]) -> Examples:
 
 def _known(listing: Listing, examples: Examples) -> dict[str, tuple[int, str, str]]:
     """Return what is remembered of each file: see `_remember`."""
-    columns = (examples[name] for name in ("sha256", "format", "status", "reason"))
+    columns = (examples[name] for name in ("sha256", "status", "reason"))
     return {
-        e.path: (e.num_bytes, e.version, f"{digest} {kind}" if lacks_format(status, reason) else digest)
-        for e, digest, kind, status, reason in zip(listing.entries, *columns, strict=True)
+        e.path: (e.num_bytes, e.version, digest + _LACKS_PLUGIN if lacks_plugin(status, reason) else digest)
+        for e, digest, status, reason in zip(listing.entries, *columns, strict=True)
         if e.verdict is None
     }
 
 
 def _content(digest: str) -> str:
-    """Return what stands for the content of a file. It changes when something is installed that reads its format."""
-    sha256_of_file, _, kind = digest.partition(" ")
-    return sha256_of_file if is_readable(kind) else digest
+    """Return what stands for the content of a file. It changes when the plugin is installed that the file needs."""
+    return digest.removesuffix(_LACKS_PLUGIN) if digest.endswith(_LACKS_PLUGIN) and can_read_heic() else digest
 
 
 def _remember(workdir: Workdir, known: Mapping[str, tuple[int, str, str]]) -> None:
     """Write size, version and SHA-256 of the file at each path.
 
-    The last is empty where the file could not be read, and followed by its format where nothing installed reads that.
+    The last is empty if the file could not be read, and has the suffix `_LACKS_PLUGIN` if its plugin was not installed.
     """
     table = pa.table(
         {

@@ -74,7 +74,7 @@ def test_tiff_that_says_12_bits_is_scaled_by_these_and_says_nothing_of_its_set()
     values = picture(1, 12, EXACT)
     decoded = decode(tiff(values, bits=12), rules(16))
     assert np.array_equal(decoded.pixels_HWC, np.broadcast_to(scaled(values, 12), (*EXACT, 3)))
-    assert decoded.facts.peak is None and decoded.converted == "12 bit scaled to 8; TIFF to RGB"
+    assert decoded.facts.peak == 0 and decoded.converted == "12 bit scaled to 8; TIFF to RGB"
 
 
 @pytest.mark.parametrize("kind", ["PPM", "JPEG2000"])
