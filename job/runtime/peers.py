@@ -1,8 +1,8 @@
 """The workers of a run, as each stage sees them.
 
-The chief (`cluster/chief.py`) gives orders, the others (`cluster/worker.py`) report when they are done, and all learn when
-one is lost. Each worker has one connection, to the chief. Data is exchanged through the output directory. Everything that a
-worker has made is on the disk, so it may be killed at any time.
+The chief (`cluster/chief.py`) gives orders, the others (`cluster/worker.py`) report when they are done, and all of them
+notice when one is lost. Each worker has one connection, to the chief. They exchange data through the output directory.
+Everything that a worker has finished is on the disk, so it can be killed at any time.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ class Peers(Protocol):
 
     @property
     def is_chief(self) -> bool:
-        """Whether this worker leads and publishes. A single worker does."""
+        """True for the worker that gives the orders and publishes the results. A single worker is always the chief."""
 
     def own(self, items: Sequence[Item]) -> Sequence[Item]:
         """Return this worker's part of the items."""
@@ -28,7 +28,7 @@ class Peers(Protocol):
         """Return the chief's value on all workers. Each worker must call this, in the same order."""
 
     def meet(self) -> None:
-        """On the chief, wait until all other workers have called this. They do not wait."""
+        """Wait on the chief until all other workers have called this. The other workers do not wait."""
 
 
 class Alone:

@@ -1,4 +1,4 @@
-"""What a command knows beside its options."""
+"""Facts about the call of a command that are not options."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,12 +9,12 @@ from job.runtime.stop import StopRequest
 
 @dataclass(frozen=True)
 class Session:
-    """What the command line knows beside its options. The defaults are for calls from Python.
+    """Facts that the command line has and that are not options. The defaults are for calls from Python.
 
-    `environ` has the variables by which a scheduler tells a process that it is one of several workers; without them a run
-    has one worker. `command` is written into run.json, so that people can run it again. `config_file` is the file of
-    settings, which may lie in the output. `assignments` are settings given beside that file, for the command that `rank`
-    recommends.
+    `environ` contains the variables by which a scheduler tells a process that it is one of several workers; without them a
+    run has one worker. `command` is written into run.json, so that people can run it again. `config_file` is the file of
+    settings, which may be inside the output. `assignments` are the settings given in addition to that file; `rank` writes
+    them into the command that it recommends.
     """
 
     stop: StopRequest = field(default_factory=StopRequest)

@@ -1,7 +1,8 @@
 """Stop requests: signals and lost workers. They work in every phase: during imports, while a graph is traced, as PID 1.
 
 Python runs signal handlers between bytecodes of the main thread, which may be inside TensorFlow for a long time. But it
-writes to the wakeup descriptor at once. A thread waits for that, and ends the process if the main thread does not in time.
+writes to the wakeup descriptor at once. A thread reads that descriptor, and ends the process if the main thread does not
+end in time.
 """
 
 import os
@@ -29,7 +30,7 @@ def ignore_signals() -> None:
 
 @dataclass
 class _Work:
-    """What a run works on, for the message of a stop."""
+    """The work that a run is doing, for the message of a stop."""
 
     name: str = ""
     next_time: str = "Everything finished before is saved: the same command goes on from there."
@@ -45,7 +46,7 @@ class StopRequest:
     """
 
     def __init__(self) -> None:
-        self.is_asked = False  # No Event, whose lock could wait for ever if one handler interrupts another.
+        self.is_asked = False  # Not an Event: if one handler interrupts another, its lock could block forever.
         self._by = "a request"
         self._error: JobError | None = None
         self._standard_error = 2
@@ -62,14 +63,13 @@ class StopRequest:
         self._ends = near_end, far_end
         signal.set_wakeup_fd(far_end.fileno(), warn_on_full_buffer=False)
         for number in _SIGNALS:
-            if (
-                number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
-            ):  # `nohup` ignores SIGHUP, so that the run continues.
+            # `nohup` makes a process ignore SIGHUP, so that it continues after the terminal is closed.
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._on_signal)
         threading.Thread(target=self._watch, daemon=True).start()
 
     def request(self, by: str = "a request", error: JobError | None = None) -> None:
-        """Request a stop with `Stopped`, or with another `error`. The first request counts."""
+        """Request a stop with the error `Stopped`, or with another `error`. Only the first request counts."""
         if not self.is_asked:
             self._by, self._error = by, error
         self.is_asked = True
@@ -81,7 +81,10 @@ class StopRequest:
 
     @contextmanager
     def during(self, name: str = "", next_time: str = _Work.next_time) -> Iterator[None]:
-        """Give a block of work. A stop in it says the name of the work, and `next_time`, what the same command will do."""
+        """Give a block of work. The message of a stop in it has the name of the work and `next_time`.
+
+        `next_time` is a sentence that says what the same command will do when it is run again.
+        """
         before, self._work = self._work, _Work(name, next_time)
         try:
             yield
@@ -99,7 +102,7 @@ class StopRequest:
 
     @contextmanager
     def deadline(self, within_s: float, error: JobError) -> Iterator[None]:
-        """End the process with `error` if the block takes longer than `within_s` seconds, whatever it waits for."""
+        """End the process with `error` if the block takes longer than `within_s` seconds, even if the block is stuck."""
         over = threading.Event()
 
         def watch() -> None:

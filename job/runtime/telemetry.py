@@ -1,4 +1,4 @@
-"""What a run reports while it works: lines or a progress bar for people, events.jsonl and TensorBoard for programs."""
+"""The reports of a run while it works: lines or a progress bar for people, events.jsonl and TensorBoard for programs."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _once_s: dict[str, float] = {}
 
 @contextmanager
 def spent_once(what: str) -> Iterator[None]:
-    """Count the wall seconds of the block as time for `what`, once for the process: modules are imported only once.
+    """Count the wall seconds of the block as time for `what`, in a count of the process: modules are imported only once.
 
-    These seconds are in no other count, not even of a block around this one.
+    No other block counts these seconds, not even a block around this one.
     """
     started = _now()
     try:
@@ -39,7 +39,7 @@ def spent_once(what: str) -> Iterator[None]:
 
 
 def _now() -> float:
-    """Return the seconds of a clock that stands still in blocks of `spent_once`."""
+    """Return the seconds of a monotonic clock that does not advance in blocks of `spent_once`."""
     return time.monotonic() - sum(_once_s.values())
 
 
@@ -61,9 +61,8 @@ class Telemetry:
         self._stream = stream or sys.stderr
         self._events: TextIO | None = None
         self._board: EventsWriter | None = None
-        self.decoders_cpu_s = (
-            0.0  # The fork server starts the decoders, so the kernel does not count them with this process.
-        )
+        # The decoders are children of the fork server, so the kernel does not count them with this process.
+        self.decoders_cpu_s = 0.0
         self._spent_s: dict[str, float] = {}
         self._done: dict[str, int] = {}
         self._once_before_s = dict(_once_s)
@@ -71,7 +70,7 @@ class Telemetry:
 
     @property
     def keeps_log(self) -> bool:
-        """Whether events are written to a file."""
+        """True if events are written to a file."""
         return self._folder is not None
 
     def line(self, text: str) -> None:
@@ -162,7 +161,7 @@ class Telemetry:
         self._board = self._events = None
 
     def _show(self, kind: str, tag: str, step: int, *values: object, **how: object) -> None:
-        # The library's usual writer has a thread, and waits for it for ever after the thread has met a full disk.
+        # The usual writer of the library has a thread. After a full disk it would wait for that thread forever.
         with spent_once("imports"):
             from tensorboardX import event_file_writer, summary
             from tensorboardX.proto.event_pb2 import Event

@@ -1,4 +1,4 @@
-"""What a source of photos is: it lists entries in a fixed order and reads their bytes. Nothing else knows more."""
+"""The interface of a source of photos: it lists entries in a fixed order, and reads the bytes of an entry."""
 
 import re
 from collections import Counter, defaultdict
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 Split = Literal["train", "val", "test"]
 
-# The names of splits in folders, tables and prepared data sets, in any case. `test` holds the held-out photos.
+# The names of splits in folders, tables and prepared data sets; letter case is ignored. `test` holds the held-out photos.
 SPLITS: dict[str, Split] = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev", "development"), "val"),
@@ -24,7 +24,7 @@ _CLASSES_SHOWN = 10
 
 @dataclass(frozen=True)
 class Reading:
-    """The settings of [intake] that say where labels and splits stand, and which links are followed."""
+    """The settings in [intake] that say where labels, splits and groups come from, and which links are followed."""
 
     layout: Literal["auto", "classes", "splits"] = "auto"
     label_from: Literal["folder", "parent", "name"] = "folder"
@@ -45,12 +45,14 @@ class Reading:
 
 
 class Entry(NamedTuple):
-    """One thing that the source lists. A tuple, because a frozen dataclass takes longer to make than its file to look at.
+    """A file, or a row of a table, that a source lists.
 
-    `path` is relative to the source, parts joined by `/`, always valid Unicode. `version` changes when the bytes may have.
-    `verdict` is set where the listing alone decides what becomes of the entry, with `reason` in plain words.
-    `real_path` is where the bytes are, where a link stands in `path`; it begins with `/` outside of the source.
-    `group`: what was taken together (a patient, a camera), which never crosses splits.
+    `path` is relative to the source and valid Unicode, with `/` between its parts. `version` changes when the bytes of the
+    file change. `verdict` is set if the listing alone decides about the entry; `reason` then says why, in plain words.
+    If `path` contains a link, `real_path` is the path of the file itself; outside of the source it begins with `/`.
+    `group` names what the photo belongs to, such as a patient or a camera. Photos of one group stay in one split.
+
+    It is a tuple because making a frozen dataclass takes longer than the system call that looks at the file.
     """
 
     path: str
@@ -66,9 +68,10 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Listing:
-    """All entries, sorted by path, and the classes: every class that the source names, with photos or without.
+    """All entries of a source, sorted by path, and its classes, also those without photos.
 
-    `notes`: sentences for the user about the listing as a whole. `labels_from` and `splits_from` say where these stand.
+    `notes` are sentences for the user about the source as a whole. `labels_from` and `splits_from` say, in words, where
+    labels and splits were read.
     """
 
     entries: tuple[Entry, ...]
@@ -78,7 +81,7 @@ class Listing:
     splits_from: str = "the split folders"
 
     def summary(self) -> tuple[str, ...]:
-        """Return what was understood, in a few lines: classes, splits, what was left out, and the notes."""
+        """Return a few lines that say how the source was understood: classes, splits, ignored files, and the notes."""
         names = ", ".join(repr(n) if "," in n else n for n in self.class_names[:_CLASSES_SHOWN])
         more = len(self.class_names) - _CLASSES_SHOWN
         classes = f"{len(self.class_names):,} classes, from {self.labels_from}: {names}"
@@ -104,10 +107,10 @@ class Listing:
 
 
 def split_names(names: Iterable[str]) -> dict[str, Split]:
-    """Return the splits that these names of folders stand for, by name.
+    """Return the folder names that mean a split, with that split.
 
-    A name with words around it, such as `seg_train` or `training_set`, counts where another name has the same words around
-    another split: a class may be called `bullet_train`.
+    A name with more words, such as `seg_train`, means a split only if another name has the same words with another split,
+    such as `seg_test`. A single `bullet_train` may be a class.
     """
     names = list(names)
     if plain := {name: SPLITS[name.lower()] for name in names if name.lower() in SPLITS}:
@@ -123,31 +126,31 @@ def split_names(names: Iterable[str]) -> dict[str, Split]:
 
 
 class Source(Protocol):
-    """Picklable, because decode processes read for themselves."""
+    """A source of photos. It can be pickled, because decode processes read the photos themselves."""
 
     @property
     def uri(self) -> str: ...
 
     @property
     def patience_s(self) -> float:
-        """How long the bytes of an entry may be on their way."""
+        """Seconds that reading one entry may take, in addition to the time limit for decoding it."""
         ...
 
     def prepare(self) -> None:
-        """Load what reading needs. Called once in each decode process, before its memory is limited."""
+        """Load the modules that reading needs. Each decode process calls this once, before its memory is limited."""
 
     def listing(self) -> Listing: ...
 
     def read(self, entries: Sequence[Entry]) -> Iterator[bytes | OSError]:
-        """The bytes of each entry, in order; an error in the place of what could not be read."""
+        """Yield the bytes of each entry, in order. An entry that cannot be read gives an OSError in its place."""
         ...
 
     def location(self, entry: Entry) -> str:
-        """The path or URI of the file that an entry is read from."""
+        """Return the path or URI of the file that an entry is read from."""
         ...
 
 
 class PhotoFolder(Source, Protocol):
-    """A source that is a folder, wherever it lies: a table may name what is in it."""
+    """A source that is a folder or a prefix of a bucket. A table can name the files in it."""
 
     def files(self) -> Files: ...

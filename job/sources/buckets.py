@@ -1,7 +1,6 @@
 """Photos in object storage: class folders, or a table, below a prefix of a bucket.
 
-A listing of the objects becomes a tree of folders, by the slashes in their names, and from there on the rules are those of
-local folders and tables.
+The slashes in the names of objects make a tree of folders. After that, the rules for local folders and tables apply.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,10 +21,10 @@ from job.storage.ledger import MARK
 
 
 def open_bucket(uri: str, labels: str | None = None, *, labelled: bool = True, reading: Reading | None = None) -> Source:
-    """The source that `--data` in object storage and `--labels` name; the service is not asked yet.
+    """Return the source in object storage that `--data` and `--labels` name. No request is sent yet.
 
     Raises:
-        UsageError: for an unknown scheme, or a table that is none.
+        UsageError: if the scheme of a URI is unknown, or `labels` is not a table.
     """
     reading = reading or Reading()
     if is_table(uri):
@@ -47,7 +46,7 @@ def _folder(uri: str, labelled: bool, reading: Reading) -> "BucketSource":
 
 @dataclass(frozen=True)
 class BucketSource:
-    """Class folders below a prefix of a bucket. An object that has changed since it was listed is not read."""
+    """Class folders below a prefix of a bucket. If an object has changed after the listing, it is not read."""
 
     objects: Objects
     labelled: bool = True
@@ -60,17 +59,18 @@ class BucketSource:
 
     @property
     def patience_s(self) -> float:
-        return PATIENCE_S + 5.0  # `read` gives up by itself, and says what the matter is.
+        return PATIENCE_S + 5.0  # A little more, because `read` gives up after PATIENCE_S with a better message.
 
     def prepare(self) -> None:
         limit_arenas()
         self.objects.prepare()
 
     def listing(self) -> Listing:
-        """
+        """Return the objects below the prefix, with the labels of their folders.
+
         Raises:
-            UsageError: where there is nothing below the prefix.
-            DataUnusable: where there is no class folder, so that nothing is labelled.
+            UsageError: if there is nothing below the prefix, or the prefix is an output of this job.
+            DataUnusable: if nothing has a label, or the folders can be understood in two ways.
         """
         found = list_files(self.files(), self.reading, labelled=self.labelled)
         return replace(found, entries=_with_own_paths(found.entries))
@@ -92,7 +92,7 @@ class BucketSource:
 
 
 def _with_own_paths(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
-    """A folder may be called like an object beside it; the object comes first, and its path stays."""
+    """Make paths unique: the entry of a folder may have the same path as an object, and then gets a slash behind it."""
     taken: set[str] = set()
     own = []
     for entry in entries:
@@ -105,12 +105,12 @@ def _with_own_paths(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
 
 
 class _Child(NamedTuple):
-    """`path` is the name of the object; of a folder, what the names in it begin with."""
+    """An object, with its name as `path`; or a folder, with the prefix of its objects, which ends in `/`, as `path`."""
 
     name: str
     path: str
     num_bytes: int = 0
-    version: str = ""  # No object is without one.
+    version: str = ""  # Every object has one, and no folder does.
 
     def is_dir(self) -> bool:
         return not self.version
@@ -120,7 +120,7 @@ class _Child(NamedTuple):
 
 
 class ObjectFiles:
-    """Listed objects as files in folders. One whose name ends in a slash is how consoles keep an empty folder."""
+    """The objects of a bucket as files in folders. Web consoles keep an empty folder as an object named `folder/`."""
 
     def __init__(self, uri: str, stored: Iterable[Stored]) -> None:
         self.uri = uri
@@ -177,12 +177,12 @@ class ObjectFiles:
         return "it is a folder" if path == "." or f"{path}/" in self._children else ""
 
     def _below_root(self, name: str) -> str | None:
-        """The name as that of an object; None where it lies elsewhere."""
+        """Return the name of the object that a path or URI means; None if it is outside of the prefix."""
         root = f"{self.uri}/"
         if is_remote(name) and not name.startswith(root):
             return None
         name = name.removeprefix(root)
-        if not name or name in self._files:  # However many dots and slashes there are in it.
+        if not name or name in self._files:  # Names of objects may contain `..` and `//`, so an exact match goes first.
             return name
         path = normpath(name)
         return None if path == ".." or path.startswith(("../", "/")) else path

@@ -1,4 +1,4 @@
-"""Objects of a bucket, fetched by threads before they are needed: in order, and in bounded memory.
+"""Threads that fetch objects of a bucket before they are needed, in order, and with limited memory.
 
 The next object is asked for when one is taken. So if the reader stops, the threads stop, too.
 """
@@ -24,14 +24,14 @@ _M_ARENA_MAX = -8  # The value of M_ARENA_MAX in malloc.h.
 def read_ordered(
     objects: Objects, wanted: Iterable[tuple[str, str | None, int]], threads: int = THREADS
 ) -> Iterator[bytes | OSError]:
-    """Yield the bytes of each (name, version, size in bytes), in order. An object that is gone, or too large for the memory,
-    gives an OSError in its place.
+    """Yield the bytes of each object of `wanted`, which has (name, version, size in bytes), in order.
 
-    At most twice as many objects as there are threads are asked for and not yet taken, and at most MAX_BYTES_AHEAD bytes of
-    them. A single object may be larger.
+    An object that no longer exists, or is too large for the memory, gives an OSError in its place. At most two objects for
+    each thread, and at most MAX_BYTES_AHEAD bytes, are requested before they are needed. A single object may be larger.
 
     Raises:
-        StorageFailed, UsageError: when it is the turn of the object that failed.
+        StorageFailed: if an object cannot be read, when it is its turn.
+        UsageError: without credentials or permission, when it is the turn of the first object.
     """
     ahead: deque[tuple[str, int, Future[bytes]]] = deque()
     bytes_ahead = 0

@@ -1,4 +1,4 @@
-"""Files below a folder, as sources need them: their names, their links, their bytes; and the local ones."""
+"""Files below the folder of a source: the interface `Files`, which hides where they are, and local files."""
 
 import errno
 import os
@@ -48,9 +48,10 @@ _NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 @dataclass(frozen=True)
 class FoundFile:
-    """A regular file: its path below the root as the storage has it, and whether an extension was added to find it.
+    """A regular file that was found by its name.
 
-    `real_path` is where it is, where a link stands in `path`.
+    `path` is its path below the root. If `path` contains a link, `real_path` is the path of the file itself, as text.
+    `extension_added` is set if the name had no extension.
     """
 
     path: str
@@ -61,7 +62,7 @@ class FoundFile:
 
 
 class Child(Protocol):
-    """An entry of a folder: the part of `os.DirEntry` that a walk needs."""
+    """A file or folder in a folder: the part of `os.DirEntry` that a walk needs."""
 
     @property
     def name(self) -> str: ...
@@ -75,49 +76,50 @@ class Child(Protocol):
 
 
 class Files(Protocol):
-    """Files below a root, in folders. The root itself is the folder "", every other one goes by its child's `path`."""
+    """The files and folders below a root. Methods take a folder as the `path` of its `Child`, and the root as ""."""
 
     @property
     def uri(self) -> str: ...
 
     def children(self, folder: str) -> Sequence[Child]:
-        """In the order of their names. Raises: OSError."""
+        """Return the files and folders in a folder, sorted by name. Raises: OSError."""
         ...
 
     def identity(self, folder: str) -> object:
-        """Return a value that is equal for all paths that lead to one folder. Raises: OSError."""
+        """Return a value that is equal for two paths if they lead to the same folder. Raises: OSError."""
         ...
 
     def is_output(self, folder: str) -> bool:
-        """Whether a folder holds the mark of this job, so that what lies in it is no photo but a result."""
+        """Return whether a folder is an output of this job: it contains the file `storage.ledger.MARK`."""
         ...
 
     def status(self, file: Child) -> tuple[int, str] | None:
-        """Bytes and version of a regular file, None for what is none. Raises: OSError."""
+        """Return the size in bytes and the version of a regular file; None if it is not regular. Raises: OSError."""
         ...
 
     def follow(self, link: Child) -> Child | str:
-        """Return the target of a link under the name of the link, or what is wrong if the target is not below the root."""
+        """Return the target of a link, with the name of the link; or, in words, why the link may not be followed."""
         ...
 
     def real_path(self, file: Child, path: str) -> str:
-        """Where a file is below the root, as text, where that is not `path`."""
+        """Return the path of the file itself, as text, if it is not `path` because of a link; otherwise an empty string."""
         ...
 
     def find(self, text: str) -> FoundFile | str:
-        """The file that somebody calls `text`, or why there is none that may be opened; see `find_file`."""
+        """Return the file that a user names `text`, or, in words, why there is none that may be opened. See `find_file`."""
         ...
 
 
 def find_file(
     text: str, look: Callable[[str], FoundFile | str], with_extension: Callable[[str], Sequence[str]]
 ) -> FoundFile | str:
-    """The file that somebody calls `text`, or why there is none that may be opened.
+    """Return the file that a user names `text`, or, in words, why there is none that may be opened.
 
-    The plain name goes first. Where it does not exist, it may be written as `to_text` writes it, with the backslashes
-    of Windows, or with blanks around it; and then without the extension, if only one photo is called so.
-    `look` gives the regular file of exactly this name, what is there instead, or the empty string for nothing at all;
-    `with_extension` the paths of the photos that a name without its extension may mean.
+    It tries `text` as it is, then as `to_text` writes names, then with slashes for backslashes and without spaces around
+    it. If none of them exists, it tries them as names without an extension, which only one photo may have.
+
+    `look` returns the regular file with exactly this name; or, in words, what is there instead; or an empty string if
+    nothing is there. `with_extension` returns the paths of the photos that a name without its extension may mean.
     """
     fault = ""
     for spelling in _spellings(text):
@@ -136,7 +138,7 @@ def find_file(
 
 
 def by_stem(names: Iterable[str]) -> dict[str, list[str]]:
-    """The photos among names, by what they are without the extension."""
+    """Return the names that have the extension of a photo, grouped by the name without the extension."""
     stems: dict[str, list[str]] = {}
     for name in names:
         stem, _, extension = name.rpartition(".")
@@ -160,7 +162,10 @@ class _Followed(NamedTuple):
 
 @dataclass(frozen=True)
 class LocalFiles:
-    """The files below `root`, which is a resolved path. Links may lead to folders below it or below the link roots."""
+    """The files below a local folder. `root` is a path without links in it.
+
+    Links are followed if they lead to a place below `root`, or below one of `link_roots`.
+    """
 
     root: Path
     link_roots: tuple[str, ...] = ()
@@ -172,12 +177,11 @@ class LocalFiles:
         return str(self.root)
 
     def children(self, folder: str) -> list[os.DirEntry[str]]:
-        """`os.scandir` knows of most children what they are without another look at the disk."""
-        with os.scandir(folder or self.root) as children:
+        with os.scandir(folder or self.root) as children:  # It knows the kind of most children without a system call each.
             return sorted(children, key=lambda child: os.fsencode(child.name))
 
     def identity(self, folder: str) -> tuple[int, int]:
-        status = os.stat(folder or self.root)  # noqa: PTH116  # A Path for each costs more than all the rest of a listing.
+        status = os.stat(folder or self.root)  # noqa: PTH116  # Making a Path for each folder would take most of the time.
         return status.st_dev, status.st_ino
 
     def is_output(self, folder: str) -> bool:
@@ -208,7 +212,7 @@ class LocalFiles:
         return "" if real == path else real
 
     def _look(self, name: str) -> FoundFile | str:
-        """The regular file of this name, what is there instead, or the empty string for nothing at all."""
+        """Return the regular file with this name; or, in words, what is there instead; or "" if nothing is there."""
         path = self._below_root(name)
         if not path:
             return OUTSIDE if path is None else ""
@@ -226,14 +230,14 @@ class LocalFiles:
                 status = os.lstat(file.path)
         except OSError as error:
             return "" if error.errno in _NOTHING_THERE else f"it cannot be read: {error.strerror}"
-        except UnicodeError:  # No file can be called so.
+        except UnicodeError:  # No file can have this name.
             return ""
         if stat.S_ISREG(status.st_mode):
             return FoundFile(path, status.st_size, str(status.st_mtime_ns), self.real_path(file, to_text(path)))
         return f"it is {'a folder' if stat.S_ISDIR(status.st_mode) else 'not a regular file'}"
 
     def _below_root(self, name: str) -> str | None:
-        """The name as a path below the root; empty where no file can be called so, None where it lies elsewhere."""
+        """Return the name as a path below the root; empty if no file can have this name; None if it is outside."""
         if not name or "\0" in name:
             return ""
         path = os.path.normpath(name)
@@ -256,7 +260,7 @@ class LocalFiles:
         return [f"{folder}/{name}" for name in names] if folder else names
 
     def _stems(self, folder: str) -> dict[str, list[str]]:
-        """The photos in a folder, by their names without the extension."""
+        """Return the names of the photos in a folder, grouped by the name without the extension."""
         if not self._is_reachable(self._real_folder(folder)):
             return {}
         try:
@@ -265,7 +269,7 @@ class LocalFiles:
             return {}
 
     def _real_folder(self, folder: str) -> str:
-        """The whole path of a folder below the root, without a link in it; it may lead elsewhere then."""
+        """Return the absolute path of a folder below the root, with links followed. It may be outside of the root."""
         if folder not in self._real_folders:
             self._real_folders[folder] = os.path.realpath(self._full(folder))
         return self._real_folders[folder]
@@ -275,7 +279,7 @@ class LocalFiles:
         return f"{root}{path}" if root.endswith("/") else f"{root}/{path}"
 
     def _is_reachable(self, path: str) -> bool:
-        """Return whether a path without links in it is below the root or below a folder that links may lead to."""
+        """Return whether a path, which contains no links, is below the root or below one of the link roots."""
         return self._is_inside(path) or any(f"{path}/".startswith(f"{root.rstrip('/')}/") for root in self._real_link_roots)
 
     @cached_property
@@ -287,14 +291,14 @@ class LocalFiles:
 
 
 def to_text(name: str) -> str:
-    r"""A file name as valid Unicode, reversibly: bytes that are not UTF-8 become \xNN, and a backslash becomes \\."""
+    r"""Return a file name as valid Unicode. Bytes that are not UTF-8 become \xNN, a backslash becomes \\."""
     if "\\" not in name and name.isprintable():
         return name
     return os.fsencode(name.replace("\\", "\\\\")).decode("utf-8", "backslashreplace")
 
 
 def from_text(path: str) -> str:
-    """Undo `to_text` for every part of a path."""
+    """Return the original path of one that `to_text` has escaped."""
     if "\\" not in path:
         return path
     raw = re.sub(
@@ -306,7 +310,7 @@ def from_text(path: str) -> str:
 def _spellings(text: str) -> Iterator[str]:
     yield text
     if "\\" in text:
-        with suppress(UnicodeError):  # It may hold bytes that `to_text` would have escaped.
+        with suppress(UnicodeError):  # A text that `to_text` did not write may not be encodable.
             yield from_text(text)
     forgiven = text.strip().replace("\\", "/")
     if forgiven != text:

@@ -1,4 +1,4 @@
-"""Opens the source of photos that a command names."""
+"""The function that opens the source of photos that a command names."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 def open_source(
     uri: str, labels: str | None = None, *, labelled: bool = True, settings: "IntakeConfig | None" = None
 ) -> Source:
-    """Return the source that `--data` and `--labels` name. Where labels are not wanted, every file is an entry.
+    """Return the source that `--data` and `--labels` name. Without `labelled`, every file becomes an entry without a label.
 
     Raises:
-        UsageError: for a scheme that does not exist, or a folder, table, bucket or data set that is not there.
+        UsageError: if the scheme of the URI is unknown, or the folder, table, bucket or data set does not exist.
     """
-    # pyarrow takes its time.
+    # This imports pyarrow, which is slow.
     from job.sources.tables import KINDS, TableSource, local_table
 
     reading = Reading.of(settings) if settings else Reading()

@@ -1,4 +1,4 @@
-"""Opens files that other people may change meanwhile: regular ones only, and none through a link that was not listed."""
+"""Functions that open regular files safely: somebody may replace a file by a link or a pipe after it was listed."""
 
 import errno
 import io
@@ -13,17 +13,17 @@ from job.errors import OF_THE_MACHINE
 from job.sources.local import from_text
 from job.storage.files import storage_failed
 
-_FILE = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # A pipe would be waited for.
-# No more than the right to look into it is needed of a folder.
+_FILE = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # Without O_NONBLOCK, opening a named pipe waits for its writer.
+# With O_PATH, the permission to enter a folder is enough; the permission to list it is not needed.
 _FOLDER = os.O_CLOEXEC | os.O_DIRECTORY | os.O_NOFOLLOW | getattr(os, "O_PATH", os.O_RDONLY)
 _MAX_OPEN_FOLDERS = 32
 
 
 def open_regular(path: Path | str, flags: int = 0, folder: int | None = None) -> int:
-    """The descriptor of a regular file.
+    """Return a descriptor of a regular file. A relative path starts at `folder`, the descriptor of a folder, if given.
 
     Raises:
-        OSError: where it cannot be opened, or is something else.
+        OSError: if it cannot be opened, or is not a regular file.
     """
     descriptor = os.open(path, _FILE | flags, dir_fd=folder)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -33,12 +33,13 @@ def open_regular(path: Path | str, flags: int = 0, folder: int | None = None) ->
 
 
 def read_files(root: Path, paths: Iterable[str]) -> Iterator[bytes | OSError]:
-    """The bytes of each file below `root`, by its path as `to_text` writes it; an error in the place of what cannot be read.
+    """Yield the bytes of each file, in order. A file that cannot be read gives an OSError in its place.
 
-    There must be no link on the way from the top of the file system, so whoever swaps one in after the listing gets nothing.
+    Paths are relative to `root`, or absolute, and written as `to_text` writes them. No link is followed in any part of a
+    path, so a link that replaced a file or a folder after the listing gives an error.
 
     Raises:
-        StorageFailed: where there are no more descriptors, or there is no more memory, for any file.
+        StorageFailed: if the machine has no free file descriptors or no memory (`errors.OF_THE_MACHINE`).
     """
     try:
         tree = _Tree(root)
@@ -59,7 +60,7 @@ def read_files(root: Path, paths: Iterable[str]) -> Iterator[bytes | OSError]:
 
 
 class _Tree:
-    """A folder and what is below it. Descriptors of the folders used last stay open."""
+    """The files below a folder. It keeps descriptors of the last 32 folders open, because the next file is often there."""
 
     def __init__(self, root: Path) -> None:
         self._folders: OrderedDict[str, int] = OrderedDict()
@@ -90,20 +91,20 @@ class _Tree:
 
 
 def raise_of_the_machine(error: OSError, path: str | Path) -> None:
-    """Raise StorageFailed for an error that says nothing about the file, so that no photo is blamed for it."""
+    """Raise StorageFailed if an error is the machine's (`errors.OF_THE_MACHINE`), so that no photo is blamed for it."""
     if error.errno in OF_THE_MACHINE:
         raise storage_failed(error, Path(path)) from error
 
 
 def _in_words(error: OSError) -> OSError:
-    """The error with what it means here, where the system only says which kind of thing it met."""
+    """Return the error with clearer words if a link, or something that is not a regular file, is at the path."""
     if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EINVAL, errno.ENXIO):
         return OSError(error.errno, "a link or something else took its place after it was listed")
     return error
 
 
 def _from_the_top(path: str) -> int:
-    """Return a new descriptor of the folder at an absolute path, in which there is no link."""
+    """Return a new descriptor of the folder at an absolute path. A link in the path raises OSError."""
     top = os.open("/", _FOLDER)
     try:
         return _descend(top, path)
@@ -112,7 +113,7 @@ def _from_the_top(path: str) -> int:
 
 
 def _descend(folder: int, path: str) -> int:
-    """A new descriptor of the folder at `path` below an open one."""
+    """Return a new descriptor of the folder at `path` below an open folder. A link in the path raises OSError."""
     below = os.dup(folder)
     for name in filter(None, path.split("/")):
         above = below
@@ -126,9 +127,9 @@ def _descend(folder: int, path: str) -> int:
 
 
 def _whole(descriptor: int) -> bytes:
-    """The whole file in two system calls where Python's file object makes seven."""
+    """Return the bytes of a file. It makes two system calls; Python's file object makes seven."""
     chunks = []
-    wanted = os.fstat(descriptor).st_size + 1  # One more, to see the end without asking again.
+    wanted = os.fstat(descriptor).st_size + 1  # Getting one byte less than wanted shows that this was the end.
     while chunk := os.read(descriptor, wanted):
         chunks.append(chunk)
         if len(chunk) == wanted - 1 and len(chunks) == 1:
@@ -137,9 +138,9 @@ def _whole(descriptor: int) -> bytes:
 
 
 def opened(path: Path) -> io.FileIO:
-    """A regular file that a user named, through links or not.
+    """Open a regular file that a user named. Links are followed.
 
     Raises:
-        OSError: where it cannot be opened, or is something else.
+        OSError: if it cannot be opened, or is not a regular file.
     """
     return io.FileIO(open_regular(path), closefd=True)

@@ -1,6 +1,7 @@
-"""Data sets that tensorflow-datasets knows by name: `tfds:NAME[/CONFIG][:VERSION]`.
+"""Data sets of tensorflow-datasets by their name: `tfds:NAME[/CONFIG][:VERSION]`.
 
-It prepares them and says what they are: features, class names, splits, shards. `tfrecords.py` reads the records.
+tensorflow-datasets prepares them, and describes their features, classes, splits and shards. `tfrecords.py` reads the
+records.
 """
 
 import multiprocessing
@@ -35,7 +36,7 @@ _MAX_FAULT_BYTES = 1 << 16
 
 
 class _DataSet(NamedTuple):
-    """`config` and `version` are empty where nobody named one; a data set that has no configurations never has one."""
+    """The name of a data set. `config` and `version` are empty if none is given; many data sets have no configurations."""
 
     name: str
     config: str
@@ -52,14 +53,15 @@ class _DataSet(NamedTuple):
 
 
 def open_named(uri: str, data_dir: str | None, *, labelled: bool = True) -> NamedSource:
-    """The data set below `data_dir` (a folder or a bucket; else as `TFDS_DATA_DIR` says), where it is prepared if it is not.
+    """Return the data set that a `tfds:` URI names, and prepare it if it is not prepared yet.
 
-    Without a version it is the newest that is prepared. Where labels are not wanted, every split is read.
+    `data_dir` is the folder or bucket of prepared data sets; None means `TFDS_DATA_DIR`, or the default of
+    tensorflow-datasets. Without a version, the newest prepared version is used. Without `labelled`, every split is read.
 
     Raises:
-        UsageError: where there is no such data set, configuration or version, or it is not for image classification.
-        StorageFailed: where it is not prepared, and cannot be here; the message says what to run.
-        DataUnusable: where what is prepared cannot be read.
+        UsageError: if there is no such data set, configuration or version, or it is not for image classification.
+        StorageFailed: if it is not prepared and cannot be prepared on this machine. The message says what to run.
+        DataUnusable: if its prepared files cannot be read.
     """
     import tensorflow_datasets as tfds
 
@@ -87,10 +89,10 @@ def _prepared(name: str, store: str) -> set[_DataSet]:
 
 
 def _choose(wanted: _DataSet, prepared: Collection[_DataSet]) -> _DataSet | None:
-    """The newest of what is prepared and wanted.
+    """Return the newest prepared version of the data set; None if none is prepared.
 
     Raises:
-        UsageError: where it does not follow from the name which configuration is meant.
+        UsageError: if the name has no configuration, several are prepared, and the data set defines no default.
     """
     configs = sorted({data_set.config for data_set in prepared})
     config = wanted.config
@@ -109,11 +111,14 @@ def _choose(wanted: _DataSet, prepared: Collection[_DataSet]) -> _DataSet | None
 
 
 def _prepare(wanted: _DataSet, prepared: Collection[_DataSet], store: str, labelled: bool) -> _DataSet:
-    """Download and prepare below `store`, in a process of its own: how TensorFlow is set up in this one is decided later."""
+    """Download a data set and prepare it below `store`, in a child process.
+
+    The child process is needed because preparing uses TensorFlow, whose devices this process sets up later.
+    """
     builder = _builder(wanted, prepared, store)
     config = builder.builder_config.name if builder.builder_config else ""
     data_set = _DataSet(wanted.name, config, str(builder.version))
-    image_and_label(str(data_set), builder.info, labelled)  # Before something large is downloaded in vain.
+    image_and_label(str(data_set), builder.info, labelled)  # Refuses an unusable data set before the download.
     missing, command = f"{data_set} is not prepared in {store}", _command(data_set)
     if is_remote(store):
         there = join(store, data_set.folder)
@@ -137,14 +142,17 @@ def _prepare(wanted: _DataSet, prepared: Collection[_DataSet], store: str, label
 
 
 def _command(data_set: _DataSet, **how: str) -> str:
-    """Return the command that prepares a data set. The program `tfds` needs Apache Beam just to start."""
+    """Return the shell command that prepares a data set. It avoids the program `tfds`, which needs Apache Beam to start."""
     name, arguments = str(data_set).partition(":")[2], ", ".join(f"{key}={value!r}" for key, value in how.items())
     call = f"tfds.builder({name!r}, data_dir='DIR').download_and_prepare({arguments})"
     return f'python -c "import tensorflow_datasets as tfds; {call}"'
 
 
 def _in_a_process_of_its_own(builder: Any, store: str, config: str, version: str) -> str:
-    """Download and prepare; return what went wrong, as bytes came out of the process: it reads files from the network."""
+    """Prepare a data set in a child process, and return what went wrong, or an empty string.
+
+    The child process reads files from the network, so its answer is taken as bytes and never unpickled.
+    """
     spawning = multiprocessing.get_context("spawn")
     near_end, far_end = spawning.Pipe(duplex=False)
     process = spawning.Process(target=_download_and_prepare, args=(far_end, builder, store, config, version))
@@ -162,7 +170,10 @@ def _in_a_process_of_its_own(builder: Any, store: str, config: str, version: str
 
 
 def _download_and_prepare(pipe: Connection, builder: Any, store: str, config: str, version: str) -> None:
-    """Send what went wrong, or nothing. The output of tensorflow-datasets is for terminals."""
+    """Prepare a data set, and send what went wrong, or an empty string.
+
+    The output of tensorflow-datasets is made for terminals, so it is dropped if standard error is not one.
+    """
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno() if not os.isatty(2) else 2, 1)
@@ -172,7 +183,7 @@ def _download_and_prepare(pipe: Connection, builder: Any, store: str, config: st
     how = tfds.download.DownloadConfig(try_download_gcs=False)
     try:
         builder(data_dir=store, config=config or None, version=version).download_and_prepare(download_config=how)
-    except Exception as error:  # There is no end to what the code of 400 data sets raises.
+    except Exception as error:  # The code of each data set may raise something else.
         fault = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
     else:
         fault = ""
@@ -183,7 +194,7 @@ def _builder(wanted: _DataSet, prepared: Collection[_DataSet], store: str) -> An
     """Return the builder of the data set.
 
     Raises:
-        UsageError: where nothing does.
+        UsageError: if this tensorflow-datasets cannot prepare the data set, the configuration or the version.
     """
     import tensorflow_datasets as tfds
 
@@ -205,7 +216,7 @@ def _builder(wanted: _DataSet, prepared: Collection[_DataSet], store: str) -> An
     if wanted.config and wanted.config not in configs:
         there = f"there is {_listed(configs)}" if configs else "it has none"
         raise UsageError(f"--data {wanted}: no configuration {wanted.config!r}; {there}.")
-    where = str(scratch(store)) if is_remote(store) else store  # It must not reach for a bucket by itself.
+    where = str(scratch(store)) if is_remote(store) else store  # The library must not access a bucket by itself.
     builder = builder_class(data_dir=where, config=wanted.config or None)
     if wanted.version not in ("", str(builder.version)):
         raise UsageError(
@@ -216,14 +227,14 @@ def _builder(wanted: _DataSet, prepared: Collection[_DataSet], store: str) -> An
 
 
 def _builder_class(name: str) -> Any:
-    """None for a name that tensorflow-datasets does not know. Nothing is asked of any network."""
+    """Return the builder class of a data set; None if tensorflow-datasets does not know the name. It uses no network."""
     import tensorflow_datasets as tfds
 
     return tfds.builder_cls(name) if name in tfds.list_builders(with_community_datasets=False) else None
 
 
 def _answers(address: str) -> bool:
-    """Whether there is a way to it. tensorflow-datasets tries for minutes, and leaves folders behind."""
+    """Return whether a server answers within 10 s. tensorflow-datasets would try for minutes, and leave folders behind."""
     import requests
 
     answers: list[bool] = []
@@ -232,14 +243,14 @@ def _answers(address: str) -> bool:
         with suppress(requests.RequestException):
             answers.append(requests.head(address, timeout=_ANSWER_WITHIN_S).status_code < 500)
 
-    thread = Thread(target=ask, daemon=True)  # Looking up a name knows no time limit.
+    thread = Thread(target=ask, daemon=True)  # The time limit of requests does not include the look-up of the host name.
     thread.start()
     thread.join(2 * _ANSWER_WITHIN_S)
     return any(answers)
 
 
 def _fetch(store: str, data_set: _DataSet) -> Path:
-    """The prepared folder as a local copy. A file that is there already is not fetched again."""
+    """Return a local copy of a prepared folder in a bucket. Files with the right size are not fetched again."""
     objects = open_objects(join(store, data_set.folder))
     found = [stored for stored in objects.list() if "/" not in stored.name]
     folder = scratch(f"{objects.uri} {digest_of(found)}")
@@ -266,7 +277,7 @@ def _open_folder(data_set: _DataSet, folder: Path, labelled: bool) -> NamedSourc
             split.name: tuple(map(Shard, (Path(file).name for file in split.filepaths), split.shard_lengths))
             for split in info.splits.values()
         }
-    except Exception as error:  # Old versions, features of somebody's own, damaged JSON: each raises something else.
+    except Exception as error:  # An old version, a custom feature and damaged JSON each raise something else.
         said = " ".join(str(error).split())[:500]
         raise DataUnusable(
             f"{folder}: {data_set} cannot be read ({said}). Delete the folder and prepare it again."

@@ -1,4 +1,4 @@
-"""What a prepared data set of tensorflow-datasets says about its examples: which features they have, and which are read."""
+"""The features of a prepared data set of tensorflow-datasets: how they are loaded safely, and which are image and label."""
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -11,9 +11,10 @@ from job.errors import UsageError
 
 @contextmanager
 def only_own_features() -> Iterator[None]:
-    """Let features.json name only feature classes of tensorflow-datasets, which would import any module that it names.
+    """Give a block in which features.json may name only feature classes of tensorflow-datasets.
 
-    The library's own look-up is replaced for the while, because the file may hold names in JSON within JSON.
+    Otherwise tensorflow-datasets imports any Python module that the file names. The block replaces the look-up function of
+    the library, because a check of the file would miss names that are in JSON inside a JSON string.
     """
     import tensorflow_datasets as tfds
 
@@ -37,10 +38,11 @@ def only_own_features() -> Iterator[None]:
 
 
 def image_and_label(data_set: str, info: Any, labelled: bool) -> tuple[str, str | None]:
-    """The features to read, by their names in a record.
+    """Return the names of the image and the label feature in a record. Without `labelled`, the label is None.
 
     Raises:
-        UsageError: where these are not exactly two, or not what an image classifier is made from.
+        UsageError: if an example does not have exactly one image of whole numbers and, with `labelled`, one label, and
+            the data set does not say which one is meant.
     """
     import tensorflow_datasets as tfds
 
@@ -64,13 +66,13 @@ def _kind(feature: Any) -> str:
 
 
 def _only(keys: list[str], named: Collection[str]) -> str | None:
-    """The one that the data set names for supervised learning, else the only one."""
+    """Return the key that the data set names for supervised learning, or else the only key; None if neither is clear."""
     found = [key for key in keys if key in named] or keys
     return found[0] if len(found) == 1 else None
 
 
 def flat(feature: Any, prefix: str = "") -> dict[str, Any]:
-    """Features by their names in a record. What is in a sequence stays in it: it is not one of an example."""
+    """Return the features by their names in a record, where nested features are joined by `/`. Sequences stay whole."""
     import tensorflow_datasets as tfds
 
     if not isinstance(feature, tfds.features.FeaturesDict):

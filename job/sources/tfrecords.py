@@ -1,7 +1,7 @@
 """A prepared data set of tensorflow-datasets: photos and labels in shards of TFRecord files.
 
-Each record is read from its own place and against its own checksum, without TensorFlow: so a decode process starts at once,
-one photo out of a large split is as quick as the next, and a damaged record costs itself only (docs/decisions/0015-tfds.md).
+Each record is read at its own offset, checked against its checksum, without TensorFlow. So a decode process starts fast, any
+photo of a large split can be read directly, and a damaged record loses only one photo (docs/decisions/0015-tfds.md).
 """
 
 import errno
@@ -17,19 +17,21 @@ from job.errors import DataUnusable
 from job.sources.base import SPLITS, Entry, Listing, Split
 from job.sources.opening import opened, raise_of_the_machine
 
-_FRAME_BYTES = 16  # Around a record: its length, the length's checksum, and behind it its own.
+_FRAME_BYTES = 16  # In front of a record its length (8 bytes) and the length's checksum (4), behind it its checksum (4).
 
 
 class Shard(NamedTuple):
+    """A TFRecord file of a split, by its name in the folder of the data set."""
+
     file: str
     num_examples: int
 
 
 @dataclass(frozen=True)
 class NamedSource:
-    """A prepared data set. `train/000123` is what tensorflow-datasets calls `train[123]`.
+    """A prepared data set of tensorflow-datasets. The path `train/000123` is the example `train[123]` there.
 
-    An entry's version says in which shard its record begins where, and its checksum: it is the same on every machine.
+    The version of an entry is `shard:offset:checksum` of its record. It is the same on every machine.
     """
 
     uri: str
@@ -45,10 +47,10 @@ class NamedSource:
         from tensorflow_datasets.proto import tf_example_pb2  # noqa: F401
 
     def listing(self) -> Listing:
-        """Reads every record once, because that is where labels are.
+        """Return all examples. It reads every record once, because the labels are in the records.
 
         Raises:
-            DataUnusable: where a shard is missing.
+            DataUnusable: if a shard is missing or cannot be read.
         """
         entries: list[Entry] = []
         for name, shards in self.shards.items():
@@ -134,11 +136,11 @@ def _quarantined(path: str, split: Split | None, reason: str, num_bytes: int = 0
 
 
 def _records(path: Path, count: int) -> Iterator[tuple[str, bytes, str]]:
-    """Yield the start of each record with its checksum, and its bytes; or what is wrong."""
+    """Yield `offset:checksum`, the bytes and an empty string for each record; the last is what is wrong if it is damaged."""
     offset, fault = 0, ""
     with opened(path) as file:
         for _ in range(count):
-            if not fault:  # Else nobody knows where the next one begins.
+            if not fault:  # After a damaged record, the offset of the next one is unknown.
                 try:
                     record, checksum = _read_record(file.fileno(), offset)
                 except OSError as error:
@@ -148,10 +150,10 @@ def _records(path: Path, count: int) -> Iterator[tuple[str, bytes, str]]:
 
 
 def _read_record(file: int, offset: int) -> tuple[bytes, str]:
-    """The record that begins at `offset`, not yet held against its checksum, and that.
+    """Return the record that begins at `offset`, and its stored checksum, which is not checked yet.
 
     Raises:
-        OSError: where there is no record.
+        OSError: if there is no whole record.
     """
     header = os.pread(file, 12, offset)
     if len(header) < 12:
@@ -165,7 +167,7 @@ def _read_record(file: int, offset: int) -> tuple[bytes, str]:
 
 
 def _checksum(data: bytes) -> str:
-    """As it stands in a TFRecord file (https://www.tensorflow.org/tutorials/load_data/tfrecord), in hexadecimal."""
+    """Return the masked CRC-32C of data in hexadecimal (https://www.tensorflow.org/tutorials/load_data/tfrecord)."""
     import google_crc32c
 
     crc = google_crc32c.value(data)
