@@ -119,9 +119,8 @@ class BucketWorkdir(Workdir):
         with self._lock:
             self._read_manifest()
             there = self._forget_replaced()
-            # A run that was killed before it could commit has left these checkpoints.
-            left = {n: version for n, version in there.items() if n not in self._files and _CHECKPOINT.fullmatch(n)}
-            self._removed |= left
+            # Remove checkpoints of a run that was killed before it could commit them.
+            self._removed |= {n: v for n, v in there.items() if n not in self._files and _CHECKPOINT.fullmatch(n)}
             self._write_manifest()
             self._bring_all()
 
@@ -129,7 +128,7 @@ class BucketWorkdir(Workdir):
         """Upload what has changed, and name it in the manifest.
 
         Raises:
-            TryAgainLater: if another run has taken the directory over, and nothing was committed.
+            TryAgainLater: if another run has taken the directory over. Nothing was committed then.
         """
         with self._lock, storage_errors(self.root):
             names = set(self._local_names())
