@@ -19,6 +19,7 @@ import runpy
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -55,6 +56,7 @@ class _Request:
         os.chdir(self.folder)
         os.environ.clear()
         os.environ.update(self.environment)
+        tempfile.tempdir = None  # A library has asked for it on import, and Python looks at TMPDIR only once.
         sys.argv[1:] = self.arguments
         sys.orig_argv[:] = [sys.executable, "-m", self.module, *self.arguments]
         runpy.run_module(self.module, run_name="__main__", alter_sys=True)

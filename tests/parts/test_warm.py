@@ -1,0 +1,25 @@
+"""What tests start from a warm process is given the same as what starts in a new interpreter."""
+
+import json
+import os
+import subprocess
+import sys
+
+from tests.conftest import ROOT
+from tests.warm import WarmStart
+
+
+def told(start, **environment):
+    """What a process says about itself, and how it ends."""
+    command, pipe = [sys.executable, "-m", "tests.parts.told", "7", "-x"], subprocess.PIPE
+    environment = {**os.environ, **environment}
+    with start(command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        said, errors = process.communicate("hello")
+    return {**json.loads(said), "errors": errors, "code": process.returncode}
+
+
+def test_process_is_given_what_it_would_be_given_by_an_ordinary_start(tmp_path):
+    warm = told(WarmStart, TMPDIR=str(tmp_path))
+    assert warm == told(subprocess.Popen, TMPDIR=str(tmp_path))
+    assert warm["temporary"] == str(tmp_path) and warm["parent"] == os.getpid()
+    assert (warm["read"], warm["errors"], warm["code"]) == ("hello", "told\n", 7)

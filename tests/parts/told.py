@@ -1,0 +1,23 @@
+"""Prints what this process has been given, and ends with the code that it is told.
+
+python -m tests.parts.told CODE [MORE ...]
+"""
+
+import json
+import os
+import sys
+import tempfile
+
+if __name__ == "__main__":
+    given = {
+        "arguments": sys.argv[1:],
+        "read": sys.stdin.read(),
+        "environment": dict(os.environ),
+        "folder": os.getcwd(),
+        "temporary": tempfile.gettempdir(),
+        "parent": os.getppid(),
+        "modules": sys.path,
+    }
+    print(json.dumps(given))
+    print("told", file=sys.stderr)
+    sys.exit(int(sys.argv[1]))
