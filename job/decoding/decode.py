@@ -339,7 +339,10 @@ def jpeg_reduction(size: tuple[int, int], needed_size: tuple[int, int]) -> int:
 def _say_what_changes(
     image: Image.Image, payload: bytes, jpeg: headers.JpegLayout | None, bit_depth: int | None, converted: list[str]
 ) -> None:
-    """The documented rule: RGB in 8 bits as a sequential JPEG, a PNG or a 24-bit BMP changes nothing."""
+    """The documented rule: RGB in 8 bits as a sequential JPEG, a PNG or a 24-bit BMP changes nothing.
+
+    `bit_depth` is what the values of a 16-bit photo are scaled by, None for all other photos.
+    """
     name = "JPEG" if image.format == "MPO" else str(image.format)
     mode = _MODE_NAMES.get(image.mode, image.mode)
     if jpeg is not None and jpeg.is_progressive:

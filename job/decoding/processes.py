@@ -54,9 +54,8 @@ _MAX_REASON = 2000
 _SECONDS_BETWEEN_LOOKS = 0.02  # A pipe holds the records of some 200 photos; then its writer has to wait.
 _SERVER_IS_GONE = 255
 _FORK_SERVER = multiprocessing.get_context("forkserver")
-_FORK_SERVER.set_forkserver_preload(
-    [__name__, "pillow_heif"]
-)  # Imported once, not by each process, as far as they are there.
+# Imported once, not by each process. A plugin that is not installed is passed over.
+_FORK_SERVER.set_forkserver_preload([__name__, "pillow_heif"])
 
 
 @dataclass(frozen=True)
