@@ -71,12 +71,7 @@ def run(
 
 
 def explore(
-    data: Place,
-    out: Place,
-    *,
-    config: Settings = None,
-    labels: Place | None = None,
-    session: Session | None = None,
+    data: Place, out: Place, *, config: Settings = None, labels: Place | None = None, session: Session | None = None
 ) -> Result:
     """Check the data without training: run the stages up to explore. Needs no TensorFlow. Raises as `run` does."""
     return run(data, out, config=config, labels=labels, stop_after="explore", session=session)
@@ -129,10 +124,7 @@ def rank(
     settings = _config(config, checks_backbone=False)
     workdir = _workdir(data, out, labels, settings, session)
     found = candidates(backbones, [str(size) for size in image_sizes], settings, workdir.shown("cache"))
-    with (
-        _context(workdir, settings, session) as context,
-        output.owned(context, session),
-    ):
+    with _context(workdir, settings, session) as context, output.owned(context, session):
         lines = rank_candidates(
             found,
             _place("--data", data),
@@ -230,10 +222,7 @@ def demo(out: Place, *, seed: int = 0, session: Session | None = None) -> Result
     if is_remote(os.fspath(out)):
         raise UsageError(f"--out {out}: the demo draws its pictures into a folder on this machine. Give one.")
     workdir = output.make_workdir(_place("--out", out))
-    with (
-        _context(workdir, Config(), session, logs=False) as context,
-        output.owned(context, session),
-    ):
+    with _context(workdir, Config(), session, logs=False) as context, output.owned(context, session):
         data = drawn.draw_photos(context.workdir, seed)
     return run(data, workdir.path("run"), config=drawn.config(seed), session=session)
 

@@ -339,12 +339,7 @@ def report(directory: str) -> None:
 
 @main.command()
 @click.option(
-    "--out",
-    default="demo-run",
-    show_default=True,
-    metavar="DIR",
-    type=_PLACE,
-    help="Folder for the pictures and the run.",
+    "--out", default="demo-run", show_default=True, metavar="DIR", type=_PLACE, help="Folder for the pictures and the run."
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the pictures and of the run.")
 def demo(out: str, seed: int) -> None:

@@ -47,13 +47,7 @@ class Job:
     """
 
     def __init__(
-        self,
-        config: Config,
-        source: Source,
-        context: Context,
-        *,
-        labels: str | None = None,
-        cluster: Cluster | None = None,
+        self, config: Config, source: Source, context: Context, *, labels: str | None = None, cluster: Cluster | None = None
     ) -> None:
         self.config, self.source, self.context, self.labels = config, source, context, labels
         self.cluster = cluster or Cluster()

@@ -101,10 +101,7 @@ _ROWS = (
         artifact="Audit",
         outputs=("stages/audit",),
         reads_stores_of=("intake", "extract"),
-        public={
-            "examples.parquet": "stages/audit/examples.parquet",
-            "label_issues.csv": "stages/audit/label_issues.csv",
-        },
+        public={"examples.parquet": "stages/audit/examples.parquet", "label_issues.csv": "stages/audit/label_issues.csv"},
         unit="photos",
     ),
     Stage(
