@@ -1,12 +1,17 @@
-"""The canonical decoder: every photo becomes pixels here and nowhere else.
+"""The canonical decoder. Only this module decodes photos; the exported graph repeats its rules (`serving/graph_decode.py`).
 
-Rules, in this order: content decides the format, never the name; limits are checked from the header, before pixels
-exist; the first frame of several, where it fills its canvas; EXIF orientation turned upright; 16 bits scaled to 8 by the
-bit depth of the set; transparency laid over white; everything else converted to RGB; one antialiased bilinear resize. Plain
-JPEGs go through libjpeg-turbo directly (simplejpeg), which gives Pillow's pixels and, unlike Pillow, tells when it had
-to repair the scan. The plainest of them, most photos, do so without any other parser (`_decode_plainest`).
+The rules, in this order:
 
-Taken as they are: RGB in 8 bits as a sequential JPEG, as a PNG, as a 24-bit BMP. All else that is taken is `converted`.
+- The content decides the format, never the file name.
+- The limits are checked on the size in the header, before pixels are decoded.
+- Of several frames, the first one is taken. A photo whose first frame does not fill the canvas is refused.
+- 16 bits are scaled to 8 by the bit depth of the data set, transparency is laid over white, all else becomes RGB.
+- The EXIF orientation is applied, and one antialiased bilinear resize makes the square.
+
+Plain JPEGs are decoded by libjpeg-turbo itself (simplejpeg). It gives the same pixels as Pillow and, unlike Pillow, reports
+when it had to repair the scan. Most photos need no other parser at all (`_decode_plainest`).
+
+RGB in 8 bits as a sequential JPEG, a PNG or a 24-bit BMP has the status `used`. All other photos are `converted`.
 """
 
 import io
@@ -27,10 +32,10 @@ from job.decoding.deep import FULL_BIT_DEPTH, strips
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "AVIF", "ICO", "PPM", "JPEG2000", "HEIC")
 MAX_FRAMES = 1000
-# Raised when the same bytes give other pixels, facts or words: what was stored before is decoded again. Where only few kinds
-# of files are concerned, `processes.is_outdated` tells their records, and the rest of what was stored stays.
+# Raise it when the same bytes give other pixels, facts or words. Then all stored photos are decoded again. If only a few
+# kinds of files are concerned, let `processes.is_outdated` recognise their records instead, so that all others stay valid.
 SCHEMA = 2
-# What libjpeg scales by while it decodes, and TensorFlow's decoder in the exported graph as well.
+# The factors by which libjpeg can scale while it decodes. TensorFlow's decoder in the exported graph has the same ones.
 JPEG_REDUCTIONS = (8, 4, 2)
 
 _PLAIN_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB")
@@ -101,19 +106,19 @@ class Photo:
 
 
 class BadPhoto(Exception):
-    """The reason in plain words. `is_image` is false where the bytes are no picture of any kind."""
+    """The refusal of a photo, with the reason in plain words. `is_image` is False if the bytes are no picture at all."""
 
     def __init__(self, reason: str, facts: Facts = Facts(), *, is_image: bool = True) -> None:
         super().__init__(reason)
-        width, height = (min(side, 2**31 - 1) for side in (facts.width, facts.height))  # The table holds no more.
+        width, height = (min(side, 2**31 - 1) for side in (facts.width, facts.height))  # The table has 32 bits.
         self.reason, self.facts, self.is_image = reason, replace(facts, width=width, height=height), is_image
 
 
 def decode(payload: bytes, rules: DecodeRules) -> Photo:
-    """Bytes of a file to a photo.
+    """Decode the bytes of a file to a photo.
 
     Raises:
-        BadPhoto: where no trustworthy picture can be had from the bytes.
+        BadPhoto: if the bytes are not a picture, are damaged, or exceed a limit of the rules.
     """
     if not payload:
         raise BadPhoto("0 bytes", is_image=False)
@@ -136,7 +141,7 @@ def decode(payload: bytes, rules: DecodeRules) -> Photo:
             stored = deep.layout(image)
             jpeg = _check_jpeg(payload, facts, notes) if facts.format in ("JPEG", "MPO") else None
             if facts.format == "PNG":
-                _load_png(image, payload, facts)  # Its EXIF may lie behind the picture.
+                _load_png(image, payload, facts)  # Its EXIF may be behind the pixels, so it is known only after loading.
             if facts.format == "HEIC":
                 facts = _load_heic(image, rules)
             orientation = _orientation(image, complaints, notes)
@@ -158,14 +163,14 @@ def decode(payload: bytes, rules: DecodeRules) -> Photo:
             raise BadPhoto("a picture inside it claims more than intake.max_pixels", facts) from None
         except MemoryError:
             raise BadPhoto("needs more memory to decode than intake.worker_memory_mb allows", facts) from None
-        except Exception as error:  # Pillow's parsers and decoders raise whatever the bytes lead them to.
+        except Exception as error:  # Damaged bytes can make Pillow raise almost any exception.
             cut = in_header and headers.ends_early(payload)
             reason = _in_words(EOFError() if cut else error, facts.format or "picture", in_header=in_header)
             raise BadPhoto(reason, facts) from error
 
 
 def _decode_plainest(payload: bytes, rules: DecodeRules) -> Photo | None:
-    """The photo of a JPEG about which there is nothing to say; None for all else: the long way has the words for it."""
+    """Decode a JPEG with the simplest kind of header; None for other bytes and for bad photos, which `decode` explains."""
     size = headers.plain_jpeg_size(payload)
     if size is None:
         return None
@@ -180,19 +185,19 @@ def _decode_plainest(payload: bytes, rules: DecodeRules) -> Photo | None:
 
 
 def _open(payload: bytes, kind: str, rules: DecodeRules) -> Image.Image:
-    """The picture with nothing decoded yet."""
+    """Return the picture, opened but not decoded. Raises: BadPhoto."""
     claimed = headers.claim(payload)
-    if claimed is not None:  # Before Pillow sees them: it makes room for the canvas of some formats while opening them.
+    if claimed is not None:  # Checked here because, for these formats, Pillow allocates the canvas when it opens a file.
         _check_pixels(Facts(claimed.format, *claimed.canvas), rules)
         _check_frame(claimed)
-    # Pillow decodes an ICO while it opens it; for all else the first check and its words are ours.
+    # Pillow decodes an ICO while it opens it, so Pillow must check it. `_check_pixels` checks all others, in better words.
     Image.MAX_IMAGE_PIXELS = rules.max_pixels if kind == "ICO" else None
     try:
         image = Image.open(io.BytesIO(payload), formats=_readable_formats())
     except UnidentifiedImageError:
         name, reason = headers.what_it_is(payload, _readable_formats())
         raise BadPhoto(reason, Facts(name), is_image=bool(name)) from None
-    Image.MAX_IMAGE_PIXELS = rules.max_pixels  # For what lies inside.
+    Image.MAX_IMAGE_PIXELS = rules.max_pixels  # Pillow checks further pictures inside the file by it.
     return image
 
 
@@ -203,7 +208,7 @@ def _facts(image: Image.Image) -> Facts:
 
 @cache
 def _readable_formats() -> tuple[str, ...]:
-    """Return which of `FORMATS` the installed Pillow can read, with its plugin for HEIC if that is installed."""
+    """Return the `FORMATS` that the installed Pillow can read, with HEIC if its plugin is installed."""
     Image.init()
     with suppress(ImportError):
         _register_heic()
@@ -216,13 +221,13 @@ def can_read_heic() -> bool:
 
 
 def _register_heic() -> None:
-    """Let Pillow read HEIC with libheif, which turns photos upright, and brings 10 and 12 bits to 8."""
+    """Let Pillow read HEIC with libheif, which turns photos upright and scales 10 and 12 bits to 8."""
     import pillow_heif
 
     pillow_heif.libheif_version()  # Raises ImportError if the library behind it cannot be loaded.
 
     class HeicFile(pillow_heif.HeifImageFile):  # type: ignore[misc]
-        format = "HEIC"  # As people call it. Pillow would say HEIF.
+        format = "HEIC"  # The name that people know. Pillow would say HEIF.
 
     options = pillow_heif.options
     options.DECODE_THREADS = 1  # There is a decode process for each core.
@@ -267,7 +272,7 @@ def _check_shape(facts: Facts, rules: DecodeRules) -> None:
 
 
 def _take_first_frame(image: Image.Image, facts: Facts, converted: list[str]) -> None:
-    if facts.format in ("MPO", "HEIC"):  # A photo with further pictures beside it, as cameras write them: it is open.
+    if facts.format in ("MPO", "HEIC"):  # Cameras add further pictures, such as a preview. The photo itself is open already.
         return
     frames = getattr(image, "n_frames", 1)
     if frames > MAX_FRAMES:
@@ -284,7 +289,7 @@ def _load_png(image: Image.Image, payload: bytes, facts: Facts) -> None:
 
 
 def _load_heic(image: Image.Image, rules: DecodeRules) -> Facts:
-    """Decode the picture, and return its facts: a header may be wrong about its size."""
+    """Decode the picture, and return its facts, because the size in its header may be wrong."""
     image.load()
     facts = _facts(image)
     _check_pixels(facts, rules)
@@ -303,7 +308,7 @@ def _check_jpeg(payload: bytes, facts: Facts, notes: list[str]) -> headers.JpegL
 
 
 def _orientation(image: Image.Image, complaints: list[warnings.WarningMessage], notes: list[str]) -> int:
-    """1 to 8. A malformed EXIF block counts as far as it can be read, and the photo is still good."""
+    """Return the EXIF orientation, 1 to 8. A malformed EXIF block is read as far as possible, and noted."""
     raw = image.info.get("exif", b"")
     raw = re.sub(rb"^(Exif\0\0)+", b"", raw) if isinstance(raw, bytes) else b""
     is_malformed = bool(raw) and not raw.startswith((b"II", b"MM"))
@@ -320,7 +325,7 @@ def _orientation(image: Image.Image, complaints: list[warnings.WarningMessage], 
 
 
 def _needed_size(size: tuple[int, int], rules: DecodeRules) -> tuple[int, int]:
-    """The smallest width and height that a scaled decode may give, so that resizing never enlarges."""
+    """Return the smallest width and height that a scaled decode may give, so that the resize never enlarges."""
     if rules.resize != "pad":
         return rules.image_size, rules.image_size
     scale = rules.image_size / max(size)
@@ -328,7 +333,7 @@ def _needed_size(size: tuple[int, int], rules: DecodeRules) -> tuple[int, int]:
 
 
 def jpeg_reduction(size: tuple[int, int], needed_size: tuple[int, int]) -> int:
-    """By how much a JPEG is scaled down while it is decoded: at most so far that the resize need not enlarge."""
+    """Return the factor by which a JPEG is scaled down while it is decoded: the largest for which no resize enlarges."""
     (width, height), (needed_width, needed_height) = size, needed_size
     for reduction in JPEG_REDUCTIONS:
         if -(-width // reduction) >= needed_width and -(-height // reduction) >= needed_height:
@@ -339,9 +344,9 @@ def jpeg_reduction(size: tuple[int, int], needed_size: tuple[int, int]) -> int:
 def _say_what_changes(
     image: Image.Image, payload: bytes, jpeg: headers.JpegLayout | None, bit_depth: int | None, converted: list[str]
 ) -> None:
-    """The documented rule: RGB in 8 bits as a sequential JPEG, a PNG or a 24-bit BMP changes nothing.
+    """Add to `converted` what has to change. Nothing has for RGB in 8 bits as a sequential JPEG, a PNG or a 24-bit BMP.
 
-    `bit_depth` is what the values of a 16-bit photo are scaled by, None for all other photos.
+    `bit_depth` is the depth by which the values of a 16-bit photo are scaled, None for all other photos.
     """
     name = "JPEG" if image.format == "MPO" else str(image.format)
     mode = _MODE_NAMES.get(image.mode, image.mode)
@@ -377,7 +382,7 @@ def _to_rgb(image: Image.Image, payload: bytes, needed_size: tuple[int, int], fa
 def _deep_to_8_bit(
     image: Image.Image, payload: bytes, stored: str, bit_depth: int, facts: Facts, notes: list[str]
 ) -> tuple[Image.Image, Facts]:
-    """Return a picture of 16-bit values in 8 bits, and the facts with its peak."""
+    """Return a picture of 16-bit values in 8 bits, and the facts with `peak`."""
     picture = deep.load(image, payload, stored)
     peak, _ = picture.peaks
     if peak >= 2**bit_depth:
@@ -394,9 +399,12 @@ def _over_white(image: Image.Image) -> Image.Image:
 
 
 def _decode_plain_jpeg(payload: bytes, needed_size: tuple[int, int], facts: Facts) -> Image.Image | None:
-    """The picture, or None where Pillow has to decode it: CMYK, and what libjpeg-turbo's simple interface does not know.
+    """Decode a JPEG; None if Pillow has to do it: for CMYK, and for what libjpeg-turbo's simple interface does not support.
 
-    CMYK comes through here for the warnings only, which Pillow does not pass on.
+    A CMYK picture is decoded here only to get the warnings, which Pillow does not report.
+
+    Raises:
+        BadPhoto: if the JPEG is cut off or damaged.
     """
     is_cmyk = facts.mode not in ("RGB", "L")
     reduction = JPEG_REDUCTIONS[0] if is_cmyk else jpeg_reduction((facts.width, facts.height), needed_size)
@@ -417,7 +425,7 @@ def _decode_plain_jpeg(payload: bytes, needed_size: tuple[int, int], facts: Fact
 
 
 def _scale_to_8_bit(image: Image.Image, facts: Facts) -> Image.Image:
-    """32-bit and float values by the range that the picture itself has; whole numbers that fit into 16 bits by these."""
+    """Scale 32-bit and float values to 8 bits: integers that fit into 16 bits by 65535, others by their own range."""
     low, high = 0.0, 65535.0
     ends = [(values.min(), values.max()) for values in map(np.asarray, map(image.crop, strips(image.size)))]
     if not np.isfinite(ends).all():
@@ -448,9 +456,9 @@ def _to_square(rgb: Image.Image, rules: DecodeRules) -> Image.Image:
 
 
 def _in_words(error: Exception, name: str, *, in_header: bool) -> str:
-    """Return a library's error in words for the owner of the file."""
+    """Return the error of a library in words that the owner of the file understands."""
     message = str(error).lower()
-    if message.startswith("memory allocation error"):  # Of libheif, which has no exception of its own for that.
+    if message.startswith("memory allocation error"):  # libheif has no exception class for it.
         return "needs more memory to decode than intake.worker_memory_mb allows"
     if isinstance(error, EOFError) or re.search("truncated|not enough image data|end of file|eof", message):
         return f"cut off: the {name} ends before the picture does"

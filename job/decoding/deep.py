@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 MIN_BIT_DEPTH, FULL_BIT_DEPTH = 9, 16
-STATED_BIT_DEPTHS = {"I;12": 12}  # Layouts of TIFF that say how deep they are.
+STATED_BIT_DEPTHS = {"I;12": 12}  # Layouts of TIFF that state their bit depth.
 _FULL_SCALE = 2**FULL_BIT_DEPTH - 1
 _STRIP_PIXELS = 1 << 20
 _SWAPPED = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
@@ -22,12 +22,12 @@ _COLOURS = ("RGB;16", "RGBA;16", "RGBX;16")
 
 
 def needed_bit_depth(peak: int) -> int:
-    """Return the smallest bit depth that holds a value, from 9 to 16; 16 for the value 0, which says nothing."""
+    """Return the smallest bit depth, from 9 to 16, that can hold the value `peak`; 16 for the value 0."""
     return max(MIN_BIT_DEPTH, peak.bit_length()) if peak else FULL_BIT_DEPTH
 
 
 def strips(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
-    """Boxes from top to bottom, so that what is only needed in between never exists for the whole picture."""
+    """Yield boxes (left, top, right, bottom) that cover a picture from top to bottom. Working in them saves memory."""
     width, height = size
     rows = max(1, _STRIP_PIXELS // width)
     for top in range(0, height, rows):
@@ -35,9 +35,9 @@ def strips(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
 
 
 def layout(image: Image.Image) -> str:
-    """Return how an opened picture stores its 16-bit values, in Pillow's words; empty if it has none.
+    """Return Pillow's name for the layout of 16-bit values in an opened picture, such as RGB;16B; empty if it has none.
 
-    The picture must not be loaded yet, because Pillow forgets it then.
+    Call it before the picture is loaded, because loading removes this information.
     """
     arguments = image.tile[0].args if image.tile else ""
     stored = str(arguments[0] if isinstance(arguments, tuple) else arguments)
@@ -47,9 +47,9 @@ def layout(image: Image.Image) -> str:
 
 
 def load(image: Image.Image, payload: bytes, stored: str) -> "DeepPicture":
-    """Decode an opened picture with this `layout`. Errors are those of Pillow."""
+    """Decode an opened picture whose `layout` is `stored`. It raises what Pillow raises."""
     image.load()
-    if stored == "LA;16B":  # Both bytes of both values, as the four channels of a picture with 8 bits.
+    if stored == "LA;16B":  # The four bytes of a pixel are read as the four channels of an 8-bit picture.
         return DeepPicture(_loaded_as(payload, image, "RGBA"), None, "LA")
     key = image.info.get("transparency")
     clear = None if key is None else np.atleast_1d(key)
@@ -73,8 +73,8 @@ def _loaded_as(payload: bytes, image: Image.Image, stored: str) -> Image.Image:
 class DeepPicture:
     """A picture with 16 bits in each channel of `mode`: L, LA, RGB or RGBA.
 
-    `first` has the values themselves (mode I;16 or I), or their high bytes where `second` has the low ones, or both bytes
-    of LA. `clear` is the value of the transparent pixels, None if there are none.
+    For L, `first` has the values (mode I;16 or I). For LA, it has both bytes of both values. Otherwise it has the high bytes
+    and `second` has the low bytes. `clear` is the value of the transparent pixels, None if there are none.
     """
 
     first: Image.Image
@@ -83,7 +83,7 @@ class DeepPicture:
     clear: np.ndarray | None = None
 
     def _values(self, box: tuple[int, int, int, int]) -> np.ndarray:
-        """Values in a part of the picture, uint16, with height, width and channels as axes."""
+        """Return the values in a part of the picture: uint16 of shape (height, width, channels)."""
         first = np.asarray(self.first.crop(box))
         if self.mode == "L":
             return first.astype(np.uint16)[..., None]
@@ -95,7 +95,7 @@ class DeepPicture:
 
     @cached_property
     def peaks(self) -> tuple[int, int]:
-        """The largest value of the colours, and of the opacity (0 if the picture has none)."""
+        """The largest value of the colours, and of the opacity (0 if the picture has no opacity)."""
         num_colours, peaks = len(self.mode.rstrip("A")), (0, 0)
         for values in map(self._values, strips(self.first.size)):
             colours, opacity = values[..., :num_colours], values[..., num_colours:]
@@ -103,9 +103,9 @@ class DeepPicture:
         return peaks
 
     def to_8_bit(self, bit_depth: int) -> Image.Image:
-        """Scale values by `bit_depth` to 0 to 255, in mode L, LA, RGB or RGBA. Larger values become white.
+        """Return the picture in 8 bits, in mode L, LA, RGB or RGBA. The value 2**bit_depth - 1 and larger ones become 255.
 
-        Opacity is scaled by all 16 bits if it uses more than `bit_depth`.
+        Opacity is scaled by 16 bits if one of its values needs more than `bit_depth` bits.
         """
         table = _table(bit_depth)
         of_opacity = _table(FULL_BIT_DEPTH) if self.peaks[1] >= 2**bit_depth else table

@@ -1,7 +1,7 @@
-"""What the bytes of a file say before any decoder sees them: which format, which sizes, where a JPEG ends.
+"""Checks of the bytes of a file before any decoder reads them: its format, its size, and the place where a JPEG ends.
 
-Nothing here allocates by what a file claims, and nothing raises: bytes that end too early make the answer None, and the
-decoder says what is wrong with them.
+These functions allocate no memory for a size that a file claims. They raise nothing: if the bytes end too early, they return
+None, and the decoder says what is wrong.
 """
 
 import re
@@ -41,11 +41,11 @@ _DOCUMENTS = (
     (b"PK\x03\x04", "a ZIP archive: unpack it"),
     (b"\x1f\x8b", "a compressed archive: unpack it"),
 )
-# What may follow 0xFF inside the scan of a JPEG without ending it: a stuffed zero, a restart, a fill byte.
+# Every marker, except what may be inside the scan of a JPEG: 0xFF followed by a stuffed zero, a restart or a fill byte.
 _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-_JPEG_END = re.compile(rb"\xff\xd9")  # Found three times as fast as by bytes.find.
+_JPEG_END = re.compile(rb"\xff\xd9")  # Three times as fast as bytes.find.
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-# Segments that Pillow and libjpeg read the same way and that change nothing: marker, beginning, least length.
+# Segments that Pillow and libjpeg read the same way and that change no pixel: marker, first bytes, smallest length.
 _JPEG_PASSED_OVER = {
     0xE0: (b"JFIF\0", 16),
     0xE2: (b"ICC_PROFILE\0", 16),
@@ -58,7 +58,10 @@ _JPEG_PASSED_OVER = {
 
 @dataclass(frozen=True)
 class Claim:
-    """Sizes in pixels as (width, height): of the whole picture, and of its first frame with the place of its corner."""
+    """The size that a header claims, in pixels as (width, height): of the whole picture, and of its first frame.
+
+    `corner` is the place (x, y) of the upper left corner of that frame.
+    """
 
     format: str
     canvas: tuple[int, int]
@@ -72,19 +75,19 @@ class Claim:
 
 @dataclass(frozen=True)
 class JpegLayout:
-    """`end` is the place behind the end marker, -1 where there is none."""
+    """The kind of a JPEG, and the offset behind its end marker, -1 if it has none."""
 
     is_progressive: bool
     is_huffman: bool
     end: int
 
     def can_hold(self, num_pixels: int, num_bytes: int) -> bool:
-        """Whether so many bytes can be a whole picture: a Huffman code has a bit or more for each block of 64 pixels."""
+        """Return whether so many bytes can hold a picture: a Huffman code has at least a bit for each block of 64 pixels."""
         return not self.is_huffman or num_pixels <= num_bytes * 8 * 64
 
 
 def picture_format(payload: bytes) -> str:
-    """The format that the first bytes announce, by Pillow's name, HEIC for HEIF; empty for none."""
+    """Return the format that the first bytes announce, by Pillow's name (HEIC for HEIF); empty if there is none."""
     if payload[:4] == b"RIFF" and payload[8:12] == b"WEBP":
         return "WEBP"
     if payload[4:8] == b"ftyp" and payload[8:12] in (b"avif", b"avis"):
@@ -95,12 +98,12 @@ def picture_format(payload: bytes) -> str:
 
 
 def ends_early(payload: bytes) -> bool:
-    """Whether a WebP is shorter than it says at its start."""
+    """Return whether the bytes of a WebP are fewer than its header says. False for other formats."""
     return payload[:4] == b"RIFF" and int.from_bytes(payload[4:8], "little") + 8 > len(payload)
 
 
 def claim(payload: bytes) -> Claim | None:
-    """Return the size that a PNG, GIF or WebP claims; None for other formats, which allocate nothing when opened."""
+    """Return the size that a PNG, GIF or WebP claims; None for other formats, for which opening allocates nothing."""
     readers = {"PNG": _png_claim, "GIF": _gif_claim, "WEBP": _webp_claim}
     reader = readers.get(picture_format(payload))
     try:
@@ -110,7 +113,7 @@ def claim(payload: bytes) -> Claim | None:
 
 
 def _png_claim(payload: bytes) -> Claim | None:
-    """IHDR, and for an APNG whose animation begins with the picture itself, its first frame control chunk."""
+    """Return the size in the IHDR chunk, and that in the fcTL chunk of an APNG whose animation begins with the picture."""
     canvas: tuple[int, int] | None = None
     place = 8
     while True:
@@ -174,7 +177,10 @@ def bits_per_pixel(payload: bytes) -> int:
 
 
 def png_damage(payload: bytes) -> str:
-    """In words, from every chunk's checksum up to IEND, which Pillow does not look at where the picture data lies."""
+    """Return in words what is wrong with a PNG; empty if nothing is.
+
+    It checks the checksums of all chunks up to IEND. Pillow does not check those of the picture data.
+    """
     place = 8
     while place + 12 <= len(payload):
         length, kind = struct.unpack_from(">I4s", payload, place)
@@ -192,7 +198,7 @@ def png_damage(payload: bytes) -> str:
 
 
 def jpeg_layout(payload: bytes) -> JpegLayout:
-    """Walk the segments up to the scan, then look for the end marker, which cannot occur inside a scan."""
+    """Return the layout of a JPEG, from its segments and the first end marker. No end marker can be inside a scan."""
     place, frame = 2, 0
     while (found := _JPEG_MARKER.search(payload, place)) is not None:
         kind = payload[found.start() + 1]
@@ -202,15 +208,15 @@ def jpeg_layout(payload: bytes) -> JpegLayout:
             return JpegLayout(*_kind_of_jpeg(frame), found.end())
         place = found.end() + int.from_bytes(payload[found.end() : found.end() + 2], "big")
         if kind == 0xDA and (end := _JPEG_END.search(payload, place)) and end.end() == len(payload):
-            return JpegLayout(*_kind_of_jpeg(frame), len(payload))  # The usual picture: nothing lies behind it.
+            return JpegLayout(*_kind_of_jpeg(frame), len(payload))  # The usual case: nothing follows the picture.
     return JpegLayout(*_kind_of_jpeg(frame), -1)
 
 
 def plain_jpeg_size(payload: bytes) -> tuple[int, int] | None:
-    """Width and height of a JPEG about whose header there is nothing to say; None for all others.
+    """Return width and height of a JPEG with the simplest kind of header; None for all other bytes.
 
-    That is: baseline, three components; before the scan only segments that every reader passes over, one right
-    behind the other (so no EXIF and no further pictures); bytes enough, and none behind the first end marker.
+    Such a JPEG is baseline and has three components. Before its scan it has only segments that change no pixel and no gaps
+    between them, so no EXIF and no further pictures. It has enough bytes for its size, and none behind the first end marker.
     """
     size, place = (0, 0), 2 if payload.startswith(b"\xff\xd8") else len(payload)
     while place + 4 <= len(payload) and payload[place] == 0xFF:
@@ -230,10 +236,10 @@ def plain_jpeg_size(payload: bytes) -> tuple[int, int] | None:
 
 
 def _is_end(payload: bytes, place: int) -> bool:
-    """Whether the first end marker from this place on is the end of the bytes."""
+    """Return whether the first end marker after a place is at the end of the bytes."""
     if not 0 < place <= len(payload) - 2 or payload[-2:] != b"\xff\xd9":
         return False
-    starts = (place, place + 1)  # In steps of two bytes, three times as fast as a regular expression.
+    starts = (place, place + 1)  # Comparing pairs of bytes with NumPy is three times as fast as a regular expression.
     pairs = [np.frombuffer(payload, "<u2", (len(payload) - start) // 2, start) for start in starts]
     return sum(int(np.count_nonzero(p == 0xD9FF)) for p in pairs) == 1
 

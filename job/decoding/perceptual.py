@@ -1,6 +1,6 @@
-"""What a decoded photo looks like in a few numbers: brightness, contrast, and a hash that survives recompression.
+"""Brightness, contrast and perceptual hash of a decoded photo. Recompressing a photo hardly changes its hash.
 
-They are worked out for every photo, so what NumPy does with a few hundred numbers is kept to few calls.
+They are computed for every photo. With so few numbers, each call of NumPy costs more than its work, so there are few calls.
 """
 
 from array import array
@@ -14,20 +14,20 @@ _DCT_8x32 = np.cos(np.pi / 32 * (np.arange(32) + 0.5)[None, :] * np.arange(8)[:,
 
 
 def brightness_and_contrast(gray: Image.Image) -> tuple[float, float]:
-    """Mean and standard deviation of the levels, from 0 to 1, to six digits."""
+    """Return mean and standard deviation of the gray levels, from 0 to 1, rounded to six digits."""
     histogram = np.frombuffer(array("d", gray.histogram())) / (gray.width * gray.height)
     brightness = float(histogram @ _LEVELS)
     return round(brightness, 6), round(float(histogram @ (_LEVELS - brightness) ** 2) ** 0.5, 6)
 
 
 def hash_of(gray: Image.Image) -> int:
-    """64 bits: which of the 8x8 lowest DCT coefficients of a 32x32 thumbnail lie above their median.
+    """Return 64 bits: which of the 8x8 lowest DCT coefficients of a 32x32 thumbnail are above their median.
 
-    After Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions" (2010).
+    Source: Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions" (2010).
     """
     thumbnail = pixels_of(gray.resize((32, 32), Image.Resampling.BOX)).astype(np.float32)
     coefficients = (_DCT_8x32 @ thumbnail @ _DCT_8x32.T).ravel()
-    median = np.sort(coefficients[1:])[31]  # np.median takes ten times as long to find it.
+    median = np.sort(coefficients[1:])[31]  # np.median takes ten times as long.
     return int.from_bytes(np.packbits(coefficients > median).tobytes(), "big")
 
 

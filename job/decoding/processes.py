@@ -1,12 +1,12 @@
-"""Disposable decode processes: the only place where untrusted bytes meet a parser.
+"""Disposable decode processes: only they parse untrusted bytes.
 
-Each process decodes one shard after the other straight into the shard's file, and writes a line into a pipe for every photo
-as it is done. What is in the pipe outlives the process: one that crashes or hangs is replaced and its shard goes on behind
-the photo that broke it, so a bad file costs itself only. Nobody waits at that pipe, it is emptied every now and then: to be
-woken for every photo takes a good part of the time of the photos (docs/decisions/0007-intake-at-scale.md).
+Each process decodes one shard after another directly into the shard's file, and writes a line into a pipe after each photo.
+The lines stay in the pipe if the process crashes or hangs. A new process then continues behind the photo that caused it, so
+a bad file costs only itself. The main process reads this pipe now and then. Waking up for every photo would take a large
+part of the time (docs/decisions/0007-intake-at-scale.md).
 
-A second pipe brings the news that the main process does wait for: a task is done, or the process cannot go on. `wire.py` has
-the form of both. Objects are pickled in the other direction only.
+A second pipe has the messages that the main process waits for: a task is done, or the process cannot continue. `wire.py`
+defines the lines of both pipes. Objects are pickled only in the other direction, to the decode process.
 """
 
 import atexit
@@ -41,7 +41,7 @@ from job.stores.arrays import HEADER_BYTES
 
 Record = dict[str, Any]
 
-# How reasons begin that say something about this time and this machine, and not about the photo.
+# Reasons that depend on the machine and the moment, not on the photo, begin with these words.
 _PASSING = (
     "cannot be read: ",
     "took longer to decode than ",
@@ -51,15 +51,17 @@ _PASSING = (
 _MAX_FOLDER_OF_SOCKETS = 107 - len("/pymp-12345678/listener-12345678")
 _MAX_TRACEBACK = MAX_LINE_BYTES // 8  # In JSON a character takes up to six bytes, and a line has other fields.
 _MAX_REASON = 2000
-_SECONDS_BETWEEN_LOOKS = 0.02  # A pipe holds the records of some 200 photos; then its writer has to wait.
+_SECONDS_BETWEEN_LOOKS = 0.02  # A pipe holds the records of about 200 photos. When it is full, the process has to wait.
 _SERVER_IS_GONE = 255
 _FORK_SERVER = multiprocessing.get_context("forkserver")
-# Imported once, not by each process. A plugin that is not installed is passed over.
+# The fork server imports these modules once for all processes. It skips a module that is not installed.
 _FORK_SERVER.set_forkserver_preload([__name__, "pillow_heif"])
 
 
 @dataclass(frozen=True)
 class Limits:
+    """The number of decode processes, and the time and additional memory that a photo may take in one."""
+
     num_workers: int
     timeout_s: float
     memory_mb: int
@@ -67,7 +69,7 @@ class Limits:
 
 @dataclass
 class ShardTask:
-    """Photos to decode into `file`, good ones in rows one after the other; `records` grows to one for each entry."""
+    """Photos to decode into the rows of `file`. `records` gets one for each entry; refused photos have no row."""
 
     key: str
     entries: tuple[Entry, ...]
@@ -81,14 +83,14 @@ class ShardTask:
 
 
 def is_passing(record: Record) -> bool:
-    """Whether another try may end otherwise."""
+    """Return whether another try may give another result."""
     return record["status"] == "quarantined" and record["reason"].startswith(_PASSING)
 
 
 def is_outdated(record: Record) -> bool:
-    """Return whether this version of the job, with what is installed, decodes a file otherwise than its record says.
+    """Return whether decoding the file again gives another record.
 
-    Either its plugin was missing then and is there now, or it has 16 bits and is of 0.3, which did not note its peak.
+    That is so if a missing plugin is installed now, or if version 0.3 decoded a 16-bit file and did not note its peak.
     """
     if lacks_plugin(record["status"], record["reason"]):
         return can_read_heic()
@@ -106,8 +108,9 @@ def decode_shards(
     """Yield the tasks as they are finished, in any order.
 
     Raises:
-        StorageFailed: where a shard's file cannot be written.
-        Stopped: soon after the run is asked to stop, without waiting for a shard's end.
+        StorageFailed: if a shard's file cannot be written, or the source cannot be read.
+        Stopped: if a stop is requested. It does not wait for the end of a shard.
+        TryAgainLater: if a decode process is killed while it starts.
     """
     waiting = iter(tasks)
     _shorten_socket_paths()
@@ -117,7 +120,7 @@ def decode_shards(
             workers.append(_Worker(source, rules, limits, telemetry))
             stack.callback(workers[-1].close)
             workers[-1].assign(task)
-        following = next(waiting, None)  # Made ready beforehand, because its file may have to wait for the disk.
+        following = next(waiting, None)  # Prepared in advance, because making its file may wait for the disk.
         while busy := [w for w in workers if w.task is not None]:
             stop.check()
             ready = wait([w.news for w in busy], timeout=_SECONDS_BETWEEN_LOOKS)
@@ -184,7 +187,7 @@ class _Worker:
             self._replace()
 
     def receive(self) -> ShardTask | None:
-        """Take what the process has sent; give back the task when it is done."""
+        """Read the messages of the process, and replace it if it has ended. Return the task if it is finished."""
         lines = self._news_lines.take()
         if self._news_lines.has_ended and not lines:
             return self._replace()
@@ -195,12 +198,12 @@ class _Worker:
         except ValidationError:
             told = []
         if len(told) < len(lines) or self._news_lines.is_too_long:
-            self._take_records()  # They were written before.
+            self._take_records()  # The process wrote them before the invalid message.
             self._distrust()
             return None
         for news in told:
             if news.kind == "ready":
-                self._last_news = time.monotonic()  # Starting a process takes its time, which is no photo's fault.
+                self._last_news = time.monotonic()  # The time limit of the first photo does not include the start.
                 self._is_ready = True
             elif news.kind == "done":
                 return self._finished(news.cpu_s)
@@ -224,12 +227,12 @@ class _Worker:
         return of_code(news.code, news.text) if news.kind == "error" else RuntimeError(news.text)
 
     def _distrust(self) -> None:
-        """End a process that says what it cannot mean. It counts as crashed when its pipes are closed."""
+        """Kill a process that has sent an invalid message. It is replaced like one that has crashed."""
         self._is_believed = False
         self._process.kill()
 
     def check_time(self) -> None:
-        """Take the records that there are, and kill the process where it has been at one photo for too long."""
+        """Take the records that there are. Kill the process if it has been at one photo for too long."""
         if self._take_records():
             self._last_news = time.monotonic()
         elif self._is_ready and time.monotonic() - self._last_news > self._limits.timeout_s + self._source.patience_s:
@@ -237,7 +240,7 @@ class _Worker:
             self._process.kill()
 
     def _take_records(self) -> int:
-        """Move the records that are in the pipe to the task, up to one that cannot be right; return how many there are."""
+        """Move the records in the pipe to the task, up to the first invalid one. Return how many were moved."""
         assert self.task is not None
         before = len(self.task.records)
         for line in self._record_lines.take() if self._is_believed else ():
@@ -253,16 +256,19 @@ class _Worker:
         return len(self.task.records) - before
 
     def _replace(self) -> ShardTask | None:
-        """The process is gone: blame the photo it was at (after a second try, unless it hung) and go on behind it."""
+        """Start a new process for one that has ended. Return the task if it is finished, or else assign it again.
+
+        The photo that the process was at is quarantined if it took too long, or if a process has crashed on it twice.
+        """
         assert self.task is not None
         self._process.join()
         if not self._is_ready:
             raise _not_started(self._process.exitcode)
         if self._take_records():
-            self._timed_out = False  # The photo in question was done when the signal came; the next one is to be spared.
+            self._timed_out = False  # The slow photo was finished before the process was killed. The next one is not slow.
         at, task = len(self.task.records), self.task
         if at == len(task.entries):
-            pass  # It went after its last photo and before it could say so.
+            pass  # It ended after its last photo, before it could report that.
         elif self._timed_out:
             self._blame(f"took longer to decode than intake.decode_timeout_s ({self._limits.timeout_s:g})")
         elif task.crashed_at == at:
@@ -296,10 +302,10 @@ class _Worker:
 
 
 def _not_started(exit_code: int | None) -> JobError:
-    """Return the end of a run whose decode process ended before it could decode.
+    """Return the error for a decode process that ended before it was ready.
 
-    An exit code of its own is a bug, for example a module that cannot be imported. A process that was killed has none, and
-    where the fork server was killed, multiprocessing says 255.
+    A positive exit code means a bug, such as a module that cannot be imported. The code of a killed process is negative. If
+    the fork server was killed, multiprocessing reports 255.
     """
     if exit_code is None or exit_code < 0 or exit_code == _SERVER_IS_GONE:
         return TryAgainLater(
@@ -312,11 +318,11 @@ def _not_started(exit_code: int | None) -> JobError:
 def _work(
     tasks: Connection, news: Connection, records: Connection, source: Source, rules: DecodeRules, memory_mb: int
 ) -> None:
-    """The process: decode shard after shard until the other end is gone."""
+    """Decode shard after shard until the main process closes the pipe. This is the main function of a decode process."""
     ignore_signals()
     row_bytes = rules.image_size**2 * 3
     with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)  # libtiff writes there what it thinks of a file; the record has it in plain words.
+        os.dup2(nowhere.fileno(), 2)  # libtiff prints warnings about files. The record has the reason in plain words.
     try:
         source.prepare()
         _limit_memory(memory_mb)
@@ -337,12 +343,12 @@ def _work(
         tell(news, NewsLine(kind="error", code=code_of(error), text=str(error)))
     except OSError as error:
         tell(news, NewsLine(kind="storage", text=error.strerror or str(error)))
-    except Exception:  # Not the photo's fault, or `decode` would have said so.
+    except Exception:  # This is a bug: if the photo is at fault, `decode` raises BadPhoto.
         tell(news, NewsLine(kind="bug", text=plain(traceback.format_exc()[-_MAX_TRACEBACK:])))
 
 
 def _limit_memory(memory_mb: int) -> None:
-    """Limit the memory that this process may take in addition to what it has."""
+    """Limit the memory that this process may take to `memory_mb` MiB more than it has now."""
     statm = Path("/proc/self/statm")
     in_use = int(statm.read_text().split()[0]) * resource.getpagesize() if statm.exists() else 0
     wanted, most = in_use + memory_mb * 2**20, resource.getrlimit(resource.RLIMIT_AS)[1]
@@ -365,7 +371,7 @@ def _examine(entry: Entry, payload: bytes | OSError, rules: DecodeRules) -> tupl
         suffix = Path(entry.path).suffix.lower()
         status = "quarantined" if error.is_image or suffix in IMAGE_EXTENSIONS or not suffix else "ignored"
         reason, facts = error.reason, error.facts
-        if suffix == ".dcm" and reason == headers.UNKNOWN:  # Old scanners write DICOM without the bytes that tell it.
+        if suffix == ".dcm" and reason == headers.UNKNOWN:  # Old scanners write DICOM without the bytes that identify it.
             reason, facts = headers.DICOM, Facts("DICOM")
         return _record(entry, status, reason, facts, len(payload), digest), None
     status = "converted" if photo.converted else "used"

@@ -1,7 +1,7 @@
-"""What a decode process may say: lines of JSON, each held against its form before it is believed.
+"""The messages of a decode process: lines of JSON, which are validated before they are used.
 
-A photo may have taken the process over. Nothing that it sends is unpickled, nothing is waited for, and no line is longer
-than MAX_LINE_BYTES, whether it ends or not.
+A malicious photo may have taken over the process. So nothing that it sends is unpickled, the reader never waits for the rest
+of a line, and a line of more than MAX_LINE_BYTES is refused before it ends.
 """
 
 import os
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 MAX_LINE_BYTES = 1 << 16
 _CHUNK_BYTES = 1 << 16
-_MAX_CHUNKS = 16  # As much as Linux lets a pipe hold.
+_MAX_CHUNKS = 16  # 1 MiB, the largest pipe that Linux allows without privileges.
 
 
 class _Said(BaseModel):
@@ -39,10 +39,10 @@ class RecordLine(_Said):
 
 
 class NewsLine(_Said):
-    """Where the process is: ready for the first task, done with one, or at its end.
+    """A message about the process itself: it is ready for its first task, done with a task, or ending.
 
-    At its end: a `bug` has a traceback as `text`, an `error` its exit code and message, `storage` the system's words for why
-    a shard's file cannot be written. `cpu_s` is what the process has used so far.
+    The last three kinds end it. The `text` of `bug` is a traceback, that of `error` is a message (`code` is its exit code),
+    and that of `storage` says why a shard's file cannot be written. `cpu_s` is the CPU seconds used so far.
     """
 
     kind: Literal["ready", "done", "bug", "error", "storage"]
@@ -52,7 +52,7 @@ class NewsLine(_Said):
 
 
 class Lines:
-    """The lines that come out of a pipe. `is_too_long` once one of them is, be it finished or not."""
+    """The lines that come out of a pipe. `is_too_long` is set when a line exceeds MAX_LINE_BYTES, even an unfinished one."""
 
     def __init__(self, pipe: Connection) -> None:
         self._descriptor, self._started = pipe.fileno(), b""
@@ -60,7 +60,7 @@ class Lines:
         os.set_blocking(self._descriptor, False)
 
     def take(self) -> list[bytes]:
-        """Every line that is there whole. One that the end of its process cut short counts as not written."""
+        """Return the lines that are complete, without waiting. A line that its process did not finish is dropped."""
         text = self._started
         with suppress(BlockingIOError):
             for _ in range(_MAX_CHUNKS):
@@ -78,12 +78,12 @@ class Lines:
 
 
 def tell(pipe: Connection, said: RecordLine | NewsLine) -> None:
-    """Write a line."""
+    """Write a message to a pipe, as a line of JSON."""
     line = said.model_dump_json().encode() + b"\n"
     while line:
         line = line[os.write(pipe.fileno(), line) :]
 
 
 def plain(text: str) -> str:
-    """The text in valid Unicode, as lines must be."""
+    """Return the text as valid Unicode, which JSON needs. Lone surrogates become backslash escapes."""
     return text.encode("utf-8", "backslashreplace").decode()

@@ -1,10 +1,10 @@
-"""The decoder of the exported graph: encoded bytes to pixels with TensorFlow's operations alone.
+"""The decoder of the exported graph. It turns encoded bytes into pixels with operations of TensorFlow only.
 
-It does what the canonical decoder (job/decoding/decode.py) does: limits from the header first, accurate DCT, scaled while
-decoding by the same rule, EXIF orientation of JPEGs, the first frame of several, transparency over white, Pillow's resize
-with its rounding. parity.json has what is left.
+It follows the rules of the canonical decoder (job/decoding/decode.py): it checks the limits on the header first, uses the
+accurate DCT, scales JPEGs while decoding by the same factors, applies the EXIF orientation of JPEGs, takes the first frame,
+lays transparency over white, and resizes and rounds as Pillow does. The differences that are left are in parity.json.
 
-A picture that is refused becomes an empty string here, and TensorFlow's decoders raise InvalidArgumentError for that.
+The bytes of a refused picture are replaced by an empty string, for which TensorFlow's decoders raise InvalidArgumentError.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
     _Pair = Sequence[tf.Tensor | float]
 
-# Formats that the graph decodes, and the bytes that each begins with. Of a WebP the bytes 8 to 12 are looked at as well.
+# The formats that the graph decodes, and their first bytes. For WebP, bytes 8 to 11 are checked, too.
 FORMATS = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n", "GIF": b"GIF8", "BMP": b"BM", "WebP": b"RIFF"}
 
-# Enough of a JPEG to hold its EXIF segment, which must come before the picture and fits into 64 kB.
+# The EXIF segment of a JPEG has at most 64 kB and comes before the picture. It is looked for in these first bytes.
 _BYTES_SEARCHED_FOR_EXIF = 1 << 18
 _SEGMENTS_SEARCHED_FOR_EXIF = 500  # A colour profile may take 255 of them.
-# The marker of a scan, and the first byte of its length. With two bytes alone, a film behind a photo has hits by chance.
+# The marker of a scan, and the first byte of its length. Two bytes alone also occur by chance in a video behind a photo.
 _JPEG_SCAN = b"\xff\xda\x00"
 _GIF_PIECES_AT_ONCE = 256
 _PIXELS_AT_ONCE = 1 << 20
@@ -35,9 +35,10 @@ _PIXELS_AT_ONCE = 1 << 20
 
 @dataclass(frozen=True)
 class Limits:
-    """The largest pictures that the graph decodes. The first three are intake's, so the model saw nothing beyond them.
+    """The limits for pictures that the graph decodes.
 
-    The other four stop pictures that are small to send and cost minutes or gigabytes to decode (docs/decisions/0018).
+    The first three are those of intake, so the model was trained within them. The other four refuse small files that would
+    take minutes or gigabytes to decode (docs/decisions/0018-hostile-bytes.md).
     """
 
     max_pixels: int
@@ -49,7 +50,7 @@ class Limits:
     max_gif_steps: int = 10_000
 
     def allow(self, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
-        """Whether the sides of a picture are within the limits, as a bool scalar."""
+        """Return whether the sides of a picture, in pixels, are within the limits: a bool scalar."""
         import tensorflow as tf
 
         sides = tf.cast([height, width], tf.int64)
@@ -62,7 +63,7 @@ def pixels_of(image_bytes: tf.Tensor, size: int, resize: str, limits: Limits, bi
     """Decode one encoded picture to uint8 pixels of shape (size, size, 3). Values of 16 bits are scaled by `bit_depth`.
 
     Raises:
-        InvalidArgumentError: when the graph runs, where the bytes are no picture that it decodes, or one beyond `limits`.
+        InvalidArgumentError: when the graph runs, if it cannot decode the bytes, or the picture exceeds `limits`.
     """
     import tensorflow as tf
 
@@ -81,7 +82,7 @@ def pixels_of(image_bytes: tf.Tensor, size: int, resize: str, limits: Limits, bi
 
 
 def _where(allowed: tf.Tensor, image_bytes: tf.Tensor) -> tf.Tensor:
-    """The bytes where they are allowed, else an empty string, which every decoder refuses."""
+    """Return the bytes if they are allowed, or else an empty string, which every decoder refuses."""
     import tensorflow as tf
 
     return tf.where(allowed, image_bytes, tf.constant(b""))
@@ -94,7 +95,7 @@ def _decode_any(image_bytes: tf.Tensor, channels: int = 3) -> tf.Tensor:
 
 
 def _jpeg(image_bytes: tf.Tensor, size: int, resize: str, limits: Limits) -> tf.Tensor:
-    """The pixels of a JPEG, upright, scaled while decoding as the canonical decoder does it (`decode.jpeg_reduction`)."""
+    """Return the pixels of a JPEG, upright, scaled while decoding as in the canonical decoder (`decode.jpeg_reduction`)."""
     import tensorflow as tf
 
     stored = tf.io.extract_jpeg_shape(image_bytes)
@@ -105,7 +106,7 @@ def _jpeg(image_bytes: tf.Tensor, size: int, resize: str, limits: Limits) -> tf.
     needed = (
         tf.maximum(1.0, tf.round(size * sides / tf.reduce_max(sides))) if resize == "pad" else tf.constant([size * 1.0] * 2)
     )
-    # A CMYK picture, which Pillow decodes, is never scaled there.
+    # The canonical decoder leaves CMYK to Pillow, and does not scale it while decoding.
     fits = [tf.reduce_all(tf.math.ceil(sides / r) >= needed) & (stored[2] != 4) for r in JPEG_REDUCTIONS]
 
     def decoded(reduction: int) -> Callable[[], tf.Tensor]:
@@ -126,7 +127,7 @@ def _jpeg(image_bytes: tf.Tensor, size: int, resize: str, limits: Limits) -> tf.
 
 
 def _png(image_bytes: tf.Tensor, limits: Limits, bit_depth: int) -> tf.Tensor:
-    """The pixels of a PNG, RGB or RGBA. Each compressed text in it may take 8 MB in libpng, which reads up to 1000."""
+    """Return the pixels of a PNG, RGB or RGBA. Each compressed text in it can take 8 MB in libpng, so few are allowed."""
     import tensorflow as tf
 
     width, height = tf.unstack(_numbers(image_bytes, 16, 2, tf.int32, little_endian=False), 2)
@@ -134,7 +135,7 @@ def _png(image_bytes: tf.Tensor, limits: Limits, bit_depth: int) -> tf.Tensor:
     allowed = limits.allow(height, width) & (num_texts <= limits.max_png_texts)
     image_bytes = _where(allowed, image_bytes)
     bits = _numbers(image_bytes, 24, 1, tf.uint8)[0]
-    # Where TensorFlow adds the opacity itself, it adds 1 to pictures of 1 bit and 15 to those of 4 bits; 255 is opaque.
+    # With channels=4, TensorFlow would give a picture of 1 bit the opacity 1, and one of 4 bits 15. Opaque is 255.
     is_opaque = (bits < 8) & (_count(image_bytes, b"tRNS", 1) == 0)
     return tf.case(
         [
@@ -160,7 +161,7 @@ def _to_8_bit(image: tf.Tensor, bit_depth: int) -> tf.Tensor:
 
 
 def _bmp(image_bytes: tf.Tensor, limits: Limits) -> tf.Tensor:
-    """The pixels of an uncompressed BMP of 8, 24 or 32 bits. TensorFlow gives numbers of colours for those of 8 bits."""
+    """Return the pixels of an uncompressed BMP of 8, 24 or 32 bits. For 8 bits, TensorFlow returns palette indices."""
     import tensorflow as tf
 
     header = _numbers(image_bytes, 14, 9, tf.int32)
@@ -179,7 +180,7 @@ def _bmp(image_bytes: tf.Tensor, limits: Limits) -> tf.Tensor:
 
 
 def _webp(image_bytes: tf.Tensor, limits: Limits) -> tf.Tensor:
-    """The pixels of a still WebP, RGB or RGBA. Each of its three kinds has its sides in another place."""
+    """Return the pixels of a still WebP, RGB or RGBA. Each of the three kinds of WebP has its size at another place."""
     import tensorflow as tf
 
     kind = tf.strings.substr(image_bytes, 12, 4)
@@ -195,7 +196,7 @@ def _webp(image_bytes: tf.Tensor, limits: Limits) -> tf.Tensor:
 
 
 def _gif(image_bytes: tf.Tensor, limits: Limits) -> tf.Tensor:
-    """The first frame of a GIF, where it fills its canvas. TensorFlow's decoder would make room for all frames."""
+    """Return the first frame of a GIF, if it fills the canvas. TensorFlow would allocate memory for all frames."""
     import tensorflow as tf
 
     frame, end = _first_gif_frame(tf.io.decode_raw(image_bytes, tf.uint8), limits.max_gif_steps)
@@ -207,9 +208,10 @@ def _gif(image_bytes: tf.Tensor, limits: Limits) -> tf.Tensor:
 
 
 def _first_gif_frame(data: tf.Tensor, max_steps: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Where the first frame begins, and where it ends.
+    """Return the offsets of the first frame and of its end, as int32 scalars; the frame is -1 if there is none.
 
-    A GIF is a chain of blocks. Each has a header and pieces of data: a length, that many bytes, and a length of 0 at last.
+    A GIF is a chain of blocks. Each has a header and pieces of data. A piece is a length of one byte and that many bytes. A
+    length of 0 ends the block. If the frame does not end within `max_steps`, its end is 0.
     """
     import tensorflow as tf
 
@@ -222,7 +224,7 @@ def _first_gif_frame(data: tf.Tensor, max_steps: int) -> tuple[tf.Tensor, tf.Ten
         return tf.where(flags >= 0x80, 3 * 2 ** (flags % 8 + 1), 0)
 
     def behind_pieces(place: tf.Tensor) -> tf.Tensor:
-        """Pass the piece at a place, and those of the same length that follow it, in one step."""
+        """Return the place behind a piece and the pieces of the same length that follow it, which takes one step."""
         size = 1 + at(place)
         ahead = at(place + size * tf.range(1, _GIF_PIECES_AT_ONCE))
         others = tf.concat([tf.cast(1 + ahead != size, tf.int32), [1]], axis=0)
@@ -249,14 +251,14 @@ def _first_gif_frame(data: tf.Tensor, max_steps: int) -> tuple[tf.Tensor, tf.Ten
 def _numbers(
     image_bytes: tf.Tensor, place: tf.Tensor | int, count: tf.Tensor | int, dtype: tf.DType, *, little_endian: bool = True
 ) -> tf.Tensor:
-    """Numbers from a place in a header. Where the bytes end before them, the graph raises InvalidArgumentError."""
+    """Return `count` numbers from a place in a header. If the bytes end before, the graph raises InvalidArgumentError."""
     import tensorflow as tf
 
     return tf.io.decode_raw(tf.strings.substr(image_bytes, place, count * dtype.size), dtype, little_endian=little_endian)
 
 
 def _count(image_bytes: tf.Tensor, sought: bytes, limit: int) -> tf.Tensor:
-    """How often a few bytes occur, as an int32 scalar. It stops above `limit`, so that it needs little memory."""
+    """Return how often some bytes occur, as an int32 scalar. To save memory, it stops counting at `limit` + 1."""
     import tensorflow as tf
 
     return tf.size(tf.strings.split([image_bytes], sought, maxsplit=limit + 1).values) - 1
@@ -282,10 +284,10 @@ def _to_square(image: tf.Tensor, size: int, resize: str) -> tf.Tensor:
 
 
 def _resample(image: tf.Tensor, size: _Pair, scale: _Pair, translation: _Pair) -> tf.Tensor:
-    """Antialiased bilinear resampling as Pillow does it: along the rows, to whole levels, along the columns, to whole
-    levels. `size`, `scale` and `translation` from input to output pixels are (y, x).
+    """Resample a picture as Pillow does: antialiased bilinear, first along rows, then along columns, rounding each time.
 
-    Rows are taken in bands: TensorFlow makes 12 bytes of float32 for each pixel that it resamples along its row.
+    `size`, `scale` and `translation` from input to output pixels are (y, x). Rows are resampled in bands, because TensorFlow
+    needs 12 bytes of float32 for each of their pixels.
     """
     import tensorflow as tf
 
@@ -306,7 +308,7 @@ def _resample(image: tf.Tensor, size: _Pair, scale: _Pair, translation: _Pair) -
 
 
 def _in_bands(image: tf.Tensor, function: Callable[[tf.Tensor], tf.Tensor], num_channels: int) -> tf.Tensor:
-    """Apply a function to bands of rows, and join its uint8 pictures, so that values in between need little memory."""
+    """Apply a function to bands of rows, and join its uint8 results. So the function needs memory only for one band."""
     import tensorflow as tf
 
     height, width = tf.unstack(tf.shape(image)[:2])
@@ -322,7 +324,7 @@ def _in_bands(image: tf.Tensor, function: Callable[[tf.Tensor], tf.Tensor], num_
 
 
 def _over_white(image: tf.Tensor) -> tf.Tensor:
-    """RGB pixels of RGB or RGBA ones, rounded as Pillow rounds."""
+    """Return RGB pixels. RGBA pixels are laid over white, rounded as Pillow rounds."""
     import tensorflow as tf
 
     def blended() -> tf.Tensor:
@@ -335,7 +337,7 @@ def _over_white(image: tf.Tensor) -> tf.Tensor:
 
 
 def orientation(image_bytes: tf.Tensor) -> tf.Tensor:
-    """EXIF orientation of a JPEG, 1 to 8, as an int32 scalar; 1 where there is none or it cannot be read."""
+    """Return the EXIF orientation of a JPEG, 1 to 8, as an int32 scalar; 1 if there is none or it cannot be read."""
     import tensorflow as tf
 
     data = tf.cast(tf.io.decode_raw(tf.strings.substr(image_bytes, 0, _BYTES_SEARCHED_FOR_EXIF), tf.uint8), tf.int32)

@@ -34,7 +34,7 @@ from job.stores.exchange import Exchange, open_store
 TABLE = "stages/intake/table.parquet"
 KNOWN = "stages/intake/known.parquet"
 SUMMARY = "stages/intake/intake.json"
-# What the table holds where a file was not decoded.
+# The values in the table for a file that was not decoded.
 _BLANK = {"status": "", "reason": "", "format": "", "mode": "", "sha256": "", "width": 0, "height": 0, "phash": 0}
 _BLANK |= {"brightness": 0.0, "contrast": 0.0, "has_exif": False}
 _COMMITS_AHEAD = 4
@@ -43,9 +43,9 @@ _LACKS_PLUGIN = " lacks plugin"
 
 @dataclass(frozen=True)
 class Intake:
-    """Every file found, and the image store (uint8, N x size x size x 3) that `examples["row"]` points into.
+    """The table of all files, and the image store (uint8, N x size x size x 3).
 
-    The values of 16-bit photos were scaled by `bit_depth`.
+    `examples["row"]` is the row of a photo in the store. The values of 16-bit photos were scaled by `bit_depth`.
     """
 
     examples: Examples
@@ -61,7 +61,7 @@ class Intake:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know about the set as a whole, in plain words."""
+        """Sentences for the user about the data set as a whole."""
         if self.bit_depth == FULL_BIT_DEPTH:
             return ()
         return (
@@ -75,11 +75,14 @@ class Intake:
 
 
 def intake(config: IntakeConfig, *, source: Source, listing: Listing, context: Context) -> Intake | None:
-    """Each worker decodes its part of the photos; the chief what then still is missing. None for the others.
+    """Decode the photos of a listing, and return the result on the chief, None on the other workers.
+
+    Each worker decodes its part of the photos. The chief then decodes the photos that are still missing.
 
     Raises:
-        DataUnusable: where class names cannot be told apart, or there is only one.
-        StorageFailed, Stopped.
+        DataUnusable: if class names differ only by letter case, spaces or Unicode form, or there is only one class.
+        StorageFailed: if the source cannot be read, or the output cannot be written.
+        Stopped: if a stop is requested.
     """
     _check_class_names(listing)
     shards = _Shards(config, source, [e for e in listing.entries if e.verdict is None], context)
@@ -107,7 +110,7 @@ class _Decoded:
 
     @cached_property
     def peaks(self) -> list[int]:
-        """The largest value of each 16-bit photo."""
+        """The largest value of each 16-bit photo in the shard."""
         return [record["peak"] for record in self.shard.extra if "peak" in record]
 
 
@@ -122,7 +125,7 @@ class _Shards:
         }
         self._found: dict[str, _Decoded] = {}  # By the keys of `_entries`.
         rules = asdict(DecodeRules.of(config, FULL_BIT_DEPTH))
-        del rules["bit_depth"]  # It is in the names of the shards that it matters to.
+        del rules["bit_depth"]  # Only shards with 16-bit photos depend on it, and their names contain it.
         self.folder = f"images-{digest_of([SCHEMA, source.uri, rules])[:16]}"
         row_shape = (config.image_size, config.image_size, 3)
         self._writer = StoreWriter(context.cache.path(self.folder), row_shape, "uint8", context.cache.temporary)
@@ -139,21 +142,21 @@ class _Shards:
 
     @property
     def _bit_depth(self) -> int:
-        """The bit depth that is asked for, or the smallest one that holds every value that is known."""
+        """The bit depth that the configuration sets, or else the smallest one that holds all values known so far."""
         if self._config.bit_depth != "auto":
             return self._config.bit_depth
         return needed_bit_depth(max(self.peaks, default=0))
 
     def finish(self) -> ArrayStore:
-        """Write the index of the store, when every shard is decoded."""
+        """Write the index of the store. Call it after every shard is decoded."""
         return self._writer.finish([self._found[key].shard.key for key in self._entries])
 
     def complete(self, exchange: Exchange) -> int:
-        """Decode what is missing, and return the bit depth of the set. Afterwards the chief has every shard.
+        """Decode the missing shards, and return the bit depth of the data set. Afterwards the chief has every shard.
 
-        The depth is known when all photos are decoded. Then shards with 16-bit photos that were scaled by another depth are
-        decoded once more, by the workers that had them. The names of these shards hold the depth. So a depth gives the same
-        store, whatever was guessed at first and whatever was stored before.
+        The bit depth is known only after all photos are decoded. Then each worker decodes those of its shards again that
+        have 16-bit photos and were scaled by another depth. The names of these shards contain the depth. So the store
+        depends only on the depth, and not on the first guess or on the shards of earlier runs.
         """
         peers = self._context.peers
         missing = self._look_up(exchange)
@@ -168,7 +171,7 @@ class _Shards:
         return self._bit_depth
 
     def _unfinished(self, bit_depth: int | None = None) -> list[str]:
-        """Return the keys that have no shard; and those whose shard was scaled by another depth, if one is given."""
+        """Return the keys without a shard; and if a depth is given, those whose 16-bit photos were scaled by another one."""
         return [
             key
             for key in self._entries
@@ -177,7 +180,7 @@ class _Shards:
         ]
 
     def _look_up(self, exchange: Exchange, bit_depth: int | None = None) -> list[str]:
-        """Take stored shards for the keys that are unfinished; return the keys that then still are."""
+        """Use stored shards for the unfinished keys, also those of other workers. Return the keys that stay unfinished."""
         self._take_stored(bit_depth)
         if unfinished := self._unfinished(bit_depth):
             exchange.fetch(self.folder, [name for key in unfinished for name, _ in _names(key, bit_depth)])
@@ -193,7 +196,7 @@ class _Shards:
                     break
 
     def _share(self, own: Sequence[str], bit_depth: int, exchange: Exchange, wanted: int | None = None) -> None:
-        """Decode this worker's own part; on the chief, also what is then missing of all parts.
+        """Decode this worker's part. On the chief, decode then what is still missing.
 
         With `wanted`, shards of another bit depth count as missing.
         """
@@ -207,7 +210,10 @@ class _Shards:
             self._decode(self._look_up(exchange, wanted), bit_depth)
 
     def _decode(self, keys: Sequence[str], bit_depth: int) -> None:
-        """Decode shards. One with a refusal that another try may not repeat gets a name that nobody will look for."""
+        """Decode shards. If another try may give another result for a photo, the name of its shard is random.
+
+        No later run looks for a random name, so such a photo is decoded again.
+        """
         if not keys:
             return
         config, telemetry = self._config, self._context.telemetry
@@ -219,7 +225,7 @@ class _Shards:
         commits: deque[tuple[str, Future[Shard]]] = deque()
         with (
             telemetry.progress("decode", self._num_photos(keys), "photos") as progress,
-            # A thread, because a worker that is done must not wait until another one's shard is on the disk.
+            # Shards are committed in a thread, so that no decode process waits until the shard of another is on the disk.
             ThreadPoolExecutor(1) as thread,
         ):
             for task in decode_shards(tasks, self._source, rules, limits, telemetry, self._context.stop):
@@ -231,7 +237,7 @@ class _Shards:
                     key, commit = commits.popleft()
                     self._found[key] = _Decoded(commit.result(), bit_depth)
             self._found |= {key: _Decoded(commit.result(), bit_depth) for key, commit in commits}
-        # Processes decode side by side: what each of them took if all did the same, of the cores that there are.
+        # The processes decode in parallel, so their CPU time is divided by the number of cores that they used.
         decode_cpu_s = telemetry.decoders_cpu_s - cpu_s_before
         telemetry.add_spent("decode", decode_cpu_s / min(limits.num_workers, usable_cores()))
 
@@ -240,9 +246,9 @@ class _Shards:
 
 
 def _name(key: str, records: Iterable[Record], bit_depth: int) -> str:
-    """Return the name that a shard is stored under: its key, and with it what only some photos depend on.
+    """Return the name under which a shard is stored: its key, or a digest of the key and what its photos also depend on.
 
-    That is the bit depth for 16-bit photos, and the plugin for HEIC photos that it has read.
+    16-bit photos depend on the bit depth. HEIC photos that were decoded depend on the plugin.
     """
     has_deep = any("peak" in record for record in records)
     has_heic = any(record["format"] == "HEIC" and not lacks_plugin(record["status"], record["reason"]) for record in records)
@@ -250,7 +256,7 @@ def _name(key: str, records: Iterable[Record], bit_depth: int) -> str:
 
 
 def _names(key: str, bit_depth: int | None) -> Iterator[tuple[str, int]]:
-    """Give each name that a shard may be stored under, with its bit depth; for all depths if none is given."""
+    """Yield each name under which a shard may be stored, with its bit depth; for all depths if none is given."""
     depths = range(FULL_BIT_DEPTH, MIN_BIT_DEPTH - 1, -1) if bit_depth is None else (bit_depth,)
     for depth in (None, *depths):
         for has_heic in (False, True):
@@ -262,10 +268,10 @@ def _named(key: str, bit_depth: int | None, has_heic: bool) -> str:
 
 
 def source_digest(source: Source, listing: Listing, workdir: Workdir) -> str:
-    """Return a digest of the content of the source. A file of the same size and version keeps its digest.
+    """Return a digest of the content of the source; empty if no earlier intake knows the same paths.
 
-    Reads only files that changed since they were read last, by an intake or here, where the owner of the directory remembers
-    it for the next run. Empty where no earlier intake knows these paths.
+    Only files whose size or version has changed since they were last read are read again. If this run holds the lease, their
+    new digests are remembered for the next run.
     """
     known = _recall(workdir)
     looked_at = [e for e in listing.entries if e.verdict is None]
@@ -288,7 +294,7 @@ def source_digest(source: Source, listing: Listing, workdir: Workdir) -> str:
 
 
 def _table(listing: Listing, records: list[Record]) -> Examples:
-    """One row for each entry of the listing; `records` are those of the entries without a verdict, in order."""
+    """Return the table, with a row for each entry. `records` are those of the entries without a verdict, in order."""
     entries, decoded = listing.entries, iter(records)
     rows = [next(decoded) if e.verdict is None else {"status": e.verdict, "reason": e.reason} for e in entries]
     columns: dict[str, list[object]] = {name: [r.get(name, blank) for r in rows] for name, blank in _BLANK.items()}
@@ -301,7 +307,7 @@ def _table(listing: Listing, records: list[Record]) -> Examples:
 
 
 def _known(listing: Listing, examples: Examples) -> dict[str, tuple[int, str, str]]:
-    """Return what is remembered of each file: see `_remember`."""
+    """Return what `_remember` writes, by the path of the file."""
     columns = (examples[name] for name in ("sha256", "status", "reason"))
     return {
         e.path: (e.num_bytes, e.version, digest + _LACKS_PLUGIN if lacks_plugin(status, reason) else digest)
@@ -311,14 +317,14 @@ def _known(listing: Listing, examples: Examples) -> dict[str, tuple[int, str, st
 
 
 def _content(digest: str) -> str:
-    """Return what stands for the content of a file. It changes when the plugin is installed that the file needs."""
+    """Return the digest that stands for the content of a file. Installing the plugin that the file needs changes it."""
     return digest.removesuffix(_LACKS_PLUGIN) if digest.endswith(_LACKS_PLUGIN) and can_read_heic() else digest
 
 
 def _remember(workdir: Workdir, known: Mapping[str, tuple[int, str, str]]) -> None:
     """Write size, version and SHA-256 of the file at each path.
 
-    The last is empty if the file could not be read, and has the suffix `_LACKS_PLUGIN` if its plugin was not installed.
+    The SHA-256 is empty if the file could not be read, and has the suffix `_LACKS_PLUGIN` if its plugin was not installed.
     """
     table = pa.table(
         {

@@ -95,7 +95,7 @@ def _with_groups(examples: Examples, group_from: str | None) -> Examples:
 
 
 class _Draft:
-    """Columns of the table while they are being decided."""
+    """The columns of the table that this stage changes. Each method decides about one question."""
 
     def __init__(self, examples: Examples) -> None:
         self._examples = examples
@@ -148,7 +148,7 @@ class _Draft:
 
     @cached_property
     def units(self) -> np.ndarray:
-        """What is never divided, by its number; first asked for when the groups of copies are known."""
+        """The `units` of the examples, which no split divides. They are computed once, so use them only after `group`."""
         return self.examples().units
 
     def exclude_label_conflicts(self) -> None:
@@ -169,7 +169,7 @@ class _Draft:
             )
 
     def drop_or_refuse_small_classes(self, drop: bool) -> None:
-        """Drop or refuse classes with too few groups: one for each split made here, or two for training in given splits."""
+        """Drop or refuse small classes. A class needs two training photos if splits are given, otherwise three groups."""
         of_class = defaultdict(list)
         for index in self._usable():
             of_class[self._label(index)].append(index)
@@ -247,10 +247,10 @@ class _Draft:
 
 
 def _draw(content: dict[int, str], label: dict[int, str], wanted: dict[str, float], seed: int) -> dict[int, str]:
-    """Draw the split of each group, class by class, by thresholds on a hash of its content.
+    """Return the split of each group, drawn class by class by thresholds on a hash of its content.
 
-    If the thresholds leave a wanted split without a group of a class, the next group in hash order is moved there, as long
-    as train keeps one.
+    If the thresholds give a split no group of a class, it gets the next group in the order of the hashes, as long as one
+    group is left for train.
     """
     position = {g: int(sha256(f"{seed}:{c}".encode()).hexdigest()[:13], 16) / 16**13 for g, c in content.items()}
     of_class = defaultdict(list)
