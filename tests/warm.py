@@ -90,9 +90,11 @@ class _Server:
             try:
                 socket.send_fds(self._requests, [len(message).to_bytes(_SIZE_BYTES)], streams)
                 self._requests.sendall(message)
-                return int.from_bytes(self._requests.recv(_SIZE_BYTES))
+                answer = self._requests.recv(_SIZE_BYTES)
             finally:
                 _adopt_orphans(False)
+        assert answer, "the process that forks for the tests has ended"
+        return int.from_bytes(answer)
 
 
 class WarmStart(subprocess.Popen):
