@@ -23,15 +23,15 @@ from job.sources.local import IMAGE_EXTENSIONS
 from job.sources.opening import opened
 from job.text.untrusted import unguarded
 
-_MAX_BYTES = 2 << 30  # Of a table in memory: a small compressed file may claim to be endless.
+_MAX_BYTES = 2 << 30  # The largest unpacked table. A small compressed file can unpack to any size.
 _SEPARATORS = (",", ";", "\t")
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Cells as text, each row with its number as a spreadsheet shows it (the header of a CSV is row 1).
+    """The cells of a table as text. Rows have the numbers that a spreadsheet shows (the header of a CSV is row 1).
 
-    A column whose values are no text (lists, pictures, dates) is named in `odd`, with what it holds, and has empty cells.
+    If the values of a column are not text (lists, pictures, dates), its cells are empty, and `odd` says what they hold.
     """
 
     names: list[str]
@@ -45,11 +45,13 @@ class Grid:
 
 
 def read_grid(file: Path, table: str, known: frozenset[str]) -> Grid:
-    """Return the cells of a table. `table` is what messages call it; `known` are names of columns, as `plain` writes them.
+    """Return the cells of a table.
+
+    `table` is its name in messages. `known` are the column names that the job looks for, as `plain` writes them.
 
     Raises:
-        DataUnusable: where the file cannot be read as a table.
-        UsageError: where a library that reads it is not installed.
+        DataUnusable: if the file cannot be read as a table.
+        UsageError: if a library that reads it is not installed.
     """
     name = file.name.lower()
     try:
@@ -64,15 +66,15 @@ def read_grid(file: Path, table: str, known: frozenset[str]) -> Grid:
     except (gzip.BadGzipFile, EOFError, zipfile.BadZipFile) as error:
         raise DataUnusable(f"{table}: its compression is damaged ({error}). Save it again, as .csv in UTF-8.") from error
     except OSError as error:
-        if error.errno:  # Else it is pyarrow that cannot make sense of the file.
+        if error.errno:  # Without a number, the error is of pyarrow, which cannot read the file as a table.
             raise at_start(error, table, file) or error from None
         raise DataUnusable(f"{table}: cannot be read: {error}.") from error
-    except (csv.Error, pa.ArrowException, ValueError) as error:  # pyarrow lets names that are not UTF-8 through.
+    except (csv.Error, pa.ArrowException, ValueError) as error:  # pyarrow does not check that names are UTF-8.
         raise DataUnusable(f"{table}: cannot be read as a table: {error}. Save it again, as .csv in UTF-8.") from error
 
 
 def plain(name: str) -> str:
-    """Return the name of a column without what people write differently: case, blanks, hyphens."""
+    """Return the name of a column in one spelling: in lower case, with `_` for spaces and hyphens."""
     return name.strip().lstrip("#").strip().casefold().replace(" ", "_").replace("-", "_")
 
 
@@ -97,7 +99,7 @@ def _decoded(data: bytes, table: str) -> str:
 
 def _read_csv(text: str, table: str, known: frozenset[str]) -> Grid:
     text, skipped, options = _dialect(text, known)
-    end = ["end", "of", "table"]  # A quotation mark that is never closed swallows this row, too.
+    end = ["end", "of", "table"]  # If a quotation mark is never closed, this row becomes part of the cell before it.
     lines = chain(io.StringIO(text, newline=""), [options["delimiter"].join(end)])
     rows = [(number, cells) for number, cells in enumerate(csv.reader(lines, **options), 1 + skipped) if cells]
     if rows[-1][1] != end:
@@ -122,14 +124,14 @@ def _read_csv(text: str, table: str, known: frozenset[str]) -> Grid:
 
 
 def _fitted(cells: list[str], width: int) -> list[str]:
-    """Return the cells without blank ones behind the last column: some programs end each row with a separator."""
+    """Return the cells without blank ones behind the last column, because some programs end each row with a separator."""
     while len(cells) > width and not cells[-1].strip():
         cells = cells[:-1]
     return cells
 
 
 def _is_data(names: list[str], known: frozenset[str]) -> bool:
-    """Return whether a first row is no header but names a photo."""
+    """Return whether the first row names a photo, so that it is not a header."""
     return not {plain(name) for name in names} & known and any(is_named_like_a_photo(name) for name in names)
 
 
@@ -139,9 +141,10 @@ def is_named_like_a_photo(cell: str) -> bool:
 
 
 def _dialect(text: str, known: frozenset[str]) -> tuple[str, int, dict[str, Any]]:
-    """Return the text from its header on, how many lines were before it, and the separator that fits it best.
+    """Return the text from its header on, the number of lines before it, and the options for csv.reader.
 
-    What Excel calls `sep=;` says the separator. A line that begins with # is a comment, if it isn't the header itself.
+    A first line such as `sep=;`, which Excel understands, sets the separator. Lines that begin with # are comments, unless
+    they are the header itself.
     """
     skipped = 0
     delimiters: tuple[str, ...] = _SEPARATORS
@@ -160,7 +163,7 @@ def _dialect(text: str, known: frozenset[str]) -> tuple[str, int, dict[str, Any]
 
 
 def _header(text: str, delimiters: tuple[str, ...], known: frozenset[str]) -> tuple[int, int, str]:
-    """Return how many known columns and how many columns the header has, under the separator that makes most of it."""
+    """Return the numbers of known columns and of columns, with the separator that finds the most of them."""
 
     def sense(delimiter: str) -> tuple[int, int]:
         header = next((cells for cells in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if cells), [])
@@ -214,7 +217,7 @@ def _read_excel(file: Path, table: str) -> Grid:
             cells = [
                 (number, [_text(value) for value in row]) for number, row in enumerate(sheet.iter_rows(values_only=True), 1)
             ]
-        except (KeyError, IndexError, TypeError, AttributeError, SyntaxError) as error:  # What damaged XML raises there.
+        except (KeyError, IndexError, TypeError, AttributeError, SyntaxError) as error:  # Damaged XML raises them.
             raise DataUnusable(f"{table}: cannot be read as an Excel table: {error}. Save it as .csv.") from error
     rows = [(number, row) for number, row in cells if any(cell.strip() for cell in row)]
     if len(rows) < 2:
@@ -244,7 +247,7 @@ def _read_parquet(file: Path, table: str) -> Grid:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    """Return whether values of this type have one obvious spelling."""
+    """Return whether there is only one way to write the values of a type as text."""
     if pa.types.is_dictionary(kind):
         return _is_text(kind.value_type)
     tests = (
@@ -268,7 +271,7 @@ def _texts(column: pa.ChunkedArray) -> list[str]:
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        column = column.cast(pa.large_binary())  # Text that is not UTF-8 would end the reading of all rows.
+        column = column.cast(pa.large_binary())  # So text that is not UTF-8 does not stop the reading.
     return [_text(value) for value in column.to_pylist()]
 
 
@@ -276,9 +279,9 @@ def _text(value: object) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)) or isinstance(value, list | dict):
         return ""
     if isinstance(value, bytes):
-        return value.decode("utf-8", "surrogateescape")  # A file name that is not UTF-8 finds its file.
+        return value.decode("utf-8", "surrogateescape")  # So a file name that is not UTF-8 finds its file.
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, float) and value.is_integer():  # Where a number is missing, pandas makes floats of them all.
+    if isinstance(value, float) and value.is_integer():  # pandas makes floats of all numbers if one is missing.
         return str(int(value))
     return str(value)

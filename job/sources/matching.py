@@ -1,4 +1,4 @@
-"""Rows whose path finds no file: which spelling of it does, and what the user can change so that they match."""
+"""Help for rows whose path finds no file: other spellings of the path, and changes that would make the rows match."""
 
 import os
 import re
@@ -23,7 +23,7 @@ Find = Callable[[str], str | None]
 
 
 class _Remedy(NamedTuple):
-    """A change that would make rows match: how many of those without a file, what to change, a row with its file."""
+    """A change that would make rows match: how many rows, what to change, and an example: a path and its file."""
 
     num_rows: int
     change: str
@@ -33,7 +33,7 @@ class _Remedy(NamedTuple):
 
 @dataclass
 class Matching:
-    """Looks for the files of rows that find none, in all files below the root. `table` is what messages call the table."""
+    """The search for the files of rows that find none, among all files below the root. `table` is its name in messages."""
 
     files: Files
     table: str
@@ -41,10 +41,11 @@ class Matching:
     notes: tuple[str, ...] = field(default=())
 
     def forgive(self, missing: Sequence[tuple[int, str]], num_rows: int) -> Iterator[tuple[int, str]]:
-        """Yield the rows that find exactly one file with another spelling, by their place, with the path of that file.
+        """Yield (index, path of the file) for each row that finds exactly one file under another spelling of its path.
 
-        Spellings differ in letter case, in Unicode form or in a missing extension. Where no row at all finds a file, a part
-        at the beginning of all paths may be dropped, if then every row does. `num_rows` is how many rows name a path.
+        Spellings differ in letter case, Unicode form or a missing extension. If no row finds a file, a beginning that all
+        paths share is dropped, but only if then every row finds one. `missing` has (index, path) of the rows without a file.
+        `num_rows` is the number of rows that name a path.
         """
         spelled = {k: file for k, path in missing if (file := self._find_spelled(path))}
         if spelled:
@@ -62,10 +63,10 @@ class Matching:
                     yield k, self._find_spelled(_slashes(path)[len(prefix) :]) or ""
 
     def refuse(self, rows: Sequence[Row], missing: Sequence[Row]) -> None:
-        """Say what would make rows match that find no file.
+        """Add a note that says what would make the rows match that find no file.
 
         Raises:
-            DataUnusable: where no row finds one.
+            DataUnusable: if no row finds a file.
         """
         if not missing:
             return
@@ -184,7 +185,7 @@ def _remedy(change: str, paths: Sequence[str], find: Find) -> _Remedy:
 
 
 def _shared_prefix(paths: Sequence[str], find: Find) -> str:
-    """Return the shortest beginning that all paths share and without which each finds a file; empty where there is none."""
+    """Return the shortest beginning that all paths share and without which each finds a file; empty if there is none."""
     paths = [_slashes(path) for path in paths]
     for prefix in _prefixes(paths[0]):
         if "://" not in prefix and all(path.startswith(prefix) and find(path[len(prefix) :]) for path in paths):
@@ -201,7 +202,7 @@ def _slashes(path: str) -> str:
 
 
 def _spelling(path: str) -> str:
-    """Return what spellings of one name share. Composed and decomposed letters are one, small and capital ones, too."""
+    """Return a name in one spelling. Names that differ only in letter case or Unicode form have the same spelling."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
 
 

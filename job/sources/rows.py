@@ -1,4 +1,4 @@
-"""What a table of labels says, row by row, before anybody looks at the files that it names."""
+"""The rows of a table of labels, as they are written. `tables.py` looks for the files that they name."""
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
@@ -9,7 +9,7 @@ from job.errors import DataUnusable, UsageError
 from job.sources.base import SPLITS, Reading
 from job.sources.grids import Grid, is_named_like_a_photo, plain, read_grid
 
-# The names that a column may have, best first. Of two names that stand together neither is preferred.
+# The names that a column may have, the most certain ones first. A table with two names of the same tuple is refused.
 _COLUMN_NAMES: dict[str, tuple[tuple[str, ...], ...]] = {
     "path": (
         ("path",),
@@ -29,7 +29,7 @@ _COLUMN_NAMES: dict[str, tuple[tuple[str, ...], ...]] = {
     "split": (("split",), ("set", "subset", "partition", "data_set", "dataset", "ml_use")),
 }
 _KNOWN = frozenset(name for tiers in _COLUMN_NAMES.values() for tier in tiers for name in tier)
-_UNASSIGNED = frozenset({"unassigned", "none", "na", "n/a", "nan", "null"})  # Splits that say that there is none.
+_UNASSIGNED = frozenset({"unassigned", "none", "na", "n/a", "nan", "null"})  # These words in a split column mean no split.
 _TRUTH_VALUES = frozenset({"0", "1", "0.0", "1.0", "true", "false"})
 _TRUE = frozenset({"1", "1.0", "true"})
 _BOXES = ({"xmin", "ymin", "xmax", "ymax"}, {"x_min", "y_min", "x_max", "y_max"}, {"x1", "y1", "x2", "y2"}, {"bbox"})
@@ -39,9 +39,9 @@ _WAY_OUT = "Give a table with one label for each photo"
 
 @dataclass(frozen=True)
 class Row:
-    """A row by its number as a spreadsheet shows it (the header of a CSV is row 1); `fault` where it cannot be read.
+    """A row of a table, with its number as a spreadsheet shows it (the header of a CSV is row 1).
 
-    `split` is train, val, test or empty. `says` is what the table says about the split.
+    `split` is train, val, test or empty, and `says` is the text in the split column. `fault` says why the row is refused.
     """
 
     number: int
@@ -55,7 +55,10 @@ class Row:
 
 @dataclass(frozen=True)
 class LabelTable:
-    """The rows of a table. `names` is its header, and `columns` are the names of those that were taken, by what for."""
+    """The rows of a table, and notes for the user. `names` is its header.
+
+    `columns` has the names of the columns that were chosen for path, label, split and group.
+    """
 
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
@@ -64,13 +67,14 @@ class LabelTable:
 
 
 def read_rows(file: Path, *, labelled: bool, called: str = "", reading: Reading | None = None) -> LabelTable:
-    """Return the rows of a table, with blanks around labels and splits taken away.
+    """Return the rows of a table, without spaces around labels, splits and groups.
 
-    `called` is what messages call it, where that isn't where it lies.
+    `called` is the name of the table in messages; by default it is the path of `file`. Without `labelled`, only the paths
+    are read.
 
     Raises:
-        DataUnusable: where it cannot be read, its columns cannot be told, or photos have more than one label.
-        UsageError: where a column that a setting names isn't there.
+        DataUnusable: if it cannot be read, its columns are not clear, or photos have more than one label.
+        UsageError: if a column that a setting names does not exist.
     """
     table, reading = called or str(file), reading or Reading()
     grid = read_grid(file, table, _KNOWN)
@@ -91,12 +95,12 @@ def read_rows(file: Path, *, labelled: bool, called: str = "", reading: Reading 
 
 
 def several_labels(table: str, what: str, way_out: str = _WAY_OUT) -> DataUnusable:
-    """Return the refusal of a table that labels photos more than once."""
+    """Return the error for a table in which photos have more than one label."""
     return DataUnusable(f"{table}: {what}. {_ONE_CLASS}. {way_out}.")
 
 
 class _Columns:
-    """Decides which column of a table is what. `classes` are columns of 0 and 1 where each stands for a class."""
+    """The search for the columns of a table. `classes` are the columns of 0 and 1 that stand for a class each."""
 
     def __init__(self, table: str, grid: Grid, reading: Reading) -> None:
         self.table, self.grid, self.reading = table, grid, reading
@@ -104,10 +108,11 @@ class _Columns:
         self.notes: tuple[str, ...] = ()
 
     def find(self) -> dict[str, int | None]:
-        """Return the place of each column by what it is for, None where the table has none.
+        """Return the indices of the columns for path, label, split and group; None for one that the table does not have.
 
         Raises:
-            DataUnusable, UsageError: as `read_rows`.
+            DataUnusable: if a column is missing or not clear, or photos have more than one label.
+            UsageError: if a column that a setting names does not exist.
         """
         path, label = self._column("path"), self._column("label")
         if label is None:
@@ -124,7 +129,7 @@ class _Columns:
         return found
 
     def find_path(self) -> int | None:
-        """Return the place of the column of paths."""
+        """Return the index of the column of paths. Raises: DataUnusable, UsageError."""
         path, _ = self._of_two(self._column("path"), self._column("label") if len(self.grid.names) == 2 else None)
         self._check({"path": path})
         return path
@@ -160,7 +165,7 @@ class _Columns:
         return None
 
     def _of_two(self, path: int | None, label: int | None) -> tuple[int | None, int | None]:
-        """Return the columns of path and label, where a table has two columns and at most one of them is known."""
+        """Return the columns of path and label. If a table has only two columns, one known column decides about both."""
         if len(self.grid.names) != 2 or (path is not None and label is not None and path != label):
             return path, label
         if (path is None and label is None) or path == label:
@@ -169,7 +174,7 @@ class _Columns:
         return (path, 1 - path) if path is not None else (1 - (label or 0), label)
 
     def _split(self) -> int | None:
-        """Return the column of splits. One that has another likely name counts where most of its values are splits."""
+        """Return the column of splits. If its name is not `split`, most of its values must be splits."""
         split = self._column("split")
         if split is None or self.reading.split_column is not None or plain(self.grid.names[split]) == "split":
             return split
@@ -194,10 +199,10 @@ class _Columns:
                 )
 
     def _class_columns(self, taken: Collection[int]) -> list[int]:
-        """Return the columns that look like a class each: two or more that hold nothing but 0 and 1.
+        """Return the columns that seem to stand for a class each: two or more that contain only 0 and 1.
 
         Raises:
-            DataUnusable: where a photo has more than one class.
+            DataUnusable: if a photo has more than one class.
         """
         grid = self.grid
         values: dict[int, set[str]] = defaultdict(set)
@@ -221,9 +226,10 @@ class _Columns:
         return found
 
     def _check(self, found: dict[str, int | None]) -> None:
-        """
+        """Check that the columns were found and contain text.
+
         Raises:
-            DataUnusable: where a column is missing, or holds what is no text.
+            DataUnusable: if one does not.
         """
         grid = self.grid
         missing = [kind for kind in ("path", "label") if kind in found and found[kind] is None]
@@ -260,7 +266,7 @@ class _Columns:
         return bool(self.reading.test_values or self.reading.val_values)
 
     def split_of(self, says: str) -> str:
-        """Return train, val or test for what a row says about its split; empty where it names none of them."""
+        """Return train, val or test for the text in the split column; empty if it means none of them."""
         if not self._has_values:
             return SPLITS.get(says.lower(), "")
         if says in self.reading.test_values:
@@ -283,24 +289,25 @@ def _row(number: int, cells: list[str], grid: Grid, found: dict[str, int | None]
 
 
 def is_unassigned(says: str) -> bool:
-    """Return whether a table says of a row that it is in no split."""
+    """Return whether the text in the split column means no split."""
     return says.lower() in _UNASSIGNED
 
 
 def _trimmed(text: str) -> str:
-    """Return the text without blanks around it, in valid Unicode."""
+    """Return the text without spaces around it, in valid Unicode."""
     text = text.strip()
     return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _refuse_joined_labels(table: str, labels: Collection[str]) -> None:
-    """Refuse labels like `cat|dog` and `cat dog`, where cat and dog are labels, too.
+    """Refuse labels such as `cat|dog` and `cat dog`, if cat and dog are labels, too.
 
-    `Tomato, red` beside `Tomato, green` and `Apple, red` names single classes in two parts: there every part keeps its
-    place, and none stands alone. Names of two words are common, so that joined by a blank each part must stand alone.
+    Classes such as `Tomato, red`, `Tomato, green` and `Apple, red` are accepted: none of the parts is a label by itself, and
+    each part is always at the same place. Names of two words are common. So if a space joins the parts, the label is refused
+    only if all parts are labels.
 
     Raises:
-        DataUnusable
+        DataUnusable: if there is such a label.
     """
     for separator in "|;, ":
         joined = {label: _pieces(label, separator) for label in labels if separator in label}

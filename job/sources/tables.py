@@ -1,4 +1,4 @@
-"""Photos named by a table: each row is judged alone and listed, with the number by which a spreadsheet shows it."""
+"""The photos that a table names. Each row becomes an entry, and messages give its number as a spreadsheet shows it."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
@@ -17,16 +17,16 @@ from job.sources.rows import LabelTable, Row, is_unassigned, read_rows, several_
 from job.storage.bucket.downloads import local_copy
 from job.storage.bucket.objects import is_remote
 
-# Beyond this share of photos, different labels of one photo are what the table is for, and not a mistake in it.
+# If more than this share of the photos have several labels, that is the purpose of the table, and not a mistake in it.
 _MAX_CONFLICTS = 0.1
 KINDS = f"a table ({', '.join(TABLE_EXTENSIONS[:6])})"
 
 
 def local_table(labels: str) -> str:
-    """Return the whole path of the table that `--labels` names.
+    """Return the absolute path of the table that `--labels` names.
 
     Raises:
-        UsageError: where there is none.
+        UsageError: if there is no such table, or this user cannot read it.
     """
     table = Path(labels)
     if not table.is_file():
@@ -39,9 +39,9 @@ def local_table(labels: str) -> str:
 
 @dataclass(frozen=True)
 class TableSource:
-    """A table of path, label and perhaps split; paths are relative to `photos`, and nothing outside it is ever opened.
+    """A table of paths and labels, and perhaps splits and groups. Its paths are relative to `photos`, which opens the files.
 
-    `table` is a path or the URI of an object. Where `lists_folder` is set, files that no row names are listed as well.
+    `table` is a path or the URI of an object. With `lists_folder`, files that no row names become entries, too.
     """
 
     photos: PhotoFolder
@@ -62,9 +62,10 @@ class TableSource:
         self.photos.prepare()
 
     def listing(self) -> Listing:
-        """
+        """Return the photos that the table names, with its labels.
+
         Raises:
-            DataUnusable: where the table cannot be read, labels nothing, names no files, or gives photos several labels.
+            DataUnusable: if the table cannot be read, has no labels, names no files, or gives photos several labels.
         """
         tables = [(self.table, "")]
         files = self.photos.files()
@@ -78,7 +79,7 @@ class TableSource:
 
 
 class _Judged(NamedTuple):
-    """A row, what messages call it, and the entry that it became."""
+    """A row, its name in messages, and the entry that it became."""
 
     row: Row
     name: str
@@ -90,11 +91,11 @@ def list_tables(
 ) -> Listing:
     """Return the photos that tables name, with the labels that they give.
 
-    `tables` are paths or URIs, a relative one below the root of `files`, each with the folder that its paths begin at. With
-    `lists_folder`, files that no row names are listed, too.
+    `tables` are paths below the root of `files`, or absolute paths or URIs, each with the folder at which the paths in the
+    table begin. With `lists_folder`, files that no row names become ignored entries.
 
     Raises:
-        DataUnusable: where a table cannot be read, labels nothing, names no files, or gives photos several labels.
+        DataUnusable: if a table cannot be read, has no labels, names no files, or gives photos several labels.
     """
     read = [(_located(files, name), folder, _read(files, name, reading, labelled=labelled)) for name, folder in tables]
     called = read[0][0] if len(read) == 1 else f"{len(read)} tables in {files.uri}"
@@ -151,7 +152,7 @@ def _read(files: Files, name: str, reading: Reading, *, labelled: bool) -> Label
 
 
 def _with_splits(read: Sequence[tuple[str, str, LabelTable]], tables: Sequence[tuple[str, str]]) -> dict[str, Split] | bool:
-    """Return whether rows have a split; or, where they don't and lie in split folders, the splits by the folder's name."""
+    """Return True if rows have a split, the splits by folder name if the photos are in split folders, otherwise False."""
     if any(row.says and not is_unassigned(row.says) for _, _, table in read for row in table.rows):
         return True
     folders = {folder for _, folder in tables if folder}
@@ -175,7 +176,7 @@ def _refuse_several_labels(table: str, rows_of_photo: dict[str, list[_Judged]]) 
 
 
 def _unnamed(below: Listing, root: str, tables: Collection[str], named: Collection[str]) -> Iterator[Entry]:
-    """Yield entries for the files below the root that are in no row."""
+    """Yield an ignored entry for each file below the root that no row names."""
     root = root.rstrip("/") + "/"
     own = {to_text(table.removeprefix(root)) for table in tables if table.startswith(root)}
     for entry in below.entries:
@@ -189,7 +190,7 @@ def _unnamed(below: Listing, root: str, tables: Collection[str], named: Collecti
 
 @dataclass
 class _Judge:
-    """`splits`: whether rows have a split; or the splits by the folder that a photo lies in."""
+    """Makes entries of rows. `splits` is as `_with_splits` returns it."""
 
     files: Files
     labelled: bool
@@ -209,7 +210,7 @@ class _Judge:
         return notes
 
     def entries(self, table: LabelTable, folder: str, of_table: str, matching: Matching) -> Iterator[_Judged]:
-        """Yield each row with its entry, judged by itself."""
+        """Yield each row with its entry. Rows that name the same photo are compared later, in `_judge_copies`."""
         found = [self.files.find(folder + row.path) if _names_a_path(row) else "" for row in table.rows]
         rows = [row for row in table.rows if _names_a_path(row)]
         missing = [k for k, row in enumerate(table.rows) if _names_a_path(row) and not isinstance(found[k], FoundFile)]
@@ -260,7 +261,7 @@ def _names_a_path(row: Row) -> bool:
 
 
 def _judge_copies(rows: list[_Judged]) -> list[_Judged]:
-    """Judge rows of one photo: where they contradict each other nobody knows which one is right, else the first is used."""
+    """Settle rows that name the same photo: use the first and ignore the others, or quarantine all if they contradict."""
     for what in ("label", "split", "group"):
         if len({getattr(one.entry, what) for one in rows}) > 1:
             return [one._replace(entry=_in_conflict(one, _other(one, rows, what), what)) for one in rows]
@@ -269,7 +270,7 @@ def _judge_copies(rows: list[_Judged]) -> list[_Judged]:
 
 
 def _other(one: _Judged, rows: list[_Judged], what: str) -> _Judged:
-    """Return the first row that says something else."""
+    """Return the first row that has another value for `what`."""
     return next(other for other in rows if getattr(other.entry, what) != getattr(one.entry, what))
 
 
@@ -279,7 +280,7 @@ def _in_conflict(one: _Judged, other: _Judged, what: str) -> Entry:
 
 
 def _with_own_paths(refused: list[_Judged], taken: set[str]) -> Iterator[Entry]:
-    """Yield every row as an entry of its own: a path that stands in the listing already gets the number of its row."""
+    """Yield an entry with a unique path for each refused row: the number of the row is added to a path that is taken."""
     for one in sorted(refused, key=lambda one: one.row.number):
         path = one.entry.path
         while path in taken:

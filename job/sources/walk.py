@@ -1,4 +1,4 @@
-"""The walk through the folders of a source: an entry for each file, whatever its folders mean."""
+"""The walk through the folders of a source. It makes an entry for each file; `layout.py` decides what folders mean."""
 
 import errno
 import re
@@ -33,7 +33,7 @@ def is_junk_folder(name: str) -> bool:
 
 
 def is_folder(child: Child) -> bool:
-    """Return whether a child is a folder, also behind a link. A link that leads back to itself is none. Raises: OSError."""
+    """Return whether a child is a folder or a link to one. A link that leads back to itself is not. Raises: OSError."""
     try:
         return child.is_dir()
     except OSError as error:
@@ -52,7 +52,7 @@ def quarantined(path: str, label: str | None, split: Split | None, reason: str) 
 
 @dataclass
 class Walk:
-    """Goes down into folders and gathers an entry for each file. `outputs` are the paths of folders left out."""
+    """A walk that gathers an entry for each file. `outputs` are the paths of outputs of this job, which it skips."""
 
     files: Files
     entries: list[Entry] = field(default_factory=list)
@@ -71,7 +71,7 @@ class Walk:
         return notes
 
     def followed(self, child: Child) -> Child | str:
-        """Return the file or folder that a child is, with links followed; or what is wrong with the link."""
+        """Return the child, or the target of a link; or, in words, what is wrong with the link."""
         return self.files.follow(child) if child.is_symlink() else child
 
     def folders_beside_files(self, folder: str, prefix: str) -> list[Child]:
@@ -98,9 +98,9 @@ class Walk:
             self.below(followed.path, path + "/", label, split)
 
     def below(self, folder: str, prefix: str = "", label: str | None = None, split: Split | None = None) -> None:
-        """Gather as `folder` does, from the place of a folder; the root is at the empty place."""
+        """Gather the files of a folder, which is given by its `Child.path` ("" for the root), and of all folders below."""
         seen: set[object] = set()
-        waiting = [(folder, prefix)]  # No recursion: folders may lie deeper than Python's stack.
+        waiting = [(folder, prefix)]  # No recursion, because folders can be nested deeper than Python's stack.
         while waiting:
             folder, prefix = waiting.pop()
             try:
@@ -119,7 +119,7 @@ class Walk:
             waiting += reversed([(child.path, path + "/") for child, path in self._files(children, prefix, label, split)])
 
     def _is_output(self, folder: Child, path: str) -> bool:
-        """Return whether the job has made a folder its own. Then the folder becomes an entry, and nothing in it does."""
+        """Return whether a folder is an output of this job. If it is, it becomes one ignored entry."""
         found = self.files.is_output(folder.path)
         if found:
             self.outputs.append(path)
@@ -132,7 +132,7 @@ class Walk:
         """Make an entry for each file, and yield the folders beside them with their paths."""
         for child in children:
             path = prefix + to_text(child.name)
-            if is_junk_folder(child.name):  # Before the link or the folder is looked at: it may be unreadable.
+            if is_junk_folder(child.name):  # Checked before the folder is opened, because it may be unreadable.
                 self.entries.append(_junk_folder(path))
                 continue
             found = self.followed(child)
@@ -158,5 +158,5 @@ class Walk:
 
 
 def _junk_folder(path: str) -> Entry:
-    """Make one entry for the whole folder: nobody's photos are in it."""
+    """Return one ignored entry for a whole folder that cannot have the user's photos in it."""
     return ignored(f"{path}/", "a folder that systems leave beside photos")
