@@ -539,8 +539,8 @@ def test_columns_and_folds_are_named_on_the_command_line_and_what_was_understood
     flags = "--path-column where --label-column kind --split-column fold --group-column who --test-values 3,4 --val-values 2"
     done = run_job("explore", "--data", painted_table.parent / "folds.csv", "--out", tmp_path / "out", *flags.split())
     assert done.returncode in (0, 65), done.stderr
-    first = [line for line in done.stdout.splitlines() if "classes, from" in line or "Splits, from" in line]
+    first = [line for line in done.stderr.splitlines() if "classes, from" in line or "Splits, from" in line]
     assert "column 'kind' of folds.csv" in first[0] and "column 'fold' of folds.csv: train" in first[1]
     table = pq.read_table(tmp_path / "out" / "examples.parquet").to_pydict()
-    assert len(set(filter(None, table["given_group"]))) > 5
+    assert len(set(filter(None, table["given_group"]))) == 4
     assert first[0] in (tmp_path / "out" / "report.html").read_text().replace("&#39;", "'")
