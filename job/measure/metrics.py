@@ -31,13 +31,17 @@ class Scores(TypedDict):
     balanced_accuracy: float
     macro_f1: float
     log_loss: float
-    ece: float
-    ece_bins: int
+    log_loss_uncalibrated: NotRequired[float]
+    ece: NotRequired[float]
+    ece_uncalibrated: NotRequired[float]
+    ece_floor: NotRequired[float]
+    ece_bins: NotRequired[int]
+    mean_confidence: NotRequired[float]
     used_for_choices: NotRequired[bool]
     by_group: NotRequired[GroupScores]
 
 
-def summary(labels_N: np.ndarray, probabilities_NC: np.ndarray, ece_bins: int) -> Scores:
+def summary(labels_N: np.ndarray, probabilities_NC: np.ndarray) -> Scores:
     """Return the scores of a classifier. Means over classes leave out classes without examples."""
     with spent_once("imports"):
         from sklearn.metrics import f1_score, log_loss, recall_score
@@ -52,8 +56,6 @@ def summary(labels_N: np.ndarray, probabilities_NC: np.ndarray, ece_bins: int) -
         "balanced_accuracy": float(recall_score(labels_N, predicted, labels=present, average="macro")),
         "macro_f1": float(f1_score(labels_N, predicted, labels=present, average="macro", zero_division=0)),
         "log_loss": float(log_loss(labels_N, probabilities_NC, labels=range(probabilities_NC.shape[1]))),
-        "ece": expected_calibration_error(labels_N, probabilities_NC, ece_bins),
-        "ece_bins": ece_bins,
     }
 
 
@@ -91,15 +93,6 @@ def wilson(successes: int, trials: int, confidence: float = 0.95) -> list[float]
         return [0.0, 1.0]
     interval = binomtest(successes, trials).proportion_ci(confidence, method="wilson")
     return [float(interval.low), float(interval.high)]
-
-
-def expected_calibration_error(labels_N: np.ndarray, probabilities_NC: np.ndarray, bins: int) -> float:
-    """Return the mean difference between confidence and accuracy over equally wide confidence bins (Guo et al., 2017)."""
-    confidence = probabilities_NC.max(1)
-    correct = probabilities_NC.argmax(1) == labels_N
-    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = [abs(confidence[bin_of == b].sum() - correct[bin_of == b].sum()) for b in range(bins)]
-    return float(np.sum(gaps) / len(labels_N))
 
 
 def confusion(labels_N: np.ndarray, predicted_N: np.ndarray, num_classes: int) -> np.ndarray:

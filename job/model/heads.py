@@ -27,9 +27,13 @@ class Head:
     def zeros(cls, feature_width: int, num_classes: int) -> "Head":
         return cls(np.zeros((feature_width, num_classes), np.float32), np.zeros(num_classes, np.float32))
 
+    def logits(self, features_ND: np.ndarray) -> np.ndarray:
+        """Return the logits, float64 (N, C)."""
+        return (features_ND.astype(np.float32) @ self.kernel_DC + self.bias_C).astype(np.float64)
+
     def probabilities(self, features_ND: np.ndarray) -> np.ndarray:
         """Return the softmax of the logits, float64 (N, C)."""
-        return softmax((features_ND.astype(np.float32) @ self.kernel_DC + self.bias_C).astype(np.float64), axis=1)
+        return softmax(self.logits(features_ND), axis=1)
 
 
 @dataclass(frozen=True)

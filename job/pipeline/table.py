@@ -129,7 +129,7 @@ _ROWS = (
     ),
     Stage(
         name="evaluate",
-        schema=3,
+        schema=4,
         after=("audit", "extract", "head", "fine_tune"),
         settings=("evaluate", "seed"),
         artifact="Evaluation",
@@ -140,7 +140,7 @@ _ROWS = (
     ),
     Stage(
         name="export",
-        schema=5,
+        schema=6,
         after=("audit", "extract", "head", "fine_tune", "evaluate"),
         settings=("export", "decoding"),
         artifact="Exported",

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from job.reporting import figures, times
-from job.reporting.summaries import Audited, HeadPath, Tuning
+from job.reporting.summaries import Audited, Evaluated, HeadPath, Tuning
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from job.measure.calibration import Bin
     from job.measure.probes import CurvePoint
 
 _MEDIA_TYPES = {".jpg": "image/jpeg", ".png": "image/png", ".svg": "image/svg+xml"}
@@ -22,6 +23,7 @@ def charts(
     audit: Audited | None,
     head: HeadPath | None,
     tuning: Tuning | None,
+    evaluation: Evaluated | None,
     records: times.Records,
 ) -> dict[str, str]:
     """Draw the charts for which there are numbers. Return data: URIs by name."""
@@ -30,6 +32,8 @@ def charts(
         drawn["head"] = _drawn(_head_chart(head))
     if tuning and len(tuning["history"]) > 1:
         drawn["tuning"] = _drawn(_tuning_chart(tuning["history"]))
+    if evaluation:
+        drawn["reliability"] = _drawn(_reliability_chart(evaluation["reliability"]))
     if records:
         drawn["times"] = _drawn(_times_chart(records))
     return drawn
@@ -72,6 +76,19 @@ def _tuning_chart(history: Sequence[Mapping[str, float]]) -> "Figure":
         ax.set(title=title, xlabel="epoch")
         ax.locator_params(axis="x", integer=True)
     axes[2].legend(frameon=False, fontsize=9)
+    return figure
+
+
+def _reliability_chart(bins: "Sequence[Bin]") -> "Figure":
+    """Draw accuracy against confidence: points with 95% intervals, larger where there are more photos."""
+    figure, (ax,) = figures.new_figure(4.2, 3.4)
+    confidences, accuracies = ([found[name] for found in bins] for name in ("confidence", "accuracy"))
+    ends = [[abs(found["accuracy_ci95"][k] - found["accuracy"]) for found in bins] for k in (0, 1)]
+    most = max(found["num_examples"] for found in bins)
+    ax.plot([0, 1], [0, 1], color=figures.SERIES[-1], linewidth=1, linestyle="--")
+    ax.errorbar(confidences, accuracies, ends, fmt="none", color=figures.SERIES[0], linewidth=1)
+    ax.scatter(confidences, accuracies, [8 + 70 * found["num_examples"] / most for found in bins], color=figures.SERIES[0])
+    ax.set(title="Share that is right", xlabel="confidence", xlim=(0, 1.02), ylim=(0, 1.02))
     return figure
 
 

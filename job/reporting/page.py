@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -26,6 +27,9 @@ from job.runtime.context import Context
 from job.storage.files import in_units
 from job.storage.workdir import Workdir
 from job.text.untrusted import escaped
+
+if TYPE_CHECKING:
+    from job.measure.metrics import Scores
 
 _ARTIFACTS = {
     "explore": "stages/explore/explore.json",
@@ -67,7 +71,7 @@ def page(config: ReportConfig, *, run: Run, timings: times.Records, context: Con
         raise StorageFailed(f"{workdir.path(_ARTIFACTS['explore'])}: missing or damaged. Run the same command again.")
     known = {name: record for name, record in timings.items() if name != "report"}  # The report is still being made.
     with context.telemetry.spent("drawing"):
-        drawn = charts(made["audit"], made["head"], made["tuning"], known)
+        drawn = charts(made["audit"], made["head"], made["tuning"], made["evaluation"], known)
     environment = _environment(workdir)
     style = environment.get_template("report.css.j2").render(heat_levels=_HEAT_LEVELS)
     text = environment.get_template("report.html.j2").render(
@@ -147,6 +151,7 @@ def _results(evaluation: Evaluated) -> dict[str, object]:
     scores = of_shipped(evaluation)
     test, leak_free = scores["test"], scores["test_leak_free"]
     other: Shipped = "fine_tuned" if shipped == "head" else "head"
+    unshipped = evaluation[other]
     names, matrix = evaluation["class_names"], evaluation["confusion"]
     cells = [(count, i, j) for i, row in enumerate(matrix) for j, count in enumerate(row) if count and i != j]
     confusions = [
@@ -159,10 +164,23 @@ def _results(evaluation: Evaluated) -> dict[str, object]:
         "by_group": test.get("by_group"),
         "num_correct": round(test["accuracy"] * test["num_examples"]),
         "leak_free": leak_free if leak_free and leak_free["num_examples"] != test["num_examples"] else None,
-        "other": other if evaluation[other] else None,
+        "other": other if unshipped else None,
+        "other_is_surer": bool(unshipped and unshipped["test"]["log_loss"] < test["log_loss"]),
+        "temperature": evaluation["temperatures"][shipped],
+        "calibration": _calibration(test),
         "confusions": confusions,
         "matrix": [[(count, _heat(count, sum(row)), i == j) for j, count in enumerate(row)] for i, row in enumerate(matrix)],
     }
+
+
+def _calibration(test: "Scores") -> Literal["as good as can be seen", "too sure", "not sure enough", "uneven"]:
+    """Return in which direction the confidence of a model errs, if it errs by more than chance does."""
+    if test["ece"] <= test["ece_floor"]:
+        return "as good as can be seen"
+    gap = test["mean_confidence"] - test["accuracy"]
+    if abs(gap) < test["ece"] / 2:
+        return "uneven"
+    return "too sure" if gap > 0 else "not sure enough"
 
 
 def _heat(count: int, total: int) -> int:

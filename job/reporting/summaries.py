@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from job.data.examples import ClassCounts
 
 if TYPE_CHECKING:  # These modules import libraries that only training needs.
+    from job.measure.calibration import Bin
     from job.measure.metrics import Scores
     from job.measure.probes import CurvePoint
     from job.measure.shortcuts import Shortcuts
@@ -177,9 +178,13 @@ Shipped = Literal["head", "fine_tuned"]
 
 
 class Details(TypedDict):
-    """Details of the shipped model in evaluation.json. `confusion` has a row for each given label."""
+    """Details of the shipped model in evaluation.json. `confusion` has a row for each given label.
+
+    `reliability` has the bins of the reliability diagram on the held-out photos.
+    """
 
     confusion: list[list[int]]
+    reliability: list[Bin]
     per_class: list[dict[str, object]]
     largest_class: dict[str, object]
     head_against_fine_tuned: dict[str, object] | None
@@ -189,6 +194,7 @@ class Evaluated(Details):
     """The content of evaluation.json."""
 
     shipped: Shipped
+    temperatures: dict[str, float]
     choice: dict[str, object]
     class_names: list[str]
     head: ModelScores

@@ -9,11 +9,17 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from scipy.special import softmax
 
 from job.config import EvaluateConfig
 from job.data.examples import Examples
 from job.measure import metrics
+from job.measure.calibration import (
+    calibrated,
+    calibration_error_floor,
+    expected_calibration_error,
+    reliability,
+    temperature,
+)
 from job.model.heads import Head
 from job.model.inputs import Inputs
 from job.model.network import Network
@@ -48,6 +54,11 @@ class Evaluation:
     def ships_fine_tuned(self) -> bool:
         return self.numbers["shipped"] == "fine_tuned"
 
+    @property
+    def temperature(self) -> float:
+        """The number by which the logits of the shipped model are divided, so that its probabilities are true."""
+        return self.numbers["temperatures"][self.numbers["shipped"]]
+
 
 def evaluate(
     config: EvaluateConfig,
@@ -65,18 +76,20 @@ def evaluate(
     val, test = examples.of("val"), examples.of("test")
     both = np.concatenate([val, test])
     rows = examples["row"][both]
-    probabilities = {"head": chosen_head.probabilities(features.rows(rows))}
+    logits = {"head": chosen_head.logits(features.rows(rows))}
     if tuned_weights is not None:
-        probabilities["fine_tuned"] = _tuned_probabilities(
-            network, chosen_head, tuned_weights, inputs, rows, context.telemetry
-        )
+        logits["fine_tuned"] = _tuned_logits(network, chosen_head, tuned_weights, inputs, rows, context.telemetry)
+    temperatures = {name: temperature(examples.labels[val], x[: len(val)]) for name, x in logits.items()}
+    probabilities = {name: calibrated(x, temperatures[name]) for name, x in logits.items()}
     on_val = {name: p[: len(val)] for name, p in probabilities.items()}
     shipped, choice = _choose(config, examples, val, on_val, context.seed)
     on_test = {name: p[len(val) :] for name, p in probabilities.items()}
-    scores = _scores(config, examples, val, on_val, test, on_test, context.seed)
+    plain = {name: calibrated(x, 1.0) for name, x in logits.items()}
+    scores = _scores(config, examples, val, test, probabilities, plain, context.seed)
     is_met = config.min_accuracy is None or scores[shipped]["test"]["accuracy"] >= config.min_accuracy
     numbers: Evaluated = {
         "shipped": shipped,
+        "temperatures": temperatures,
         "choice": choice,
         "class_names": list(examples.class_names),
         "head": scores["head"],
@@ -91,7 +104,7 @@ def evaluate(
     return Evaluation(numbers)
 
 
-def _tuned_probabilities(
+def _tuned_logits(
     network: Network, start: Head, weights: list[np.ndarray], inputs: Inputs, rows: np.ndarray, telemetry: Telemetry
 ) -> np.ndarray:
     """Return the fine-tuned model's probabilities. They are computed in float32, like the exported model's."""
@@ -107,7 +120,7 @@ def _tuned_probabilities(
     batches = run_batches(
         network.replicas, forward, lambda numbers: inputs.plain(rows[numbers]), len(rows), _BATCH_SIZE, telemetry
     )
-    return softmax(all_rows(batches)[0].astype(np.float64), axis=1)
+    return all_rows(batches)[0].astype(np.float64)
 
 
 def _choose(
@@ -143,28 +156,38 @@ def _scores(
     config: EvaluateConfig,
     examples: Examples,
     val: np.ndarray,
-    on_val: dict[str, np.ndarray],
     test: np.ndarray,
-    on_test: dict[str, np.ndarray],
+    probabilities: dict[str, np.ndarray],
+    plain: dict[str, np.ndarray],
     seed: int,
 ) -> dict[str, ModelScores]:
-    free = _leak_free(examples, test)
+    """Return the scores of each model. `probabilities`, and `plain` from before the temperature, are of val, then test."""
+    free = np.flatnonzero(_leak_free(examples, test)) + len(val)
+    both = np.concatenate([val, test])
 
-    def score(indices: np.ndarray, probabilities: np.ndarray) -> metrics.Scores:
-        labels = examples.labels[indices]
-        scores = metrics.summary(labels, probabilities, config.ece_bins)
+    def score(name: str, rows: np.ndarray) -> metrics.Scores:
+        labels, chosen = examples.labels[both[rows]], probabilities[name][rows]
+        scores = metrics.summary(labels, chosen)
+        correct, confidence = chosen.argmax(1) == labels, chosen.max(1)
+        scores |= {
+            "log_loss_uncalibrated": metrics.summary(labels, plain[name][rows])["log_loss"],
+            "ece": expected_calibration_error(confidence, correct, config.ece_bins),
+            "ece_uncalibrated": expected_calibration_error(plain[name][rows].max(1), correct, config.ece_bins),
+            "ece_floor": calibration_error_floor(confidence, config.ece_bins, seed),
+            "ece_bins": config.ece_bins,
+            "mean_confidence": float(confidence.mean()),
+        }
         if examples.has_given_groups:
-            correct = probabilities.argmax(1) == labels
-            scores["by_group"] = metrics.by_group(correct, examples.units[indices], config.bootstrap_samples, seed)
+            scores["by_group"] = metrics.by_group(correct, examples.units[both[rows]], config.bootstrap_samples, seed)
         return scores
 
     return {
         name: {
-            "val": {**score(val, on_val[name]), "used_for_choices": True},
-            "test": score(test, on_test[name]),
-            "test_leak_free": score(test[free], on_test[name][free]) if free.any() else None,
+            "val": {**score(name, np.arange(len(val))), "used_for_choices": True},
+            "test": score(name, np.arange(len(val), len(both))),
+            "test_leak_free": score(name, free) if len(free) else None,
         }
-        for name in on_test
+        for name in probabilities
     }
 
 
@@ -181,7 +204,9 @@ def _details(
     predicted = {name: p.argmax(1) for name, p in on_test.items()}
     train_labels = examples.labels[examples.of("train")]
     largest = int(np.bincount(train_labels).argmax())
+    sure, right = on_test[shipped].max(1), predicted[shipped] == labels
     details: Details = {
+        "reliability": reliability(sure, right, config.ece_bins),
         "confusion": metrics.confusion(labels, predicted[shipped], len(examples.class_names)).tolist(),
         "per_class": metrics.per_class(
             labels, predicted[shipped], groups, examples.class_names, config.bootstrap_samples, seed

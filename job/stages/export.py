@@ -64,13 +64,14 @@ def export(
     entries: Mapping[str, Entry],
     chosen_head: Head,
     tuned_weights: list[np.ndarray] | None,
+    temperature: float,
     network: Network,
     context: Context,
 ) -> Exported:
     """Save the shipped model, check it in a fresh process, and publish it.
 
     `bit_depth` is that of the data set. `entries` are the source's entries by path. `tuned_weights` are the shipped model's;
-    None if the head alone ships.
+    None if the head alone ships. Its logits are divided by `temperature`, in the weights of its last layer.
 
     Raises:
         Diverged: if a weight is not finite.
@@ -80,6 +81,8 @@ def export(
     tuned = network.tuned(chosen_head)
     if tuned_weights is not None:
         tuned.set_weights(tuned_weights)
+    last = tuned.get_layer("head")
+    last.set_weights([weight / temperature for weight in last.get_weights()])
     classifier = network.assembled(tuned)
     bad = [v.path for v in classifier.variables if not np.isfinite(np.asarray(v)).all()]
     if bad:
@@ -105,7 +108,7 @@ def export(
         context.stop.check()
         result = _check_parity(checker, config, folder, rules, examples, images, source, entries, context)
         (folder / "parity.json").write_text(json.dumps(result, indent=2) + "\n")
-        card = _model_card(rules, examples, network, folder, tuned_weights is not None)
+        card = _model_card(rules, examples, network, folder, tuned_weights is not None) | {"temperature": temperature}
         card["image_bytes"] = _what_bytes_it_takes(limits, result)
         (folder / "model.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         if not result["agrees"]:

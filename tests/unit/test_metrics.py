@@ -15,17 +15,15 @@ def test_wilson_interval_of_a_textbook_case():
 def test_summary_of_four_examples():
     labels = np.asarray([0, 0, 1, 2])
     probabilities = np.asarray([[0.8, 0.1, 0.1], [0.3, 0.6, 0.1], [0.2, 0.7, 0.1], [0.1, 0.1, 0.8]])
-    found = metrics.summary(labels, probabilities, ece_bins=10)
+    found = metrics.summary(labels, probabilities)
     assert found["num_examples"] == 4 and found["accuracy"] == 0.75
     assert found["balanced_accuracy"] == pytest.approx((0.5 + 1 + 1) / 3)
     assert found["macro_f1"] == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
     assert found["log_loss"] == pytest.approx(-np.log([0.8, 0.3, 0.7, 0.8]).mean())
-    # Bins by confidence: 0.8 and 0.8 (both right), 0.6 (wrong), 0.7 (right).
-    assert found["ece"] == pytest.approx((abs(1.6 - 2) + 0.6 + 0.3) / 4)
 
 
 def test_classes_without_examples_do_not_count():
-    found = metrics.summary(np.asarray([0, 0]), np.asarray([[0.9, 0.1, 0.0], [0.9, 0.1, 0.0]]), ece_bins=5)
+    found = metrics.summary(np.asarray([0, 0]), np.asarray([[0.9, 0.1, 0.0], [0.9, 0.1, 0.0]]))
     assert found["balanced_accuracy"] == 1 and found["macro_f1"] == 1
 
 

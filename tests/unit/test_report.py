@@ -138,7 +138,7 @@ def trained(context):
     )
 
 
-def evaluated(context, names=("daisy", "rose"), met=True, with_fine_tuned=True, num_leaks=1):
+def evaluated(context, names=("daisy", "rose"), met=True, with_fine_tuned=True, num_leaks=1, **on_test):
     folder = context.workdir.path("stages/evaluate/mistakes")
     folder.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (16, 16)).save(folder / "000.jpg")
@@ -148,11 +148,12 @@ def evaluated(context, names=("daisy", "rose"), met=True, with_fine_tuned=True, 
 
     def measured(count):
         shares = {"accuracy": (num - 3) / num, "accuracy_ci95": [0.69, 0.957], "balanced_accuracy": 0.875, "macro_f1": 0.874}
-        return {"num_examples": count, **shares, "log_loss": 0.3, "ece": 0.05, "ece_bins": 15}
+        sure = {"ece": 0.05, "ece_floor": 0.2, "ece_uncalibrated": 0.15, "ece_bins": 15, "mean_confidence": 0.9}
+        return {"num_examples": count, **shares, "log_loss": 0.3, "log_loss_uncalibrated": 0.4, **sure}
 
     model = {
         "val": measured(16) | {"used_for_choices": True},
-        "test": measured(num),
+        "test": measured(num) | on_test,
         "test_leak_free": measured(num - num_leaks),
     }
     pair = {"num_examples": 16, "only_first_correct": 1, "only_second_correct": 2, "difference": 0.0625}
@@ -170,6 +171,8 @@ def evaluated(context, names=("daisy", "rose"), met=True, with_fine_tuned=True, 
     no_choice = {"reason": "There is no fine-tuned model."}
     numbers = {
         "shipped": "head",
+        "temperatures": {"head": 0.8, "fine_tuned": 0.64},
+        "reliability": [{"num_examples": num, "confidence": 0.9, "accuracy": 0.875, "accuracy_ci95": [0.69, 0.957]}],
         "choice": {"comparison": pair, "margin": 0.01, "reason": "The head ships."} if with_fine_tuned else no_choice,
         "class_names": list(names),
         "head": model,
@@ -208,8 +211,9 @@ def everything(context, names=("daisy", "rose"), **evaluation):
 def charts(request, monkeypatch):
     """Charts take a second each. Only tests about them draw them; elsewhere a small picture takes their place."""
 
-    def stand_ins(audit, head, tuning, records):
-        wanted = {"curve": audit, "head": head, "tuning": tuning and len(tuning["history"]) > 1, "times": records}
+    def stand_ins(audit, head, tuning, evaluation, records):
+        wanted = {"curve": audit, "head": head, "tuning": tuning and len(tuning["history"]) > 1}
+        wanted |= {"reliability": evaluation, "times": records}
         return {name: "data:image/svg+xml;base64,PHN2Zy8+" for name, is_wanted in wanted.items() if is_wanted}
 
     if not request.node.get_closest_marker("draws_charts"):
@@ -570,3 +574,22 @@ def test_nearly_all_is_not_called_all(share, text):
 def test_differences_have_a_sign_and_times_their_units():
     assert [_points(d) for d in (0.0123, -0.014, -0.0001)] == ["+1.2", "\N{MINUS SIGN}1.4", "0.0"]
     assert [_seconds(s) for s in (0.42, 31, 141, 9000)] == ["0.4 s", "31 s", "2 min 21 s", "2 h 30 min"]
+
+
+@pytest.mark.parametrize(
+    ("on_test", "said"),
+    [
+        ({}, "Its probabilities mean what they say"),
+        ({"ece": 0.21, "mean_confidence": 0.99}, "It is too sure of itself:"),
+        ({"ece": 0.3, "mean_confidence": 0.5}, "It is not sure enough:"),
+        ({"ece": 0.3, "mean_confidence": 0.9}, "It is too sure in some ranges"),
+    ],
+)
+def test_page_says_which_way_the_confidence_errs(context, on_test, said):
+    everything(context)
+    evaluated(context, **on_test)
+    text = Elements(drawn(context)).text
+    assert said in text and "divided by a temperature of 0.80" in text
+    assert ("has a lower log loss" in text) is False
+    evaluated(context, log_loss=0.5)
+    assert ("has a lower log loss" in Elements(drawn(context)).text) is False  # Both models have the same in this page.

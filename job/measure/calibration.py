@@ -1,0 +1,86 @@
+"""Calibration: whether a classifier that says 80% is right in 80% of the cases. N examples, C classes."""
+
+from typing import TypedDict
+
+import numpy as np
+import scipy.optimize
+from scipy.special import log_softmax, softmax
+
+from job.measure.metrics import wilson
+
+_COLDEST, _HOTTEST = 0.05, 20.0
+_DRAWS, _DRAWS_AT_ONCE = 1000, 50
+
+
+class Bin(TypedDict):
+    """Photos of about the same confidence: their mean confidence, and the share of them that is right, with its interval."""
+
+    num_examples: int
+    confidence: float
+    accuracy: float
+    accuracy_ci95: list[float]
+
+
+def temperature(labels_N: np.ndarray, logits_NC: np.ndarray) -> float:
+    """Return the temperature T that makes softmax(logits / T) fit best, by log loss. It changes no predicted label.
+
+    With all labels predicted correctly, the best T would be 0. So the targets are not 1 and 0 but those that Platt proposes:
+    as if two more examples had been seen, one of them wrong.
+
+    Sources: Guo et al., "On Calibration of Modern Neural Networks" (2017); Platt, "Probabilistic Outputs for Support Vector
+    Machines" (1999).
+    """
+    num_examples, num_classes = logits_NC.shape
+    missing = 1 / (num_examples + 2)
+    targets_NC = np.full(logits_NC.shape, missing / max(1, num_classes - 1))
+    targets_NC[np.arange(num_examples), labels_N] = 1 - missing
+
+    def loss(log_temperature: float) -> float:
+        return -float((targets_NC * log_softmax(logits_NC / np.exp(log_temperature), axis=1)).sum()) / num_examples
+
+    found = scipy.optimize.minimize_scalar(loss, bounds=(np.log(_COLDEST), np.log(_HOTTEST)), method="bounded")
+    return float(np.exp(found.x))
+
+
+def calibrated(logits_NC: np.ndarray, temperature: float) -> np.ndarray:
+    """Return softmax(logits / temperature), float64 (N, C)."""
+    return softmax(logits_NC.astype(np.float64) / temperature, axis=1)
+
+
+def expected_calibration_error(confidence_N: np.ndarray, correct_N: np.ndarray, bins: int) -> float:
+    """Return the mean distance of confidence and accuracy over equally wide bins of confidence (Guo et al., 2017)."""
+    gaps = np.bincount(_bin_of(confidence_N, bins), confidence_N - correct_N, bins)
+    return float(np.abs(gaps).sum() / len(confidence_N))
+
+
+def calibration_error_floor(confidence_N: np.ndarray, bins: int, seed: int) -> float:
+    """Return the 95% quantile of the calibration error that a perfectly calibrated classifier with these confidences shows.
+
+    Even such a classifier has an error above 0 on few examples. The quantile is that of 1,000 draws of which are correct.
+    """
+    generator, bin_of = np.random.default_rng(seed), _bin_of(confidence_N, bins)
+    inside_BN = (bin_of == np.arange(bins)[:, None]).astype(np.float32)
+    sums_B = inside_BN @ confidence_N
+    errors = []
+    for _ in range(0, _DRAWS, _DRAWS_AT_ONCE):
+        correct = generator.random((_DRAWS_AT_ONCE, len(confidence_N)), np.float32) < confidence_N
+        errors.append(np.abs(inside_BN @ correct.T - sums_B[:, None]).sum(axis=0) / len(confidence_N))
+    return float(np.quantile(np.concatenate(errors), 0.95))
+
+
+def reliability(confidence_N: np.ndarray, correct_N: np.ndarray, bins: int) -> list[Bin]:
+    """Return the bins of the reliability diagram that hold examples, from low to high confidence."""
+    bin_of = _bin_of(confidence_N, bins)
+    return [
+        {
+            "num_examples": int(inside.sum()),
+            "confidence": float(confidence_N[inside].mean()),
+            "accuracy": float(correct_N[inside].mean()),
+            "accuracy_ci95": wilson(int(correct_N[inside].sum()), int(inside.sum())),
+        }
+        for inside in (bin_of == number for number in np.unique(bin_of))
+    ]
+
+
+def _bin_of(confidence_N: np.ndarray, bins: int) -> np.ndarray:
+    return np.minimum((confidence_N * bins).astype(int), bins - 1)

@@ -1,0 +1,57 @@
+"""The temperature, the calibration error and its floor, on numbers whose answer is known."""
+
+import numpy as np
+import pytest
+
+from job.measure import calibration
+
+
+def drawn(num_examples, num_classes, seed=0):
+    """Return logits, and labels that are drawn from their softmax: a calibrated classifier."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 2, (num_examples, num_classes))
+    cumulated = calibration.calibrated(logits, 1.0).cumsum(axis=1)
+    return logits, (rng.random((num_examples, 1)) > cumulated).sum(axis=1).clip(max=num_classes - 1)
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 3.0])
+def test_temperature_undoes_a_scale_of_the_logits(scale):
+    logits, labels = drawn(4000, 5)
+    assert calibration.temperature(labels, scale * logits) == pytest.approx(scale, rel=0.05)
+
+
+def test_temperature_stays_finite_where_all_labels_are_right():
+    logits = np.asarray([[3.0, 0.0], [0.0, 3.0]] * 5)
+    found = calibration.temperature(logits.argmax(1), logits)
+    assert 0.3 < calibration.calibrated(logits, found).max() < 0.96 and 0.5 < found < 3
+
+
+def test_temperature_changes_no_label_and_sums_stay_one():
+    logits, _ = drawn(50, 7)
+    warm = calibration.calibrated(logits, 2.5)
+    assert (warm.argmax(1) == logits.argmax(1)).all() and np.allclose(warm.sum(1), 1)
+
+
+def test_calibration_error_by_hand():
+    confidence, correct = np.asarray([0.9, 0.9, 0.6, 0.6]), np.asarray([1, 1, 1, 0], bool)
+    assert calibration.expected_calibration_error(confidence, correct, 10) == pytest.approx(
+        (abs(1.8 - 2) + abs(1.2 - 1)) / 4
+    )
+
+
+def test_floor_is_what_a_calibrated_classifier_stays_below_in_nineteen_of_twenty_cases():
+    below = 0
+    for seed in range(100):
+        logits, labels = drawn(400, 4, seed)
+        probabilities = calibration.calibrated(logits, 1.0)
+        confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
+        error = calibration.expected_calibration_error(confidence, correct, 15)
+        below += error <= calibration.calibration_error_floor(confidence, 15, seed=1)
+    assert 89 <= below <= 99
+
+
+def test_reliability_has_the_bins_that_hold_examples():
+    found = calibration.reliability(np.asarray([0.95, 1.0, 0.3]), np.asarray([True, False, True]), 10)
+    assert [b["num_examples"] for b in found] == [1, 2] and found[1]["accuracy"] == 0.5
+    low, high = found[1]["accuracy_ci95"]
+    assert low < 0.5 < high
