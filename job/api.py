@@ -182,7 +182,7 @@ def report(out: Place, *, session: Session | None = None) -> Result:
     """Write the report of a run again, from the files that its stages have left.
 
     Raises:
-        UsageError: `out` is not the output of a run, or holds a mix of results of several runs.
+        UsageError: `out` is not the output of a run, or holds results of several runs or versions.
         TryAgainLater, StorageFailed.
     """
     from job.stages.report import report as draw
@@ -198,7 +198,7 @@ def report(out: Place, *, session: Session | None = None) -> Result:
         made = [name for name in records.made_with(described["settings_of_stages"]) if name != "report"]
         if mixed := records.contradictions(made):
             raise UsageError(
-                f"{out} holds a mix of results of several runs:",
+                f"{out} holds results that do not belong together:",
                 *(f"  {line}" for line in mixed),
                 "Run the job on it again to repair this.",
             )

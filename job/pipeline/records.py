@@ -134,12 +134,14 @@ class Records:
     def contradictions(self, stages: Iterable[str]) -> list[str]:
         """Return a line for each contradiction between the records and the files.
 
-        That is a file that differs from what its stage left, or a stage that was made from another outcome than the one that
-        is there now.
+        That is a file that differs from what its stage left, a stage that was made from another outcome than the one that is
+        there now, or a stage of another version of the job.
         """
         found = []
         records = {name: record for name in stages if (record := self[name])}
         for name, record in records.items():
+            if record["schema"] != STAGES[name].schema:
+                found.append(f"{name}: made by another version of the job")
             now = self._workdir.digests(STAGES[name].outputs)
             for path in sorted(record["outputs"].keys() | now.keys()):
                 then, is_now = record["outputs"].get(path), now.get(path)

@@ -137,7 +137,7 @@ def test_page_of_a_mix_of_two_runs_is_refused_with_what_differs(folder):
     evaluation.write_text(evaluation.read_text().replace('"shipped"', '"shipped" '))
     page = (folder / "out" / "report.html").read_bytes()
     done = run_job("report", folder / "out")
-    assert done.returncode == 2 and "a mix of results" in done.stderr
+    assert done.returncode == 2 and "results that do not belong together" in done.stderr
     assert "stages/evaluate/evaluation.json: evaluate left" in done.stderr and "export: made from" not in done.stderr
     assert (folder / "out" / "report.html").read_bytes() == page
 

@@ -1,6 +1,7 @@
 import json
 
 from job.pipeline.records import Records, read_run, write_run
+from job.pipeline.table import STAGES
 from job.storage.workdir import Workdir
 
 RECORD = {"stage": "head", "key": {"its settings": "2f1d"}, "outputs": {"stages/head/head.npz": "09ab"}, "wall_s": 1.25}
@@ -35,3 +36,11 @@ def test_run_json_is_what_was_written_or_nothing(tmp_path):
     file = tmp_path / "run.json"
     file.write_text(file.read_text().replace('"config"', '"confih"'))
     assert read_run(workdir) is None
+
+
+def test_results_of_another_version_do_not_belong_together(tmp_path):
+    workdir = Workdir(tmp_path)
+    schema = STAGES["evaluate"].schema
+    for number, said in ((schema, []), (schema - 1, ["evaluate: made by another version of the job"])):
+        Records(workdir).write("evaluate", {**RECORD, "stage": "evaluate", "schema": number, "outputs": {}})
+        assert Records(workdir).contradictions(["evaluate"]) == said
