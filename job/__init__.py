@@ -51,7 +51,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what takes time only when it is used."""
+    """Import the attributes of the package when they are first used, because that takes time."""
     if name not in __all__:
         raise AttributeError(f"module 'job' has no attribute {name!r}")
     return getattr(importlib.import_module("job.config" if name == "Config" else "job.api"), name)

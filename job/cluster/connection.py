@@ -167,7 +167,7 @@ def lost_peer(name: str, lost: Lost) -> TryAgainLater:
 
 @contextmanager
 def peers_first(stop: StopRequest) -> Iterator[None]:
-    """If the block fails, wait up to 5 s for a lost peer or a stop request to be noticed, and raise that error instead.
+    """Let a lost peer or a stop request win over an error in the block. It waits up to 5 s for one of them.
 
     A lost peer makes TensorFlow fail, sometimes before the connections between the workers notice the loss.
     """

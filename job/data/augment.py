@@ -270,7 +270,7 @@ def _uniform(seed: int, keys_B: np.ndarray, views_B: np.ndarray, count: int) -> 
 
 
 def _mixed(z: np.ndarray) -> np.ndarray:
-    """SplitMix64's output function: every input bit influences every output bit. uint64 arithmetic wraps around."""
+    """Return SplitMix64's output function: every input bit influences every output bit. uint64 arithmetic wraps around."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))

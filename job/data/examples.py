@@ -142,7 +142,7 @@ class Examples:
 
     @cached_property
     def has_given_groups(self) -> bool:
-        """Whether the user says of any example what it was taken together with."""
+        """True if a usable example belongs to a group that the user has given, such as a patient or a camera."""
         return any(self["given_group"][self.of()])
 
     @cached_property

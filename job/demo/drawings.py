@@ -132,7 +132,7 @@ def _rings(lattice: _Lattice) -> Field:
 
 
 def _stars(lattice: _Lattice) -> Field:
-    """A point is in a pentagram if it lies beyond at most one of the five lines, so the second largest distance decides."""
+    """Return pentagrams. A point is in one if it is beyond at most one of five lines, so the second distance decides."""
     _, second = _two_largest_distances(5, *lattice.in_cells())
     return -second
 
@@ -142,7 +142,7 @@ def _stripes(lattice: _Lattice) -> Field:
 
 
 def _triangles(lattice: _Lattice) -> Field:
-    """Filled triangles, and sometimes outlines, which look much like rings."""
+    """Return filled triangles, or sometimes outlines, which look much like rings."""
     largest, _ = _two_largest_distances(3, *lattice.in_cells())
     return -np.abs(largest - np.float32(0.2)) if lattice.rng.random() < 0.2 else -largest
 

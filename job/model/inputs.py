@@ -52,7 +52,7 @@ class OnlineInputs:
 
     @property
     def num_views(self) -> int | None:
-        """1 if augmentation changes nothing; otherwise None, because every epoch makes new views."""
+        """Number of views of a photo: 1 if nothing is augmented, None if every epoch makes new ones."""
         return 1 if self.augmentation.changes_nothing else None
 
     def training(self, rows_B: np.ndarray, keys_B: np.ndarray, views_B: np.ndarray) -> Arrays:

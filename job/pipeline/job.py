@@ -102,7 +102,7 @@ class Job:
 
     @property
     def gate_met(self) -> bool:
-        """Whether the model is good enough to be exported."""
+        """True if the model is good enough to be exported."""
         return self["evaluate"].numbers["gate"]["met"]
 
     def made_from(self, stage: str, done: Sequence[str]) -> dict[str, str]:

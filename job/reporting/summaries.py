@@ -62,7 +62,7 @@ class Duplicates(TypedDict):
 
 
 class Groups(TypedDict):
-    """What the user says was taken together: how many groups, and how many of them are in more than one given split."""
+    """The groups that the user has given: how many there are, and how many are in more than one given split."""
 
     num_groups: int
     num_crossing_splits: int

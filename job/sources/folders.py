@@ -50,10 +50,11 @@ class FolderSource:
         """Nothing to do."""
 
     def listing(self) -> Listing:
-        """
+        """Return the files below the root, with their labels.
+
         Raises:
-            DataUnusable: where nothing is labelled, or the folders may be understood in two ways.
-            UsageError: where this user may not look into the root, or into a split folder.
+            DataUnusable: if nothing has a label, or the folders can be understood in two ways.
+            UsageError: if this user cannot list the root or a split folder.
         """
         with refused_at_start(f"--data {self.root}", self.root):
             return list_files(self.files(), self.reading, labelled=self.labelled)
@@ -75,8 +76,8 @@ def list_files(files: Files, reading: Reading | None = None, *, labelled: bool) 
     Folders that the job has made its own are left out. Paths alone do not show them where they are mounted twice.
 
     Raises:
-        UsageError: where the root itself is an output of this job.
-        DataUnusable: where nothing is labelled, or the folders may be understood in two ways.
+        UsageError: if the root itself is an output of this job.
+        DataUnusable: if nothing has a label, or the folders can be understood in two ways.
     """
     reading = reading or Reading()
     refuse_output(files)

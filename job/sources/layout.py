@@ -1,4 +1,4 @@
-"""What the folders of a source mean: which of them are splits and which are classes.
+"""The meaning of the folders of a source: which of them are splits, and which are classes.
 
 Where the source is surely not what `--data` should name, or can be understood in two ways, it is refused with the commands
 to choose from. `intake.layout` decides without a guess: `classes` takes every folder at the top for a class, `splits` takes
@@ -99,8 +99,8 @@ def class_folders(walk: Walk, reading: Reading) -> list[ClassFolder]:
     """Return the class folders of a source; what lies beside them becomes an entry of the walk.
 
     Raises:
-        DataUnusable: where the folders are surely not what `--data` should name, or may be understood in two ways.
-        OSError: where the root or a split folder cannot be listed.
+        DataUnusable: if `--data` seems to name the wrong folder, or the folders can be understood in two ways.
+        OSError: if the root or a split folder cannot be listed.
     """
     top = [Folder(child, to_text(child.name)) for child in walk.folders_beside_files("", "")]
     named = {} if reading.layout == "classes" else split_names(folder.name for folder in top)

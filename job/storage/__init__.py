@@ -1,1 +1,1 @@
-"""What lasts: the only code that writes final names."""
+"""Files and objects that outlive a run. Only this package writes their final names."""

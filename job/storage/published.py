@@ -39,7 +39,7 @@ class Published:
 
     @property
     def has_model(self) -> bool:
-        """Whether a model is published."""
+        """True if a model is published."""
         return "model/model.json" in self.files
 
     def path(self, workdir: Workdir, name: str) -> Path:

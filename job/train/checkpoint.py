@@ -138,7 +138,7 @@ class Checkpoints:
             self.save(state())
 
     def save(self, state: TrainState) -> None:
-        """On the chief, begin to write a checkpoint in a thread. The arrays must not change any more.
+        """Begin to write a checkpoint in a thread, on the chief only. The arrays must not change any more.
 
         Raises:
             StorageFailed: if the checkpoint before this one could not be written.

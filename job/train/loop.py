@@ -164,7 +164,7 @@ class Trainer:
                 self._halve(error)
 
     def _halve(self, error: Exception) -> None:
-        """From now on, compute each replica's share in twice as many parts. This takes less memory for the same step."""
+        """Compute each replica's share in twice as many parts from now on. This takes less memory for the same step."""
         size = self.replicas.padded_size(self.schedule.global_batch_size)
         if self.replicas.num > self.replicas.num_local:
             raise UsageError(

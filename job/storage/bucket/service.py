@@ -1,4 +1,4 @@
-"""What the clients of the services share: one connection for all threads, retries, and writes that recognise themselves."""
+"""The common part of the clients for object storage: one connection for all threads, retries, and ids of writes."""
 
 import random
 import threading
