@@ -9,7 +9,7 @@ from job.console.places import refuse_odd_name
 from job.errors import DataUnusable, Diverged, GateNotMet, Stopped, UsageError
 from job.runtime.context import Context
 from job.runtime.session import Session
-from job.sources.folders import is_table as names_a_table
+from job.sources.tree import is_table as names_a_table
 from job.storage import claim
 from job.storage.bucket.downloads import scratch
 from job.storage.bucket.objects import is_remote

@@ -20,6 +20,7 @@ SPLITS: dict[str, Split] = {
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
 _CLASSES_SHOWN = 10
+_NUMBERED_SPLIT = re.compile(rf"({'|'.join(name for name, split in SPLITS.items() if split != 'train')})[ _-]?\d+")
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ def split_names(names: Iterable[str]) -> dict[str, Split]:
     """
     names = list(names)
     if plain := {name: SPLITS[name.lower()] for name in names if name.lower() in SPLITS}:
-        return plain
+        numbered = {name: _NUMBERED_SPLIT.fullmatch(name.lower()) for name in names}  # `test1` beside `train`.
+        return plain | {name: SPLITS[found[1]] for name, found in numbered.items() if found}
     families: dict[tuple[str, ...], dict[str, Split]] = defaultdict(dict)
     for name in names:
         words = re.findall(r"[^\W\d_]+|\d+", name.lower())

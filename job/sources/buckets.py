@@ -12,9 +12,10 @@ from typing import NamedTuple
 from job.errors import UsageError
 from job.sources.base import Entry, Listing, Reading, Source
 from job.sources.fetch import PATIENCE_S, THREADS, limit_arenas, read_ordered
-from job.sources.folders import is_table, list_files
+from job.sources.folders import list_files
 from job.sources.local import OUTSIDE, Child, FoundFile, by_stem, find_file, from_text
 from job.sources.tables import KINDS, TableSource, local_table
+from job.sources.tree import is_table
 from job.storage.bucket.objects import Objects, Stored, is_remote, join, split_object
 from job.storage.bucket.open import open_objects
 from job.storage.ledger import MARK
@@ -138,6 +139,9 @@ class ObjectFiles:
 
     def children(self, folder: str) -> list[_Child]:
         return sorted(self._children[folder], key=lambda child: (child.name, child.is_dir()))
+
+    def glance(self, folder: str) -> Iterator[_Child]:
+        yield from self._children[folder]
 
     def identity(self, folder: str) -> str:
         return folder

@@ -1,8 +1,6 @@
 """Photos in folders: the name of a folder, or of the file itself, is the label; or a table in the folder has the labels."""
 
 import re
-import shlex
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -10,23 +8,18 @@ from pathlib import Path, PurePath
 from typing import ClassVar
 
 from job.console.places import refused_at_start
-from job.errors import DataUnusable, UsageError
+from job.errors import UsageError
 from job.sources.base import Entry, Listing, Reading, split_names
-from job.sources.layout import Folder, Tree, class_folders, is_photo
+from job.sources.layout import class_folders
 from job.sources.local import IMAGE_EXTENSIONS, Files, LocalFiles, from_text, to_text
 from job.sources.opening import read_files
-from job.sources.walk import Walk, ignored, is_folder, is_junk_folder
+from job.sources.tree import ROOT, TABLE_EXTENSIONS, Tree
+from job.sources.unlabelled import NUMBERED, named_part, tables_of_labels, unlabelled
+from job.sources.walk import Walk, ignored
 from job.storage.ledger import MARK
 
-TABLE_EXTENSIONS = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson", ".xlsx", ".csv.gz", ".tsv.gz", ".jsonl.gz")
 # Tables that Hugging Face's imagefolder and Roboflow's export put beside photos.
 _OWN_TABLES = (*(f"metadata{extension}" for extension in TABLE_EXTENSIONS), "_classes.csv")
-# A name that ends in a number, as in cat.0.jpg, dog_12.jpg or "rose (3).jpg": the label is what stands before it.
-NUMBERED = r"(?P<label>.*?[^\W\d_])[\W_]*\d+[\W_]*\.\w+$"
-
-
-def is_table(name: str) -> bool:
-    return name.lower().endswith(TABLE_EXTENSIONS)
 
 
 @dataclass(frozen=True)
@@ -87,7 +80,7 @@ def list_files(files: Files, reading: Reading | None = None, *, labelled: bool) 
         return Listing(_sorted(walk), (), walk.notes)
     if reading.label_from != "folder":
         return _labelled_by_path(walk, reading)
-    if tables := _own_tables(files):
+    if tables := _own_tables(Tree(files)):
         from job.sources.tables import list_tables  # pyarrow takes its time.
 
         return list_tables(files, tables, reading, lists_folder=True)
@@ -99,7 +92,7 @@ def list_files(files: Files, reading: Reading | None = None, *, labelled: bool) 
         if not new_outputs or len(walk.entries) - num_entries > new_outputs:  # `runs/` with nothing but outputs is no class.
             class_names.add(folder.label)
     if not class_names:
-        raise _unlabelled(files, len(walk.entries))
+        raise unlabelled(Tree(files), len(walk.entries))
     return Listing(_sorted(walk), tuple(sorted(class_names)), walk.notes)
 
 
@@ -139,7 +132,7 @@ def _labelled_by_path(walk: Walk, reading: Reading) -> Listing:
     entries = _without_unlabelled_splits(entries)
     class_names = {entry.label for entry in entries if entry.label}
     if not class_names:
-        raise _unlabelled(walk.files, len(entries))
+        raise unlabelled(Tree(walk.files), len(entries))
     origin = "the folders that photos lie in" if reading.label_from == "parent" else "the file names"
     return Listing(tuple(sorted(entries, key=attrgetter("path"))), tuple(sorted(class_names)), walk.notes, origin)
 
@@ -154,62 +147,34 @@ def _without_unlabelled_splits(entries: list[Entry]) -> list[Entry]:
     ]
 
 
-def named_part(pattern: re.Pattern[str], path: str, group: str) -> str:
-    """Return what a named group of a pattern matches; empty where the pattern does not match.
-
-    A pattern with a slash in it is searched in the path below the source, one without is matched with the file name alone.
-    """
-    found = pattern.search(path) if "/" in pattern.pattern else pattern.match(path.rpartition("/")[2])
-    return ((found and found[group]) or "").strip()
-
-
 def _is_named_like_a_photo(path: str) -> bool:
     name = path.rpartition("/")[2]
     return "." not in name or PurePath(name).suffix.lower() in IMAGE_EXTENSIONS
 
 
-def _own_tables(files: Files) -> list[tuple[str, str]]:
+def _own_tables(tree: Tree) -> list[tuple[str, str]]:
     """Return the tables of labels that lie beside photos, each with the folder that its paths begin at.
 
     Empty where there are class folders, which have the labels then.
     """
-    tree = Tree(files)
-    root = [child for child in files.children("") if not is_junk_folder(child.name)]
-    folders = [Folder(child, to_text(child.name)) for child in root if is_folder(child) and not child.name.startswith(".")]
-    folders = [folder for folder in folders if not files.is_output(folder.child.path)]
+    folders = tree.folders(ROOT)
     splits = split_names(folder.name for folder in folders)
-    tables = [child.name for child in root if is_table(child.name) and not is_folder(child)]
+    tables = tables_of_labels(tree, ROOT)
     in_splits = [
-        (f"{folder.path}/{child.name}", f"{folder.path}/")
+        (f"{folder.path}/{to_text(name)}", f"{folder.path}/")
         for folder in folders
         if folder.name in splits
-        for child in tree.children(folder)
-        if child.name.lower() in _OWN_TABLES and not is_folder(child)
+        for name in tree.tables(folder)
+        if name.lower() in _OWN_TABLES
     ]
     if not tables and not in_splits:
         return []
-    if any(tree.folders(folder) for folder in folders if folder.name in splits):
+    own = [name for name in tables if name.lower() in _OWN_TABLES]
+    most_folders = 1 if own or in_splits else 0  # The photos may lie in train/images/, beside train/metadata.csv.
+    if any(len(tree.full_folders(folder)) > most_folders for folder in folders if folder.name in splits):
         return []
     if len(tree.with_photos(folder for folder in folders if folder.name not in splits)) > 1:
         return []
-    own = [name for name in tables if name.lower() in _OWN_TABLES] or tables
-    if len(own) == 1:
-        return [(own[0], "")]
+    if len(own or tables) == 1:
+        return [(to_text((own or tables)[0]), "")]
     return in_splits
-
-
-def _unlabelled(files: Files, num_files: int) -> DataUnusable:
-    root = list(files.children(""))
-    tables = [child.name for child in root if is_table(child.name) and not is_folder(child)]
-    lines = [
-        f"{files.uri}: unlabelled: there are no class folders in it ({num_files:,} files beside none). "
-        "Put the photos of each class into a folder of its own, named like the class, or give a table of labels."
-    ]
-    lines += [f"A table lies there: --labels {shlex.quote(f'{files.uri}/{to_text(name)}')}" for name in tables[:5]]
-    names = [to_text(child.name) for child in root if is_photo(child)]
-    labels = Counter(filter(None, (named_part(re.compile(NUMBERED), name, "label") for name in names)))
-    if len(labels) > 1 and labels.total() > 0.8 * len(names) and labels.total() > 2 * len(labels):
-        listed = ", ".join(f"{label} ({count:,})" for label, count in labels.most_common(4))
-        command = f"--data {shlex.quote(files.uri)} --set intake.label_from=name"
-        lines += [f"The file names may have the class ({listed}): {command}"]
-    return DataUnusable(*lines)

@@ -14,13 +14,24 @@ from typing import NamedTuple
 
 from job.errors import DataUnusable
 from job.sources.base import SPLITS, Reading, Split, split_names
-from job.sources.local import IMAGE_EXTENSIONS, Child, Files, to_text
-from job.sources.opening import raise_of_the_machine
-from job.sources.walk import Walk, ignored, is_folder, is_junk, is_junk_folder, quarantined
+from job.sources.local import Child, to_text
+from job.sources.tree import ROOT, Folder, Tree
+from job.sources.unlabelled import ways_out
+from job.sources.walk import Walk, ignored, quarantined
 
 _PICTURES = frozenset({"images", "image", "imgs", "img", "jpegimages", "photos"})
-_ANNOTATIONS = frozenset({"labels", "label", "annotations", "annotation", "bboxes", "masks", "mask", "imagesets"})
+_ANNOTATIONS = frozenset(
+    [
+        *("labels", "label", "annotations", "annotation", "bboxes", "masks", "mask", "imagesets", "xmls", "trimaps"),
+        *("segmentation", "segmentations", "segmentationclass", "segmentationobject", "groundtruth", "ground_truth"),
+    ]
+)
 _NUMBERS = re.compile(r"[\d._-]+")
+# What people call the parts of a set that was too large for one folder or archive.
+_PARTS = frozenset({*_PICTURES, "part", "parts", "batch", "chunk", "shard", "archive", "folder"})
+_SPLIT_WORDS = frozenset(SPLITS)
+# Above this share of equal names, the folders in several folders count as the same.
+_ALIKE = 0.8
 
 
 class ClassFolder(NamedTuple):
@@ -30,69 +41,6 @@ class ClassFolder(NamedTuple):
     path: str
     label: str
     split: Split | None
-
-
-class Folder(NamedTuple):
-    """A folder with its path below the source as text."""
-
-    child: Child
-    path: str
-
-    @property
-    def name(self) -> str:
-        return to_text(self.child.name)
-
-
-@dataclass(frozen=True)
-class Tree:
-    """Looks into folders, and gathers nothing."""
-
-    files: Files
-
-    def folders(self, folder: Folder) -> list[Folder]:
-        """Return the folders in a folder that may hold photos."""
-        return [
-            Folder(child, f"{folder.path}/{to_text(child.name)}")
-            for child in self.children(folder)
-            if not child.name.startswith(".") and not is_junk_folder(child.name) and is_folder(child)
-            if not self.files.is_output(child.path)
-        ]
-
-    def has_photos(self, folder: Folder) -> bool:
-        """Return whether a folder itself holds files that are named like photos, or have no extension."""
-        return any(is_photo(child) for child in self.children(folder))
-
-    def photos_below(self, folder: Folder) -> bool:
-        """Return whether a folder, or any folder below it, holds photos."""
-        waiting, seen = [folder], set()
-        while waiting:
-            folder = waiting.pop()
-            if self.has_photos(folder):
-                return True
-            identity = self.files.identity(folder.child.path)
-            if identity not in seen:  # A link may lead back to a folder above it.
-                seen.add(identity)
-                waiting += self.folders(folder)
-        return False
-
-    def with_photos(self, folders: Iterable[Folder]) -> list[Folder]:
-        return [folder for folder in folders if self.photos_below(folder)]
-
-    def children(self, folder: Folder) -> Sequence[Child]:
-        """Return what is in a folder; nothing where it cannot be listed, which the walk will say."""
-        followed = self.files.follow(folder.child) if folder.child.is_symlink() else folder.child
-        if isinstance(followed, str):
-            return ()
-        try:
-            return self.files.children(followed.path)
-        except OSError as error:
-            raise_of_the_machine(error, followed.path)
-            return ()
-
-
-def is_photo(child: Child) -> bool:
-    _, dot, extension = child.name.rpartition(".")
-    return (not dot or f".{extension.lower()}" in IMAGE_EXTENSIONS) and not is_junk(child.name) and not is_folder(child)
 
 
 def class_folders(walk: Walk, reading: Reading) -> list[ClassFolder]:
@@ -107,7 +55,11 @@ def class_folders(walk: Walk, reading: Reading) -> list[ClassFolder]:
     for folder in top:
         if folder.name in named and not folder.child.is_symlink():
             walk.files.children(folder.child.path)  # A split that cannot be listed is no small loss.
-    return _Layout(walk, Tree(walk.files), reading.layout == "auto", top, named).class_folders()
+    layout = _Layout(walk, Tree(walk.files), reading.layout == "auto", top, named)
+    found = layout.class_folders()
+    if layout.guesses:
+        layout.refuse_one_class(found)
+    return found
 
 
 @dataclass
@@ -127,7 +79,7 @@ class _Layout:
         """Return the class folders, with the splits that are above them, or in each of them."""
         splits = [folder for folder in self.top if folder.name in self.named and not self._is_class(folder)]
         classes = [folder for folder in self.top if folder not in splits]
-        full = [folder for folder in splits if self._holders(folder)]
+        full = self._labelled(splits)
         for folder in splits:
             if folder not in full:
                 self._unlabelled(folder)
@@ -155,13 +107,23 @@ class _Layout:
         inside = self.tree.with_photos(self.tree.folders(folder))
         if len(inside) < 2:
             return True
-        uri, names = self.walk.files.uri, _named([f.name for f in self.siblings])
+        names = _named([f.name for f in self.siblings])
         raise DataUnusable(
-            f"{uri}: {folder.name} may be the training split or a class. It holds folders with photos "
+            f"{self.uri}: {folder.name} may be the training split or a class. It holds folders with photos "
             f"({_named([f.name for f in inside])}), and so does the folder above it ({names}).",
-            f"If {_named([f.name for f in inside])} are the classes: --data {shlex.quote(f'{uri}/{folder.path}')}",
-            f"If {folder.name} is a class like {names}: --data {shlex.quote(uri)} --set intake.layout=classes",
+            f"If {_named([f.name for f in inside])} are the classes: --data {shlex.quote(self.tree.uri(folder))}",
+            f"If {folder.name} is a class like {names}: {self._as_classes}",
         )
+
+    def _labelled(self, splits: list[Folder]) -> list[Folder]:
+        """Return the split folders that hold class folders. `test/images/` is none, where `images` is no training class."""
+        inside = {folder: self.tree.folders(holders[-1]) for folder in splits if (holders := self._holders(folder))}
+        known = {c.name for folder, found in inside.items() if self.named[folder.name] == "train" for c in found}
+        return [
+            folder
+            for folder, found in inside.items()
+            if not known or len(found) > 1 or found[0].name in known or found[0].name.lower() not in _PICTURES
+        ]
 
     def _holders(self, split: Folder) -> list[Folder]:
         """Return the split folder, and the one in it, if there is one in between; the last holds the class folders.
@@ -173,9 +135,9 @@ class _Layout:
             return [split] if inside else []
         (inner,) = inside
         repeats = inner.name.lower() in (split.name.lower(), *SPLITS)
-        if self.tree.has_photos(inner):
-            return [] if repeats and not self.tree.folders(inner) else [split]
-        deeper = self.tree.with_photos(self.tree.folders(inner))
+        deeper = self.tree.full_folders(inner)
+        if self.tree.has_photos(inner) and not (repeats and deeper):
+            return [] if repeats else [split]
         return [split, inner] if len(deeper) > 1 or (repeats and deeper) else [split]
 
     def _listed(self, holders: list[Folder]) -> list[Folder]:
@@ -212,30 +174,94 @@ class _Layout:
         if self.guesses and classes:
             self._refuse_detection(classes)
             full = self.tree.with_photos(classes)
+            if any(folder.name.lower() in _PICTURES for folder in full):
+                full = [folder for folder in full if folder.name.lower() not in _ANNOTATIONS]
             self._refuse_wrapper(full)
-            if full and not any(map(self.tree.has_photos, full)):
-                inside = {folder: {f.name for f in self.tree.folders(folder)} for folder in full}
-                if all(names and all(name.lower() in SPLITS for name in names) for names in inside.values()):
-                    return [
-                        ClassFolder(f.child, f.path, folder.name, SPLITS[f.name.lower()])
-                        for folder in full
-                        for f in self._listed([folder])
-                    ]
-                self._refuse_too_high(inside)
+            self._refuse_sets(full)
+            self._refuse_copy(full)
+            if divided := self._splits_in_classes(full):
+                return divided
+            self._refuse_too_high(full)
+            self._refuse_parts(full)
         return [ClassFolder(folder.child, folder.path, folder.name, None) for folder in classes]
 
-    def _refuse_only_splits(self, splits: list[Folder], classes: list[Folder]) -> None:
-        if not splits or classes or not self.guesses:
+    def _splits_in_classes(self, full: list[Folder]) -> list[ClassFolder]:
+        """Return the folders of classes that hold the splits, as in `cat/train/`; nothing where no class does.
+
+        Raises:
+            DataUnusable: where only some classes hold splits, which would be mixed with the photos of the others.
+        """
+        divided = {}
+        for folder in full:
+            inside = [] if self.tree.has_photos(folder) else self.tree.folders(folder)
+            if inside and all(f.name.lower() in SPLITS for f in inside):
+                divided[folder] = {SPLITS[f.name.lower()] for f in inside}
+        if len(divided) < len(full) and any(len(splits) > 1 for splits in divided.values()):
+            whole = [folder.name for folder in full if folder not in divided]
+            raise DataUnusable(
+                f"{self.uri}: {_named([f.name for f in divided])} hold splits (train, test), and {_named(whole)} hold none.",
+                f"Put the photos of {_named(whole)} into folders with the same names.",
+                f"To mix the photos of all splits: --data {shlex.quote(self.uri)} --set intake.layout=classes",
+            )
+        if len(divided) < len(full):
+            return []
+        return [
+            ClassFolder(f.child, f.path, folder.name, SPLITS[f.name.lower()])
+            for folder in full
+            for f in self._listed([folder])
+        ]
+
+    @property
+    def uri(self) -> str:
+        return self.walk.files.uri
+
+    def refuse_one_class(self, found: list[ClassFolder]) -> None:
+        """Refuse a single folder with photos, where there is another way to read it.
+
+        Raises:
+            DataUnusable
+        """
+        full = self.tree.with_photos(Folder(c.child, c.path) for c in found)
+        if len({folder.name for folder in full}) != 1:
             return
-        uri, names = self.walk.files.uri, _named([f.name for f in splits])
+        photos = self.tree.core(full[0])
+        names = [child.name.rpartition(".") for child in self.tree.children(photos)]
+        boxes = {stem for stem, _, extension in names if extension.lower() in ("txt", "xml")}
+        if boxes and boxes >= {stem for stem, _, extension in names if extension.lower() in ("jpg", "jpeg", "png")}:
+            raise self._detection(f"each photo in {photos.path} has a file of the same name beside it")
+        lines = ways_out(self.tree, photos, [ROOT, *self.tree.folders(ROOT)], ROOT if len(full) > 1 else None)
+        flat = [f.name for f in self.top if f.name in self.named and not any(_is_in(c.path, f.path) for c in found)]
+        if lines or flat:
+            raise DataUnusable(
+                f"{self.uri}: unlabelled: {full[0].name} would be the only class: no other folder holds photos of a class.",
+                *lines,
+                "Or put the photos of each class into a folder of its own.",
+                f"If the folders ({_named([full[0].name, *flat])}) are the classes: {self._as_classes}",
+            )
+
+    @property
+    def _as_classes(self) -> str:
+        return f"--data {shlex.quote(self.uri)} --set intake.layout=classes"
+
+    def _refuse_only_splits(self, splits: list[Folder], classes: list[Folder]) -> None:
+        if not splits or not self.guesses:
+            return
+        names = _named([f.name for f in splits])
+        full = self.tree.with_photos(classes)
+        beside = any(f.name.lower() in _ANNOTATIONS for f in classes)
+        if any(f.name.lower() not in _ANNOTATIONS for f in full) or (classes and not full and not beside):
+            return
         named = [child.name.lower() for folder in splits for child in self.tree.children(folder)]
-        if any(name.endswith((".xml", "coco.json", "createml.json", "data.yaml")) for name in named):
-            raise _detection(uri, f"{names} hold photos and annotations, and no class folders")
+        if beside or any(name.endswith((".xml", "coco.json", "createml.json", "data.yaml")) for name in named):
+            raise self._detection(f"{names} hold photos, no class folders, and annotations inside or beside them")
+        training = self.tree.core(next((f for f in splits if self.named[f.name] == "train"), splits[0]))
         raise DataUnusable(
-            f"{uri}: unlabelled: all its folders are named like splits ({names}), and there are no class folders in them.",
+            f"{self.uri}: unlabelled: all its folders are named like splits ({names}), "
+            "and there are no class folders in them.",
             "Put the photos of each class into a folder of its own below each split, or give a table: --labels FILE.",
-            f"If the class is in the file names: --data {shlex.quote(uri)} --set intake.label_from=name",
-            f"If {names} are the classes: --data {shlex.quote(uri)} --set intake.layout=classes",
+            *ways_out(self.tree, training, [ROOT, *splits], ROOT),
+            *self.walk.notes,
+            f"If {names} are the classes: {self._as_classes}",
         )
 
     def _refuse_detection(self, classes: list[Folder]) -> None:
@@ -244,49 +270,117 @@ class _Layout:
         if not pictures or not annotations or set(self.tree.with_photos(classes)) - {*pictures, *annotations}:
             return
         for folder in pictures:
-            inside = self.tree.with_photos(self.tree.folders(folder))
+            inside = self.tree.full_folders(folder)
             if not self.tree.has_photos(folder) and any(f.name.lower() not in SPLITS for f in inside):
                 return
-        raise _detection(self.walk.files.uri, f"it has {pictures[0].path}/ beside {annotations[0].path}/")
+        raise self._detection(
+            f"it has {pictures[0].path}/ beside {annotations[0].path}/", ways_out(self.tree, pictures[0], [ROOT])
+        )
 
     def _refuse_wrapper(self, full: list[Folder]) -> None:
+        """Refuse one folder around all others."""
         if len(full) != 1:
             return
-        wrapper = full[0]
-        while not self.tree.has_photos(wrapper):
-            inside = self.tree.with_photos(self.tree.folders(wrapper))
-            if len(inside) != 1:
-                uri = self.walk.files.uri
-                raise DataUnusable(
-                    f"{uri}: {full[0].name} would be the only class. The class folders seem to be deeper, in {wrapper.path} "
-                    f"({_named([f.name for f in inside])}).",
-                    f"Give that folder: --data {shlex.quote(f'{uri}/{wrapper.path}')}",
-                    f"If {full[0].name} is a class: --data {shlex.quote(uri)} --set intake.layout=classes",
-                )
-            wrapper = inside[0]
+        core = self.tree.core(full[0])
+        if self.tree.has_photos(core):
+            return
+        inside = self.tree.folders(core)
+        self._refuse_detection(inside)
+        raise DataUnusable(
+            f"{self.uri}: {full[0].name} would be the only class. The class folders seem to be deeper, in {core.path} "
+            f"({_named([f.name for f in self.tree.with_photos(inside)])}).",
+            f"Give that folder: --data {shlex.quote(self.tree.uri(core))}",
+            f"If {full[0].name} is a class: {self._as_classes}",
+        )
 
-    def _refuse_too_high(self, inside: dict[Folder, set[str]]) -> None:
-        names = next(iter(inside.values()))
-        if len(inside) < 2 or len(names) < 2 or any(other != names for other in inside.values()):
+    def _refuse_sets(self, full: list[Folder]) -> None:
+        """Refuse folders that hold whole data sets, with splits and class folders."""
+        sets = []
+        for folder in full:
+            core = self.tree.core(folder)
+            inside = {} if self.tree.has_photos(core) else {f.name: f for f in self.tree.folders(core)}
+            splits = split_names(inside)
+            holders = [name for name in splits if len(self.tree.full_folders(self.tree.core(inside[name]))) > 1]
+            if len({splits[name] for name in holders}) > 1:
+                sets.append(core)
+        if sets:
+            raise DataUnusable(
+                f"{self.uri}: the splits with the class folders seem to be deeper, in {_named([f.path for f in sets])}.",
+                *(f"Give that folder: --data {shlex.quote(self.tree.uri(core))}" for core in sets[:4]),
+                f"If {_named([f.name for f in full])} are the classes: {self._as_classes}",
+            )
+
+    def _refuse_copy(self, full: list[Folder]) -> None:
+        """Refuse a folder beside class folders that holds them a second time."""
+        for folder in full:
+            core = self.tree.core(folder)
+            inside = [] if self.tree.has_photos(core) else [f.name for f in self.tree.full_folders(core)]
+            if len(inside) > 1 and set(inside) <= {f.name for f in full if f != folder}:
+                raise DataUnusable(
+                    f"{self.uri}: {folder.name} would be a class, but it holds the classes beside it a second time "
+                    f"({_named(inside)}).",
+                    f"Give the folder with one copy of each: --data {shlex.quote(self.tree.uri(core))}",
+                    f"If {folder.name} is a class: {self._as_classes}",
+                )
+
+    def _refuse_too_high(self, full: list[Folder]) -> None:
+        """Refuse folders that all hold the same folders: the classes may be these."""
+        cores = {folder: self.tree.core(folder) for folder in full}
+        flat = [folder for folder, core in cores.items() if self.tree.has_photos(core)]
+        if len(flat) < len(full) and any(_SPLIT_WORDS.intersection(_words(folder.name)) for folder in full):
+            for folder in flat:  # An unlabelled set such as `rps-validation`, beside `rps` and `rps-test-set`.
+                del cores[folder]
+        elif flat or not full:
+            return
+        inside = {folder: {f.name for f in self.tree.full_folders(core)} for folder, core in cores.items()}
+        shared, names = set.intersection(*inside.values()), set.union(*inside.values())
+        if len(cores) < 2 or len(shared) < 2 or len(shared) < _ALIKE * len(names):
             return
         if all(map(_NUMBERS.fullmatch, names)) or all(name.lower() in SPLITS for name in names):
             return
-        uri, above, below = self.walk.files.uri, _named([f.name for f in inside]), _named(sorted(names))
-        first = next(iter(inside)).path
+        above, below = _named([f.name for f in cores]), _named(sorted(names))
+        lines = (
+            [] if flat else [f"If {below} are the classes: --data {shlex.quote(self.uri)} --set intake.label_from=parent"]
+        )
+        if {name.lower() for name in names} & _ANNOTATIONS:
+            lines = [f"{below} look like photos and masks. Leave one of them out: masks are no photos of a class."]
         raise DataUnusable(
-            f"{uri}: the classes may be {above}, or {below}: {above} hold the same folders, and no photos beside these.",
-            f"If {below} are the classes: --data {shlex.quote(uri)} --set intake.label_from=parent",
-            f"To use the photos of one folder only: --data {shlex.quote(f'{uri}/{first}')}",
-            f"If {above} are the classes: --data {shlex.quote(uri)} --set intake.layout=classes",
+            f"{self.uri}: the classes may be {above}, or {below}: "
+            f"{above} hold the same folders, and no photos beside these.",
+            *lines,
+            f"To use the photos of one folder only: --data {shlex.quote(self.tree.uri(next(iter(cores.values()))))}",
+            f"If {above} are the classes: {self._as_classes}",
+        )
+
+    def _refuse_parts(self, full: list[Folder]) -> None:
+        """Refuse folders such as `images_part_1` and `images_part_2`, whose names say nothing about their photos."""
+        words = {_words(folder.name) for folder in full}
+        if len(full) < 2 or len(words) != 1 or not _PARTS.intersection(*words):
+            return
+        names = _named([f.name for f in full])
+        raise DataUnusable(
+            f"{self.uri}: unlabelled: {names} would be the classes, but they look like the parts of one set.",
+            *ways_out(self.tree, ROOT, [ROOT]),
+            "Give a table of labels (--labels FILE), or put the photos of each class into a folder of its own.",
+            f"If {names} are the classes: {self._as_classes}",
+        )
+
+    def _detection(self, seen: str, lines: Iterable[str] = ()) -> DataUnusable:
+        return DataUnusable(
+            f"{self.uri}: this is an export for object detection or segmentation: {seen}. This job gives a whole photo one "
+            "class.",
+            "Export it for classification (a folder for each class, or a table of file and label), and give that as --data.",
+            *lines,
+            f"If the folders are classes all the same: {self._as_classes}",
         )
 
 
-def _detection(uri: str, seen: str) -> DataUnusable:
-    return DataUnusable(
-        f"{uri}: this is an export for object detection or segmentation: {seen}. This job gives a whole photo one class.",
-        "Export it for classification (a folder for each class, or a table of file and label), and give that as --data.",
-        f"If the folders are classes all the same: --data {shlex.quote(uri)} --set intake.layout=classes",
-    )
+def _is_in(path: str, folder: str) -> bool:
+    return f"{path}/".startswith(f"{folder}/")
+
+
+def _words(name: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"[^\W\d_]+", name.lower()))
 
 
 def _named(names: Sequence[str], most: int = 4) -> str:

@@ -180,6 +180,10 @@ class LocalFiles:
         with os.scandir(folder or self.root) as children:  # It knows the kind of most children without a system call each.
             return sorted(children, key=lambda child: os.fsencode(child.name))
 
+    def glance(self, folder: str) -> Iterator[Child]:
+        with os.scandir(folder or self.root) as children:
+            yield from children
+
     def identity(self, folder: str) -> tuple[int, int]:
         status = os.stat(folder or self.root)  # noqa: PTH116  # Making a Path for each folder would take most of the time.
         return status.st_dev, status.st_ino
@@ -206,10 +210,10 @@ class LocalFiles:
         return fault or _Followed(link.name, real)
 
     def real_path(self, file: Child, path: str) -> str:
-        if not self._is_inside(file.path):
+        if not file.path.startswith(self._prefix):
             return to_text(file.path)
-        real = to_text(file.path[len(self._full("")) :])
-        return "" if real == path else real
+        real = file.path[len(self._prefix) :]
+        return "" if real == path or to_text(real) == path else to_text(real)
 
     def _look(self, name: str) -> FoundFile | str:
         """Return the regular file with this name; or, in words, what is there instead; or "" if nothing is there."""
@@ -246,7 +250,7 @@ class LocalFiles:
                 path = os.path.realpath(path)
             if not self._is_inside(path):
                 return None
-            path = path[len(self._full("")) :] or "."
+            path = path[len(self._prefix) :] or "."
         return None if path == ".." or path.startswith("../") else path
 
     def _with_extension(self, name: str) -> list[str]:
@@ -271,12 +275,12 @@ class LocalFiles:
     def _real_folder(self, folder: str) -> str:
         """Return the absolute path of a folder below the root, with links followed. It may be outside of the root."""
         if folder not in self._real_folders:
-            self._real_folders[folder] = os.path.realpath(self._full(folder))
+            self._real_folders[folder] = os.path.realpath(self._prefix + folder)
         return self._real_folders[folder]
 
-    def _full(self, path: str) -> str:
-        root = str(self.root)
-        return f"{root}{path}" if root.endswith("/") else f"{root}/{path}"
+    @cached_property
+    def _prefix(self) -> str:
+        return f"{str(self.root).rstrip('/')}/"
 
     def _is_reachable(self, path: str) -> bool:
         """Return whether a path, which contains no links, is below the root or below one of the link roots."""
@@ -287,7 +291,7 @@ class LocalFiles:
         return tuple(os.path.realpath(os.path.expanduser(root)) for root in self.link_roots)  # noqa: PTH111
 
     def _is_inside(self, path: str) -> bool:
-        return path == str(self.root) or path.startswith(self._full(""))
+        return path == str(self.root) or path.startswith(self._prefix)
 
 
 def to_text(name: str) -> str:

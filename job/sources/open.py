@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 from job.console.places import check_readable
 from job.errors import UsageError
 from job.sources.base import Reading, Source
-from job.sources.folders import FolderSource, is_table
+from job.sources.folders import FolderSource
+from job.sources.tree import is_table
 from job.storage.bucket.objects import is_remote
 
 if TYPE_CHECKING:

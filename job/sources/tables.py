@@ -10,10 +10,11 @@ from typing import NamedTuple
 from job.console.places import check_readable, refused_at_start
 from job.errors import DataUnusable, UsageError
 from job.sources.base import Entry, Listing, PhotoFolder, Reading, Split, split_names
-from job.sources.folders import TABLE_EXTENSIONS, is_table, list_files
+from job.sources.folders import list_files
 from job.sources.local import Files, FoundFile, from_text, to_text
 from job.sources.matching import Matching
 from job.sources.rows import LabelTable, Row, is_unassigned, read_rows, several_labels
+from job.sources.tree import TABLE_EXTENSIONS, is_table
 from job.storage.bucket.downloads import local_copy
 from job.storage.bucket.objects import is_remote
 
@@ -118,7 +119,7 @@ def list_tables(
     for rows in rows_of_photo.values():
         settled += _judge_copies(rows) if len(rows) > 1 else rows
     entries = [one.entry for one in settled if one.entry.verdict is None]
-    notes = tuple(note for _, _, table in read for note in table.notes) + judge.notes + matching.notes
+    notes = tuple(dict.fromkeys(note for _, _, table in read for note in table.notes)) + judge.notes + matching.notes
     if lists_folder:
         with refused_at_start(f"--data {files.uri}", files.uri):
             below = list_files(files, labelled=False)

@@ -11,7 +11,7 @@ from job.sources.local import IMAGE_EXTENSIONS, LEAVING, Child, Files, to_text
 from job.sources.opening import raise_of_the_machine
 
 _JUNK = re.compile(
-    r"\._.*|\.DS_Store|(eh)?thumbs\.db|desktop\.ini|\.directory|\.gitkeep|\.keep|\.gitignore|\.gitattributes"
+    r"\._.*|[._]DS_Store|(eh)?thumbs\.db|desktop\.ini|\.directory|\.gitkeep|\.keep|\.gitignore|\.gitattributes"
     r"|README(\..*)?|LICEN[SC]E(\..*)?",
     re.IGNORECASE,
 )

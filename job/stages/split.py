@@ -18,7 +18,7 @@ from job.data.duplicates import confirmed, exact_pairs, group_ids, near_pairs, w
 from job.data.examples import Examples, Status
 from job.errors import DataUnusable
 from job.runtime.context import Context
-from job.sources.folders import named_part
+from job.sources.unlabelled import named_part
 from job.stores.arrays import ArrayStore
 
 TABLE = "stages/split/examples.parquet"

@@ -177,6 +177,112 @@ def test_numbered_or_single_folders_below_classes_are_fine(tmp_path, inside):
     assert used(tmp_path)[0] == ("cat", "dog")
 
 
+@pytest.mark.parametrize("above", ["a/", "a/inner/"])
+def test_folders_with_whole_data_sets_are_refused_with_the_folders_to_give(tmp_path, above):
+    for split in ("train", "test"):
+        classes(tmp_path, "cat", "dog", below=f"{above}{split}/")
+        classes(tmp_path, "cat", "dog", below=f"b/{split}/")
+    with pytest.raises(DataUnusable, match=f"--data {tmp_path}/{above[:-1]}\n.*--data {tmp_path}/b\n"):
+        listing(tmp_path)
+    assert used(tmp_path / above) == (("cat", "dog"), ["test", "train"], 12)
+
+
+def test_folder_that_holds_the_classes_beside_it_again_is_refused(tmp_path):
+    classes(tmp_path, "cat", "dog")
+    classes(tmp_path, "cat", "dog", below="animals/")
+    with pytest.raises(DataUnusable, match=f"second time.*\n.*--data {tmp_path}/animals\n"):
+        listing(tmp_path)
+    assert used(tmp_path, layout="classes")[0] == ("animals", "cat", "dog")
+
+
+def test_folders_too_high_may_be_deeper_and_hold_nearly_the_same_folders(tmp_path):
+    names = [f"n{k}" for k in range(9)]
+    classes(tmp_path, *names, "healthy", below="set/images/")
+    classes(tmp_path, *names, "Healthy", below="segmented/")
+    with pytest.raises(DataUnusable, match=f"hold the same folders(.|\n)*--data {tmp_path}/segmented"):
+        listing(tmp_path)
+
+
+def test_unlabelled_set_beside_folders_one_level_too_high(tmp_path):
+    for name in ("rps", "rps-test-set"):
+        classes(tmp_path, "rock", "paper", below=f"{name}/")
+    tree(tmp_path, "rps-validation/1.png")
+    with pytest.raises(DataUnusable, match=f"hold the same folders(.|\n)*--data {tmp_path}/rps\n"):
+        listing(tmp_path)
+
+
+def test_splits_in_some_classes_only_are_refused(tmp_path):
+    for name in ("cat", "dog"):
+        classes(tmp_path, "train", "test", below=f"{name}/")
+    classes(tmp_path, "bird")
+    with pytest.raises(DataUnusable, match="cat, dog hold splits .*bird hold none"):
+        listing(tmp_path)
+    assert used(tmp_path, layout="classes")[0] == ("bird", "cat", "dog")
+
+
+def test_parts_of_one_set_are_no_classes(tmp_path):
+    classes(tmp_path, "images_part_1", "images_part_2")
+    (tmp_path / "metadata_of_photos.csv").write_text("id,dx\n")
+    with pytest.raises(DataUnusable, match="parts of one set(.|\n)*--labels .*metadata_of_photos.csv"):
+        listing(tmp_path)
+    (tmp_path / "images_part_1").rename(tmp_path / "images_of_cats")
+    assert used(tmp_path)[0] == ("images_of_cats", "images_part_2")
+
+
+@pytest.mark.parametrize(
+    ("paths", "offer"),
+    [
+        (("images/1.jpg", "a.csv", "b.csv", "sample_submission.csv"), r"--data \S+/images --labels \S+/a.csv\n.*b.csv\nOr"),
+        (("images/1.jpg", "metadata/a.csv"), r"--data \S+/images --labels \S+/metadata/a.csv"),
+        (("train/images/1.jpg", "train/train.csv"), r"--data \S+/train/images --labels \S+/train/train.csv"),
+        ([f"images/{name}_{k}.jpg" for name in "ab" for k in range(4)], r"--data \S+/images --set intake.label_from=name"),
+        (
+            ("control/1.jpg", "test/2.jpg"),
+            r"If the folders \(control, test\) are the classes: \S+ \S+ --set intake.layout=classes",
+        ),
+        (("data/1.jpg", "data/1.txt", "data/2.jpg", "data/2.txt"), "object detection"),
+    ],
+)
+def test_single_folder_with_photos_is_refused_where_it_can_be_read_in_another_way(tmp_path, paths, offer):
+    with pytest.raises(DataUnusable, match=offer):
+        listing(tree(tmp_path, *paths))
+
+
+def test_test_folder_with_a_number_is_a_test_set(tmp_path):
+    tree(tmp_path, *(f"train/train/{name}" for name in NAMES), "test1/test1/1.jpg", "sampleSubmission.csv")
+    with pytest.raises(DataUnusable, match=f"--data {tmp_path} --set intake.label_from=name"):
+        listing(tmp_path)
+    assert used(tmp_path, label_from="name") == (("cat", "dog"), ["train"], 6)
+
+
+def test_pictures_folder_in_a_test_folder_is_no_class(tmp_path):
+    classes(tmp_path, "n01/images", "n02/images", below="train/")
+    tree(tmp_path, "test/images/1.jpg", "val/images/1.jpg")
+    assert used(tmp_path) == (("n01", "n02"), ["train"], 6)
+
+
+def test_stray_file_does_not_hide_an_inner_folder_of_the_same_name(tmp_path):
+    for split in ("training_set", "test_set"):
+        classes(tmp_path, "cat", "dog", below=f"{split}/{split}/")
+    tree(tmp_path, "training_set/training_set/_DS_Store", "test_set/test_set/stray.jpg")
+    assert used(tmp_path) == (("cat", "dog"), ["test", "train"], 12)
+
+
+def test_class_folders_beside_annotations_are_named(tmp_path):
+    classes(tmp_path, "akita", "beagle", below="images/Images/")
+    tree(tmp_path, "annotations/Annotation/akita/1", "annotations/Annotation/beagle/1")
+    with pytest.raises(DataUnusable, match=f"--data {tmp_path}/images/Images\n"):
+        listing(tmp_path)
+
+
+def test_photos_and_masks_in_each_class_are_no_classes(tmp_path):
+    for name in ("covid", "normal"):
+        classes(tmp_path, "images", "masks", below=f"{name}/")
+    with pytest.raises(DataUnusable, match="look like photos and masks") as refused:
+        listing(tmp_path)
+    assert "label_from" not in str(refused.value)
+
+
 def test_folders_that_are_all_splits_are_refused(tmp_path):
     tree(tmp_path, *(f"{split}/{name}.{k}.jpg" for split in ("train", "test") for name in ("cat", "dog") for k in range(3)))
     with pytest.raises(DataUnusable, match="unlabelled: all its folders are named like splits") as refused:
@@ -194,6 +300,8 @@ def test_folders_that_are_all_splits_are_refused(tmp_path):
         ("JPEGImages/a.jpg", "Annotations/a.xml", "ImageSets/Main/train.txt"),
         ("train/a.jpg", "train/_annotations.coco.json", "valid/b.jpg", "valid/_annotations.coco.json"),
         ("images/a.jpg", "masks/a.png"),
+        ("VOC/JPEGImages/a.jpg", "VOC/Annotations/a.xml", "VOC/SegmentationClass/a.png"),
+        ("train2017/a.jpg", "val2017/b.jpg", "annotations/instances.json"),
     ],
 )
 def test_detection_exports_are_named_as_such(tmp_path, paths):
@@ -351,10 +459,14 @@ LAYOUTS = (
     "`train/cat/`, `test/cat/`",
     "`seg_train/seg_train/cat/`",
     "`cat/train/`, `cat/test/`",
-    "flat `test/`",
+    "a flat `test/`",
     "`bus/`, `car/`, `train/`",
     "`flower_photos/cat/`",
+    "`real/train/cat/`",
     "`north/cat/`, `south/cat/`",
+    "`cat/`, `dog/`, `animals/cat/`",
+    "`images_part_1/`, `images_part_2/`",
+    "one folder with photos",
     "`images/`, `labels/`",
     "`cat.0.jpg`",
     "`metadata.csv`",
