@@ -85,6 +85,10 @@ class Files(Protocol):
         """Return the files and folders in a folder, sorted by name. Raises: OSError."""
         ...
 
+    def glance(self, folder: str) -> Iterator[Child]:
+        """Yield the children of a folder in any order, for callers that need only a few of them. Raises: OSError."""
+        ...
+
     def identity(self, folder: str) -> object:
         """Return a value that is equal for two paths if they lead to the same folder. Raises: OSError."""
         ...
