@@ -14,7 +14,7 @@ _RESAMPLES_AT_ONCE = 100
 
 
 class GroupScores(TypedDict):
-    """Accuracy where each group (a patient, a camera) counts once, and intervals of which groups, not photos, are drawn."""
+    """Accuracy in which each group (a patient, a camera) counts once, with intervals from a bootstrap over groups."""
 
     num_groups: int
     accuracy: float
@@ -62,8 +62,8 @@ def summary(labels_N: np.ndarray, probabilities_NC: np.ndarray) -> Scores:
 def by_group(correct_N: np.ndarray, groups_N: np.ndarray, resamples: int, seed: int) -> GroupScores:
     """Return the accuracy by group: the mean over groups of the share of their photos that are right.
 
-    The intervals are those of the bootstrap over groups, of this accuracy and of the accuracy by photo. One group says
-    nothing about others: then they are from 0 to 1.
+    There is an interval of this accuracy and one of the accuracy by photo. Both are from the bootstrap over groups. A single
+    group says nothing about other groups: then both intervals are from 0 to 1.
     """
     _, group_N, sizes_G = np.unique(groups_N, return_inverse=True, return_counts=True)
     share_N = 1 / sizes_G[group_N]
