@@ -26,8 +26,8 @@ _OWN_TABLES = (*(f"metadata{extension}" for extension in TABLE_EXTENSIONS), "_cl
 class FolderSource:
     """Class folders with photos, directly below the root or below train/, val/ and test/.
 
-    A photo is labelled by the top folder below the root (or the split), however deep it lies. Links are followed while
-    they stay inside the root or the link roots, every folder once. Only regular files are ever opened.
+    The label of a photo is the name of the folder below the root (or the split), even if there are more folders in between.
+    Links are followed if they lead to places below the root or the link roots. Only regular files are opened.
     """
 
     root: Path
@@ -64,9 +64,9 @@ class FolderSource:
 
 
 def list_files(files: Files, reading: Reading | None = None, *, labelled: bool) -> Listing:
-    """Return the files of a folder with their labels; all files without labels where these are not wanted.
+    """Return the files of a folder with their labels. Without `labelled`, return all files without labels.
 
-    Folders that the job has made its own are left out. Paths alone do not show them where they are mounted twice.
+    Outputs of this job are left out. They are known by their mark, because one folder can be mounted at two paths.
 
     Raises:
         UsageError: if the root itself is an output of this job.
@@ -81,7 +81,7 @@ def list_files(files: Files, reading: Reading | None = None, *, labelled: bool) 
     if reading.label_from != "folder":
         return _labelled_by_path(walk, reading)
     if tables := _own_tables(Tree(files)):
-        from job.sources.tables import list_tables  # pyarrow takes its time.
+        from job.sources.tables import list_tables  # It imports pyarrow, which is slow.
 
         return list_tables(files, tables, reading, lists_folder=True)
     class_names: set[str] = set()
@@ -89,7 +89,7 @@ def list_files(files: Files, reading: Reading | None = None, *, labelled: bool) 
         num_entries, num_outputs = len(walk.entries), len(walk.outputs)
         walk.folder(folder.child, folder.path, folder.label, folder.split)
         new_outputs = len(walk.outputs) - num_outputs
-        if not new_outputs or len(walk.entries) - num_entries > new_outputs:  # `runs/` with nothing but outputs is no class.
+        if not new_outputs or len(walk.entries) - num_entries > new_outputs:  # A folder with only outputs is no class.
             class_names.add(folder.label)
     if not class_names:
         raise unlabelled(Tree(files), len(walk.entries))
@@ -108,7 +108,7 @@ def _sorted(walk: Walk) -> tuple[Entry, ...]:
 
 
 def _labelled_by_path(walk: Walk, reading: Reading) -> Listing:
-    """Label each photo by the folder that it lies in, or by its name. Split folders at the top keep their meaning."""
+    """Return the files, labelled by the folder that they are in or by their name. Split folders at the top still count."""
     walk.below("")
     splits = {} if reading.layout == "classes" else split_names({e.path.partition("/")[0] for e in walk.entries})
     pattern = re.compile(reading.label_pattern or NUMBERED)
@@ -138,7 +138,7 @@ def _labelled_by_path(walk: Walk, reading: Reading) -> Listing:
 
 
 def _without_unlabelled_splits(entries: list[Entry]) -> list[Entry]:
-    """Ignore the photos of splits in which no file has a label: such a test set is for predictions."""
+    """Ignore the photos of splits in which no file has a label. Such a test set is meant for predictions."""
     labelled = {entry.split for entry in entries if entry.label}
     reason = "unlabelled: no file of its split folder has a label"
     return [
@@ -153,9 +153,9 @@ def _is_named_like_a_photo(path: str) -> bool:
 
 
 def _own_tables(tree: Tree) -> list[tuple[str, str]]:
-    """Return the tables of labels that lie beside photos, each with the folder that its paths begin at.
+    """Return the tables of labels beside the photos, each with the folder at which its paths begin.
 
-    Empty where there are class folders, which have the labels then.
+    If there are class folders, return no tables, because the folders have the labels.
     """
     folders = tree.folders(ROOT)
     splits = split_names(folder.name for folder in folders)
@@ -170,7 +170,7 @@ def _own_tables(tree: Tree) -> list[tuple[str, str]]:
     if not tables and not in_splits:
         return []
     own = [name for name in tables if name.lower() in _OWN_TABLES]
-    most_folders = 1 if own or in_splits else 0  # The photos may lie in train/images/, beside train/metadata.csv.
+    most_folders = 1 if own or in_splits else 0  # The photos may be in train/images/, beside train/metadata.csv.
     if any(len(tree.full_folders(folder)) > most_folders for folder in folders if folder.name in splits):
         return []
     if len(tree.with_photos(folder for folder in folders if folder.name not in splits)) > 1:

@@ -1,8 +1,8 @@
 """The meaning of the folders of a source: which of them are splits, and which are classes.
 
-Where the source is surely not what `--data` should name, or can be understood in two ways, it is refused with the commands
-to choose from. `intake.layout` decides without a guess: `classes` takes every folder at the top for a class, `splits` takes
-every folder that is named like a split for one.
+If `--data` seems to name the wrong folder, or the folders can be understood in two ways, the source is refused with the
+commands to choose from. `intake.layout` avoids guesses: with `classes`, every folder at the top is a class; with `splits`,
+every folder that is named like a split is a split.
 """
 
 import re
@@ -27,10 +27,10 @@ _ANNOTATIONS = frozenset(
     ]
 )
 _NUMBERS = re.compile(r"[\d._-]+")
-# What people call the parts of a set that was too large for one folder or archive.
+# Names that people give to the parts of a data set that is too large for one folder or archive.
 _PARTS = frozenset({*_PICTURES, "part", "parts", "batch", "chunk", "shard", "archive", "folder"})
 _SPLIT_WORDS = frozenset(SPLITS)
-# Above this share of equal names, the folders in several folders count as the same.
+# If at least this share of the folder names in several folders is equal, these folders count as having the same classes.
 _ALIKE = 0.8
 
 
@@ -44,7 +44,7 @@ class ClassFolder(NamedTuple):
 
 
 def class_folders(walk: Walk, reading: Reading) -> list[ClassFolder]:
-    """Return the class folders of a source; what lies beside them becomes an entry of the walk.
+    """Return the class folders of a source. Files and folders beside them become entries of the walk.
 
     Raises:
         DataUnusable: if `--data` seems to name the wrong folder, or the folders can be understood in two ways.
@@ -54,7 +54,7 @@ def class_folders(walk: Walk, reading: Reading) -> list[ClassFolder]:
     named = {} if reading.layout == "classes" else split_names(folder.name for folder in top)
     for folder in top:
         if folder.name in named and not folder.child.is_symlink():
-            walk.files.children(folder.child.path)  # A split that cannot be listed is no small loss.
+            walk.files.children(folder.child.path)  # Raises OSError: a run without a whole split makes no sense.
     layout = _Layout(walk, Tree(walk.files), reading.layout == "auto", top, named)
     found = layout.class_folders()
     if layout.guesses:
@@ -72,11 +72,11 @@ class _Layout:
 
     @cached_property
     def siblings(self) -> list[Folder]:
-        """The folders with photos whose names are no splits."""
+        """The folders at the top that have photos, without those that are named like splits."""
         return self.tree.with_photos(folder for folder in self.top if folder.name not in self.named)
 
     def class_folders(self) -> list[ClassFolder]:
-        """Return the class folders, with the splits that are above them, or in each of them."""
+        """Return the class folders with their splits. A split folder may be above class folders or inside each of them."""
         splits = [folder for folder in self.top if folder.name in self.named and not self._is_class(folder)]
         classes = [folder for folder in self.top if folder not in splits]
         full = self._labelled(splits)
@@ -97,7 +97,11 @@ class _Layout:
         ]
 
     def _is_class(self, folder: Folder) -> bool:
-        """Return whether a folder that is named like the training split is a class beside other classes."""
+        """Return whether a folder that is named like the training split is a class beside other classes.
+
+        Raises:
+            DataUnusable: if it may be both.
+        """
         if self.named[folder.name] != "train" or not self.guesses or not self.siblings:
             return False
         if self.tree.has_photos(folder):
@@ -116,7 +120,7 @@ class _Layout:
         )
 
     def _labelled(self, splits: list[Folder]) -> list[Folder]:
-        """Return the split folders that hold class folders. `test/images/` is none, where `images` is no training class."""
+        """Return the split folders with class folders. In `test/images/`, `images` is a class only if it is one in train."""
         inside = {folder: self.tree.folders(holders[-1]) for folder in splits if (holders := self._holders(folder))}
         known = {c.name for folder, found in inside.items() if self.named[folder.name] == "train" for c in found}
         return [
@@ -126,9 +130,9 @@ class _Layout:
         ]
 
     def _holders(self, split: Folder) -> list[Folder]:
-        """Return the split folder, and the one in it, if there is one in between; the last holds the class folders.
+        """Return the folders on the way to the class folders of a split; the last contains them. Empty if there are none.
 
-        Archives often unpack to `train/train/cat`. Empty where there are no class folders.
+        That is the split folder, and perhaps one more: archives often unpack to `train/train/cat`.
         """
         inside = self.tree.folders(split)
         if len(inside) != 1 or self.tree.has_photos(split):
@@ -141,7 +145,7 @@ class _Layout:
         return [split, inner] if len(deeper) > 1 or (repeats and deeper) else [split]
 
     def _listed(self, holders: list[Folder]) -> list[Folder]:
-        """Return the class folders in the last of these. What lies beside the folders on the way becomes an entry."""
+        """Return the class folders in the last of these folders. Files and folders beside the way become ignored entries."""
         found: list[Folder] = []
         for holder in holders:
             followed = self.walk.followed(holder.child)
@@ -163,14 +167,14 @@ class _Layout:
         ]
 
     def _training_beside(self, divided: dict[Folder, list[Folder]], classes: list[Folder]) -> list[ClassFolder]:
-        """Return class folders beside `test/` or `val/` as those of the training split, which has no folder of its own."""
+        """Return the class folders beside `test/` or `val/` as training classes, if there is no folder for train."""
         held_out = {c.name for found in divided.values() for c in found}
         if "train" in {self.named[folder.name] for folder in divided} or not held_out & {c.name for c in classes}:
             return []
         return [ClassFolder(c.child, c.path, c.name, "train") for c in classes]
 
     def _undivided(self, classes: list[Folder]) -> list[ClassFolder]:
-        """Return the class folders of a source whose top has no splits."""
+        """Return the class folders of a source without split folders at the top. Raises: DataUnusable."""
         if self.guesses and classes:
             self._refuse_detection(classes)
             full = self.tree.with_photos(classes)
@@ -186,10 +190,10 @@ class _Layout:
         return [ClassFolder(folder.child, folder.path, folder.name, None) for folder in classes]
 
     def _splits_in_classes(self, full: list[Folder]) -> list[ClassFolder]:
-        """Return the folders of classes that hold the splits, as in `cat/train/`; nothing where no class does.
+        """Return the split folders inside the class folders, as in `cat/train/`; nothing if there are none.
 
         Raises:
-            DataUnusable: where only some classes hold splits, which would be mixed with the photos of the others.
+            DataUnusable: if only some classes have splits.
         """
         divided = {}
         for folder in full:
@@ -216,10 +220,10 @@ class _Layout:
         return self.walk.files.uri
 
     def refuse_one_class(self, found: list[ClassFolder]) -> None:
-        """Refuse a single folder with photos, where there is another way to read it.
+        """Refuse a single folder with photos if its labels may be somewhere else.
 
         Raises:
-            DataUnusable
+            DataUnusable: if there is a table or names with labels, an unlabelled split, or boxes of objects.
         """
         full = self.tree.with_photos(Folder(c.child, c.path) for c in found)
         if len({folder.name for folder in full}) != 1:
@@ -278,7 +282,7 @@ class _Layout:
         )
 
     def _refuse_wrapper(self, full: list[Folder]) -> None:
-        """Refuse one folder around all others."""
+        """Refuse a single folder that contains the class folders."""
         if len(full) != 1:
             return
         core = self.tree.core(full[0])
@@ -294,7 +298,7 @@ class _Layout:
         )
 
     def _refuse_sets(self, full: list[Folder]) -> None:
-        """Refuse folders that hold whole data sets, with splits and class folders."""
+        """Refuse folders that contain whole data sets, with splits and class folders."""
         sets = []
         for folder in full:
             core = self.tree.core(folder)
@@ -311,7 +315,7 @@ class _Layout:
             )
 
     def _refuse_copy(self, full: list[Folder]) -> None:
-        """Refuse a folder beside class folders that holds them a second time."""
+        """Refuse a folder beside class folders if it contains copies of them."""
         for folder in full:
             core = self.tree.core(folder)
             inside = [] if self.tree.has_photos(core) else [f.name for f in self.tree.full_folders(core)]
@@ -324,11 +328,11 @@ class _Layout:
                 )
 
     def _refuse_too_high(self, full: list[Folder]) -> None:
-        """Refuse folders that all hold the same folders: the classes may be these."""
+        """Refuse folders that all contain folders with the same names, because these may be the classes."""
         cores = {folder: self.tree.core(folder) for folder in full}
         flat = [folder for folder, core in cores.items() if self.tree.has_photos(core)]
         if len(flat) < len(full) and any(_SPLIT_WORDS.intersection(_words(folder.name)) for folder in full):
-            for folder in flat:  # An unlabelled set such as `rps-validation`, beside `rps` and `rps-test-set`.
+            for folder in flat:  # For example the unlabelled `rps-validation`, beside `rps` and `rps-test-set`.
                 del cores[folder]
         elif flat or not full:
             return
@@ -371,7 +375,7 @@ class _Layout:
             "class.",
             "Export it for classification (a folder for each class, or a table of file and label), and give that as --data.",
             *lines,
-            f"If the folders are classes all the same: {self._as_classes}",
+            f"If the folders are classes anyway: {self._as_classes}",
         )
 
 

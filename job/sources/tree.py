@@ -1,4 +1,4 @@
-"""A look into the folders of a source, before anything is listed: which of them hold photos, and which hold tables."""
+"""Questions about the folders of a source, asked before its files are listed: which of them have photos or tables?"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ TABLE_EXTENSIONS = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson", ".xlsx", ".
 
 
 class _Root(NamedTuple):
-    """The source itself, as if it were in a folder."""
+    """The root of a source as a `Child`, so that it can be a `Folder`."""
 
     name: str = ""
     path: str = ""
@@ -25,7 +25,7 @@ class _Root(NamedTuple):
 
 
 class Folder(NamedTuple):
-    """A folder with its path below the source as text."""
+    """A folder with its path below the source, as text."""
 
     child: Child
     path: str
@@ -40,7 +40,7 @@ ROOT = Folder(_Root(), "")
 
 @dataclass(frozen=True)
 class Tree:
-    """Looks into folders, and gathers nothing."""
+    """The folders of a source. Its methods look into folders, and list no files for the job."""
 
     files: Files
 
@@ -48,7 +48,7 @@ class Tree:
         return f"{self.files.uri.rstrip('/')}/{folder.path}".rstrip("/")
 
     def folders(self, folder: Folder) -> list[Folder]:
-        """Return the folders in a folder that may hold photos."""
+        """Return the folders in a folder, without hidden ones, junk and outputs of this job."""
         prefix = f"{folder.path}/" if folder.path else ""
         return [
             Folder(child, prefix + to_text(child.name))
@@ -58,7 +58,7 @@ class Tree:
         ]
 
     def full_folders(self, folder: Folder) -> list[Folder]:
-        """Return the folders in a folder that hold photos, or whose folders do."""
+        """Return the folders in a folder that have photos, directly or below."""
         return self.with_photos(self.folders(folder))
 
     def tables(self, folder: Folder) -> list[str]:
@@ -66,7 +66,7 @@ class Tree:
         return [child.name for child in self.children(folder) if is_table(child.name) and not is_folder(child)]
 
     def has_photos(self, folder: Folder) -> bool:
-        """Return whether a folder itself holds files that are named like photos, or have no extension."""
+        """Return whether a folder directly contains files that are named like photos or have no extension."""
         place = self._place(folder)
         try:
             return place is not None and any(map(is_photo, self.files.glance(place)))
@@ -75,7 +75,7 @@ class Tree:
             return False
 
     def photos_below(self, folder: Folder) -> bool:
-        """Return whether a folder, or any folder below it, holds photos."""
+        """Return whether a folder, or any folder below it, has photos."""
         waiting, seen = [folder], set()
         while waiting:
             folder = waiting.pop()
@@ -91,13 +91,13 @@ class Tree:
         return [folder for folder in folders if self.photos_below(folder)]
 
     def core(self, folder: Folder) -> Folder:
-        """Return the first folder on the way down that holds photos or several folders with photos."""
+        """Return the folder itself, or the first folder below it that has photos or more than one folder with photos."""
         while not self.has_photos(folder) and len(inside := self.full_folders(folder)) == 1:
             folder = inside[0]
         return folder
 
     def children(self, folder: Folder) -> Sequence[Child]:
-        """Return what is in a folder; nothing where it cannot be listed, which the walk will say."""
+        """Return the files and folders in a folder; nothing if it cannot be listed, because the walk reports that."""
         place = self._place(folder)
         try:
             return () if place is None else self.files.children(place)
@@ -106,13 +106,13 @@ class Tree:
             return ()
 
     def _place(self, folder: Folder) -> str | None:
-        """Return the path of a folder, with links followed; None where a link may not be followed."""
+        """Return the `Child.path` of a folder, with links followed; None if a link may not be followed."""
         followed = self.files.follow(folder.child) if folder.child.is_symlink() else folder.child
         return None if isinstance(followed, str) else followed.path
 
 
 def is_photo(child: Child) -> bool:
-    """Return whether a child is named like a photo or has no extension, and is no folder."""
+    """Return whether a child is a file that is named like a photo or has no extension."""
     _, dot, extension = child.name.rpartition(".")
     return (not dot or f".{extension.lower()}" in IMAGE_EXTENSIONS) and not is_junk(child.name) and not is_folder(child)
 

@@ -1,4 +1,4 @@
-"""Photos that no folder labels: where their labels may be instead, as commands to type."""
+"""Help for photos without class folders: the commands that take their labels from a table or from file names."""
 
 import re
 import shlex
@@ -9,17 +9,18 @@ from job.errors import DataUnusable
 from job.sources.local import to_text
 from job.sources.tree import ROOT, Folder, Tree, is_photo
 
-# A name that ends in a number, as in cat.0.jpg, dog_12.jpg or "rose (3).jpg": the label is what stands before it.
+# In a name that ends in a number, such as cat.0.jpg, dog_12.jpg or "rose (3).jpg", the label is the part before it.
 NUMBERED = r"(?P<label>.*?[^\W\d_])[\W_]*\d+[\W_]*\.\w+$"
-# Kaggle's examples of a submission have the columns of a table of labels, and the same label in each row.
+# The sample submissions of Kaggle look like tables of labels, but have the same label in each row.
 _NO_LABELS = re.compile(r".*submi(ssion|t).*", re.IGNORECASE)
 _TABLES_SHOWN = 5
 
 
 def named_part(pattern: re.Pattern[str], path: str, group: str) -> str:
-    """Return what a named group of a pattern matches; empty where the pattern does not match.
+    """Return the text that a named group of a pattern matches; empty if the pattern does not match.
 
-    A pattern with a slash in it is searched in the path below the source, one without is matched with the file name alone.
+    A pattern with a slash is searched in the path below the source. Any other pattern must match the file name from its
+    beginning.
     """
     found = pattern.search(path) if "/" in pattern.pattern else pattern.match(path.rpartition("/")[2])
     return ((found and found[group]) or "").strip()
@@ -32,13 +33,13 @@ def tables_of_labels(tree: Tree, folder: Folder) -> list[str]:
 
 
 def ways_out(tree: Tree, photos: Folder, places: Iterable[Folder], data: Folder | None = None) -> list[str]:
-    """Return lines with the commands for photos in one folder: with each table in `places`, or by the names of the photos.
+    """Return lines with commands for the photos in one folder: for each table in `places`, and for labels in file names.
 
-    `data` is the folder to give for the names, where it isn't the one that the photos are in.
+    `data` is the folder for the command with labels in file names, if it is not the folder of the photos.
     """
     where = shlex.quote(tree.uri(photos))
     tables = [f"{tree.uri(place)}/{to_text(name)}" for place in places for name in tables_of_labels(tree, place)]
-    lines = [f"A table lies there: --data {where} --labels {shlex.quote(table)}" for table in tables[:_TABLES_SHOWN]]
+    lines = [f"There is a table: --data {where} --labels {shlex.quote(table)}" for table in tables[:_TABLES_SHOWN]]
     names = [to_text(child.name) for child in tree.children(photos) if is_photo(child)]
     labels = Counter(filter(None, (named_part(re.compile(NUMBERED), name, "label") for name in names)))
     if len(labels) > 1 and labels.total() > 0.8 * len(names) and labels.total() > 2 * len(labels):
@@ -49,9 +50,9 @@ def ways_out(tree: Tree, photos: Folder, places: Iterable[Folder], data: Folder 
 
 
 def unlabelled(tree: Tree, num_files: int) -> DataUnusable:
-    """Return the refusal of a source without class folders."""
+    """Return the error for a source without class folders."""
     return DataUnusable(
-        f"{tree.files.uri}: unlabelled: there are no class folders in it ({num_files:,} files beside none). "
+        f"{tree.files.uri}: unlabelled: there are no class folders in it ({num_files:,} files outside of any). "
         "Put the photos of each class into a folder of its own, named like the class, or give a table of labels.",
         *ways_out(tree, ROOT, [ROOT]),
     )
