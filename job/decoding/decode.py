@@ -55,9 +55,9 @@ _UPRIGHT = {
 
 @dataclass(frozen=True)
 class DecodeRules:
-    """The size and shape of decoded photos, and which photos are refused. Sizes in pixels.
+    """The size and shape of decoded photos, and the limits for photos. Sizes are in pixels.
 
-    Values of 16-bit photos are scaled by `bit_depth`, 9 to 16, which is that of their set.
+    Values of 16-bit photos are scaled by `bit_depth`, 9 to 16, the bit depth of their data set.
     """
 
     image_size: int
@@ -78,7 +78,7 @@ class DecodeRules:
 class Facts:
     """Facts about a file. Width and height are of the upright photo; brightness and contrast are from 0 to 1.
 
-    `peak` is the largest colour value of a 16-bit photo, 0 if its header says its bit depth; None for all other photos.
+    `peak` is the largest colour value of a 16-bit photo, 0 if the file states its bit depth; None for all other photos.
     """
 
     format: str = ""
@@ -110,7 +110,7 @@ class BadPhoto(Exception):
 
     def __init__(self, reason: str, facts: Facts = Facts(), *, is_image: bool = True) -> None:
         super().__init__(reason)
-        width, height = (min(side, 2**31 - 1) for side in (facts.width, facts.height))  # The table has 32 bits.
+        width, height = (min(side, 2**31 - 1) for side in (facts.width, facts.height))  # The table has 32-bit columns.
         self.reason, self.facts, self.is_image = reason, replace(facts, width=width, height=height), is_image
 
 
@@ -333,7 +333,7 @@ def _needed_size(size: tuple[int, int], rules: DecodeRules) -> tuple[int, int]:
 
 
 def jpeg_reduction(size: tuple[int, int], needed_size: tuple[int, int]) -> int:
-    """Return the factor by which a JPEG is scaled down while it is decoded: the largest for which no resize enlarges."""
+    """Return the factor (8, 4, 2 or 1) for scaling a JPEG while decoding: the largest one that leaves `needed_size`."""
     (width, height), (needed_width, needed_height) = size, needed_size
     for reduction in JPEG_REDUCTIONS:
         if -(-width // reduction) >= needed_width and -(-height // reduction) >= needed_height:
@@ -344,7 +344,7 @@ def jpeg_reduction(size: tuple[int, int], needed_size: tuple[int, int]) -> int:
 def _say_what_changes(
     image: Image.Image, payload: bytes, jpeg: headers.JpegLayout | None, bit_depth: int | None, converted: list[str]
 ) -> None:
-    """Add to `converted` what has to change. Nothing has for RGB in 8 bits as a sequential JPEG, a PNG or a 24-bit BMP.
+    """Add to `converted` what has to change: nothing for 8-bit RGB in a sequential JPEG, a PNG or a 24-bit BMP.
 
     `bit_depth` is the depth by which the values of a 16-bit photo are scaled, None for all other photos.
     """

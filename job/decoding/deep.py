@@ -1,7 +1,7 @@
 """Pictures with 16 bits in a channel: their values, and how these become 8 bits.
 
-Pillow holds 16 bits in pictures of one channel only. Where there are more channels, it keeps the first byte of each value.
-Such a picture is decoded twice, the second time with the bytes swapped.
+Pillow keeps 16 bits only in pictures with one channel. If there are more channels, it keeps only the first byte of each
+value. So such a picture is decoded twice, the second time with the bytes swapped.
 """
 
 import io

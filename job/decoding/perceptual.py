@@ -1,6 +1,6 @@
 """Brightness, contrast and perceptual hash of a decoded photo. Recompressing a photo hardly changes its hash.
 
-They are computed for every photo. With so few numbers, each call of NumPy costs more than its work, so there are few calls.
+They are computed for every photo. For so few numbers, a call of NumPy takes longer than its arithmetic, so calls are few.
 """
 
 from array import array

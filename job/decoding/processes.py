@@ -159,7 +159,7 @@ class _Worker:
         self._start()
 
     def _start(self) -> None:
-        self._tasks, tasks_far_end = _FORK_SERVER.Pipe()  # Duplex, because a socket holds a whole task.
+        self._tasks, tasks_far_end = _FORK_SERVER.Pipe()  # A duplex pipe is a socket, whose buffer holds a whole task.
         self.news, news_far_end = _FORK_SERVER.Pipe(duplex=False)
         self._records, records_far_end = _FORK_SERVER.Pipe(duplex=False)
         self._news_lines, self._record_lines = Lines(self.news), Lines(self._records)
@@ -309,7 +309,7 @@ def _not_started(exit_code: int | None) -> JobError:
     """
     if exit_code is None or exit_code < 0 or exit_code == _SERVER_IS_GONE:
         return TryAgainLater(
-            "A decode process was killed while it started, by somebody or for lack of memory. Run the same command again; "
+            "A decode process was killed while it started, perhaps because memory ran out. Run the same command again; "
             "if that repeats, give the job more memory."
         )
     return JobError(f"A decode process did not start (exit code {exit_code}).")

@@ -44,7 +44,7 @@ def _groups(controller: str, root: Path, membership: Path) -> Iterator[Path]:
     """Yield the folders of this process's group and the groups above it. Version 1 has a tree for each controller."""
     try:
         lines = membership.read_text().splitlines()
-    except OSError:  # Another system than Linux.
+    except OSError:  # This is not Linux.
         return
     for line in lines:
         _, controllers, path = line.split(":", 2)

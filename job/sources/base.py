@@ -115,7 +115,7 @@ def split_names(names: Iterable[str]) -> dict[str, Split]:
     """
     names = list(names)
     if plain := {name: SPLITS[name.lower()] for name in names if name.lower() in SPLITS}:
-        numbered = {name: _NUMBERED_SPLIT.fullmatch(name.lower()) for name in names}  # `test1` beside `train`.
+        numbered = {name: _NUMBERED_SPLIT.fullmatch(name.lower()) for name in names}  # For example `test1` beside `train`.
         return plain | {name: SPLITS[found[1]] for name, found in numbered.items() if found}
     families: dict[tuple[str, ...], dict[str, Split]] = defaultdict(dict)
     for name in names:

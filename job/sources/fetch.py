@@ -1,6 +1,6 @@
 """Threads that fetch objects of a bucket before they are needed, in order, and with limited memory.
 
-The next object is asked for when one is taken. So if the reader stops, the threads stop, too.
+The next object is requested when one is taken. So if the reader stops, the threads stop, too.
 """
 
 import ctypes
@@ -14,7 +14,7 @@ from job.errors import StorageFailed
 from job.storage.bucket.objects import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, RETRY_FOR_S, NoSuchObject, Objects, join
 from job.storage.bucket.parallel import Threads
 
-THREADS = 32  # In a decode process. Two processes keep two cores busy at a latency of 30 ms (benchmarks/buckets.py).
+THREADS = 32  # For each decode process. Two processes keep two cores busy at a latency of 30 ms (benchmarks/buckets.py).
 MAX_BYTES_AHEAD = 64 << 20
 # A request is retried for RETRY_FOR_S. That time begins when the first try has failed, and a last try may begin at its end.
 PATIENCE_S = RETRY_FOR_S + 2 * (CONNECT_TIMEOUT_S + READ_TIMEOUT_S)

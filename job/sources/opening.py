@@ -91,7 +91,7 @@ class _Tree:
 
 
 def raise_of_the_machine(error: OSError, path: str | Path) -> None:
-    """Raise StorageFailed if an error is the machine's (`errors.OF_THE_MACHINE`), so that no photo is blamed for it."""
+    """Raise StorageFailed if the machine caused an error (`errors.OF_THE_MACHINE`), so that no photo is blamed for it."""
     if error.errno in OF_THE_MACHINE:
         raise storage_failed(error, Path(path)) from error
 

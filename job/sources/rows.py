@@ -222,7 +222,7 @@ class _Columns:
                     "more than one 1",
                     f"{_WAY_OUT}, or name the column of the labels (--label-column NAME)",
                 )
-        self.notes += (f"Each row has its label where it holds a 1, in one of {len(found)} columns: {listed}.",)
+        self.notes += (f"The label of a row is the name of the column with the 1, out of {len(found)} columns: {listed}.",)
         return found
 
     def _check(self, found: dict[str, int | None]) -> None:

@@ -41,8 +41,8 @@ def image_and_label(data_set: str, info: Any, labelled: bool) -> tuple[str, str 
     """Return the names of the image and the label feature in a record. Without `labelled`, the label is None.
 
     Raises:
-        UsageError: if an example does not have exactly one image of whole numbers and, with `labelled`, one label, and
-            the data set does not say which one is meant.
+        UsageError: if the image (of whole numbers) or, with `labelled`, the label is missing; or if there are several, and
+            the data set does not say which one to learn from.
     """
     import tensorflow_datasets as tfds
 

@@ -17,7 +17,7 @@ from job.errors import DataUnusable
 from job.sources.base import SPLITS, Entry, Listing, Split
 from job.sources.opening import opened, raise_of_the_machine
 
-_FRAME_BYTES = 16  # In front of a record its length (8 bytes) and the length's checksum (4), behind it its checksum (4).
+_FRAME_BYTES = 16  # Before a record: its length (8 bytes) and the length's checksum (4). Behind it: its checksum (4).
 
 
 class Shard(NamedTuple):
@@ -65,7 +65,7 @@ class NamedSource:
             except OSError as error:
                 fault = f"cannot be read ({error.strerror}), so that {self.uri} is not whole"
                 raise DataUnusable(f"{error.filename}: {fault}. Delete its folder and prepare it again.") from error
-        if {entry.split for entry in entries if entry.verdict is None} == {"train"}:  # Then nothing is split yet.
+        if {entry.split for entry in entries if entry.verdict is None} == {"train"}:  # Then the job makes the splits.
             entries = [entry._replace(split=None) for entry in entries]
         entries.sort(key=attrgetter("path"))
         labels, splits = "the labels of the data set", "the splits of the data set"
@@ -136,7 +136,7 @@ def _quarantined(path: str, split: Split | None, reason: str, num_bytes: int = 0
 
 
 def _records(path: Path, count: int) -> Iterator[tuple[str, bytes, str]]:
-    """Yield `offset:checksum`, the bytes and an empty string for each record; the last is what is wrong if it is damaged."""
+    """Yield (`offset:checksum`, bytes, fault) for each record. The fault says what is wrong with it, or is empty."""
     offset, fault = 0, ""
     with opened(path) as file:
         for _ in range(count):

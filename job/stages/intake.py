@@ -196,7 +196,7 @@ class _Shards:
                     break
 
     def _share(self, own: Sequence[str], bit_depth: int, exchange: Exchange, wanted: int | None = None) -> None:
-        """Decode this worker's part. On the chief, decode then what is still missing.
+        """Decode this worker's part. On the chief, then decode what is still missing.
 
         With `wanted`, shards of another bit depth count as missing.
         """
@@ -360,8 +360,8 @@ def _check_class_names(listing: Listing) -> None:
         folded = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
         if folded in seen:
             raise DataUnusable(
-                f"The classes {seen[folded]!r} and {name!r} differ only by case, blanks or Unicode form. "
-                "Rename one of them, or put their photos together."
+                f"The classes {seen[folded]!r} and {name!r} differ only by case, spaces or Unicode form. "
+                "Rename one of them, or give their photos the same class."
             )
         seen[folded] = name
     if len(listing.class_names) < 2:

@@ -83,7 +83,7 @@ def split(
 
 
 def _with_groups(examples: Examples, group_from: str | None) -> Examples:
-    """Return the examples with groups taken from their paths, where the source gives them none."""
+    """Return the examples with groups from their paths (`split.group_from`), if the source gives none."""
     if group_from is None:
         return examples
     pattern = re.compile(group_from)
