@@ -28,7 +28,7 @@ def open_source(
     reading = Reading.of(settings) if settings else Reading()
     for root in reading.link_roots:
         if not Path(root).expanduser().is_dir():
-            raise UsageError(f"intake.link_roots: {root} is no folder. Give the folders that links may lead to.")
+            raise UsageError(f"intake.link_roots: {root} is not a folder. Give the folders that links may lead to.")
     if uri.startswith("tfds:"):
         from job.sources.tfds import open_named
 
@@ -56,5 +56,7 @@ def open_source(
     if labels is None:
         return photos
     if is_remote(labels):
-        raise UsageError(f"--labels {labels}: --data {uri} is on this machine; copy the table beside it.")
+        raise UsageError(
+            f"--labels {labels}: the table is in a bucket, but --data {uri} is on this machine. Copy the table here."
+        )
     return TableSource(photos, local_table(labels), lists_folder=True, labelled=labelled, reading=reading)

@@ -81,7 +81,7 @@ def read_rows(file: Path, *, labelled: bool, called: str = "", reading: Reading 
     columns = _Columns(table, grid, reading)
     found = columns.find() if labelled else {"path": columns.find_path()}
     if not grid.rows:
-        raise DataUnusable(f"{table}: there is no row in it but the header. Give a row for each photo.")
+        raise DataUnusable(f"{table}: it has a header, and no row below it. Add a row for each photo.")
     rows = tuple(_row(number, cells, grid, found, columns) for number, cells in grid.rows)
     if labelled and not reading.allow_joined_labels:
         _refuse_joined_labels(table, {row.label for row in rows})
@@ -239,7 +239,7 @@ class _Columns:
             flags = " ".join(f"--{kind}-column NAME" for kind in missing)
             raise DataUnusable(
                 f"{self.table}: there is no column {' and no column '.join(missing)} in it. {self._header} Name the column: "
-                f"{flags}. Or call the columns path, label and, if there are splits, split."
+                f"{flags}. Or rename the columns to path, label and, if there are splits, split."
             )
         for kind, column in found.items():
             if column is None or column not in grid.odd:

@@ -205,9 +205,7 @@ class _Judge:
         if self.num_extensions_added:
             notes += (f"{self.num_extensions_added:,} rows name a photo without its extension; the photo was found.",)
         if self.num_unassigned:
-            notes += (
-                f"{self.num_unassigned:,} rows are in no split, beside rows that are; their photos are training photos.",
-            )
+            notes += (f"{self.num_unassigned:,} rows are in no split, and others are: their photos are training photos.",)
         return notes
 
     def entries(self, table: LabelTable, folder: str, of_table: str, matching: Matching) -> Iterator[_Judged]:

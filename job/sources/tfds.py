@@ -102,7 +102,7 @@ def _choose(wanted: _DataSet, prepared: Collection[_DataSet]) -> _DataSet | None
             config = builder.default_builder_config.name
         elif len(configs) > 1:
             raise UsageError(
-                f"--data {wanted}: which configuration? There are {_listed(configs)}: tfds:{wanted.name}/CONFIG."
+                f"--data {wanted}: several configurations are prepared: {_listed(configs)}. Give tfds:{wanted.name}/CONFIG."
             )
         else:
             config = configs[0]
@@ -123,11 +123,13 @@ def _prepare(wanted: _DataSet, prepared: Collection[_DataSet], store: str, label
     if is_remote(store):
         there = join(store, data_set.folder)
         raise StorageFailed(
-            f"{missing}. Where there is a network, run {command}, and copy DIR/{data_set.folder} to {there}."
+            f"{missing}. On a machine with network access, run {command}. Then copy DIR/{data_set.folder} to {there}."
         )
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         instructions = " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
-        raise UsageError(f"{missing}, and has to be downloaded by hand: {instructions} Then run {command}: --tfds-dir DIR.")
+        raise UsageError(
+            f"{missing}, and must be downloaded by hand: {instructions} Then run {command}, and give --tfds-dir DIR."
+        )
     addresses = [address for address in builder.url_infos or () if address.startswith("http")]
     if addresses and not _answers(addresses[0]):
         fault = f"{addresses[0]} cannot be reached"
@@ -136,7 +138,8 @@ def _prepare(wanted: _DataSet, prepared: Collection[_DataSet], store: str, label
         fault = _in_a_process_of_its_own(type(builder), store, config, data_set.version)
     if fault and data_set not in _prepared(wanted.name, store):  # Another worker may have been faster.
         raise StorageFailed(
-            f"{missing}: {fault}. Where there is a network, run {command}, and bring DIR here: --tfds-dir DIR."
+            f"{missing}: {fault}. On a machine with network access, run {command}. Then copy DIR to this machine, and give "
+            "--tfds-dir DIR."
         )
     return data_set
 
@@ -198,30 +201,32 @@ def _builder(wanted: _DataSet, prepared: Collection[_DataSet], store: str) -> An
     """
     import tensorflow_datasets as tfds
 
-    here = f"{_listed([str(data_set) for data_set in prepared])} there" if prepared else "nothing of that name there"
+    there = _listed([str(data_set) for data_set in prepared]) or "none of this name"
     builder_class = _builder_class(wanted.name)
     if builder_class is None and prepared:
-        raise UsageError(f"--data {wanted} is not prepared in {store}: there is {here}.")
+        raise UsageError(f"--data {wanted} is not prepared in {store}. Prepared there: {there}.")
     if builder_class is None:
         known = set(tfds.list_builders(with_community_datasets=False))
         if not is_remote(store) and Path(store).is_dir():
             known |= {folder.name for folder in Path(store).iterdir()}
         near = get_close_matches(wanted.name.lower(), sorted(known))
         way_out = (
-            f"Did you mean {' or '.join(near)}?" if near else "https://www.tensorflow.org/datasets/catalog has them all."
+            f"Did you mean {' or '.join(near)}?"
+            if near
+            else "See https://www.tensorflow.org/datasets/catalog for all names."
         )
-        unknown = f"tensorflow-datasets {tfds.__version__} knows no {wanted.name}, and none is prepared in {store}"
+        unknown = f"tensorflow-datasets {tfds.__version__} does not know {wanted.name}, and it is not prepared in {store}"
         raise UsageError(f"--data {wanted}: {unknown}. {way_out}")
     configs = list(builder_class.builder_configs)
     if wanted.config and wanted.config not in configs:
-        there = f"there is {_listed(configs)}" if configs else "it has none"
-        raise UsageError(f"--data {wanted}: no configuration {wanted.config!r}; {there}.")
+        way_out = f"Choose one of {_listed(configs)}." if configs else "It has none: leave it out."
+        raise UsageError(f"--data {wanted}: there is no configuration {wanted.config!r}. {way_out}")
     where = str(scratch(store)) if is_remote(store) else store  # The library must not access a bucket by itself.
     builder = builder_class(data_dir=where, config=wanted.config or None)
     if wanted.version not in ("", str(builder.version)):
         raise UsageError(
-            f"--data {wanted}: no version {wanted.version}; this tensorflow-datasets ({tfds.__version__}) makes "
-            f"{builder.version}, and in {store} there is {here}."
+            f"--data {wanted}: there is no version {wanted.version}. tensorflow-datasets {tfds.__version__} makes "
+            f"{builder.version}. Prepared in {store}: {there}."
         )
     return builder
 

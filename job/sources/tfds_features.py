@@ -27,7 +27,7 @@ def only_own_features() -> Iterator[None]:
 
     def look_up_own(cls: Any, name: str) -> Any:
         if name not in names:
-            raise ValueError(f"its features.json names the Python class {name}, which is no feature of tensorflow-datasets")
+            raise ValueError(f"its features.json names the Python class {name}, which is not in tensorflow-datasets")
         return look_up.__func__(cls, name)
 
     connector.cls_from_name = classmethod(look_up_own)
@@ -54,7 +54,7 @@ def image_and_label(data_set: str, info: Any, labelled: bool) -> tuple[str, str 
     if image is None or (labelled and label is None):
         has = ", ".join(f"{key or 'an example'}: {_kind(feature)}" for key, feature in sorted(features.items()))
         raise UsageError(
-            f"{data_set} is no data set for image classification: an example needs one Image of whole numbers"
+            f"{data_set} is not for image classification: an example needs one Image of whole numbers"
             f"{' and one ClassLabel' if labelled else ''}, and has {has}."
         )
     return image, label if labelled else None

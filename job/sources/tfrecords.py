@@ -63,7 +63,7 @@ class NamedSource:
             try:
                 entries += self._entries(name, split)
             except OSError as error:
-                fault = f"cannot be read ({error.strerror}), so that {self.uri} is not whole"
+                fault = f"cannot be read ({error.strerror}), so {self.uri} is not complete"
                 raise DataUnusable(f"{error.filename}: {fault}. Delete its folder and prepare it again.") from error
         if {entry.split for entry in entries if entry.verdict is None} == {"train"}:  # Then the job makes the splits.
             entries = [entry._replace(split=None) for entry in entries]

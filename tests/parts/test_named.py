@@ -284,7 +284,7 @@ def test_where_labels_are_not_wanted_every_split_is_read(data_dir):
     ],
 )
 def test_data_sets_for_other_tasks_are_refused_before_they_are_prepared(tmp_path, config, has):
-    with pytest.raises(UsageError, match="is no data set for image classification") as refused:
+    with pytest.raises(UsageError, match="is not for image classification") as refused:
         open_named(f"tfds:other_tasks/{config}", str(tmp_path))
     assert str(refused.value).endswith(f"and has {has}.")
     assert list(tmp_path.iterdir()) == []
@@ -295,7 +295,7 @@ def test_a_prepared_data_set_for_another_task_is_refused(own_dir):
     features = json.loads(file.read_text())
     features["featuresDict"]["features"]["label"] = {"pythonClassName": TEXT, "text": {}}
     file.write_text(json.dumps(features))
-    with pytest.raises(UsageError, match=r"is no data set for image .*, and has image: Image of uint8, label: Text\."):
+    with pytest.raises(UsageError, match=r"is not for image .*, and has image: Image of uint8, label: Text\."):
         open_named("tfds:painted_photos", str(own_dir))
 
 
@@ -318,7 +318,7 @@ def test_no_module_is_imported_because_a_data_set_names_it(own_dir, hidden, tmp_
     features = json.loads(file.read_text())
     features["featuresDict"]["features"]["more"] = hidden("foreign_feature.Feature")
     file.write_text(json.dumps(features))
-    with pytest.raises(DataUnusable, match="names the Python class foreign_feature.Feature, which is no feature of"):
+    with pytest.raises(DataUnusable, match="names the Python class foreign_feature.Feature, which is not in"):
         open_named("tfds:painted_photos", str(own_dir))
     assert not (tmp_path / "imported").exists()
 
@@ -388,7 +388,7 @@ def test_data_sets_to_download_by_hand_say_so(tmp_path):
 
 
 def test_an_unknown_name_gets_near_ones(data_dir, tmp_path):
-    with pytest.raises(UsageError, match=r"knows no flowers, and none is prepared in .*Did you mean .*tf_flowers"):
+    with pytest.raises(UsageError, match=r"does not know flowers, and it is not prepared in .*Did you mean .*tf_flowers"):
         open_named("tfds:flowers", str(tmp_path))
     (tmp_path / "our_birds").mkdir()
     with pytest.raises(UsageError, match="Did you mean our_birds"):
@@ -402,7 +402,7 @@ def test_a_prepared_data_set_needs_no_code_that_knows_it(own_dir):
         file.rename(file.with_name(file.name.replace("painted_photos", "somebodys_own")))
     assert len(read(open_named("tfds:somebodys_own", str(own_dir)))) == 60
     with pytest.raises(
-        UsageError, match=r"somebodys_own:9\.0\.0 is not prepared in .*there is tfds:somebodys_own:1\.2\.0 there"
+        UsageError, match=r"somebodys_own:9\.0\.0 is not prepared in .*Prepared there: tfds:somebodys_own:1\.2\.0"
     ):
         open_named("tfds:somebodys_own:9.0.0", str(own_dir))
 
@@ -418,7 +418,7 @@ def test_the_newest_prepared_version_is_taken_unless_one_is_named(own_dir):
     shutil.copytree(own_dir / "painted_photos" / "1.2.0", own_dir / "painted_photos" / "incomplete.X_9.0.0")
     assert open_named("tfds:painted_photos", str(own_dir)).uri == "tfds:painted_photos:1.10.0"
     assert open_named("tfds:painted_photos:1.9.0", str(own_dir)).folder.name == "1.9.0"
-    with pytest.raises(UsageError, match=r"no version 3\.0\.0; .* makes 1\.2\.0, and in .* there is .*1\.9\.0 there"):
+    with pytest.raises(UsageError, match=r"no version 3\.0\.0\. .* makes 1\.2\.0\. Prepared in .*1\.9\.0"):
         open_named("tfds:painted_photos:3.0.0", str(own_dir))
 
 
@@ -426,12 +426,10 @@ def test_a_configuration_is_the_default_one_unless_one_is_named(tmp_path):
     builders.prepare(builders.Sized, tmp_path, config="huge")
     assert open_named("tfds:sized/huge", str(tmp_path)).uri == "tfds:sized/huge:2.0.0"
     assert open_named("tfds:sized", str(tmp_path)).uri == "tfds:sized/large:2.0.0"
-    with pytest.raises(UsageError, match="no configuration 'tiny'; there is huge, large"):
+    with pytest.raises(UsageError, match=r"no configuration 'tiny'\. Choose one of huge, large"):
         open_named("tfds:sized/tiny", str(tmp_path))
     os.replace(tmp_path / "sized", tmp_path / "unknown")
-    with pytest.raises(
-        UsageError, match="which configuration? There are huge, large: tfds:unknown/CONFIG".replace("?", r"\?")
-    ):
+    with pytest.raises(UsageError, match=r"several configurations are prepared: huge, large\. Give tfds:unknown/CONFIG"):
         open_named("tfds:unknown", str(tmp_path))
 
 

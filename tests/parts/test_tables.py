@@ -110,7 +110,7 @@ def test_columns_that_may_both_be_meant_are_refused_by_name(photos):
         ("path,width,height\na00.jpg,3,4\n", "no column label in it.*--label-column NAME"),
         ("", "is empty"),
         ("\n\n", "is empty|no column path"),
-        ("path,label\n", "no row in it"),
+        ("path,label\n", "no row below it"),
         ("path,label\na00.jpg,\n", "no row has a label"),
         ('path,label\na00.jpg,"cat\na01.jpg,dog\n', "quotation mark in row 2 is never closed"),
         ('path,label\na00.jpg,dog\n"', "quotation mark in row 3 is never closed"),
@@ -344,7 +344,7 @@ def test_wrong_uses_of_tables_say_the_way_out(photos):
         (photos, photos / "a00.jpg", ".csv, .tsv, .parquet"),
         (photos, photos, "this is not a file"),
         ("tfds:beans", photos / "labels.csv", "has labels of its own"),
-        (photos, "gs://bucket/labels.csv", "is on this machine; copy the table beside it"),
+        (photos, "gs://bucket/labels.csv", r"is on this machine\. Copy the table here"),
     ):
         with pytest.raises(UsageError, match=said):
             open_source(str(data), labels and str(labels))
