@@ -38,6 +38,7 @@ class Grid:
     rows: list[tuple[int, list[str]]]
     odd: dict[int, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    has_header: bool = True
 
     def values(self, column: int) -> list[str]:
         """Return the cells of a column that are not blank."""
@@ -101,7 +102,8 @@ def _read_csv(text: str, table: str, known: frozenset[str]) -> Grid:
     text, skipped, options = _dialect(text, known)
     end = ["end", "of", "table"]  # If a quotation mark is never closed, this row becomes part of the cell before it.
     lines = chain(io.StringIO(text, newline=""), [options["delimiter"].join(end)])
-    rows = [(number, cells) for number, cells in enumerate(csv.reader(lines, **options), 1 + skipped) if cells]
+    rows = [(number, cells) for number, cells in enumerate(csv.reader(lines, **options), 1 + skipped)]
+    rows = [(number, cells) for number, cells in rows if any(map(str.strip, cells))]
     if rows[-1][1] != end:
         number, cells = rows[-1]
         raise DataUnusable(
@@ -113,14 +115,16 @@ def _read_csv(text: str, table: str, known: frozenset[str]) -> Grid:
     rows.pop()
     names = rows[0][1]
     notes: tuple[str, ...] = ()
-    if _is_data(names, known):
+    headless = _is_data(rows, known)
+    if headless:
         names = [f"column {k}" for k in range(1, len(names) + 1)]
-        notes = (f"{table} has no header: its first row names a photo, so it was read as a row.",)
+        notes = (f"{table} has no header: its first row was read as a row.",)
     else:
         rows.pop(0)
     while len(names) > 1 and not names[-1].strip():
         names = names[:-1]
-    return Grid(names, [(number, _fitted([unguarded(c) for c in cells], len(names))) for number, cells in rows], notes=notes)
+    cells_of_rows = [(number, _fitted([unguarded(c) for c in cells], len(names))) for number, cells in rows]
+    return Grid(names, cells_of_rows, notes=notes, has_header=not headless)
 
 
 def _fitted(cells: list[str], width: int) -> list[str]:
@@ -130,9 +134,14 @@ def _fitted(cells: list[str], width: int) -> list[str]:
     return cells
 
 
-def _is_data(names: list[str], known: frozenset[str]) -> bool:
-    """Return whether the first row names a photo, so that it is not a header."""
-    return not {plain(name) for name in names} & known and any(is_named_like_a_photo(name) for name in names)
+def _is_data(rows: list[tuple[int, list[str]]], known: frozenset[str]) -> bool:
+    """Return whether a first row is no header: it names a photo, or each cell but the first stands below it again."""
+    names = rows[0][1]
+    if {plain(name) for name in names} & known:
+        return False
+    return any(map(is_named_like_a_photo, names)) or (
+        len(names) > 1 and all(any(cells[k : k + 1] == [name] for _, cells in rows[1:]) for k, name in enumerate(names) if k)
+    )
 
 
 def is_named_like_a_photo(cell: str) -> bool:

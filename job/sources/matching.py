@@ -6,18 +6,23 @@ import shlex
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple
 
 from job.errors import DataUnusable
-from job.sources.local import IMAGE_EXTENSIONS, Files
+from job.sources.grids import is_named_like_a_photo
+from job.sources.local import IMAGE_EXTENSIONS, Files, FoundFile, LocalFiles
 from job.sources.rows import LabelTable, Row
 from job.sources.walk import Walk
 
 _NAMES_COMPARED = 5_000
 _FOLDERS_ABOVE = 3
+_FOLDERS_BESIDE = 20
+_BUCKETS = ("gs://", "s3://")
 
 Find = Callable[[str], str | None]
 
@@ -90,6 +95,11 @@ class Matching:
             lines.append(
                 "These are URLs, and the job downloads no photos: download them, and write their paths into the table."
             )
+        if all(row.path.startswith(_BUCKETS) for row in missing):
+            bucket = os.path.commonpath([row.path.partition("://")[2].rpartition("/")[0] for row in missing])
+            if bucket:
+                uri = f"{missing[0].path.partition('://')[0]}://{bucket}"
+                lines.append(f"To read them in their bucket: --data {shlex.quote(uri)} --labels {shlex.quote(self.table)}")
         if best:
             lines.append(f"{best.num_rows:,} of {len(missing):,} of these rows would match: {best.change}")
         named = ", ".join(f"{kind} from {name!r}" for kind, name in columns.items())
@@ -122,6 +132,8 @@ class Matching:
         return _only(self._spelled, spelling) or _only(self._without_extension, spelling)
 
     def _find_by_name(self, path: str) -> str | None:
+        if "://" in path:
+            path = re.sub(r"[?#].*", "", path)
         name = _spelling(path).rpartition("/")[2]
         found = self._names.get(name) or self._stems_of_names.get(_stem(name), [])
         return found[0] if len(found) == 1 else None
@@ -164,14 +176,26 @@ class Matching:
                 there = {path: path for path in paths[:200] if not path.startswith("/") and _is_file(f"{root}/{path}")}
                 change = f"the paths begin in another folder: --data {shlex.quote(root)} --labels {table}"
                 yield _remedy(change, paths[:200], there.get)
-            outside = [path for path in paths[:200] if path.startswith("/") and _is_file(path)]
+            outside = {path: os.path.normpath(os.path.join(self.files.uri, path)) for path in paths[:200]}  # noqa: PTH118
+            outside = {path: file for path, file in outside.items() if path.startswith(("/", "../")) and _is_file(file)}
             if outside:
-                root = shlex.quote(os.path.commonpath([os.path.dirname(path) for path in outside]))  # noqa: PTH120
-                yield _remedy(
-                    f"these files are in another folder: --data {root} --labels {table}",
-                    paths[:200],
-                    lambda path: path if path in outside else None,
+                root = shlex.quote(os.path.commonpath([os.path.dirname(file) for file in outside.values()]))  # noqa: PTH120
+                change = f"these files are in another folder: --data {root} --labels {table}"
+                yield _remedy(change, paths[:200], outside.get)
+            if not any(map(is_named_like_a_photo, self._paths)):
+                yield from self._beside(paths[:200])
+
+    def _beside(self, paths: list[str]) -> Iterator[_Remedy]:
+        """Yield the folders beside --data that hold the files: a table may lie in a folder of its own."""
+        with suppress(OSError):
+            beside = sorted(folder for folder in Path(self.files.uri).parent.iterdir() if folder.is_dir())
+            for folder in beside[:_FOLDERS_BESIDE]:
+                files = LocalFiles(folder)
+                found = {path: f"{folder}/{file.path}" for path in paths if isinstance(file := files.find(path), FoundFile)}
+                change = (
+                    f"the photos are in another folder: --data {shlex.quote(str(folder))} --labels {shlex.quote(self.table)}"
                 )
+                yield _remedy(change, paths, found.get)
 
     def _nearest(self, path: str) -> str:
         names = list(self._names)[:_NAMES_COMPARED]

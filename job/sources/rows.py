@@ -1,5 +1,7 @@
 """The rows of a table of labels, as they are written. `tables.py` looks for the files that they name."""
 
+import re
+import shlex
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -14,10 +16,10 @@ _COLUMN_NAMES: dict[str, tuple[tuple[str, ...], ...]] = {
     "path": (
         ("path",),
         (
-            *("filename", "file_name", "file", "filepath", "file_path", "filepaths", "filenames", "file_paths"),
+            *("fname", "filename", "file_name", "file", "filepath", "file_path", "filepaths", "filenames", "file_paths"),
             *("image", "image_path", "image_file", "image_name", "image_filename", "img", "img_path", "img_name"),
         ),
-        ("image_id", "id_code", "img_id", "id"),
+        ("image_id", "imageid", "id_code", "img_id", "id"),
     ),
     "label": (
         ("label",),
@@ -25,14 +27,17 @@ _COLUMN_NAMES: dict[str, tuple[tuple[str, ...], ...]] = {
             *("labels", "class", "class_name", "classname", "class_label", "label_name", "category", "target"),
             *("breed", "dx", "diagnosis", "choice", "species"),
         ),
+        ("class_id", "classid", "label_id", "category_id", "class_index"),
     ),
     "split": (("split",), ("set", "subset", "partition", "data_set", "dataset", "ml_use")),
 }
 _KNOWN = frozenset(name for tiers in _COLUMN_NAMES.values() for tier in tiers for name in tier)
 _UNASSIGNED = frozenset({"unassigned", "none", "na", "n/a", "nan", "null"})  # These words in a split column mean no split.
+_NO_LABELS = frozenset({"nan", "null", "<na>", "#n/a"})  # Empty cells as programs write them.
 _TRUTH_VALUES = frozenset({"0", "1", "0.0", "1.0", "true", "false"})
 _TRUE = frozenset({"1", "1.0", "true"})
 _BOXES = ({"xmin", "ymin", "xmax", "ymax"}, {"x_min", "y_min", "x_max", "y_max"}, {"x1", "y1", "x2", "y2"}, {"bbox"})
+_LIST = re.compile(r"(\[.*,.*\]|\{.*\[.*,.*\].*\})", re.DOTALL)
 _ONE_CLASS = "This job gives each photo exactly one class, and this table is for several labels a photo"
 _WAY_OUT = "Give a table with one label for each photo"
 
@@ -120,6 +125,8 @@ class _Columns:
         path, label = self._of_two(path, label)
         group = self._named("group_column", self.reading.group_column)
         split = self._split()
+        if not self.grid.has_header and len(self.grid.names) > 2:
+            path, label, split = self._by_values(path, label, split)
         found = {"path": path, "label": label, "split": split, "group": group}
         if self.reading.label_column is None:
             self._refuse_boxes()
@@ -173,6 +180,21 @@ class _Columns:
             path, label = (1, None) if photos[1] > photos[0] else (0, None)
         return (path, 1 - path) if path is not None else (1 - (label or 0), label)
 
+    def _by_values(
+        self, path: int | None, label: int | None, split: int | None
+    ) -> tuple[int | None, int | None, int | None]:
+        """Return the columns of path, label and split of a table without a header, as far as their values show them.
+
+        Google's imports are such tables: `TRAIN,gs://bucket/1.jpg,daisy`.
+        """
+        values = [self.grid.values(k) for k in range(len(self.grid.names))]
+        photos = [k for k, cells in enumerate(values) if cells and all(map(is_named_like_a_photo, cells))]
+        splits = [k for k, cells in enumerate(values) if cells and all(c.lower() in {*SPLITS, *_UNASSIGNED} for c in cells)]
+        path = photos[0] if path is None and len(photos) == 1 else path
+        split = splits[0] if split is None and len(splits) == 1 else split
+        rest = [k for k, cells in enumerate(values) if k not in (path, split) and len(set(cells)) < len(cells)]
+        return path, rest[0] if label is None and len(rest) == 1 else label, split
+
     def _split(self) -> int | None:
         """Return the column of splits. If its name is not `split`, most of its values must be splits."""
         split = self._column("split")
@@ -213,6 +235,11 @@ class _Columns:
         found = [k for k in values if k not in taken and k not in grid.odd and values[k] <= _TRUTH_VALUES]
         if len(found) < 2:
             return []
+        labelled = sum(
+            any(cells[k].strip().lower() in _TRUE for k in found) for _, cells in grid.rows if found[-1] < len(cells)
+        )
+        if 2 * labelled < len(grid.rows):  # These are properties of the photos, and none is a class.
+            return []
         listed = ", ".join(grid.names[k] for k in found[:6]) + (", ..." if len(found) > 6 else "")
         for number, cells in grid.rows:
             if len(cells) == len(grid.names) and sum(cells[k].strip().lower() in _TRUE for k in found) > 1:
@@ -250,16 +277,37 @@ class _Columns:
                 f"{self.table}: the {kind} would come from column {grid.names[column]!r}, which holds {grid.odd[column]}. "
                 f"Name a column of text: --{kind}-column NAME"
             )
-        split = found.get("split")
-        if split is not None and self.reading.split_column is not None and not self._has_values:
-            values = grid.values(split)
-            if values and not any(value.lower() in {*SPLITS, *_UNASSIGNED} for value in values):
-                seen = sorted(set(values))
-                shown = ", ".join(seen[:6]) + (", ..." if len(seen) > 6 else "")
-                raise DataUnusable(
-                    f"{self.table}: column {grid.names[split]!r} holds {shown}, and none of these is train, val or test. "
-                    f"Say which rows are held out: --test-values {seen[-1]}"
+        self._check_splits(found.get("split"))
+
+    def _check_splits(self, split: int | None) -> None:
+        """Refuse a column of splits that says nothing about them.
+
+        Raises:
+            DataUnusable: if most values of the column are no splits.
+            UsageError: if settings name a value that the column does not have.
+        """
+        values = self.grid.values(split) if split is not None else []
+        seen = sorted(set(values))
+        shown = ", ".join(seen[:6]) + (", ..." if len(seen) > 6 else "")
+        if split is None:
+            if self._has_values:
+                raise UsageError(
+                    f"{self.table}: intake.test_values and val_values choose rows by a column, and no column of splits was "
+                    f"found. Name it: --split-column NAME. {self._header}"
                 )
+            return
+        name = self.grid.names[split]
+        if strange := sorted({*self.reading.test_values, *self.reading.val_values} - {*seen}):
+            raise UsageError(
+                f"{self.table}: no row has {strange[0]!r} (intake.test_values, val_values) in column {name!r}. "
+                f"It holds {shown}."
+            )
+        others = sorted({value for value in values if value.lower() not in {*SPLITS, *_UNASSIGNED}})
+        if not self._has_values and 2 * sum(value in others for value in values) > len(values):
+            raise DataUnusable(
+                f"{self.table}: column {name!r} holds {shown}, and most of these are not train, val or test. "
+                f"Say which rows are held out: --split-column {shlex.quote(name)} --test-values {shlex.quote(others[-1])}"
+            )
 
     @property
     def _has_values(self) -> bool:
@@ -285,7 +333,9 @@ def _row(number: int, cells: list[str], grid: Grid, found: dict[str, int | None]
         true = [grid.names[k].strip() for k in columns.classes if cells[k].strip().lower() in _TRUE]
         label, fault = (true[0], "") if true else ("", f"row {number} has no 1 in any column of a class")
     says = _trimmed(says)
-    return Row(number, path, _trimmed(label), columns.split_of(says) if says else "", fault, _trimmed(group), says)
+    label = _trimmed(label)
+    label = "" if label.lower() in _NO_LABELS else label
+    return Row(number, path, label, columns.split_of(says) if says else "", fault, _trimmed(group), says)
 
 
 def is_unassigned(says: str) -> bool:
@@ -306,9 +356,14 @@ def _refuse_joined_labels(table: str, labels: Collection[str]) -> None:
     each part is always at the same place. Names of two words are common. So if a space joins the parts, the label is refused
     only if all parts are labels.
 
+    A list that a program wrote as text, such as `['cat', 'dog']`, is refused, too.
+
     Raises:
         DataUnusable: if there is such a label.
     """
+    for label in sorted(labels):
+        if _LIST.fullmatch(label):
+            raise several_labels(table, f"the label {label!r} is a list")
     for separator in "|;, ":
         joined = {label: _pieces(label, separator) for label in labels if separator in label}
         alone = {label for label in labels if label not in joined}

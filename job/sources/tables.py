@@ -1,5 +1,6 @@
 """The photos that a table names. Each row becomes an entry, and messages give its number as a spreadsheet shows it."""
 
+import shlex
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -103,6 +104,7 @@ def list_tables(
     class_names = {row.label for _, _, table in read for row in table.rows} - {""}
     if labelled and not class_names:
         raise DataUnusable(f"{called}: unlabelled: no row has a label. Fill in the label column.")
+    _refuse_other_columns(called, read)
     judge = _Judge(files, labelled, _with_splits(read, tables))
     matching = Matching(files, called, read[0][2])
     judged = [
@@ -162,6 +164,22 @@ def _with_splits(read: Sequence[tuple[str, str, LabelTable]], tables: Sequence[t
     }
     splits = split_names(folder.rstrip("/") for folder in folders)
     return splits if "train" in splits.values() and len(set(splits.values())) > 1 else False
+
+
+def _refuse_other_columns(called: str, read: Sequence[tuple[str, str, LabelTable]]) -> None:
+    """Refuse tables that have their labels in different columns: one of them may have no labels.
+
+    Raises:
+        DataUnusable
+    """
+    tables = {table.columns.get("label", ""): location for location, _, table in read}
+    if len(tables) > 1:
+        (one, first), (other, second), *_ = tables.items()
+        training = max(tables.values(), key=lambda location: "train" in location)
+        raise DataUnusable(
+            f"{called}: the labels would come from column {one!r} of {first}, and from column {other!r} of {second}.",
+            f"Give the column that all tables have (--label-column NAME), or one table: --data {shlex.quote(training)}",
+        )
 
 
 def _refuse_several_labels(table: str, rows_of_photo: dict[str, list[_Judged]]) -> None:

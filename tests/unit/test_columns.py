@@ -56,6 +56,35 @@ def test_table_without_a_header_is_read_from_its_first_row(photos):
     assert len(found.entries) == 12 and found.class_names == ("cat", "dog") and "no header" in found.notes[0]
 
 
+def test_table_without_a_header_whose_paths_have_no_extension(photos):
+    found = listing(photos / "labels.csv", "".join(f"{path(k)[:-4]},{label(k)}\n" for k in range(12)))
+    assert len(found.entries) == 12 and found.class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize("of_row", ["{split},{path},{label}", "{number},{path},{split},{label}"])
+def test_columns_of_a_table_without_a_header_are_known_by_their_values(photos, of_row):
+    rows = [{"split": "TEST" if k > 7 else "TRAIN", "path": path(k), "label": label(k), "number": k} for k in range(12)]
+    found = listing(photos / "labels.csv", "".join(of_row.format(**row) + "\n" for row in rows))
+    assert found.class_names == ("cat", "dog")
+    assert [e.split for e in found.entries].count("test") == 4
+
+
+def test_blank_rows_and_empty_labels_of_programs(photos):
+    found = listing(photos / "labels.csv", rows("path,label", path, lambda k: "NaN" if k == 3 else label(k)) + ",\n,\n")
+    assert len(found.entries) == 12 and found.class_names == ("cat", "dog")
+    assert [e.reason for e in found.entries if e.verdict] == ["row 5 has no label"]
+
+
+def test_numbers_of_classes_are_a_column_of_labels(photos):
+    found = listing(photos / "labels.csv", rows("Path,ClassId,Shape", path, lambda k: k % 2, lambda k: 0))
+    assert found.class_names == ("0", "1")
+
+
+def test_properties_of_photos_are_no_classes(photos):
+    with pytest.raises(DataUnusable, match="no column label"):
+        listing(photos / "labels.csv", rows("path,indoor,blurred", path, lambda k: int(k == 1), lambda k: 0))
+
+
 def test_columns_of_a_prepared_table_with_more_of_them(photos):
     text = rows("class id,filepaths,labels,data set", lambda k: 7, path, label, lambda k: "test" if k > 7 else "train")
     found = listing(photos / "labels.csv", text)
@@ -111,6 +140,12 @@ def test_joined_labels_are_refused_and_can_be_allowed(photos, separator):
     assert len(listing(photos / "labels.csv", allow_joined_labels=True).class_names) == 3
 
 
+@pytest.mark.parametrize("joined", ["['cat', 'dog']", '{"choices": ["cat", "dog"]}'])
+def test_lists_written_as_text_are_several_labels(photos, joined):
+    with pytest.raises(DataUnusable, match="exactly one class"):
+        listing(photos / "labels.tsv", rows("path\tlabel", lambda k: f"{path(k)}\t{joined if k % 2 else 'dog'}"))
+
+
 def test_names_of_two_words_are_no_joined_labels(photos):
     kinds = ("American Crow", "Fish Crow", "American Robin", "Black Tern", "Great Black Gull", "Tern")
     assert len(listing(photos / "labels.csv", rows("image,species", path, lambda k: kinds[k % 6])).class_names) == 6
@@ -137,6 +172,30 @@ def test_unassigned_is_no_split(photos):
     text = rows("path,label,split", path, label, lambda k: ("TRAIN", "TEST", "UNASSIGNED")[k % 3])
     found = listing(photos / "labels.csv", text)
     assert [e.split for e in found.entries] == ["train", "test", "train"] * 4 and "4 rows are in no split" in found.notes[0]
+
+
+def test_values_that_no_row_has_are_refused(photos):
+    text = rows("path,label,fold", path, label, lambda k: k % 4)
+    with pytest.raises(UsageError, match="no row has '9'.*0, 1, 2, 3"):
+        listing(photos / "labels.csv", text, split_column="fold", test_values=("9",))
+    with pytest.raises(UsageError, match="--split-column NAME"):
+        listing(photos / "labels.csv", text, test_values=("3",))
+
+
+def test_column_of_splits_with_other_values_is_refused_with_the_flag(photos):
+    text = rows("path,label,split", path, label, lambda k: ("training", "public", "private")[k % 3])
+    with pytest.raises(DataUnusable, match="--split-column split --test-values public"):
+        listing(photos / "labels.csv", text)
+
+
+def test_tables_with_labels_in_different_columns_are_refused(photos):
+    for split, header in (("train", "file_name,label"), ("test", "file_name,id")):
+        (photos / split).mkdir()
+        for name in PHOTOS:
+            (photos / name).rename(photos / split / name) if split == "test" else (photos / split / name).write_bytes(b"x")
+        (photos / split / "metadata.csv").write_text(rows(header, path, label))
+    with pytest.raises(DataUnusable, match=r"'id' of .*'label' of (.|\n)*--data \S+/train/metadata.csv"):
+        listing(photos)
 
 
 def test_folds_become_splits(photos):
@@ -285,6 +344,24 @@ def test_paths_from_a_folder_above_name_it(photos):
     (photos / "tables").mkdir()
     with pytest.raises(DataUnusable, match=f"--data {photos} --labels {photos}/tables/labels.csv"):
         listing(photos / "tables" / "labels.csv", rows("path,label", path, label))
+
+
+@pytest.mark.parametrize("written", ["a{k:02d}.jpg", "a{k:02d}", "../images/a{k:02d}.jpg"])
+def test_table_in_a_folder_of_its_own_names_the_folder_of_the_photos(tmp_path, written):
+    for folder in ("images", "metadata"):
+        (tmp_path / folder).mkdir()
+    for name in PHOTOS:
+        (tmp_path / "images" / name).write_bytes(b"x")
+    table = tmp_path / "metadata" / "labels.csv"
+    with pytest.raises(DataUnusable, match=f"--data {tmp_path}/images --labels {table}"):
+        listing(table, rows("image,label", lambda k: written.format(k=k), label))
+    found = open_source(str(tmp_path / "images"), str(table)).listing()
+    assert len(found.entries) == 12 and not any(e.verdict for e in found.entries)
+
+
+def test_objects_of_a_bucket_name_the_bucket(photos):
+    with pytest.raises(DataUnusable, match=f"--data gs://bucket/flowers --labels {photos}/labels.csv"):
+        listing(photos / "labels.csv", rows("path,label", lambda k: f"gs://bucket/flowers/{path(k)}", label))
 
 
 def test_part_of_the_rows_without_files_is_noted_with_the_change(photos):
