@@ -40,7 +40,7 @@ class FolderSource:
         return str(self.root)
 
     def prepare(self) -> None:
-        """Nothing to do."""
+        """Load nothing: reading local files needs no further modules."""
 
     def listing(self) -> Listing:
         """Return the files below the root, with their labels.

@@ -292,7 +292,7 @@ def _Course(schedule: Schedule) -> keras.optimizers.schedules.LearningRateSchedu
     import keras
 
     class Course(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
-        """`Schedule.learning_rate` as TensorFlow operations."""
+        """The learning rate of a `Schedule`, as TensorFlow operations."""
 
         def __call__(self, step: tf.Tensor) -> tf.Tensor:
             ops = keras.ops

@@ -32,7 +32,7 @@ class Stored(NamedTuple):
 
 
 class NoSuchObject(StorageFailed):
-    """There is no object of this name, or no longer one of this version."""
+    """The error for an object that does not exist, or no longer in the version that was asked for."""
 
 
 class Conflict(StorageFailed):
