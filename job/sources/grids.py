@@ -135,7 +135,7 @@ def _fitted(cells: list[str], width: int) -> list[str]:
 
 
 def _is_data(rows: list[tuple[int, list[str]]], known: frozenset[str]) -> bool:
-    """Return whether a first row is no header: it names a photo, or each cell but the first stands below it again."""
+    """Return whether the first row is data: it names a photo, or all its cells but the first are in later rows, too."""
     names = rows[0][1]
     if {plain(name) for name in names} & known:
         return False

@@ -186,7 +186,7 @@ class Matching:
                 yield from self._beside(paths[:200])
 
     def _beside(self, paths: list[str]) -> Iterator[_Remedy]:
-        """Yield the folders beside --data that hold the files: a table may lie in a folder of its own."""
+        """Yield a change for each folder beside --data: the table may be in one folder, and the photos in another."""
         with suppress(OSError):
             beside = sorted(folder for folder in Path(self.files.uri).parent.iterdir() if folder.is_dir())
             for folder in beside[:_FOLDERS_BESIDE]:

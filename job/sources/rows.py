@@ -33,7 +33,7 @@ _COLUMN_NAMES: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 _KNOWN = frozenset(name for tiers in _COLUMN_NAMES.values() for tier in tiers for name in tier)
 _UNASSIGNED = frozenset({"unassigned", "none", "na", "n/a", "nan", "null"})  # These words in a split column mean no split.
-_NO_LABELS = frozenset({"nan", "null", "<na>", "#n/a"})  # Empty cells as programs write them.
+_NO_LABELS = frozenset({"nan", "null", "<na>", "#n/a"})  # Programs write these words for an empty cell.
 _TRUTH_VALUES = frozenset({"0", "1", "0.0", "1.0", "true", "false"})
 _TRUE = frozenset({"1", "1.0", "true"})
 _BOXES = ({"xmin", "ymin", "xmax", "ymax"}, {"x_min", "y_min", "x_max", "y_max"}, {"x1", "y1", "x2", "y2"}, {"bbox"})
@@ -183,9 +183,9 @@ class _Columns:
     def _by_values(
         self, path: int | None, label: int | None, split: int | None
     ) -> tuple[int | None, int | None, int | None]:
-        """Return the columns of path, label and split of a table without a header, as far as their values show them.
+        """Return the columns of path, label and split of a table without a header; None for one that is not clear.
 
-        Google's imports are such tables: `TRAIN,gs://bucket/1.jpg,daisy`.
+        It looks at their values. Import files of Google are such tables: `TRAIN,gs://bucket/1.jpg,daisy`.
         """
         values = [self.grid.values(k) for k in range(len(self.grid.names))]
         photos = [k for k, cells in enumerate(values) if cells and all(map(is_named_like_a_photo, cells))]
@@ -238,7 +238,7 @@ class _Columns:
         labelled = sum(
             any(cells[k].strip().lower() in _TRUE for k in found) for _, cells in grid.rows if found[-1] < len(cells)
         )
-        if 2 * labelled < len(grid.rows):  # These are properties of the photos, and none is a class.
+        if 2 * labelled < len(grid.rows):  # Most rows have no 1, so the columns are properties and not classes.
             return []
         listed = ", ".join(grid.names[k] for k in found[:6]) + (", ..." if len(found) > 6 else "")
         for number, cells in grid.rows:
@@ -280,11 +280,11 @@ class _Columns:
         self._check_splits(found.get("split"))
 
     def _check_splits(self, split: int | None) -> None:
-        """Refuse a column of splits that says nothing about them.
+        """Check the values of the split column, and those that `test_values` and `val_values` name.
 
         Raises:
-            DataUnusable: if most values of the column are no splits.
-            UsageError: if settings name a value that the column does not have.
+            DataUnusable: if most values of the column are not splits.
+            UsageError: if the settings name a value that the column does not have, or there is no such column.
         """
         values = self.grid.values(split) if split is not None else []
         seen = sorted(set(values))

@@ -167,10 +167,10 @@ def _with_splits(read: Sequence[tuple[str, str, LabelTable]], tables: Sequence[t
 
 
 def _refuse_other_columns(called: str, read: Sequence[tuple[str, str, LabelTable]]) -> None:
-    """Refuse tables that have their labels in different columns: one of them may have no labels.
+    """Refuse tables that have their labels in different columns, because one of the columns may not be labels.
 
     Raises:
-        DataUnusable
+        DataUnusable: if there are such tables.
     """
     tables = {table.columns.get("label", ""): location for location, _, table in read}
     if len(tables) > 1:
@@ -209,7 +209,7 @@ def _unnamed(below: Listing, root: str, tables: Collection[str], named: Collecti
 
 @dataclass
 class _Judge:
-    """Makes entries of rows. `splits` is as `_with_splits` returns it."""
+    """The state while rows become entries. `splits` is the result of `_with_splits`."""
 
     files: Files
     labelled: bool
