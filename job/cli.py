@@ -48,8 +48,34 @@ class _Translating(click.Group):
         """Run a command."""
         try:
             return super().invoke(ctx)
+        except click.NoSuchOption as error:
+            raise click.UsageError(escaped(error.format_message() + _as_setting(error.option_name)), error.ctx) from None
         except click.UsageError as error:  # It may quote file names that the shell put in place of a pattern.
             raise click.UsageError(escaped(error.format_message()), error.ctx) from None
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that the first argument names. Raises: click.UsageError, with what may be meant."""
+        meant = _MEANT.get(args[0].lower())
+        if meant and self.get_command(ctx, args[0]) is None:
+            raise click.UsageError(f"No such command {args[0]!r}. Did you mean {meant!r}?", ctx)
+        return super().resolve_command(ctx, args)
+
+
+# Commands of other programs, and what they are here.
+_MEANT = {
+    **dict.fromkeys(("train", "fit", "finetune", "fine-tune", "start"), "run"),
+    **dict.fromkeys(("eda", "check", "analyze", "validate"), "explore"),
+    **dict.fromkeys(("infer", "inference", "classify"), "predict"),
+}
+
+
+def _as_setting(option: str) -> str:
+    """Return how to set what somebody took for an option; empty if no setting has this name."""
+    from job.config import fields as settings
+
+    name = option.lstrip("-").replace("-", "_")
+    found = [dotted for dotted, _ in settings() if dotted.rpartition(".")[2] == name]
+    return f" It is a setting: --set {' or --set '.join(f'{dotted}=VALUE' for dotted in found)}" if found else ""
 
 
 class _Place(click.ParamType[str]):

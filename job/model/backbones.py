@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.metadata
 import random
 import re
@@ -90,7 +91,7 @@ def check(config: BackboneConfig) -> list[str]:
     mistakes = []
     backbone = BACKBONES.get(config.name)
     if backbone is None:
-        mistakes.append(f"backbone.name: got {config.name!r}; allowed: {', '.join(BACKBONES)}")
+        mistakes.append(f"backbone.name: got {config.name!r}; {suggestion(config.name)} Allowed: {', '.join(BACKBONES)}")
     elif config.alpha is not None and not backbone.has_alpha:
         mistakes.append(f"backbone.alpha: got {config.alpha}; {config.name} has no width multiplier, leave it out")
     if config.weights not in ("imagenet", "random"):
@@ -104,6 +105,13 @@ def check(config: BackboneConfig) -> list[str]:
                 f"backbone.weights: {config.weights} has an unknown format; give a .weights.h5, or a legacy .h5 without top"
             )
     return mistakes
+
+
+def suggestion(name: str) -> str:
+    """Return what somebody may have meant who typed the name of a backbone that does not exist."""
+    plain = {known.replace("_", ""): known for known in BACKBONES}
+    close = difflib.get_close_matches(name.lower().replace("_", "").replace("-", ""), plain, n=1, cutoff=0.5)
+    return f"did you mean {plain[close[0]]}?" if close else "docs/backbones.md lists them."
 
 
 def check_image_size(name: str, image_size: int) -> list[str]:

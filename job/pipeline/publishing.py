@@ -55,6 +55,8 @@ class Metrics(TypedDict):
     class_names: list[str]
     head: ModelScores
     fine_tuned: ModelScores | None
+    per_class: list[dict[str, object]]
+    confusion: list[list[int]]
     timings: times.Records
     throughput: dict[str, float]
     share: dict[str, float]
@@ -169,6 +171,8 @@ def metrics(workdir: Workdir, numbers: Evaluated, done: Collection[str]) -> Metr
         class_names=numbers["class_names"],
         head=numbers["head"],
         fine_tuned=numbers["fine_tuned"],
+        per_class=numbers["per_class"],
+        confusion=numbers["confusion"],
         timings=records,
         throughput=times.throughput(records),
         share=times.shares(records),

@@ -1,6 +1,5 @@
 """The candidates that `rank` compares: each is a backbone with an image size and weights, named on the command line."""
 
-import difflib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -97,9 +96,7 @@ def _named(text: str, sizes: Sequence[int], base: Config, cache_dir: str, mistak
     name, *parts = text.split(":")
     where, said = f"--backbones {text}", len(mistakes)
     if name not in BACKBONES:
-        close = difflib.get_close_matches(name, BACKBONES, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]}?" if close else "docs/backbones.md lists them"
-        mistakes.append(f"{where}: there is no backbone {name!r}; {hint}")
+        mistakes.append(f"{where}: there is no backbone {name!r}; {backbones.suggestion(name)}")
     values: dict[str, str] = {}
     for part in parts:
         key, equals, value = part.partition("=")

@@ -95,6 +95,7 @@ def load(model: str, sha256: str | None, tell: Callable[[str], None]) -> Exporte
     """
     if sha256 is not None and not re.fullmatch("[0-9a-f]{64}", sha256.lower()):
         raise UsageError(f"--model-sha256 {sha256}: give the 64 hexadecimal digits that the run printed at the end.")
+    model = _of_run(model)
     try:
         return _load(model, model, sha256)
     except UsageError:
@@ -110,6 +111,17 @@ def is_below(file: str, model: str) -> bool:
     if is_remote(file) or is_remote(model):
         return file.startswith(f"{model.rstrip('/')}/")
     return Path(file).resolve().is_relative_to(Path(model).resolve())
+
+
+def _of_run(place: str) -> str:
+    """Return the folder of the model where the output of a run is given; any other place as it is."""
+    below = join(place, "model") if is_remote(place) else str(Path(place) / "model")
+    if is_remote(place):
+        with suppress(JobError):  # There is no published.json.
+            return below if Published.load(Workdir(local_copy(join(place, PUBLISHED)).parent)).has_model else place
+    elif not (Path(place) / "model.json").exists() and (Path(below) / "model.json").exists():
+        return below
+    return place
 
 
 def _in_service(model: str) -> str:

@@ -63,6 +63,25 @@ class FolderSource:
         return path if path.startswith("/") else f"{self.root}/{path}"
 
 
+@dataclass(frozen=True)
+class FileSource(FolderSource):
+    """One file in a folder, for predictions."""
+
+    name: str = ""
+
+    @property
+    def uri(self) -> str:
+        return f"{self.root}/{self.name}"
+
+    def listing(self) -> Listing:
+        """Return the file as the only entry. Raises: UsageError, if it cannot be found."""
+        found = self.files().find(to_text(self.name))
+        if isinstance(found, str):
+            raise UsageError(f"--data {self.uri}: {found}.")
+        entry = Entry(to_text(found.path), None, None, found.num_bytes, found.version, real_path=found.real_path)
+        return Listing((entry,), ())
+
+
 def list_files(files: Files, reading: Reading | None = None, *, labelled: bool) -> Listing:
     """Return the files of a folder with their labels. Without `labelled`, return all files without labels.
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from job.console.places import check_readable
 from job.errors import UsageError
 from job.sources.base import Reading, Source
-from job.sources.folders import FolderSource
+from job.sources.folders import FileSource, FolderSource
 from job.sources.tree import is_table
 from job.storage.bucket.objects import is_remote
 
@@ -44,6 +44,8 @@ def open_source(
         raise UsageError(f"--data {uri}: no such folder or table.")
     check_readable(f"--data {uri}", data)
     if not data.is_dir():
+        if data.is_file() and not is_table(data.name) and not labelled:
+            return FileSource(data.parent.resolve(), labelled, reading, data.name)
         if not data.is_file() or not is_table(data.name):
             raise UsageError(f"--data {uri}: this is a file; give a folder of class folders or {KINDS}.")
         if labels is not None:

@@ -10,7 +10,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from job.errors import StorageFailed, UsageError
+from job.errors import DataUnusable, StorageFailed, UsageError
 from job.serving import answers
 from job.serving import folder as model_folder
 from job.serving.predict import predict
@@ -265,3 +265,16 @@ def test_answer_goes_to_a_folder_whose_name_is_not_utf_8(model, photos, tmp_path
     out = tmp_path / os.fsdecode(b"caf\xe9") / "answer.csv"
     assert len(labelled(model, photos, out, context)) == 2
     assert out.is_file() and [path.name for path in out.parent.iterdir()] == ["answer.csv"]
+
+
+def test_single_photo_is_labelled_with_the_model_of_a_run(finished_run, photos, tmp_path, context):
+    labelled(finished_run, photos / "0.jpg", tmp_path / "one.parquet", context)
+    labelled(finished_run / "model", photos, tmp_path / "all.parquet", context)
+    one, both = (pq.read_table(tmp_path / f"{name}.parquet").to_pylist() for name in ("one", "all"))
+    assert one == both[:1] and one[0]["path"] == "0.jpg"
+
+
+def test_file_that_is_no_photo_is_an_error_with_its_name(finished_run, tmp_path, context):
+    (tmp_path / "list.txt").write_text("no photo")
+    with pytest.raises(DataUnusable, match="photo"):
+        labelled(finished_run, tmp_path / "list.txt", tmp_path / "answer.csv", context)

@@ -87,7 +87,13 @@ def _stages(workdir: Workdir, number: int, weights: np.ndarray) -> None:
     """Leave what stages leave: the model in a folder that is made as a whole, the rest in single files."""
     with workdir.writing_folder("stages/export/model") as folder, storage_errors(folder):
         _fill(folder, number)
-    numbers = {"shipped": "head", "class_names": [], "head": {"round": number, "weights": weights.tolist()}}
+    numbers = {
+        "shipped": "head",
+        "class_names": [],
+        "per_class": [],
+        "confusion": [],
+        "head": {"round": number, "weights": weights.tolist()},
+    }
     workdir.write_json("stages/evaluate/evaluation.json", {**numbers, "fine_tuned": None})
     workdir.write_bytes("stages/evaluate/predictions.parquet", b"predictions %d" % number)
     workdir.write_bytes("stages/split/examples.parquet", b"examples %d" % number)

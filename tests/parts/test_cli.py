@@ -3,6 +3,7 @@ import sys
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from job.cli import main
 from job.errors import JobError
@@ -45,7 +46,8 @@ def test_exit_codes_of_the_help_are_those_of_the_errors():
             "there is no storage for ftp://. Give a local path, or gs://BUCKET/PREFIX, s3://BUCKET",
         ),
         (["--data", "pyproject.toml"], "this is a file"),
-        (["--data", "tests", "--set", "backbone.name=resnet51"], "allowed: convnext_tiny"),
+        (["--data", "tests", "--set", "backbone.name=resnet51"], "did you mean resnet50? Allowed: convnext_tiny"),
+        (["--data", "tests", "--set", "backbone.name=MobileNetV2"], "did you mean mobilenet_v2?"),
         (["--data", "tests", "--weights", "weights.pkl"], "existing file"),
         (["--data", "tests", "--set", "backbone.name=resnet50", "--set", "backbone.alpha=1.0"], "no width multiplier"),
         (["--data", "tests", "--config", "nowhere.toml"], "nowhere.toml"),
@@ -70,3 +72,17 @@ def test_the_trace_of_a_bug_is_escaped(tmp_path, kind):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT, check=False)
     assert done.returncode == 1 and b"Traceback" in done.stderr
     assert not set(done.stderr) & {0x1B, 0x07, 0x0D} and rb"\x1b]0;t\x07" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "--data", "x"], "No such command 'train'. Did you mean 'run'?"),
+        (["run", "--epochs", "5"], "It is a setting: --set fine_tune.epochs=VALUE"),
+        (["run", "--image-size", "96"], "It is a setting: --set intake.image_size=VALUE"),
+        (["run", "--nonsense", "5"], "No such option"),
+    ],
+)
+def test_words_of_other_programs_are_answered_with_those_of_this_one(words, said):
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 2 and said in done.output

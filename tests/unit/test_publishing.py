@@ -22,7 +22,14 @@ def run(out, number, done=ALL):
     for name in ("split/examples", "evaluate/predictions"):
         with workdir.writing(f"stages/{name}.parquet") as path:
             pq.write_table(table, path)
-    numbers = {"shipped": "head", "class_names": ["a"], "head": {"number": number}, "fine_tuned": None}
+    numbers = {
+        "shipped": "head",
+        "class_names": ["a"],
+        "per_class": [],
+        "confusion": [],
+        "head": {"number": number},
+        "fine_tuned": None,
+    }
     workdir.write_json("stages/evaluate/evaluation.json", numbers)
     with workdir.writing_folder("stages/export/model") as folder:
         (folder / "model.json").write_text(f"{number}")
