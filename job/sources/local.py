@@ -206,8 +206,10 @@ class LocalFiles:
         real = fault = ""
         try:
             real = os.path.realpath(link.path, strict=True)
-        except OSError:
+        except OSError as error:
             fault = "a link that points to nothing"
+            if error.errno == errno.EACCES:
+                fault = f"cannot be read: {error.strerror}"
         else:
             if not self._is_reachable(real):
                 fault = LEAVING

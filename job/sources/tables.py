@@ -216,6 +216,7 @@ class _Judge:
     splits: dict[str, Split] | bool
     num_extensions_added: int = 0
     num_unassigned: int = 0
+    num_without_group: int = 0
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -224,6 +225,8 @@ class _Judge:
             notes += (f"{self.num_extensions_added:,} rows name a photo without its extension; the photo was found.",)
         if self.num_unassigned:
             notes += (f"{self.num_unassigned:,} rows are in no split, and others are: their photos are training photos.",)
+        if self.num_without_group:
+            notes += (f"{self.num_without_group:,} rows have no group; their photos may be in another split than others.",)
         return notes
 
     def entries(self, table: LabelTable, folder: str, of_table: str, matching: Matching) -> Iterator[_Judged]:
@@ -236,9 +239,9 @@ class _Judge:
         matching.refuse(rows, [table.rows[k] for k in missing if not isinstance(found[k], FoundFile)])
         for row, file in zip(table.rows, found, strict=True):
             name = f"{row.number}{of_table}"
-            yield _Judged(row, name, self._entry(row, name, file))
+            yield _Judged(row, name, self._entry(row, name, file, "group" in table.columns))
 
-    def _entry(self, row: Row, name: str, found: FoundFile | str) -> Entry:
+    def _entry(self, row: Row, name: str, found: FoundFile | str, has_groups: bool) -> Entry:
         label = row.label or None
         if not _names_a_path(row):
             fault = row.fault or f"row {name} names no path"
@@ -247,6 +250,7 @@ class _Judge:
             fault = f"the table names it in row {name}, and {found}"
             return Entry(to_text(row.path), label, self._split(row, ""), 0, "", "quarantined", fault)
         self.num_extensions_added += found.extension_added
+        self.num_without_group += has_groups and not row.group
         path = to_text(found.path)
         split = self._split(row, path)
         if fault := self._fault(row, name):

@@ -81,7 +81,10 @@ class Tree:
             folder = waiting.pop()
             if self.has_photos(folder):
                 return True
-            identity = self.files.identity(folder.child.path)
+            try:
+                identity = self.files.identity(folder.child.path)
+            except OSError:  # The folder above it may be listed, but not entered.
+                continue
             if identity not in seen:  # A link may lead back to a folder above it.
                 seen.add(identity)
                 waiting += self.folders(folder)

@@ -33,11 +33,15 @@ def is_junk_folder(name: str) -> bool:
 
 
 def is_folder(child: Child) -> bool:
-    """Return whether a child is a folder or a link to one. A link that leads back to itself is not. Raises: OSError."""
+    """Return whether a child is a folder or a link to one. A link to itself, or to where nobody may look, is not.
+
+    Raises:
+        OSError: if the storage fails.
+    """
     try:
         return child.is_dir()
     except OSError as error:
-        if error.errno != errno.ELOOP:
+        if error.errno not in (errno.ELOOP, errno.EACCES):
             raise
         return False
 
@@ -83,8 +87,10 @@ class Walk:
                 self.entries.append(_junk_folder(path))
             elif not is_folder(child):
                 followed = self.followed(child)
-                reason = followed if isinstance(followed, str) else "outside every class folder"
-                self.entries.append(ignored(path, reason))
+                if isinstance(followed, str):  # It may have been a class folder.
+                    self.entries.append(quarantined(path, None, None, followed))
+                else:
+                    self.entries.append(ignored(path, "outside every class folder"))
             elif not self._is_output(child, path):
                 folders.append(child)
         return folders

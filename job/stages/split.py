@@ -91,6 +91,11 @@ def _with_groups(examples: Examples, group_from: str | None) -> Examples:
         group or named_part(pattern, path, "group")
         for group, path in zip(examples["given_group"], examples["path"], strict=True)
     ]
+    if given and not any(given):
+        raise DataUnusable(
+            f"split.group_from: {group_from!r} matches no photo, for example not {examples['path'][0]}. "
+            "A pattern without a slash must match the file name from its beginning."
+        )
     return examples.with_columns(given_group=np.asarray(given, object))
 
 
@@ -216,7 +221,7 @@ class _Draft:
             if self.split[index] in (None, "train") and self.units[index] not in torn:
                 pool[self.units[index]].append(index)
         split_of_group = _draw(
-            {g: self._content(m) for g, m in pool.items()}, self._main_label(pool), wanted, config.seed or 0
+            {g: self._content(m) for g, m in pool.items()}, self._rarest_label(pool), wanted, config.seed or 0
         )
         for group, members in pool.items():
             for index in members:
@@ -242,8 +247,10 @@ class _Draft:
     def _content(self, members: list[int]) -> str:
         return str(min(self._examples["sha256"][i] for i in members))
 
-    def _main_label(self, pool: dict[int, list[int]]) -> dict[int, str]:
-        return {g: Counter(map(self._label, members)).most_common(1)[0][0] for g, members in pool.items()}
+    def _rarest_label(self, pool: dict[int, list[int]]) -> dict[int, str]:
+        """Return the label that is the rarest in all groups, for each group: of that class, each split needs a group."""
+        counts = Counter(self._label(index) for members in pool.values() for index in members)
+        return {g: min(map(self._label, members), key=lambda label: (counts[label], label)) for g, members in pool.items()}
 
 
 def _draw(content: dict[int, str], label: dict[int, str], wanted: dict[str, float], seed: int) -> dict[int, str]:

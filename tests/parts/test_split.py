@@ -365,6 +365,18 @@ def test_groups_come_from_a_pattern_over_names_or_paths(no_images, context, patt
     assert len(set(zip(done["given_group"], done["split"], strict=True))) == 10
 
 
+def test_class_in_few_groups_of_another_class_is_in_each_split(no_images, context):
+    for seed in range(5):
+        examples = grouped(made_up({"cat": 3, "dog": 300}, seed), lambda k: f"patient-{k % 30}")
+        done = split_made_up(examples, no_images, context)
+        assert set(done["split"][done["label"] == "cat"]) == {"train", "val", "test"}
+
+
+def test_pattern_that_gives_no_photo_a_group_is_refused(no_images, context):
+    with pytest.raises(DataUnusable, match=r"split.group_from.*matches no photo.*cat/00000.jpg"):
+        split_made_up(made_up({"cat": 9, "dog": 9}), no_images, context, group_from=r"patient(?P<group>\d+)_")
+
+
 def test_given_splits_that_divide_a_group_stay(no_images, context):
     examples = grouped(made_up({"cat": 20, "dog": 20}), lambda k: f"patient-{k % 5}")
     given = np.asarray(["test" if k % 4 == 0 else "train" for k in range(40)], object)

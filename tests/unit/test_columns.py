@@ -104,6 +104,13 @@ def test_settings_name_columns_over_every_guess(photos):
     assert [e.group for e in found.entries] == ["0"] * 4 + ["1"] * 4 + ["2"] * 4
 
 
+def test_rows_without_a_group_are_counted(photos):
+    text = rows("path,label,patient_id", path, label, lambda k: "" if k == 3 else k // 2)
+    assert any(
+        n.startswith("1 rows have no group") for n in listing(photos / "labels.csv", text, group_column="patient_id").notes
+    )
+
+
 def test_message_about_a_missing_column_has_the_header_and_the_flag(photos):
     with pytest.raises(DataUnusable, match=r"no column label.*'file', 'what', 'by'.*--label-column NAME"):
         listing(photos / "labels.csv", "file,what,by\na00.jpg,cat,me\n")

@@ -345,6 +345,21 @@ def test_folder_of_the_system_that_may_not_be_read_is_never_opened(tmp_path, mon
     assert used(tmp_path) == (("cat", "dog"), ["None"], 6)
 
 
+def test_link_to_where_nobody_may_look_costs_no_other_photo(tmp_path, monkeypatch):
+    classes(tmp_path, "cat", "dog")
+    (tmp_path / "cat" / "a.jpg").symlink_to("secret/1.jpg")
+    real = os.path.realpath
+
+    def realpath(path, **options):
+        if str(path).endswith("a.jpg"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, **options)
+
+    monkeypatch.setattr(os.path, "realpath", realpath)
+    assert used(tmp_path) == (("cat", "dog"), ["None"], 6)
+    assert [e.reason for e in listing(tmp_path).entries if e.verdict] == ["cannot be read: Permission denied"]
+
+
 NAMES = ("cat.0.jpg", "cat.1.jpg", "cat.2.jpg", "dog_01.jpg", "dog_02.jpg", "dog_03.jpg")
 
 
