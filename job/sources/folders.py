@@ -192,7 +192,8 @@ def _own_tables(tree: Tree) -> list[tuple[str, str]]:
     most_folders = 1 if own or in_splits else 0  # The photos may be in train/images/, beside train/metadata.csv.
     if any(len(tree.full_folders(folder)) > most_folders for folder in folders if folder.name in splits):
         return []
-    if len(tree.with_photos(folder for folder in folders if folder.name not in splits)) > 1:
+    full = tree.with_photos(folder for folder in folders if folder.name not in splits)
+    if len(full) > 1 or (full and not own and not tree.has_photos(tree.core(full[0]))):
         return []
     if len(own or tables) == 1:
         return [(to_text((own or tables)[0]), "")]

@@ -22,7 +22,7 @@ from job.sources.walk import Walk, ignored, quarantined
 _PICTURES = frozenset({"images", "image", "imgs", "img", "jpegimages", "photos"})
 _ANNOTATIONS = frozenset(
     [
-        *("labels", "label", "annotations", "annotation", "bboxes", "masks", "mask", "imagesets", "xmls", "trimaps"),
+        *("labels", "label", "annotations", "annotation", "ann", "bboxes", "masks", "mask", "imagesets", "xmls", "trimaps"),
         *("segmentation", "segmentations", "segmentationclass", "segmentationobject", "groundtruth", "ground_truth"),
     ]
 )
@@ -86,6 +86,8 @@ class _Layout:
         if not full:
             self._refuse_only_splits(splits, classes)
             return self._undivided(classes)
+        if self.guesses:
+            self._refuse_sets(full)
         divided = {folder: self._listed(self._holders(folder)) for folder in full}
         if self.guesses:
             self._refuse_detection([c for found in divided.values() for c in found])
@@ -187,6 +189,8 @@ class _Layout:
                 return divided
             self._refuse_too_high(full)
             self._refuse_parts(full)
+            for folder in full[:1]:
+                self._refuse_detection(self.tree.folders(folder))
         return [ClassFolder(folder.child, folder.path, folder.name, None) for folder in classes]
 
     def _splits_in_classes(self, full: list[Folder]) -> list[ClassFolder]:
@@ -294,6 +298,7 @@ class _Layout:
             f"{self.uri}: {full[0].name} would be the only class. The class folders seem to be deeper, in {core.path} "
             f"({_named([f.name for f in self.tree.with_photos(inside)])}).",
             f"Give that folder: --data {shlex.quote(self.tree.uri(core))}",
+            *ways_out(self.tree, ROOT, [ROOT]),
             f"If {full[0].name} is a class: {self._as_classes}",
         )
 
@@ -311,7 +316,7 @@ class _Layout:
             raise DataUnusable(
                 f"{self.uri}: the splits with the class folders seem to be deeper, in {_named([f.path for f in sets])}.",
                 *(f"Give that folder: --data {shlex.quote(self.tree.uri(core))}" for core in sets[:4]),
-                f"If {_named([f.name for f in full])} are the classes: {self._as_classes}",
+                f"If the folders ({_named([f.name for f in full])}) are the classes: {self._as_classes}",
             )
 
     def _refuse_copy(self, full: list[Folder]) -> None:
@@ -340,7 +345,9 @@ class _Layout:
         shared, names = set.intersection(*inside.values()), set.union(*inside.values())
         if len(cores) < 2 or len(shared) < 2 or len(shared) < _ALIKE * len(names):
             return
-        if all(map(_NUMBERS.fullmatch, names)) or all(name.lower() in SPLITS for name in names):
+        if all(map(_NUMBERS.fullmatch, names)) and not all(_NUMBERS.fullmatch(folder.name) for folder in cores):
+            return
+        if all(name.lower() in SPLITS for name in names):
             return
         above, below = _named([f.name for f in cores]), _named(sorted(names))
         lines = (

@@ -131,12 +131,12 @@ class Matching:
         spelling = _spelling(_slashes(path))
         return _only(self._spelled, spelling) or _only(self._without_extension, spelling)
 
-    def _find_by_name(self, path: str) -> str | None:
+    def _files_of_name(self, path: str) -> list[str]:
+        """Return the files below the root with the name of a path, or with that name and another extension."""
         if "://" in path:
             path = re.sub(r"[?#].*", "", path)
         name = _spelling(path).rpartition("/")[2]
-        found = self._names.get(name) or self._stems_of_names.get(_stem(name), [])
-        return found[0] if len(found) == 1 else None
+        return self._names.get(name) or self._stems_of_names.get(_stem(name), [])
 
     @cached_property
     def _stems_of_names(self) -> dict[str, list[str]]:
@@ -161,13 +161,21 @@ class Matching:
         yield from self._other_roots(paths)
 
     def _other_roots(self, paths: list[str]) -> Iterator[_Remedy]:
-        found = {path: file for path in paths if (file := self._find_by_name(path))}
-        folders = Counter(file[: file.rfind("/") + 1] for file in found.values())
         table = shlex.quote(self.table)
-        if len(folders) == 1 and (folder := next(iter(folders)).rstrip("/")):
-            below = shlex.quote(f"{self.files.uri.rstrip('/')}/{folder}")
-            yield _remedy(f"all of these names are in one folder: --data {below} --labels {table}", paths, found.get)
-        elif found:
+        of_folder: dict[str, dict[str, str]] = defaultdict(dict)
+        for path in paths:
+            for file in self._files_of_name(path):
+                of_folder[file[: file.rfind("/") + 1]].setdefault(path, file)
+        if of_folder:  # Of folders with the same names, such as train/ and test/, that of train.csv is train/.
+            stem = os.path.basename(self.table).lower()  # noqa: PTH119
+            folder = max(
+                of_folder, key=lambda name: (len(of_folder[name]), name.rstrip("/").rpartition("/")[2].lower() in stem)
+            )
+            below = shlex.quote(f"{self.files.uri.rstrip('/')}/{folder}".rstrip("/"))
+            how_many = "all" if len(of_folder[folder]) == len({*paths}) else "many"
+            change = f"{how_many} of these names are in one folder: --data {below} --labels {table}"
+            yield _remedy(change, paths, of_folder[folder].get)
+            found = {path: files[0] for path in paths if len(files := self._files_of_name(path)) == 1}
             yield _remedy("write the path below --data: the names are there, in other folders.", paths, found.get)
         root = self.files.uri
         if root.startswith("/"):

@@ -130,7 +130,7 @@ class _Columns:
         found = {"path": path, "label": label, "split": split, "group": group}
         if self.reading.label_column is None:
             self._refuse_boxes()
-        if path is not None and label is None:
+        if path is not None and label is None and self.grid.has_header:
             self.classes = self._class_columns({k for k in found.values() if k is not None})
         self._check(found)
         return found

@@ -1,7 +1,7 @@
 """Questions about the folders of a source, asked before its files are listed: which of them have photos or tables?"""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from job.sources.local import IMAGE_EXTENSIONS, Child, Files, to_text
@@ -43,6 +43,7 @@ class Tree:
     """The folders of a source. Its methods look into folders, and list no files for the job."""
 
     files: Files
+    _known: dict[str, bool] = field(default_factory=dict)
 
     def uri(self, folder: Folder) -> str:
         return f"{self.files.uri.rstrip('/')}/{folder.path}".rstrip("/")
@@ -67,6 +68,11 @@ class Tree:
 
     def has_photos(self, folder: Folder) -> bool:
         """Return whether a folder directly contains files that are named like photos or have no extension."""
+        if folder.path not in self._known:
+            self._known[folder.path] = self._has_photos(folder)
+        return self._known[folder.path]
+
+    def _has_photos(self, folder: Folder) -> bool:
         place = self._place(folder)
         try:
             return place is not None and any(map(is_photo, self.files.glance(place)))

@@ -61,6 +61,9 @@ class Walk:
     files: Files
     entries: list[Entry] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
+    _above: set[object] = field(
+        default_factory=set
+    )  # The folders that class folders lie in: no link is followed back there.
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -81,9 +84,12 @@ class Walk:
     def folders_beside_files(self, folder: str, prefix: str) -> list[Child]:
         """Return the folders in a folder that may hold photos. Everything else in it becomes an ignored entry."""
         folders = []
+        self._above.add(self.files.identity(folder))
         for child in self.files.children(folder):
             path = prefix + to_text(child.name)
-            if is_junk_folder(child.name) or (child.name[:1] in ("", ".") and is_folder(child)):
+            if child.is_symlink() and is_folder(child) and self.files.identity(child.path) in self._above:
+                self.entries.append(ignored(path, "a link that leads back to a folder above it"))
+            elif is_junk_folder(child.name) or (child.name[:1] in ("", ".") and is_folder(child)):
                 self.entries.append(_junk_folder(path))
             elif not is_folder(child):
                 followed = self.followed(child)
@@ -105,7 +111,7 @@ class Walk:
 
     def below(self, folder: str, prefix: str = "", label: str | None = None, split: Split | None = None) -> None:
         """Gather the files of a folder, which is given by its `Child.path` ("" for the root), and of all folders below."""
-        seen: set[object] = set()
+        seen = set(self._above)
         waiting = [(folder, prefix)]  # No recursion, because folders can be nested deeper than Python's stack.
         while waiting:
             folder, prefix = waiting.pop()

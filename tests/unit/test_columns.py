@@ -366,6 +366,15 @@ def test_table_in_a_folder_of_its_own_names_the_folder_of_the_photos(tmp_path, w
     assert len(found.entries) == 12 and not any(e.verdict for e in found.entries)
 
 
+def test_table_finds_its_folder_among_folders_with_the_same_names(tmp_path):
+    for folder in ("test", "train"):
+        (tmp_path / folder).mkdir()
+        for name in PHOTOS:
+            (tmp_path / folder / name).write_bytes(b"x")
+    with pytest.raises(DataUnusable, match=f"12 of 12 .*--data {tmp_path}/train --labels"):
+        listing(tmp_path / "train.csv", rows("image,label", path, label))
+
+
 def test_objects_of_a_bucket_name_the_bucket(photos):
     with pytest.raises(DataUnusable, match=f"--data gs://bucket/flowers --labels {photos}/labels.csv"):
         listing(photos / "labels.csv", rows("path,label", lambda k: f"gs://bucket/flowers/{path(k)}", label))

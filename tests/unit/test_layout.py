@@ -220,6 +220,21 @@ def test_splits_in_some_classes_only_are_refused(tmp_path):
     assert used(tmp_path, layout="classes")[0] == ("bird", "cat", "dog")
 
 
+def test_splits_in_a_split_folder_are_refused_with_the_folder_to_give(tmp_path):
+    for split in ("train", "val"):
+        classes(tmp_path, "cat", "dog", below=f"train/{split}/")
+    tree(tmp_path, "test/1.jpg")
+    with pytest.raises(DataUnusable, match=f"--data {tmp_path}/train\\n"):
+        listing(tmp_path)
+
+
+def test_numbers_in_numbers_are_refused_and_numbers_in_names_are_not(tmp_path):
+    for patient in ("10253", "10254", "10255"):
+        classes(tmp_path, "0", "1", below=f"{patient}/")
+    with pytest.raises(DataUnusable, match="intake.label_from=parent"):
+        listing(tmp_path)
+
+
 def test_parts_of_one_set_are_no_classes(tmp_path):
     classes(tmp_path, "images_part_1", "images_part_2")
     (tmp_path / "metadata_of_photos.csv").write_text("id,dx\n")
@@ -300,6 +315,7 @@ def test_folders_that_are_all_splits_are_refused(tmp_path):
         ("JPEGImages/a.jpg", "Annotations/a.xml", "ImageSets/Main/train.txt"),
         ("train/a.jpg", "train/_annotations.coco.json", "valid/b.jpg", "valid/_annotations.coco.json"),
         ("images/a.jpg", "masks/a.png"),
+        ("ds0/img/a.jpg", "ds0/ann/a.json", "ds1/img/b.jpg", "ds1/ann/b.json"),
         ("VOC/JPEGImages/a.jpg", "VOC/Annotations/a.xml", "VOC/SegmentationClass/a.png"),
         ("train2017/a.jpg", "val2017/b.jpg", "annotations/instances.json"),
     ],
@@ -343,6 +359,15 @@ def test_folder_of_the_system_that_may_not_be_read_is_never_opened(tmp_path, mon
 
     monkeypatch.setattr(os, "scandir", scandir)
     assert used(tmp_path) == (("cat", "dog"), ["None"], 6)
+
+
+@pytest.mark.parametrize("above", ["", "train/"])
+def test_links_back_to_folders_above_give_no_photo_another_label(tmp_path, above):
+    classes(tmp_path, "cat", "dog", below=above)
+    (tmp_path / above / "cat" / "up").symlink_to("..")
+    (tmp_path / above / "again").symlink_to(".")
+    (tmp_path / above / "dog" / "top").symlink_to(tmp_path)
+    assert used(tmp_path)[::2] == (("cat", "dog"), 6)
 
 
 def test_link_to_where_nobody_may_look_costs_no_other_photo(tmp_path, monkeypatch):
