@@ -106,11 +106,14 @@ class _Layout:
         """
         if self.named[folder.name] != "train" or not self.guesses or not self.siblings:
             return False
+        others = [other for other in self.top if other.name in self.named and other != folder]
+        inside = self.tree.full_folders(folder)
+        if {f.name for f in inside} & {f.name for other in others for f in self.tree.folders(other)}:
+            return False  # The same class folders are in another split; a photo beside them does not matter.
         if self.tree.has_photos(folder):
             return True
-        if any(self._holders(other) for other in self.top if other.name in self.named and other != folder):
+        if any(map(self._holders, others)):
             return False
-        inside = self.tree.with_photos(self.tree.folders(folder))
         if len(inside) < 2:
             return True
         names = _named([f.name for f in self.siblings])

@@ -117,6 +117,13 @@ def test_train_is_a_class_beside_classes(tmp_path, inside):
     assert used(tmp_path)[:2] == (("bus", "car", "train"), ["None"])
 
 
+def test_train_with_a_stray_photo_and_the_class_folders_of_another_split_is_a_split(tmp_path):
+    for split in ("train", "val"):
+        classes(tmp_path, "cat", "dog", below=f"{split}/")
+    tree(tmp_path, "train/stray.jpg", "other/1.jpg")
+    assert used(tmp_path) == (("cat", "dog"), ["train", "val"], 12)
+
+
 def test_empty_train_beside_classes_is_an_empty_class(tmp_path):
     classes(tmp_path, "bus", "car")
     tree(tmp_path, "train/.ipynb_checkpoints/")
