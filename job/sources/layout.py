@@ -189,7 +189,7 @@ class _Layout:
             self._refuse_sets(full)
             self._refuse_copy(full)
             if divided := self._splits_in_classes(full):
-                return divided
+                return divided + [ClassFolder(f.child, f.path, f.name, None) for f in classes if f not in full]
             self._refuse_too_high(full)
             self._refuse_parts(full)
             for folder in full[:1]:

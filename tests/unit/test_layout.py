@@ -100,6 +100,15 @@ def test_class_folders_beside_a_test_folder_with_the_same_classes_are_the_traini
     assert used(tmp_path) == (("cat", "dog"), ["test", "train"], 12)
 
 
+def test_class_without_photos_beside_classes_with_splits_is_an_empty_class(tmp_path):
+    for name in ("cat", "dog"):
+        classes(tmp_path, "train", "test", below=f"{name}/")
+    tree(tmp_path, "bird/.gitkeep")
+    found = listing(tmp_path)
+    assert found.class_names == ("bird", "cat", "dog")
+    assert [e.path for e in found.entries if e.verdict] == ["bird/.gitkeep"]
+
+
 def test_class_folders_may_hold_the_splits(tmp_path):
     for name in ("cat", "dog"):
         classes(tmp_path, "train", "test", below=f"{name}/")
