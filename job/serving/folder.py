@@ -114,13 +114,15 @@ def is_below(file: str, model: str) -> bool:
 
 
 def _of_run(place: str) -> str:
-    """Return the folder of the model where the output of a run is given; any other place as it is."""
-    below = join(place, "model") if is_remote(place) else str(Path(place) / "model")
-    if is_remote(place):
-        with suppress(JobError):  # There is no published.json.
-            return below if Published.load(Workdir(local_copy(join(place, PUBLISHED)).parent)).has_model else place
-    elif not (Path(place) / "model.json").exists() and (Path(below) / "model.json").exists():
-        return below
+    """Return the folder of the model if `place` is the output of a run with one; any other place as it is."""
+    if not is_remote(place):
+        below = os.path.join(place, "model")  # noqa: PTH118
+        # Unlike Path.exists, this is False where the user may not look: the error comes when the model is opened.
+        is_run = os.path.isfile(f"{place}/{PUBLISHED}") and os.path.isfile(f"{below}/model.json")  # noqa: PTH113
+        return below if is_run else place
+    with suppress(JobError):  # There is no published.json.
+        if Published.load(Workdir(local_copy(join(place, PUBLISHED)).parent)).has_model:
+            return join(place, "model")
     return place
 
 

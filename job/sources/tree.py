@@ -44,6 +44,7 @@ class Tree:
 
     files: Files
     _known: dict[str, bool] = field(default_factory=dict)
+    _below: dict[str, bool] = field(default_factory=dict)
 
     def uri(self, folder: Folder) -> str:
         return f"{self.files.uri.rstrip('/')}/{folder.path}".rstrip("/")
@@ -82,11 +83,21 @@ class Tree:
 
     def photos_below(self, folder: Folder) -> bool:
         """Return whether a folder, or any folder below it, has photos."""
+        if folder.path not in self._below:
+            found = self._first_with_photos(folder)
+            self._below[folder.path] = found is not None
+            while found and len(found) > len(folder.path):  # The folders on the way have photos below, too.
+                self._below[found] = True
+                found = found.rpartition("/")[0]
+        return self._below[folder.path]
+
+    def _first_with_photos(self, folder: Folder) -> str | None:
+        """Return the path of the folder, or of a folder below it, that directly contains photos; None if there is none."""
         waiting, seen = [folder], set()
         while waiting:
             folder = waiting.pop()
             if self.has_photos(folder):
-                return True
+                return folder.path
             try:
                 identity = self.files.identity(folder.child.path)
             except OSError:  # The folder above it may be listed, but not entered.
@@ -94,7 +105,7 @@ class Tree:
             if identity not in seen:  # A link may lead back to a folder above it.
                 seen.add(identity)
                 waiting += self.folders(folder)
-        return False
+        return None
 
     def with_photos(self, folders: Iterable[Folder]) -> list[Folder]:
         return [folder for folder in folders if self.photos_below(folder)]

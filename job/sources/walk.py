@@ -93,10 +93,8 @@ class Walk:
                 self.entries.append(_junk_folder(path))
             elif not is_folder(child):
                 followed = self.followed(child)
-                if isinstance(followed, str):  # It may have been a class folder.
-                    self.entries.append(quarantined(path, None, None, followed))
-                else:
-                    self.entries.append(ignored(path, "outside every class folder"))
+                reason = followed if isinstance(followed, str) else "outside every class folder"
+                self.entries.append(ignored(path, reason))
             elif not self._is_output(child, path):
                 folders.append(child)
         return folders
