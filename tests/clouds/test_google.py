@@ -70,7 +70,7 @@ def test_version_that_was_replaced_is_gone(objects):
 
 def test_write_asks_for_what_it_replaces(objects):
     version = objects.write("x", b"1", replaces="")
-    with pytest.raises(Conflict, match="somebody else"):
+    with pytest.raises(Conflict, match="another program"):
         objects.write("x", b"2", replaces="")
     newer = objects.write("x", b"2", replaces=version)
     with pytest.raises(Conflict):

@@ -87,7 +87,7 @@ def test_version_that_was_replaced_is_gone(objects, tmp_path):
 
 def test_write_happens_only_onto_the_version_that_it_names(objects):
     first = objects.write("x", b"1", "")
-    with pytest.raises(Conflict, match="ü/x: somebody else"):
+    with pytest.raises(Conflict, match="ü/x: another program"):
         objects.write("x", b"2", "")
     second = objects.write("x", b"2", first)
     with pytest.raises(Conflict):
