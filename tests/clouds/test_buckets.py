@@ -254,7 +254,7 @@ def test_wrong_uses_of_buckets_say_the_way_out(bed, tmp_path):
         (f"{bed.bucket()}-not/x", None, "no bucket"),
         (f"{uri}/labels.csv", None, "no such object"),
         (f"{uri}/labels.csv", f"{uri}/labels.csv", "is a table itself"),
-        (uri, f"{uri}/labels.txt", r"give a table \(.csv, .tsv, .parquet\)"),
+        (uri, f"{uri}/labels.txt", r"give a table \(.csv, .tsv, .parquet, .jsonl"),
         (uri, str(tmp_path / "nowhere.csv"), "no such file"),
         (str(tmp_path), f"{uri}/labels.csv", "is on this machine"),
         ("ftp://bucket/x", None, "gs://BUCKET/PREFIX"),
