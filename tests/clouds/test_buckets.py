@@ -261,7 +261,7 @@ def test_wrong_uses_of_buckets_say_the_way_out(bed, tmp_path):
     ):
         with pytest.raises(UsageError, match=said):
             open_source(data, labels).listing()
-    bed.put(f"{uri}/labels.csv", b"a.jpg,cat\n")
+    bed.put(f"{uri}/labels.csv", b"photo,kind,by\na.jpg,cat,me\n")
     with pytest.raises(DataUnusable, match=f"^{re.escape(uri)}/labels.csv: there is no column path"):
         open_source(f"{uri}/labels.csv").listing()
 
