@@ -11,10 +11,11 @@ from typing import NamedTuple
 from job.console.places import check_readable, refused_at_start
 from job.errors import DataUnusable, UsageError
 from job.sources.base import Entry, Listing, PhotoFolder, Reading, Split, split_names
+from job.sources.columns import is_unassigned, several_labels
 from job.sources.folders import list_files
 from job.sources.local import Files, FoundFile, from_text, to_text
 from job.sources.matching import Matching
-from job.sources.rows import LabelTable, Row, is_unassigned, read_rows, several_labels
+from job.sources.rows import LabelTable, Row, read_rows
 from job.sources.tree import TABLE_EXTENSIONS, is_table
 from job.storage.bucket.downloads import local_copy
 from job.storage.bucket.objects import is_remote

@@ -48,21 +48,24 @@ def test_junk_behind_a_jpeg_does_no_harm(jpeg):
     assert np.array_equal(decode(jpeg + b"junk" * 99, RULES).pixels_HWC, decode(jpeg, RULES).pixels_HWC)
 
 
+# How a picture is stored, by its EXIF orientation.
+STORED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])  # Pillow turns a TIFF by itself while it loads it.
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_turned_upright_once(photo, orientation, kind):
-    stored = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_90,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_270,
-    }
     exif = Image.Exif()
     exif[0x0112] = orientation
-    lying = photo.transpose(stored[orientation]) if orientation > 1 else photo
+    lying = photo.transpose(STORED[orientation]) if orientation > 1 else photo
     turned = decode(encoded(lying, kind, exif=exif), RULES)
     assert np.array_equal(turned.pixels_HWC, decode(encoded(photo), RULES).pixels_HWC)
     assert (turned.facts.width, turned.facts.height) == (160, 120)

@@ -12,19 +12,11 @@ from job.decoding import decode as decoder
 from job.decoding.decode import BadPhoto, DecodeRules, decode
 from job.decoding.headers import picture_format
 from tests.conftest import paint
+from tests.unit.test_decode import STORED
 
 pillow_heif = pytest.importorskip("pillow_heif", reason="it comes with pip install 'transfer-job[heif]'")
 
 RULES = DecodeRules(image_size=48, resize="squash", max_pixels=1_000_000, min_side_px=8, max_aspect_ratio=20)
-STORED = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
 
 
 @pytest.fixture(scope="module")
