@@ -5,33 +5,18 @@ commands to choose from. `intake.layout` avoids guesses: with `classes`, every f
 every folder that is named like a split is a split.
 """
 
-import re
 import shlex
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 from job.errors import DataUnusable
 from job.sources.base import SPLITS, Reading, Split, split_names
+from job.sources.doubts import ANNOTATIONS, PICTURES, Doubts, in_words
 from job.sources.local import Child, to_text
 from job.sources.tree import ROOT, Folder, Tree
 from job.sources.unlabelled import ways_out
 from job.sources.walk import Walk, ignored, quarantined
-
-_PICTURES = frozenset({"images", "image", "imgs", "img", "jpegimages", "photos"})
-_ANNOTATIONS = frozenset(
-    [
-        *("labels", "label", "annotations", "annotation", "ann", "bboxes", "masks", "mask", "imagesets", "xmls", "trimaps"),
-        *("segmentation", "segmentations", "segmentationclass", "segmentationobject", "groundtruth", "ground_truth"),
-    ]
-)
-_NUMBERS = re.compile(r"[\d._-]+")
-# Names that people give to the parts of a data set that is too large for one folder or archive.
-_PARTS = frozenset({*_PICTURES, "part", "parts", "batch", "chunk", "shard", "archive", "folder"})
-_SPLIT_WORDS = frozenset(SPLITS)
-# If at least this share of the folder names in several folders is equal, these folders count as having the same classes.
-_ALIKE = 0.8
 
 
 class ClassFolder(NamedTuple):
@@ -70,6 +55,15 @@ class _Layout:
     top: list[Folder]
     named: dict[str, Split]
 
+    @property
+    def uri(self) -> str:
+        return self.walk.files.uri
+
+    @cached_property
+    def doubts(self) -> Doubts:
+        """The refusals of folders that may mean something else."""
+        return Doubts(self.tree)
+
     @cached_property
     def siblings(self) -> list[Folder]:
         """The folders at the top that have photos, without those that are named like splits."""
@@ -87,10 +81,10 @@ class _Layout:
             self._refuse_only_splits(splits, classes)
             return self._undivided(classes)
         if self.guesses:
-            self._refuse_sets(full)
+            self.doubts.sets(full)
         divided = {folder: self._listed(self._holders(folder)) for folder in full}
         if self.guesses:
-            self._refuse_detection([c for found in divided.values() for c in found])
+            self.doubts.detection([c for found in divided.values() for c in found])
         beside = self._training_beside(divided, classes)
         if not beside:
             self.walk.entries += [ignored(folder.path, "a folder beside the split folders") for folder in classes]
@@ -116,12 +110,12 @@ class _Layout:
             return False
         if len(inside) < 2:
             return True
-        names = _named([f.name for f in self.siblings])
+        names = in_words([f.name for f in self.siblings])
         raise DataUnusable(
             f"{self.uri}: {folder.name} may be the training split or a class. It holds folders with photos "
-            f"({_named([f.name for f in inside])}), and so does the folder above it ({names}).",
-            f"If {_named([f.name for f in inside])} are the classes: --data {shlex.quote(self.tree.uri(folder))}",
-            f"If {folder.name} is a class like {names}: {self._as_classes}",
+            f"({in_words([f.name for f in inside])}), and so does the folder above it ({names}).",
+            f"If {in_words([f.name for f in inside])} are the classes: --data {shlex.quote(self.tree.uri(folder))}",
+            f"If {folder.name} is a class like {names}: {self.doubts.as_classes}",
         )
 
     def _labelled(self, splits: list[Folder]) -> list[Folder]:
@@ -131,7 +125,7 @@ class _Layout:
         return [
             folder
             for folder, found in inside.items()
-            if not known or len(found) > 1 or found[0].name in known or found[0].name.lower() not in _PICTURES
+            if not known or len(found) > 1 or found[0].name in known or found[0].name.lower() not in PICTURES
         ]
 
     def _holders(self, split: Folder) -> list[Folder]:
@@ -181,19 +175,19 @@ class _Layout:
     def _undivided(self, classes: list[Folder]) -> list[ClassFolder]:
         """Return the class folders of a source without split folders at the top. Raises: DataUnusable."""
         if self.guesses and classes:
-            self._refuse_detection(classes)
+            self.doubts.detection(classes)
             full = self.tree.with_photos(classes)
-            if any(folder.name.lower() in _PICTURES for folder in full):
-                full = [folder for folder in full if folder.name.lower() not in _ANNOTATIONS]
-            self._refuse_wrapper(full)
-            self._refuse_sets(full)
-            self._refuse_copy(full)
+            if any(folder.name.lower() in PICTURES for folder in full):
+                full = [folder for folder in full if folder.name.lower() not in ANNOTATIONS]
+            self.doubts.wrapper(full)
+            self.doubts.sets(full)
+            self.doubts.copy(full)
             if divided := self._splits_in_classes(full):
                 return divided + [ClassFolder(f.child, f.path, f.name, None) for f in classes if f not in full]
-            self._refuse_too_high(full)
-            self._refuse_parts(full)
+            self.doubts.too_high(full)
+            self.doubts.parts(full)
             for folder in full[:1]:
-                self._refuse_detection(self.tree.folders(folder))
+                self.doubts.detection(self.tree.folders(folder))
         return [ClassFolder(folder.child, folder.path, folder.name, None) for folder in classes]
 
     def _splits_in_classes(self, full: list[Folder]) -> list[ClassFolder]:
@@ -210,8 +204,9 @@ class _Layout:
         if len(divided) < len(full) and any(len(splits) > 1 for splits in divided.values()):
             whole = [folder.name for folder in full if folder not in divided]
             raise DataUnusable(
-                f"{self.uri}: {_named([f.name for f in divided])} hold splits (train, test), and {_named(whole)} hold none.",
-                f"Put the photos of {_named(whole)} into folders with the same names.",
+                f"{self.uri}: {in_words([f.name for f in divided])} hold splits (train, ...), "
+                f"and {in_words(whole)} hold none.",
+                f"Put the photos of {in_words(whole)} into folders with the same names.",
                 f"To mix the photos of all splits: --data {shlex.quote(self.uri)} --set intake.layout=classes",
             )
         if len(divided) < len(full):
@@ -221,10 +216,6 @@ class _Layout:
             for folder in full
             for f in self._listed([folder])
         ]
-
-    @property
-    def uri(self) -> str:
-        return self.walk.files.uri
 
     def refuse_one_class(self, found: list[ClassFolder]) -> None:
         """Refuse a single folder with photos if its labels may be somewhere else.
@@ -239,7 +230,7 @@ class _Layout:
         names = [child.name.rpartition(".") for child in self.tree.children(photos)]
         boxes = {stem for stem, _, extension in names if extension.lower() in ("txt", "xml")}
         if boxes and boxes >= {stem for stem, _, extension in names if extension.lower() in ("jpg", "jpeg", "png")}:
-            raise self._detection(f"each photo in {photos.path} has a file of the same name beside it")
+            raise self.doubts.as_detection(f"each photo in {photos.path} has a file of the same name beside it")
         lines = ways_out(self.tree, photos, [ROOT, *self.tree.folders(ROOT)], ROOT if len(full) > 1 else None)
         flat = [f.name for f in self.top if f.name in self.named and not any(_is_in(c.path, f.path) for c in found)]
         if lines or flat:
@@ -247,24 +238,20 @@ class _Layout:
                 f"{self.uri}: unlabelled: {full[0].name} would be the only class: no other folder holds photos of a class.",
                 *lines,
                 "Or put the photos of each class into a folder of its own.",
-                f"If the folders ({_named([full[0].name, *flat])}) are the classes: {self._as_classes}",
+                f"If the folders ({in_words([full[0].name, *flat])}) are the classes: {self.doubts.as_classes}",
             )
-
-    @property
-    def _as_classes(self) -> str:
-        return f"--data {shlex.quote(self.uri)} --set intake.layout=classes"
 
     def _refuse_only_splits(self, splits: list[Folder], classes: list[Folder]) -> None:
         if not splits or not self.guesses:
             return
-        names = _named([f.name for f in splits])
+        names = in_words([f.name for f in splits])
         full = self.tree.with_photos(classes)
-        beside = any(f.name.lower() in _ANNOTATIONS for f in classes)
-        if any(f.name.lower() not in _ANNOTATIONS for f in full) or (classes and not full and not beside):
+        beside = any(f.name.lower() in ANNOTATIONS for f in classes)
+        if any(f.name.lower() not in ANNOTATIONS for f in full) or (classes and not full and not beside):
             return
         named = [child.name.lower() for folder in splits for child in self.tree.children(folder)]
         if beside or any(name.endswith((".xml", "coco.json", "createml.json", "data.yaml")) for name in named):
-            raise self._detection(f"{names} hold photos, no class folders, and annotations inside or beside them")
+            raise self.doubts.as_detection(f"{names} hold photos, no class folders, and annotations inside or beside them")
         training = self.tree.core(next((f for f in splits if self.named[f.name] == "train"), splits[0]))
         raise DataUnusable(
             f"{self.uri}: unlabelled: all its folders are named like splits ({names}), "
@@ -272,131 +259,9 @@ class _Layout:
             "Put the photos of each class into a folder of its own below each split, or give a table: --labels FILE.",
             *ways_out(self.tree, training, [ROOT, *splits], ROOT),
             *self.walk.notes,
-            f"If {names} are the classes: {self._as_classes}",
-        )
-
-    def _refuse_detection(self, classes: list[Folder]) -> None:
-        pictures = [c for c in classes if c.name.lower() in _PICTURES]
-        annotations = [c for c in classes if c.name.lower() in _ANNOTATIONS]
-        if not pictures or not annotations or set(self.tree.with_photos(classes)) - {*pictures, *annotations}:
-            return
-        for folder in pictures:
-            inside = self.tree.full_folders(folder)
-            if not self.tree.has_photos(folder) and any(f.name.lower() not in SPLITS for f in inside):
-                return
-        raise self._detection(
-            f"it has {pictures[0].path}/ beside {annotations[0].path}/", ways_out(self.tree, pictures[0], [ROOT])
-        )
-
-    def _refuse_wrapper(self, full: list[Folder]) -> None:
-        """Refuse a single folder that contains the class folders."""
-        if len(full) != 1:
-            return
-        core = self.tree.core(full[0])
-        if self.tree.has_photos(core):
-            return
-        inside = self.tree.folders(core)
-        self._refuse_detection(inside)
-        raise DataUnusable(
-            f"{self.uri}: {full[0].name} would be the only class. The class folders seem to be deeper, in {core.path} "
-            f"({_named([f.name for f in self.tree.with_photos(inside)])}).",
-            f"Give that folder: --data {shlex.quote(self.tree.uri(core))}",
-            *ways_out(self.tree, ROOT, [ROOT]),
-            f"If {full[0].name} is a class: {self._as_classes}",
-        )
-
-    def _refuse_sets(self, full: list[Folder]) -> None:
-        """Refuse folders that contain whole data sets, with splits and class folders."""
-        sets = []
-        for folder in full:
-            core = self.tree.core(folder)
-            inside = {} if self.tree.has_photos(core) else {f.name: f for f in self.tree.folders(core)}
-            splits = split_names(inside)
-            holders = [name for name in splits if len(self.tree.full_folders(self.tree.core(inside[name]))) > 1]
-            if len({splits[name] for name in holders}) > 1:
-                sets.append(core)
-        if sets:
-            raise DataUnusable(
-                f"{self.uri}: the splits with the class folders seem to be deeper, in {_named([f.path for f in sets])}.",
-                *(f"Give that folder: --data {shlex.quote(self.tree.uri(core))}" for core in sets[:4]),
-                f"If the folders ({_named([f.name for f in full])}) are the classes: {self._as_classes}",
-            )
-
-    def _refuse_copy(self, full: list[Folder]) -> None:
-        """Refuse a folder beside class folders if it contains copies of them."""
-        for folder in full:
-            core = self.tree.core(folder)
-            inside = [] if self.tree.has_photos(core) else [f.name for f in self.tree.full_folders(core)]
-            if len(inside) > 1 and set(inside) <= {f.name for f in full if f != folder}:
-                raise DataUnusable(
-                    f"{self.uri}: {folder.name} would be a class, but it holds the classes beside it a second time "
-                    f"({_named(inside)}).",
-                    f"Give the folder with one copy of each: --data {shlex.quote(self.tree.uri(core))}",
-                    f"If {folder.name} is a class: {self._as_classes}",
-                )
-
-    def _refuse_too_high(self, full: list[Folder]) -> None:
-        """Refuse folders that all contain folders with the same names, because these may be the classes."""
-        cores = {folder: self.tree.core(folder) for folder in full}
-        flat = [folder for folder, core in cores.items() if self.tree.has_photos(core)]
-        if len(flat) < len(full) and any(_SPLIT_WORDS.intersection(_words(folder.name)) for folder in full):
-            for folder in flat:  # For example the unlabelled `rps-validation`, beside `rps` and `rps-test-set`.
-                del cores[folder]
-        elif flat or not full:
-            return
-        inside = {folder: {f.name for f in self.tree.full_folders(core)} for folder, core in cores.items()}
-        shared, names = set.intersection(*inside.values()), set.union(*inside.values())
-        if len(cores) < 2 or len(shared) < 2 or len(shared) < _ALIKE * len(names):
-            return
-        if all(map(_NUMBERS.fullmatch, names)) and not all(_NUMBERS.fullmatch(folder.name) for folder in cores):
-            return
-        if all(name.lower() in SPLITS for name in names):
-            return
-        above, below = _named([f.name for f in cores]), _named(sorted(names))
-        lines = (
-            [] if flat else [f"If {below} are the classes: --data {shlex.quote(self.uri)} --set intake.label_from=parent"]
-        )
-        if {name.lower() for name in names} & _ANNOTATIONS:
-            lines = [f"{below} look like photos and masks. Leave one of them out: masks are no photos of a class."]
-        raise DataUnusable(
-            f"{self.uri}: the classes may be {above}, or {below}: "
-            f"{above} hold the same folders, and no photos beside these.",
-            *lines,
-            f"To use the photos of one folder only: --data {shlex.quote(self.tree.uri(next(iter(cores.values()))))}",
-            f"If {above} are the classes: {self._as_classes}",
-        )
-
-    def _refuse_parts(self, full: list[Folder]) -> None:
-        """Refuse folders such as `images_part_1` and `images_part_2`, whose names say nothing about their photos."""
-        words = {_words(folder.name) for folder in full}
-        if len(full) < 2 or len(words) != 1 or not _PARTS.intersection(*words):
-            return
-        names = _named([f.name for f in full])
-        raise DataUnusable(
-            f"{self.uri}: unlabelled: {names} would be the classes, but they look like the parts of one set.",
-            *ways_out(self.tree, ROOT, [ROOT]),
-            "Give a table of labels (--labels FILE), or put the photos of each class into a folder of its own.",
-            f"If {names} are the classes: {self._as_classes}",
-        )
-
-    def _detection(self, seen: str, lines: Iterable[str] = ()) -> DataUnusable:
-        return DataUnusable(
-            f"{self.uri}: this is an export for object detection or segmentation: {seen}. This job gives a whole photo one "
-            "class.",
-            "Export it for classification (a folder for each class, or a table of file and label), and give that as --data.",
-            *lines,
-            f"If the folders are classes anyway: {self._as_classes}",
+            f"If {names} are the classes: {self.doubts.as_classes}",
         )
 
 
 def _is_in(path: str, folder: str) -> bool:
     return f"{path}/".startswith(f"{folder}/")
-
-
-def _words(name: str) -> tuple[str, ...]:
-    return tuple(re.findall(r"[^\W\d_]+", name.lower()))
-
-
-def _named(names: Sequence[str], most: int = 4) -> str:
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")

@@ -14,6 +14,7 @@ SOURCES = (
     "decoding/processes.py",
     "sources/local.py",
     "sources/folders.py",
+    "sources/doubts.py",
     "sources/layout.py",
     "sources/walk.py",
     "sources/rows.py",
