@@ -40,6 +40,27 @@ _ARTIFACTS = {
     "evaluation": "stages/evaluate/evaluation.json",
     "parity": "stages/export/parity.json",
 }
+# The sections in the order of the page: id, heading, and the artifact without which there is nothing to say. The id names the
+# template in templates/sections/. Results come before the data: with many classes, the data fills most of the page.
+_SECTIONS = (
+    ("results", "Results", "evaluation"),
+    ("each-class", "Results of each class", "evaluation"),
+    ("confusion", "Confusion of classes", "evaluation"),
+    ("mistakes", "Most confident mistakes", "evaluation"),
+    ("calibration", "Calibration", "evaluation"),
+    ("training", "Training", "head"),
+    ("export", "Exported model", "parity"),
+    ("data", "Data", "explore"),
+    ("classes", "Example photos of each class", "explore"),
+    ("more-photos", "Learning curve: would more photos help?", "audit"),
+    ("shortcuts", "Shortcuts: guessing the class from the file", "explore"),
+    ("faults", "Rejected, converted and ignored files", "explore"),
+    ("duplicates", "Duplicates and leaks", "explore"),
+    ("suspicious", "Suspicious photos", "explore"),
+    ("labels", "Labels that may be wrong", "audit"),
+    ("times", "Run time", "explore"),
+    ("again", "Run it again", "explore"),
+)
 _HEAT_LEVELS = 20
 _LEAST_TOLD_S = 0.05
 # These limits keep the page readable, and below about ten megabytes, however large the data is.
@@ -76,6 +97,7 @@ def page(config: ReportConfig, *, run: Run, timings: times.Records, context: Con
     style = environment.get_template("report.css.j2").render(heat_levels=_HEAT_LEVELS)
     text = environment.get_template("report.html.j2").render(
         made,
+        sections=[(id_, heading) for id_, heading, needed in _SECTIONS if made[needed]],
         title=config.title or _name_of(run["data"]),
         style=style,
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),

@@ -3,6 +3,7 @@ import hashlib
 import html
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import pytest
 from PIL import Image
@@ -260,6 +261,11 @@ def top_of(page):
     return Elements(page[page.index("<header>") : page.index("</header>")] + "</header>").text
 
 
+def contents(page):
+    """The list of links to the sections."""
+    return page[page.index("<nav") : page.index("</nav>")] + "</nav>"
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_names_are_text_and_nothing_else(context, name):
     everything(context)
@@ -289,7 +295,7 @@ def test_characters_that_cannot_be_seen_are_written_out(context):
 
 def test_long_class_name_is_cut_in_tables_and_whole_in_its_heading(context):
     everything(context, ("x" * 255, "rose"))
-    assert f"<h4>{'x' * 255} " in drawn(context)
+    assert f"<h3>{'x' * 255} " in drawn(context)
 
 
 @pytest.mark.draws_charts
@@ -322,6 +328,26 @@ def test_links_of_the_contents_lead_to_sections(context):
     ids = [attributes["id"] for _, attributes in elements.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     assert {link["href"][1:] for link in elements.of("a")} <= set(ids)
+
+
+def test_results_come_before_the_data_and_the_contents_have_the_same_order(context):
+    everything(context)
+    elements = Elements(drawn(context))
+    sections = [attributes["id"] for attributes in elements.of("section")]
+    assert sections == [
+        "results", "each-class", "confusion", "mistakes", "calibration", "training", "export", "data", "classes", "more-photos",
+        "shortcuts", "faults", "duplicates", "suspicious", "labels", "times", "again"
+    ]  # fmt: skip
+    links = [link["href"] for link in Elements(contents(drawn(context))).of("a")]
+    assert links == [f"#{section}" for section in sections]
+
+
+@pytest.mark.parametrize("make", [explored, everything])
+def test_no_level_of_heading_is_skipped(context, make):
+    make(context)
+    levels = [int(tag[1]) for tag, _ in Elements(drawn(context)).tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
 
 
 def test_page_of_the_data_alone_is_complete(context):
