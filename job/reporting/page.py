@@ -40,8 +40,8 @@ _ARTIFACTS = {
     "evaluation": "stages/evaluate/evaluation.json",
     "parity": "stages/export/parity.json",
 }
-# The sections in the order of the page: id, heading, and the artifact without which there is nothing to say. The id names the
-# template in templates/sections/. Results come before the data: with many classes, the data fills most of the page.
+# The sections in the order of the page: id, heading, and the artifact that it is made from. The id is the name of the
+# template in templates/sections/. Results come before the data because the data of many classes fills most of the page.
 _SECTIONS = (
     ("results", "Results", "evaluation"),
     ("each-class", "Results of each class", "evaluation"),
