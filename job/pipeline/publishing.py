@@ -41,6 +41,7 @@ from job.storage.files import (
 )
 from job.storage.published import Published
 from job.storage.workdir import Workdir
+from job.text.numbers import percent
 
 ATTEMPT = "attempt"
 _EDITED = "label_issues.csv"  # Users may edit it, and their edits are kept.
@@ -197,7 +198,7 @@ def in_service(workdir: Workdir) -> str:
     then = _held_out(published.path(workdir, "predictions.parquet"))
     if not then:
         return f"{line}."
-    line += f", accuracy {sum(then.values()) / len(then):.3f} on {len(then):,} held-out photos"
+    line += f", accuracy {percent(sum(then.values()) / len(then))} on {len(then):,} held-out photos"
     if now:
         shared = f"of which {len(now.keys() & then.keys()):,} are among the {len(now):,} of this run"
         line += ", the same ones" if now.keys() == then.keys() else f", {shared}"

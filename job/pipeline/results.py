@@ -15,6 +15,7 @@ from job.pipeline.job import Job
 from job.reporting.summaries import of_shipped
 from job.storage.published import Published
 from job.storage.workdir import Workdir
+from job.text.numbers import counted, percent
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,10 @@ def headline(job: Job) -> list[str]:
     else:
         numbers = job["evaluate"].numbers
         test = of_shipped(numbers)["test"]
-        low, high = test["accuracy_ci95"]
+        low, high = map(percent, test["accuracy_ci95"])
         what = {"head": "head", "fine_tuned": "fine-tuned model"}[numbers["shipped"]]
-        found = (
-            f"Accuracy {test['accuracy']:.3f} ({low:.3f} to {high:.3f}) on {test['num_examples']:,} held-out photos, {what}."
-        )
+        photos = counted(test["num_examples"], "held-out photo", "held-out photos")
+        found = f"Accuracy {percent(test['accuracy'])} (95% interval {low} to {high}) on {photos}, {what}."
         if "export" in job.done and (notice := job["export"].parity["bytes"]["notice"]):
             found += f" {notice}"
         found += page

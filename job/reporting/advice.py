@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from job.reporting.summaries import Audited, Explored
+from job.text.numbers import counted
 
 if TYPE_CHECKING:
     from job.measure.shortcuts import Fact
@@ -46,7 +47,7 @@ def _about_files(explore: Explored) -> Iterator[Advice]:
     if conflicts:
         yield Advice(
             conflicts / num_photos,
-            f"{_count(conflicts, 'photo is', 'photos are')} in more than one class.",
+            f"{counted(conflicts, 'photo is', 'photos are')} in more than one class.",
             "Decide which class is right and delete the other copies. Until then all of them are left out.",
             "duplicates",
         )
@@ -54,7 +55,7 @@ def _about_files(explore: Explored) -> Iterator[Advice]:
     if faulty > 0:
         yield Advice(
             0.5 * faulty / num_photos,
-            f"{_count(faulty, 'file', 'files')} cannot be used.",
+            f"{counted(faulty, 'file', 'files')} cannot be used.",
             "Replace or repair damaged files, and remove files that are not photos.",
             "faults",
         )
@@ -62,7 +63,7 @@ def _about_files(explore: Explored) -> Iterator[Advice]:
     if unsure:
         yield Advice(
             0.1 * unsure / num_photos,
-            f"{_count(unsure, 'photo is', 'photos are')} almost black, almost white or one flat colour.",
+            f"{counted(unsure, 'photo is', 'photos are')} almost black, almost white or one flat colour.",
             "Look at them, and remove those that show nothing.",
             "suspicious",
         )
@@ -73,7 +74,7 @@ def _about_splits(explore: Explored) -> Iterator[Advice]:
     if groups and groups["num_crossing_splits"]:
         yield Advice(
             groups["num_crossing_splits"] / groups["num_groups"],
-            f"{_count(groups['num_crossing_splits'], 'group is', 'groups are')} in more than one of your splits.",
+            f"{counted(groups['num_crossing_splits'], 'group is', 'groups are')} in more than one of your splits.",
             "This is a leak: the model may know the patient, the camera or the place and not the class. Divide the photos "
             "by group, or leave the splits out and the job does. Until then read the accuracy without leaks.",
             "data",
@@ -82,7 +83,7 @@ def _about_splits(explore: Explored) -> Iterator[Advice]:
     if crossing:
         yield Advice(
             crossing / max(1, explore["splits"]["test"]),
-            f"{_count(crossing, 'picture is', 'pictures are')} in more than one of your splits.",
+            f"{counted(crossing, 'picture is', 'pictures are')} in more than one of your splits.",
             "Keep one copy of each. This job uses only the held-out copy, but any other accuracy that was measured on these "
             "splits is too high.",
             "duplicates",
@@ -145,7 +146,7 @@ def _about_labels(audit: Audited) -> Iterator[Advice]:
         share = issues["num_likely"] / issues["num_examples"]
         yield Advice(
             0.5 * share,
-            f"{_count(issues['num_likely'], 'label', 'labels')} may be wrong ({100 * share:.1f}%): a head that was not "
+            f"{counted(issues['num_likely'], 'label', 'labels')} may be wrong ({100 * share:.1f}%): a head that was not "
             "trained on the photo is confident of another class.",
             "Go through label_issues.csv from the top and correct the wrong labels.",
             "labels",
@@ -157,10 +158,10 @@ def _about_late_copies(audit: Audited) -> Iterator[Advice]:
     if late["num_crossing_splits"]:
         yield Advice(
             late["num_crossing_splits"] / max(1, audit["splits"]["test"]),
-            f"{_count(late['num_crossing_splits'], 'scene is', 'scenes are')} in more than one split, as crops, edited "
+            f"{counted(late['num_crossing_splits'], 'scene is', 'scenes are')} in more than one split, as crops, edited "
             "copies or photos of one series.",
             "Put photos that were taken together into one split. Because of this, "
-            f"{_count(late['num_excluded'], 'photo was', 'photos were')} left out.",
+            f"{counted(late['num_excluded'], 'photo was', 'photos were')} left out.",
             "duplicates",
         )
 
@@ -180,10 +181,6 @@ def _about_more_photos(audit: Audited) -> Iterator[Advice]:
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
-
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number:,} {one if number == 1 else many}"
 
 
 def _quoted(name: str) -> str:

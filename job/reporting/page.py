@@ -26,6 +26,7 @@ from job.reporting.summaries import Audited, Evaluated, Explored, Run, Shipped, 
 from job.runtime.context import Context
 from job.storage.files import in_units
 from job.storage.workdir import Workdir
+from job.text.numbers import percent, points, seconds
 from job.text.untrusted import escaped
 
 if TYPE_CHECKING:
@@ -126,8 +127,8 @@ def _environment(workdir: Workdir) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "points": _points, "bytes": in_units}
-    environment.filters |= {"seconds": _seconds, "when": _when, "short": _short}
+    environment.filters |= {"percent": percent, "points": points, "bytes": in_units}
+    environment.filters |= {"seconds": seconds, "when": _when, "short": _short}
     environment.filters["setting"] = lambda value: json.dumps(value, ensure_ascii=False)
     environment.globals["picture"] = lambda name: data_uri(workdir.path(name))
     return environment
@@ -239,28 +240,6 @@ def _with_unseen_written_out(value: object) -> object:
 
 def _name_of(uri: str) -> str:
     return uri.rstrip("/").rsplit("/", 1)[-1] or uri
-
-
-def _percent(share: float, digits: int = 1) -> str:
-    """Format a share in percent. Shares that are only close to 0% or 100% get a < or >."""
-    step = 10.0**-digits
-    if 0 < share < step / 200:
-        return f"<{step:.{digits}f}%"
-    if 1 - step / 200 <= share < 1:
-        return f">{100 - step:.{digits}f}%"
-    return f"{100 * share:.{digits}f}%"
-
-
-def _points(difference: float) -> str:
-    points = round(100 * difference, 1)
-    return f"{points:+.1f}".replace("-", "\N{MINUS SIGN}") if points else "0.0"
-
-
-def _seconds(value: float) -> str:
-    if value < 120:
-        return f"{value:.0f} s" if value >= 10 else f"{value:.1f} s"
-    minutes, seconds = divmod(round(value), 60)
-    return f"{minutes} min {seconds:02d} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _when(iso_time: str) -> str:

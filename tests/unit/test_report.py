@@ -11,9 +11,9 @@ from PIL import Image
 from job.config import Config, ReportConfig
 from job.errors import StorageFailed
 from job.reporting.figures import SERIES
-from job.reporting.page import _percent, _points, _seconds
 from job.reporting.times import PARTS
 from job.stages.report import Report, report
+from job.text.numbers import percent, points, seconds
 
 HOSTILE = (
     "<img src=x onerror=alert(1)>",
@@ -594,12 +594,12 @@ def test_missing_summary_of_the_data_is_an_error_that_says_which(context):
     ("share", "text"), [(0, "0.0%"), (1, "100.0%"), (0.8519, "85.2%"), (0.99999, ">99.9%"), (0.00001, "<0.1%")]
 )
 def test_nearly_all_is_not_called_all(share, text):
-    assert _percent(share) == text
+    assert percent(share) == text
 
 
 def test_differences_have_a_sign_and_times_their_units():
-    assert [_points(d) for d in (0.0123, -0.014, -0.0001)] == ["+1.2", "\N{MINUS SIGN}1.4", "0.0"]
-    assert [_seconds(s) for s in (0.42, 31, 141, 9000)] == ["0.4 s", "31 s", "2 min 21 s", "2 h 30 min"]
+    assert [points(d) for d in (0.0123, -0.014, -0.0001)] == ["+1.2", "\N{MINUS SIGN}1.4", "0.0"]
+    assert [seconds(s) for s in (0.42, 31, 141, 9000)] == ["0.4 s", "31 s", "2 min 21 s", "2 h 30 min"]
 
 
 @pytest.mark.parametrize(
