@@ -256,7 +256,7 @@ class AuditConfig(Section):
         0.8, "Two photos are checked for being copies if their features have at least this cosine similarity.", gt=0, le=1
     )
     folds: int = _what(5, "Number of cross-validation folds for finding labels that may be wrong.", ge=2, le=20)
-    shown: int = _what(24, "Number of suspect labels, unusual photos and groups of copies in the report.", ge=0, le=200)
+    shown: int = _what(25, "Number of suspect labels, unusual photos and groups of copies in the report.", ge=0, le=200)
 
 
 class HeadConfig(Section):

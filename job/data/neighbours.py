@@ -53,6 +53,21 @@ class Neighbours:
         pairs = np.stack([first, self.position_NM[first, rank]], axis=1)
         return np.unique(np.sort(pairs, axis=1), axis=0)
 
+    def class_shares(self, labels_N: np.ndarray, groups_N: np.ndarray, num_classes: int) -> np.ndarray:
+        """Return the share of each class among the neighbours of each photo, weighted by similarity: float64 (N, C).
+
+        Neighbours of the same group, and those with the label -1, do not count. The shares of the classes in the whole set
+        count as one more neighbour, so that no share is zero.
+        """
+        is_known = labels_N >= 0
+        counts = (self.position_NM >= 0) & is_known[self.position_NM] & (groups_N[self.position_NM] != groups_N[:, None])
+        photo, rank = np.nonzero(counts)
+        cell = photo * num_classes + labels_N[self.position_NM[photo, rank]]
+        weights = self.similarity_NM[photo, rank].clip(0)
+        votes_NC = np.bincount(cell, weights, len(labels_N) * num_classes).reshape(-1, num_classes)
+        votes_NC = votes_NC + np.bincount(labels_N[is_known], minlength=num_classes) / is_known.sum()
+        return np.asarray(votes_NC / votes_NC.sum(axis=1, keepdims=True))
+
 
 def nearest(vectors_NK: np.ndarray, num_neighbours: int) -> Neighbours:
     """Find the nearest neighbours of each vector by cosine similarity.

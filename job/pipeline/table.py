@@ -95,7 +95,7 @@ _ROWS = (
     ),
     Stage(
         name="audit",
-        schema=2,
+        schema=3,
         after=("split", "extract"),
         settings=("audit", "seed"),
         artifact="Audit",

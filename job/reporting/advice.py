@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from job.reporting.summaries import Audited, Explored
-from job.text.numbers import counted
+from job.text.numbers import counted, percent
 
 if TYPE_CHECKING:
     from job.measure.shortcuts import Fact
 
-# The probing head must agree with this share of the labels. Below, its disagreements say nothing about wrong labels.
-MIN_AGREEMENT = 0.7
 _THIN = 20  # With fewer held-out photos of a class, its metrics are rough.
 _NAMES_SHOWN = 5
 
@@ -142,15 +140,22 @@ def _about_shortcuts(explore: Explored) -> Iterator[Advice]:
 
 def _about_labels(audit: Audited) -> Iterator[Advice]:
     issues = audit["label_issues"]
-    if issues["num_likely"] and issues["agreement"] >= MIN_AGREEMENT:
-        share = issues["num_likely"] / issues["num_examples"]
-        yield Advice(
-            0.5 * share,
-            f"{counted(issues['num_likely'], 'label', 'labels')} may be wrong ({100 * share:.1f}%): a head that was not "
-            "trained on the photo is confident of another class.",
-            "Go through label_issues.csv from the top and correct the wrong labels.",
-            "labels",
+    likely, first = issues["num_likely"], issues["num_first"]
+    if not likely or issues["trust"] == "none":
+        return
+    look = f"Look at these {first} first" if first > 1 else "Look at this one"
+    rows = f"the first {first} rows" if first > 1 else "the first row"
+    if issues["trust"] == "good":
+        harm, finding = likely, f"{counted(likely, 'label', 'labels')} may be wrong: another class was predicted."
+        action = f"{look}: {rows} of label_issues.csv. Correct those that are wrong."
+    else:
+        harm = first
+        finding = (
+            f"Some labels may be wrong. But only {percent(issues['agreement'])} of all labels agree with the prediction "
+            f"(by chance: {percent(issues['chance'])}), so most of the {likely:,} that it doubts are right."
         )
+        action = f"{look}: {rows} of label_issues.csv. If few of them are wrong, leave the others."
+    yield Advice(0.5 * harm / issues["num_examples"], finding, action, "labels")
 
 
 def _about_late_copies(audit: Audited) -> Iterator[Advice]:

@@ -20,7 +20,7 @@ from job.config import Config, ReportConfig, with_dotted_names
 from job.errors import StorageFailed
 from job.pipeline.table import STAGES
 from job.reporting import times
-from job.reporting.advice import MIN_AGREEMENT, advice
+from job.reporting.advice import advice
 from job.reporting.charts import charts, data_uri
 from job.reporting.summaries import Audited, Evaluated, Explored, Run, Shipped, of_shipped
 from job.runtime.context import Context
@@ -113,7 +113,6 @@ def page(config: ReportConfig, *, run: Run, timings: times.Records, context: Con
         provenance=[*with_dotted_names(run.get("versions", {})), *with_dotted_names(run.get("fingerprint", {}))],
         times=_times(known),
         limits=LIMITS,
-        min_agreement=MIN_AGREEMENT,
     )
     return text.encode("utf-8", "backslashreplace")
 

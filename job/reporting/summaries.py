@@ -101,13 +101,27 @@ class LateCopies(TypedDict):
     groups: list[Copies]
 
 
-class LabelIssues(TypedDict):
-    """Label issues. `agreement` is the share of the labels that the head agrees with."""
+Trust = Literal["good", "little", "none"]
+
+
+class Agreement(TypedDict):
+    """The share of all labels that are as predicted, and what it would be by chance.
+
+    With little trust, most of the likely label issues are errors of the prediction. With none, nearly all are.
+    """
+
+    agreement: float
+    chance: float
+    trust: Trust
+
+
+class LabelIssues(Agreement):
+    """Labels that are not as predicted (`num_listed`), those of them that are likely wrong, and how many to check first."""
 
     num_examples: int
     num_listed: int
     num_likely: int
-    agreement: float
+    num_first: int
     by_class: list[dict[str, object]]
     shown: list[dict[str, object]]
 

@@ -19,7 +19,7 @@ from job.data.registration import same_scene
 from job.errors import DataUnusable
 from job.measure.probes import learning_curve, out_of_fold
 from job.reporting.gallery import Gallery, crossings
-from job.reporting.summaries import Audited, LabelIssues, LateCopies, LearningCurve
+from job.reporting.summaries import Agreement, Audited, LabelIssues, LateCopies, LearningCurve, Trust
 from job.runtime.context import Context
 from job.runtime.telemetry import spent_once
 from job.storage.workdir import Workdir
@@ -33,6 +33,10 @@ LABEL_ISSUES = "stages/audit/label_issues.csv"
 
 _NUM_COMPONENTS = 256
 _NUM_NEIGHBOURS = 10
+_LOOK_FIRST = 25  # So many labels a person checks in some minutes.
+# Agreement of the predictions with the labels, as Cohen's kappa: 0 is chance. Below the first value, most label issues are
+# errors of the prediction; below the second, nearly all (docs/decisions/0025-wrong-labels.md).
+_TRUSTED, _OF_SOME_USE = 0.75, 0.4
 # Points of the learning curve: shares of the training photos, and how often each share is drawn.
 _CURVE = ((0.1, 3), (0.25, 3), (0.5, 2), (1.0, 1))
 
@@ -64,9 +68,7 @@ def audit(config: AuditConfig, *, examples: Examples, images: ArrayStore, featur
     _check_classes(result)
     kept = np.isin(looked_at, result.of())
     indices, components_kept = looked_at[kept], components[kept]
-    labels, groups = result.labels[indices], result.units[indices]
-    num_classes = len(result.class_names)
-    probabilities = out_of_fold(components_kept, labels, groups, num_classes, config.folds, context.seed, context.stop.check)
+    probabilities = _probabilities(config, result, looked_at, kept, components, neighbours, context)
     with Gallery.drawing(context.workdir, PICTURES, images) as gallery:
         numbers: Audited = {
             "statuses": result.statuses(),
@@ -123,6 +125,29 @@ def _late_copies(config: AuditConfig, before: Examples, after: Examples, gallery
     }
 
 
+def _probabilities(
+    config: AuditConfig,
+    examples: Examples,
+    looked_at: np.ndarray,
+    kept: np.ndarray,
+    components: np.ndarray,
+    neighbours: Neighbours,
+    context: Context,
+) -> np.ndarray:
+    """Return the class probabilities of the photos `looked_at[kept]`, each computed without its own label. Shape (N, C).
+
+    They are those of a head, multiplied by the shares of the classes among the nearest neighbours. Together they rank wrong
+    labels better than the head alone (docs/decisions/0025-wrong-labels.md).
+    """
+    labels, groups, num_classes = examples.labels[looked_at], examples.units[looked_at], len(examples.class_names)
+    of_head = out_of_fold(
+        components[kept], labels[kept], groups[kept], num_classes, config.folds, context.seed, context.stop.check
+    )
+    of_neighbours = neighbours.class_shares(np.where(kept, labels, -1), groups, num_classes)[kept]
+    both = of_head * of_neighbours
+    return np.asarray(both / both.sum(axis=1, keepdims=True))
+
+
 def _label_issues(
     config: AuditConfig,
     examples: Examples,
@@ -131,21 +156,15 @@ def _label_issues(
     gallery: Gallery,
     workdir: Workdir,
 ) -> LabelIssues:
-    """Write a table of the examples for which a head that was not trained on them predicts another class. Describe it.
+    """Write a table of the examples for which another class is predicted than their label, and describe it.
 
-    The least likely label comes first. `likely` marks the label issues that confident learning finds (Northcutt et al.,
-    "Confident Learning: Estimating Uncertainty in Dataset Labels", 2021), as cleanlab computes it.
+    The issues that are likely come first, and among them the least likely label.
     """
-    with spent_once("imports"):
-        from cleanlab.filter import find_label_issues
-
     labels, suggested = examples.labels[indices], probabilities_NC.argmax(1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        likely = find_label_issues(labels, probabilities_NC, n_jobs=1)
+    likely = _likely_issues(labels, probabilities_NC)
     score = probabilities_NC[np.arange(len(labels)), labels]
-    listed = np.flatnonzero((suggested != labels) | likely)
-    listed = listed[np.argsort(score[listed], kind="stable")]
+    listed = np.flatnonzero(suggested != labels)
+    listed = listed[np.lexsort((score[listed], ~likely[listed]))]
     rows: list[dict[str, object]] = [
         {
             "path": examples["path"][indices[k]],
@@ -167,10 +186,33 @@ def _label_issues(
         "num_examples": len(labels),
         "num_listed": len(rows),
         "num_likely": int(likely.sum()),
-        "agreement": float((suggested == labels).mean()),
+        "num_first": min(_LOOK_FIRST, int(likely.sum())),
+        **_agreement(labels, suggested, len(examples.class_names)),
         "by_class": [{"class": n, "likely": int(c)} for n, c in zip(examples.class_names, of_class, strict=True)],
         "shown": shown,
     }
+
+
+def _likely_issues(labels_N: np.ndarray, probabilities_NC: np.ndarray) -> np.ndarray:
+    """Return which labels are likely wrong, boolean (N,), by confident learning as cleanlab computes it.
+
+    Source: Northcutt et al., "Confident Learning: Estimating Uncertainty in Dataset Labels" (2021).
+    """
+    with spent_once("imports"):
+        from cleanlab.filter import find_label_issues
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        likely = np.asarray(find_label_issues(labels_N, probabilities_NC, n_jobs=1))
+    return likely & (probabilities_NC.argmax(1) != labels_N)
+
+
+def _agreement(labels_N: np.ndarray, suggested_N: np.ndarray, num_classes: int) -> Agreement:
+    given, predicted = (np.bincount(found, minlength=num_classes) for found in (labels_N, suggested_N))
+    agreement, chance = float((suggested_N == labels_N).mean()), float((given * predicted).sum() / len(labels_N) ** 2)
+    kappa = (agreement - chance) / max(1 - chance, 1e-12)
+    trust: Trust = "good" if kappa >= _TRUSTED else "little" if kappa >= _OF_SOME_USE else "none"
+    return {"agreement": agreement, "chance": chance, "trust": trust}
 
 
 def _as_csv(rows: list[dict[str, object]]) -> bytes:

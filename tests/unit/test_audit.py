@@ -114,8 +114,33 @@ def test_wrong_labels_are_listed_first_and_nothing_is_relabelled(drawn, context)
     assert {r["path"] for r in rows[:4]} >= {f"{k:03d}.jpg" for k in planted}
     wrong = next(r for r in rows if r["path"] == "001.jpg")
     assert (wrong["given_label"], wrong["suggested_label"], wrong["likely"]) == ("daisy", "rose", "True")
-    assert [float(r["score"]) for r in rows] == sorted(float(r["score"]) for r in rows)
+    order = [(r["likely"] != "True", float(r["score"])) for r in rows]
+    assert order == sorted(order), "the likely issues come first, then those with the lowest score"
     assert found.examples["label"][1] == "daisy" and len(found.numbers["label_issues"]["shown"]) == 2
+
+
+def test_labels_to_look_at_first_are_the_likely_ones_and_at_most_25(drawn, context):
+    for index in range(0, 2 * PER_CLASS, 3):
+        drawn.records[index]["label"] = NAMES[1 - index % 2]
+    issues = drawn.audit(context, shown=40).numbers["label_issues"]
+    assert issues["num_likely"] >= issues["num_first"] == sum(photo["likely"] for photo in issues["shown"][:25])
+    assert issues["num_first"] == min(25, issues["num_likely"])
+
+
+@pytest.mark.parametrize(("noise", "trust"), [(1, "good"), (7, "little"), (60, "none")])
+def test_trust_in_label_issues_falls_with_the_agreement(drawn, context, noise, trust):
+    rng = np.random.default_rng(5)
+    drawn.features = [feature + noise * rng.normal(size=WIDTH) for feature in drawn.features]
+    issues = drawn.audit(context).numbers["label_issues"]
+    assert issues["trust"] == trust, issues["agreement"]
+
+
+def test_agreement_that_a_large_class_gives_by_chance_earns_no_trust(drawn, context):
+    for index in range(1, 2 * PER_CLASS, 2):
+        drawn.features[index] = drawn.features[index - 1] + 0.5
+        drawn.records[index]["label"] = NAMES[index % 20 == 1]
+    issues = drawn.audit(context).numbers["label_issues"]
+    assert issues["agreement"] > 0.85 and issues["trust"] == "none"
 
 
 def test_path_that_a_spreadsheet_would_compute_is_kept_from_it(drawn, context):

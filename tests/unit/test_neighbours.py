@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from job.data.neighbours import nearest, principal_components
+from job.data.neighbours import Neighbours, nearest, principal_components
 from job.stores.arrays import StoreWriter
 
 
@@ -59,3 +59,17 @@ def test_index_of_a_large_set_finds_nearly_all_planted_copies_and_always_the_sam
     planted = {(k, 6000 + k) for k in range(500)}
     assert len(planted & set(map(tuple, pairs.tolist()))) >= 495
     assert (nearest(vectors, 4).pairs(0.9) == pairs).all()
+
+
+def test_shares_of_classes_leave_out_copies_and_photos_without_label():
+    labels, groups = np.asarray([0, 1, 1, -1]), np.asarray([0, 1, 0, 3])
+    similarity = np.asarray([[0.5, 0.9, 0.8], [0.5, 0.25, -0.1], [0.9, 0.25, 0.2], [0.8, 0.1, -1.0]], np.float32)
+    position = np.asarray([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, -1]])
+    found = Neighbours(similarity, position).class_shares(labels, groups, 2)
+    votes = np.asarray([[0, 0.5], [0.5, 0.25], [0, 0.25], [0.8, 0.1]]) + np.asarray([1 / 3, 2 / 3])
+    assert found == pytest.approx(votes / votes.sum(axis=1, keepdims=True))
+
+
+def test_shares_of_a_photo_without_neighbours_are_those_of_the_set():
+    alone = nearest(np.ones((1, 3), np.float32), 10)
+    assert alone.class_shares(np.asarray([1]), np.asarray([0]), 3).tolist() == [[0, 1, 0]]

@@ -114,8 +114,11 @@ def audited(context, names=("daisy", "rose")):
         "classes": explore["classes"],
         "late_copies": {"num_groups": 1, "num_excluded": 1, "num_crossing_splits": 1, "num_crossing_labels": 0}
         | {"groups": [group]},
-        "label_issues": {"num_examples": 50 * len(names), "num_listed": 9, "num_likely": 4, "agreement": 0.91}
+        "label_issues": {"num_examples": 50 * len(names), "num_listed": 9, "num_likely": 4, "num_first": 4}
         | {
+            "agreement": 0.91,
+            "chance": 0.5,
+            "trust": "good",
             "by_class": [{"class": names[0], "likely": 4}],
             "shown": [{**issue, "likely": True, "split": "train", **picture}],
         },
@@ -266,6 +269,12 @@ def contents(page):
     return page[page.index("<nav") : page.index("</nav>")] + "</nav>"
 
 
+def section(page, name):
+    """The text of one section."""
+    start = page.index(f'<section id="{name}">')
+    return Elements(page[start : page.index("</section>", start) + len("</section>")]).text
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_names_are_text_and_nothing_else(context, name):
     everything(context)
@@ -391,19 +400,42 @@ def test_what_to_do_first_is_in_order_of_harm_and_leads_to_where_it_is_shown(con
 def test_page_with_features_shows_labels_odd_photos_and_late_copies(context):
     everything(context)
     text = Elements(drawn(context)).text
-    assert "daisy given, rose suggested" in text and "the label may be wrong: 4 labels" in text
+    assert "daisy given, rose suggested" in text and "4 labels may be wrong." in text
     assert "val/daisy/sign.jpg" in text and "1 more scene exists more than once" in text
     assert "training 59" in text, "what the audit excluded must be gone from the counts"
 
 
-def test_head_that_knows_little_casts_no_doubt_on_labels(context):
+def with_label_issues(context, **changed):
     everything(context)
     numbers = context.workdir.read_json("stages/audit/audit.json")
-    numbers["label_issues"]["agreement"] = 0.4
+    numbers["label_issues"] |= changed
     context.workdir.write_json("stages/audit/audit.json", numbers)
     page = drawn(context)
-    assert 'href="#labels"' not in page[page.index("Do this first") : page.index("</ol>")]
-    assert "This is too low to find wrong labels" in Elements(page).text
+    return top_of(page), section(page, "labels")
+
+
+def test_good_predictions_name_the_labels_to_look_at_first(context):
+    top, labels = with_label_issues(context, num_likely=172, num_first=25)
+    assert "172 labels may be wrong: another class was predicted. Look at these 25 first: the first 25 rows" in top
+    assert "172 labels may be wrong." in labels
+
+
+def test_poor_predictions_doubt_themselves_more_than_the_labels(context):
+    top, labels = with_label_issues(context, num_likely=1343, num_first=25, agreement=0.761, trust="little")
+    assert "only 76.1% of all labels agree with the prediction (by chance: 50.0%), so most of the 1,343" in top
+    assert "Look at these 25 first" in top and "leave the others" in top
+    assert "76.1% of the labels agree" in labels and "1,343 labels may be wrong, but most of them are right" in labels
+
+
+def test_predictions_that_know_little_cast_no_doubt_on_labels(context):
+    top, labels = with_label_issues(context, agreement=0.4, trust="none")
+    assert "may be wrong" not in top and "This is too few to find wrong labels" in labels
+    assert "given, rose suggested" not in labels
+
+
+def test_no_label_is_doubted_without_a_likely_one(context):
+    top, labels = with_label_issues(context, num_likely=0, num_first=0, by_class=[{"class": "daisy", "likely": 0}])
+    assert "may be wrong" not in top and "No label is likely to be wrong." in labels and "by given class" not in labels
 
 
 def test_data_that_cannot_be_used_says_so_at_the_top_and_keeps_the_list_folded(context):
