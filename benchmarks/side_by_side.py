@@ -92,7 +92,7 @@ def run_job(size: Size, seed: int, settings: list[str], scratch: Path) -> Run:
     out = scratch / "out"
     settings = [f"intake.image_size={size.image_size}", f"backbone.alpha={size.alpha}", *size.settings, *settings]
     command = [sys.executable, "-m", "job", "run", "--data", size.folder, "--out", out]
-    command += ["--weights", SHARED / "weights" / size.weights, "--set", f"seed={seed}"]
+    command += ["--weights", SHARED / "weights" / size.weights, "--set", f"seed={seed}", "--set", f"split.seed={seed}"]
     run: Run = {"seed": seed, **run_measured([*command, *(word for s in settings for word in ("--set", s))])}
     metrics = json.loads((out / "metrics.json").read_text())
     records = {name: json.loads((out / f"stages/{name}.json").read_text()) for name in STAGES}

@@ -154,7 +154,12 @@ class SplitConfig(Section):
         "Regular expression with a group (?P<group>...): photos with the same group were taken together, and no group is in "
         "two splits. It is matched with the file name or, if it contains a slash, searched in the path below --data.",
     )
-    seed: int | None = _what(None, f"Seed of the random split. {_SEED}", ge=0, lt=2**63)
+    seed: int = _what(
+        0,
+        "Seed of the random split. It does not follow seed, so that runs with other seeds have the same test set.",
+        ge=0,
+        lt=2**63,
+    )
     val_fraction: float = _what(
         0.15, "Share of the photos for validation, if the data has no such split; copies count once.", gt=0, lt=0.5
     )
@@ -336,7 +341,9 @@ class ClusterConfig(Section):
 
 
 class Config(Section):
-    seed: int = _what(0, "Seed of everything random. Some sections have a seed of their own.", ge=0, lt=2**63)
+    seed: int = _what(
+        0, "Seed of everything random, except the split. Some sections have a seed of their own.", ge=0, lt=2**63
+    )
     intake: IntakeConfig = IntakeConfig()
     split: SplitConfig = SplitConfig()
     explore: ExploreConfig = ExploreConfig()
@@ -357,11 +364,11 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _seeds(cls, values: object) -> object:
-        """Give the seed of the run to every section whose seed is left out."""
+        """Give the seed of the run to augment and train if their seed is left out."""
         if not isinstance(values, dict):
             return values
         values = dict(values)
-        for name in ("split", "augment", "train"):
+        for name in ("augment", "train"):
             section = values.get(name, {})
             if isinstance(section, dict) and section.get("seed") is None:
                 values[name] = {**section, "seed": values.get("seed", 0)}

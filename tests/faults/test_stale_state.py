@@ -93,7 +93,8 @@ def test_a_change_makes_stale_what_depends_on_it(folder, change, runs):
 @pytest.mark.parametrize(
     ("setting", "runs"),
     [
-        ("seed=5", ALL - {"intake"}),
+        ("seed=5", ALL - {"intake", "split"}),
+        ("split.seed=5", ALL - {"intake"}),
         ("intake.image_size=64", ALL),
         ("backbone.alpha=0.5", FROM_EXTRACT),
         ("checkpoint.every_s=1", set()),

@@ -32,9 +32,10 @@ def test_values_need_no_quotes_and_lists_and_numbers_are_toml():
     assert (config.backbone.name, config.head.c_grid, config.backbone.unfreeze) == ("resnet50", (0.1, 1.0), 0.3)
 
 
-def test_seeds_that_are_left_out_are_the_runs():
+def test_seeds_that_are_left_out_are_the_runs_except_that_of_the_split():
     config = Config.load(None, ["seed=7", "augment.seed=1"])
-    assert (config.split.seed, config.augment.seed, config.train.seed) == (7, 1, 7)
+    assert (config.split.seed, config.augment.seed, config.train.seed) == (0, 1, 7)
+    assert Config.load(None, ["seed=7", "split.seed=2"]).split.seed == 2
 
 
 def test_arguments_of_image_data_generator_that_do_not_fit_are_refused_with_the_reason():

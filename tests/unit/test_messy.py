@@ -87,7 +87,7 @@ def table(shared, tmp_path_factory):
     config = IntakeConfig(image_size=48, workers=1, max_quarantined_fraction=1)
     found = intake(config, source=source, listing=source.listing(), context=context)
     limits = {"max_quarantined_fraction": 1, "drop_small_classes": True}
-    return split(SplitConfig(seed=0), examples=found.examples, images=found.images, **limits, context=context).examples
+    return split(SplitConfig(), examples=found.examples, images=found.images, **limits, context=context).examples
 
 
 def outcome_of(table):
