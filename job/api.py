@@ -124,7 +124,7 @@ def rank(
     settings = _config(config, checks_backbone=False)
     workdir = _workdir(data, out, labels, settings, session)
     found = candidates(backbones, [str(size) for size in image_sizes], settings, workdir.shown("cache"))
-    with _context(workdir, settings, session) as context, output.owned(context, session):
+    with _context(workdir, settings, session) as context, output.owned(context, session, dict):
         lines = rank_candidates(
             found,
             _place("--data", data),

@@ -51,7 +51,7 @@ class Chief:
         self._listener = Listener(*address, secret, self._welcome)
 
     def __enter__(self) -> Self:
-        self._stop.last_word = self._end_now
+        self._stop.last_words.append(self._end_now)
         return self
 
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:

@@ -1,8 +1,9 @@
 """The output of a run: where it is, whether it belongs to the job, and which run works in it."""
 
 import shlex
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from job.console.places import refuse_odd_name
@@ -108,10 +109,11 @@ def _outside(folder: str) -> str:
 
 
 @contextmanager
-def owned(context: Context, session: Session) -> Iterator[None]:
+def owned(context: Context, session: Session, outcome: Callable[[], Mapping[str, object]] | None = None) -> Iterator[None]:
     """Give a block in which no other run works in the output directory. Remove first what killed runs left unfinished.
 
     At the end of the block everything is made to last, also if the block ends with an error about the data or the model.
+    With `outcome`, the last event of the log says how the block has ended, and what `outcome` returns then.
 
     Raises:
         UsageError: if the output does not belong to the job.
@@ -126,12 +128,26 @@ def owned(context: Context, session: Session) -> Iterator[None]:
         if context.telemetry.keeps_log:
             workdir.begin_log()
         context.cache.claim()
+        end = partial(_log_end, context, outcome)
+        session.stop.last_words.append(end)
         try:
             yield
-        except (DataUnusable, Diverged, GateNotMet, Stopped, UsageError):
+            with workdir.held():
+                end(None)
             workdir.settle()
+        except BaseException as error:
+            with suppress(Exception), workdir.held():  # The error of the run counts, not one of the log.
+                end(error)
+            if isinstance(error, (DataUnusable, Diverged, GateNotMet, Stopped, UsageError)):
+                workdir.settle()
             raise
-        workdir.settle()
+        finally:
+            session.stop.last_words.remove(end)
     finally:
         context.cache.close()
         workdir.close()
+
+
+def _log_end(context: Context, outcome: Callable[[], Mapping[str, object]] | None, error: BaseException | None) -> None:
+    if outcome:
+        context.telemetry.ended(error, **outcome())

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from job.config import Config
 from job.pipeline.job import Job
 from job.pipeline.records import read_run
 from job.pipeline.settings import settings_digest
@@ -31,6 +32,7 @@ def describe(job: Job, command: Sequence[str]) -> Run:
             continue
     return {
         "schema": 1,
+        "run_id": job.context.telemetry.run_id,
         "data": job.source.uri,
         "labels": job.labels if job.labels is None or is_remote(job.labels) else str(Path(job.labels).resolve()),
         "out": job.workdir.uri,
@@ -56,10 +58,16 @@ def fingerprint(num_workers: int) -> dict[str, object]:
     }
 
 
-def warn_of_another_machine(job: Job, now: Run) -> None:
-    """Print a line if the run before this one was on another kind of machine."""
+def warn_of_the_run_before(job: Job, now: Run) -> None:
+    """Print a line if the run before this one was on another kind of machine, and one if it divided the photos by `seed`."""
     before = read_run(job.workdir)
     if before and any(job.records[name] for name in STAGES):
+        if job.records["split"] and _is_split_by_seed(before, job.config):
+            job.context.telemetry.line(
+                f"An earlier version divided these photos by seed ({before['config']['seed']}). The split now depends on "
+                f"split.seed ({job.config.split.seed}), so the run starts again from split. To keep the old split: "
+                f"--set split.seed={before['config']['seed']}"
+            )
         changed = [what for what, value in now["fingerprint"].items() if before["fingerprint"].get(what) != value]
         changed += ["versions"] if before["versions"] != now["versions"] else []
         if changed:
@@ -67,6 +75,12 @@ def warn_of_another_machine(job: Job, now: Run) -> None:
                 f"Resuming a run of another kind of machine ({', '.join(changed)} changed): the last bits may differ from a "
                 "run on one machine."
             )
+
+
+def _is_split_by_seed(before: Run, config: Config) -> bool:
+    """Return whether a version before 0.5 took the seed of the split from `seed`, and this run has another one."""
+    seeds = before["config"]["seed"], before["config"]["split"]["seed"]
+    return "run_id" not in before and seeds[0] == seeds[1] != config.split.seed
 
 
 def program() -> str:

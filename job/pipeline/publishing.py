@@ -17,12 +17,12 @@ from dataclasses import replace
 from hashlib import sha256
 from itertools import count
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import pyarrow.parquet as pq
 
 from job.errors import StorageFailed
-from job.pipeline.records import Records
+from job.pipeline.records import Records, read_run
 from job.pipeline.table import STAGES
 from job.reporting import times
 from job.reporting.summaries import Evaluated, ModelScores, Shipped
@@ -49,9 +49,10 @@ _Sources = Mapping[str, Path | bytes]  # A file or its content, by name in a set
 
 
 class Metrics(TypedDict):
-    """The content of metrics.json. `shipped` names the model that was exported."""
+    """The content of metrics.json. `shipped` names the model that was exported. `run_id` is that of run.json."""
 
     schema: int
+    run_id: NotRequired[str]
     shipped: Shipped
     class_names: list[str]
     head: ModelScores
@@ -166,7 +167,7 @@ def place(workdir: Workdir) -> str:
 def metrics(workdir: Workdir, numbers: Evaluated, done: Collection[str]) -> Metrics:
     """Return the content of metrics.json: the numbers of evaluate, with the times of the stages that are up to date."""
     records = Records(workdir).timings(name for name in STAGES if name in done)
-    return Metrics(
+    found = Metrics(
         schema=1,
         shipped=numbers["shipped"],
         class_names=numbers["class_names"],
@@ -178,6 +179,9 @@ def metrics(workdir: Workdir, numbers: Evaluated, done: Collection[str]) -> Metr
         throughput=times.throughput(records),
         share=times.shares(records),
     )
+    if (described := read_run(workdir)) and "run_id" in described:
+        found["run_id"] = described["run_id"]
+    return found
 
 
 def new_model(workdir: Workdir) -> str:

@@ -72,6 +72,13 @@ class Ranking:
     lines: Sequence[str]
 
 
+def outcome(job: Job) -> dict[str, float]:
+    """Return the test accuracy of the shipped model as `accuracy`; empty if the run has not measured it."""
+    if "evaluate" not in job.done:
+        return {}
+    return {"accuracy": of_shipped(job["evaluate"].numbers)["test"]["accuracy"]}
+
+
 def headline(job: Job) -> list[str]:
     """Return the last lines of a run: its model, its accuracy, where the report is, and which model stays published."""
     place = publishing.place(job.workdir)

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 
 from job.cluster.chief import Chief
 from job.errors import GateNotMet
-from job.pipeline import publishing
+from job.pipeline import publishing, results
 from job.pipeline.job import Job
 from job.pipeline.output import owned
 from job.pipeline.plan import Step, plan, wanted
-from job.pipeline.provenance import describe, warn_of_another_machine
+from job.pipeline.provenance import describe, warn_of_the_run_before
 from job.pipeline.records import Record, read_run, write_run
-from job.pipeline.results import raise_if_gate_not_met, raise_if_refused
 from job.pipeline.table import STAGES
 from job.pipeline.team import led
 from job.pipeline.wiring import WIRING
@@ -32,7 +31,7 @@ def run(job: Job, stop_after: str | None, session: Session, command: Sequence[st
         GateNotMet: if the model is not good enough, so nothing is exported. The report is written before.
         JobError: if a stage fails.
     """
-    with owned(job.context, session):
+    with owned(job.context, session, lambda: results.outcome(job)):
         publishing.finish(job.workdir)
         for line in job.listing.summary():
             job.context.telemetry.line(line)
@@ -43,18 +42,18 @@ def run(job: Job, stop_after: str | None, session: Session, command: Sequence[st
             else:
                 failure, job.done = None, [step.stage for step in steps if step.is_current]
             publishing.publish(job.workdir, job.done)
-            raise_if_refused(job)
+            results.raise_if_refused(job)
             job.records.sweep()
             if failure:
                 raise failure
-            raise_if_gate_not_met(job)
+            results.raise_if_gate_not_met(job)
 
 
 def _run_stages(job: Job, steps: list[Step], stop_after: str | None, command: Sequence[str]) -> GateNotMet | None:
     """Run the stages of the plan. Return the error of an export that fails, because the report comes after it."""
     telemetry = job.context.telemetry
     described = describe(job, command)
-    warn_of_another_machine(job, described)
+    warn_of_the_run_before(job, described)
     write_run(job.workdir, described)
     job.workdir.commit()
     if any(step.runs and STAGES[step.stage].needs_devices for step in steps):

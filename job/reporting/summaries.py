@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
 from job.data.examples import ClassCounts
 
@@ -14,15 +14,19 @@ if TYPE_CHECKING:  # These modules import libraries that only training needs.
 
 
 class Run(TypedDict):
-    """The content of run.json: the inputs, settings, versions and machine of a run."""
+    """The content of run.json: the inputs, settings, versions and machine of a run.
+
+    `run_id` is the id of the start that wrote it, as in events.jsonl. Versions before 0.5 wrote none.
+    """
 
     schema: int
+    run_id: NotRequired[str]
     data: str
     labels: str | None
     out: str
     command: str
     started: str
-    config: dict[str, object]
+    config: dict[str, Any]
     settings_of_stages: dict[str, str]
     versions: dict[str, str]
     fingerprint: dict[str, object]

@@ -1,8 +1,8 @@
 """Stop requests: signals and lost workers. They work in every phase: during imports, while a graph is traced, as PID 1.
 
 Python runs signal handlers between bytecodes of the main thread, which may be inside TensorFlow for a long time. But it
-writes to the wakeup descriptor at once. A thread reads that descriptor, and ends the process if the main thread does not
-end in time.
+writes to the wakeup descriptor at once. A thread reads that descriptor, says so, and ends the process if the main thread
+does not end in time.
 """
 
 import os
@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
@@ -20,6 +20,9 @@ from job.errors import JobError, Stopped
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 _GRACE_S = 10.0
+_LAST_WORDS_WITHIN_S = 2.0
+# Clears the line of a progress bar, and shows the cursor that the bar hides.
+_OVER_A_BAR = "\r\x1b[2K\x1b[?25h"
 
 
 def ignore_signals() -> None:
@@ -41,8 +44,8 @@ class StopRequest:
     """A request to stop, which a signal or a lost worker sets, and which `check` raises between units of work.
 
     `grace_s` is how long after the first signal the process may take to end by itself. If `deferred_to` is set, it is called
-    with the name of a signal instead, and decides when the work ends; the grace is the same. `last_word` is called with the
-    error of a process that did not end in time, just before the process is ended.
+    with the name of a signal instead, and decides when the work ends; the grace is the same. `last_words` are called, the
+    newest first, with the error of a process that did not end in time, just before the process is ended.
     """
 
     def __init__(self) -> None:
@@ -53,7 +56,7 @@ class StopRequest:
         self.grace_s = _GRACE_S
         self._work = _Work()
         self.deferred_to: Callable[[str], None] | None = None
-        self.last_word: Callable[[JobError], None] = lambda _: None
+        self.last_words: list[Callable[[JobError], object]] = []
 
     def listen(self) -> None:
         """Let SIGTERM, SIGINT, SIGUSR1 and SIGHUP request a stop. Call it once, from the main thread."""
@@ -117,13 +120,25 @@ class StopRequest:
 
     def end_now(self, error: JobError) -> None:
         """End the process at once with the exit code of an error, whatever its threads are doing."""
-        text = f"\n{'Stopped' if isinstance(error, Stopped) else 'Error'}: {error}\n"
         try:
-            self.last_word(error)
-            if select.select([], [self._standard_error], [], 0)[1]:  # Writing to a full pipe would wait.
-                os.write(self._standard_error, text.encode("utf-8", "backslashreplace"))
+            self._print(f"\n{'Stopped' if isinstance(error, Stopped) else 'Error'}: {error}")
+            # In a thread, because the disk or the connection that it needs may be what the process hangs on.
+            speaker = threading.Thread(target=self._speak, args=(error,), daemon=True)
+            speaker.start()
+            speaker.join(_LAST_WORDS_WITHIN_S)
         finally:
             os._exit(error.exit_code)
+
+    def _speak(self, error: JobError) -> None:
+        for word in reversed(self.last_words):
+            word(error)
+
+    def _print(self, text: str) -> None:
+        """Print a line from any thread, past the streams of Python, which the main thread may hold. Never wait."""
+        with suppress(OSError):
+            if select.select([], [self._standard_error], [], 0)[1]:  # Writing to a full pipe would wait.
+                start = _OVER_A_BAR if os.isatty(self._standard_error) else ""
+                os.write(self._standard_error, f"{start}{text}\n".encode("utf-8", "backslashreplace"))
 
     def _end(self) -> JobError:
         if self._error:
@@ -141,6 +156,11 @@ class StopRequest:
         while (number := self._ends[0].recv(1)[0]) not in _SIGNALS:
             pass
         name = signal.Signals(number).name
+        where = f" in {self._work.name}" if self._work.name else ""
+        self._print(
+            f"{name} received{where}: stopping at the next safe point, in at most {self.grace_s:g} s. "
+            "A second signal changes nothing."
+        )
         (self.deferred_to or self.request)(name)
         self._give_up_after(lambda: self.grace_s, name)
 

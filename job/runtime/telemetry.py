@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import resource
+import secrets
 import sys
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 import numpy as np
 
+from job.errors import Stopped, code_of
 from job.storage.files import storage_errors
+from job.text.numbers import about
 from job.text.untrusted import escaped
 
 if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
     from tensorboardX.event_file_writer import EventsWriter
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -53,14 +57,17 @@ class Progress(Protocol):
 class Telemetry:
     """The reports of a run. It writes files in `folder`, or none if that is None, and lines to `stream`.
 
-    TensorBoard's event file is opened for the first scalar, so a run that trains nothing leaves none.
+    TensorBoard's event file is opened for the first scalar, so a run that trains nothing leaves none. `run_id` is random:
+    every start of the program has its own.
     """
 
     def __init__(self, folder: Path | None, stream: TextIO | None = None) -> None:
         self._folder = folder
         self._stream = stream or sys.stderr
+        self.run_id = secrets.token_hex(8)
         self._events: TextIO | None = None
         self._board: EventsWriter | None = None
+        self._bar: Bar | None = None
         # The decoders are children of the fork server, so the kernel does not count them with this process.
         self.decoders_cpu_s = 0.0
         self._spent_s: dict[str, float] = {}
@@ -74,14 +81,17 @@ class Telemetry:
         return self._folder is not None
 
     def line(self, text: str) -> None:
-        """Print a line for people."""
-        print(escaped(text), file=self._stream, flush=True)
+        """Print a line for people, above the progress bar if there is one."""
+        if self._bar is None:
+            print(escaped(text), file=self._stream, flush=True)
+        else:
+            self._bar.console.print(escaped(text), markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     def event(self, kind: str, **fields: object) -> None:
         """Write a line to logs/events.jsonl. Raises: StorageFailed."""
         if self._folder is None:
             return
-        record = {"time": round(time.time(), 3), "event": kind, **fields}
+        record = {"time": round(time.time(), 3), "run_id": self.run_id, "event": kind, **fields}
         with storage_errors(self._folder):
             if self._board is not None:
                 self._board.flush()
@@ -90,6 +100,12 @@ class Telemetry:
                 self._events = (self._folder / "events.jsonl").open("a", encoding="utf-8")
             self._events.write(json.dumps(record) + "\n")  # Only ASCII, because people look at logs on terminals.
             self._events.flush()
+
+    def ended(self, error: BaseException | None = None, **outcome: object) -> None:
+        """Write the event of the end: `result` is ok, stopped or failed. Raises: StorageFailed."""
+        result = "stopped" if isinstance(error, (Stopped, KeyboardInterrupt)) else "failed" if error else "ok"
+        said = {"error": str(error) or type(error).__name__} if error else {}
+        self.event("run_ended", result=result, exit_code=code_of(error), **outcome, **said)
 
     def cpu_s(self) -> float:
         """Return the CPU seconds that this process, its children and the decoders have used so far."""
@@ -144,13 +160,24 @@ class Telemetry:
             self._show("image", tag, 0, image_HWC, dataformats="HWC")
 
     @contextmanager
-    def progress(self, what: str, total: int, unit: str) -> Iterator[Progress]:
-        """Show the progress of a loop of `total` units: a bar on a terminal, otherwise a line every few seconds."""
-        if self._stream.isatty():
-            with _bar(self._stream, what, total, unit) as bar:
-                yield bar
-        else:
-            yield _Lines(self, what, total, unit)
+    def progress(
+        self, what: str, total: int, unit: str, outlook: Callable[[float, int], str] | None = None
+    ) -> Iterator[Progress]:
+        """Show the progress of a loop of `total` units: a bar on a terminal, otherwise a line every few seconds.
+
+        `outlook` returns a line from the units per second and the number of units that are left. The line is printed once,
+        as soon as the rate is known.
+        """
+        if not self._stream.isatty():
+            lines = _Lines(self, what, total, unit)
+            yield _Foreseen(self, lines, total, outlook) if outlook else lines
+            return
+        with _bar(self._stream, unit) as bar:
+            self._bar, shown = bar, _OfBar(bar, what, total)
+            try:
+                yield _Foreseen(self, shown, total, outlook) if outlook else shown
+            finally:
+                self._bar = None
 
     def close(self) -> None:
         """Close the files."""
@@ -190,15 +217,44 @@ class _Lines:
         rate = self._done / (now - self._start)
         remaining_s = (self._total - self._done) / rate if rate else 0
         self._telemetry.line(
-            f"  {self._what}: {self._done:,} of {self._total:,} {self._unit}, {rate:,.0f}/s, {remaining_s:.0f} s to go"
+            f"  {self._what}: {self._done:,} of {self._total:,} {self._unit}, {rate:,.0f}/s, {about(remaining_s)} to go"
         )
 
 
-@contextmanager
-def _bar(stream: TextIO, what: str, total: int, unit: str) -> Iterator[Progress]:
+class _OfBar:
+    def __init__(self, bar: Bar, what: str, total: int) -> None:
+        self._bar, self._task = bar, bar.add_task(what, total=total)
+
+    def advance(self, count: int = 1) -> None:
+        self._bar.advance(self._task, count)
+
+
+class _Foreseen:
+    """Progress that prints the line of `outlook` once. The rate leaves out the first unit, which includes compiling."""
+
+    def __init__(self, telemetry: Telemetry, shown: Progress, total: int, outlook: Callable[[float, int], str]) -> None:
+        self._telemetry, self._shown, self._left, self._outlook = telemetry, shown, total, outlook
+        self._done = 0
+        self._start: float | None = None
+        self._is_told = False
+
+    def advance(self, count: int = 1) -> None:
+        self._shown.advance(count)
+        self._left -= count
+        if self._start is None:
+            self._start = time.monotonic()
+            return
+        self._done += count
+        passed_s = time.monotonic() - self._start
+        if passed_s >= SECONDS_BETWEEN_LINES and self._done and not self._is_told:
+            self._is_told = True
+            self._telemetry.line(self._outlook(self._done / passed_s, self._left))
+
+
+def _bar(stream: TextIO, unit: str) -> Bar:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as RichProgress
+    from rich.progress import Progress as Bar
     from rich.text import Text
 
     class Rate(ProgressColumn):
@@ -206,11 +262,4 @@ def _bar(stream: TextIO, what: str, total: int, unit: str) -> Iterator[Progress]
             return Text(f"{task.speed or 0:,.0f} {unit}/s")
 
     columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
-    with RichProgress(*columns, console=Console(file=stream), transient=True) as bar:
-        task = bar.add_task(what, total=total)
-
-        class Advance:
-            def advance(self, count: int = 1) -> None:
-                bar.advance(task, count)
-
-        yield Advance()
+    return Bar(*columns, console=Console(file=stream), transient=True)

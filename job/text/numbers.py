@@ -25,6 +25,13 @@ def seconds(value: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def about(value: float) -> str:
+    """Return an estimated time in seconds, minutes or hours, without digits that nobody knows."""
+    if value < 120:
+        return f"{value:.0f} s"
+    return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
+
+
 def counted(number: int, one: str, many: str) -> str:
     """Return a number with the right one of two words or phrases: `1 photo`, `2,000 photos`."""
     return f"{number:,} {one if number == 1 else many}"

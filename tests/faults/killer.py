@@ -84,7 +84,7 @@ def outcome(out: Path) -> dict[str, Any]:
     checkpoints = sorted((out / "checkpoints" / "fine_tune").glob("[0-9]*"))
     parity = json.loads((out / "model" / "parity.json").read_text())
     return {
-        "metrics": {k: v for k, v in metrics.items() if k not in ("timings", "throughput", "share")},
+        "metrics": {k: v for k, v in metrics.items() if k not in ("run_id", "timings", "throughput", "share")},
         "files": {name: digest_of_file(out / name) for name in names},
         "last checkpoint": checkpoints[-1].name,  # With the digest of model, optimizer, average, best epoch, history.
         "stores": sorted(p.name for p in (out / "cache").rglob("*.npy")),

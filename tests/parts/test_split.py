@@ -1,3 +1,4 @@
+import io
 import re
 import tracemalloc
 from collections import Counter
@@ -8,18 +9,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+import job
 from job.config import IntakeConfig, SplitConfig
 from job.data.duplicates import confirmed, exact_pairs, group_ids, near_pairs
 from job.data.examples import Examples
 from job.errors import DataUnusable
+from job.pipeline.records import read_run, write_run
+from job.runtime.context import Context
+from job.runtime.telemetry import Telemetry
 from job.sources.folders import FolderSource
 from job.stages.intake import intake
 from job.stages.split import SplitExamples, split
+from job.storage.workdir import Workdir
 from job.stores.arrays import StoreWriter
 from tests.conftest import examples_of, paint, paint_classes
 
 
-def made_split(folder, context, config=SplitConfig(seed=0), drop=False, budget=0.5):  # noqa: B008
+def made_split(folder, context, config=SplitConfig(), drop=False, budget=0.5):  # noqa: B008
     source = FolderSource(folder.resolve())
     found = intake(IntakeConfig(image_size=48), source=source, listing=source.listing(), context=context)
     limits = {"max_quarantined_fraction": budget, "drop_small_classes": drop}
@@ -56,7 +62,7 @@ def no_images(tmp_path):
 
 def split_made_up(examples, images, context, **config):
     limits = {"max_quarantined_fraction": 0.5, "drop_small_classes": False}
-    return split(SplitConfig(seed=0, **config), examples=examples, images=images, **limits, context=context).examples
+    return split(SplitConfig(**config), examples=examples, images=images, **limits, context=context).examples
 
 
 def by_path(examples, column):
@@ -382,3 +388,42 @@ def test_given_splits_that_divide_a_group_stay(no_images, context):
     given = np.asarray(["test" if k % 4 == 0 else "train" for k in range(40)], object)
     done = split_made_up(examples.with_columns(given_split=given), no_images, context)
     assert (done["split"][given == "test"] == "test").all() and (done["split"][given == "train"] != "test").all()
+
+
+def test_line_counts_files_by_status_and_photos_by_split(tmp_path):
+    folder, said = paint_classes(tmp_path / "photos"), io.StringIO()
+    (folder / "stripes" / "broken.jpg").write_bytes(b"no photo")
+    made_split(folder, Context(Workdir(tmp_path / "out"), Telemetry(None, said)))
+    line = re.search(
+        r"^  41 files: 40 used, 1 quarantined\. Splits: (\d+) train, (\d+) val, (\d+) test$", said.getvalue(), re.MULTILINE
+    )
+    assert line and sum(map(int, line.groups())) == 40
+
+
+def test_seed_of_the_run_does_not_move_photos_between_splits_but_a_seed_of_the_split_does(tmp_path):
+    data = paint_classes(tmp_path / "photos")
+
+    def splits(out, **settings):
+        found = job.run(data, tmp_path / out, config={"intake.image_size": 48, **settings}, stop_after="split").examples
+        return found.select(["path", "split"]).to_pylist()
+
+    first = splits("a", seed=1)
+    assert first == splits("b", seed=2) and first != splits("c", **{"split.seed": 2})
+
+
+def test_run_that_an_earlier_version_divided_by_seed_says_why_it_starts_again(tmp_path, capsys):
+    data, out, settings = paint_classes(tmp_path / "photos"), tmp_path / "out", {"intake.image_size": 48, "seed": 3}
+    job.run(data, out, config={**settings, "split.seed": 3}, stop_after="split")
+    workdir = Workdir(out.resolve())
+    described = read_run(workdir)
+    del described["run_id"]  # As versions before 0.5 wrote it.
+    write_run(workdir, described)
+    capsys.readouterr()
+    job.run(data, out, config={**settings, "split.seed": 3}, stop_after="split")
+    assert "divided these photos" not in capsys.readouterr().err
+    job.run(data, out, config=settings, stop_after="split")
+    said = capsys.readouterr().err
+    assert "An earlier version divided these photos by seed (3)." in said and "--set split.seed=3" in said
+    assert re.search(r"^split +runs$", said, re.MULTILINE) and not re.search(r"^intake +runs$", said, re.MULTILINE)
+    job.run(data, out, config=settings, stop_after="split")
+    assert "divided these photos" not in capsys.readouterr().err

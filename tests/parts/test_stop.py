@@ -50,6 +50,29 @@ def test_process_that_cannot_listen_ends_with_143_at_the_deadline_and_says_what_
     assert "Stopped by SIGTERM in fine_tune. Of fine_tune, everything up to step 7 is saved." in said
 
 
+def test_signal_is_acknowledged_at_once_although_the_main_thread_cannot_hear_it():
+    process = start(f"with STOP.during('extract'):\n{indent(DEAF, '    ')}", grace=60.0)
+    process.send_signal(signal.SIGTERM)
+    said = process.stderr.readline()
+    assert process.poll() is None
+    process.kill()
+    process.communicate()
+    assert said.startswith("SIGTERM received in extract: stopping at the next safe point, in at most 60 s.")
+
+
+def test_acknowledgement_on_a_terminal_takes_the_line_of_the_bar_and_shows_the_cursor_again():
+    near, far = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT.format(grace=0.1, body=DEAF)], cwd=ROOT, stdout=subprocess.PIPE, stderr=far, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    said = os.read(near, 4096).decode()
+    os.close(near), os.close(far)
+    assert process.returncode == 143 and said.startswith("\r\x1b[2K\x1b[?25hSIGINT received: stopping")
+
+
 def test_signal_after_the_end_of_the_work_leaves_the_exit_code_alone():
     """Python gives handlers back to the system long before the process is gone."""
     body = "import atexit, time\natexit.register(time.sleep, 1)\nignore_signals()\nprint('over', flush=True)"

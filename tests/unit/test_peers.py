@@ -254,7 +254,7 @@ def test_chief_that_has_to_be_ended_says_how():
         worker = connected(port)
         leader.order(stage="extract")
         assert next(worker.orders()) == {"stage": "extract"}
-        leader._stop.last_word(Stopped("no point to stop at was reached"))
+        leader._stop.last_words[-1](Stopped("no point to stop at was reached"))
         with pytest.raises(Stopped, match="The chief ended: no point to stop at"):
             worker.same(None)
         worker._line.close()

@@ -1,5 +1,6 @@
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from job.errors import StorageFailed
 from job.runtime import telemetry
 from job.runtime.telemetry import Telemetry, spent_once
+from job.text.numbers import about
 
 
 class _Terminal(io.StringIO):
@@ -30,6 +32,36 @@ def test_terminal_gets_a_bar_with_rate():
     with Telemetry(None, stream).progress("decode", 2, "photos") as progress:
         progress.advance(2)
     assert "decode" in stream.getvalue() and "photos/s" in stream.getvalue()
+
+
+def test_line_beside_a_bar_is_a_line_of_its_own():
+    stream = _Terminal()
+    recorder = Telemetry(None, stream)
+    with recorder.progress("fine-tune", 2, "steps") as progress:
+        progress.advance()
+        recorder.line("  epoch 1 of 9: [red]loss :smile: 0.5[/red] \x1b[2J")
+    shown = re.split(r"\r|\n|\x1b\[2K|\x1b\[1A", stream.getvalue())
+    assert r"  epoch 1 of 9: [red]loss :smile: 0.5[/red] \x1b[2J" in shown
+    recorder.line("after it")
+    assert stream.getvalue().endswith("after it\n")
+
+
+@pytest.mark.parametrize("kind", [io.StringIO, _Terminal])
+def test_outlook_is_printed_once_as_soon_as_the_rate_is_known_without_the_first_unit(monkeypatch, kind):
+    passed_s = [0.0]
+    monkeypatch.setattr(telemetry.time, "monotonic", lambda: sum(passed_s))
+    told, stream = [], kind()
+    with Telemetry(None, stream).progress(
+        "extract", 100, "views", lambda rate, left: told.append((rate, left)) or "the outlook"
+    ) as progress:
+        for seconds in (60, 2, 2, 2, 2):  # The first unit waits for the compiler.
+            passed_s.append(seconds)
+            progress.advance(10)
+    assert told == [(5.0, 60)] and stream.getvalue().count("the outlook") == 1
+
+
+def test_estimated_times_have_no_more_digits_than_are_known():
+    assert [about(s) for s in (0.4, 75.2, 400, 9_000)] == ["0 s", "75 s", "7 min", "2.5 h"]
 
 
 def test_events_are_json_lines(tmp_path):
