@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, Self, overload
 
 from job.cluster.devices import Devices
 from job.cluster.environment import Cluster
+from job.cluster.tensorflow import import_tensorflow
 from job.config import Config
 from job.pipeline.records import Records
 from job.pipeline.settings import settings_digest
@@ -65,9 +66,13 @@ class Job:
 
     @cached_property
     def network(self) -> Network:
-        """The backbone and its head. Building it imports TensorFlow."""
+        """The backbone and its head.
+
+        TensorFlow is imported here, quietly, before a stage that computes with the network imports it by its name.
+        """
         from job.model.network import Network
 
+        import_tensorflow()
         return Network(self.config.backbone, self.config.intake.image_size, self.devices, seed=self.config.seed)
 
     def look_for_weights(self) -> None:

@@ -65,7 +65,7 @@ def _extract(job: Job) -> Artifact | None:
     return extract(
         job.config.extract,
         job.config.augment,
-        num_views=job.recipe.views,
+        recipe=job.recipe,
         wanted_inputs=job.config.fine_tune.inputs,
         fine_tunes=fine_tunes(job.config),
         examples=job["split"].examples,

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Literal, Self
 
 import numpy as np
@@ -22,7 +23,9 @@ from job.storage.sealed import read_sealed, write_sealed
 from job.stores.arrays import ROWS_PER_SHARD, ArrayStore, Shard, StoredViews, StoreWriter
 from job.stores.cache import Cache
 from job.stores.exchange import Exchange, open_store
+from job.text.numbers import about
 from job.train.feed import run_batches
+from job.train.recipe import Recipe
 
 SUMMARY = "stages/extract/extract.json"
 DECISION = "stages/extract/inputs.json"
@@ -85,7 +88,7 @@ def extract(
     config: ExtractConfig,
     augment_config: AugmentConfig,
     *,
-    num_views: int,
+    recipe: Recipe,
     wanted_inputs: Literal["auto", "stored", "online"],
     fine_tunes: bool,
     examples: Examples,
@@ -104,7 +107,7 @@ def extract(
         UsageError, StorageFailed: if the backbone cannot be built, its weights do not fit, or the stores are too large.
         Stopped: between batches.
     """
-    train = examples.in_store_order("train")
+    train, num_views = examples.in_store_order("train"), recipe.views
     train_rows = examples["row"][train].astype(np.int64)
     cut_name = network.cut_point.name if network.cut_point else None  # Features are rounded at the cut, stored or not.
     made_by = [code_and_weights, network.image_size, cut_name, CUT_DTYPE, config.batch_size]
@@ -122,7 +125,9 @@ def extract(
         augmentation = Augmentation(augment_config, network.image_size)
         shards = _augmented(images, train_rows, examples.keys[train], num_views)
         passes["-views"] = (_Pass(network, images, augmentation, context, folders["-views"], point), shards)
-    stores = _make(passes, config.batch_size, images.num_bytes, context)
+    share = network.cut_point.share_above if network.cut_point and fine_tunes else 0.0
+    num_passes_later = recipe.forward_passes(len(train), share, stored=inputs.kind == "stored") / context.peers.count
+    stores = _make(passes, config.batch_size, images.num_bytes, num_passes_later, context)
     if stores is None:
         return None
     summary: dict[str, object] = {"num_views": num_views, "train_rows": train_rows.tolist(), "stores": stores}
@@ -132,9 +137,16 @@ def extract(
 
 
 def _make(
-    passes: dict[str, tuple["_Pass", list[_Shard]]], batch_size: int, images_bytes: int, context: Context
+    passes: dict[str, tuple["_Pass", list[_Shard]]],
+    batch_size: int,
+    images_bytes: int,
+    num_passes_later: float,
+    context: Context,
 ) -> dict[str, str] | None:
-    """Make the missing shards. Return the names of the stores by kind and pass; None on workers other than the chief."""
+    """Make the missing shards. Return the names of the stores by kind and pass; None on workers other than the chief.
+
+    Fine-tuning will take about as long as `num_passes_later` forward passes of one view.
+    """
     stored_in = [folder for one, _ in passes.values() for folder in one.folders]
     with Exchange(context.cache, stored_in) as exchange:
         for one, shards in passes.values():
@@ -147,7 +159,8 @@ def _make(
         context.telemetry.found_finished(sum(len(s.rows_N) for _, shards in passes.values() for s in shards) - num_missing)
         own = {name: context.peers.own(shards) for name, shards in missing.items()}
         num_own = sum(len(s.rows_N) for shards in own.values() for s in shards)
-        with context.telemetry.progress("extract", num_own, "views") as progress:
+        outlook = partial(_outlook, num_passes_later) if num_passes_later else None
+        with context.telemetry.progress("extract", num_own, "views", outlook) as progress:
             for name, (one, shards) in passes.items():
                 for count in one.fill(shards, own[name], batch_size):
                     progress.advance(count)
@@ -162,6 +175,15 @@ def _make(
             for _ in one.fill(shards, [s for s in of_others if not one.has(s)], batch_size):
                 pass  # These shards of another worker did not arrive here, so the chief makes them.
         return {kind + name: one.finish(kind, shards) for name, (one, shards) in passes.items() for kind in one.writers}
+
+
+def _outlook(num_passes_later: float, views_per_s: float, num_left: int) -> str:
+    """Return a line about the time that is left for the two long stages, from the rate of this one."""
+    left_s, tuning_s = num_left / views_per_s, num_passes_later / views_per_s
+    return (
+        f"  estimate: {about(left_s + tuning_s)} to go, {about(left_s)} for extract at its rate and roughly "
+        f"{about(tuning_s)} for fine_tune; the other stages come on top"
+    )
 
 
 def _decided(context: Context, made_from: str, decide: Callable[[], Choice]) -> Choice:

@@ -15,6 +15,7 @@ from job.model.network import Network
 from job.reporting.summaries import Tuning
 from job.runtime.context import Context
 from job.stores.arrays import StoredViews
+from job.text.numbers import percent
 from job.train.checkpoint import Checkpoints, TrainState, numbered
 from job.train.feed import Arrays
 from job.train.loop import Batch, Trainer
@@ -107,7 +108,7 @@ def fine_tune(
 
         for result in () if course.is_over else trainer.epochs(feed.batch, before_step):
             course.add({**asdict(result), **_validate(trainer, val_rows, val_labels)}, trainer)
-            _tell(context, course.history[-1])
+            _tell(context, course.history[-1], recipe.epochs)
             if course.is_over:
                 break
         checkpoints.save(course.state(trainer))
@@ -216,7 +217,11 @@ def _validate(trainer: Trainer, rows: np.ndarray, labels: np.ndarray) -> dict[st
     return {"val_log_loss": loss, "val_accuracy": float((probabilities.argmax(1) == labels).mean())}
 
 
-def _tell(context: Context, epoch: dict[str, float]) -> None:
+def _tell(context: Context, epoch: dict[str, float], num_epochs: int) -> None:
+    context.telemetry.line(
+        f"  epoch {epoch['epoch']} of {num_epochs}: training loss {epoch['train_loss']:.3f}, "
+        f"validation accuracy {percent(epoch['val_accuracy'])}"
+    )
     for name in ("train_loss", "train_accuracy", "val_log_loss", "val_accuracy", "learning_rate"):
         context.telemetry.scalar(f"fine_tune/{name}", epoch[name], int(epoch["epoch"]))
     context.telemetry.event("epoch", **epoch)

@@ -13,7 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from job.pipeline.table import STAGES
-from tests.conftest import ROOT, contents, paint, quick_settings, run_job, start_job, wait_until, would_run
+from tests.conftest import ROOT, contents, paint, quick_settings, run_installed, run_job, start_job, wait_until, would_run
+
+
+def last_event(out):
+    return json.loads((out / "logs" / "events.jsonl").read_text().splitlines()[-1])
 
 
 @pytest.fixture
@@ -34,6 +38,36 @@ def test_every_artifact_of_the_contract_is_there(finished_run, painted):
     run = json.loads((finished_run / "run.json").read_text())
     assert run["command"].startswith("transfer-job run ") and str(painted) in run["command"]
     assert run["versions"]["keras"] and run["fingerprint"]["cpu"]
+
+
+def test_last_event_has_the_result_and_the_id_of_the_run(finished_run):
+    event = last_event(finished_run)
+    metrics = json.loads((finished_run / "metrics.json").read_text())
+    assert (event["event"], event["result"], event["exit_code"]) == ("run_ended", "ok", 0)
+    assert event["accuracy"] == metrics[metrics["shipped"]]["test"]["accuracy"]
+    assert metrics["run_id"] == json.loads((finished_run / "run.json").read_text())["run_id"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "first"),
+    [
+        ("evaluate.ece_bins=7", "evaluate"),
+        pytest.param("fine_tune.keep=best", "fine_tune", marks=pytest.mark.thorough),
+        pytest.param("export.parity_photos=5", "export", marks=pytest.mark.thorough),
+    ],
+)
+def test_tensorflow_prints_nothing_in_whichever_stage_it_is_first_used(copy_of_run, painted, setting, first):
+    done = run_installed("run", "--data", painted, "--out", copy_of_run, *quick_settings(setting), "--stop-after", first)
+    begun = done.stderr.partition(f"{first:<10}runs\n")[2].splitlines()
+    assert done.returncode == 0 and begun, done.stderr
+    known = re.compile(r"(\w+ +(runs|skipped|done in) ?.*|  (epoch|fine.tune).*)")
+    assert [line for line in begun if not known.fullmatch(line)] == []
+
+
+@pytest.mark.thorough
+def test_tensorflow_prints_nothing_in_predict(finished_run, painted, tmp_path):
+    done = run_installed("predict", "--model", finished_run, "--data", painted / "checks", "--out", tmp_path / "a.csv")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_run_json_that_a_kill_has_left_out_is_written_by_the_next_run(copy_of_run, painted):
@@ -116,7 +150,7 @@ def test_keras_file_loads_in_safe_mode_and_predicts_the_same(finished_run):
 
 
 def test_finished_run_is_left_alone_without_importing_tensorflow(finished_run, painted):
-    before = {p: p.stat().st_mtime_ns for p in finished_run.rglob("*") if p.is_file()}
+    before = {p: p.stat().st_mtime_ns for p in finished_run.rglob("*") if p.is_file() and p.name != "events.jsonl"}
     script = (
         "import sys\nfrom job.cli import main\n"
         "try: main(sys.argv[1:])\n"
@@ -127,7 +161,7 @@ def test_finished_run_is_left_alone_without_importing_tensorflow(finished_run, p
     done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, cwd=ROOT, check=False)
     assert "EXIT 0" in done.stdout and "HEAVY []" in done.stdout, done.stdout + done.stderr
     assert "Accuracy" in done.stdout
-    assert {p: p.stat().st_mtime_ns for p in finished_run.rglob("*") if p.is_file()} == before
+    assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
 @pytest.mark.parametrize(
@@ -231,10 +265,14 @@ def test_stop_signal_ends_with_143_and_the_same_command_goes_on(painted, tmp_pat
     out = tmp_path / "out"
     arguments = ("run", "--data", painted, "--out", out, *quick_settings("fine_tune.epochs=500"))
     process = start_job(*arguments, stderr=subprocess.PIPE, text=True)
-    wait_until((out / "stages" / "head.json").exists, is_alive=lambda: process.poll() is None)
+    log = out / "logs" / "events.jsonl"
+    wait_until(lambda: log.exists() and '"epoch"' in log.read_text(), is_alive=lambda: process.poll() is None)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143, errors
+    assert re.search(r"^SIGTERM received in fine_tune: stopping", errors, re.MULTILINE)
+    assert re.search(r"^  epoch 1 of 500: training loss \d\.\d{3}, validation accuracy \d+\.\d%$", errors, re.MULTILINE)
+    assert last_event(out)["result"] == "stopped" and last_event(out)["exit_code"] == 143
     assert "Stopped by SIGTERM" in errors and "same command goes on" in errors and "Traceback" not in errors
     finished = {p.stem for p in (out / "stages").glob("*.json")}
     assert finished == {"intake", "split", "explore", "extract", "audit", "head"}
@@ -246,6 +284,9 @@ def test_quality_gate_that_is_not_met_ends_with_3_and_exports_nothing(copy_of_ru
     settings = quick_settings("evaluate.min_accuracy=1.0", "head.c_grid=[1e-9]", "fine_tune.epochs=0")
     done = run_job("run", "--data", painted, "--out", copy_of_run, *settings)
     assert done.returncode == 3, done.stderr
+    event, metrics = last_event(copy_of_run), json.loads((copy_of_run / "attempt" / "metrics.json").read_text())
+    assert (event["result"], event["exit_code"]) == ("failed", 3)
+    assert event["accuracy"] == metrics["head"]["test"]["accuracy"] and event["run_id"] == metrics["run_id"]
     assert "evaluate.min_accuracy = 1.0 was not met" in done.stderr
     assert not (copy_of_run / "attempt" / "model").exists() and (copy_of_run / "attempt" / "report.html").exists()
     assert (copy_of_run / "model").exists() and "The earlier model stays published" in done.stderr

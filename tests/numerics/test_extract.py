@@ -15,6 +15,7 @@ from job.stages.intake import intake
 from job.stages.split import split
 from job.storage.workdir import Workdir
 from job.stores.cache import Cache
+from job.train.recipe import Recipe
 from tests.conftest import paint_classes
 from tests.numerics.conftest import SIZE
 
@@ -50,7 +51,7 @@ def run(context, network, taken_in, wanted="auto", code_and_weights="1"):
     return extract(
         ExtractConfig(batch_size=8),
         AUGMENT,
-        num_views=VIEWS,
+        recipe=Recipe(epochs=2, global_batch_size=8, learning_rate=1e-3, views=VIEWS),
         wanted_inputs=wanted,
         fine_tunes=True,
         examples=examples,
