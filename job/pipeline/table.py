@@ -71,7 +71,7 @@ _ROWS = (
     ),
     Stage(
         name="explore",
-        schema=4,
+        schema=5,
         after=("split",),
         settings=("explore", "seed"),
         artifact="Exploration",
@@ -152,7 +152,7 @@ _ROWS = (
     ),
     Stage(
         name="report",
-        schema=2,
+        schema=3,
         after=("explore", "audit", "head", "fine_tune", "evaluate", "export"),
         settings=("report",),
         artifact="Report",

@@ -160,7 +160,7 @@ def _flat(row: Row) -> dict[str, object]:
 
 def draw(rows: Sequence[Row], chosen: Row, path: Path) -> None:
     """Draw accuracy with its 95% interval against multiply-adds as SVG. The recommended candidate has another colour."""
-    figure, (ax,) = new_figure(7.5, 4.5)
+    figure, ax = new_figure(7.5, 4.5)
     distinct = _names(rows)
     ranked = [(row, row.accuracy, row.cost.multiply_adds / 1e6) for row in rows if row.accuracy and row.cost]
     ranked.sort(key=lambda entry: entry[2])

@@ -16,12 +16,16 @@ if TYPE_CHECKING:
 
 # These colours are readable on white and on near-black. Ink and grid change with the colour scheme of the page.
 SERIES = ("#3b7dd8", "#d9822b", "#2a9d73", "#c8507a", "#8a6fd1", "#7d8590")
-_INK, _GRID = "#24292f", "#d0d7de"
+INK, _GRID = "#24292f", "#d0d7de"
 _DARK_INK, _DARK_GRID = "#e6edf3", "#3d444d"
+_FONT_PT = 10
 
 
-def new_figure(width_in: float, height_in: float, columns: int = 1) -> tuple["Figure", list["Axes"]]:
-    """Make a figure with `columns` axes side by side, in the style of the report."""
+def new_figure(width_in: float, height_in: float) -> tuple["Figure", "Axes"]:
+    """Make a figure with one plot in the style of the report.
+
+    All text has the same size. Pages show figures at their natural size, so that text has one size in all of them.
+    """
     with spent_once("imports"):
         import matplotlib
         from matplotlib.figure import Figure
@@ -31,25 +35,23 @@ def new_figure(width_in: float, height_in: float, columns: int = 1) -> tuple["Fi
             "svg.fonttype": "none",
             "svg.hashsalt": "transfer-job",
             "font.family": "sans-serif",
-            "font.size": 10,
-            "text.color": _INK,
-            "axes.labelcolor": _INK,
+            **dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize", "legend.fontsize"), _FONT_PT),
+            **dict.fromkeys(("xtick.labelsize", "ytick.labelsize"), _FONT_PT),
+            "text.color": INK,
+            "axes.labelcolor": INK,
             "axes.edgecolor": _GRID,
-            "axes.titlesize": 10,
-            "xtick.color": _INK,
-            "ytick.color": _INK,
+            "xtick.color": INK,
+            "ytick.color": INK,
             "grid.color": _GRID,
             "grid.linewidth": 0.6,
         }
     )
     figure = Figure(figsize=(width_in, height_in), layout="constrained")
-    axes = [figure.add_subplot(1, columns, k + 1) for k in range(columns)]
-    for ax in axes:
-        ax.grid(True)
-        ax.set_axisbelow(True)
-        for side in ("top", "right"):
-            ax.spines[side].set_visible(False)
-    return figure, axes
+    ax = figure.add_subplot()
+    ax.grid(True)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+    return figure, ax
 
 
 def save_svg(figure: "Figure", path: Path) -> None:
@@ -59,7 +61,7 @@ def save_svg(figure: "Figure", path: Path) -> None:
     svg = buffer.getvalue()
     swap = "".join(
         f'[style*="{kind}: {light}"]{{{kind}:{dark}!important}}'
-        for light, dark in ((_INK, _DARK_INK), (_GRID, _DARK_GRID))
+        for light, dark in ((INK, _DARK_INK), (_GRID, _DARK_GRID))
         for kind in ("fill", "stroke")
     )
     rules = f"<style>@media (prefers-color-scheme: dark){{{swap}}}</style>"

@@ -41,8 +41,9 @@ class Gallery:
         """Add one photo, given by its row in the image store."""
         return self.sheet([row], name, columns=1)
 
-    def sheet(self, rows: Sequence[int] | np.ndarray, name: str, columns: int) -> str:
-        drawn = figures.contact_sheet(self._images.rows(rows), columns, TILE_PX)
+    def sheet(self, rows: Sequence[int] | np.ndarray, name: str, columns: int, side_px: int = TILE_PX) -> str:
+        """Add photos side by side, each `side_px` wide."""
+        drawn = figures.contact_sheet(self._images.rows(rows), columns, side_px)
         return self.add(f"{name}.jpg", lambda path: drawn.save(path, "JPEG", quality=85))
 
     def copies(self, examples: Examples, indices: Sequence[int], name: str) -> Copies:

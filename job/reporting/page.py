@@ -8,20 +8,24 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from itertools import accumulate
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from job.config import Config, ReportConfig, with_dotted_names
 from job.errors import StorageFailed
+from job.measure.confusions import Clusters, Group, clusters, confusions, row_shares
 from job.pipeline.table import STAGES
 from job.reporting import times
 from job.reporting.advice import advice
-from job.reporting.charts import charts, data_uri
+from job.reporting.charts import FRAMED_GROUPS, charts, data_uri
+from job.reporting.figures import SERIES
 from job.reporting.summaries import Audited, Evaluated, Explored, Run, Shipped, of_shipped
 from job.runtime.context import Context
 from job.storage.files import in_units
@@ -64,15 +68,22 @@ _SECTIONS = (
 )
 _HEAT_LEVELS = 20
 _LEAST_TOLD_S = 0.05
-# These limits keep the page readable, and below about ten megabytes, however large the data is.
+_LONGEST_EXTENSION, _KEPT_WITH_EXTENSION = 6, 3
+# These limits keep the page readable, and with the default settings below three megabytes, however large the data is.
 LIMITS = {
     "advice": 8,
-    "pictured_classes": 100,
-    "matrix_classes": 60,
+    "open_classes": 10,  # Tables and pictures of more classes are folded.
+    "matrix_classes": 30,  # The confusion matrix of more classes is a picture.
+    "classes": 100,
+    "class_pictures_bytes": 1_000_000,
+    "confusions": 20,
+    "confused_groups": FRAMED_GROUPS,
     "reasons": 60,
+    "groups": 12,
+    "suspicious": 24,
     "photos_of_a_group": 24,
-    "confusions": 6,
 }
+_MOST_CLUSTERED_CLASSES = 5000  # Clustering needs memory for each pair of classes.
 
 
 def page(config: ReportConfig, *, run: Run, timings: times.Records, context: Context) -> bytes:
@@ -92,10 +103,12 @@ def page(config: ReportConfig, *, run: Run, timings: times.Records, context: Con
     if made["explore"] is None:
         raise StorageFailed(f"{workdir.path(_ARTIFACTS['explore'])}: missing or damaged. Run the same command again.")
     known = {name: record for name, record in timings.items() if name != "report"}  # The report is still being made.
+    found = _clusters(made["evaluation"])
     with context.telemetry.spent("drawing"):
-        drawn = charts(made["audit"], made["head"], made["tuning"], made["evaluation"], known)
+        drawn = charts(made["audit"], made["head"], made["tuning"], made["evaluation"], found)
     environment = _environment(workdir)
-    style = environment.get_template("report.css.j2").render(heat_levels=_HEAT_LEVELS)
+    style = environment.get_template("report.css.j2").render(heat_levels=_HEAT_LEVELS, series=SERIES)
+    data = _data(made["explore"], made["audit"], made["evaluation"])
     text = environment.get_template("report.html.j2").render(
         made,
         sections=[(id_, heading) for id_, heading, needed in _SECTIONS if made[needed]],
@@ -104,9 +117,10 @@ def page(config: ReportConfig, *, run: Run, timings: times.Records, context: Con
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         refusals=workdir.read_json("stages/split/refusals.json") or [],
         state=_state(made["evaluation"], made["parity"]),
-        data=_data(made["explore"], made["audit"]),
+        data=data,
+        pictured=_pictured(workdir, made["explore"], data["order"]),
         advice=advice(made["explore"], made["audit"]),
-        results=_results(made["evaluation"]) if made["evaluation"] else None,
+        results=_results(made["evaluation"], found.groups if found else []) if made["evaluation"] else None,
         charts=drawn,
         run=run,
         settings=_settings(run["config"]),
@@ -128,6 +142,7 @@ def _environment(workdir: Workdir) -> Environment:
     )
     environment.filters |= {"percent": percent, "points": points, "bytes": in_units}
     environment.filters |= {"seconds": seconds, "when": _when, "short": _short}
+    environment.filters["breakable"] = _breakable
     environment.filters["setting"] = lambda value: json.dumps(value, ensure_ascii=False)
     environment.globals["picture"] = lambda name: data_uri(workdir.path(name))
     return environment
@@ -143,8 +158,19 @@ def _state(evaluation: Evaluated | None, parity: Mapping[str, object] | None) ->
     return "exported" if parity["agrees"] else "export disagrees"
 
 
-def _data(explore: Explored, audit: Audited | None) -> dict[str, object]:
-    """Return what the page needs about the data in addition to explore's numbers. Counts of the audit replace explore's."""
+def _clusters(evaluation: Evaluated | None) -> Clusters | None:
+    """Return groups of classes that are confused with each other, if there are so many classes that they are needed."""
+    if evaluation is None or not LIMITS["matrix_classes"] < len(evaluation["class_names"]) <= _MOST_CLUSTERED_CLASSES:
+        return None
+    return clusters(np.asarray(evaluation["confusion"]))
+
+
+def _data(explore: Explored, audit: Audited | None, evaluation: Evaluated | None) -> dict[str, Any]:
+    """Return what the page needs about the data in addition to explore's numbers. Counts of the audit replace explore's.
+
+    `order` has the numbers of the classes: those with the lowest recall first, or without results those with the fewest
+    photos. `listed` are those that tables list: all of them, or the first of `order`.
+    """
     widths = [c["recall_interval_width"] for c in explore["classes"]]
     counted = (audit or explore)["classes"]
     totals = [c["train"] + c["val"] + c["test"] for c in counted]
@@ -152,7 +178,12 @@ def _data(explore: Explored, audit: Audited | None) -> dict[str, object]:
         {**c, "total": total, "recall_interval_width": width}
         for c, total, width in zip(counted, totals, widths, strict=True)
     ]
-    groups = explore["duplicates"]["groups"]
+    ranks: list[tuple[float, ...]] = [(total,) for total in totals]
+    if evaluation:  # A class without held-out photos comes last.
+        tested = [(row["num_examples"], row["recall"]) for row in evaluation["per_class"]]
+        ranks = [(recall if count else math.inf, -count) for count, recall in tested]
+    order = sorted(range(len(classes)), key=ranks.__getitem__)
+    groups = explore["duplicates"]["groups"][: LIMITS["groups"]]
     crossing = [g for g in groups if g["crosses_splits"] or g["crosses_labels"]]
     given = explore["splits_given"]
     return {
@@ -160,6 +191,9 @@ def _data(explore: Explored, audit: Audited | None) -> dict[str, object]:
         "statuses": (audit or explore)["statuses"],
         "splits": (audit or explore)["splits"],
         "classes": classes,
+        "order": order,
+        "listed": order[: LIMITS["classes"]] if len(order) > LIMITS["classes"] else range(len(order)),
+        "ordered_by": "the lowest recall" if evaluation else "the fewest photos",
         "largest": max(totals),
         "given": given if "train" in given and len(given) > 1 else [],
         "crossing": crossing,
@@ -167,19 +201,29 @@ def _data(explore: Explored, audit: Audited | None) -> dict[str, object]:
     }
 
 
-def _results(evaluation: Evaluated) -> dict[str, object]:
+def _pictured(workdir: Workdir, explore: Explored, order: Sequence[int]) -> list[dict[str, Any]]:
+    """Return the pictures of all classes as data: URIs. If they do not all fit, return those that do, in this order."""
+    number = {row["class"]: k for k, row in enumerate(explore["classes"])}
+    pictures = {number[entry["class"]]: entry for entry in explore["class_pictures"]}
+    drawn: dict[int, dict[str, Any]] = {}
+    room = LIMITS["class_pictures_bytes"]
+    for k in (k for k in order if k in pictures):
+        uris = {key: data_uri(workdir.path(name)) for key in ("mean", "samples") if (name := pictures[k][key])}
+        room -= sum(map(len, uris.values()))
+        if room < 0:
+            return list(drawn.values())
+        drawn[k] = {**pictures[k], "mean": "", **uris}
+    return [drawn[k] for k in sorted(drawn)]
+
+
+def _results(evaluation: Evaluated, found: Sequence[Group]) -> dict[str, Any]:
     """Return the shipped model's scores, what to compare them with, and its confusions."""
     shipped = evaluation["shipped"]
     scores = of_shipped(evaluation)
     test, leak_free = scores["test"], scores["test_leak_free"]
     other: Shipped = "fine_tuned" if shipped == "head" else "head"
     unshipped = evaluation[other]
-    names, matrix = evaluation["class_names"], evaluation["confusion"]
-    cells = [(count, i, j) for i, row in enumerate(matrix) for j, count in enumerate(row) if count and i != j]
-    confusions = [
-        {"label": names[i], "predicted": names[j], "count": count, "share": count / sum(matrix[i])}
-        for count, i, j in sorted(cells, key=lambda cell: -cell[0])
-    ]
+    names, matrix_CC = evaluation["class_names"], np.asarray(evaluation["confusion"])
     return {
         "test": test,
         "chance_loss": math.log(len(names)),
@@ -190,9 +234,19 @@ def _results(evaluation: Evaluated) -> dict[str, object]:
         "other_is_surer": bool(unshipped and unshipped["test"]["log_loss"] < test["log_loss"]),
         "temperature": evaluation["temperatures"][shipped],
         "calibration": _calibration(test),
-        "confusions": confusions,
-        "matrix": [[(count, _heat(count, sum(row)), i == j) for j, count in enumerate(row)] for i, row in enumerate(matrix)],
+        "confusions": confusions(matrix_CC),
+        "confused_groups": [(group.num_confused, [names[k] for k in group.members]) for group in found],
+        "matrix": _shaded(matrix_CC) if len(names) <= LIMITS["matrix_classes"] else None,
     }
+
+
+def _shaded(matrix_CC: np.ndarray) -> list[list[tuple[int, int]]]:
+    """Return the cells of the confusion matrix: a count, and a shade from 0 to 20.
+
+    A shade grows with the square root of the share of the row, so that rare confusions are visible.
+    """
+    shades_CC = np.ceil(_HEAT_LEVELS * np.sqrt(row_shares(matrix_CC))).astype(int)
+    return [list(zip(*rows, strict=True)) for rows in zip(matrix_CC.tolist(), shades_CC.tolist(), strict=True)]
 
 
 def _calibration(test: "Scores") -> Literal["as good as can be seen", "too sure", "not sure enough", "uneven"]:
@@ -205,11 +259,6 @@ def _calibration(test: "Scores") -> Literal["as good as can be seen", "too sure"
     return "too sure" if gap > 0 else "not sure enough"
 
 
-def _heat(count: int, total: int) -> int:
-    """Return a shade from 0 to 20. It grows with the square root of the share, so that rare confusions are visible."""
-    return math.ceil(_HEAT_LEVELS * math.sqrt(count / total)) if count else 0
-
-
 def _settings(config: Mapping[str, object]) -> list[tuple[str, object, bool]]:
     """Return every setting: its dotted name, its value, and whether it differs from the default."""
     defaults = dict(with_dotted_names(Config().model_dump(mode="json")))
@@ -217,24 +266,42 @@ def _settings(config: Mapping[str, object]) -> list[tuple[str, object, bool]]:
 
 
 def _times(records: times.Records) -> dict[str, object]:
-    """Return a row for each stage, and the shares of the total time."""
-    rows = [
-        {
-            "stage": stage,
-            "wall_s": record["wall_s"],
-            "cpu_s": record["cpu_s"],
-            "rate": times.rate(stage, record),
-            "unit": STAGES[stage].unit or None,
-            "spent": [(what, s) for what, s in times.spent(stage, record).items() if s >= _LEAST_TOLD_S],
-        }
-        for stage, record in records.items()
-    ]
-    return {"rows": rows, "shares": times.shares(records)}
+    """Return a row for each stage, and the shares of the total time.
+
+    `bars` of a row are the start and the width of each of `times.PARTS`, in percent of the longest stage.
+    """
+    longest_s = max((record["wall_s"] for record in records.values()), default=0) or 1.0
+    rows = []
+    for stage, record in records.items():
+        widths = [100 * s / longest_s for s in times.parts(stage, record).values()]
+        rows.append(
+            {
+                "stage": stage,
+                "wall_s": record["wall_s"],
+                "cpu_s": record["cpu_s"],
+                "rate": times.rate(stage, record),
+                "unit": STAGES[stage].unit or None,
+                "spent": [(what, s) for what, s in times.spent(stage, record).items() if s >= _LEAST_TOLD_S],
+                "bars": list(zip(accumulate(widths, initial=0.0), widths, strict=False)),
+            }
+        )
+    return {"rows": rows, "shares": times.shares(records), "parts": times.PARTS}
 
 
 def _with_unseen_written_out(value: object) -> object:
     """Escape invisible characters in a value for the page. Markup comes from a template and is not changed."""
     return escaped(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _breakable(path: str) -> list[tuple[str, bool]]:
+    """Return the parts of a path between which a line may break, and whether a part must stay whole.
+
+    Lines break behind slashes, or inside of long names, but not inside of an extension or just before it.
+    """
+    *folders, name = path.split("/")
+    end = len(PurePosixPath(name).stem)
+    end = max(0, end - _KEPT_WITH_EXTENSION) if len(name) - end <= _LONGEST_EXTENSION else len(name)
+    return [*((f"{folder}/", False) for folder in folders), (name[:end], False), (name[end:], True)]
 
 
 def _name_of(uri: str) -> str:

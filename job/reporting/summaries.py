@@ -72,6 +72,10 @@ class Groups(TypedDict):
     num_crossing_splits: int
 
 
+# The number of photos of a class, a picture of their mean (None if there is only one photo) and a picture of some of them.
+ClassPictures = TypedDict("ClassPictures", {"class": str, "num_examples": int, "mean": str | None, "samples": str})
+
+
 class Explored(TypedDict):
     """The content of explore.json."""
 
@@ -91,7 +95,7 @@ class Explored(TypedDict):
     shortcuts: Shortcuts
     duplicates: Duplicates
     suspicious: dict[str, Any]
-    class_pictures: list[dict[str, object]]
+    class_pictures: list[ClassPictures]
     figures: dict[str, str]
 
 
@@ -203,7 +207,7 @@ class Details(TypedDict):
 
     confusion: list[list[int]]
     reliability: list[Bin]
-    per_class: list[dict[str, object]]
+    per_class: list[dict[str, Any]]
     largest_class: dict[str, object]
     head_against_fine_tuned: dict[str, object] | None
 

@@ -16,7 +16,7 @@ from job.measure.metrics import wilson
 from job.measure.shortcuts import shortcuts
 from job.reporting import figures
 from job.reporting.gallery import TILE_PX, Gallery, crossings
-from job.reporting.summaries import Duplicates, Explored, ExploredClass, Groups
+from job.reporting.summaries import ClassPictures, Duplicates, Explored, ExploredClass, Groups
 from job.runtime.context import Context
 from job.stores.arrays import ArrayStore
 
@@ -24,9 +24,12 @@ PICTURES = "stages/explore/pictures"
 SUMMARY = "stages/explore/explore.json"
 
 _PATHS_SHOWN = 20
+_FIGURE_IN = (3.0, 2.7)  # Three of them fit side by side on the page.
 # The parts of a reason that differ from file to file: names of other files, quoted text, numbers.
 _PARTICULAR = re.compile(r"(?<= as ).+|(?<=a copy of ).+(?=, which)|'[^']*'|\d+(?:[,.x]\d+)*", re.DOTALL)
 _GROUPS_SHOWN = 40
+_MANY_CLASSES = 30  # With more classes, example photos are smaller, so that more classes fit on the page.
+_SMALL_TILE_PX = 64
 # Shares of full scale. A photo with less contrast looks like one flat colour.
 _CONSTANT_CONTRAST, _DARK, _BRIGHT = 0.012, 0.06, 0.94
 
@@ -196,8 +199,12 @@ def _suspicious(examples: Examples, gallery: Gallery) -> dict[str, object]:
 
 def _class_pictures(
     config: ExploreConfig, examples: Examples, images: ArrayStore, gallery: Gallery, context: Context
-) -> list[dict[str, object]]:
-    """Draw the mean picture and a sheet of samples of each class. Samples are chosen by a hash of their content."""
+) -> list[ClassPictures]:
+    """Draw the mean picture and a sheet of samples of each class. Samples are chosen by a hash of their content.
+
+    Pictures are smaller if there are many classes. A class with a single photo has no mean picture.
+    """
+    columns, side_px = (5, TILE_PX) if len(examples.class_names) <= _MANY_CLASSES else (10, _SMALL_TILE_PX)
     usable = examples.of()
     label_of_row = np.full(len(images), -1)
     label_of_row[examples["row"][usable]] = examples.labels[usable]
@@ -208,19 +215,20 @@ def _class_pictures(
         for label in np.unique(label_of_row[rows]):
             if label >= 0:
                 sums[label] += images.rows(rows[label_of_row[rows] == label]).sum(axis=0, dtype=np.uint32)
-    pictures = []
+    pictures: list[ClassPictures] = []
     for label, name in enumerate(examples.class_names):
         members = usable[examples.labels[usable] == label]
         if not len(members):
             continue
-        mean = Image.fromarray((sums[label] / len(members)).round().astype(np.uint8)).resize((TILE_PX, TILE_PX))
+        mean = Image.fromarray((sums[label] / len(members)).round().astype(np.uint8)).resize((side_px, side_px))
+        add_mean = partial(gallery.add, f"mean-{label:03d}.jpg", partial(mean.save, format="JPEG", quality=90))
         chosen = members[np.argsort(examples.keys[members], kind="stable")][: config.samples_per_class]
         pictures.append(
             {
                 "class": name,
                 "num_examples": len(members),
-                "mean": gallery.add(f"mean-{label:03d}.jpg", partial(mean.save, format="JPEG", quality=90)),
-                "samples": gallery.sheet(examples["row"][chosen], f"samples-{label:03d}", columns=5),
+                "mean": add_mean() if len(members) > 1 else None,
+                "samples": gallery.sheet(examples["row"][chosen], f"samples-{label:03d}", columns, side_px),
             }
         )
     return pictures
@@ -228,14 +236,15 @@ def _class_pictures(
 
 def _figures(examples: Examples, gallery: Gallery) -> dict[str, str]:
     usable = examples.of()
-    figure, axes = figures.new_figure(9.0, 2.9, columns=3)
-    axes[0].scatter(
+    drawn = {}
+    drawn["sizes"], ax = figures.new_figure(*_FIGURE_IN)
+    sizes = ax.scatter(
         examples["width"][usable], examples["height"][usable], s=9, alpha=0.25, color=figures.SERIES[0], linewidths=0
     )
-    axes[0].set(title="Size of the photos", xlabel="width, px", ylabel="height, px")
-    for ax, name, colour in ((axes[1], "brightness", figures.SERIES[1]), (axes[2], "contrast", figures.SERIES[2])):
+    sizes.set_rasterized(len(usable) > 1000)  # Thousands of vector marks would make the page too large.
+    ax.set(title="Size of the photos", xlabel="width, px", ylabel="height, px")
+    for name, colour in (("brightness", figures.SERIES[1]), ("contrast", figures.SERIES[2])):
+        drawn[name], ax = figures.new_figure(*_FIGURE_IN)
         ax.hist(examples[name][usable], bins=30, color=colour)
         ax.set(title=name.capitalize(), xlabel="share of full scale", ylabel="photos")
-    if len(usable) > 1000:  # Thousands of vector marks would make the page too large.
-        axes[0].collections[0].set_rasterized(True)
-    return {"sizes": gallery.add("sizes.svg", lambda path: figures.save_svg(figure, path))}
+    return {name: gallery.add(f"{name}.svg", partial(figures.save_svg, figure)) for name, figure in drawn.items()}
