@@ -332,6 +332,7 @@ def rank(call: _Call, backbones: tuple[str, ...], image_sizes: tuple[str, ...]) 
     "--out", required=True, metavar="FILE", type=_PLACE, help="The .parquet or .csv file to write, local or in a bucket."
 )
 @click.option("--overwrite", is_flag=True, help="Replace --out even if predict did not write it.")
+@click.option("--probabilities", is_flag=True, help="Add a column probability:NAME for each class.")
 @click.option(
     "--tfds-dir",
     metavar="DIR",

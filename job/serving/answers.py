@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
@@ -29,17 +30,19 @@ from job.storage.ledger import MARK, is_reserved
 from job.text.untrusted import guarded
 
 _COLUMNS = ("path", "label", "probability", "top_3", "error")
+_OF_A_CLASS = "probability:"  # Before the name of the class, which may be anything, so that no two columns have one name.
 _METADATA = {b"transfer-job": b"predict"}
 _MAX_HEADER_CHARACTERS = 1000
 
 
 class Row(TypedDict):
-    """The prediction for one photo; only `error` if it could not be read."""
+    """The prediction for one photo; only `error` if it could not be read. `probabilities_C` has one value for each class."""
 
     path: str
     label: NotRequired[str]
     probability: NotRequired[float]
     top_3: NotRequired[dict[str, float]]
+    probabilities_C: NotRequired[np.ndarray]
     error: str
 
 
@@ -61,14 +64,16 @@ class Place:
         if self.is_foreign and any(_is_same(self.out, source.location(entry)) for entry in entries):
             raise UsageError(f"--out {self.out}: this is one of the files of --data. Give another name.")
 
-    def write(self, rows: Sequence[Row], stop: StopRequest) -> pa.Table:
+    def write(self, rows: Sequence[Row], stop: StopRequest, class_names: Sequence[str] = ()) -> pa.Table:
         """Write and return the table. If that fails, keep it in scratch space; the error then says where.
+
+        It has a column with the probabilities of each of `class_names`.
 
         Raises:
             StorageFailed: if it cannot be written.
             UsageError: if another file or object has got this name in the meantime.
         """
-        table, kept = _table(rows), scratch(self.out) / split_object(self.out)[1]
+        table, kept = _table(rows, class_names), scratch(self.out) / split_object(self.out)[1]
         kept_in = f"The photos are labelled; the answer is in {kept}."
         if is_remote(self.out):
             _write_file(table, kept)
@@ -178,12 +183,12 @@ def _is_answer(file: Path, called: str) -> bool:
     with suppress(OSError, ValueError, csv.Error, pa.ArrowException), opened(file) as stream:
         if called.endswith(".parquet"):
             return (pq.read_schema(stream).metadata or {}).items() >= _METADATA.items()
-        header = stream.read(_MAX_HEADER_CHARACTERS).partition(b"\n")[0].decode()
+        header = stream.read(_MAX_HEADER_CHARACTERS).partition(b"\n")[0].decode(errors="replace")
         return tuple(next(csv.reader([header])))[: len(_COLUMNS)] == _COLUMNS
     return False
 
 
-def _table(rows: Sequence[Row]) -> pa.Table:
+def _table(rows: Sequence[Row], class_names: Sequence[str]) -> pa.Table:
     best = [json.dumps(row["top_3"], ensure_ascii=False) if "top_3" in row else None for row in rows]
     columns = (
         [row["path"] for row in rows],
@@ -192,7 +197,13 @@ def _table(rows: Sequence[Row]) -> pa.Table:
         pa.array(best, pa.string()),
         [row["error"] for row in rows],
     )
-    return pa.table(dict(zip(_COLUMNS, columns, strict=True))).replace_schema_metadata(_METADATA)
+    found = dict(zip(_COLUMNS, columns, strict=True))
+    if class_names:
+        unknown_C = np.full(len(class_names), np.nan)
+        probabilities_NC = np.stack([row.get("probabilities_C", unknown_C) for row in rows])
+        for name, column_N in zip(class_names, probabilities_NC.T, strict=True):
+            found[_OF_A_CLASS + name] = pa.array(column_N, pa.float64(), from_pandas=True)  # NaN becomes null.
+    return pa.table(found).replace_schema_metadata(_METADATA)
 
 
 def _write_file(table: pa.Table, final: Path, called: str = "") -> None:

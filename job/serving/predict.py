@@ -35,10 +35,12 @@ def predict(
     stop: StopRequest,
     model_sha256: str | None = None,
     overwrite: bool = False,
+    probabilities: bool = False,
 ) -> pa.Table:
     """Label photos with an exported model. Write and return a table with one row per photo.
 
-    Its columns are path, label, probability, `top_3` (JSON), and `error` if the photo could not be read.
+    Its columns are path, label, probability, `top_3` (JSON), and `error` if the photo could not be read. With
+    `probabilities`, a column `probability:NAME` for each class follows.
 
     The model's graph runs with all rights of this process. `model_sha256`, the SHA-256 of model.json, makes sure that it is
     the graph that was exported. With `overwrite`, `out` may replace a file that predict did not write.
@@ -64,7 +66,8 @@ def predict(
         answered = {path: row for path, row in rows.items() if row}
         if not answered:
             raise DataUnusable(f"--data {data}: there are no photos in it. Give a folder or table with photos.")
-        return place.write([answered[path] for path in sorted(answered)], stop)
+        class_names = exported.card.class_names if probabilities else ()
+        return place.write([answered[path] for path in sorted(answered)], stop, class_names)
 
 
 def _labelled(
@@ -114,4 +117,6 @@ def _row(entry: Entry, probabilities_C: np.ndarray, class_names: list[str]) -> R
     best = np.argsort(-probabilities_C, kind="stable")[:_BEST]
     top = {class_names[k]: round(float(probabilities_C[k]), 6) for k in best}
     label = class_names[best[0]]
-    return {"path": entry.path, "label": label, "probability": float(probabilities_C[best[0]]), "top_3": top, "error": ""}
+    most = float(probabilities_C[best[0]])
+    row: Row = {"path": entry.path, "label": label, "probability": most, "top_3": top, "error": ""}
+    return {**row, "probabilities_C": probabilities_C}

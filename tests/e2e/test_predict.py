@@ -278,3 +278,20 @@ def test_file_that_is_no_photo_is_an_error_with_its_name(finished_run, tmp_path,
     (tmp_path / "list.txt").write_text("no photo")
     with pytest.raises(DataUnusable, match="photo"):
         labelled(finished_run, tmp_path / "list.txt", tmp_path / "answer.csv", context)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_every_class_gets_a_column_if_probabilities_are_asked_for(finished_run, photos, tmp_path, context, kind):
+    (photos / "broken.jpg").write_bytes(b"<html>")
+    out = tmp_path / f"answer.{kind}"
+    returned = labelled(finished_run, photos, out, context, probabilities=True)
+    read = pyarrow.csv.read_csv(out) if kind == "csv" else pq.read_table(out)
+    assert read.column_names == returned.column_names
+    assert read.column_names[-3:] == ["error", "probability:checks", "probability:stripes"]
+    good, broken = read.to_pylist()[:2], read.to_pylist()[2]
+    for row in good:
+        assert row["probability"] == max(row["probability:checks"], row["probability:stripes"])
+        assert row["probability"] == row[f"probability:{row['label']}"]
+        assert row["probability:checks"] + row["probability:stripes"] == pytest.approx(1)
+    assert broken["path"] == "broken.jpg" and broken["probability:checks"] is broken["probability:stripes"] is None
+    assert "probability:checks" not in labelled(finished_run, photos, out, context).column_names
