@@ -234,6 +234,7 @@ def _results(evaluation: Evaluated, found: Sequence[Group]) -> dict[str, Any]:
         "other_is_surer": bool(unshipped and unshipped["test"]["log_loss"] < test["log_loss"]),
         "temperature": evaluation["temperatures"][shipped],
         "calibration": _calibration(test),
+        "confidence_in_interval": _confidence_in_interval(test),
         "confusions": confusions(matrix_CC),
         "confused_groups": [(group.num_confused, [names[k] for k in group.members]) for group in found],
         "matrix": _shaded(matrix_CC) if len(names) <= LIMITS["matrix_classes"] else None,
@@ -249,14 +250,22 @@ def _shaded(matrix_CC: np.ndarray) -> list[list[tuple[int, int]]]:
     return [list(zip(*rows, strict=True)) for rows in zip(matrix_CC.tolist(), shades_CC.tolist(), strict=True)]
 
 
-def _calibration(test: "Scores") -> Literal["as good as can be seen", "too sure", "not sure enough", "uneven"]:
+def _calibration(test: "Scores") -> Literal["no error seen", "too sure", "not sure enough", "uneven"]:
     """Return in which direction the confidence of a model errs, if it errs by more than chance does."""
-    if test["ece"] <= test["ece_floor"]:
-        return "as good as can be seen"
     gap = test["mean_confidence"] - test["accuracy"]
+    if not _confidence_in_interval(test):
+        return "too sure" if gap > 0 else "not sure enough"
+    if test["ece"] <= test["ece_floor"]:
+        return "no error seen"
     if abs(gap) < test["ece"] / 2:
         return "uneven"
     return "too sure" if gap > 0 else "not sure enough"
+
+
+def _confidence_in_interval(test: "Scores") -> bool:
+    """Return whether the mean confidence lies in the interval of the accuracy."""
+    low, high = test["accuracy_ci95"]
+    return low <= test["mean_confidence"] <= high
 
 
 def _settings(config: Mapping[str, object]) -> list[tuple[str, object, bool]]:

@@ -741,7 +741,9 @@ def test_differences_have_a_sign_and_times_their_units():
 @pytest.mark.parametrize(
     ("on_test", "said"),
     [
-        ({}, "Its probabilities mean what they say"),
+        ({}, "As far as 24 photos can tell, its probabilities mean what they say"),
+        ({"mean_confidence": 0.96}, "It is too sure of itself: its mean confidence lies outside the 95% interval"),
+        ({"mean_confidence": 0.6}, "It is not sure enough: its mean confidence lies outside the 95% interval"),
         ({"ece": 0.21, "mean_confidence": 0.99}, "It is too sure of itself:"),
         ({"ece": 0.3, "mean_confidence": 0.5}, "It is not sure enough:"),
         ({"ece": 0.3, "mean_confidence": 0.9}, "It is too sure in some ranges"),
