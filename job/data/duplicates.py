@@ -6,7 +6,7 @@ from collections import defaultdict
 import numpy as np
 import scipy.sparse.csgraph
 
-from job.data.examples import Examples
+from job.data.examples import USED_FOR, Examples
 from job.stores.arrays import ArrayStore
 
 # At 40x40 pixels, copies (resized, recompressed, slightly cropped or brightened) and shots of one burst have a correlation
@@ -140,7 +140,7 @@ def without_conflicts(examples: Examples) -> Examples:
 
 
 def without_leaks(examples: Examples) -> Examples:
-    """Exclude copies of a held-out photo from the other splits, and all but one of the exact copies within val and test."""
+    """Exclude training copies of val and test photos, val copies of test photos, and exact copies within val and test."""
     strength = {"train": 0, "val": 1, "test": 2}
     status, reason = examples["status"].copy(), examples["reason"].copy()
     for members in _members(examples):
@@ -150,7 +150,8 @@ def without_leaks(examples: Examples) -> Examples:
         counted: dict[str, int] = {}
         for index, own in zip(members, strengths, strict=True):
             if own < strongest:
-                status[index], reason[index] = "excluded", f"a copy of {examples['path'][keeper]}, which is held out"
+                path, use = examples["path"][keeper], USED_FOR[examples["split"][keeper]]
+                status[index], reason[index] = "excluded", f"a copy of {path}, which is {use}"
             elif own > 0:
                 first = counted.setdefault(examples["sha256"][index], index)
                 if first != index:

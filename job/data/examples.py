@@ -42,6 +42,8 @@ SCHEMA = pa.schema(
     ]
 )
 DEFAULTS: Mapping[str, int] = {"group": -1, "row": -1}
+_LABEL_CONFLICT = "label conflict: "  # Reasons begin with this if one picture, or one file, has two labels.
+USED_FOR = {"train": "used for training", "val": "used for validation", "test": "in the test set (held out)"}
 
 # Examples of a class in each split, and files of that class that were excluded or quarantined.
 ClassCounts = TypedDict(
@@ -105,6 +107,12 @@ class Examples:
     def statuses(self) -> dict[str, int]:
         """Return the number of files with each status."""
         return dict(Counter(self["status"].tolist()))
+
+    def conflicts(self) -> dict[str, int]:
+        """Return the number of files with each status that were left out because one picture has two labels."""
+        return dict(
+            Counter(s for s, why in zip(self["status"], self["reason"], strict=True) if why.startswith(_LABEL_CONFLICT))
+        )
 
     def splits(self) -> dict[str, int]:
         return {name: len(self.of(name)) for name in ("train", "val", "test")}

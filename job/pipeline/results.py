@@ -12,7 +12,7 @@ from job.config import Config
 from job.errors import DataUnusable, GateNotMet
 from job.pipeline import publishing
 from job.pipeline.job import Job
-from job.reporting.summaries import of_shipped
+from job.reporting.summaries import num_correct, num_wanted, of_shipped
 from job.storage.published import Published
 from job.storage.workdir import Workdir
 from job.text.numbers import counted, percent
@@ -90,8 +90,8 @@ def headline(job: Job) -> list[str]:
         test = of_shipped(numbers)["test"]
         low, high = map(percent, test["accuracy_ci95"])
         what = {"head": "head", "fine_tuned": "fine-tuned model"}[numbers["shipped"]]
-        photos = counted(test["num_examples"], "held-out photo", "held-out photos")
-        found = f"Accuracy {percent(test['accuracy'])} (95% interval {low} to {high}) on {photos}, {what}."
+        photos = f"{num_correct(test):,} of {counted(test['num_examples'], 'held-out photo', 'held-out photos')}"
+        found = f"Accuracy {percent(test['accuracy'])} ({photos}; 95% interval {low} to {high}), {what}."
         if "export" in job.done and (notice := job["export"].parity["bytes"]["notice"]):
             found += f" {notice}"
         found += page
@@ -113,6 +113,7 @@ def raise_if_gate_not_met(job: Job) -> None:
     """Raise GateNotMet if the model is not good enough."""
     if "evaluate" not in job.done or job.gate_met:
         return
-    wanted = job["evaluate"].numbers["gate"]["min_accuracy"]
-    gate = f"The quality gate evaluate.min_accuracy = {wanted} was not met: nothing is exported."
-    raise GateNotMet(gate, *headline(job))
+    numbers = job["evaluate"].numbers
+    wanted = counted(num_wanted(numbers), "held-out photo", "held-out photos")
+    gate = f"evaluate.min_accuracy = {numbers['gate']['min_accuracy']} asks for {wanted}"
+    raise GateNotMet(f"The quality gate was not met: nothing is exported. {gate}.", *headline(job))

@@ -59,7 +59,7 @@ _ROWS = (
     ),
     Stage(
         name="split",
-        schema=3,
+        schema=4,
         after=("intake",),
         settings=("split", "intake.max_quarantined_fraction", "intake.drop_small_classes"),
         artifact="SplitExamples",

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from job.reporting.summaries import Audited, Explored
+from job.reporting.facts import ClassFacts, Facts
+from job.reporting.summaries import Audited, Explored, Torn
 from job.text.numbers import counted, percent
 
-if TYPE_CHECKING:
-    from job.measure.shortcuts import Fact
-
-_THIN = 20  # With fewer held-out photos of a class, its metrics are rough.
+_THIN = 20  # With fewer photos of a class in the test set, its metrics are rough.
+_IMBALANCE = 3  # Ratio of the largest class to the smallest.
+_WORTH_IT = 0.01  # Gain of twice the training photos.
 _NAMES_SHOWN = 5
 
 
@@ -30,31 +29,30 @@ class Advice:
     section: str
 
 
-def advice(explore: Explored, audit: Audited | None) -> list[Advice]:
+def advice(facts: Facts, explore: Explored, audit: Audited | None) -> list[Advice]:
     """Return all advice, most harmful first. `audit` is None if the audit has not run."""
-    found = [*_about_files(explore), *_about_splits(explore), *_about_classes(explore), *_about_shortcuts(explore)]
+    found = [*_about_files(facts, explore), *_about_splits(facts, explore), *_about_classes(facts)]
+    found += _about_shortcuts(facts, explore)
     if audit:
-        found += [*_about_labels(audit), *_about_late_copies(audit), *_about_more_photos(audit)]
+        found += [*_about_labels(audit), *_about_late_copies(facts, audit), *_about_more_photos(audit)]
     return sorted(found, key=lambda a: -a.harm)
 
 
-def _about_files(explore: Explored) -> Iterator[Advice]:
-    num_photos = max(1, sum(explore["statuses"].get(s, 0) for s in ("used", "converted", "excluded", "quarantined")))
-    copies = explore["duplicates"]
-    conflicts = copies["num_label_conflicts"] + copies["num_crossing_labels"]
-    if conflicts:
+def _about_files(facts: Facts, explore: Explored) -> Iterator[Advice]:
+    num_photos = max(1, sum(facts.statuses.get(s, 0) for s in ("used", "converted", "excluded", "quarantined")))
+    if facts.num_conflicts:
         yield Advice(
-            conflicts / num_photos,
-            f"{counted(conflicts, 'photo is', 'photos are')} in more than one class.",
-            "Decide which class is right and delete the other copies. Until then all of them are left out.",
+            facts.num_conflicts / num_photos,
+            f"{counted(facts.num_conflicts, 'photo has a copy', 'photos have copies')} in another class.",
+            "Decide which class is right, and remove the other copies. Until then all of them are left out.",
             "duplicates",
         )
-    faulty = explore["statuses"].get("quarantined", 0) - copies["num_label_conflicts"]
-    if faulty > 0:
+    faulty = facts.statuses.get("quarantined", 0) - facts.conflicts.get("quarantined", 0)
+    if faulty:
         yield Advice(
             0.5 * faulty / num_photos,
             f"{counted(faulty, 'file', 'files')} cannot be used.",
-            "Replace or repair damaged files, and remove files that are not photos.",
+            "The list says why. Replace or repair them, or remove those that are not photos.",
             "faults",
         )
     unsure = explore["suspicious"]["num_photos"]
@@ -67,73 +65,75 @@ def _about_files(explore: Explored) -> Iterator[Advice]:
         )
 
 
-def _about_splits(explore: Explored) -> Iterator[Advice]:
+def _about_splits(facts: Facts, explore: Explored) -> Iterator[Advice]:
     groups = explore["groups"]
     if groups and groups["num_crossing_splits"]:
         yield Advice(
             groups["num_crossing_splits"] / groups["num_groups"],
             f"{counted(groups['num_crossing_splits'], 'group is', 'groups are')} in more than one of your splits.",
-            "This is a leak: the model may know the patient, the camera or the place and not the class. Divide the photos "
-            "by group, or leave the splits out and the job does. Until then read the accuracy without leaks.",
+            "This is a leak: the model may know the patient, the camera or the place and not the class, and its accuracy "
+            "may be too high. Divide the photos by group, or leave the splits out and the job does.",
             "data",
         )
     crossing = explore["duplicates"]["num_crossing_splits"]
     if crossing:
         yield Advice(
-            crossing / max(1, explore["splits"]["test"]),
+            crossing / max(1, facts.splits["test"]),
             f"{counted(crossing, 'picture is', 'pictures are')} in more than one of your splits.",
-            "Keep one copy of each. This job uses only the held-out copy, but any other accuracy that was measured on these "
-            "splits is too high.",
+            "Keep one copy of each. This job trains on no copy of a photo that it measures with, but any other accuracy "
+            "that was measured on these splits may be too high.",
             "duplicates",
         )
 
 
-def _about_classes(explore: Explored) -> Iterator[Advice]:
-    totals = {c["class"]: c["train"] + c["val"] + c["test"] for c in explore["classes"]}
-    num_photos = max(1, sum(totals.values()))
-    unmeasured = [c["class"] for c in explore["classes"] if c["test"] == 0]
+def _about_classes(facts: Facts) -> Iterator[Advice]:
+    unmeasured = [c for c in facts.classes if c["test"] == 0]
     if unmeasured:
         yield Advice(
-            sum(totals[name] for name in unmeasured) / num_photos,
-            f"The held-out split has no photo of {_listed(unmeasured)}.",
+            sum(c["total"] for c in unmeasured) / max(1, facts.num_photos),
+            f"The test set has no photo of {_listed(unmeasured)}.",
             "Add some. Without them, nobody knows how well "
             f"{'this class is' if len(unmeasured) == 1 else 'these classes are'} recognised.",
             "data",
         )
-    thin = [c for c in explore["classes"] if 0 < c["test"] < _THIN]
+    thin = [c for c in facts.classes if 0 < c["test"] < _THIN]
     if thin:
-        width = max(c["recall_interval_width"] for c in thin)
+        known_to = max(c["recall_known_to"] for c in thin)
         yield Advice(
-            0.1 * width * len(thin) / len(totals),
-            f"The held-out split has fewer than {_THIN} photos of {_listed([c['class'] for c in thin])}.",
-            f"Add photos. With so few, recall is only known to ±{50 * width:.0f} percentage points.",
+            0.2 * known_to * len(thin) / len(facts.classes),
+            f"The test set has fewer than {_THIN} photos of {_listed(thin)}.",
+            f"Add photos. With so few, a recall of 90% is only known to ±{100 * known_to:.0f} percentage points.",
             "data",
         )
-    imbalance = max(totals.values()) / max(1, min(totals.values()))
-    if imbalance >= 3:
-        smallest = min(totals, key=lambda name: totals[name])
+    sizes = sorted((c["total"], c["class"]) for c in facts.classes if c["total"])
+    imbalance = sizes[-1][0] / sizes[0][0] if sizes else 1
+    if imbalance >= _IMBALANCE:
         yield Advice(
             0.02 * (1 - 1 / imbalance),
-            f"The largest class has {imbalance:.0f} times as many photos as the smallest, {_quoted(smallest)}.",
-            "Add photos of small classes, or use class weights: --set head.class_weight=balanced --set "
-            "fine_tune.class_weight=balanced. Compare models by balanced accuracy.",
+            f"The largest class has {imbalance:.0f} times as many photos as the smallest, {_quoted(sizes[0][1])}.",
+            f"{_against_imbalance(facts)} Compare models by balanced accuracy.",
             "data",
         )
 
 
-def _about_shortcuts(explore: Explored) -> Iterator[Advice]:
-    found = explore["shortcuts"]
-    telling = sorted((f for f in found["facts"] if f["warning"]), key=lambda f: -f["accuracy"])
-    if telling or found["file"]["warning"]:
-        all_facts: Fact = {"fact": "size, shape, format and EXIF data", "kind": "file", **found["file"]}
-        best = telling[0] if telling else all_facts
+def _against_imbalance(facts: Facts) -> str:
+    without = [f"--set {model}.class_weight=balanced" for model, weight in facts.class_weights.items() if weight == "none"]
+    if not without:
+        return "Add photos of small classes. Class weights are set already."
+    both = "" if len(without) == len(facts.class_weights) else " for both models"
+    return f"Add photos of small classes, or use class weights{both}: {' '.join(without)}."
+
+
+def _about_shortcuts(facts: Facts, explore: Explored) -> Iterator[Advice]:
+    best, largest = facts.shortcut, explore["shortcuts"]["largest_class"]
+    if best:
         yield Advice(
-            best["accuracy"] - found["largest_class"],
+            best["accuracy"] - largest,
             f"The class can be guessed from the file alone: its {best['fact']} gives the right class for "
-            f"{100 * best['accuracy']:.0f}% of the photos (always guessing the largest class: "
-            f"{100 * found['largest_class']:.0f}%). The easiest class is {_quoted(best['best_class'])}.",
+            f"{percent(best['accuracy'])} of all photos (always guessing the largest class: {percent(largest)}). The "
+            f"easiest class is {_quoted(best['best_class'])}.",
             "Find out how the classes were collected, and convert all photos to one size and format. Otherwise a model may "
-            "learn this instead of what the photos show, and no number on this page would reveal it.",
+            "learn this instead of what the photos show, and no accuracy on this page would reveal it.",
             "shortcuts",
         )
 
@@ -158,41 +158,47 @@ def _about_labels(audit: Audited) -> Iterator[Advice]:
     yield Advice(0.5 * harm / issues["num_examples"], finding, action, "labels")
 
 
-def _about_late_copies(audit: Audited) -> Iterator[Advice]:
-    late = audit["late_copies"]
-    if late["num_crossing_splits"]:
+def _about_late_copies(facts: Facts, audit: Audited) -> Iterator[Advice]:
+    by_user, by_job = audit["late_copies"]["torn_by_user"], audit["late_copies"]["torn_by_job"]
+    if by_user["num_groups"]:
         yield Advice(
-            late["num_crossing_splits"] / max(1, audit["splits"]["test"]),
-            f"{counted(late['num_crossing_splits'], 'scene is', 'scenes are')} in more than one split, as crops, edited "
+            by_user["num_groups"] / max(1, facts.splits["test"]),
+            f"{counted(by_user['num_groups'], 'scene is', 'scenes are')} in more than one of your splits, as crops, edited "
             "copies or photos of one series.",
-            "Put photos that were taken together into one split. Because of this, "
-            f"{counted(late['num_excluded'], 'photo was', 'photos were')} left out.",
+            f"Put photos that were taken together into one split. {_left_out(by_user)}",
+            "duplicates",
+        )
+    if by_job["num_groups"]:
+        yield Advice(
+            by_job["num_left_out"] / max(1, facts.num_photos),
+            f"{counted(by_job['num_groups'], 'scene was', 'scenes were')} found only after the photos had been divided, as "
+            "crops, edited copies or photos of one series.",
+            f"{_left_out(by_job)} To use them, tell the job what was taken together: --group-column or split.group_from.",
             "duplicates",
         )
 
 
+def _left_out(torn: Torn) -> str:
+    return f"{counted(torn['num_left_out'], 'photo was', 'photos were')} left out because of this."
+
+
 def _about_more_photos(audit: Audited) -> Iterator[Advice]:
-    points = audit["learning_curve"]["points"]
-    gain = _mean(points[-1]["accuracies"]) - _mean(points[-2]["accuracies"]) if len(points) > 1 else 0.0
-    if gain > 0.01:
+    curve = audit["learning_curve"]
+    if curve["gain"] > max(_WORTH_IT, curve["noise"]):
         yield Advice(
-            0.5 * gain,
-            f"More photos would help: the last doubling of the training photos added {100 * gain:.1f} percentage points of "
-            "accuracy.",
+            0.5 * curve["gain"],
+            f"More photos would help: the last doubling of the training photos added {100 * curve['gain']:.1f} percentage "
+            "points of accuracy.",
             "Collect more, first of the classes that are confused with each other.",
             "more-photos",
         )
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _quoted(name: str) -> str:
     return f"\N{LEFT DOUBLE QUOTATION MARK}{name}\N{RIGHT DOUBLE QUOTATION MARK}"
 
 
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(_quoted(name) for name in names[:_NAMES_SHOWN])
-    rest = len(names) - _NAMES_SHOWN
-    return shown + (f" and {rest} more classes" if rest > 0 else "")
+def _listed(classes: list[ClassFacts]) -> str:
+    shown = ", ".join(_quoted(row["class"]) for row in classes[:_NAMES_SHOWN])
+    rest = len(classes) - _NAMES_SHOWN
+    return shown + (f" and {counted(rest, 'more class', 'more classes')}" if rest > 0 else "")

@@ -58,6 +58,6 @@ class Gallery:
 
 
 def crossings(examples: Examples, indices: Sequence[int]) -> Crossings:
-    """Return whether a group of copies has photos in more than one split, and under more than one label."""
-    crosses_splits, crosses_labels = (len({examples[c][i] for i in indices}) > 1 for c in ("split", "label"))
-    return {"crosses_splits": crosses_splits, "crosses_labels": crosses_labels}
+    """Return what a group of copies crosses: the splits of the job, the splits that the user has given, labels."""
+    splits, given, labels = ({examples[c][i] for i in indices} - {None, ""} for c in ("split", "given_split", "label"))
+    return {"crosses_splits": len(splits) > 1, "crosses_given": len(given) > 1, "crosses_labels": len(labels) > 1}

@@ -19,14 +19,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from job.config import Config, ReportConfig, with_dotted_names
+from job.data.examples import USED_FOR
 from job.errors import StorageFailed
 from job.measure.confusions import Clusters, Group, clusters, confusions, row_shares
 from job.pipeline.table import STAGES
 from job.reporting import times
 from job.reporting.advice import advice
 from job.reporting.charts import FRAMED_GROUPS, charts, data_uri
+from job.reporting.facts import Facts, facts
 from job.reporting.figures import SERIES
-from job.reporting.summaries import Audited, Evaluated, Explored, Run, Shipped, of_shipped
+from job.reporting.summaries import Evaluated, Explored, Run, Shipped, num_correct, num_wanted, of_shipped
 from job.runtime.context import Context
 from job.storage.files import in_units
 from job.storage.workdir import Workdir
@@ -108,7 +110,8 @@ def page(config: ReportConfig, *, run: Run, timings: times.Records, context: Con
         drawn = charts(made["audit"], made["head"], made["tuning"], made["evaluation"], found)
     environment = _environment(workdir)
     style = environment.get_template("report.css.j2").render(heat_levels=_HEAT_LEVELS, series=SERIES)
-    data = _data(made["explore"], made["audit"], made["evaluation"])
+    known_facts = facts(made["explore"], made["audit"], run["config"])
+    data = _data(known_facts, made["evaluation"])
     text = environment.get_template("report.html.j2").render(
         made,
         sections=[(id_, heading) for id_, heading, needed in _SECTIONS if made[needed]],
@@ -117,9 +120,11 @@ def page(config: ReportConfig, *, run: Run, timings: times.Records, context: Con
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         refusals=workdir.read_json("stages/split/refusals.json") or [],
         state=_state(made["evaluation"], made["parity"]),
+        facts=known_facts,
+        used_for=USED_FOR,
         data=data,
         pictured=_pictured(workdir, made["explore"], data["order"]),
-        advice=advice(made["explore"], made["audit"]),
+        advice=advice(known_facts, made["explore"], made["audit"]),
         results=_results(made["evaluation"], found.groups if found else []) if made["evaluation"] else None,
         charts=drawn,
         run=run,
@@ -165,37 +170,25 @@ def _clusters(evaluation: Evaluated | None) -> Clusters | None:
     return clusters(np.asarray(evaluation["confusion"]))
 
 
-def _data(explore: Explored, audit: Audited | None, evaluation: Evaluated | None) -> dict[str, Any]:
-    """Return what the page needs about the data in addition to explore's numbers. Counts of the audit replace explore's.
+def _data(facts: Facts, evaluation: Evaluated | None) -> dict[str, Any]:
+    """Return the order of the classes, and the groups of copies to show.
 
     `order` has the numbers of the classes: those with the lowest recall first, or without results those with the fewest
     photos. `listed` are those that tables list: all of them, or the first of `order`.
     """
-    widths = [c["recall_interval_width"] for c in explore["classes"]]
-    counted = (audit or explore)["classes"]
-    totals = [c["train"] + c["val"] + c["test"] for c in counted]
-    classes = [
-        {**c, "total": total, "recall_interval_width": width}
-        for c, total, width in zip(counted, totals, widths, strict=True)
-    ]
+    totals = [row["total"] for row in facts.classes]
     ranks: list[tuple[float, ...]] = [(total,) for total in totals]
     if evaluation:  # A class without held-out photos comes last.
         tested = [(row["num_examples"], row["recall"]) for row in evaluation["per_class"]]
         ranks = [(recall if count else math.inf, -count) for count, recall in tested]
-    order = sorted(range(len(classes)), key=ranks.__getitem__)
-    groups = explore["duplicates"]["groups"][: LIMITS["groups"]]
+    order = sorted(range(len(totals)), key=ranks.__getitem__)
+    groups = facts.copies[: LIMITS["groups"]]
     crossing = [g for g in groups if g["crosses_splits"] or g["crosses_labels"]]
-    given = explore["splits_given"]
     return {
-        "num_photos": sum(totals),
-        "statuses": (audit or explore)["statuses"],
-        "splits": (audit or explore)["splits"],
-        "classes": classes,
         "order": order,
         "listed": order[: LIMITS["classes"]] if len(order) > LIMITS["classes"] else range(len(order)),
         "ordered_by": "the lowest recall" if evaluation else "the fewest photos",
         "largest": max(totals),
-        "given": given if "train" in given and len(given) > 1 else [],
         "crossing": crossing,
         "harmless": [g for g in groups if g not in crossing],
     }
@@ -224,11 +217,14 @@ def _results(evaluation: Evaluated, found: Sequence[Group]) -> dict[str, Any]:
     other: Shipped = "fine_tuned" if shipped == "head" else "head"
     unshipped = evaluation[other]
     names, matrix_CC = evaluation["class_names"], np.asarray(evaluation["confusion"])
+    by_group = test.get("by_group")
     return {
         "test": test,
         "chance_loss": math.log(len(names)),
-        "by_group": test.get("by_group"),
-        "num_correct": round(test["accuracy"] * test["num_examples"]),
+        "by_group": by_group,
+        "groups_widen": bool(by_group and _width(by_group["photo_accuracy_ci95"]) > _width(test["accuracy_ci95"])),
+        "num_correct": num_correct(test),
+        "num_wanted": num_wanted(evaluation),
         "leak_free": leak_free if leak_free and leak_free["num_examples"] != test["num_examples"] else None,
         "other": other if unshipped else None,
         "other_is_surer": bool(unshipped and unshipped["test"]["log_loss"] < test["log_loss"]),
@@ -239,6 +235,10 @@ def _results(evaluation: Evaluated, found: Sequence[Group]) -> dict[str, Any]:
         "confused_groups": [(group.num_confused, [names[k] for k in group.members]) for group in found],
         "matrix": _shaded(matrix_CC) if len(names) <= LIMITS["matrix_classes"] else None,
     }
+
+
+def _width(interval: list[float]) -> float:
+    return interval[1] - interval[0]
 
 
 def _shaded(matrix_CC: np.ndarray) -> list[list[tuple[int, int]]]:

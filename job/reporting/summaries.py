@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
 from job.data.examples import ClassCounts
@@ -32,16 +33,11 @@ class Run(TypedDict):
     fingerprint: dict[str, object]
 
 
-class ExploredClass(ClassCounts):
-    """The counts of a class, and the width of the 95% interval of its recall, if its recall is 0.9."""
-
-    recall_interval_width: float
-
-
 class Crossings(TypedDict):
-    """Flags of a group of copies: it has photos in more than one split, or under more than one label."""
+    """Flags of a group of copies: its photos are in more than one split, in more than one given split, under two labels."""
 
     crosses_splits: bool
+    crosses_given: bool
     crosses_labels: bool
 
 
@@ -54,7 +50,10 @@ class Copies(Crossings):
 
 
 class Duplicates(TypedDict):
-    """Groups of copies, first those that cross splits or labels, and files with the same bytes under two labels."""
+    """Groups of copies, first those that cross splits or labels, and files with the same bytes under two labels.
+
+    A group that crosses labels is left out as a whole, so it is not counted among those that cross splits.
+    """
 
     num_groups: int
     num_photos: int
@@ -73,14 +72,19 @@ class Groups(TypedDict):
 
 
 # The number of photos of a class, a picture of their mean (None if there is only one photo) and a picture of some of them.
-ClassPictures = TypedDict("ClassPictures", {"class": str, "num_examples": int, "mean": str | None, "samples": str})
+ClassPictures = TypedDict("ClassPictures", {"class": str, "mean": str | None, "samples": str})
 
 
 class Explored(TypedDict):
-    """The content of explore.json."""
+    """The content of explore.json.
+
+    `conflicts` has the number of files that are left out because one picture has two labels, by status. `splits_given` are
+    the splits of the user that the job has kept.
+    """
 
     num_files: int
     statuses: dict[str, int]
+    conflicts: dict[str, int]
     splits: dict[str, int]
     splits_given: list[str]
     source_notes: list[str]
@@ -89,7 +93,7 @@ class Explored(TypedDict):
     conversions: list[dict[str, object]]
     ignored: list[dict[str, object]]
     remarks: list[dict[str, object]]
-    classes: list[ExploredClass]
+    classes: list[ClassCounts]
     sizes: dict[str, object]
     light: dict[str, object]
     shortcuts: Shortcuts
@@ -99,13 +103,24 @@ class Explored(TypedDict):
     figures: dict[str, str]
 
 
-class LateCopies(TypedDict):
-    """Groups of copies that were found only by their features, first those from which a photo was excluded."""
+class Torn(TypedDict):
+    """Groups of copies in more than one split, and the photos that were left out because of it."""
 
     num_groups: int
-    num_excluded: int
-    num_crossing_splits: int
-    num_crossing_labels: int
+    num_left_out: int
+
+
+class LateCopies(TypedDict):
+    """Groups of copies that were found only by their features, first those from which a photo was excluded.
+
+    `torn_by_user` are in more than one of the splits that the user gave, `torn_by_job` in more than one that the job drew.
+    `num_conflicts` photos were left out because one picture has two labels.
+    """
+
+    num_groups: int
+    torn_by_user: Torn
+    torn_by_job: Torn
+    num_conflicts: int
     groups: list[Copies]
 
 
@@ -135,16 +150,23 @@ class LabelIssues(Agreement):
 
 
 class LearningCurve(TypedDict):
-    """Accuracy by the number of training photos."""
+    """Accuracy by the number of training photos.
+
+    `gain` is that of the last doubling of the photos, and a gain up to `noise` may be chance.
+    """
 
     num_val: int
     points: list[CurvePoint]
+    gain: float
+    noise: float
 
 
 class Audited(TypedDict):
-    """The content of audit.json."""
+    """The content of audit.json. `left_out` has the reason for each photo that the audit excluded, by its path."""
 
     statuses: dict[str, int]
+    conflicts: dict[str, int]
+    left_out: dict[str, str]
     splits: dict[str, int]
     classes: list[ClassCounts]
     late_copies: LateCopies
@@ -230,3 +252,14 @@ def of_shipped(evaluated: Evaluated) -> ModelScores:
     scores = evaluated[evaluated["shipped"]]
     assert scores is not None
     return scores
+
+
+def num_correct(scores: Scores) -> int:
+    """Return the number of photos that are classified correctly."""
+    return round(scores["accuracy"] * scores["num_examples"])
+
+
+def num_wanted(evaluated: Evaluated) -> int:
+    """Return the number of held-out photos that must be right for the quality gate; 0 if there is none."""
+    wanted, num_photos = evaluated["gate"]["min_accuracy"] or 0.0, of_shipped(evaluated)["test"]["num_examples"]
+    return next(number for number in range(math.floor(wanted * num_photos), num_photos + 1) if number / num_photos >= wanted)

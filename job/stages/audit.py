@@ -19,7 +19,7 @@ from job.data.registration import same_scene
 from job.errors import DataUnusable
 from job.measure.probes import learning_curve, out_of_fold
 from job.reporting.gallery import Gallery, crossings
-from job.reporting.summaries import Agreement, Audited, LabelIssues, LateCopies, LearningCurve, Trust
+from job.reporting.summaries import Agreement, Audited, Crossings, LabelIssues, LateCopies, LearningCurve, Torn, Trust
 from job.runtime.context import Context
 from job.runtime.telemetry import spent_once
 from job.storage.workdir import Workdir
@@ -72,6 +72,8 @@ def audit(config: AuditConfig, *, examples: Examples, images: ArrayStore, featur
     with Gallery.drawing(context.workdir, PICTURES, images) as gallery:
         numbers: Audited = {
             "statuses": result.statuses(),
+            "conflicts": result.conflicts(),
+            "left_out": {result["path"][k]: result["reason"][k] for k in looked_at[~kept]},
             "splits": result.splits(),
             "classes": result.by_class(),
             "late_copies": _late_copies(config, examples, result, gallery),
@@ -116,13 +118,23 @@ def _late_copies(config: AuditConfig, before: Examples, after: Examples, gallery
     groups = [np.flatnonzero((after["group"] == group) & (after["row"] >= 0)).tolist() for group in grown]
     excluded = before["status"] != after["status"]
     groups.sort(key=lambda g: (-sum(excluded[g]), -len(g)))
+    flags = [crossings(after, g) for g in groups]
+
+    def torn(*, by_user: bool) -> Torn:
+        counts = [int(excluded[g].sum()) for g, flag in zip(groups, flags, strict=True) if _is_torn(flag, by_user)]
+        return {"num_groups": sum(count > 0 for count in counts), "num_left_out": sum(counts)}
+
     return {
         "num_groups": len(groups),
-        "num_excluded": int(excluded.sum()),
-        "num_crossing_splits": sum(crossings(after, g)["crosses_splits"] for g in groups),
-        "num_crossing_labels": sum(crossings(after, g)["crosses_labels"] for g in groups),
+        "torn_by_user": torn(by_user=True),
+        "torn_by_job": torn(by_user=False),
+        "num_conflicts": sum(after.conflicts().values()) - sum(before.conflicts().values()),
         "groups": [gallery.copies(after, g, f"late-{k:03d}") for k, g in enumerate(groups[: config.shown])],
     }
+
+
+def _is_torn(flags: Crossings, by_user: bool) -> bool:
+    return flags["crosses_splits"] and not flags["crosses_labels"] and flags["crosses_given"] == by_user
 
 
 def _probabilities(
@@ -248,4 +260,6 @@ def _curve(examples: Examples, indices: np.ndarray, components: np.ndarray, cont
         context.seed,
         context.stop.check,
     )
-    return {"num_val": int(val.sum()), "points": points}
+    half, whole = (float(np.mean(point["accuracies"])) for point in points[-2:])
+    noise = 2 * np.sqrt(whole * (1 - whole) / val.sum())  # Half the width of the 95% interval of the accuracy.
+    return {"num_val": int(val.sum()), "points": points, "gain": whole - half, "noise": float(noise)}

@@ -12,11 +12,10 @@ from PIL import Image
 
 from job.config import ExploreConfig
 from job.data.examples import Examples, Status
-from job.measure.metrics import wilson
 from job.measure.shortcuts import shortcuts
 from job.reporting import figures
 from job.reporting.gallery import TILE_PX, Gallery, crossings
-from job.reporting.summaries import ClassPictures, Duplicates, Explored, ExploredClass, Groups
+from job.reporting.summaries import ClassPictures, Duplicates, Explored, Groups
 from job.runtime.context import Context
 from job.stores.arrays import ArrayStore
 
@@ -53,15 +52,16 @@ def explore(
         numbers: Explored = {
             "num_files": len(examples),
             "statuses": examples.statuses(),
+            "conflicts": examples.conflicts(),
             "splits": examples.splits(),
-            "splits_given": sorted({s for s in examples["given_split"].tolist() if s}),
+            "splits_given": _splits_given(examples),
             "source_notes": list(source_notes),
             "groups": _groups(examples),
             "faults": _by_reason(examples, "quarantined"),
             "conversions": _by_reason(examples, "converted"),
             "ignored": _by_reason(examples, "ignored"),
             "remarks": _by_reason(examples, "used"),
-            "classes": _classes(examples),
+            "classes": examples.by_class(),
             "sizes": _sizes(examples),
             "light": _light(examples),
             "shortcuts": shortcuts(examples, context.seed),
@@ -99,13 +99,11 @@ def _reason(kind: tuple[str, ...], examples: Examples, indices: list[int]) -> di
     return {"reason": text, "count": len(indices), "files": files}
 
 
-def _classes(examples: Examples) -> list[ExploredClass]:
-    """Return the counts of each class, and the width of the 95% interval of its recall, if its recall is 0.9."""
-    classes: list[ExploredClass] = []
-    for row in examples.by_class():
-        low, high = wilson(round(0.9 * row["test"]), row["test"])
-        classes.append({**row, "recall_interval_width": high - low})
-    return classes
+def _splits_given(examples: Examples) -> list[str]:
+    """Return the splits of the user that the job has kept. Without a train split, it keeps none."""
+    decoded = np.isin(examples["status"], ("used", "converted", "excluded"))
+    given = sorted({split for split in examples["given_split"][decoded] if split})
+    return given if "train" in given else []
 
 
 def _sizes(examples: Examples) -> dict[str, object]:
@@ -147,7 +145,7 @@ def _duplicates(examples: Examples, gallery: Gallery) -> Duplicates:
     for index in np.flatnonzero((examples["group"] >= 0) & decoded):
         members[int(examples["group"][index])].append(int(index))
     conflicts = defaultdict(list)
-    for index in np.flatnonzero((examples["status"] == "quarantined") & decoded):
+    for index in np.flatnonzero((examples["status"] == "quarantined") & decoded):  # Others are quarantined before decoding.
         conflicts[examples["sha256"][index]].append(int(index))
     groups = [(indices, crossings(examples, indices)) for indices in members.values() if len(indices) > 1]
     groups.sort(key=lambda g: (not g[1]["crosses_splits"], not g[1]["crosses_labels"], -len(g[0])))
@@ -156,8 +154,8 @@ def _duplicates(examples: Examples, gallery: Gallery) -> Duplicates:
     return {
         "num_groups": len(groups),
         "num_photos": sum(len(indices) for indices, _ in groups),
-        "num_crossing_splits": sum(crosses["crosses_splits"] for _, crosses in groups),
-        "num_crossing_labels": sum(crosses["crosses_labels"] for _, crosses in groups),
+        "num_crossing_splits": sum(c["crosses_splits"] and not c["crosses_labels"] for _, c in groups),
+        "num_crossing_labels": sum(c["crosses_labels"] for _, c in groups),
         "groups": shown,
         "num_label_conflicts": sum(len(indices) for indices in conflicts.values()),
         "label_conflicts": torn,
@@ -226,7 +224,6 @@ def _class_pictures(
         pictures.append(
             {
                 "class": name,
-                "num_examples": len(members),
                 "mean": add_mean() if len(members) > 1 else None,
                 "samples": gallery.sheet(examples["row"][chosen], f"samples-{label:03d}", columns, side_px),
             }

@@ -226,7 +226,7 @@ def test_val_duplicate_of_train_is_reported_as_leak(tmp_path, context):
     done = split_folder(tmp_path / "photos", context)
     status, reason = by_path(done, "status"), by_path(done, "reason")
     assert status["train/stripes/stripes-004.jpg"] == "excluded" and status["val/stripes/leak.jpg"] == "used"
-    assert reason["train/stripes/stripes-004.jpg"] == "a copy of val/stripes/leak.jpg, which is held out"
+    assert reason["train/stripes/stripes-004.jpg"] == "a copy of val/stripes/leak.jpg, which is in the test set (held out)"
 
 
 def test_same_bytes_with_two_labels_are_both_quarantined(tmp_path, context):

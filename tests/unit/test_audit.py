@@ -70,10 +70,14 @@ def test_nothing_is_excluded_where_nothing_is_wrong(drawn, context):
 def test_mirrored_training_copy_of_a_held_out_photo_is_excluded(drawn, context):
     drawn.mirror(source=6, copy=8)  # test, train
     found = drawn.audit(context)
-    assert row(found, 8)["status"] == "excluded" and row(found, 8)["reason"] == "a copy of 006.jpg, which is held out"
+    assert (
+        row(found, 8)["status"] == "excluded"
+        and row(found, 8)["reason"] == "a copy of 006.jpg, which is in the test set (held out)"
+    )
     assert row(found, 6)["status"] == "used" and row(found, 6)["group"] == row(found, 8)["group"] == 6
     late = found.numbers["late_copies"]
-    assert (late["num_groups"], late["num_excluded"], late["num_crossing_splits"]) == (1, 1, 1)
+    assert late["num_groups"] == 1 and late["torn_by_job"] == {"num_groups": 1, "num_left_out": 1}
+    assert found.numbers["left_out"] == {"008.jpg": row(found, 8)["reason"]}
     assert context.workdir.exists(late["groups"][0]["strip"])
     assert found.numbers["splits"]["train"] == PER_CLASS - 1
 

@@ -1,0 +1,88 @@
+"""Facts about the data that several parts of the report state. They are derived once, so that the parts cannot disagree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from job.data.examples import ClassCounts
+from job.measure.metrics import wilson
+from job.reporting.summaries import Audited, Copies, Explored
+
+if TYPE_CHECKING:
+    from job.measure.shortcuts import Fact
+
+
+class ClassFacts(ClassCounts):
+    """The counts of a class, its number of usable photos, and half the width of the 95% interval of a recall of 90%."""
+
+    total: int
+    recall_known_to: float
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Facts about the data. Counts are those of the audit, if it has run, because it leaves out more photos.
+
+    `splits_given` are the splits of the user that the job has kept. `num_left_out_later` photos are still in those numbers
+    of explore that the audit does not repeat. `groups` are explore's groups of copies, with what became of each photo.
+    `shortcut` is the fact about the file that tells the class best, if one tells it clearly. `class_weights` has the setting
+    of each model.
+    """
+
+    statuses: Mapping[str, int]
+    conflicts: Mapping[str, int]
+    splits: Mapping[str, int]
+    classes: list[ClassFacts]
+    splits_given: list[str]
+    num_left_out_later: int
+    copies: list[Copies]
+    shortcut: Fact | None
+    class_weights: Mapping[str, str]
+
+    @property
+    def num_photos(self) -> int:
+        """The number of usable photos."""
+        return sum(self.splits.values())
+
+    @property
+    def num_conflicts(self) -> int:
+        """The number of files that were left out because one picture has two labels."""
+        return sum(self.conflicts.values())
+
+
+def facts(explore: Explored, audit: Audited | None, config: Mapping[str, Any]) -> Facts:
+    """Return the facts from the summaries of the stages and the settings of the run."""
+    newest, left_out = audit or explore, audit["left_out"] if audit else {}
+    return Facts(
+        statuses=newest["statuses"],
+        conflicts=newest["conflicts"],
+        splits=newest["splits"],
+        classes=[_of_class(row) for row in newest["classes"]],
+        splits_given=explore["splits_given"],
+        num_left_out_later=len(left_out),
+        copies=[_brought_up_to_date(group, left_out) for group in explore["duplicates"]["groups"]],
+        shortcut=_shortcut(explore),
+        class_weights={name: config[name]["class_weight"] for name in ("head", "fine_tune")},
+    )
+
+
+def _shortcut(explore: Explored) -> Fact | None:
+    found = explore["shortcuts"]
+    every: Fact = {"fact": "size, shape, format and EXIF data", "kind": "file", **found["file"]}
+    telling = [fact for fact in found["facts"] if fact["warning"]]
+    return max(telling, key=lambda f: f["accuracy"]) if telling else every if every["warning"] else None
+
+
+def _of_class(row: ClassCounts) -> ClassFacts:
+    low, high = wilson(round(0.9 * row["test"]), row["test"])
+    return {**row, "total": row["train"] + row["val"] + row["test"], "recall_known_to": (high - low) / 2}
+
+
+def _brought_up_to_date(group: Copies, left_out: Mapping[str, str]) -> Copies:
+    photos = [
+        {**photo, "status": "excluded", "reason": left_out[photo["path"]]} if photo["path"] in left_out else photo
+        for photo in group["photos"]
+    ]
+    return {**group, "photos": photos}
