@@ -60,7 +60,9 @@ def _about_files(facts: Facts, explore: Explored) -> Iterator[Advice]:
         yield Advice(
             0.1 * unsure / num_photos,
             f"{counted(unsure, 'photo is', 'photos are')} almost black, almost white or one flat colour.",
-            "Look at them, and remove those that show nothing.",
+            "Look at them, and remove those that show nothing."
+            if unsure > 1
+            else "Look at it, and remove it if it shows nothing.",
             "suspicious",
         )
 

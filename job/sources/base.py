@@ -95,7 +95,9 @@ class Listing:
         elif splits.keys() - {None}:
             shown = {"train": "train", "val": "validation", "test": "test (held out)", None: "in none"}
             counts = ", ".join(f"{name} {splits[split]:,}" for split, name in shown.items() if splits[split])  # type: ignore[index]
-            lines.append(f"Splits, from {self.splits_from}: {counts} files.")
+            moved = "train" in splits and "test" not in splits
+            becomes = " Validation becomes the test set, and a part of train becomes validation." if moved else ""
+            lines.append(f"Splits, from {self.splits_from}: {counts} files.{becomes}")
         else:
             lines.append(f"No splits are given: the job divides {splits[None]:,} files into train, validation and test.")
         for verdict in ("ignored", "quarantined"):

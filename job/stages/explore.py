@@ -102,7 +102,7 @@ def _reason(kind: tuple[str, ...], examples: Examples, indices: list[int]) -> di
 def _splits_given(examples: Examples) -> list[str]:
     """Return the splits of the user that the job has kept. Without a train split, it keeps none."""
     decoded = np.isin(examples["status"], ("used", "converted", "excluded"))
-    given = sorted({split for split in examples["given_split"][decoded] if split})
+    given = [split for split in ("train", "val", "test") if split in examples["given_split"][decoded]]
     return given if "train" in given else []
 
 

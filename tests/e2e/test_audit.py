@@ -75,4 +75,4 @@ def test_cropped_and_mirrored_copies_leak_nowhere(planted, audited):
 
 def test_page_shows_what_was_planted(audited):
     page = (audited / "report.html").read_text(encoding="utf-8")
-    assert "No model yet." in page and "label_issues.csv" in page and "/moved-" in page and "/copy-" in page
+    assert "No model in this run." in page and "label_issues.csv" in page and "/moved-" in page and "/copy-" in page

@@ -504,7 +504,10 @@ def test_summary_names_classes_splits_and_what_was_left_out(tmp_path):
     assert (
         summary[0].startswith("12 classes, from the class folders: class00, class01") and "class09 and 2 more." in summary[0]
     )
-    assert summary[1] == "Splits, from the split folders: train 12, validation 12 files."
+    assert summary[1] == (
+        "Splits, from the split folders: train 12, validation 12 files. "
+        "Validation becomes the test set, and a part of train becomes validation."
+    )
     assert summary[2].startswith("Ignored: 2 (")
     assert listing(tmp_path / "train").summary()[1].startswith("No splits are given")
 

@@ -378,7 +378,7 @@ def test_page_of_the_data_alone_is_complete(context):
     explored(context)
     page = drawn(context)
     elements = Elements(page)
-    assert "No model yet." in top_of(page) and "100 usable photos in 2 classes" in top_of(page)
+    assert "No model in this run." in top_of(page) and "100 usable photos in 2 classes" in top_of(page)
     sections = {attributes["id"] for attributes in elements.of("section")}
     assert sections == {"data", "classes", "faults", "duplicates", "shortcuts", "suspicious", "times", "again"}
     # Charts of size, brightness and contrast; mean and samples of each class; strip; suspicious photo.
@@ -459,7 +459,7 @@ def test_data_that_cannot_be_used_says_so_at_the_top_and_keeps_the_list_folded(c
     context.workdir.write_json("stages/split/refusals.json", refusals)
     page = drawn(context)
     assert "This data cannot be used for training as it is. 9 of 20 files are quarantined. Repair them." in top_of(page)
-    assert "a&lt;b&gt;.jpg" in page and "No model yet" not in page
+    assert "a&lt;b&gt;.jpg" in page and "No model in this run" not in page
 
 
 def test_leak_free_accuracy_is_at_the_top_only_where_there_are_leaks(context):
