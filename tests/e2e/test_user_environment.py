@@ -64,7 +64,7 @@ def test_every_import_that_waits_until_it_is_needed_is_installed(user, tmp_path)
         ),
         ("transfer-job explore --data photos/ --out runs/looked-at", "files looked at"),
         ("transfer-job run --data photos/ --out runs/first --dry-run", "skipped"),
-        ("transfer-job predict --model runs/first/model --data photos/ --out predictions.csv", "40 photos labelled"),
+        ("transfer-job predict --model runs/first --data photos/ --out predictions.csv", "40 photos labelled"),
         ("transfer-job report runs/first", "Report: "),
         (
             "transfer-job rank --data photos/ --out runs/rank --image-size 48 --backbones mobilenet_v2:alpha=0.35",

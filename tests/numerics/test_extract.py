@@ -1,5 +1,8 @@
 """extract: what is in the stores is what the network gives for each view, however the batches fell."""
 
+import io
+import re
+
 import numpy as np
 import pytest
 
@@ -7,6 +10,7 @@ from job.config import AugmentConfig, BackboneConfig, ExtractConfig, IntakeConfi
 from job.data.augment import Augmentation
 from job.errors import Diverged, StorageFailed
 from job.model.network import Network
+from job.runtime import telemetry
 from job.runtime.context import Context
 from job.runtime.telemetry import Telemetry
 from job.sources.folders import FolderSource
@@ -80,6 +84,15 @@ def test_stores_hold_every_photo_and_every_view_of_the_training_photos(context, 
         assert np.allclose(stored, expected, rtol=1e-3, atol=1e-3)
     again = Extraction.load(context)
     assert again.stores == made.stores and again.inputs == made.inputs and again.train_rows_T.tolist() == train_rows.tolist()
+
+
+@pytest.mark.parametrize("wanted", ["stored", "online"])
+def test_time_that_is_left_is_estimated_once(tmp_path, network, taken_in, monkeypatch, wanted):
+    monkeypatch.setattr(telemetry, "SECONDS_BETWEEN_LINES", 0.0)
+    said = io.StringIO()
+    run(Context(Workdir(tmp_path), Telemetry(None, said)), network, taken_in, wanted)
+    (line,) = re.findall(r"^  estimate: .*$", said.getvalue(), re.MULTILINE)
+    assert re.fullmatch(r"  estimate: \d+ s to go, \d+ s for extract at its rate and roughly \d+ s for fine_tune; .*", line)
 
 
 def test_lost_shard_is_the_only_one_that_is_made_again_and_with_the_same_bits(context, network, taken_in):

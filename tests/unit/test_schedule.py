@@ -57,3 +57,9 @@ def test_recipe_follows_the_number_of_photos_and_what_is_said_stands():
     assert Recipe.resolve(said, num_examples=3000) == Recipe(0, 7, 0.5, 9)
     partly = Recipe.resolve(Config(fine_tune={"epochs": 2}), num_examples=3000)
     assert partly.epochs == 2 and partly.learning_rate == recipes[3].learning_rate
+
+
+def test_fine_tuning_counts_three_passes_of_what_it_trains_and_one_of_what_it_does_not_store():
+    recipe = Recipe(epochs=10, global_batch_size=8, learning_rate=1e-3, views=2)
+    assert recipe.forward_passes(100, 0.4, stored=True) == pytest.approx(1200)
+    assert recipe.forward_passes(100, 0.4, stored=False) == pytest.approx(1800)
