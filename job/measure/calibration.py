@@ -21,17 +21,18 @@ class Bin(TypedDict):
     accuracy_ci95: list[float]
 
 
-def temperature(labels_N: np.ndarray, logits_NC: np.ndarray) -> float:
+def temperature(labels_N: np.ndarray, logits_NC: np.ndarray, missing: float | None = None) -> float:
     """Return the temperature T that makes softmax(logits / T) fit best, by log loss. It changes no predicted label.
 
-    With all labels predicted correctly, the best T would be 0. So the targets are not 1 and 0 but those that Platt proposes:
-    as if two more examples had been seen, one of them wrong.
+    The target is 1 - `missing` for the label, and the rest for the other classes in equal parts. With all labels predicted
+    correctly and nothing missing, the best T would be 0. So the default is what Platt proposes: as if two more examples had
+    been seen, one of them wrong.
 
     Sources: Guo et al., "On Calibration of Modern Neural Networks" (2017); Platt, "Probabilistic Outputs for Support Vector
     Machines" (1999).
     """
     num_examples, num_classes = logits_NC.shape
-    missing = 1 / (num_examples + 2)
+    missing = 1 / (num_examples + 2) if missing is None else missing
     targets_NC = np.full(logits_NC.shape, missing / max(1, num_classes - 1))
     targets_NC[np.arange(num_examples), labels_N] = 1 - missing
 

@@ -10,7 +10,9 @@ import numpy as np
 from scipy.special import xlogy
 
 from job.data.duplicates import folds_of_groups
-from job.model.heads import Head, LogisticRegression, smoothed_one_hot
+from job.data.moments import Moments
+from job.model.heads import Head
+from job.model.regression import LogisticRegression
 
 # Inverse regularisation strengths for components of unit variance, strongest first.
 _STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3)
@@ -94,7 +96,8 @@ class _Probe:
 
     def __init__(self, components_NK: np.ndarray, labels_N: np.ndarray, num_classes: int) -> None:
         ones = np.ones(len(labels_N), np.float32)
-        self._regression = LogisticRegression(components_NK, smoothed_one_hot(labels_N, num_classes, 0.0), ones)
+        moments = Moments.of(components_NK, labels_N, ones, num_classes)
+        self._regression = LogisticRegression(components_NK, labels_N, ones, moments)
         self._head = Head.zeros(components_NK.shape[1], num_classes)
 
     def at(self, strength: float) -> Head:

@@ -106,7 +106,7 @@ _ROWS = (
     ),
     Stage(
         name="head",
-        schema=2,
+        schema=3,
         after=("audit", "extract"),
         settings=("head",),
         artifact="ChosenHead",
@@ -116,7 +116,7 @@ _ROWS = (
     ),
     Stage(
         name="fine_tune",
-        schema=2,
+        schema=3,
         after=("split", "audit", "extract", "head"),
         settings=("fine_tune", "train"),
         artifact="FineTuned",

@@ -111,7 +111,6 @@ def _fine_tune(job: Job) -> Artifact | None:
         features=job["extract"].features,
         inputs=job.inputs,
         chosen_head=job["head"].head,
-        c=job["head"].c,
         network=job.network,
         train_seed=job.config.train.seed or 0,
         checkpoints=job.checkpoints("fine_tune"),

@@ -39,7 +39,7 @@ def charts(
     drawn: dict[str, Figure] = {}
     if audit:
         drawn["curve"] = _learning_curve_chart(audit["learning_curve"]["points"])
-    if head:
+    if head and head["path"]:
         drawn |= _head_charts(head)
     if tuning and len(tuning["history"]) > 1:
         drawn |= _tuning_charts(tuning["history"])
@@ -64,7 +64,7 @@ def _learning_curve_chart(points: "Sequence[CurvePoint]") -> "Figure":
 
 
 def _head_charts(head: HeadPath) -> "Iterator[tuple[str, Figure]]":
-    """Yield the log loss and the accuracy by regularisation strength. A ring marks the strength that was chosen."""
+    """Yield the log loss and the accuracy by regularisation strength. A ring marks the strength that was used."""
     strengths = [tried["c"] for tried in head["path"]]
     losses, accuracies = ([tried[name] for tried in head["path"]] for name in ("val_log_loss", "val_accuracy"))
     for name, title, values, colour in (

@@ -175,20 +175,37 @@ class Audited(TypedDict):
     learning_curve: LearningCurve
 
 
-class TriedStrength(TypedDict):
+class Scored(TypedDict):
+    """Mean log loss and accuracy of a head on the validation photos."""
+
+    val_log_loss: float
+    val_accuracy: float
+
+
+class TriedStrength(Scored):
     """The result of one regularisation strength."""
 
     c: float
-    val_log_loss: float
-    val_accuracy: float
     num_iterations: int
     converged: bool
 
 
-class HeadPath(TypedDict):
-    """The content of head.json: the strength that validation chose, and an entry for each strength that was tried."""
+class TriedHead(Scored):
+    """The result of one way to train a head: regression on views, regression on photos, or discriminant."""
 
-    c: float
+    kind: str
+
+
+class HeadPath(TypedDict):
+    """The content of head.json: the kind of head that validation chose, and an entry for each kind that was tried.
+
+    For regressions, also the strength that validation chose, and an entry for each strength that was tried. Without them,
+    `c` is None and `path` empty.
+    """
+
+    chosen: str
+    heads: list[TriedHead]
+    c: float | None
     path: list[TriedStrength]
 
 

@@ -9,7 +9,8 @@ from sklearn.metrics import log_loss
 
 from job.config import FineTuneConfig
 from job.data.examples import Examples
-from job.model.heads import COARSE, Head, class_weights, regression_on_views, smoothed_one_hot
+from job.measure.calibration import temperature
+from job.model.heads import Head, class_weights, smoothed_one_hot
 from job.model.inputs import Inputs
 from job.model.network import Network
 from job.reporting.summaries import Tuning
@@ -24,7 +25,7 @@ from job.train.schedule import Schedule
 
 WEIGHTS = "stages/fine_tune/weights.npz"
 SUMMARY = "stages/fine_tune/fine_tune.json"
-_MAX_HEAD_ITERATIONS = 500
+_SCALED_ON = 2_000  # So many photos suffice for one number.
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,6 @@ def fine_tune(
     features: StoredViews,
     inputs: Inputs,
     chosen_head: Head,
-    c: float,
     network: Network,
     train_seed: int,
     checkpoints: Checkpoints,
@@ -75,7 +75,7 @@ def fine_tune(
     saved = checkpoints.newest_of_chief()
     with context.telemetry.spent("start"):
         is_known = saved or not context.peers.is_chief  # The start is then replaced below.
-        start = chosen_head if is_known else _start(config, examples, features, chosen_head, c)
+        start = chosen_head if is_known else _start(config, examples, features, chosen_head)
     precision = context.peers.same(network.devices.best_precision if config.precision == "auto" else config.precision)
     replicas = network.devices.all
     model = network.tuned(start, precision, replicas)
@@ -178,7 +178,7 @@ class _Feed:
         self._inputs = inputs
         num_classes = len(examples.class_names)
         labels_N = examples.labels[indices][by_key]
-        self._targets_NC = smoothed_one_hot(labels_N, num_classes, config.label_smoothing)
+        self._labels_N, self._num_classes, self._smoothing = labels_N, num_classes, config.label_smoothing
         self._weights_N = class_weights(labels_N, num_classes, config.class_weight)
         self.schedule = Schedule.resolve(
             recipe, num_examples=len(indices), warmup_fraction=config.warmup_fraction, seed=seed
@@ -194,19 +194,19 @@ class _Feed:
         def load(numbers: np.ndarray) -> Arrays:
             return self._inputs.training(rows[numbers], keys[numbers], views[numbers])
 
-        return load, self._targets_NC[chosen], self._weights_N[chosen]
+        targets = smoothed_one_hot(self._labels_N[chosen], self._num_classes, self._smoothing)
+        return load, targets, self._weights_N[chosen]
 
 
-def _start(config: FineTuneConfig, examples: Examples, features: StoredViews, chosen: Head, c: float) -> Head:
-    """Return the chosen head, or its optimum for smoothed labels, because training would first move the head there."""
+def _start(config: FineTuneConfig, examples: Examples, features: StoredViews, chosen: Head) -> Head:
+    """Return the chosen head at the temperature that suits smoothed labels, because training would first move it there."""
     if config.label_smoothing == 0:
         return chosen
     train, num_classes = examples.in_store_order("train"), len(examples.class_names)
-    labels_T = examples.labels[train]
-    targets_TC = smoothed_one_hot(labels_T, num_classes, config.label_smoothing)
-    weights_T = class_weights(labels_T, num_classes, config.class_weight)
-    regression = regression_on_views(features, examples["row"][train], targets_TC, weights_T)
-    return regression.solve(c, chosen, _MAX_HEAD_ITERATIONS, tolerance=COARSE).head
+    some = train[:: max(1, len(train) // _SCALED_ON)]
+    missing = config.label_smoothing * (num_classes - 1) / num_classes
+    logits = chosen.logits(features.plain.rows(examples["row"][some]))
+    return chosen.at_temperature(temperature(examples.labels[some], logits, missing))
 
 
 def _validate(trainer: Trainer, rows: np.ndarray, labels: np.ndarray) -> dict[str, float]:

@@ -1,103 +1,221 @@
-"""head: train a new last layer on the features with several regularisation strengths; validation chooses one."""
+"""head: train a new last layer on the features in several ways; validation chooses one."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from sklearn.metrics import log_loss
+from scipy.special import log_softmax
 
 from job.config import HeadConfig
 from job.data.examples import Examples
-from job.model.heads import COARSE, Head, class_weights, regression_on_views, smoothed_one_hot
-from job.reporting.summaries import HeadPath, TriedStrength
+from job.data.moments import Moments
+from job.measure.calibration import temperature
+from job.model.discriminant import Discriminant
+from job.model.heads import Head, class_weights
+from job.model.regression import LogisticRegression, Solution
+from job.reporting.summaries import HeadPath, Scored, TriedHead, TriedStrength
 from job.runtime.context import Context
-from job.stores.arrays import StoredViews
+from job.stores.arrays import StoredRows, StoredViews
 from job.train.checkpoint import Checkpoints, TrainState, numbered
 
 ARRAYS = "stages/head/head.npz"
 SUMMARY = "stages/head/head.json"
 _WORSE_BEFORE_STOP = 2
+_PATH_PHOTOS = 10_000  # They find the strength that all photos find: docs/decisions/0027-large-sets.md.
+_SHRINKAGES = (0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+_TEMPERATURE_PHOTOS = 2_000
+# With more classes than this, and fewer photos of each, the discriminant alone is as good and far cheaper.
+_MANY_CLASSES, _FEW_PHOTOS = 50, 30
+_MIN_STANDARD_ERRORS = 2  # A smaller difference is luck: it chose heads that were worse on other photos.
 
 
 @dataclass(frozen=True)
 class ChosenHead:
-    """The head, the strength `c` that validation chose for it, and an entry for each strength that was tried."""
+    """The head that validation chose."""
 
     head: Head
-    c: float
-    path: list[TriedStrength]
 
     @classmethod
     def load(cls, context: Context) -> Self:
-        summary: HeadPath = context.workdir.read_json(SUMMARY)
         with np.load(context.workdir.path(ARRAYS), allow_pickle=False) as arrays:
-            head = Head(arrays["kernel_DC"], arrays["bias_C"])
-        return cls(head, summary["c"], summary["path"])
+            return cls(Head(arrays["kernel_DC"], arrays["bias_C"]))
 
 
 def head(
     config: HeadConfig, *, examples: Examples, features: StoredViews, checkpoints: Checkpoints, context: Context
 ) -> ChosenHead:
-    """Train heads with regularisation strengths from `c_grid` and return the best one on validation.
+    """Train heads by logistic regression and by discriminant analysis, and return the one that validation chooses.
 
-    The strongest regularisation comes first, and each solution starts from the one before it. The search ends after two
-    strengths without a lower validation log loss. The chosen strength is then solved to full precision.
+    The regularisation strength of the regression is chosen on at most 10,000 photos without their augmented views. With
+    it, one head is solved on all views and one on the photos alone. With many classes of few photos each, only the
+    discriminant is tried.
     """
-    num_classes = len(examples.class_names)
-    train = examples.in_store_order("train")
-    labels_T = examples.labels[train]
-    weights_T = class_weights(labels_T, num_classes, config.class_weight)
-    targets_TC = smoothed_one_hot(labels_T, num_classes, 0.0)
-    regression = regression_on_views(features, examples["row"][train], targets_TC, weights_T)
-    val = examples.of("val")
-    val_features, val_labels = features.plain.rows(examples["row"][val]), examples.labels[val]
-    tried = _restored(checkpoints.newest())
-    with checkpoints, context.telemetry.progress("head", len(config.c_grid), "strengths") as progress:
-
-        def on_iteration() -> None:
-            checkpoints.offer(lambda: _state(tried))
-
-        for c in sorted(config.c_grid)[len(tried) :]:
-            if _is_enough(tried):
-                break
-            current = tried[-1][1] if tried else Head.zeros(features.plain.row_shape[0], num_classes)
-            solution = regression.solve(c, current, config.max_iterations, tolerance=COARSE, on_iteration=on_iteration)
-            current = solution.head
-            probabilities = current.probabilities(val_features)
-            loss = float(log_loss(val_labels, probabilities, labels=range(num_classes)))
-            accuracy = float((probabilities.argmax(1) == val_labels).mean())
-            result = TriedStrength(
-                c=c,
-                val_log_loss=loss,
-                val_accuracy=accuracy,
-                num_iterations=solution.num_iterations,
-                converged=solution.converged,
-            )
-            tried.append((result, current))
-            context.telemetry.scalar("head/val_log_loss", loss, len(tried))
-            progress.advance()
-        best, coarse = min(tried, key=lambda t: t[0]["val_log_loss"])
-        chosen = regression.solve(best["c"], coarse, config.max_iterations, on_iteration=on_iteration).head
-    path = [t for t, _ in tried]
+    train, val, num_classes = examples.in_store_order("train"), examples.of("val"), len(examples.class_names)
+    training = _Training(features, examples["row"][train], examples.labels[train], num_classes, config.class_weight)
+    validation = _Validation(features.plain.rows(examples["row"][val]), examples.labels[val])
+    search = _Search(config, training, validation, checkpoints, context)
+    is_discriminant_alone = num_classes > _MANY_CLASSES and len(train) < _FEW_PHOTOS * num_classes
+    with checkpoints:
+        heads = {} if is_discriminant_alone else search.run()
+    c = search.c if heads else None
+    heads["discriminant"] = _discriminant(training.moments, validation)
+    chosen = validation.preferred(heads)
     with context.workdir.writing(ARRAYS) as file, file.open("wb") as stream:
-        np.savez(stream, kernel_DC=chosen.kernel_DC, bias_C=chosen.bias_C)
-    context.workdir.write_json(SUMMARY, HeadPath(c=best["c"], path=path))
-    return ChosenHead(chosen, best["c"], path)
+        np.savez(stream, kernel_DC=heads[chosen].kernel_DC, bias_C=heads[chosen].bias_C)
+    tried = [TriedHead(kind=kind, **validation.scores(head)) for kind, head in heads.items()]
+    context.workdir.write_json(SUMMARY, HeadPath(chosen=chosen, heads=tried, c=c, path=search.path))
+    return ChosenHead(heads[chosen])
 
 
-def _is_enough(tried: list[tuple[TriedStrength, Head]]) -> bool:
-    losses = [t["val_log_loss"] for t, _ in tried]
-    return bool(losses) and len(losses) - losses.index(min(losses)) > _WORSE_BEFORE_STOP
+class _Training:
+    """The training photos: regressions on them or on their views, and the moments of their features."""
+
+    def __init__(
+        self, features: StoredViews, rows_T: np.ndarray, labels_T: np.ndarray, num_classes: int, class_weight: str
+    ) -> None:
+        self.num_views, self._num_classes = features.num_views, num_classes
+        self._features, self._rows_T, self._labels_T = features, rows_T, labels_T
+        self._weights_T = class_weights(labels_T, num_classes, class_weight)
+        self._photos = StoredRows(features.plain.rows, rows_T, features.plain.row_shape)
+        self.moments = Moments.of(self._photos, labels_T, self._weights_T, num_classes)
+
+    def zeros(self) -> Head:
+        return Head.zeros(self._features.plain.row_shape[0], self._num_classes)
+
+    def on_some_photos(self, most: int) -> LogisticRegression:
+        """Return the regression on at most this many photos. Each class keeps its share, and each photo its weight."""
+        count = len(self._labels_T)
+        order = np.random.default_rng(0).permutation(count)
+        order = order[np.argsort(self._labels_T[order], kind="stable")]
+        some = np.sort(order[np.linspace(0, count - 1, min(most, count)).round().astype(np.int64)])
+        photos = StoredRows(self._features.plain.rows, self._rows_T[some], self._features.plain.row_shape)
+        return LogisticRegression(photos, self._labels_T[some], self._weights_T[some], self.moments)
+
+    def on_photos(self) -> LogisticRegression:
+        return LogisticRegression(self._photos, self._labels_T, self._weights_T, self.moments)
+
+    def on_views(self) -> LogisticRegression:
+        """Return the regression on all stored views. The views of a photo share its weight."""
+        positions_T, num_views, num_photos = self._features.positions_of(self._rows_T), self.num_views, len(self._rows_T)
+
+        def read(numbers: np.ndarray) -> np.ndarray:
+            return self._features.training(positions_T[numbers % num_photos], numbers // num_photos)
+
+        views = StoredRows(read, np.arange(num_views * num_photos), self._features.plain.row_shape)
+        weights_N = np.tile(self._weights_T, num_views) / num_views
+        return LogisticRegression(views, np.tile(self._labels_T, num_views), weights_N, self.moments)
 
 
-def _state(tried: list[tuple[TriedStrength, Head]]) -> TrainState:
-    kernels, biases = [head.kernel_DC for _, head in tried], [head.bias_C for _, head in tried]
-    arrays = {**numbered("kernel_DC", kernels), **numbered("bias_C", biases)}
-    return TrainState(len(tried), arrays, {"path": [t for t, _ in tried]})
+@dataclass(frozen=True)
+class _Validation:
+    """The validation photos, on which heads are compared."""
+
+    features_VD: np.ndarray
+    labels_V: np.ndarray
+
+    def scores(self, tried: Head) -> Scored:
+        logits_VC = tried.logits(self.features_VD)
+        accuracy = float((logits_VC.argmax(axis=1) == self.labels_V).mean())
+        return {"val_log_loss": float(self._losses(logits_VC).mean()), "val_accuracy": accuracy}
+
+    def preferred(self, heads: dict[str, Head]) -> str:
+        """Return the first head, or a later one whose log loss is clearly lower: by two standard errors."""
+        losses = {kind: self._losses(tried.logits(self.features_VD)) for kind, tried in heads.items()}
+        best = next(iter(heads))
+        for kind in heads:
+            gains_V = losses[best] - losses[kind]
+            if gains_V.mean() > _MIN_STANDARD_ERRORS * gains_V.std() / np.sqrt(len(gains_V)):
+                best = kind
+        return best
+
+    def calibrated(self, tried: Head) -> Head:
+        """Return the head with its logits divided by the temperature that fits best."""
+        some = slice(_TEMPERATURE_PHOTOS)
+        return tried.at_temperature(temperature(self.labels_V[some], tried.logits(self.features_VD[some])))
+
+    def _losses(self, logits_VC: np.ndarray) -> np.ndarray:
+        """Return the log loss of each photo, float64 (V,)."""
+        log_probabilities_VC: np.ndarray = log_softmax(logits_VC, axis=1)
+        return -log_probabilities_VC[np.arange(len(self.labels_V)), self.labels_V]
 
 
-def _restored(state: TrainState | None) -> list[tuple[TriedStrength, Head]]:
-    if state is None:
-        return []
-    heads = map(Head, state.listed("kernel_DC"), state.listed("bias_C"))
-    return list(zip(state.notes["path"], heads, strict=True))
+class _Search:
+    """The search for the best regression. Its state is the list of solved heads, first those of the path."""
+
+    def __init__(
+        self, config: HeadConfig, training: _Training, validation: _Validation, checkpoints: Checkpoints, context: Context
+    ) -> None:
+        self._config, self._training, self._validation = config, training, validation
+        self._checkpoints, self._context = checkpoints, context
+        saved = checkpoints.newest()
+        self.path: list[TriedStrength] = saved.notes["path"] if saved else []
+        self._heads = list(map(Head, saved.listed("kernel_DC"), saved.listed("bias_C"))) if saved else []
+
+    @property
+    def c(self) -> float:
+        """The strength with the lowest log loss on validation."""
+        return self.path[self._best]["c"]
+
+    @property
+    def _best(self) -> int:
+        losses = [tried["val_log_loss"] for tried in self.path]
+        return losses.index(min(losses))
+
+    def run(self) -> dict[str, Head]:
+        """Return the heads for the chosen strength: on all stored views, if there are augmented ones, and on the photos.
+
+        The strongest regularisation comes first, and each solution starts from the one before it. The path ends after two
+        strengths without a lower log loss.
+        """
+        training, num_views = self._training, self._training.num_views
+        num_heads = len(self._config.c_grid) + (2 if num_views > 1 else 1)
+        with self._context.telemetry.progress("head", num_heads, "heads") as progress:
+            regression = training.on_some_photos(_PATH_PHOTOS)
+            for c in sorted(self._config.c_grid)[len(self.path) :]:
+                if self.path and len(self.path) - self._best > _WORSE_BEFORE_STOP:
+                    break
+                self._follow(regression, c)
+                progress.advance()
+            photos = self._last(0, training.on_photos, self._heads[self._best])
+            progress.advance()
+            if num_views == 1:
+                return {"regression on photos": photos}
+            views = self._last(1, training.on_views, photos)
+            progress.advance()
+            return {"regression on views": views, "regression on photos": photos}
+
+    def _follow(self, regression: LogisticRegression, c: float) -> None:
+        """Add a head to the path."""
+        start = self._heads[-1] if self._heads else self._training.zeros()
+        solution = self._solve(regression, c, start)
+        self._heads.append(solution.head)
+        scores = self._validation.scores(solution.head)
+        result = TriedStrength(c=c, **scores, num_iterations=solution.num_iterations, converged=solution.converged)
+        self.path.append(result)
+        self._context.telemetry.scalar("head/val_log_loss", scores["val_log_loss"], len(self.path))
+
+    def _last(self, number: int, regression: Callable[[], LogisticRegression], start: Head) -> Head:
+        """Return the solution for the chosen strength, or the one that a checkpoint has at this place behind the path."""
+        place = len(self.path) + number
+        if len(self._heads) == place:
+            self._heads.append(self._solve(regression(), self.c, start).head)
+        return self._heads[place]
+
+    def _solve(self, regression: LogisticRegression, c: float, start: Head) -> Solution:
+        def on_iteration() -> None:
+            self._checkpoints.offer(self._state)
+
+        return regression.solve(c, start, self._config.max_iterations, on_iteration=on_iteration)
+
+    def _state(self) -> TrainState:
+        kernels, biases = [head.kernel_DC for head in self._heads], [head.bias_C for head in self._heads]
+        arrays = {**numbered("kernel_DC", kernels), **numbered("bias_C", biases)}
+        return TrainState(len(self._heads), arrays, {"path": list(self.path)})
+
+
+def _discriminant(moments: Moments, validation: _Validation) -> Head:
+    """Return the calibrated discriminant with the shrinkage that has the lowest log loss on validation."""
+    discriminant = Discriminant(moments)
+    tried = [validation.calibrated(discriminant.head(shrinkage)) for shrinkage in _SHRINKAGES]
+    return min(tried, key=lambda head: validation.scores(head)["val_log_loss"])

@@ -8,7 +8,7 @@ through memory maps.
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from job.storage.files import digest_of, digest_of_file, own_mark, read_json, st
 from job.storage.ledger import TEMPORARY
 
 ROWS_PER_SHARD = 256
+_IN_MEMORY_BYTES = 256 * 2**20
 HEADER_BYTES = 128  # NumPy pads the header of such a .npy file to this size.
 
 
@@ -162,7 +163,22 @@ class ArrayStore:
 
     @cached_property
     def _arrays(self) -> list[np.ndarray]:
-        return [np.load(self.index_file.parent / shard.array_name, mmap_mode="r") for shard in self.shards]
+        folder = self.index_file.parent  # Rows of a plain array are read faster than those of np.memmap, its subclass.
+        return [np.asarray(np.load(folder / shard.array_name, mmap_mode="r")) for shard in self.shards]
+
+
+class StoredRows:
+    """Numbered rows of a store: an array that is read slice by slice, or at once if it is small."""
+
+    def __init__(self, read: Callable[[np.ndarray], np.ndarray], numbers_N: np.ndarray, row_shape: tuple[int, ...]) -> None:
+        """Take rows `numbers_N`, each one of `row_shape` float32 numbers, from `read`."""
+        self.shape = (len(numbers_N), *row_shape)
+        self._read, self._numbers_N = read, numbers_N
+        is_small = 4 * int(np.prod(self.shape, dtype=np.int64)) <= _IN_MEMORY_BYTES
+        self._held = read(numbers_N) if is_small else None
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        return self._held[part] if self._held is not None else self._read(self._numbers_N[part])
 
 
 def wanted(kept: Iterable[Path]) -> set[Path] | None:
@@ -239,13 +255,15 @@ class StoredViews:
 
     def training(self, positions_B: np.ndarray, views_B: np.ndarray) -> np.ndarray:
         """Return one view of each of these training photos, which are given by their positions in `train_rows_T`."""
-        if self.augmented is None:
-            return self.plain.rows(self.train_rows_T[positions_B])
         is_plain = views_B == 0
+        if self.augmented is None or is_plain.all():
+            return self.plain.rows(self.train_rows_T[positions_B])
+        later = self.augmented.rows(positions_B[~is_plain] * (self.num_views - 1) + views_B[~is_plain] - 1)
+        if not is_plain.any():
+            return later
         gathered = np.empty((len(positions_B), *self.plain.row_shape), self.plain.dtype)
         gathered[is_plain] = self.plain.rows(self.train_rows_T[positions_B[is_plain]])
-        later = positions_B[~is_plain] * (self.num_views - 1) + views_B[~is_plain] - 1
-        gathered[~is_plain] = self.augmented.rows(later)
+        gathered[~is_plain] = later
         return gathered
 
 

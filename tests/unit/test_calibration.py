@@ -20,6 +20,13 @@ def test_temperature_undoes_a_scale_of_the_logits(scale):
     assert calibration.temperature(labels, scale * logits) == pytest.approx(scale, rel=0.05)
 
 
+def test_temperature_for_smoothed_labels_gives_the_label_their_share():
+    """Logits of 6 for the label and 0 for three others, as probabilities: 0.925 and 0.025 for a smoothing of 0.1."""
+    labels = np.arange(40) % 4
+    found = calibration.temperature(labels, 6.0 * np.eye(4)[labels], missing=0.1 * 3 / 4)
+    assert found == pytest.approx(6 / np.log(0.925 / 0.025), rel=1e-3)
+
+
 def test_temperature_stays_finite_where_all_labels_are_right():
     logits = np.asarray([[3.0, 0.0], [0.0, 3.0]] * 5)
     found = calibration.temperature(logits.argmax(1), logits)

@@ -139,7 +139,9 @@ def trained(context):
         {"c": c, "val_log_loss": loss, "val_accuracy": 0.8, "num_iterations": 20, "converged": True}
         for c, loss in ((0.01, 0.5), (0.1, 0.4), (1.0, 0.6))
     ]
-    context.workdir.write_json("stages/head/head.json", {"c": 0.1, "path": path})
+    kinds = ("regression on views", "regression on photos", "discriminant")
+    heads = [{"kind": kind, "val_log_loss": 0.4, "val_accuracy": 0.8} for kind in kinds]
+    context.workdir.write_json("stages/head/head.json", {"chosen": kinds[1], "heads": heads, "c": 0.1, "path": path})
     later = {"last_step": 4, "train_loss": 0.6, "train_accuracy": 0.9, "learning_rate": 1e-4}
     history = [{"epoch": e, "val_log_loss": 0.4, "val_accuracy": 0.8, **(later if e else {})} for e in range(3)]
     context.workdir.write_json(
@@ -523,6 +525,22 @@ def test_run_that_ended_before_the_export_says_so(context):
     trained(context)
     evaluated(context)
     assert "The run ended before the export" in top_of(drawn(context))
+
+
+def test_way_to_train_the_head_is_marked(context):
+    everything(context)
+    text = Elements(drawn(context)).text
+    assert "regression on photos0.400080.0%chosen" in text and "C = 0.1" in text
+    assert "discriminant0.400080.0%chosen" not in text and "only discriminant analysis" not in text
+
+
+@pytest.mark.draws_charts
+def test_head_without_regressions_has_no_table_of_strengths(context):
+    everything(context)
+    only = {"kind": "discriminant", "val_log_loss": 0.4, "val_accuracy": 0.8}
+    context.workdir.write_json("stages/head/head.json", {"chosen": only["kind"], "heads": [only], "c": None, "path": []})
+    text = Elements(drawn(context)).text
+    assert "For such data, only discriminant analysis is tried." in text and "C =" not in text
 
 
 def test_without_fine_tuning_the_head_stands_alone(context):
