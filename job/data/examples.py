@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Self, TypedDict, cast
+from typing import Literal, Self, TypedDict, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -116,6 +116,13 @@ class Examples:
 
     def splits(self) -> dict[str, int]:
         return {name: len(self.of(name)) for name in ("train", "val", "test")}
+
+    def in_words(self) -> str:
+        """Return a line with the number of files by status, and of the usable photos by split."""
+        by_status = self.statuses()
+        statuses = ", ".join(f"{by_status[name]:,} {name}" for name in get_args(Status) if name in by_status)
+        splits = ", ".join(f"{count:,} {name}" for name, count in self.splits().items())
+        return f"{len(self):,} files: {statuses}. Splits: {splits}"
 
     def by_class(self) -> list[ClassCounts]:
         """Return for each class the number of examples in each split, and of excluded and quarantined files."""

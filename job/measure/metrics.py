@@ -62,17 +62,14 @@ def summary(labels_N: np.ndarray, probabilities_NC: np.ndarray) -> Scores:
 def by_group(correct_N: np.ndarray, groups_N: np.ndarray, resamples: int, seed: int) -> GroupScores:
     """Return the accuracy by group: the mean over groups of the share of their photos that are right.
 
-    There is an interval of this accuracy and one of the accuracy by photo. Both are from the bootstrap over groups. A single
-    group says nothing about other groups: then both intervals are from 0 to 1.
+    There is an interval of this accuracy and one of the accuracy by photo. Both are from the bootstrap over groups.
     """
     _, group_N, sizes_G = np.unique(groups_N, return_inverse=True, return_counts=True)
     share_N = 1 / sizes_G[group_N]
-    ends = np.asarray([[0.0, 0.0], [1.0, 1.0]])
-    if len(sizes_G) > 1:
-        counts = np.stack([correct_N * share_N, share_N, correct_N, np.ones(len(correct_N))], axis=1)[:, :, None]
-        ends = bootstrap(
-            counts, groups_N, lambda s: np.concatenate([s[:, 0] / s[:, 1], s[:, 2] / s[:, 3]], axis=1), resamples, seed
-        )
+    counts = np.stack([correct_N * share_N, share_N, correct_N, np.ones(len(correct_N))], axis=1)[:, :, None]
+    ends = bootstrap(
+        counts, groups_N, lambda s: np.concatenate([s[:, 0] / s[:, 1], s[:, 2] / s[:, 3]], axis=1), resamples, seed
+    )
     return {
         "num_groups": len(sizes_G),
         "accuracy": float((correct_N * share_N).sum() / len(sizes_G)),
@@ -161,7 +158,7 @@ def compare(
     only_first, only_second = int((gain < 0).sum()), int((gain > 0).sum())
     counts = np.stack([gain, np.ones(len(gain))], axis=1)[:, :, None]
     percentiles = (2.5, 97.5, 5.0)
-    low, high, bound = bootstrap(counts, groups_N, lambda s: s[:, 0] / s[:, 1], resamples, seed, percentiles)
+    low, high, bound = bootstrap(counts, groups_N, lambda s: s[:, 0] / s[:, 1], resamples, seed, percentiles, (-1.0, 1.0))
     disagreements = only_first + only_second
     p_value = float(binomtest(only_second, disagreements).pvalue) if disagreements else 1.0
     interval = [float(low[0]), float(high[0])]
@@ -175,11 +172,18 @@ def bootstrap(
     resamples: int,
     seed: int,
     percentiles: tuple[float, ...] = (2.5, 97.5),
+    limits: tuple[float, float] = (0.0, 1.0),
 ) -> np.ndarray:
-    """Return bootstrap percentiles of a statistic of K summed counts. Whole groups are resampled. Shape (percentiles, C)."""
+    """Return bootstrap percentiles of a statistic of K summed counts. Whole groups are resampled. Shape (percentiles, C).
+
+    A single group says nothing about other groups. Then the percentiles are the `limits` of the statistic.
+    """
     _, group = np.unique(groups_N, return_inverse=True)
     sums_GKC = np.zeros((group.max() + 1, *counts_NKC.shape[1:]))
     np.add.at(sums_GKC, group, counts_NKC)
+    if len(sums_GKC) == 1:
+        ends = np.where(np.less(percentiles, 50), *limits)
+        return np.repeat(ends[:, None], statistic(sums_GKC).shape[1], axis=1)
     draws = _draws(len(sums_GKC), resamples, seed)
     drawn = [statistic(np.einsum("rg,gkc->rkc", times, sums_GKC)) for times in draws]
     return np.percentile(np.concatenate(drawn), percentiles, axis=0)

@@ -81,6 +81,8 @@ def audit(config: AuditConfig, *, examples: Examples, images: ArrayStore, featur
             "outliers": _outliers(config, result, looked_at, neighbours, gallery),
             "learning_curve": _curve(result, indices, components_kept, context),
         }
+    if numbers["left_out"]:
+        context.telemetry.line(f"  {result.in_words()}")
     context.workdir.write_bytes(TABLE, result.to_parquet())
     context.workdir.write_json(SUMMARY, numbers)
     return Audit(result, numbers)

@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
-from typing import NamedTuple, Self, get_args
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -79,7 +79,7 @@ def split(
     result = without_leaks(draft.examples())
     context.workdir.write_json(REFUSALS, draft.refusals)
     context.workdir.write_bytes(TABLE, result.to_parquet())
-    context.telemetry.line(f"  {_counts(result)}")
+    context.telemetry.line(f"  {result.in_words()}")
     return SplitExamples(result, tuple(draft.refusals))
 
 
@@ -98,14 +98,6 @@ def _with_groups(examples: Examples, group_from: str | None) -> Examples:
             "A pattern without a slash must match the file name from its beginning."
         )
     return examples.with_columns(given_group=np.asarray(given, object))
-
-
-def _counts(examples: Examples) -> str:
-    """Return a line with the number of files by status, and of the usable photos by split."""
-    statuses, splits = Counter(examples["status"]), Counter(examples["split"][examples.of()])
-    by_status = ", ".join(f"{statuses[name]:,} {name}" for name in get_args(Status) if statuses[name])
-    by_split = ", ".join(f"{splits[name]:,} {name}" for name in ("train", "val", "test"))
-    return f"{len(examples):,} files: {by_status}. Splits: {by_split}"
 
 
 class _Draft:

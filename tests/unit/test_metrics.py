@@ -52,6 +52,14 @@ def test_bootstrap_draws_whole_groups():
     assert together[1] - together[0] > alone[1] - alone[0]
 
 
+def test_single_group_tells_nothing_about_others_and_chooses_no_model():
+    labels, better = np.asarray([0, 1, 0, 1]), np.asarray([0, 1, 0, 1])
+    found = metrics.compare(labels, 1 - better, better, np.zeros(4), resamples=100, seed=0)
+    assert found.difference == 1 and found.difference_ci95 == [-1, 1] and found.lower_bound == -1
+    for row in metrics.per_class(labels, better, np.zeros(4), ("a", "b"), resamples=100, seed=0):
+        assert row["f1"] == 1 and row["f1_ci95"] == [0, 1]
+
+
 def test_per_class_of_a_small_table():
     labels, predicted = np.asarray([0, 0, 0, 1]), np.asarray([0, 0, 1, 1])
     first, second, third = metrics.per_class(labels, predicted, np.arange(4), ("a", "b", "never"), 500, seed=0)

@@ -503,6 +503,38 @@ def test_page_says_what_was_understood_of_the_source(context):
     assert all(line in Elements(drawn(context)).text for line in lines)
 
 
+def test_groups_that_are_all_one_are_no_interval(context):
+    groups = {"num_groups": 1, "accuracy": 0.875, "accuracy_ci95": [0.0, 1.0], "photo_accuracy_ci95": [0.0, 1.0]}
+    everything(context, by_group=groups)
+    assert "All held-out photos are of one group." in top_of(drawn(context))
+    everything(context, by_group={**groups, "num_groups": 9, "photo_accuracy_ci95": [0.6, 0.99]})
+    assert "each of the 9 groups" in top_of(drawn(context)) and "is too narrow" in top_of(drawn(context))
+    everything(context, by_group={**groups, "num_groups": 9, "photo_accuracy_ci95": [0.8, 0.9]})
+    assert "is too narrow" not in top_of(drawn(context)), "this interval is narrower than that without groups"
+
+
+@pytest.mark.parametrize(
+    ("given", "groups", "text"),
+    [
+        ([], None, "Your data had no splits"),
+        ([], {"num_groups": 9, "num_crossing_splits": 0}, "All photos of a group are in one split."),
+        (["train"], None, "Your data had only a training split."),
+        (["train", "val"], None, "your val is the held-out test set, and the validation photos were taken from your train"),
+        (
+            ["train", "test"],
+            None,
+            "your test is the held-out test set, and the validation photos were taken from your train",
+        ),
+        (["train", "val", "test"], None, "into train, val and test. These splits were kept: your test is"),
+    ],
+)
+def test_page_says_who_made_the_splits(context, given, groups, text):
+    explored(context, splits_given=given, groups=groups)
+    data = section(drawn(context), "data")
+    assert text in data
+    assert ("by a hash of the content" in data) == (len(given) < 2)
+
+
 def test_groups_of_the_user_are_counted_and_warned_of(context):
     explored(context, groups={"num_groups": 9, "num_crossing_splits": 2})
     assert "2 groups are in more than one of your splits." in Elements(drawn(context)).text
