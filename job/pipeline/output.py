@@ -127,10 +127,10 @@ def owned(context: Context, session: Session, outcome: Callable[[], Mapping[str,
         workdir.clean()
         if context.telemetry.keeps_log:
             workdir.begin_log()
-        context.cache.claim()
         end = partial(_log_end, context, outcome)
         session.stop.last_words.append(end)
         try:
+            context.cache.claim()
             yield
             with workdir.held():
                 end(None)

@@ -125,9 +125,9 @@ def extract(
         augmentation = Augmentation(augment_config, network.image_size)
         shards = _augmented(images, train_rows, examples.keys[train], num_views)
         passes["-views"] = (_Pass(network, images, augmentation, context, folders["-views"], point), shards)
-    share = network.cut_point.share_above if network.cut_point and fine_tunes else 0.0
-    num_passes_later = recipe.forward_passes(len(train), share, stored=inputs.kind == "stored") / context.peers.count
-    stores = _make(passes, config.batch_size, images.num_bytes, num_passes_later, context)
+    share = network.cut_point.share_above if network.cut_point else 0.0
+    later = recipe.forward_passes(len(train), share, stored=inputs.kind == "stored") / context.peers.count
+    stores = _make(passes, config.batch_size, images.num_bytes, partial(_outlook, later) if fine_tunes else None, context)
     if stores is None:
         return None
     summary: dict[str, object] = {"num_views": num_views, "train_rows": train_rows.tolist(), "stores": stores}
@@ -140,13 +140,10 @@ def _make(
     passes: dict[str, tuple["_Pass", list[_Shard]]],
     batch_size: int,
     images_bytes: int,
-    num_passes_later: float,
+    outlook: Callable[[float, int], str] | None,
     context: Context,
 ) -> dict[str, str] | None:
-    """Make the missing shards. Return the names of the stores by kind and pass; None on workers other than the chief.
-
-    Fine-tuning will take about as long as `num_passes_later` forward passes of one view.
-    """
+    """Make the missing shards. Return the names of the stores by kind and pass; None on workers other than the chief."""
     stored_in = [folder for one, _ in passes.values() for folder in one.folders]
     with Exchange(context.cache, stored_in) as exchange:
         for one, shards in passes.values():
@@ -159,7 +156,6 @@ def _make(
         context.telemetry.found_finished(sum(len(s.rows_N) for _, shards in passes.values() for s in shards) - num_missing)
         own = {name: context.peers.own(shards) for name, shards in missing.items()}
         num_own = sum(len(s.rows_N) for shards in own.values() for s in shards)
-        outlook = partial(_outlook, num_passes_later) if num_passes_later else None
         with context.telemetry.progress("extract", num_own, "views", outlook) as progress:
             for name, (one, shards) in passes.items():
                 for count in one.fill(shards, own[name], batch_size):
@@ -178,7 +174,7 @@ def _make(
 
 
 def _outlook(num_passes_later: float, views_per_s: float, num_left: int) -> str:
-    """Return a line about the time that is left for the two long stages, from the rate of this one."""
+    """Return a line about the time that is left for the two long stages: fine-tuning takes as long as so many passes."""
     left_s, tuning_s = num_left / views_per_s, num_passes_later / views_per_s
     return (
         f"  estimate: {about(left_s + tuning_s)} to go, {about(left_s)} for extract at its rate and roughly "

@@ -15,6 +15,7 @@ from job.runtime.session import Session
 from job.runtime.telemetry import Telemetry
 from job.storage.ledger import TEMPORARY
 from job.storage.workdir import LOG, Workdir
+from job.stores.cache import Cache
 from tests.conftest import ROOT
 
 ENDS = [
@@ -55,6 +56,18 @@ def test_every_error_leaves_an_event_with_its_exit_code(tmp_path, error):
     assert (event["event"], event["result"], event["exit_code"]) == ("run_ended", "failed", code_of(error))
     assert event["run_id"] == context.telemetry.run_id and event["accuracy"] == 0.5
     assert event["error"] == (str(error) or "ValueError")
+
+
+def test_cache_that_is_refused_after_the_output_was_claimed_leaves_an_event(tmp_path, monkeypatch):
+    def refuse(_cache):
+        raise UsageError("cache.dir contains other files")
+
+    monkeypatch.setattr(Cache, "claim", refuse)
+    _, block = begin(tmp_path / "out")
+    with pytest.raises(UsageError), block:
+        pass
+    (event,) = log_of(tmp_path / "out")
+    assert (event["exit_code"], event["error"]) == (2, "cache.dir contains other files")
 
 
 def test_each_start_has_an_id_of_its_own_and_the_last_event_is_that_of_the_last_start(tmp_path):
