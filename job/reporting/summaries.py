@@ -149,6 +149,18 @@ class LabelIssues(Agreement):
     shown: list[dict[str, object]]
 
 
+class Outliers(TypedDict):
+    """Photos whose mean similarity to their nearest neighbours is below a threshold. `shown` are the least similar ones.
+
+    `median` is the median of this similarity over all photos.
+    """
+
+    num_found: int
+    threshold: float
+    median: float
+    shown: list[dict[str, object]]
+
+
 class LearningCurve(TypedDict):
     """Accuracy by the number of training photos.
 
@@ -171,7 +183,7 @@ class Audited(TypedDict):
     classes: list[ClassCounts]
     late_copies: LateCopies
     label_issues: LabelIssues
-    outliers: list[dict[str, object]]
+    outliers: Outliers
     learning_curve: LearningCurve
 
 

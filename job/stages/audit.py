@@ -19,7 +19,17 @@ from job.data.registration import same_scene
 from job.errors import DataUnusable
 from job.measure.probes import learning_curve, out_of_fold
 from job.reporting.gallery import Gallery, crossings
-from job.reporting.summaries import Agreement, Audited, Crossings, LabelIssues, LateCopies, LearningCurve, Torn, Trust
+from job.reporting.summaries import (
+    Agreement,
+    Audited,
+    Crossings,
+    LabelIssues,
+    LateCopies,
+    LearningCurve,
+    Outliers,
+    Torn,
+    Trust,
+)
 from job.runtime.context import Context
 from job.runtime.telemetry import spent_once
 from job.storage.workdir import Workdir
@@ -37,6 +47,8 @@ _LOOK_FIRST = 25  # So many labels a person checks in some minutes.
 # Agreement of the predictions with the labels, as Cohen's kappa: 0 is chance. Below the first value, most label issues are
 # errors of the prediction; below the second, nearly all (docs/decisions/0025-wrong-labels.md).
 _TRUSTED, _OF_SOME_USE = 0.75, 0.4
+# An outlier is at least so many deviations, and so much, less similar to its neighbours than the median photo.
+_OUTLIER_DEVIATIONS, _LEAST_OUTLIER_GAP = 3.0, 0.1
 # Points of the learning curve: shares of the training photos, and how often each share is drawn.
 _CURVE = ((0.1, 3), (0.25, 3), (0.5, 2), (1.0, 1))
 
@@ -236,19 +248,35 @@ def _as_csv(rows: list[dict[str, object]]) -> bytes:
 
 def _outliers(
     config: AuditConfig, examples: Examples, looked_at: np.ndarray, neighbours: Neighbours, gallery: Gallery
-) -> list[dict[str, object]]:
-    """Return the photos that are least similar to their nearest neighbours, by mean cosine similarity."""
-    similarity = neighbours.similarity_NM.mean(axis=1) if neighbours.similarity_NM.size else np.zeros(len(looked_at))
-    order = [k for k in np.argsort(similarity, kind="stable") if examples["status"][looked_at[k]] != "excluded"]
-    return [
-        {
-            "path": examples["path"][looked_at[k]],
-            "label": examples["label"][looked_at[k]],
-            "similarity": round(float(similarity[k]), 4),
-            "thumbnail": gallery.photo(examples["row"][looked_at[k]], f"unusual-{number:03d}"),
-        }
-        for number, k in enumerate(order[: config.shown])
-    ]
+) -> Outliers:
+    """Find the photos that are far less similar to their nearest neighbours than most photos are.
+
+    The similarity of a photo is the mean cosine similarity to its neighbours. The threshold is three deviations below the
+    median, where a deviation is the median distance of the lower half to the median, scaled to a standard deviation (Leys et
+    al., "Detecting outliers", 2013). Similarities are compared as Fisher's z, because they vary less if they are close to 1.
+    """
+    used = np.flatnonzero(examples["status"][looked_at] != "excluded")
+    similarity = neighbours.similarity_NM[used].mean(axis=1) if neighbours.similarity_NM.size else np.zeros(len(used))
+    z = np.arctanh(np.clip(similarity, -0.999, 0.999))
+    deviation = 1.4826 * float(np.median(np.median(z) - z[z <= np.median(z)]))
+    median = float(np.median(similarity))
+    threshold = min(float(np.tanh(np.median(z) - _OUTLIER_DEVIATIONS * deviation)), median - _LEAST_OUTLIER_GAP)
+    order = np.argsort(similarity, kind="stable")
+    found = order[similarity[order] < threshold]
+    return {
+        "num_found": len(found),
+        "threshold": round(threshold, 4),
+        "median": round(median, 4),
+        "shown": [
+            {
+                "path": examples["path"][looked_at[used[k]]],
+                "label": examples["label"][looked_at[used[k]]],
+                "similarity": round(float(similarity[k]), 4),
+                "thumbnail": gallery.photo(examples["row"][looked_at[used[k]]], f"unusual-{number:03d}"),
+            }
+            for number, k in enumerate(found[: config.shown])
+        ],
+    }
 
 
 def _curve(examples: Examples, indices: np.ndarray, components: np.ndarray, context: Context) -> LearningCurve:

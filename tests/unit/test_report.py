@@ -128,7 +128,8 @@ def audited(context, names=("daisy", "rose")):
             "by_class": [{"class": names[0], "likely": 4}],
             "shown": [{**issue, "likely": True, "split": "train", **picture}],
         },
-        "outliers": [{"path": f"val/{names[0]}/sign.jpg", "label": names[0], "similarity": 0.2, **picture}],
+        "outliers": {"num_found": 31, "threshold": 0.33, "median": 0.58}
+        | {"shown": [{"path": f"val/{names[0]}/sign.jpg", "label": names[0], "similarity": 0.2, **picture}]},
         "learning_curve": {"num_val": 16, "points": points, "gain": 0.09, "noise": 0.08},
     }
     context.workdir.write_json("stages/audit/audit.json", numbers)
@@ -455,6 +456,17 @@ def test_no_label_is_doubted_without_a_likely_one(context):
     assert "may be wrong" not in top and "No label is likely to be wrong." in labels and "by given class" not in labels
 
 
+def test_outliers_have_a_score_and_a_threshold_and_are_not_made_up_where_there_are_none(context):
+    everything(context)
+    text = Elements(drawn(context)).text
+    assert "31 photos have less than 0.33, which is unusual in this data." in text and "daisy, similarity 0.20" in text
+    assert "Only the least similar ones are shown (1)." in text
+    numbers = context.workdir.read_json("stages/audit/audit.json")
+    numbers["outliers"] |= {"num_found": 0, "shown": []}
+    context.workdir.write_json("stages/audit/audit.json", numbers)
+    assert "None has less than 0.33, so no photo is unlike all others." in Elements(drawn(context)).text
+
+
 def test_data_that_cannot_be_used_says_so_at_the_top_and_keeps_the_list_folded(context):
     explored(context)
     refusals = [["9 of 20 files are quarantined.", ["9 x 0 bytes", "a<b>.jpg: 0 bytes"], "Repair them."]]
@@ -756,7 +768,7 @@ def with_full_galleries(context, rng):
     explore["suspicious"]["shown"] *= 40
     audit["late_copies"]["groups"] *= AuditConfig().shown
     audit["label_issues"]["shown"] *= AuditConfig().shown
-    audit["outliers"] *= AuditConfig().shown
+    audit["outliers"]["shown"] *= AuditConfig().shown
     for name, numbers in (("evaluate/evaluation", evaluation), ("explore/explore", explore), ("audit/audit", audit)):
         context.workdir.write_json(f"stages/{name}.json", numbers)
     for file in context.workdir.path("stages").rglob("*.jpg"):
