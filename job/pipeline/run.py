@@ -18,6 +18,7 @@ from job.pipeline.wiring import WIRING
 from job.runtime.session import Session
 from job.runtime.telemetry import spent_once
 from job.stores.exchange import open_store
+from job.text.numbers import seconds
 
 
 def run(job: Job, stop_after: str | None, session: Session, command: Sequence[str]) -> None:
@@ -131,5 +132,5 @@ def _run_stage(job: Job, name: str) -> None:
     }
     job.records.write(name, record)
     job.workdir.commit()
-    telemetry.line(f"{name:<10}done in {record['wall_s']:.1f} s")
+    telemetry.line(f"{name:<10}done in {seconds(record['wall_s'])}")
     telemetry.event("stage_finished", stage=name, wall_s=record["wall_s"], cpu_s=record["cpu_s"])
