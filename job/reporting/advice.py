@@ -186,11 +186,12 @@ def _left_out(torn: Torn) -> str:
 
 def _about_more_photos(audit: Audited) -> Iterator[Advice]:
     curve = audit["learning_curve"]
-    if curve["gain"] > max(_WORTH_IT, curve["noise"]):
+    half, whole = curve["last_doubling"]
+    if whole - half > max(_WORTH_IT, curve["noise"]):
         yield Advice(
-            0.5 * curve["gain"],
-            f"More photos would help: the last doubling of the training photos added {100 * curve['gain']:.1f} percentage "
-            "points of accuracy.",
+            0.5 * (whole - half),
+            f"More photos would help: with twice the training photos, the accuracy rose from {percent(half)} to "
+            f"{percent(whole)}.",
             "Collect more, first of the classes that are confused with each other.",
             "more-photos",
         )

@@ -164,12 +164,12 @@ class Outliers(TypedDict):
 class LearningCurve(TypedDict):
     """Accuracy by the number of training photos.
 
-    `gain` is that of the last doubling of the photos, and a gain up to `noise` may be chance.
+    `last_doubling` has the accuracy with half of the training photos and with all. A difference up to `noise` may be chance.
     """
 
     num_val: int
     points: list[CurvePoint]
-    gain: float
+    last_doubling: list[float]
     noise: float
 
 

@@ -292,4 +292,4 @@ def _curve(examples: Examples, indices: np.ndarray, components: np.ndarray, cont
     )
     half, whole = (float(np.mean(point["accuracies"])) for point in points[-2:])
     noise = 2 * np.sqrt(whole * (1 - whole) / val.sum())  # Half the width of the 95% interval of the accuracy.
-    return {"num_val": int(val.sum()), "points": points, "gain": whole - half, "noise": float(noise)}
+    return {"num_val": int(val.sum()), "points": points, "last_doubling": [half, whole], "noise": float(noise)}

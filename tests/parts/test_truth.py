@@ -223,8 +223,12 @@ def test_labels_that_may_be_wrong_are_as_many_as_the_table_marks(looked):
 
 def test_gain_that_may_be_chance_is_called_so_and_not_advised(looked):
     curve = looked.numbers["learning_curve"]
-    is_chance = abs(curve["gain"]) <= curve["noise"]
-    assert ("which may be chance" in looked.page.sections["more-photos"]) == is_chance
+    half, whole = curve["last_doubling"]
+    is_chance = abs(whole - half) <= curve["noise"]
+    section = looked.page.sections["more-photos"]
+    assert ("a difference that may be chance" in section) == is_chance
+    means = [cells[2] for cells in looked.page.rows if cells and cells[0] in ("50%", "100%")]
+    assert means == [percent(half), percent(whole)] and f"{means[0]} with half of them, {means[1]} with all" in section
     assert not (is_chance and "More photos would help" in looked.page.top)
 
 

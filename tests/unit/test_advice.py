@@ -36,7 +36,7 @@ NOBODY = {"num_groups": 0, "num_left_out": 0}
 AUDITED = {
     "label_issues": {"num_likely": 0, "num_first": 0, "trust": "good", "num_examples": 240},
     "late_copies": {"torn_by_user": NOBODY, "torn_by_job": NOBODY},
-    "learning_curve": {"gain": 0.0, "noise": 0.03},
+    "learning_curve": {"last_doubling": [0.8, 0.8], "noise": 0.03},
 }
 
 
@@ -94,7 +94,7 @@ def test_who_divided_the_photos_of_a_scene_decides_what_is_advised():
 
 @pytest.mark.parametrize(("gain", "noise", "advised"), [(0.04, 0.03, True), (0.02, 0.03, False), (0.008, 0.001, False)])
 def test_more_photos_are_advised_only_if_the_gain_is_no_chance(gain, noise, advised):
-    found = said(audited=AUDITED | {"learning_curve": {"gain": gain, "noise": noise}})
+    found = said(audited=AUDITED | {"learning_curve": {"last_doubling": [0.8, 0.8 + gain], "noise": noise}})
     assert ("More photos would help" in found) == advised
 
 
