@@ -22,8 +22,8 @@ from docker.errors import BuildError, DockerException
 from docker.models.containers import Container
 from docker.models.images import Image
 
+from tests.beds import missing
 from tests.conftest import ROOT
-from tests.launch.beds import missing
 
 BASE = "python:3.11-slim-bookworm"
 # As little as a container can have: what a cluster with the strictest rules leaves to it.

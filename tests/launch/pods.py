@@ -17,8 +17,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from tests.beds import missing
 from tests.conftest import ROOT
-from tests.launch.beds import missing
 from tests.launch.rendered import Rendered, verdict
 
 ADDRESSES = ("10.0.0.1", "10.0.0.2")

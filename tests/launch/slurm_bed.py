@@ -15,8 +15,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.beds import missing
 from tests.conftest import WAIT_S, free_ports, wait_until
-from tests.launch.beds import missing
 
 _NODES = {"n1": "127.0.0.2", "n2": "127.0.0.3"}
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "scancel", "sinfo", "unshare")

@@ -15,10 +15,10 @@ import pytest
 import yaml
 
 from job.config import Config, as_toml
+from tests.beds import missing
 from tests.clouds.fixtures import GoogleBed
 from tests.conftest import QUICK, ROOT, paint_classes
 from tests.launch import pods
-from tests.launch.beds import missing
 from tests.launch.kubernetes_rules import GPU, complaints, exit_codes
 from tests.launch.pods import Pods
 from tests.launch.rendered import JOB_NAME, Manifest, Rendered, verdict

@@ -1,4 +1,4 @@
-"""Where the job is really started: a Docker engine, a Slurm of two nodes. A bed that is missing skips its tests, with the
+"""Programs that some tests need: a Docker engine, a Slurm of two nodes, a browser. A missing one skips its tests, with the
 reason; `REQUIRE_BEDS=1`, as `.ci/run` sets it, makes that a failure.
 """
 
@@ -9,7 +9,7 @@ import pytest
 
 
 def missing(reason: str) -> NoReturn:
-    """This machine has not what the test runs on."""
+    """Skip or fail a test that cannot run on this machine."""
     if os.environ.get("REQUIRE_BEDS"):
         pytest.fail(f"REQUIRE_BEDS is set and {reason}", pytrace=False)
     pytest.skip(reason)
