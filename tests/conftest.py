@@ -45,6 +45,7 @@ QUICK = (
 
 # Files of minutes. If one of them came last, other processes of pytest-xdist would have nothing to do meanwhile.
 LONGEST = (
+    "test_browser.py",
     "test_docker.py",
     "test_kubernetes.py",
     "test_lost_workers.py",
@@ -62,7 +63,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave what takes long, or needs a service, to `make test-all`, and begin with what takes longest."""
     for item in items:
         folder = item.path.relative_to(ROOT / "tests").parts[0]
-        if folder in ("clouds", "faults", "launch") and not item.get_closest_marker("core"):
+        if folder in ("clouds", "faults", "launch", "page") and not item.get_closest_marker("core"):
             item.add_marker("thorough")
     items.sort(key=lambda item: item.path.name not in LONGEST)
 
