@@ -4,6 +4,7 @@ import fcntl
 import io
 import os
 import random
+import re
 import socket
 import subprocess
 import sys
@@ -81,6 +82,11 @@ def shared() -> Path:
 @pytest.fixture
 def context(tmp_path: Path) -> Context:
     return Context(Workdir(tmp_path / "out"), Telemetry(None))
+
+
+def linked_files(page: Path) -> list[Path]:
+    """The files that a report links to, from where it lies."""
+    return [page.parent / name for name in sorted(set(re.findall(r'<a href="([^"#]+)"', page.read_text())))]
 
 
 def start_job(*arguments: object, environment: Mapping[str, str] | None = None, **options: Any) -> WarmStart:

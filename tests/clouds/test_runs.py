@@ -22,7 +22,7 @@ from job.runtime.telemetry import Telemetry
 from job.sources.open import open_source
 from job.storage.bucket.open import open_objects
 from job.storage.files import digest_of_file
-from tests.conftest import QUICK, ROOT, quick_settings, run_job, start_job, wait_until
+from tests.conftest import QUICK, ROOT, linked_files, quick_settings, run_job, start_job, wait_until
 from tests.faults.several import Run
 
 
@@ -85,6 +85,8 @@ def test_run_in_a_bucket_gives_what_a_run_on_local_folders_gives(google, in_buck
     assert names(out / "model") == names((finished_run / "model").resolve())
     assert not (names(finished_run) - names(out)) & {"report.html", "label_issues.csv", "logs/events.jsonl"}
     assert json.loads((out / "run.json").read_text())["out"] == in_bucket
+    linked = linked_files(out / "report.html")
+    assert len(linked) == 4 and all(file.is_file() for file in linked)
 
 
 def test_second_run_on_another_node_finds_everything_done(google, photos, in_bucket, tmp_path):

@@ -13,7 +13,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from job.pipeline.table import STAGES
-from tests.conftest import ROOT, contents, paint, quick_settings, run_installed, run_job, start_job, wait_until, would_run
+from tests.conftest import (
+    ROOT,
+    contents,
+    linked_files,
+    paint,
+    quick_settings,
+    run_installed,
+    run_job,
+    start_job,
+    wait_until,
+    would_run,
+)
 
 
 def last_event(out):
@@ -38,6 +49,12 @@ def test_every_artifact_of_the_contract_is_there(finished_run, painted):
     run = json.loads((finished_run / "run.json").read_text())
     assert run["command"].startswith("transfer-job run ") and str(painted) in run["command"]
     assert run["versions"]["keras"] and run["fingerprint"]["cpu"]
+
+
+def test_files_that_the_report_links_to_lie_beside_it(finished_run):
+    linked = linked_files(finished_run / "report.html")
+    assert [file.name for file in linked] == ["examples.parquet", "label_issues.csv", "metrics.json", "predictions.parquet"]
+    assert all(file.is_file() for file in linked)
 
 
 def test_last_event_has_the_result_and_the_id_of_the_run(finished_run):
@@ -205,7 +222,8 @@ def test_run_that_stops_early_leaves_the_model_in_service_and_what_it_saw_beside
     done = run_job("explore", "--data", painted, "--out", copy_of_run, *quick_settings("intake.image_size=64"))
     assert done.returncode == 0, done.stderr
     assert contents(copy_of_run, "model", "metrics.json", "predictions.parquet", "report.html") == before
-    assert 'id="results"' not in (copy_of_run / "attempt" / "report.html").read_text()
+    page = copy_of_run / "attempt" / "report.html"
+    assert 'id="results"' not in page.read_text() and linked_files(page) and all(f.is_file() for f in linked_files(page))
     looked_at, last = done.stdout.splitlines()
     assert "files looked at. Report: " in looked_at and "attempt/report.html" in looked_at
     assert last.startswith("The earlier model stays published: ") and "accuracy" in last
@@ -246,7 +264,8 @@ def test_dry_run_prints_configuration_plan_and_cut_and_touches_nothing(painted, 
 def test_explore_alone_leaves_a_page_and_trains_nothing(painted, tmp_path):
     done = run_job("explore", "--data", painted, "--out", tmp_path / "out", *quick_settings())
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out" / "report.html").exists() and not (tmp_path / "out" / "metrics.json").exists()
+    assert [file.is_file() for file in linked_files(tmp_path / "out" / "report.html")] == [True]
+    assert not (tmp_path / "out" / "metrics.json").exists()
     assert not (tmp_path / "out" / "cache" / "features").exists()
     assert done.stdout.strip().endswith("report.html")
 
