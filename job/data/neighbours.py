@@ -86,6 +86,7 @@ def nearest(vectors_NK: np.ndarray, num_neighbours: int) -> Neighbours:
         num_cells = int(4 * np.sqrt(len(unit_NK)))
         index = faiss.IndexIVFFlat(index, width, num_cells, faiss.METRIC_INNER_PRODUCT)
         index.nprobe = 16
+        index.cp.niter, index.cp.max_points_per_centroid = 10, 40  # The cells need not be better than that.
         index.train(unit_NK)
     index.add(unit_NK)
     similarity, position = index.search(unit_NK, min(num_neighbours + 1, len(unit_NK)))

@@ -95,7 +95,7 @@ _ROWS = (
     ),
     Stage(
         name="audit",
-        schema=3,
+        schema=4,
         after=("split", "extract"),
         settings=("audit", "seed"),
         artifact="Audit",

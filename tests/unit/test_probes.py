@@ -71,3 +71,23 @@ def test_a_request_to_stop_is_heard_between_fits():
     components, labels = blobs()
     with pytest.raises(Stopped):
         out_of_fold(components, labels, np.arange(300), 3, 5, 0, stop)
+
+
+def test_many_classes_are_judged_by_discriminants_that_have_not_seen_the_photo_nor_its_copies():
+    components, labels = blobs(1200, classes=60, spread=0.4)
+    groups = np.arange(1200) // 2
+    labels = labels[groups * 2]
+    components[::2], components[1::2] = components[::2], components[::2]
+    given = labels.copy()
+    planted = np.asarray([10, 11, 400, 401])
+    given[planted] = (labels[planted] + 1) % 60
+    probabilities = out_of_fold(components, given, groups, 60, 5, 0, nothing)
+    assert probabilities.sum(axis=1) == pytest.approx(1) and (probabilities.argmax(1) == given).mean() > 0.8
+    assert (probabilities[planted, given[planted]] < np.median(probabilities.max(1)) / 2).all()
+
+
+def test_curve_of_many_classes_rises():
+    components, labels = blobs(1800, classes=60, spread=1.5)
+    val = blobs(600, classes=60, spread=1.5, seed=5)
+    points = learning_curve((components, labels, np.arange(1800)), val, 60, ((0.1, 2), (1.0, 1)), 0, nothing)
+    assert np.mean(points[0]["accuracies"]) + 0.05 < points[1]["accuracies"][0]

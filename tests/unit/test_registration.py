@@ -5,6 +5,7 @@ import pytest
 from PIL import Image, ImageOps
 from scipy.ndimage import gaussian_filter
 
+from job.data import registration
 from job.data.registration import same_scene
 from job.stores.arrays import ArrayStore, StoreWriter
 
@@ -70,3 +71,21 @@ def test_smooth_pictures_without_detail_are_not_called_the_same(stored):
 
 def test_no_pairs_are_no_pairs(stored):
     assert same_scene(np.empty((0, 2), np.int64), stored([scene(1)])).shape == (0,)
+
+
+def test_first_search_rules_most_pairs_out_and_loses_no_copy(stored, monkeypatch):
+    """Copies of twelve scenes in different light, changed in each way, among all pairs of scenes."""
+    photos = [scene(seed, light=0.6 * seed) for seed in range(12)]
+    copies = [change(photo) for photo in photos for change in CHANGES.values()]
+    images = stored(photos + copies)
+    true_pairs = [(k // len(CHANGES), 12 + k) for k in range(len(copies))]
+    pairs = np.asarray(true_pairs + [(i, j) for i in range(12) for j in range(i)])
+    looked_at = []
+    refine = registration._registered
+    monkeypatch.setattr(
+        registration, "_registered", lambda first, second: looked_at.append(len(first)) or refine(first, second)
+    )
+    found = same_scene(pairs, images)
+    monkeypatch.setattr(registration, "_MIN_SMALL", -1.0)
+    assert (found == same_scene(pairs, images)).all() and found[: len(true_pairs)].mean() > 0.9
+    assert sum(looked_at[: len(looked_at) // 2]) < 0.9 * len(pairs) and sum(looked_at[len(looked_at) // 2 :]) == len(pairs)
