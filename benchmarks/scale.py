@@ -1,4 +1,4 @@
-"""Time and memory of intake, duplicates and neighbours by the number of photos: 5,000 to 60,000 small pictures.
+"""Time and memory of intake, duplicates, neighbours and head by the number of photos: 5,000 to 60,000 small pictures.
 
 Crops of ../shared/data/flowers (128 x 128, JPEG quality 85, seeded) are decoded in two ways, which take turns for several
 rounds. The bare loop is two processes that each read half of the files and only call job.decoding.decode.decode. The other
@@ -27,6 +27,7 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 
 FLOWERS = ROOT.parent / "shared" / "data" / "flowers"
+HEADS = ((5_000, 10), (60_000, 10), (3_600, 600), (20_000, 1_000))  # Numbers of photos and of classes.
 CROP_PX, IMAGE_SIZE, NUM_CLASSES, NUM_PROCESSES = 128, 96, 5, 2
 
 Numbers = dict[str, Any]
@@ -158,6 +159,48 @@ def nearest_part(count: str) -> Numbers:
     found = _timed(numbers, "nearest", lambda: nearest(vectors, 10))
     share = float((found.position_NM[copies, 0] == copies + 1).mean())
     return {**numbers, "copies_found": share, "grown_mb": _now_mb("VmHWM") - numbers["before_mb"]}
+
+
+def head_part(count: str, num_classes: str) -> Numbers:
+    """Run the stage head and the predictions of audit on Gaussian classes of 1,280 features, without augmented views."""
+    from job.config import HeadConfig
+    from job.data.examples import Examples
+    from job.data.neighbours import principal_components
+    from job.measure.probes import out_of_fold
+    from job.runtime.context import Context
+    from job.runtime.telemetry import Telemetry
+    from job.stages.head import SUMMARY, head
+    from job.storage.workdir import Workdir
+    from job.stores.arrays import StoredViews, StoreWriter
+    from job.train.checkpoint import Checkpoints
+
+    num, classes, rng = int(count), int(num_classes), np.random.default_rng(0)
+    labels, names = np.arange(num) % classes, [f"{k:04d}" for k in range(classes)]
+    splits = np.asarray(["train", "train", "train", "train", "val", "test"])[np.arange(num) // classes % 6]
+    shown = {"path": [f"{k}.jpg" for k in range(num)], "label": [names[k] for k in labels], "split": splits.tolist()}
+    zeros = dict.fromkeys(("width", "height", "num_bytes", "phash", "brightness", "contrast", "has_exif"), [0] * num)
+    shown |= zeros | {"status": ["used"] * num, "row": list(range(num)), "sha256": [f"{k:064x}" for k in range(num)]}
+    examples = Examples.from_columns(shown, names)
+    with tempfile.TemporaryDirectory() as folder:
+        writer, centres = StoreWriter(Path(folder) / "store", (1280,), "float32"), 0.15 * rng.normal(size=(classes, 1280))
+        keys = [str(start) for start in range(0, num, 256)]
+        for key in keys:
+            part = labels[int(key) : int(key) + 256]
+            writer.write(key, (centres[part] + rng.normal(size=(len(part), 1280))).astype(np.float32))
+        store = writer.finish(keys)
+        features = StoredViews(store, None, np.flatnonzero(splits == "train"), 1)
+        context = Context(Workdir(Path(folder) / "out"), Telemetry(None, open(os.devnull, "w")))  # noqa: SIM115
+        numbers: Numbers = {"before_mb": _now_mb("VmRSS")}
+        checkpoints = Checkpoints(context, "head", {})
+        _timed(
+            numbers,
+            "head",
+            lambda: head(HeadConfig(), examples=examples, features=features, checkpoints=checkpoints, context=context),
+        )
+        numbers["grown_mb"] = _now_mb("VmHWM") - numbers["before_mb"]
+        components = principal_components(store, np.arange(num), 256)
+        _timed(numbers, "folds", lambda: out_of_fold(components, labels, np.arange(num), classes, 5, 0, lambda: None))
+        return {**numbers, "chosen": context.workdir.read_json(SUMMARY)["chosen"]}
 
 
 def _timed(numbers: Numbers, name: str, work: Callable[[], Any]) -> Any:
@@ -296,6 +339,22 @@ def growth_table(title: str, about: str, runs: dict[int, Numbers], timed: list[s
     return [*lines, "", "Exponents of growth: " + ". ".join(powers) + ".", ""]
 
 
+def head_table(runs: dict[tuple[int, int], Numbers]) -> list[str]:
+    lines = [
+        "## Head",
+        "",
+        "The stage head and the out-of-fold predictions of audit, CPU seconds, on Gaussian classes of 1,280 features; two",
+        "thirds of the photos are trained on. `grown`: peak memory of the stage head over that before it.",
+        "",
+        "| photos | classes | head CPU s | chosen | grown MB | out of fold CPU s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (count, classes), n in runs.items():
+        cells = [f"{count:,}", f"{classes:,}", f"{n['head_cpu_s']:.1f}", n["chosen"], f"{n['grown_mb']:,.0f}"]
+        lines.append("| " + " | ".join([*cells, f"{n['folds_cpu_s']:.1f}"]) + " |")
+    return [*lines, ""]
+
+
 def measure(scratch: Path, sizes: list[int], num_rounds: list[int]) -> list[str]:
     crops = make_crops(scratch / f"{max(sizes)}", max(sizes))
     rounds: dict[int, list[tuple[Numbers, Numbers]]] = {size: [] for size in sizes}
@@ -333,6 +392,7 @@ def measure(scratch: Path, sizes: list[int], num_rounds: list[int]) -> list[str]
             ["nearest"],
             ["copies_found", "grown_mb"],
         ),
+        *head_table({size: part("head", *size) for size in HEADS}),
     ]
 
 
@@ -343,7 +403,7 @@ def main() -> None:
     parser.add_argument("--part", nargs="+", help="used by the benchmark itself")
     options = parser.parse_args()
     if options.part:
-        parts = {"bare": bare_part, "intake": intake_part, "split": split_part, "nearest": nearest_part}
+        parts = {"bare": bare_part, "intake": intake_part, "split": split_part, "nearest": nearest_part, "head": head_part}
         print(json.dumps(parts[options.part[0]](*options.part[1:])), flush=True)
         return
     if not FLOWERS.is_dir():
@@ -351,7 +411,7 @@ def main() -> None:
     from benchmarks.measured import machine  # Here, because the parts run as a script, without the package.
 
     num_cores = len(os.sched_getaffinity(0))
-    lines = ["# Scale: intake, duplicates, neighbours", ""]
+    lines = ["# Scale: intake, duplicates, neighbours, head", ""]
     lines += [f"{machine()}, {datetime.date.today()}.", ""]
     lines += [
         f"`python -m benchmarks.scale {' '.join(sys.argv[1:])}`".replace(" `", "`") + f": {CROP_PX} px crops of flowers,"
