@@ -13,6 +13,7 @@ from job.config import AuditConfig, Config, EvaluateConfig, ReportConfig
 from job.data.examples import USED_FOR
 from job.errors import StorageFailed
 from job.pipeline.table import STAGES
+from job.reporting.summaries import num_correct, num_wanted
 from job.reporting.times import PARTS
 from job.stages.report import Report, report
 from job.text.numbers import percent, points, seconds
@@ -492,6 +493,13 @@ def test_gate_not_met_is_said_at_the_top(context):
     assert "asks for an accuracy of 95.0% on the held-out photos: 23 of 24. Only 21 are classified correctly (87.5%)" in top
     assert "shipped" not in top
     assert top.index("quality gate") < top.index("of the held-out photos")
+
+
+@pytest.mark.parametrize(("min_accuracy", "wanted"), [(0.95, 38), (0.951, 39), (0.0, 0), (1.0, 40), (None, 0)])
+def test_gate_asks_for_whole_photos(min_accuracy, wanted):
+    scores = {"num_examples": 40, "accuracy": 0.9}
+    numbers = {"shipped": "head", "head": {"test": scores}, "gate": {"min_accuracy": min_accuracy, "met": False}}
+    assert num_wanted(numbers) == wanted and num_correct(scores) == 36
 
 
 def test_failed_parity_is_said_at_the_top(context):
