@@ -13,6 +13,7 @@ from job.config import AuditConfig, Config, EvaluateConfig, ReportConfig
 from job.data.examples import USED_FOR
 from job.errors import StorageFailed
 from job.pipeline.table import STAGES
+from job.reporting.page import _breakable
 from job.reporting.summaries import num_correct, num_wanted
 from job.reporting.times import PARTS
 from job.stages.report import Report, report
@@ -687,6 +688,24 @@ def test_pictures_that_are_gone_leave_no_broken_image(context):
     for picture in context.workdir.path("stages/explore").glob("*.jpg"):
         picture.unlink()
     assert all(image["src"] for image in Elements(drawn(context)).of("img"))
+
+
+def test_class_without_a_mean_picture_has_no_empty_place_for_it(context):
+    explored(context)
+    numbers = context.workdir.read_json("stages/explore/explore.json")
+    numbers["class_pictures"][0]["mean"] = None
+    context.workdir.write_json("stages/explore/explore.json", numbers)
+    alts = [image["alt"] for image in Elements(drawn(context)).of("img")]
+    assert "Mean of all photos of rose" in alts and "Mean of all photos of daisy" not in alts
+    assert "A sample of photos of daisy" in alts
+
+
+def test_file_names_do_not_break_inside_of_their_extension(context):
+    everything(context)
+    page = drawn(context)
+    assert '<code class="path">val/<wbr>daisy/<wbr><wbr><span class="nowrap">odd.jpg</span></code>' in page
+    assert _breakable("a/IMG_20240101.jpeg") == [("a/", False), ("IMG_20240", False), ("101.jpeg", True)]
+    assert _breakable("v1.a long end") == [("v1.a long end", False), ("", True)]
 
 
 @pytest.mark.draws_charts
