@@ -9,9 +9,10 @@ from job.reporting.times import Timing
 from job.storage.files import digest_of
 from job.storage.sealed import read_sealed, write_sealed
 from job.storage.workdir import Workdir
-from job.stores.arrays import ArrayStore, sweep, unwanted, wanted
+from job.stores.arrays import ArrayStore
 from job.stores.cache import Cache
 from job.stores.exchange import complete, is_listed, sweep_bucket
+from job.stores.sweeping import sweep, unwanted, wanted
 
 _RUN = "run.json"
 

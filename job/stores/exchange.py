@@ -16,8 +16,9 @@ from job.storage.bucket.downloads import fetch
 from job.storage.bucket.objects import Conflict, NoSuchObject, Objects, remove_own
 from job.storage.bucket.parallel import each
 from job.storage.files import digest_of_file, own_mark, storage_errors, writing
-from job.stores.arrays import ArrayStore, Shard, names_in, record_name
+from job.stores.arrays import ArrayStore, Shard, record_name
 from job.stores.cache import SHARED, Cache
+from job.stores.sweeping import names_in
 
 _SECONDS_BETWEEN_UPLOADS = 2.0
 

@@ -7,9 +7,10 @@ import pytest
 
 from job.errors import StorageFailed, UsageError
 from job.storage.bucket.open import open_objects
-from job.stores.arrays import ArrayStore, StoreWriter, wanted
+from job.stores.arrays import ArrayStore, StoreWriter
 from job.stores.cache import Cache
 from job.stores.exchange import Exchange, complete, is_listed, open_store, sweep_bucket
+from job.stores.sweeping import wanted
 
 
 @pytest.fixture

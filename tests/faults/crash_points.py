@@ -27,7 +27,8 @@ from job.storage.lease import NAME as LEASE
 from job.storage.ledger import MARK, TEMPORARY
 from job.storage.published import Published
 from job.storage.workdir import Workdir
-from job.stores.arrays import ArrayStore, StoreWriter, sweep, unwanted
+from job.stores.arrays import ArrayStore, StoreWriter
+from job.stores.sweeping import sweep, unwanted
 from job.train.checkpoint import Checkpoints, TrainState
 from tests.faults.disk import FULL, KILLED, FaultyDisk, in_child
 

@@ -7,7 +7,8 @@ import pytest
 
 from job.errors import StorageFailed
 from job.storage.workdir import Workdir
-from job.stores.arrays import ArrayStore, StoredViews, StoreWriter, sweep, unwanted
+from job.stores.arrays import ArrayStore, StoredViews, StoreWriter
+from job.stores.sweeping import sweep, unwanted
 
 
 @pytest.fixture
