@@ -31,7 +31,8 @@ def train(count: int, folder: Path) -> dict[str, float]:
     from job.model.inputs import StoredInputs
     from job.model.network import Network
     from job.runtime.telemetry import Telemetry
-    from job.stores.arrays import ROWS_PER_SHARD, StoredViews, StoreWriter
+    from job.stores.arrays import StoreWriter
+    from job.stores.views import StoredViews
     from job.train.loop import Trainer
     from job.train.recipe import Recipe
     from job.train.schedule import Schedule
@@ -42,9 +43,10 @@ def train(count: int, folder: Path) -> dict[str, float]:
     stores = []
     for name in ("plain", "views"):
         writer = StoreWriter(folder / name, shape, "float16")
-        keys = [f"{name}-{start}" for start in range(0, count, ROWS_PER_SHARD)]
-        for key, start in zip(keys, range(0, count, ROWS_PER_SHARD), strict=True):
-            writer.write(key, rng.normal(0, 1, (min(ROWS_PER_SHARD, count - start), *shape)).astype(np.float16))
+        keys = [str(row) for row in range(count)]
+        for start in range(0, count, writer.max_rows):
+            part = keys[start : start + writer.max_rows]
+            writer.write(part, rng.normal(0, 1, (len(part), *shape)).astype(np.float16))
         stores.append(writer.finish(keys))
     inputs = StoredInputs(StoredViews(stores[0], stores[1], np.arange(count), 2))
     schedule = Schedule.resolve(Recipe(1, BATCH_SIZE, 1e-3, views=2), num_examples=count, warmup_fraction=0.1, seed=0)

@@ -69,11 +69,15 @@ class Limits:
 
 @dataclass
 class ShardTask:
-    """Photos to decode into the rows of `file`. `records` gets one for each entry; refused photos have no row."""
+    """Photos to decode into the rows of `file`. `records` gets one for each entry; refused photos have no row.
+
+    A photo whose SHA-256 is in `stored` is not decoded, and has no row either.
+    """
 
     key: str
     entries: tuple[Entry, ...]
     file: Path
+    stored: frozenset[str] = frozenset()
     records: list[Record] = field(default_factory=list)
     crashed_at: int = -1
 
@@ -88,13 +92,8 @@ def is_passing(record: Record) -> bool:
 
 
 def is_outdated(record: Record) -> bool:
-    """Return whether decoding the file again gives another record.
-
-    That is so if a missing plugin is installed now, or if version 0.3 decoded a 16-bit file and did not note its peak.
-    """
-    if lacks_plugin(record["status"], record["reason"]):
-        return can_read_heic()
-    return "16 bit scaled to 8" in record["reason"] and "peak" not in record
+    """Return whether decoding the file again gives another record, because a plugin that was missing is installed now."""
+    return lacks_plugin(record["status"], record["reason"]) and can_read_heic()
 
 
 def lacks_plugin(status: str, reason: str) -> bool:
@@ -182,7 +181,7 @@ class _Worker:
         self._last_news = time.monotonic()
         self._timed_out = False
         try:
-            self._tasks.send((task.entries, len(task.records), task.num_rows, task.file))
+            self._tasks.send((task.entries, len(task.records), task.num_rows, task.file, task.stored))
         except BrokenPipeError:
             self._replace()
 
@@ -247,6 +246,9 @@ class _Worker:
             try:
                 record = RecordLine.model_validate_json(line).model_dump(exclude_none=True)
             except ValidationError:
+                self._distrust()
+                break
+            if record["status"] == "stored" and record["sha256"] not in self.task.stored:
                 self._distrust()
                 break
             self.task.records.append(record)
@@ -328,10 +330,10 @@ def _work(
         _limit_memory(memory_mb)
         tell(news, NewsLine(kind="ready"))
         while True:
-            entries, start, row, path = tasks.recv()
+            entries, start, row, path, stored = tasks.recv()
             with open(path, "r+b", buffering=0) as file:
                 for entry, payload in zip(entries[start:], source.read(entries[start:]), strict=True):
-                    record, pixels = _examine(entry, payload, rules)
+                    record, pixels = _examine(entry, payload, rules, stored)
                     if pixels is not None:
                         _write_all(file, pixels, HEADER_BYTES + row * row_bytes)
                         row += 1
@@ -361,10 +363,14 @@ def _write_all(file: io.FileIO, pixels: memoryview, offset: int) -> None:
         pixels, offset = pixels[written:], offset + written
 
 
-def _examine(entry: Entry, payload: bytes | OSError, rules: DecodeRules) -> tuple[Record, memoryview | None]:
+def _examine(
+    entry: Entry, payload: bytes | OSError, rules: DecodeRules, stored: frozenset[str]
+) -> tuple[Record, memoryview | None]:
     if isinstance(payload, OSError):
         return _record(entry, "quarantined", f"cannot be read: {payload.strerror}"), None
     digest = sha256(payload).hexdigest()
+    if digest in stored:
+        return _record(entry, "stored", "", None, len(payload), digest), None
     try:
         photo = decode(payload, rules)
     except BadPhoto as error:

@@ -21,9 +21,12 @@ class _Said(BaseModel):
 
 
 class RecordLine(_Said):
-    """The result for one photo: its status with the reason, and the facts about the file (`decode.Facts`)."""
+    """The result for one photo: its status with the reason, and the facts about the file (`decode.Facts`).
 
-    status: Literal["used", "converted", "quarantined", "ignored"]
+    A photo that is "stored" was read and not decoded, because its SHA-256 is among those that the task named.
+    """
+
+    status: Literal["used", "converted", "quarantined", "ignored", "stored"]
     reason: str
     num_bytes: Annotated[int, Field(ge=0, lt=2**63)]
     sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]

@@ -13,7 +13,8 @@ import numpy as np
 
 from job.data.augment import Augmentation
 from job.model.network import Network
-from job.stores.arrays import ArrayStore, StoredViews
+from job.stores.arrays import ArrayStore
+from job.stores.views import StoredViews
 
 if TYPE_CHECKING:
     import tensorflow as tf

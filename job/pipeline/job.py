@@ -114,9 +114,9 @@ class Job:
         """Return digests of all that a stage depends on: its settings, the source, and each `done` stage before it."""
         made_from = {"its settings": settings_digest(stage, self.config)}
         if not STAGES[stage].after:
-            from job.stages.intake import source_digest
+            from job.data.known import source_digest
 
-            made_from["the source"] = source_digest(self.source, self.listing, self.workdir)
+            made_from["the source"] = source_digest(self.source, self.listing, self.context)
         outcomes = {before: self.records.outcome(before) for before in STAGES[stage].after if before in done}
         return made_from | {before: outcome for before, outcome in outcomes.items() if outcome}
 

@@ -51,6 +51,7 @@ def fingerprint(num_workers: int) -> dict[str, object]:
     return {
         "cpu": _cpu_model(),
         "cores": usable_cores(),
+        "gpus": len(list(Path("/dev").glob("nvidia[0-9]*"))),  # There, bits may also depend on the rest of a batch.
         "platform": platform.platform(),
         "environment": {name: os.environ[name] for name in variables if name in os.environ},
         "op_determinism": True,

@@ -48,7 +48,7 @@ class Stage:
 _ROWS = (
     Stage(
         name="intake",
-        schema=4,
+        schema=5,
         after=(),
         settings=("decoding",),
         artifact="Intake",
@@ -82,7 +82,7 @@ _ROWS = (
     ),
     Stage(
         name="extract",
-        schema=2,
+        schema=3,
         after=("split",),
         settings=("backbone", "augment", "extract", "fine_tune.inputs", "fine_tunes"),
         artifact="Extraction",

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
 Item = TypeVar("Item")
+_NUMBERS_IN_MESSAGE = 50_000  # A message has at most 1 MiB.
 
 
 class Peers(Protocol):
@@ -44,6 +45,14 @@ class Alone:
 
     def meet(self) -> None:
         return
+
+
+def told(peers: Peers, numbers: list[int]) -> list[int]:
+    """Return the chief's numbers on all workers. Each worker must call this, in the same order; see `Peers.same`."""
+    if peers.count == 1:
+        return numbers
+    count = peers.same(len(numbers))
+    return [n for k in range(0, count, _NUMBERS_IN_MESSAGE) for n in peers.same(numbers[k : k + _NUMBERS_IN_MESSAGE])]
 
 
 def part(items: Sequence[Item], index: int, count: int) -> Sequence[Item]:

@@ -18,9 +18,9 @@ from job.serving.answers import Row
 from job.serving.folder import ExportedModel
 from job.sources.base import Entry, Source
 from job.sources.open import open_source
-from job.stores.arrays import ROWS_PER_SHARD, StoreWriter
+from job.stores.arrays import HEADER_BYTES, StoreWriter
 
-_BEST = 3
+_BEST, _PHOTOS_AT_ONCE = 3, 256
 _DECODE_TIMEOUT_S, _WORKER_MEMORY_MB = 30.0, 2048
 
 
@@ -81,7 +81,7 @@ def _labelled(
     """Return the row of each entry by its path; None for files that are not photos and do not have a photo's name."""
     rows: dict[str, Row | None] = {}
     rules = exported.card.rules
-    shards = [entries[k : k + ROWS_PER_SHARD] for k in range(0, len(entries), ROWS_PER_SHARD)]
+    shards = [entries[k : k + _PHOTOS_AT_ONCE] for k in range(0, len(entries), _PHOTOS_AT_ONCE)]
     with (
         tempfile.TemporaryDirectory() as folder,
         telemetry.progress("predict", len(entries), "photos") as progress,
@@ -90,13 +90,13 @@ def _labelled(
         tasks = (ShardTask(str(k), tuple(shard), writer.open_shard(len(shard))) for k, shard in enumerate(shards))
         limits = Limits(min(usable_cores(), max(1, len(shards))), _DECODE_TIMEOUT_S, _WORKER_MEMORY_MB)
         for task in decode_shards(tasks, source, rules, limits, telemetry, stop):
-            file = writer.array_path(writer.commit(task.key, task.file, task.num_rows))
-            pixels = np.load(file, mmap_mode="r")
+            values = np.fromfile(task.file, np.uint8, task.num_rows * writer.row_bytes, offset=HEADER_BYTES)
+            pixels = values.reshape(-1, *writer.row_shape)
             probabilities = [exported.probabilities(pixels[k : k + batch_size]) for k in range(0, len(pixels), batch_size)]
             rows |= _rows(
                 task, np.concatenate(probabilities) if probabilities else np.empty((0, 0)), exported.card.class_names
             )
-            file.unlink()
+            task.file.unlink()
             progress.advance(len(task.entries))
     return rows
 

@@ -29,6 +29,7 @@ _PARTICULAR = re.compile(r"(?<= as ).+|(?<=a copy of ).+(?=, which)|'[^']*'|\d+(
 _GROUPS_SHOWN = 40
 _MANY_CLASSES = 30  # With more classes, example photos are smaller, so that more classes fit on the page.
 _SMALL_TILE_PX = 64
+_PHOTOS_AT_ONCE = 256
 # Shares of full scale. A photo with less contrast looks like one flat colour.
 _CONSTANT_CONTRAST, _DARK, _BRIGHT = 0.012, 0.06, 0.94
 
@@ -207,12 +208,13 @@ def _class_pictures(
     label_of_row = np.full(len(images), -1)
     label_of_row[examples["row"][usable]] = examples.labels[usable]
     sums = np.zeros((len(examples.class_names), *images.row_shape))
-    for shard in range(len(images.shards)):
+    labelled = np.flatnonzero(label_of_row >= 0)
+    in_order = labelled[images.order_on_disk(labelled)]
+    for start in range(0, len(in_order), _PHOTOS_AT_ONCE):
         context.stop.check()
-        rows = np.asarray(images.shard_range(shard))
+        rows = in_order[start : start + _PHOTOS_AT_ONCE]
         for label in np.unique(label_of_row[rows]):
-            if label >= 0:
-                sums[label] += images.rows(rows[label_of_row[rows] == label]).sum(axis=0, dtype=np.uint32)
+            sums[label] += images.rows(rows[label_of_row[rows] == label]).sum(axis=0, dtype=np.uint32)
     pictures: list[ClassPictures] = []
     for label, name in enumerate(examples.class_names):
         members = usable[examples.labels[usable] == label]

@@ -1,7 +1,7 @@
 """extract: run the frozen layers once over every photo and every stored view of the training photos."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -18,11 +18,13 @@ from job.model.inputs import Choice, choose_inputs
 from job.model.network import CUT_DTYPE, Network
 from job.runtime.cgroups import memory_bytes
 from job.runtime.context import Context
+from job.runtime.peers import told
 from job.storage.files import digest_of
 from job.storage.sealed import read_sealed, write_sealed
-from job.stores.arrays import ROWS_PER_SHARD, ArrayStore, Shard, StoredViews, StoreWriter
+from job.stores.arrays import ArrayStore, Shard, StoreWriter
 from job.stores.cache import Cache
 from job.stores.exchange import Exchange, open_store
+from job.stores.views import StoredViews
 from job.text.numbers import about
 from job.train.feed import run_batches
 from job.train.recipe import Recipe
@@ -75,10 +77,13 @@ class Extraction:
 
 
 @dataclass(frozen=True)
-class _Shard:
-    """A shard to make: views `views_N` of the photos in rows `rows_N` of the image store, which have the keys `keys_N`."""
+class _Views:
+    """The views of a pass: views `views_N` of the photos in rows `rows_N` of the image store.
 
-    key: str
+    `keys_N` are the keys that augmentation draws with. `keys` are those of the rows in the stores.
+    """
+
+    keys: Sequence[str]
     rows_N: np.ndarray
     keys_N: np.ndarray
     views_N: np.ndarray
@@ -100,7 +105,7 @@ def extract(
     """Run the frozen layers over all photos and views, and store their output.
 
     `code_and_weights` is a digest of everything that determines this output, including the version of this stage's code.
-    Each worker makes its part of the shards, then the chief makes those that are still missing. Other workers return None.
+    Each worker makes its part of the missing views, then the chief makes those that did not arrive. Others return None.
 
     Raises:
         Diverged: if activations or features are not finite, or too large for float16.
@@ -110,7 +115,8 @@ def extract(
     train, num_views = examples.in_store_order("train"), recipe.views
     train_rows = examples["row"][train].astype(np.int64)
     cut_name = network.cut_point.name if network.cut_point else None  # Features are rounded at the cut, stored or not.
-    made_by = [code_and_weights, network.image_size, cut_name, CUT_DTYPE, config.batch_size]
+    photos = images.index_file.parent.name  # It has a digest of how they were decoded.
+    made_by = [code_and_weights, photos, network.image_size, cut_name, CUT_DTYPE, config.batch_size]
     what = {name: value for name, value in augment_config.what().items() if name != "views"}
     folders = {"": digest_of(made_by)[:16], "-views": digest_of([*made_by, what])[:16]}
     inputs = _decided(
@@ -120,11 +126,11 @@ def extract(
     )
     context.telemetry.line(f"  fine-tuning will use {inputs.kind} inputs: {inputs.why}")
     point = network.cut_point if inputs.kind == "stored" and fine_tunes else None
-    passes = {"": (_Pass(network, images, None, context, folders[""], point), _plain(images))}
+    passes = {"": _Pass(network, images, None, context, folders[""], point, _plain(images))}
     if num_views > 1:
         augmentation = Augmentation(augment_config, network.image_size)
-        shards = _augmented(images, train_rows, examples.keys[train], num_views)
-        passes["-views"] = (_Pass(network, images, augmentation, context, folders["-views"], point), shards)
+        views = _augmented(images, train_rows, examples.keys[train], num_views)
+        passes["-views"] = _Pass(network, images, augmentation, context, folders["-views"], point, views)
     share = network.cut_point.share_above if network.cut_point else 0.0
     later = recipe.forward_passes(len(train), share, stored=inputs.kind == "stored") / context.peers.count
     stores = _make(passes, config.batch_size, images.num_bytes, partial(_outlook, later) if fine_tunes else None, context)
@@ -137,40 +143,33 @@ def extract(
 
 
 def _make(
-    passes: dict[str, tuple["_Pass", list[_Shard]]],
+    passes: dict[str, "_Pass"],
     batch_size: int,
     images_bytes: int,
     outlook: Callable[[float, int], str] | None,
     context: Context,
 ) -> dict[str, str] | None:
-    """Make the missing shards. Return the names of the stores by kind and pass; None on workers other than the chief."""
-    stored_in = [folder for one, _ in passes.values() for folder in one.folders]
-    with Exchange(context.cache, stored_in) as exchange:
-        for one, shards in passes.values():
-            one.fetch(exchange, shards)
-        missing = {name: [s for s in shards if not one.has(s)] for name, (one, shards) in passes.items()}
-        needed_bytes = sum(one.bytes_per_view * len(s.rows_N) for one, shards in passes.values() for s in shards)
-        missing_bytes = sum(one.bytes_per_view * len(s.rows_N) for name, (one, _) in passes.items() for s in missing[name])
+    """Make the missing views. Return the names of the stores by kind and pass; None on workers other than the chief."""
+    peers, telemetry = context.peers, context.telemetry
+    with Exchange(context.cache, [folder for one in passes.values() for folder in one.folders]) as exchange:
+        missing = {name: told(peers, one.missing(exchange)) for name, one in passes.items()}
+        needed_bytes = sum(one.bytes_per_view * len(one.views.keys) for one in passes.values())
+        missing_bytes = sum(one.bytes_per_view * len(missing[name]) for name, one in passes.items())
         context.cache.reserve(needed_bytes + images_bytes, missing_bytes)
-        num_missing = sum(len(s.rows_N) for shards in missing.values() for s in shards)
-        context.telemetry.found_finished(sum(len(s.rows_N) for _, shards in passes.values() for s in shards) - num_missing)
-        own = {name: context.peers.own(shards) for name, shards in missing.items()}
-        num_own = sum(len(s.rows_N) for shards in own.values() for s in shards)
-        with context.telemetry.progress("extract", num_own, "views", outlook) as progress:
-            for name, (one, shards) in passes.items():
-                for count in one.fill(shards, own[name], batch_size):
+        telemetry.found_finished(sum(len(one.views.keys) for one in passes.values()) - sum(map(len, missing.values())))
+        own = {name: peers.own(numbers) for name, numbers in missing.items()}
+        with telemetry.progress("extract", sum(map(len, own.values())), "views", outlook) as progress:
+            for name, one in passes.items():
+                for count in one.fill(own[name], batch_size):
                     progress.advance(count)
         exchange.flush()
-        context.peers.meet()
-        if not context.peers.is_chief:
+        peers.meet()
+        if not peers.is_chief:
             return None
-        for name, (one, shards) in passes.items():
-            own_keys = {s.key for s in own[name]}
-            of_others = [s for s in missing[name] if s.key not in own_keys]
-            one.fetch(exchange, of_others)
-            for _ in one.fill(shards, [s for s in of_others if not one.has(s)], batch_size):
-                pass  # These shards of another worker did not arrive here, so the chief makes them.
-        return {kind + name: one.finish(kind, shards) for name, (one, shards) in passes.items() for kind in one.writers}
+        for one in passes.values():
+            for _ in one.fill(one.missing(exchange), batch_size):
+                pass  # These views of another worker did not arrive here, so the chief makes them.
+        return {kind + name: one.finish(kind) for name, one in passes.items() for kind in one.writers}
 
 
 def _outlook(num_passes_later: float, views_per_s: float, num_left: int) -> str:
@@ -221,31 +220,25 @@ def _inputs(
     )
 
 
-def _plain(images: ArrayStore) -> list[_Shard]:
-    """Return the shards of all photos without augmentation."""
-    shards = []
-    for number, shard in enumerate(images.shards):
-        rows = np.asarray(images.shard_range(number), np.int64)
-        shards.append(_Shard(digest_of(shard.sha256), rows, np.zeros(len(rows), np.uint64), np.zeros(len(rows), np.int64)))
-    return shards
+def _plain(images: ArrayStore) -> _Views:
+    """Return all photos without augmentation."""
+    count = len(images)
+    return _Views(images.keys, np.arange(count), np.zeros(count, np.uint64), np.zeros(count, np.int64))
 
 
-def _augmented(images: ArrayStore, train_rows_T: np.ndarray, keys_T: np.ndarray, num_views: int) -> list[_Shard]:
-    """Return the shards of views 1 and up of the training photos. The views of a photo are consecutive."""
-    shards = []
-    for number, shard in enumerate(images.shards):
-        rows = images.shard_range(number)
-        here = np.flatnonzero((train_rows_T >= rows.start) & (train_rows_T < rows.stop))
-        repeated, views = np.repeat(here, num_views - 1), np.tile(np.arange(1, num_views), len(here))
-        for start in range(0, len(repeated), ROWS_PER_SHARD):  # More views give more shards, not larger ones.
-            part, views_N = repeated[start : start + ROWS_PER_SHARD], views[start : start + ROWS_PER_SHARD]
-            key = digest_of([shard.sha256, [[int(k), int(v)] for k, v in zip(keys_T[part], views_N, strict=True)]])
-            shards.append(_Shard(key, train_rows_T[part], keys_T[part], views_N))
-    return shards
+def _augmented(images: ArrayStore, train_rows_T: np.ndarray, keys_T: np.ndarray, num_views: int) -> _Views:
+    """Return views 1 and up of the training photos. The views of a photo are consecutive."""
+    rows_N, keys_N = np.repeat(train_rows_T, num_views - 1), np.repeat(keys_T, num_views - 1)
+    views_N = np.tile(np.arange(1, num_views), len(train_rows_T))
+    numbered = zip(rows_N.tolist(), keys_N.tolist(), views_N.tolist(), strict=True)
+    return _Views([f"{images.keys[row][:32]}-{key:016x}-{view}" for row, key, view in numbered], rows_N, keys_N, views_N)
 
 
 class _Pass:
-    """One pass of the frozen layers over plain photos or over augmented views, and the stores that it fills."""
+    """One pass of the frozen layers over plain photos or over augmented views, and the stores that it fills.
+
+    The stores have a row for each of `views`. Where its photo or the views of another one are new, only these are computed.
+    """
 
     def __init__(
         self,
@@ -255,9 +248,10 @@ class _Pass:
         context: Context,
         made_by: str,
         stored_at: CutPoint | None,
+        views: _Views,
     ) -> None:
         self._network, self._images, self._augmentation, self._context = network, images, augmentation, context
-        self._made_by = made_by
+        self._made_by, self.views = made_by, views
         shapes: dict[str, tuple[tuple[int, ...], str]] = {}
         if stored_at is not None:
             shapes["activations"] = (stored_at.shape, CUT_DTYPE)
@@ -275,68 +269,106 @@ class _Pass:
     def folders(self) -> list[str]:
         return [f"{kind}-{self._made_by}" for kind in self.writers]
 
-    def fetch(self, exchange: Exchange, shards: Sequence[_Shard]) -> None:
-        """Download the shards among these that other workers have made."""
-        for folder in self.folders:
-            exchange.fetch(folder, [self._key(shard) for shard in shards])
+    def missing(self, exchange: Exchange) -> list[int]:
+        """Return the numbers of the views that have to be computed, sorted by the places of their photos on the disk.
 
-    def has(self, shard: _Shard) -> bool:
-        return all(writer.committed(self._key(shard)) is not None for writer in self.writers.values())
-
-    def finish(self, kind: str, shards: list[_Shard]) -> str:
-        """Complete the store of one kind and return its name."""
-        return self._context.cache.name(self.writers[kind].finish([self._key(shard) for shard in shards]).index_file)
-
-    def fill(self, shards: list[_Shard], missing: Sequence[_Shard], batch_size: int) -> Iterator[int]:
-        """Make the missing ones of these shards. Yield the number of new views after each batch. A thread writes the files.
-
-        Batches continue across shards, because otherwise many would be half empty. They contain the same rows whatever is
-        missing, because the last bits of a row may depend on its place in the batch.
+        Of several views with one key, which exact copies of a photo have, only one is returned. Workers other than the chief
+        only look at what is on their disk.
         """
-        if not missing:
-            return
-        rows, keys, views = (np.concatenate([getattr(s, axis) for s in shards]) for axis in ("rows_N", "keys_N", "views_N"))
-        network, augmentation, telemetry = self._network, self._augmentation, self._context.telemetry
-        size = network.replicas.padded_size(batch_size)
-        missing_keys = {shard.key for shard in missing}
-        is_missing_N = np.repeat([s.key in missing_keys for s in shards], [len(s.rows_N) for s in shards])
-        in_batch_N = np.repeat(np.logical_or.reduceat(is_missing_N, np.arange(0, len(rows), size)), size)[: len(rows)]
-        passed = np.flatnonzero(in_batch_N)
+        for writer in self.writers.values():
+            writer.refresh()
+        if self._context.peers.is_chief:
+            for folder, writer in zip(self.folders, self.writers.values(), strict=True):
+                if wanted := set(_without(writer, self.views.keys)):
+                    exchange.fetch(folder, partial(_has_any, wanted))
+                    writer.refresh()
+        lacking = {key for writer in self.writers.values() for key in _without(writer, self.views.keys)}
+        number_of = {key: number for number, key in enumerate(self.views.keys) if key in lacking}
+        numbers = np.asarray(sorted(number_of.values()), np.int64)
+        return numbers[self._images.order_on_disk(self.views.rows_N[numbers])].tolist()
 
-        def load(numbers: np.ndarray) -> tuple[np.ndarray, ...]:
-            here = passed[numbers]
-            photos = self._images.rows(rows[here])
-            return augmentation.host(photos, keys[here], views[here]) if augmentation else (photos,)
+    def finish(self, kind: str) -> str:
+        """Complete the store of one kind and return its name."""
+        cache = self._context.cache
+        return cache.name(self.writers[kind].finish(self.views.keys, compacts=cache.may_be_swept).index_file)
+
+    def fill(self, numbers: Sequence[int], batch_size: int) -> Iterator[int]:
+        """Compute the views with these numbers. Yield the number of new views after each batch. A thread writes the files.
+
+        Batches continue across shards, because otherwise many would be half empty.
+        """
+        if not numbers:
+            return
+        rows, keys, views = (
+            axis[np.asarray(numbers)] for axis in (self.views.rows_N, self.views.keys_N, self.views.views_N)
+        )
+        network, augmentation, telemetry = self._network, self._augmentation, self._context.telemetry
+
+        def load(positions: np.ndarray) -> tuple[np.ndarray, ...]:
+            photos = self._images.rows(rows[positions])
+            return augmentation.host(photos, keys[positions], views[positions]) if augmentation else (photos,)
 
         step = network.compiled(augmentation)
-        held = {kind: np.empty((0, *writer.row_shape), writer.dtype) for kind, writer in self.writers.items()}
-        waiting, writes, num_passed = deque(missing), deque[Future[Shard]](), 0
+        names, done = [self.views.keys[number] for number in numbers], 0
         with ThreadPoolExecutor(1) as thread:
-            for outputs in run_batches(network.replicas, step, load, len(passed), size, telemetry):
+            filled = {kind: _Filled(writer, names, thread) for kind, writer in self.writers.items()}
+            for outputs in run_batches(network.replicas, step, load, len(numbers), batch_size, telemetry):
                 self._context.stop.check()
-                wanted = is_missing_N[passed[num_passed : num_passed + len(outputs[0])]]
-                num_passed += len(outputs[0])
                 for kind, output in zip(("activations", "features"), outputs, strict=True):
-                    if kind in held:
-                        held[kind] = np.concatenate([held[kind], _finite(output[wanted])])
-                while waiting and len(held["features"]) >= len(waiting[0].rows_N):
-                    shard = waiting.popleft()
-                    for kind, writer in self.writers.items():
-                        done, held[kind] = np.split(held[kind], [len(shard.rows_N)])
-                        writes.append(thread.submit(writer.write, self._key(shard), done))
+                    if kind in filled:
+                        filled[kind].add(done, _finite(output))
                 with telemetry.spent("writing"):
-                    while writes and (writes[0].done() or len(writes) > _WRITES_AHEAD):
-                        writes.popleft().result()
-                yield int(wanted.sum())
-            for shard in waiting:  # These shards have no views.
-                for kind, writer in self.writers.items():
-                    writer.write(self._key(shard), held[kind])
+                    for one in filled.values():
+                        one.wait(_WRITES_AHEAD)
+                done += len(outputs[0])
+                yield len(outputs[0])
             with telemetry.spent("writing"):
-                for write in writes:
-                    write.result()
+                for one in filled.values():
+                    one.close()
 
-    def _key(self, shard: _Shard) -> str:
-        return digest_of([self._made_by, shard.key])
+
+class _Filled:
+    """A store while a pass fills it. Rows wait until there are enough for a shard; a thread writes the shards."""
+
+    def __init__(self, writer: StoreWriter, names: Sequence[str], thread: ThreadPoolExecutor) -> None:
+        """`names` are the keys of all rows of the pass, in order. Rows that the store has already are dropped."""
+        self._writer, self._names, self._thread = writer, names, thread
+        self._is_new = ~writer.has(names)
+        self._keys: list[str] = []
+        self._rows = np.empty((0, *writer.row_shape), writer.dtype)
+        self._writes = deque[Future[Shard]]()
+
+    def add(self, start: int, rows: np.ndarray) -> None:
+        """Add the rows of the pass from number `start` on."""
+        is_new = self._is_new[start : start + len(rows)]
+        self._keys += [self._names[start + k] for k in np.flatnonzero(is_new).tolist()]
+        self._rows = np.concatenate([self._rows, rows[is_new]])
+        while len(self._keys) >= self._writer.max_rows:
+            self._submit(self._writer.max_rows)
+
+    def wait(self, num_ahead: int) -> None:
+        """Wait until no more than `num_ahead` shards are left to write."""
+        while self._writes and (self._writes[0].done() or len(self._writes) > num_ahead):
+            self._writes.popleft().result()
+
+    def close(self) -> None:
+        """Write the rest."""
+        if self._keys:
+            self._submit(len(self._keys))
+        self.wait(0)
+
+    def _submit(self, count: int) -> None:
+        self._writes.append(self._thread.submit(self._writer.write, self._keys[:count], self._rows[:count]))
+        self._keys, self._rows = self._keys[count:], self._rows[count:]
+
+
+def _has_any(keys: Set[str], shard: Shard) -> bool:
+    return any(row in keys for row in shard.rows)
+
+
+def _without(writer: StoreWriter, keys: Sequence[str]) -> list[str]:
+    """Return those of these keys whose rows the store does not have."""
+    return [key for key, is_there in zip(keys, writer.has(keys), strict=True) if not is_there]
 
 
 def _finite(output: np.ndarray) -> np.ndarray:

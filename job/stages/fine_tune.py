@@ -15,7 +15,7 @@ from job.model.inputs import Inputs
 from job.model.network import Network
 from job.reporting.summaries import Tuning
 from job.runtime.context import Context
-from job.stores.arrays import StoredViews
+from job.stores.views import StoredViews
 from job.text.numbers import percent
 from job.train.checkpoint import Checkpoints, TrainState, numbered
 from job.train.feed import Arrays

@@ -16,7 +16,7 @@ from job.model.heads import Head, class_weights
 from job.model.regression import LogisticRegression, Solution
 from job.reporting.summaries import HeadPath, Scored, TriedHead, TriedStrength
 from job.runtime.context import Context
-from job.stores.arrays import StoredRows, StoredViews
+from job.stores.views import StoredRows, StoredViews
 from job.train.checkpoint import Checkpoints, TrainState, numbered
 
 ARRAYS = "stages/head/head.npz"

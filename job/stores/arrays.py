@@ -1,16 +1,25 @@
 """Stores of photos, features and activations: N rows of one shape and dtype, in shards of `.npy` files.
 
-A shard is found by its key, which says what it was made from. Its record, KEY.json, names its array, KEY-DIGEST.npy, and
-is written after it. So workers can write shards in any order, several runs can share a folder, and a half-finished store
-continues where it stopped. The index of a store, index-DIGEST.json, lists its shards and is written last. Rows are read
-through memory maps.
+A row is found by its key, which says what it was made from. The record of a shard, KEY.json, lists the keys of its rows and
+names its array, KEY-DIGEST.npy. It is written after the array, and neither of them changes later. So workers can write
+shards in any order, several runs can share a folder, and a half-finished store continues where it stopped. A store only
+grows: rows that are missing are made in new shards, and rows that are no longer needed leave holes.
+
+The index of a store, index-DIGEST.json, is written last. It says where each row lies. DIGEST depends on the keys of the
+rows alone, so a store that has grown has the name and the digest of a store that was made in one go. Rows are read through
+memory maps.
 """
 
+import base64
 import json
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +28,26 @@ import numpy as np
 from job.storage.files import digest_of, digest_of_file, own_mark, read_json, storage_errors, sync, to_json, writing
 from job.storage.ledger import TEMPORARY
 
-ROWS_PER_SHARD = 256
-_IN_MEMORY_BYTES = 256 * 2**20
 HEADER_BYTES = 128  # NumPy pads the header of such a .npy file to this size.
+# Shards that are larger would lose more work in a kill, and smaller ones make more files.
+MAX_SHARD_BYTES, MAX_SHARD_ROWS = 32 << 20, 512
+_MAX_SHORT_SHARDS = 32  # Of shards that are not half full. If a store has more, they are merged.
+_MAX_MAPS = 1024  # Linux allows 65,530 memory maps in a process.
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A committed shard. `key` says what it was made from; `extra` is any JSON value that the writer keeps with it."""
+    """A committed shard: the keys of its rows, and the SHA-256 of its array.
+
+    `notes`: a JSON value for a key, which need not have a row. `extra`: any JSON value, which is not kept when the shard is
+    merged with others. In the index of a store, all three are left out.
+    """
 
     key: str
     num_rows: int
     sha256: str
+    rows: Sequence[str] = ()
+    notes: Mapping[str, Any] = field(default_factory=dict)
     extra: Any = None
 
     @property
@@ -39,13 +56,17 @@ class Shard:
 
 
 class StoreWriter:
-    """Writer that adds shards of one shape and dtype to a folder."""
+    """Writer that adds shards of one shape and dtype to a folder, and finds the rows that are there already."""
 
     def __init__(self, folder: Path, row_shape: Sequence[int], dtype: str, temporary: Path | None = None) -> None:
         """Make the folders. `temporary` (default: `.tmp/` in `folder`) is for unfinished files, on the same file system."""
         self.folder, self._temporary = folder, temporary or folder / TEMPORARY
         self.row_shape, self.dtype = tuple(row_shape), np.dtype(dtype)
-        self._seen: dict[str, Shard] = {}  # Without `extra`, which may be large.
+        self._shards: dict[str, Shard] = {}
+        self._read: dict[str, int] = {}  # Times of the records that were read, by their names.
+        self._checked: set[str] = set()  # Keys of the shards whose arrays were compared with their digests.
+        self._places: dict[str, tuple[str, int]] = {}
+        self._notes: dict[str, tuple[str, Any]] = {}
         with storage_errors(folder):
             for made in (folder, self._temporary):
                 made.mkdir(parents=True, exist_ok=True)
@@ -54,17 +75,39 @@ class StoreWriter:
     def row_bytes(self) -> int:
         return int(np.prod(self.row_shape, dtype=np.int64)) * self.dtype.itemsize
 
-    def committed(self, key: str) -> Shard | None:
-        """Return the shard that was made from `key`, or None if it is missing or damaged."""
-        record = read_json(self.folder / record_name(key))
-        try:
-            found = Shard(**record) if record else None
-        except TypeError:
-            return None
-        if found is None or found.key != key or not _is_intact(self.folder, found):
-            return None
-        self._seen[key] = replace(found, extra=None)
+    @property
+    def max_rows(self) -> int:
+        """The number of rows of a full shard."""
+        return max(1, min(MAX_SHARD_ROWS, MAX_SHARD_BYTES // max(1, self.row_bytes)))
+
+    def refresh(self) -> list[Shard]:
+        """Read the records that were written since the last call, by any process. Return their shards."""
+        found = []
+        for record in sorted(self.folder.glob("*.json")):
+            written = record.stat().st_mtime_ns
+            if not record.name.startswith("index-") and self._read.get(record.name) != written:
+                self._read[record.name] = written
+                if shard := read_shard(record):
+                    self._take(shard)
+                    found.append(shard)
         return found
+
+    def has(self, keys: Sequence[str]) -> np.ndarray:
+        """Return for each key whether an undamaged shard has its row, as far as `refresh` has seen. Boolean, (N,).
+
+        Damaged shards with one of these rows, or a note for one of these keys, are forgotten.
+        """
+        while damaged := [s for s in self._shards_of(keys, self._notes.keys() & set(keys)) if not self._is_intact(s)]:
+            self._drop(damaged)
+        return np.asarray([key in self._places for key in keys], bool)
+
+    def note(self, key: str) -> Any:
+        """Return the note for a key; None if there is none."""
+        return self._notes[key][1] if key in self._notes else None
+
+    def notes(self) -> Iterator[Any]:
+        """Yield every note that `refresh` has seen."""
+        return (note for _, note in self._notes.values())
 
     def open_shard(self, capacity: int) -> Path:
         """Make a file for up to `capacity` rows, the first one at HEADER_BYTES. `commit` turns it into a shard."""
@@ -73,43 +116,109 @@ class StoreWriter:
             file.truncate(HEADER_BYTES + capacity * self.row_bytes)
         return path
 
-    def commit(self, key: str, path: Path, num_rows: int, extra: object = None) -> Shard:
-        """Turn the first `num_rows` rows of a file from `open_shard` into a shard."""
+    def commit(
+        self, path: Path, keys: Sequence[str], notes: Mapping[str, object] | None = None, extra: object = None
+    ) -> Shard:
+        """Turn the first rows of a file from `open_shard` into a shard. `keys` are the keys of these rows."""
         with storage_errors(path), path.open("r+b") as file:
-            header = {"descr": self.dtype.str, "fortran_order": False, "shape": (num_rows, *self.row_shape)}
+            header = {"descr": self.dtype.str, "fortran_order": False, "shape": (len(keys), *self.row_shape)}
             np.lib.format.write_array_header_1_0(file, header)
             assert file.tell() == HEADER_BYTES
-            file.truncate(HEADER_BYTES + num_rows * self.row_bytes)
-        shard = Shard(key, num_rows, digest_of_file(path), extra)
-        with storage_errors(path, num_rows * self.row_bytes):
+            file.truncate(HEADER_BYTES + len(keys) * self.row_bytes)
+        key = _shard_key(list(keys), dict(notes or {}), extra)
+        shard = Shard(key, len(keys), digest_of_file(path), list(keys), dict(notes or {}), extra)
+        with storage_errors(path, len(keys) * self.row_bytes):
             sync(path)
-            os.replace(path, self.array_path(shard))
+            os.replace(path, self.folder / shard.array_name)
         self._write(record_name(key), to_json(shard.__dict__, indent=None))
-        self._seen[key] = replace(shard, extra=None)
+        self._take(shard)
+        self._checked.add(key)
         return shard
 
-    def write(self, key: str, rows: np.ndarray) -> Shard:
+    def write(self, keys: Sequence[str], rows: np.ndarray, notes: Mapping[str, object] | None = None) -> Shard:
+        """Write a shard of these rows, which have these keys."""
         path = self.open_shard(len(rows))
         with storage_errors(path, rows.nbytes), path.open("r+b") as file:
             file.seek(HEADER_BYTES)
             file.write(np.ascontiguousarray(rows, self.dtype).data)
-        return self.commit(key, path, len(rows))
+        return self.commit(path, keys, notes)
 
-    def array_path(self, shard: Shard) -> Path:
-        """Return the path of a shard's array."""
-        return self.folder / shard.array_name
+    def finish(self, keys: Sequence[str], *, noted: Sequence[str] = (), compacts: bool = False) -> "ArrayStore":
+        """Write the index of the store of these rows, in this order, and open the store. All rows must be there.
 
-    def finish(self, keys: Sequence[str]) -> "ArrayStore":
-        """Write the index of these shards, in this order, and open the store. This writer must have seen all of them."""
-        shards = [self._seen[key] for key in keys]
+        `noted` are keys without rows whose notes belong to the store. With `compacts`, shards with too few rows of this
+        store are first replaced by copies of these rows. In a folder that runs share, that would only add files.
+        """
+        if compacts:
+            self._compact(keys, noted)
+        shards = [self._shards[key] for key in sorted(self._shards_of(keys, noted))]
+        starts = dict(zip([s.key for s in shards], np.cumsum([0, *(s.num_rows for s in shards)]).tolist(), strict=False))
+        places = np.asarray([starts[shard] + row for shard, row in map(self._places.__getitem__, keys)], np.int64)
         index = {
             "row_shape": self.row_shape,
             "dtype": self.dtype.str,
+            "keys": digest_of(list(keys)),
             "shards": [{"key": s.key, "num_rows": s.num_rows, "sha256": s.sha256} for s in shards],
+            "places": base64.b64encode(zlib.compress(np.diff(places, prepend=0).tobytes())).decode(),
         }
         name = index_name(index)
-        self._write(name, to_json(index))
+        self._write(name, to_json({**index, "sha256": digest_of(index)}))
         return ArrayStore(self.folder / name)
+
+    def _compact(self, keys: Sequence[str], noted: Sequence[str]) -> None:
+        """Copy the rows of shards of which less than half are needed, and of many short shards, into new shards."""
+        distinct = list(dict.fromkeys(keys))
+        needed = Counter(self._places[key][0] for key in distinct)
+        used = self._shards_of(distinct, noted)
+        going = {shard for shard in used if 2 * needed[shard] < self._shards[shard].num_rows}
+        short = {shard for shard in used if 2 * needed[shard] < self.max_rows}
+        if len(short) > _MAX_SHORT_SHARDS:
+            going |= short
+        rows = sorted((self._places[key], key) for key in distinct if self._places[key][0] in going)
+        alone = [key for key in dict.fromkeys(noted) if self._notes[key][0] in going]
+        parts = [[key for _, key in rows[k : k + self.max_rows]] for k in range(0, len(rows), self.max_rows)]
+        if alone and not parts:
+            parts = [[]]
+        copies = [self._copied(part, alone if k == 0 else []) for k, part in enumerate(parts)]
+        self._drop(going)
+        for copy in copies:
+            self._take(copy)
+
+    def _copied(self, keys: Sequence[str], noted: Sequence[str]) -> Shard:
+        places = [self._places[key] for key in keys]
+        rows = [np.empty((0, *self.row_shape), self.dtype)]
+        for shard, group in groupby(places, key=itemgetter(0)):
+            array = np.load(self.folder / self._shards[shard].array_name, mmap_mode="r")
+            rows.append(array[[row for _, row in group]])
+        notes = {key: self._notes[key][1] for key in (*keys, *noted) if key in self._notes}
+        return self.write(keys, np.concatenate(rows), notes)
+
+    def _shards_of(self, keys: Iterable[str], noted: Iterable[str] = ()) -> set[str]:
+        shards = {self._places[key][0] for key in keys if key in self._places}
+        return shards | {self._notes[key][0] for key in noted}
+
+    def _is_intact(self, shard: str) -> bool:
+        if shard not in self._checked and _has_array(self.folder, self._shards[shard]):
+            self._checked.add(shard)
+        return shard in self._checked
+
+    def _take(self, shard: Shard) -> None:
+        if shard.sha256 != self._shards.get(shard.key, shard).sha256:  # Another process has made it with other last bits.
+            self._checked.discard(shard.key)
+        self._shards[shard.key] = shard
+        for row, key in enumerate(shard.rows):
+            self._places.setdefault(key, (shard.key, row))
+        for key, note in shard.notes.items():
+            self._notes.setdefault(key, (shard.key, note))
+
+    def _drop(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            del self._shards[key]
+            self._checked.discard(key)
+        self._places.clear()
+        self._notes.clear()
+        for shard in self._shards.values():
+            self._take(shard)
 
     def _write(self, name: str, data: bytes) -> None:
         with writing(self.folder / name, self._temporary / own_mark(), len(data)) as path:
@@ -117,110 +226,99 @@ class StoreWriter:
 
 
 class ArrayStore:
-    """A complete store, given by its index file. Raises FileNotFoundError if there is no such file."""
+    """A complete store, given by its index file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError, KeyError, TypeError: if the file is damaged, or of an earlier version of the job.
+    """
 
     def __init__(self, index_file: Path) -> None:
         self.index_file = index_file
         index = json.loads(index_file.read_text())
+        if index.pop("sha256") != digest_of(index):
+            raise ValueError(f"{index_file} is damaged")
         self.row_shape: tuple[int, ...] = tuple(index["row_shape"])
         self.dtype = np.dtype(index["dtype"])
         self.shards = tuple(Shard(**shard) for shard in index["shards"])
-        self.digest = digest_of([index["row_shape"], index["dtype"], [s.sha256 for s in self.shards]])
+        self.digest = digest_of([index["row_shape"], index["dtype"], index["keys"]])
         self._starts = np.cumsum([0, *(s.num_rows for s in self.shards)])
+        self._places = np.cumsum(np.frombuffer(zlib.decompress(base64.b64decode(index["places"])), np.int64))
+        self._array = lru_cache(_MAX_MAPS)(self._mapped)
 
     @staticmethod
     def is_intact(index_file: Path) -> bool:
         """Return True if the store is complete and undamaged. All of it is read for that."""
         try:
-            return all(_is_intact(index_file.parent, shard) for shard in ArrayStore(index_file).shards)
+            store = ArrayStore(index_file)
+            return len(store.keys) == len(store) and all(_has_array(index_file.parent, shard) for shard in store.shards)
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return len(self._places)
 
     @property
     def num_bytes(self) -> int:
         return len(self) * int(np.prod(self.row_shape, dtype=np.int64)) * self.dtype.itemsize
 
-    def shard_range(self, shard: int) -> range:
-        """Return the row numbers in a shard."""
-        return range(int(self._starts[shard]), int(self._starts[shard + 1]))
+    @cached_property
+    def keys(self) -> list[str]:
+        """The key of each row. Raises: ValueError, if a record is damaged."""
+        records = [read_shard(self.index_file.parent / record_name(shard.key)) for shard in self.shards]
+        if [record and record.num_rows for record in records] != [shard.num_rows for shard in self.shards]:
+            raise ValueError(f"{self.index_file}: the record of a shard is missing or damaged")
+        keys = [key for record in records if record for key in record.rows]
+        return [keys[place] for place in self._places.tolist()]
+
+    def order_on_disk(self, numbers: np.ndarray) -> np.ndarray:
+        """Return the positions of these row numbers in the order in which reading the rows is fastest."""
+        return np.argsort(self._places[numbers], kind="stable")
 
     def rows(self, numbers: np.ndarray | Sequence[int]) -> np.ndarray:
         """Return a copy of these rows, in this order. They are read in the order on the disk."""
-        numbers = np.asarray(numbers, np.int64)
-        gathered = np.empty((len(numbers), *self.row_shape), self.dtype)
-        order = np.argsort(numbers, kind="stable")
-        ends = np.searchsorted(numbers[order], self._starts[1:])
-        start = 0
-        for shard, end in enumerate(ends):
-            if end > start:
-                here = order[start:end]
-                gathered[here] = self._arrays[shard][numbers[here] - self._starts[shard]]
-                start = end
+        places = self._places[np.asarray(numbers, np.int64)]
+        gathered = np.empty((len(places), *self.row_shape), self.dtype)
+        order = np.argsort(places, kind="stable")
+        shards = np.searchsorted(self._starts, places[order], side="right") - 1
+        firsts = np.flatnonzero(np.diff(shards, prepend=-1))
+        for first, end in zip(firsts, np.append(firsts, len(order))[1:], strict=True):
+            here, shard = order[first:end], int(shards[first])
+            gathered[here] = self._array(shard)[places[here] - self._starts[shard]]
         return gathered
 
-    @cached_property
-    def _arrays(self) -> list[np.ndarray]:
-        folder = self.index_file.parent  # Rows of a plain array are read faster than those of np.memmap, its subclass.
-        return [np.asarray(np.load(folder / shard.array_name, mmap_mode="r")) for shard in self.shards]
+    def _mapped(self, shard: int) -> np.ndarray:
+        # Rows of a plain array are read faster than those of np.memmap, its subclass.
+        return np.asarray(np.load(self.index_file.parent / self.shards[shard].array_name, mmap_mode="r"))
 
 
-class StoredRows:
-    """Numbered rows of a store: an array that is read slice by slice, or at once if it is small."""
+def index_name(index: Mapping[str, Any]) -> str:
+    """Return the file name of a store's index. It contains a digest of the shape, the dtype and the keys of the rows.
 
-    def __init__(self, read: Callable[[np.ndarray], np.ndarray], numbers_N: np.ndarray, row_shape: tuple[int, ...]) -> None:
-        """Take rows `numbers_N`, each one of `row_shape` float32 numbers, from `read`."""
-        self.shape = (len(numbers_N), *row_shape)
-        self._read, self._numbers_N = read, numbers_N
-        is_small = 4 * int(np.prod(self.shape, dtype=np.int64)) <= _IN_MEMORY_BYTES
-        self._held = read(numbers_N) if is_small else None
-
-    def __getitem__(self, part: slice) -> np.ndarray:
-        return self._held[part] if self._held is not None else self._read(self._numbers_N[part])
-
-
-@dataclass(frozen=True)
-class StoredViews:
-    """Output of a frozen network for every photo, and for augmented views of the training photos.
-
-    `plain` has a row for each row of the image store. `augmented` has num_views - 1 consecutive rows for each training
-    photo, in the order of `train_rows_T` (rows of the image store). It is None if there is only one view.
+    The indexes of version 0.5 and before have a digest of their whole content.
     """
-
-    plain: ArrayStore
-    augmented: ArrayStore | None
-    train_rows_T: np.ndarray
-    num_views: int
-
-    def positions_of(self, rows_B: np.ndarray) -> np.ndarray:
-        """Return the positions of these rows of the image store in `train_rows_T`."""
-        return np.searchsorted(self.train_rows_T, rows_B)
-
-    def training(self, positions_B: np.ndarray, views_B: np.ndarray) -> np.ndarray:
-        """Return one view of each of these training photos, which are given by their positions in `train_rows_T`."""
-        is_plain = views_B == 0
-        if self.augmented is None or is_plain.all():
-            return self.plain.rows(self.train_rows_T[positions_B])
-        later = self.augmented.rows(positions_B[~is_plain] * (self.num_views - 1) + views_B[~is_plain] - 1)
-        if not is_plain.any():
-            return later
-        gathered = np.empty((len(positions_B), *self.plain.row_shape), self.plain.dtype)
-        gathered[is_plain] = self.plain.rows(self.train_rows_T[positions_B[is_plain]])
-        gathered[~is_plain] = later
-        return gathered
-
-
-def index_name(index: object) -> str:
-    """Return the file name of a store's index. It contains a digest of the index."""
-    return f"index-{digest_of(index)[:16]}.json"
+    named = [index["row_shape"], index["dtype"], index["keys"]] if "keys" in index else index
+    return f"index-{digest_of(named)[:16]}.json"
 
 
 def record_name(key: str) -> str:
     return f"{key[:32]}.json"
 
 
-def _is_intact(folder: Path, shard: Shard) -> bool:
+def read_shard(record: Path) -> Shard | None:
+    """Return the shard of a record; None if the record is missing, damaged, or of an earlier version of the job."""
+    try:
+        shard = Shard(**read_json(record))
+        is_whole = shard.num_rows == len(shard.rows) and shard.key == _shard_key(shard.rows, shard.notes, shard.extra)
+        return shard if is_whole and record.name == record_name(shard.key) else None
+    except TypeError:
+        return None
+
+
+def _shard_key(rows: Sequence[str], notes: Mapping[str, object], extra: object) -> str:
+    return digest_of([rows, notes, extra])
+
+
+def _has_array(folder: Path, shard: Shard) -> bool:
     file = folder / shard.array_name
     return file.is_file() and digest_of_file(file) == shard.sha256

@@ -7,14 +7,15 @@ another run may need.
 
 import re
 import time
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
 from job.console.places import refused_at_start
 from job.errors import StorageFailed, UsageError
-from job.storage.bucket.objects import Conflict, Objects
+from job.storage.bucket.objects import Conflict, NoSuchObject, Objects
 from job.storage.claim import is_of_a_system
-from job.storage.files import free_bytes, in_units, own_mark, remove_tree, storage_errors
+from job.storage.files import free_bytes, in_units, own_mark, remove_tree, storage_errors, writing
 from job.storage.ledger import TEMPORARY
 
 _GB = 10**9
@@ -58,6 +59,20 @@ class Cache:
     def name(self, path: Path) -> str:
         """Return a path relative to the folder. It stays valid if the folder is moved or mounted elsewhere."""
         return path.relative_to(self.root).as_posix()
+
+    def read(self, name: str) -> bytes | None:
+        """Return a file that belongs to no store, from the bucket if there is one; None if it is missing."""
+        with suppress(FileNotFoundError, NoSuchObject):
+            return self.objects.read(name) if self.objects else self.path(name).read_bytes()
+        return None
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file that belongs to no store. If runs write it at the same time, the last one counts."""
+        if self.objects:
+            self.objects.write(name, data)
+            return
+        with writing(self.path(name), self.temporary / own_mark(), len(data)) as path:
+            path.write_bytes(data)
 
     def check(self) -> None:
         """Refuse a shared folder or prefix that is not marked yet and contains anything but stores.

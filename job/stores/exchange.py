@@ -6,7 +6,7 @@ between workers without a shared disk, a node that continues another one's run, 
 
 import json
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -16,7 +16,7 @@ from job.storage.bucket.downloads import fetch
 from job.storage.bucket.objects import Conflict, NoSuchObject, Objects, remove_own
 from job.storage.bucket.parallel import each
 from job.storage.files import digest_of_file, own_mark, storage_errors, writing
-from job.stores.arrays import ArrayStore, Shard, record_name
+from job.stores.arrays import ArrayStore, Shard, read_shard, record_name
 from job.stores.cache import SHARED, Cache
 from job.stores.sweeping import names_in
 
@@ -32,6 +32,7 @@ class Exchange:
     def __init__(self, cache: Cache, folders: Sequence[str]) -> None:
         self._cache, self._folders = cache, folders
         self._there: dict[str, set[str]] = {}  # Names in the bucket, by folder, as far as this machine knows.
+        self._indexes: dict[Path, int] = {}  # Times of the indexes that are in the bucket as they are here.
         self._ended, self._given_up = threading.Event(), False
         self._thread = threading.Thread(target=self._keep_uploading, daemon=True)
         self._lock = threading.Lock()
@@ -49,12 +50,13 @@ class Exchange:
             self._thread.join()
             self.flush()
 
-    def fetch(self, folder: str, keys: Iterable[str]) -> None:
-        """Download the missing shards with these keys, if the bucket has them."""
-        if self._cache.objects and (missing := _missing(self._cache, folder, keys)):
+    def fetch(self, folder: str, wants: Callable[[Shard], bool]) -> None:
+        """Download those shards in the bucket that this machine does not have and `wants` is true of."""
+        if self._cache.objects:
             with self._lock:
                 self._there[folder] = _names(self._cache.objects, folder)
-                _bring(self._cache, folder, missing, self._there[folder])
+                found = _shards(self._cache, folder, self._there[folder])
+                _bring(self._cache, folder, [shard.key for shard in found if wants(shard)], self._there[folder])
 
     def flush(self) -> None:
         """Wait until all committed shards are in the bucket. Raises: StorageFailed, UsageError."""
@@ -80,23 +82,24 @@ class Exchange:
         if folder not in self._there:
             self._there[folder] = _names(objects, folder)
         there = self._there[folder]
-        records = [p for p in sorted(here.glob("*.json")) if p.name not in there]
-        shards = [p for p in records if not p.name.startswith("index-")]
+        shards = [p for p in sorted(here.glob("[!i]*.json")) if p.name not in there]
 
         def upload(record: Path) -> None:
             if not _has(here, record.stem):  # Its array is missing here. A stage that needs it makes it again.
                 return
-            array = Shard(**json.loads(record.read_text())).array_name
-            for name in (array, record.name):
+            shard = read_shard(record)
+            for name in (shard.array_name, record.name) if shard else ():
                 if name not in there and not self._given_up:
                     _write(objects, f"{folder}/{name}", here / name)
                     there.add(name)
 
         with storage_errors(here):
             each(upload, shards)
-            for index in (p for p in records if p not in shards):
-                _write(objects, f"{folder}/{index.name}", index)
-                there.add(index.name)
+            for index in here.glob("index-*.json"):
+                written = index.stat().st_mtime_ns
+                if self._indexes.get(index) != written and not self._given_up:
+                    _replace(objects, f"{folder}/{index.name}", index.read_bytes(), is_there=index.name in there)
+                    self._indexes[index] = written
 
 
 def open_store(cache: Cache, name: str) -> ArrayStore:
@@ -183,6 +186,20 @@ def _bring(cache: Cache, folder: str, keys: Iterable[str], there: set[str]) -> N
         each(bring, [key for key in keys if record_name(key) in there])
 
 
+def _shards(cache: Cache, folder: str, there: set[str]) -> list[Shard]:
+    """Return the shards in the bucket that this machine does not have. Only their records are read."""
+    objects, here = cache.objects, cache.path(folder)
+    assert objects is not None
+    found: list[Shard] = []
+
+    def look(name: str) -> None:
+        with suppress(NoSuchObject, ValueError, TypeError):
+            found.append(Shard(**json.loads(objects.read(f"{folder}/{name}"))))
+
+    each(look, [n for n in sorted(there) if n.endswith(".json") and not n.startswith("index-") and not _has(here, n[:-5])])
+    return found
+
+
 def _missing(cache: Cache, folder: str, keys: Iterable[str]) -> list[str]:
     here = cache.path(folder)
     return [key for key in keys if not _has(here, key)]
@@ -197,6 +214,14 @@ def _has(here: Path, key: str) -> bool:
         return (here / Shard(**json.loads((here / record_name(key)).read_text())).array_name).exists()
     except (OSError, ValueError, TypeError):
         return False
+
+
+def _replace(objects: Objects, name: str, data: bytes, *, is_there: bool) -> None:
+    """Write an index, unless the bucket has the same one. Where the rows lie may differ between two of one name."""
+    with suppress(NoSuchObject):
+        if is_there and objects.read(name) == data:
+            return
+    objects.write(name, data)
 
 
 def _write(objects: Objects, name: str, file: Path) -> None:

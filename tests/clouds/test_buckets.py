@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from job.config import IntakeConfig
+from job.data.known import source_digest
 from job.decoding.decode import DecodeRules
 from job.decoding.processes import Limits, ShardTask, decode_shards
 from job.errors import DataUnusable, StorageFailed, UsageError
@@ -26,7 +27,7 @@ from job.sources.fetch import read_ordered
 from job.sources.folders import list_files
 from job.sources.local import LocalFiles, to_text
 from job.sources.open import open_source
-from job.stages.intake import intake, source_digest
+from job.stages.intake import intake
 from job.storage.bucket.objects import Stored, is_remote
 from job.storage.bucket.open import open_objects
 from tests.conftest import ROOT, paint_classes
@@ -404,7 +405,7 @@ def test_intake_from_a_bucket_gives_what_intake_from_the_folder_gives(bed, tmp_p
     rows = range(len(local.images))
     assert np.array_equal(found.images.rows(rows), local.images.rows(rows))
     bed.requests()
-    assert source_digest(source, source.listing(), context.workdir)
+    assert source_digest(source, source.listing(), context)
     assert not any(".jpg" in path for _, path, _ in bed.requests()), "no photo is read again"
 
 

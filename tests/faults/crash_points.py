@@ -67,11 +67,12 @@ def rounds(context: Context) -> None:
 
 def _store(context: Context, number: int) -> ArrayStore:
     writer = StoreWriter(context.cache.path(f"features-{number}"), (4,), "float32", context.cache.temporary)
-    keys = [f"{number}{k}" * 16 for k in range(2)]
-    for k, key in enumerate(keys):
-        if writer.committed(key) is None:
-            writer.write(key, np.full((5, 4), 10 * number + k, np.float32))
-    return writer.finish(keys)
+    keys = [[f"{number}-{k}-{row}" for row in range(5)] for k in range(2)]
+    writer.refresh()
+    for k, part in enumerate(keys):
+        if not writer.has(part).all():
+            writer.write(part, np.full((5, 4), 10 * number + k, np.float32))
+    return writer.finish([*keys[0], *keys[1]])
 
 
 def _train(context: Context, number: int) -> np.ndarray:

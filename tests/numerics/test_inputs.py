@@ -14,7 +14,8 @@ from job.model.heads import Head, smoothed_one_hot
 from job.model.inputs import OnlineInputs, StoredInputs, choose_inputs
 from job.model.network import Network
 from job.runtime.telemetry import Telemetry
-from job.stores.arrays import StoredViews, StoreWriter
+from job.stores.arrays import StoreWriter
+from job.stores.views import StoredViews
 from job.train.feed import all_rows, run_batches
 from tests.numerics.test_training import assert_same_gradients, batch_of, trainer_of
 
@@ -30,8 +31,9 @@ KEYS = np.arange(24, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
 @pytest.fixture(scope="module")
 def images(pixels, tmp_path_factory):
     writer = StoreWriter(tmp_path_factory.mktemp("images"), pixels.shape[1:], "uint8")
-    writer.write("all", pixels)
-    return writer.finish(["all"])
+    keys = [str(k) for k in range(len(pixels))]
+    writer.write(keys, pixels)
+    return writer.finish(keys)
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +50,9 @@ def stored_inputs(network, pixels, folder):
     """As extract makes them, in batches of the training step's size."""
     batches = run_batches(network.replicas, network.compiled(), lambda n: (pixels[n],), len(pixels), BATCH, Telemetry(None))
     writer = StoreWriter(folder, network.cut_point.shape, "float16")
-    writer.write("all", all_rows(batches)[0])
-    return StoredInputs(StoredViews(writer.finish(["all"]), None, np.arange(len(pixels)), 1))
+    keys = [str(k) for k in range(len(pixels))]
+    writer.write(keys, all_rows(batches)[0])
+    return StoredInputs(StoredViews(writer.finish(keys), None, np.arange(len(pixels)), 1))
 
 
 def trained(network, inputs, targets, epochs=2):

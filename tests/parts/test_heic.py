@@ -8,11 +8,12 @@ import pytest
 from PIL import Image
 
 from job.config import IntakeConfig
+from job.data.known import source_digest
 from job.decoding import decode
 from job.runtime.context import Context
 from job.runtime.telemetry import Telemetry
 from job.sources.folders import FolderSource
-from job.stages.intake import intake, source_digest
+from job.stages.intake import intake
 from job.storage.workdir import Workdir
 from tests.conftest import paint, paint_classes
 
@@ -63,9 +64,9 @@ def test_plugin_that_is_installed_later_makes_the_next_run_decode_what_was_refus
         patch.setattr(decode, "_readable_formats", lambda: others)
         status, reason = outcome(take_in(poor_source, context))
         assert status == "quarantined" and "pip install 'transfer-job[heif]'" in reason
-        without = source_digest(source, source.listing(), context.workdir)
-        assert source_digest(source, source.listing(), context.workdir) == without, "nothing is installed, nothing is stale"
-    assert source_digest(source, source.listing(), context.workdir) != without
+        without = source_digest(source, source.listing(), context)
+        assert source_digest(source, source.listing(), context) == without, "nothing is installed, nothing is stale"
+    assert source_digest(source, source.listing(), context) != without
     found = take_in(source, context)
     assert outcome(found) == ("converted", "HEIC to RGB")
     fresh = Context(Workdir(tmp_path / "fresh"), Telemetry(None))

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from job.config import IntakeConfig
+from job.data.known import source_digest
 from job.decoding import processes as workers
 from job.decoding.decode import DecodeRules, decode
 from job.decoding.processes import Limits, ShardTask, decode_shards
@@ -25,7 +26,7 @@ from job.runtime.context import Context
 from job.runtime.session import Session
 from job.runtime.telemetry import Telemetry
 from job.sources.folders import FolderSource
-from job.stages.intake import KNOWN, Intake, intake, source_digest
+from job.stages.intake import Intake, intake
 from job.storage.workdir import Workdir
 from job.stores.arrays import HEADER_BYTES, StoreWriter
 from tests.conftest import paint, paint_classes, quick_settings, run_job
@@ -43,7 +44,7 @@ def folder(tmp_path):
     return paint_classes(tmp_path / "photos", per_class=6)
 
 
-def test_store_holds_what_the_decoder_gives_in_the_order_of_the_listing(folder, context):
+def test_store_holds_what_the_decoder_gives_in_the_order_of_the_digests(folder, context):
     (folder / "checks" / "checks-002.jpg").write_bytes(b"not a picture")
     found = take_in(folder, context)
     rules = DecodeRules(48, "squash", CONFIG.max_pixels, CONFIG.min_side_px, CONFIG.max_aspect_ratio)
@@ -51,7 +52,8 @@ def test_store_holds_what_the_decoder_gives_in_the_order_of_the_listing(folder, 
     for path, row in zip(found.examples["path"], found.examples["row"], strict=True):
         if row >= 0:
             assert np.array_equal(found.images.rows([row])[0], decode((folder / path).read_bytes(), rules).pixels_HWC)
-    assert found.examples["row"][found.examples["row"] >= 0].tolist() == list(range(len(found.images)))
+    by_digest = [row for _, row in sorted(zip(found.examples["sha256"], found.examples["row"], strict=True)) if row >= 0]
+    assert by_digest == list(range(len(found.images)))
 
 
 def test_table_read_back_is_the_same(folder, context):
@@ -86,7 +88,7 @@ def test_source_digest_changes_with_content_and_not_with_times(folder, context):
     source = FolderSource(folder.resolve())
 
     def digest():
-        return source_digest(source, source.listing(), context.workdir)
+        return source_digest(source, source.listing(), context)
 
     before = digest()
     photo = folder / "checks" / "checks-000.jpg"
@@ -101,23 +103,11 @@ def test_source_digest_changes_with_content_and_not_with_times(folder, context):
     assert digest() not in (before, changed)
 
 
-def test_only_the_shard_of_a_changed_file_is_decoded_again(tmp_path, context, monkeypatch):
-    monkeypatch.setattr("job.stages.intake.ROWS_PER_SHARD", 4)
-    folder = paint_classes(tmp_path / "photos", per_class=6)
-    before = take_in(folder, context).images
-    inodes = {p: p.stat().st_ino for p in before.index_file.parent.glob("*.npy")}
-    paint(folder / "checks" / "checks-005.jpg", seed=4711)
-    after = take_in(folder, context).images
-    changed = [k for k, (a, b) in enumerate(zip(before.shards, after.shards, strict=True)) if a != b]
-    assert changed == [1] and all(p.stat().st_ino == inode for p, inode in inodes.items())
-    assert len(list(after.index_file.parent.glob("*.npy"))) == len(inodes) + 1
-
-
 @pytest.mark.parametrize(("num_workers", "rows_per_shard", "side_by_side"), [(1, 4, 1), (2, 4, 2), (64, 4, 3), (2, 99, 1)])
 def test_time_of_decoding_is_that_of_processes_side_by_side(
     tmp_path, context, monkeypatch, num_workers, rows_per_shard, side_by_side
 ):
-    monkeypatch.setattr("job.stages.intake.ROWS_PER_SHARD", rows_per_shard)
+    monkeypatch.setattr("job.stores.arrays.MAX_SHARD_ROWS", rows_per_shard)
     folder = paint_classes(tmp_path / "photos", per_class=6)
     take_in(folder, context, CONFIG.model_copy(update={"workers": num_workers}))
     cpu_s = context.telemetry.decoders_cpu_s
@@ -167,23 +157,28 @@ def test_refusals_of_the_moment_are_not_kept_for_the_next_run(folder, context):
     first = intake(config, source=source, listing=source.listing(), context=context)
     assert first.examples["status"].tolist().count("quarantined") == 2
     plain = FolderSource(folder.resolve())
-    before = source_digest(plain, plain.listing(), context.workdir)
+    before = source_digest(plain, plain.listing(), context)
     again = take_in(folder, context, config)
     assert set(again.examples["status"]) == {"used"} and len(again.images) == len(first.images) + 2
     assert Intake.load(context).store_name != first.store_name
-    assert source_digest(plain, plain.listing(), context.workdir) == before  # The bytes are what they were.
+    assert source_digest(plain, plain.listing(), context) == before  # The bytes are what they were.
+
+
+def known_file(context):
+    (file,) = context.cache.root.glob("files-*/known.parquet")
+    return file
 
 
 def test_photo_that_could_not_be_read_is_read_again_though_size_and_time_are_the_same(folder, context):
     take_in(folder, context)
     source = FolderSource(folder.resolve())
-    readable = source_digest(source, source.listing(), context.workdir)
-    known = context.workdir.path("stages/intake/known.parquet")
+    readable = source_digest(source, source.listing(), context)
+    known = known_file(context)
     table = pq.read_table(known)
     digests = table["sha256"].to_pylist()
     digests[table["path"].to_pylist().index("checks/checks-000.jpg")] = ""  # As an intake leaves it that could not read.
     pq.write_table(table.set_column(3, "sha256", pa.array(digests)), known)
-    assert source_digest(source, source.listing(), context.workdir) == readable
+    assert source_digest(source, source.listing(), context) == readable
 
 
 class _Tried(FolderSource):
@@ -206,43 +201,43 @@ class _Tried(FolderSource):
 def test_touched_photo_is_read_once_and_not_in_every_run(folder, context):
     take_in(folder, context)
     source = _Tried(folder.resolve())
-    before = source_digest(source, source.listing(), context.workdir)
+    before = source_digest(source, source.listing(), context)
     assert not source.log.exists(), "nothing has changed"
     for name in ("checks-000.jpg", "checks-001.jpg"):
         os.utime(folder / "checks" / name, ns=(1, 1))
     for _ in range(3):
         with owned(context, Session()):
-            assert source_digest(source, source.listing(), context.workdir) == before
+            assert source_digest(source, source.listing(), context) == before
     assert source.tried() == {"checks/checks-000.jpg": 1, "checks/checks-001.jpg": 1}
     paint(folder / "checks" / "checks-000.jpg", seed=4711)
     for _ in range(2):
         with owned(context, Session()):
-            assert source_digest(source, source.listing(), context.workdir) != before
+            assert source_digest(source, source.listing(), context) != before
     assert source.tried() == {"checks/checks-000.jpg": 2, "checks/checks-001.jpg": 1}
 
 
 def test_who_does_not_own_the_directory_writes_nothing_where_a_photo_was_touched(folder, context):
     """The other workers of a run, which ask again and again, and dry runs."""
     take_in(folder, context)
-    known = context.workdir.path(KNOWN)
+    known = known_file(context)
     content = known.read_bytes()
     os.utime(folder / "checks" / "checks-000.jpg", ns=(1, 1))
     source = _Tried(folder.resolve())
-    assert len({source_digest(source, source.listing(), context.workdir) for _ in range(3)}) == 1
+    assert len({source_digest(source, source.listing(), context) for _ in range(3)}) == 1
     assert known.read_bytes() == content
 
 
 def test_photo_that_is_gone_when_it_is_compared_is_not_taken_for_compared(folder, context):
     take_in(folder, context)
     photo, source = folder / "checks" / "checks-000.jpg", FolderSource(folder.resolve())
-    before = source_digest(source, source.listing(), context.workdir)
+    before = source_digest(source, source.listing(), context)
     paint(photo, seed=4711)
     listing = source.listing()
     photo.rename(folder.parent / "aside.jpg")
     with owned(context, Session()):
-        source_digest(source, listing, context.workdir)
+        source_digest(source, listing, context)
     (folder.parent / "aside.jpg").rename(photo)
-    assert source_digest(source, listing, context.workdir) != before
+    assert source_digest(source, listing, context) != before
 
 
 def decode_one_shard(source, context, tmp_path, timeout_s=30.0):
@@ -369,14 +364,14 @@ def test_shard_that_cannot_be_saved_ends_the_run_and_leaves_no_index(folder, con
     def disk_full(*_):
         raise StorageFailed("no space left")
 
-    monkeypatch.setattr("job.stages.intake.StoreWriter.commit", disk_full)
+    monkeypatch.setattr("job.stores.arrays.StoreWriter.commit", disk_full)
     with pytest.raises(StorageFailed, match="no space left"):
         take_in(folder, context)
     assert not list(Path(context.workdir.root).rglob("index-*.json"))
 
 
 def test_what_is_decoded_when_the_stop_comes_is_saved(tmp_path, context, monkeypatch):
-    monkeypatch.setattr("job.stages.intake.ROWS_PER_SHARD", 4)
+    monkeypatch.setattr("job.stores.arrays.MAX_SHARD_ROWS", 4)
     folder = paint_classes(tmp_path / "photos", per_class=40)
     commit = StoreWriter.commit
 
@@ -384,13 +379,13 @@ def test_what_is_decoded_when_the_stop_comes_is_saved(tmp_path, context, monkeyp
         context.stop.request()
         return commit(*arguments)
 
-    monkeypatch.setattr("job.stages.intake.StoreWriter.commit", commit_and_stop)
+    monkeypatch.setattr("job.stores.arrays.StoreWriter.commit", commit_and_stop)
     with pytest.raises(Stopped):
         take_in(folder, context)
     saved = {p: p.stat().st_ino for p in (context.workdir.root / "cache").rglob("*.npy")}
     assert 0 < len(saved) < 20
     monkeypatch.undo()
-    monkeypatch.setattr("job.stages.intake.ROWS_PER_SHARD", 4)
+    monkeypatch.setattr("job.stores.arrays.MAX_SHARD_ROWS", 4)
     again = Context(context.workdir, Telemetry(None))
     assert len(take_in(folder, again).images) == 80
     assert all(path.stat().st_ino == inode for path, inode in saved.items())

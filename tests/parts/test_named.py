@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 
 from job.config import IntakeConfig
+from job.data.known import source_digest
 from job.decoding.decode import DecodeRules, decode
 from job.decoding.processes import Limits, ShardTask, decode_shards
 from job.errors import DataUnusable, StorageFailed, UsageError
 from job.sources.folders import FolderSource
 from job.sources.tfds import open_named
-from job.stages.intake import intake, source_digest
+from job.stages.intake import intake
 from job.stores.arrays import StoreWriter
 from tests.conftest import ROOT, paint
 
@@ -136,7 +137,7 @@ def test_decode_processes_write_what_the_decoder_makes_of_the_stored_bytes(data_
     parts = {str(k): entries[k : k + 16] for k in range(0, len(entries), 16)}
     tasks = [ShardTask(key, part, writer.open_shard(len(part))) for key, part in parts.items()]
     for task in decode_shards(tasks, source, RULES, Limits(2, 60.0, 512), context.telemetry, context.stop):
-        pixels = np.load(writer.array_path(writer.commit(task.key, task.file, task.num_rows)))
+        pixels = np.load(writer.folder / writer.commit(task.file, [str(k) for k in range(task.num_rows)]).array_name)
         photos = read(source, task.entries)
         assert [r["sha256"] for r in task.records] == [sha256(photo).hexdigest() for photo in photos]
         assert np.array_equal(pixels, [decode(photo, RULES).pixels_HWC for photo in photos])
@@ -148,8 +149,8 @@ def test_intake_takes_a_named_data_set_as_it_takes_a_folder(data_dir, context):
     assert Counter(found.examples["status"]) == {"used": 60}
     assert Counter(found.examples["given_split"]) == {"train": 40, "val": 10, "test": 10}
     assert Counter(found.examples["format"]) == {"JPEG": 32, "PNG": 28}
-    before = source_digest(source, source.listing(), context.workdir)
-    assert before == source_digest(source, source.listing(), context.workdir) != ""
+    before = source_digest(source, source.listing(), context)
+    assert before == source_digest(source, source.listing(), context) != ""
 
 
 def test_image_folder_of_tensorflow_datasets_and_ours_see_the_same_photos(tmp_path):

@@ -15,12 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from job.config import IntakeConfig, SplitConfig
+from job.data.known import source_digest
 from job.errors import DataUnusable, UsageError
 from job.serving import parity
 from job.sources.folders import FolderSource
 from job.sources.local import to_text
 from job.sources.open import open_source
-from job.stages.intake import intake, source_digest
+from job.stages.intake import intake
 from job.stages.split import split
 from tests.conftest import paint_classes, quick_settings, run_job
 
@@ -431,7 +432,7 @@ def test_changed_label_split_or_row_is_noticed_and_a_touched_table_is_not(painte
     )
 
     def digest():
-        return source_digest(source, source.listing(), context.workdir)
+        return source_digest(source, source.listing(), context)
 
     before, text = digest(), painted_table.read_text()
     os.utime(painted_table, ns=(1, 1))

@@ -47,8 +47,9 @@ class Drawn:
 
     def _store(self, context, name, values, shape, dtype):
         writer = StoreWriter(context.workdir.path(f"cache/{name}"), shape, dtype)
-        writer.write("key", values)
-        return writer.finish(["key"])
+        keys = [str(k) for k in range(len(values))]
+        writer.write(keys, values)
+        return writer.finish(keys)
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from job.runtime.context import Context
 from job.runtime.telemetry import Telemetry
 from job.stages.head import ChosenHead, head
 from job.storage.workdir import Workdir
-from job.stores.arrays import StoredViews, StoreWriter
+from job.stores.arrays import StoreWriter
+from job.stores.views import StoredViews
 from job.train.checkpoint import Checkpoints
 from tests.conftest import examples_of
 
@@ -31,12 +32,13 @@ def data(folder, num_classes, per_class, spread=1.0, num_views=2):
     ]
     features = (rng.normal(size=(num_classes, WIDTH))[labels] + spread * rng.normal(size=(len(labels), WIDTH))).astype("f4")
     plain = StoreWriter(folder / "plain", (WIDTH,), "float32")
-    plain.write("a", features)
+    keys = [str(k) for k in range(len(features))]
+    plain.write(keys, features)
     train_rows = np.flatnonzero(np.asarray(split) == "train")
     later = StoreWriter(folder / "later", (WIDTH,), "float32")
-    later.write("b", features[train_rows] + rng.normal(size=(len(train_rows), WIDTH)).astype("f4") * 0.3)
-    augmented = later.finish(["b"]) if num_views > 1 else None
-    return examples_of(records, names), StoredViews(plain.finish(["a"]), augmented, train_rows, num_views)
+    later.write(keys[: len(train_rows)], features[train_rows] + rng.normal(size=(len(train_rows), WIDTH)).astype("f4") * 0.3)
+    augmented = later.finish(keys[: len(train_rows)]) if num_views > 1 else None
+    return examples_of(records, names), StoredViews(plain.finish(keys), augmented, train_rows, num_views)
 
 
 def run(context, examples, features, **settings):

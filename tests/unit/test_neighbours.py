@@ -9,9 +9,10 @@ from job.stores.arrays import StoreWriter
 def stored(folder, values):
     writer = StoreWriter(folder, values.shape[1:], "float32")
     half = len(values) // 2
-    writer.write("a", values[:half])
-    writer.write("b", values[half:])
-    return writer.finish(["a", "b"])
+    keys = [str(k) for k in range(len(values))]
+    writer.write(keys[:half], values[:half])
+    writer.write(keys[half:], values[half:])
+    return writer.finish(keys)
 
 
 def test_components_are_those_of_a_pca_up_to_their_signs_and_one_scale(tmp_path):

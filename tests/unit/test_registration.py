@@ -42,8 +42,9 @@ CHANGES = {
 def stored(tmp_path):
     def store(photos) -> ArrayStore:
         writer = StoreWriter(tmp_path / "store", (SIDE, SIDE, 3), "uint8")
-        writer.write("key", np.stack([np.asarray(p) for p in photos]))
-        return writer.finish(["key"])
+        keys = [str(k) for k in range(len(photos))]
+        writer.write(keys, np.stack([np.asarray(p) for p in photos]))
+        return writer.finish(keys)
 
     return store
 
