@@ -60,9 +60,13 @@ class PhotoStore:
         return _key(record["sha256"], deep, heic)
 
     def has(self, records: Sequence[Record], bit_depth: int) -> list[bool]:
-        """Return for each record whether there are pixels of this depth, or none are needed."""
-        is_there = self.writer.has([self.key(record, bit_depth) for record in records])
-        return [bool(there) or not has_pixels(record) for record, there in zip(records, is_there, strict=True)]
+        """Return for each record whether an undamaged shard has it, and the pixels of this depth if it has any."""
+        keys = [self.key(record, bit_depth) for record in records]
+        has_row = self.writer.has(keys)
+        return [
+            bool(row) if has_pixels(record) else self.writer.note(key) is not None
+            for record, key, row in zip(records, keys, has_row, strict=True)
+        ]
 
     def by_size(self) -> dict[int, set[str]]:
         """Return the SHA-256 of all files that need not be decoded again, by their sizes in bytes."""

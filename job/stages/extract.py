@@ -1,8 +1,7 @@
 """extract: run the frozen layers once over every photo and every stored view of the training photos."""
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence, Set
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Literal, Self
@@ -24,6 +23,7 @@ from job.storage.sealed import read_sealed, write_sealed
 from job.stores.arrays import ArrayStore, Shard, StoreWriter
 from job.stores.cache import Cache
 from job.stores.exchange import Exchange, open_store
+from job.stores.filling import Filled
 from job.stores.views import StoredViews
 from job.text.numbers import about
 from job.train.feed import run_batches
@@ -311,7 +311,7 @@ class _Pass:
         step = network.compiled(augmentation)
         names, done = [self.views.keys[number] for number in numbers], 0
         with ThreadPoolExecutor(1) as thread:
-            filled = {kind: _Filled(writer, names, thread) for kind, writer in self.writers.items()}
+            filled = {kind: Filled(writer, names, thread) for kind, writer in self.writers.items()}
             for outputs in run_batches(network.replicas, step, load, len(numbers), batch_size, telemetry):
                 self._context.stop.check()
                 for kind, output in zip(("activations", "features"), outputs, strict=True):
@@ -325,41 +325,6 @@ class _Pass:
             with telemetry.spent("writing"):
                 for one in filled.values():
                     one.close()
-
-
-class _Filled:
-    """A store while a pass fills it. Rows wait until there are enough for a shard; a thread writes the shards."""
-
-    def __init__(self, writer: StoreWriter, names: Sequence[str], thread: ThreadPoolExecutor) -> None:
-        """`names` are the keys of all rows of the pass, in order. Rows that the store has already are dropped."""
-        self._writer, self._names, self._thread = writer, names, thread
-        self._is_new = ~writer.has(names)
-        self._keys: list[str] = []
-        self._rows = np.empty((0, *writer.row_shape), writer.dtype)
-        self._writes = deque[Future[Shard]]()
-
-    def add(self, start: int, rows: np.ndarray) -> None:
-        """Add the rows of the pass from number `start` on."""
-        is_new = self._is_new[start : start + len(rows)]
-        self._keys += [self._names[start + k] for k in np.flatnonzero(is_new).tolist()]
-        self._rows = np.concatenate([self._rows, rows[is_new]])
-        while len(self._keys) >= self._writer.max_rows:
-            self._submit(self._writer.max_rows)
-
-    def wait(self, num_ahead: int) -> None:
-        """Wait until no more than `num_ahead` shards are left to write."""
-        while self._writes and (self._writes[0].done() or len(self._writes) > num_ahead):
-            self._writes.popleft().result()
-
-    def close(self) -> None:
-        """Write the rest."""
-        if self._keys:
-            self._submit(len(self._keys))
-        self.wait(0)
-
-    def _submit(self, count: int) -> None:
-        self._writes.append(self._thread.submit(self._writer.write, self._keys[:count], self._rows[:count]))
-        self._keys, self._rows = self._keys[count:], self._rows[count:]
 
 
 def _has_any(keys: Set[str], shard: Shard) -> bool:

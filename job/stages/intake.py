@@ -32,7 +32,8 @@ SUMMARY = "stages/intake/intake.json"
 _BLANK = {"status": "", "reason": "", "format": "", "mode": "", "sha256": "", "width": 0, "height": 0, "phash": 0}
 _BLANK |= {"brightness": 0.0, "contrast": 0.0, "has_exif": False}
 _COMMITS_AHEAD = 4
-_MIN_TASK_PHOTOS, _TASKS_PER_PROCESS = 32, 4  # So that all processes end at about the same time.
+# Small tasks let all processes end at about the same time, and leave small shards.
+_MIN_TASK_PHOTOS, _TASKS_PER_PROCESS, _MAX_SMALL_TASKS = 32, 4, 32
 
 
 @dataclass(frozen=True)
@@ -155,14 +156,10 @@ class _Photos:
 
     def _missing(self, bit_depth: int | None = None) -> list[int]:
         """Return the numbers of the entries without a record, or without pixels of this depth (default: the right one)."""
-        while True:
-            found = [self._record(k) for k in range(len(self._entries))]
-            depth = bit_depth or self._bit_depth
-            is_there = self.store.has([r for r in found if r], depth)
-            if found == [self._record(k) for k in range(len(self._entries))]:
-                break  # Otherwise a shard was damaged, and refused files have lost their records, too.
-        there = iter(is_there)
-        return [k for k, r in enumerate(found) if r is None or not next(there)]
+        looked_at = [k for k in range(len(self._entries)) if k not in self._passing]
+        found = {k: r for k in looked_at if (r := self._record(k))}
+        is_there = dict(zip(found, self.store.has(list(found.values()), bit_depth or self._bit_depth), strict=True))
+        return [k for k in looked_at if not is_there.get(k)]
 
     def _share(self, missing: list[int], bit_depth: int, exchange: Exchange) -> None:
         """Decode this worker's part of the missing photos. On the chief, then decode those that did not arrive."""
@@ -198,7 +195,8 @@ class _Photos:
             return
         config, telemetry = self._config, self._context.telemetry
         processes = usable_cores() if config.workers == "auto" else config.workers
-        size = min(self.store.writer.max_rows, max(_MIN_TASK_PHOTOS, -(-len(numbers) // (_TASKS_PER_PROCESS * processes))))
+        num_tasks = min(_TASKS_PER_PROCESS * processes, max(processes, _MAX_SMALL_TASKS))
+        size = min(self.store.writer.max_rows, max(_MIN_TASK_PHOTOS, -(-len(numbers) // num_tasks)))
         parts = {str(k): numbers[k : k + size] for k in range(0, len(numbers), size)}
         limits = Limits(min(processes, len(parts)), config.decode_timeout_s, config.worker_memory_mb)
         rules = DecodeRules.of(config, bit_depth)

@@ -83,13 +83,14 @@ class StoreWriter:
     def refresh(self) -> list[Shard]:
         """Read the records that were written since the last call, by any process. Return their shards."""
         found = []
-        for record in sorted(self.folder.glob("*.json")):
-            written = record.stat().st_mtime_ns
-            if not record.name.startswith("index-") and self._read.get(record.name) != written:
-                self._read[record.name] = written
-                if shard := read_shard(record):
-                    self._take(shard)
-                    found.append(shard)
+        with storage_errors(self.folder):
+            for record in sorted(self.folder.glob("[!i]*.json")):  # Names of records begin with a hexadecimal digit.
+                written = record.stat().st_mtime_ns
+                if self._read.get(record.name) != written:
+                    self._read[record.name] = written
+                    if shard := read_shard(record):
+                        self._take(shard)
+                        found.append(shard)
         return found
 
     def has(self, keys: Sequence[str]) -> np.ndarray:

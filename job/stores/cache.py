@@ -62,8 +62,10 @@ class Cache:
 
     def read(self, name: str) -> bytes | None:
         """Return a file that belongs to no store, from the bucket if there is one; None if it is missing."""
-        with suppress(FileNotFoundError, NoSuchObject):
-            return self.objects.read(name) if self.objects else self.path(name).read_bytes()
+        with suppress(NoSuchObject), storage_errors(self.path(name)):
+            if self.objects:
+                return self.objects.read(name)
+            return self.path(name).read_bytes() if self.path(name).is_file() else None
         return None
 
     def write(self, name: str, data: bytes) -> None:

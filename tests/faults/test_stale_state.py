@@ -7,6 +7,7 @@ import pytest
 
 from job.pipeline.records import Records
 from job.pipeline.table import STAGES
+from job.storage.files import read_json
 from job.storage.workdir import Workdir
 from tests.conftest import paint, quick_settings, run_job, would_run
 
@@ -119,14 +120,18 @@ def test_cut_shard_is_made_again_with_the_same_bytes_and_nothing_else(folder):
     assert "head      skipped: unchanged" in done.stderr and "fine_tune runs" in done.stderr
 
 
-def test_changed_photo_is_decoded_again_and_one_of_the_same_bytes_changes_nothing(folder):
-    """A new time and the same bytes: asked for by content. Another byte: the run ends as a fresh one would."""
+def test_changed_data_are_decoded_where_they_are_new_and_give_the_bits_of_a_fresh_run(folder):
+    """A new time and the same bytes: asked for by content. Another byte, a photo more, one less: as a fresh run ends."""
     touch(folder)
     call = ("run", "--data", folder / "photos", "--out", folder / "out", *quick_settings())
     assert "runs" not in run_job(*call).stderr
     change_a_byte(folder)
+    paint(folder / "photos" / "checks" / "0-new.jpg", seed=4711, kind="checks")  # It comes before all others.
+    (folder / "photos" / "checks" / "checks-007.jpg").unlink()
     done = run_job(*call)
     assert done.returncode == 0 and "intake    runs" in done.stderr, done.stderr
+    records = {name: read_json(folder / "out" / "stages" / f"{name}.json") for name in ("intake", "extract")}
+    assert records["intake"]["count"] - records["intake"]["done"]["found"] == 2, "two photos were decoded"
     fresh = run_job("run", "--data", folder / "photos", "--out", folder / "fresh", *quick_settings())
     assert fresh.returncode == 0, fresh.stderr
     for name in ("predictions.parquet", "examples.parquet", "stages/fine_tune/weights.npz", "stages/head/head.npz"):

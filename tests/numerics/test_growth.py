@@ -1,6 +1,7 @@
 """Data that grows: intake and extract only work on what is new, and a grown store has the bits of a fresh one."""
 
 import shutil
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from job.sources.folders import FolderSource
 from job.stages.extract import extract
 from job.stages.intake import intake
 from job.storage.workdir import Workdir
+from job.stores.arrays import StoreWriter
 from job.stores.sweeping import sweep, unwanted
 from job.train.recipe import Recipe
 from tests.conftest import paint, paint_classes
@@ -149,6 +151,35 @@ def test_store_of_which_most_photos_are_gone_is_compacted(folder, run, tmp_path,
     assert not arrays & set((tmp_path / "out" / "cache").rglob("*.npy")), "the old shards are gone"
     assert content(*left) == content(*Run(tmp_path / "fresh", network)(folder)[2:])
     assert run(folder)[:2] == (0, 0)
+
+
+def test_growth_that_is_killed_continues_with_the_rows_that_it_has_made(folder, run, tmp_path, network, monkeypatch):
+    monkeypatch.setattr("job.stores.arrays.MAX_SHARD_ROWS", 5)
+    run(folder)
+    for k in range(20):
+        paint(folder / "checks" / f"0-{k}.jpg", seed=900 + k, kind="checks")
+    commit, made = StoreWriter.commit, []
+
+    def killed_at_each_third(*arguments):
+        if len(made) % 3 == 2:
+            made.append("killed")
+            raise Killed
+        made.append("shard")
+        return commit(*arguments)
+
+    monkeypatch.setattr("job.stores.arrays.StoreWriter.commit", killed_at_each_third)
+    for _ in range(20):
+        with suppress(Killed):
+            result = run(folder)
+            break
+    assert made.count("killed") > 3 and made.count("shard") == -(-20 // 5) + 2 * (-(-20 // 5) + -(-20 * 2 // 5))
+    monkeypatch.undo()
+    assert run(folder)[:2] == (0, 0)
+    assert content(*result[2:]) == content(*Run(tmp_path / "fresh", network)(folder)[2:])
+
+
+class Killed(Exception):
+    pass
 
 
 def test_damaged_shard_is_made_again_and_the_rest_is_not(folder, run, monkeypatch, tmp_path):
