@@ -1,11 +1,13 @@
 """split: put copies of one picture into one group, and every group into one of train, val and test.
 
 Splits that the user gives are kept. If they separate the copies of a group, the held-out copy stays and the training copy
-is excluded. Other splits are drawn by a hash of the group's content, so that new photos do not move old ones.
+is excluded. Other splits are drawn by a hash of the group's content. What an earlier run in the same output directory has
+drawn is kept, so that a model is measured on photos that no earlier one was trained on.
 """
 
 import re
 from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -23,6 +25,7 @@ from job.stores.arrays import ArrayStore
 
 TABLE = "stages/split/examples.parquet"
 REFUSALS = "stages/split/refusals.json"
+DRAWN_WITH = "stages/split/drawn_with.json"
 
 
 class Refusal(NamedTuple):
@@ -75,12 +78,48 @@ def split(
     result = draft.examples()
     if not len(result.of()):
         raise DataUnusable(*(line for refusal in draft.refusals for line in refusal.lines))
-    draft.assign(config)
+    drawn_with = [config.seed, config.test_fraction, config.val_fraction]
+    earlier = _earlier(context) if context.workdir.read_json(DRAWN_WITH) == drawn_with else None
+    draft.assign(config, _splits(earlier))
     result = without_leaks(draft.examples())
     context.workdir.write_json(REFUSALS, draft.refusals)
     context.workdir.write_bytes(TABLE, result.to_parquet())
+    context.workdir.write_json(DRAWN_WITH, drawn_with)  # Last: with the table of other settings, it would keep their split.
     context.telemetry.line(f"  {result.in_words()}")
+    if earlier and (changed := what_changed(earlier, result)):
+        context.telemetry.line(f"  {changed}")
     return SplitExamples(result, tuple(draft.refusals))
+
+
+def _earlier(context: Context) -> Examples | None:
+    """Return the table that the last run left, or None if there is none or it is damaged."""
+    try:
+        return Examples.load(context.workdir.path(TABLE))
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _splits(earlier: Examples | None) -> dict[str, str]:
+    """Return the split of each file by its SHA-256. The strongest counts if copies were in several."""
+    found: dict[str, str] = {}
+    if earlier:
+        for name in ("train", "val", "test"):
+            found |= dict.fromkeys(earlier["sha256"][earlier["split"] == name], name)
+    return found
+
+
+def what_changed(earlier: Examples, now: Examples) -> str:
+    """Return a line about the photos and classes that are new, gone or relabelled; empty if there are none."""
+    labels_then, labels_now = (dict(zip(e["sha256"][e.of()], e["label"][e.of()], strict=True)) for e in (earlier, now))
+    new, gone = labels_now.keys() - labels_then.keys(), labels_then.keys() - labels_now.keys()
+    relabelled = [digest for digest in labels_now.keys() & labels_then.keys() if labels_now[digest] != labels_then[digest]]
+    counts = {"new": len(new), "gone": len(gone), "relabelled": len(relabelled)}
+    parts = [f"{count:,} {what}" for what, count in counts.items() if count]
+    lines = [f"Since the last run: photos {', '.join(parts)}."] if parts else []
+    for what, before, after in (("New", earlier, now), ("Gone", now, earlier)):
+        if names := sorted(set(after.class_names) - set(before.class_names)):
+            lines.append(f"{what} classes: {', '.join(names)}.")
+    return " ".join(lines)
 
 
 def _with_groups(examples: Examples, group_from: str | None) -> Examples:
@@ -209,7 +248,11 @@ class _Draft:
             return f"photos only in {' and '.join(sorted({self.given[i] for i in indices}))}, none in train"
         return "" if len(training) >= 2 else f"{len(training)} training photo{copies}; at least 2 are needed"
 
-    def assign(self, config: SplitConfig) -> None:
+    def assign(self, config: SplitConfig, earlier: Mapping[str, str]) -> None:
+        """Draw the splits that the user has not given. `earlier` has those of an earlier run by SHA-256, which are kept.
+
+        A group with photos of several splits goes to the strongest: test before val before train.
+        """
         usable = self._usable()
         made_here = {"train", "val", "test"} - {self.split[i] for i in usable if self.split[i] != "train"}
         if made_here == {"train"}:
@@ -221,7 +264,11 @@ class _Draft:
         for index in usable:
             if self.split[index] in (None, "train") and self.units[index] not in torn:
                 pool[self.units[index]].append(index)
-        split_of_group = _draw({g: self._content(m) for g, m in pool.items()}, self._rarest_label(pool), wanted, config.seed)
+        content = {g: self._content(m) for g, m in pool.items()}
+        kept: dict[int, str] = {}
+        for name in ("train", *reversed(wanted)):  # A later name replaces an earlier one.
+            kept |= dict.fromkeys((g for g, m in pool.items() if name in {earlier.get(self._digest(i)) for i in m}), name)
+        split_of_group = _draw(content, self._rarest_label(pool), wanted, config.seed, kept)
         for group, members in pool.items():
             for index in members:
                 self.split[index] = split_of_group[group]
@@ -240,6 +287,9 @@ class _Draft:
     def _path(self, index: int) -> str:
         return str(self._examples["path"][index])
 
+    def _digest(self, index: int) -> str:
+        return str(self._examples["sha256"][index])
+
     def _set(self, index: int, status: Status, reason: str) -> None:
         self.status[index], self.reason[index] = status, reason
 
@@ -252,25 +302,44 @@ class _Draft:
         return {g: min(map(self._label, members), key=lambda label: (counts[label], label)) for g, members in pool.items()}
 
 
-def _draw(content: dict[int, str], label: dict[int, str], wanted: dict[str, float], seed: int) -> dict[int, str]:
-    """Return the split of each group, drawn class by class by thresholds on a hash of its content.
+def _draw(
+    content: Mapping[int, str], label: Mapping[int, str], wanted: Mapping[str, float], seed: int, kept: Mapping[int, str]
+) -> dict[int, str]:
+    """Return the split of each group: that in `kept`, or one drawn class by class by thresholds on a hash of its content.
 
-    If the thresholds give a split no group of a class, it gets the next group in the order of the hashes, as long as one
-    group is left for train.
+    If that gives a split no group of a class, it gets the next new group in the order of the hashes, as long as one is left
+    for train.
     """
     position = {g: int(sha256(f"{seed}:{c}".encode()).hexdigest()[:13], 16) / 16**13 for g, c in content.items()}
     of_class = defaultdict(list)
     for group in sorted(position, key=lambda g: position[g]):
         of_class[label[group]].append(group)
-    drawn: dict[int, str] = {}
+    drawn = dict(kept)
     for groups in of_class.values():
-        remaining, low = groups, 0.0
+        has = {kept[g] for g in groups if g in kept}
+        remaining, low = [g for g in groups if g not in kept], 0.0
+        names = [*wanted, "train"]
         for number, (name, fraction) in enumerate(wanted.items()):
-            spare = max(0, len(remaining) - (len(wanted) - number))  # Leave one for train and one for each further split.
+            spare = max(0, len(remaining) - len(set(names[number + 1 :]) - has))  # Leave one for each split that has none.
             inside = [g for g in remaining if low <= position[g] < low + fraction]
-            taken = set(inside[:spare] or remaining[: min(1, spare)])
+            taken = set(inside[:spare] or remaining[: min(name not in has, spare)])
             drawn |= dict.fromkeys(taken, name)
             remaining = [g for g in remaining if g not in taken]
             low += fraction
         drawn |= dict.fromkeys(remaining, "train")
+        _fill_empty(drawn, groups, names)
     return drawn
+
+
+def _fill_empty(drawn: dict[int, str], groups: Sequence[int], names: Sequence[str]) -> None:
+    """Give each split without a group one of the others, because photos that an earlier run drew for it may be gone.
+
+    A group of the test set is taken only if no other split has two.
+    """
+    for name in names:
+        of_split = {other: [g for g in groups if drawn[g] == other] for other in names}
+        if not of_split[name]:
+            donors = sorted(
+                (other for other in names if len(of_split[other]) > 1), key=lambda n: (n == "test", -len(of_split[n]))
+            )
+            drawn |= {of_split[other][0]: name for other in donors[:1]}

@@ -2,6 +2,7 @@ import io
 import re
 import tracemalloc
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -83,6 +84,70 @@ def test_new_photos_do_not_move_old_ones(no_images, context):
     fewer = Examples({name: column[kept] for name, column in fewer.columns.items()}, fewer.class_names)
     after = by_path(split_made_up(fewer, no_images, context), "split")
     assert all(before[path] == where for path, where in after.items())
+
+
+def part_of(examples, kept):
+    return Examples({name: column[kept] for name, column in examples.columns.items()}, examples.class_names)
+
+
+def test_photos_of_an_earlier_run_keep_their_split_in_small_classes_too(no_images, context, tmp_path):
+    """Each split needs a photo of each class, so in small classes the hash alone moves old photos when new ones come."""
+    whole = made_up({f"{k:03d}": 6 for k in range(100)})
+    is_old = np.arange(len(whole)) % 6 < 5
+    before = by_path(split_made_up(part_of(whole, is_old), no_images, context), "split")
+    after = by_path(split_made_up(whole, no_images, context), "split")
+    elsewhere = Context(Workdir(tmp_path / "fresh"), Telemetry(None))
+    fresh = by_path(split_made_up(whole, no_images, elsewhere), "split")
+    assert all(after[path] == where for path, where in before.items())
+    assert any(fresh[path] != where for path, where in before.items()), "the case that this is about"
+
+
+def test_group_with_a_test_photo_of_an_earlier_run_stays_in_test(no_images, context):
+    """A near copy may have a smaller SHA-256, which would give the group another hash."""
+    old = made_up({"a": 60, "b": 60})
+    old.columns["given_group"][:] = [f"group {k}" for k in range(len(old))]
+    before = split_made_up(old, no_images, context)
+    joining = made_up({"a": 60, "b": 60}, seed=1)
+    joining.columns["given_group"][:] = old["given_group"]
+    joining.columns["sha256"][:] = [f"0{digest[1:]}" for digest in joining["sha256"]]
+    joining.columns["path"][:] = [f"new/{path}" for path in joining["path"]]
+    both = Examples({n: np.concatenate([old[n], joining[n]]) for n in old.columns}, old.class_names)
+    after = split_made_up(both, no_images, context)
+    assert after["split"].tolist() == 2 * before["split"].tolist()
+
+
+def test_other_settings_of_the_split_draw_anew(no_images, context, tmp_path):
+    examples = made_up({"a": 300, "b": 300})
+    first = split_made_up(examples, no_images, context)["split"].tolist()
+    second = split_made_up(examples, no_images, context, seed=1)["split"].tolist()
+    elsewhere = Context(Workdir(tmp_path / "fresh"), Telemetry(None))
+    assert first != second == split_made_up(examples, no_images, elsewhere, seed=1)["split"].tolist()
+    assert split_made_up(examples, no_images, context)["split"].tolist() == first
+
+
+@pytest.mark.parametrize("gone", ["train", "val", "test"])
+def test_class_that_has_lost_a_whole_split_gets_one_of_the_others(no_images, context, gone):
+    examples = made_up({"a": 40, "b": 40})
+    before = split_made_up(examples, no_images, context)
+    left = (before["split"] != gone) | (before["label"] == "b")
+    after = split_made_up(part_of(examples, left), no_images, context)
+    assert set(after["split"][after["label"] == "a"]) == {"train", "val", "test"}
+    moved = [(a, b) for a, b in zip(before["split"][left], after["split"], strict=True) if a != b]
+    assert len(moved) == 1 and moved[0][1] == gone and moved[0][0] != "test"
+
+
+def test_what_has_changed_since_the_last_run_is_told(no_images, context):
+    telemetry = Telemetry(None, io.StringIO())
+    context = replace(context, telemetry=telemetry)
+    old = made_up({"a": 20, "b": 20, "c": 20})
+    split_made_up(old, no_images, context)
+    assert "Since" not in telemetry._stream.getvalue()
+    new = made_up({"a": 22, "b": 20, "d": 5}, seed=9)
+    new.columns["sha256"][:42] = [*old["sha256"][:20], "0" * 64, "1" * 64, *old["sha256"][20:40]]
+    new.columns["label"][3] = "b"
+    split_made_up(new, no_images, context)
+    told = telemetry._stream.getvalue()
+    assert "Since the last run: photos 7 new, 20 gone, 1 relabelled. New classes: d. Gone classes: c." in told
 
 
 @pytest.mark.parametrize("count", [3, 4, 5, 8])
