@@ -1,4 +1,4 @@
-"""What is known about the files of a source without reading them: the SHA-256 of the bytes behind each size and version.
+"""The table of known files: the SHA-256 of the bytes behind each path, size and version, so that nothing is read for it.
 
 The table lies in the cache, in a file for each source. So a run with another output directory reads no file again. If it is
 missing, paths and digests come from the table of the last intake, and each file is read once to compare it.

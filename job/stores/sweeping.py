@@ -1,4 +1,4 @@
-"""Which files belong to the stores of a cache, and the removal of those that no store needs any more."""
+"""The files that belong to the stores of a cache, and the removal of those that no store needs any more."""
 
 from collections.abc import Iterable
 from pathlib import Path

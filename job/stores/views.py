@@ -1,4 +1,4 @@
-"""What training reads: the stored views of photos, and rows that are read slice by slice."""
+"""Stored views of photos for training, and rows of a store that are read slice by slice."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
