@@ -28,7 +28,7 @@ class PhotoStore:
     def __init__(self, config: IntakeConfig, source_uri: str, cache: Cache) -> None:
         rules = asdict(DecodeRules.of(config, FULL_BIT_DEPTH))
         del rules["bit_depth"]
-        self.folder = f"photos-{digest_of([SCHEMA, rules])[:16]}"
+        self.folder = f"images-{digest_of([SCHEMA, rules])[:16]}"
         self._source, self._cache = digest_of(source_uri), cache
         self._of_version_5 = cache.path(f"images-{digest_of([SCHEMA, source_uri, rules])[:16]}")
         self.writer = StoreWriter(

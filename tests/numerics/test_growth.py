@@ -185,7 +185,7 @@ class Killed(Exception):
 def test_damaged_shard_is_made_again_and_the_rest_is_not(folder, run, monkeypatch, tmp_path):
     monkeypatch.setattr("job.stores.arrays.MAX_SHARD_ROWS", 5)
     before = content(*run(folder)[2:])
-    for kind, decoded_and_batches in (("photos", (5, 0)), ("activations", (0, 1))):
+    for kind, decoded_and_batches in (("images", (5, 0)), ("activations", (0, 1))):
         damaged = next((tmp_path / "out" / "cache").glob(f"{kind}-*/*.npy"))
         damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
         decoded, batches, *after = run(folder)
