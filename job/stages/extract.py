@@ -270,7 +270,7 @@ class _Pass:
         return [f"{kind}-{self._made_by}" for kind in self.writers]
 
     def missing(self, exchange: Exchange) -> list[int]:
-        """Return the numbers of the views that have to be computed, sorted by the places of their photos on the disk.
+        """Return the numbers of the views that have to be computed, in order, in which later stages read them.
 
         Of several views with one key, which exact copies of a photo have, only one is returned. Workers other than the chief
         only look at what is on their disk.
@@ -284,8 +284,7 @@ class _Pass:
                     writer.refresh()
         lacking = {key for writer in self.writers.values() for key in _without(writer, self.views.keys)}
         number_of = {key: number for number, key in enumerate(self.views.keys) if key in lacking}
-        numbers = np.asarray(sorted(number_of.values()), np.int64)
-        return numbers[self._images.order_on_disk(self.views.rows_N[numbers])].tolist()
+        return sorted(number_of.values())
 
     def finish(self, kind: str) -> str:
         """Complete the store of one kind and return its name."""

@@ -128,11 +128,12 @@ def test_changed_data_are_decoded_where_they_are_new_and_give_the_bits_of_a_fres
     change_a_byte(folder)
     paint(folder / "photos" / "checks" / "0-new.jpg", seed=4711, kind="checks")  # It comes before all others.
     (folder / "photos" / "checks" / "checks-007.jpg").unlink()
-    done = run_job(*call)
+    lenient = quick_settings("export.max_changed_fraction=0.5")  # Predictions of random weights are close to each other.
+    done = run_job(*call, *lenient)
     assert done.returncode == 0 and "intake    runs" in done.stderr, done.stderr
     records = {name: read_json(folder / "out" / "stages" / f"{name}.json") for name in ("intake", "extract")}
     assert records["intake"]["count"] - records["intake"]["done"]["found"] == 2, "two photos were decoded"
-    fresh = run_job("run", "--data", folder / "photos", "--out", folder / "fresh", *quick_settings())
+    fresh = run_job("run", "--data", folder / "photos", "--out", folder / "fresh", *lenient)
     assert fresh.returncode == 0, fresh.stderr
     for name in ("predictions.parquet", "examples.parquet", "stages/fine_tune/weights.npz", "stages/head/head.npz"):
         assert (folder / "out" / name).read_bytes() == (folder / "fresh" / name).read_bytes(), name
