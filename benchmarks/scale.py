@@ -171,7 +171,8 @@ def head_part(count: str, num_classes: str) -> Numbers:
     from job.runtime.telemetry import Telemetry
     from job.stages.head import SUMMARY, head
     from job.storage.workdir import Workdir
-    from job.stores.arrays import StoredViews, StoreWriter
+    from job.stores.arrays import StoreWriter
+    from job.stores.views import StoredViews
     from job.train.checkpoint import Checkpoints
 
     num, classes, rng = int(count), int(num_classes), np.random.default_rng(0)
@@ -183,10 +184,12 @@ def head_part(count: str, num_classes: str) -> Numbers:
     examples = Examples.from_columns(shown, names)
     with tempfile.TemporaryDirectory() as folder:
         writer, centres = StoreWriter(Path(folder) / "store", (1280,), "float32"), 0.15 * rng.normal(size=(classes, 1280))
-        keys = [str(start) for start in range(0, num, 256)]
-        for key in keys:
-            part = labels[int(key) : int(key) + 256]
-            writer.write(key, (centres[part] + rng.normal(size=(len(part), 1280))).astype(np.float32))
+        keys = [str(row) for row in range(num)]
+        for start in range(0, num, writer.max_rows):
+            part = labels[start : start + writer.max_rows]
+            writer.write(
+                keys[start : start + len(part)], (centres[part] + rng.normal(size=(len(part), 1280))).astype(np.float32)
+            )
         store = writer.finish(keys)
         features = StoredViews(store, None, np.flatnonzero(splits == "train"), 1)
         context = Context(Workdir(Path(folder) / "out"), Telemetry(None, open(os.devnull, "w")))  # noqa: SIM115

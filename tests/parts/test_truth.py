@@ -99,8 +99,8 @@ class Looked:
         explore(ExploreConfig(), examples=parted, images=found.images, source_notes=notes, context=self.context)
         path_of_row = dict(zip(parted["row"].tolist(), parted["path"].tolist(), strict=True))
         writer = StoreWriter(out / "cache" / "features", (32,), "float32")
-        writer.write("key", made_up_features([path_of_row[row] for row in range(len(found.images))]))
-        features = writer.finish(["key"])
+        writer.write(found.images.keys, made_up_features([path_of_row[row] for row in range(len(found.images))]))
+        features = writer.finish(found.images.keys)
         looked = audit(AuditConfig(), examples=parted, images=found.images, features=features, context=self.context)
         self.examples, self.numbers = looked.examples, looked.numbers
         self.page = self.drawn()
