@@ -17,7 +17,7 @@ import numpy as np
 
 from job.errors import Stopped, code_of
 from job.storage.files import storage_errors
-from job.text.numbers import about
+from job.text.numbers import about, rate
 from job.text.untrusted import escaped
 
 if TYPE_CHECKING:
@@ -214,10 +214,10 @@ class _Lines:
         if now - self._last_line < SECONDS_BETWEEN_LINES:
             return
         self._last_line = now
-        rate = self._done / (now - self._start)
-        remaining_s = (self._total - self._done) / rate if rate else 0
+        per_s = self._done / (now - self._start)
+        remaining_s = (self._total - self._done) / per_s if per_s else 0
         self._telemetry.line(
-            f"  {self._what}: {self._done:,} of {self._total:,} {self._unit}, {rate:,.0f}/s, {about(remaining_s)} to go"
+            f"  {self._what}: {self._done:,} of {self._total:,} {self._unit}, {rate(per_s)}/s, {about(remaining_s)} to go"
         )
 
 
@@ -259,7 +259,7 @@ def _bar(stream: TextIO, unit: str) -> Bar:
 
     class Rate(ProgressColumn):
         def render(self, task: Task) -> Text:
-            return Text(f"{task.speed or 0:,.0f} {unit}/s")
+            return Text(f"{rate(task.speed or 0)} {unit}/s")
 
     columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
     return Bar(*columns, console=Console(file=stream), transient=True)

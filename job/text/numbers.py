@@ -32,6 +32,11 @@ def about(value: float) -> str:
     return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
 
 
+def rate(per_second: float) -> str:
+    """Return a number per second; with two digits below 10, so that slow work has a rate above 0."""
+    return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2g}"
+
+
 def counted(number: int, one: str, many: str) -> str:
     """Return a number with the right one of two words or phrases: `1 photo`, `2,000 photos`."""
     return f"{number:,} {one if number == 1 else many}"

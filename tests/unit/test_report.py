@@ -17,7 +17,7 @@ from job.reporting.page import _breakable
 from job.reporting.summaries import num_correct, num_wanted
 from job.reporting.times import PARTS
 from job.stages.report import Report, report
-from job.text.numbers import percent, points, seconds
+from job.text.numbers import percent, points, rate, seconds
 
 HOSTILE = (
     "<img src=x onerror=alert(1)>",
@@ -737,6 +737,11 @@ def test_ten_classes_are_open_and_eleven_are_folded(context):
         "Example photos of 11 classes",
     } <= set(folded)
     assert "The 10 classes with the lowest recall" in Elements(drawn(context)).text
+    audit = context.workdir.read_json("stages/audit/audit.json")
+    assert re.search(r"11 classes have from [\d,]+ to [\d,]+ photos", Elements(drawn(context)).text)
+    audit["classes"] = [{**c, "train": 3, "val": 1, "test": 1} for c in audit["classes"]]
+    context.workdir.write_json("stages/audit/audit.json", audit)
+    assert "11 classes have 5 photos each." in Elements(drawn(context)).text
 
 
 def with_confusions(context, names, pairs, per_class=12):
@@ -829,6 +834,7 @@ def test_nearly_all_is_not_called_all(share, text):
 def test_differences_have_a_sign_and_times_their_units():
     assert [points(d) for d in (0.0123, -0.014, -0.0001)] == ["+1.2", "\N{MINUS SIGN}1.4", "0.0"]
     assert [seconds(s) for s in (0.42, 31, 141, 9000)] == ["0.4 s", "31 s", "2 min 21 s", "2 h 30 min"]
+    assert [rate(r) for r in (0, 0.031, 1.55, 9.99, 1234.5)] == ["0", "0.031", "1.6", "10", "1,234"]
 
 
 @pytest.mark.parametrize(
