@@ -67,6 +67,13 @@ class Entry(NamedTuple):
     group: str = ""
 
 
+def some_classes(names: Sequence[str]) -> str:
+    """Return the first ten names of classes, and how many there are more. A name with a comma is quoted."""
+    shown = ", ".join(repr(name) if "," in name else name for name in names[:_CLASSES_SHOWN])
+    more = len(names) - _CLASSES_SHOWN
+    return f"{shown} and {more:,} more" if more > 0 else shown
+
+
 @dataclass(frozen=True)
 class Listing:
     """All entries of a source, sorted by path, and its classes, also those without photos.
@@ -83,10 +90,7 @@ class Listing:
 
     def summary(self) -> tuple[str, ...]:
         """Return a few lines that say how the source was understood: classes, splits, ignored files, and the notes."""
-        names = ", ".join(repr(n) if "," in n else n for n in self.class_names[:_CLASSES_SHOWN])
-        more = len(self.class_names) - _CLASSES_SHOWN
-        classes = f"{len(self.class_names):,} classes, from {self.labels_from}: {names}"
-        lines = [f"{classes} and {more:,} more." if more > 0 else f"{classes}."]
+        lines = [f"{len(self.class_names):,} classes, from {self.labels_from}: {some_classes(self.class_names)}."]
         splits = Counter(entry.split for entry in self.entries if entry.verdict is None)
         if splits.keys() - {None} == {"train"}:
             lines.append(

@@ -20,6 +20,7 @@ from job.data.duplicates import confirmed, exact_pairs, group_ids, near_pairs, w
 from job.data.examples import Examples, Status
 from job.errors import DataUnusable
 from job.runtime.context import Context
+from job.sources.base import some_classes
 from job.sources.unlabelled import named_part
 from job.stores.arrays import ArrayStore
 
@@ -115,11 +116,13 @@ def what_changed(earlier: Examples, now: Examples) -> str:
     relabelled = [digest for digest in labels_now.keys() & labels_then.keys() if labels_now[digest] != labels_then[digest]]
     counts = {"new": len(new), "gone": len(gone), "relabelled": len(relabelled)}
     parts = [f"{count:,} {what}" for what, count in counts.items() if count]
-    lines = [f"Since the last run: photos {', '.join(parts)}."] if parts else []
-    for what, before, after in (("New", earlier, now), ("Gone", now, earlier)):
-        if names := sorted(set(after.class_names) - set(before.class_names)):
-            lines.append(f"{what} classes: {', '.join(names)}.")
-    return " ".join(lines)
+    photos = [f"Since the last run: photos {', '.join(parts)}."] if parts else []
+    classes = [
+        f"{what} classes: {some_classes(names)}."
+        for what, before, after in (("New", earlier, now), ("Gone", now, earlier))
+        if (names := sorted(set(after.class_names) - set(before.class_names)))
+    ]
+    return " ".join([*photos, *classes])
 
 
 def _with_groups(examples: Examples, group_from: str | None) -> Examples:
