@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Self
 
@@ -87,10 +88,16 @@ def outcome(out: Path) -> dict[str, Any]:
         "metrics": {k: v for k, v in metrics.items() if k not in ("run_id", "timings", "throughput", "share")},
         "files": {name: digest_of_file(out / name) for name in names},
         "last checkpoint": checkpoints[-1].name,  # With the digest of model, optimizer, average, best epoch, history.
-        "stores": sorted(p.name for p in (out / "cache").rglob("*.npy")),
+        "stores": {file.relative_to(out): digest_of_rows(file) for file in (out / "cache").glob("*/index-*.json")},
         "model": {k: v for k, v in parity.items() if k in ("arrays", "bytes")},
         "report": digest_of_page((out / "report.html").read_text()),
     }
+
+
+def digest_of_rows(index_file: Path) -> str:
+    """A store's keys and rows in their order, wherever they lie: that depends on when rows were made."""
+    store = ArrayStore(index_file)
+    return sha256(json.dumps(store.keys).encode() + store.rows(range(len(store))).tobytes()).hexdigest()
 
 
 def digest_of_page(page: str) -> str:
