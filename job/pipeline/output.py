@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -149,5 +149,9 @@ def owned(context: Context, session: Session, outcome: Callable[[], Mapping[str,
 
 
 def _log_end(context: Context, outcome: Callable[[], Mapping[str, object]] | None, error: BaseException | None) -> None:
-    if outcome:
-        context.telemetry.ended(error, **outcome())
+    if outcome is None:
+        return
+    found: Mapping[str, object] = {}
+    with suppress(Exception) if error else nullcontext():  # What cannot be read after an error must not cost the event.
+        found = outcome()
+    context.telemetry.ended(error, **found)

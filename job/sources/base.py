@@ -67,11 +67,15 @@ class Entry(NamedTuple):
     group: str = ""
 
 
+def in_words(names: Sequence[str], most: int = 4) -> str:
+    """Return the first names, and how many there are more."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
+
+
 def some_classes(names: Sequence[str]) -> str:
     """Return the first ten names of classes, and how many there are more. A name with a comma is quoted."""
-    shown = ", ".join(repr(name) if "," in name else name for name in names[:_CLASSES_SHOWN])
-    more = len(names) - _CLASSES_SHOWN
-    return f"{shown} and {more:,} more" if more > 0 else shown
+    return in_words([repr(name) if "," in name else name for name in names], _CLASSES_SHOWN)
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,11 @@
 
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from job.errors import DataUnusable
-from job.sources.base import SPLITS, split_names
+from job.sources.base import SPLITS, in_words, split_names
 from job.sources.tree import ROOT, Folder, Tree
 from job.sources.unlabelled import ways_out
 
@@ -158,8 +158,3 @@ class Doubts:
 
 def _words(name: str) -> tuple[str, ...]:
     return tuple(re.findall(r"[^\W\d_]+", name.lower()))
-
-
-def in_words(names: Sequence[str], most: int = 4) -> str:
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")

@@ -11,8 +11,8 @@ from functools import cached_property
 from typing import NamedTuple
 
 from job.errors import DataUnusable
-from job.sources.base import SPLITS, Reading, Split, split_names
-from job.sources.doubts import ANNOTATIONS, PICTURES, Doubts, in_words
+from job.sources.base import SPLITS, Reading, Split, in_words, split_names
+from job.sources.doubts import ANNOTATIONS, PICTURES, Doubts
 from job.sources.local import Child, to_text
 from job.sources.tree import ROOT, Folder, Tree
 from job.sources.unlabelled import ways_out

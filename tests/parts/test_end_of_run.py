@@ -45,6 +45,8 @@ def end_with(out, error=None, outcome=dict):
                 raise error
     except BaseException as raised:
         assert raised is error
+    else:
+        assert error is None
     assert context.stop.last_words == []
     return context
 
@@ -80,6 +82,8 @@ def test_each_start_has_an_id_of_its_own_and_the_last_event_is_that_of_the_last_
 
 def test_error_counts_although_the_outcome_cannot_be_read(tmp_path):
     end_with(tmp_path / "out", GateNotMet("not good enough"), lambda: {"accuracy": 1 / 0})
+    (event,) = log_of(tmp_path / "out")
+    assert (event["exit_code"], event["error"]) == (3, "not good enough") and "accuracy" not in event
 
 
 def test_log_that_cannot_be_written_at_the_end_is_a_storage_error(tmp_path):
