@@ -68,8 +68,10 @@ Photos need at least 32 px per side, for Xception 71 px, and for the Inceptions 
 - **Cost**: multiply-adds (MACs) for one photo; CPU and wall milliseconds of the compiled forward pass, in batches of
   `extract.batch_size` (the median of some batches on this device); megabytes of float32 weights; feature width; kilobytes
   stored per photo (pixels and features); seconds that this machine needed for the features of all photos.
-- **Recommended**: the candidate with the fewest multiply-adds, among those whose 95% interval of the difference to the best
-  includes zero. With few photos this interval is wide. Look at it before you give up two points.
+- **Recommended**: the candidate with the fewest multiply-adds, among those that are not worse than the best one. The 95%
+  interval of their difference to it includes zero, and excludes a loss of more than two points. With few photos the interval
+  of a cheaper candidate may include both. Then `rank` does not recommend it, but says that there are too few photos to tell,
+  and about how many would tell.
 
 If a candidate cannot be built (its weights do not fit or cannot be downloaded), `rank` lists it with the reason and
 compares the others. Each candidate has its own folder in `--out`. If you start `rank` again, it resumes and reuses what is

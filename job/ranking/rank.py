@@ -28,7 +28,7 @@ from job.pipeline.job import Job
 from job.pipeline.provenance import program
 from job.pipeline.run import bring_up_to_date
 from job.ranking.candidates import Candidate
-from job.ranking.table import Accuracy, Cost, Row, as_csv, as_text, draw, in_order, recommended
+from job.ranking.table import Accuracy, Cost, Row, as_csv, as_text, draw, in_order, recommended, undecided
 from job.runtime.context import Context
 from job.sources.open import open_source
 from job.storage.claim import claim
@@ -321,6 +321,7 @@ def _write(rows: Sequence[Row], chosen: Row, photos: Photos, command: str, workd
         "class_names": photos.class_names,
         "best": rows[0].folder,
         "recommended": chosen.folder,
+        "undecided": [row.folder for row in undecided(rows, chosen)],
         "command": command,
         "candidates": [asdict(row) for row in rows],
     }
@@ -334,15 +335,20 @@ def _conclusion(rows: Sequence[Row], chosen: Row, photos: Photos, command: str, 
             f"{photos.num_left_out:,} more are left out: they count as copies, or are in another split, at some image sizes."
         )
     lines.append(f"Table: {workdir.shown('rank.csv')}  Plot: {workdir.shown('rank.svg')}")
-    assert chosen.accuracy is not None
-    low, high = (100 * bound for bound in chosen.accuracy.difference_ci95)
-    name = f"{chosen.name} at {chosen.image_size} px"
-    cheaper = any(row.cost and chosen.cost and row.cost.multiply_adds < chosen.cost.multiply_adds for row in rows)
-    if chosen is rows[0]:
-        lines.append(f"Recommended: {name}, the most accurate" + ("; what costs less is worse at 95%." if cheaper else "."))
-    else:
+    for row in undecided(rows, chosen):
+        assert row.accuracy is not None
         lines.append(
-            f"Recommended: {name}, the cheapest that is not worse than the best at 95% "
-            f"({100 * chosen.accuracy.difference:+.1f} points, {low:+.1f} to {high:+.1f})."
+            f"Too few photos to tell whether {_described(row)}, which costs less, is as good: "
+            f"about {row.accuracy.num_deciding:,} would tell."
         )
+    if chosen is rows[0]:
+        lines.append(f"Recommended: {chosen.name} at {chosen.image_size} px, the most accurate.")
+    else:
+        lines.append(f"Recommended: {_described(chosen)}, the cheapest that is not worse than the best.")
     return [*lines, command]
+
+
+def _described(row: Row) -> str:
+    assert row.accuracy is not None
+    points, low, high = (100 * share for share in (row.accuracy.difference, *row.accuracy.difference_ci95))
+    return f"{row.name} at {row.image_size} px ({points:+.1f} points, {low:+.1f} to {high:+.1f} at 95%)"

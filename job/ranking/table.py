@@ -9,6 +9,7 @@ from job.reporting.figures import SERIES, new_figure, save_svg
 from job.text.untrusted import csv_of
 
 _WIDTH = 120
+_MOST_LOST = 0.02  # A cheaper candidate is recommended only if its interval excludes a loss of more than this.
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,19 @@ class Accuracy:
 
     @property
     def not_worse(self) -> bool:
-        """True if the 95% interval of the difference to the best candidate reaches 0."""
-        return self.difference_ci95[1] >= 0
+        """True if the 95% interval of the difference to the best reaches 0 and excludes a loss of over 2 points."""
+        return self.difference_ci95[0] >= -_MOST_LOST and self.difference_ci95[1] >= 0
+
+    @property
+    def undecided(self) -> bool:
+        """True if the 95% interval of the difference to the best includes 0, and a loss of over 2 points, too."""
+        return self.difference_ci95[0] < -_MOST_LOST and self.difference_ci95[1] >= 0
+
+    @property
+    def num_deciding(self) -> int:
+        """The number of photos at which the interval would be narrow enough, if the difference stays what it is."""
+        half_width = (self.difference_ci95[1] - self.difference_ci95[0]) / 2
+        return round(self.num_examples * (half_width / max(_MOST_LOST + self.difference, -self.difference)) ** 2)
 
 
 @dataclass(frozen=True)
@@ -75,22 +87,30 @@ def recommended(rows: Sequence[Row]) -> Row:
 
     At equal multiply-adds it is the more accurate one.
     """
+    return min((row for row in rows if row.accuracy and row.accuracy.not_worse), key=_by_cost)
 
-    def key(row: Row) -> tuple[int, float]:
-        assert row.cost and row.accuracy
-        return row.cost.multiply_adds, -row.accuracy.accuracy
 
-    return min((row for row in rows if row.accuracy and row.accuracy.not_worse), key=key)
+def undecided(rows: Sequence[Row], chosen: Row) -> list[Row]:
+    """Return the rows that cost less than the chosen one and may be as good: there are too few photos to tell."""
+    found = (row for row in rows if row.accuracy and row.accuracy.undecided)
+    return sorted((row for row in found if _by_cost(row)[0] < _by_cost(chosen)[0]), key=_by_cost)
+
+
+def _by_cost(row: Row) -> tuple[int, float]:
+    assert row.cost and row.accuracy
+    return row.cost.multiply_adds, -row.accuracy.accuracy
 
 
 _HEADINGS = ("backbone", "px", "accuracy, 95%", "points to best", "M MACs", "CPU ms", "ms", "MB", "width", "kB", "s")
+_KEY = (
+    "accuracy: of a small head, out of fold; points to best: percentage points to the most accurate; M MACs: million "
+    "multiply-adds for one photo; CPU ms, ms: CPU and wall time for one photo; MB: weights; width: numbers in a feature "
+    "vector; kB: stored for one photo; s: wall time of extract. 95% intervals."
+)
 
 
 def as_text(rows: Sequence[Row]) -> str:
-    """Return the table as lines of at most 120 columns, and below it why a candidate is not ranked.
-
-    MACs are multiply-adds. The columns ms and CPU ms are for one photo, s for all.
-    """
+    """Return the table as lines of at most 120 columns, and below it the key and why a candidate is not ranked."""
     distinct = _names(rows)
     cells = [_HEADINGS, *(_cells(row, distinct[row.folder]) for row in rows)]
     widths = [max(len(line[k]) for line in cells if len(line) > k) for k in range(len(_HEADINGS))]
@@ -102,6 +122,7 @@ def as_text(rows: Sequence[Row]) -> str:
         padded = (figure.rjust(width) for figure, width in zip(figures, widths[1:], strict=False))
         first = name if len(name) <= widths[0] else ""
         lines.append("  ".join([first.ljust(widths[0]), *padded]).rstrip())
+    lines += textwrap.wrap(_KEY, _WIDTH, break_on_hyphens=False)
     for row in rows:
         if row.reason:
             said = f"{distinct[row.folder]} at {row.image_size} px is not ranked: {row.reason}"

@@ -8,8 +8,9 @@ import pytest
 from job.config import Config
 from job.data.examples import SCHEMA, Examples
 from job.errors import DataUnusable
-from job.ranking.rank import Photos, compared, shared_photos
-from job.ranking.table import Accuracy, Cost, Row, as_csv, as_text, draw, in_order, recommended
+from job.ranking.rank import Photos, _conclusion, compared, shared_photos
+from job.ranking.table import Accuracy, Cost, Row, as_csv, as_text, draw, in_order, recommended, undecided
+from job.storage.workdir import Workdir
 
 
 def cost(millions, width=1280):
@@ -38,7 +39,7 @@ def failed(name, reason):
 
 ROWS = [
     row("small", 10, 0.80, (-0.12, -0.05)),
-    row("middle", 30, 0.87, (-0.03, 0.004)),
+    row("middle", 30, 0.87, (-0.018, 0.004)),
     failed("broken", "The weights do not fit. " * 12),
     row("twin", 300, 0.88, (0.0, 0.0)),
     row("large", 90, 0.88, (0.0, 0.0)),
@@ -58,6 +59,23 @@ def test_recommended_is_the_cheapest_that_is_not_worse_at_95_percent():
     assert recommended([row("a", 10, 0.80), row("b", 10, 0.81)]).name == "b"
 
 
+def test_candidate_that_may_be_as_good_or_much_worse_is_not_recommended_but_named(tmp_path):
+    unclear, small = row("unclear", 30, 0.85, (-0.07, 0.01)), row("small", 10, 0.8, (-0.1, -0.06))
+    rows = in_order([row("best", 90, 0.88, (0, 0)), unclear, small])
+    chosen = recommended(rows)
+    assert chosen.name == "best" and [r.name for r in undecided(rows, chosen)] == ["unclear"]
+    photos = Photos(tuple(map(str, range(500))), np.zeros(500), np.arange(500), ("a", "b"), 0)
+    said = "\n".join(_conclusion(rows, chosen, photos, "transfer-job run", Workdir(tmp_path)))
+    # The interval is 4 points to each side. At 16/9 of the photos it would be 3 points, and would no longer reach 0.
+    assert "Too few photos to tell whether unclear at 160 px (-3.0 points, -7.0 to +1.0 at 95%)" in said
+    assert "about 889 would tell" in said and "small" not in said
+
+
+def test_undecided_candidate_that_costs_more_than_the_recommended_one_is_not_named():
+    rows = in_order([row("best", 30, 0.88, (0, 0)), row("unclear", 90, 0.85, (-0.07, 0.01))])
+    assert undecided(rows, recommended(rows)) == []
+
+
 def test_table_fits_120_columns_and_gives_every_reason_whole():
     long = row(
         "inception_resnet_v2_with_weights_from_a_file_of_a_very_long_name", 123_456, 0.5, (-0.4, -0.3), image_size=1024
@@ -68,6 +86,7 @@ def test_table_fits_120_columns_and_gives_every_reason_whole():
     assert lines[1].split()[:4] == ["large", "160", "0.880", "(0.860-0.900)"]
     assert "-8.5 (-12.0 -5.0)" in text and "123,456" in text
     assert long.name in lines, "whole, on a line of its own"
+    assert all(f"{heading}:" in text for heading in ("accuracy", "M MACs", "CPU ms, ms", "MB", "width", "kB", "s"))
     assert " ".join(text.split()).count("The weights do not fit.") == 12
     assert next(line for line in lines if line.startswith("broken")).split() == ["broken", "224", "-"]
 
