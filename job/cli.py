@@ -349,7 +349,9 @@ def predict(model: str, data: str, out: str, **options: Any) -> None:
     model that your run exported.
     """
     from job import api
+    from job.cluster.tensorflow import leave_out_keras
 
+    leave_out_keras()
     errors = api.predict(model, data, out, session=_session(), **options)["error"].to_pylist()
     failed = sum(map(bool, errors))
     say(f"{len(errors) - failed:,} photos labelled, {failed:,} could not be read: {out}")

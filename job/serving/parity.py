@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import numpy as np
 
-from job.cluster.tensorflow import import_tensorflow
+from job.cluster.tensorflow import import_tensorflow, leave_out_keras
 from job.decoding.decode import DecodeRules, decode
 from job.errors import JobError, code_of
 from job.runtime.stop import ignore_signals
@@ -160,6 +160,7 @@ def _exif(request: Request, pixels: np.ndarray, from_pixels: _Signature, from_by
 
 def main() -> None:
     ignore_signals()
+    leave_out_keras()
     import_tensorflow()
     request = sys.stdin.read()
     if request:  # Empty if the export stage ended before it sent one.

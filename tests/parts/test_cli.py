@@ -66,6 +66,19 @@ def test_report_imports_nothing_heavy():
     assert done.stdout == "set()\n"
 
 
+PREDICTS = "from job.cli import main; main(sys.argv[1:], standalone_mode=False)"
+CHECKS_PARITY = "from job.serving import parity; parity.main()"
+
+
+@pytest.mark.parametrize("code", [PREDICTS, CHECKS_PARITY])
+def test_processes_that_only_run_an_exported_graph_import_no_keras(code, finished_run, painted, tmp_path):
+    words = ["predict", "--model", finished_run, "--data", painted, "--out", tmp_path / "labels.csv"]
+    loaded = f"import sys; {code}; print(*({{'tensorflow', 'keras', 'tf_keras', 'matplotlib'}} & set(sys.modules)))"
+    command = [sys.executable, "-c", loaded, *map(str, words)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, input="")
+    assert done.stdout.splitlines()[-1] == "tensorflow"
+
+
 @pytest.mark.parametrize("kind", ["ValueError", "OSError"])
 def test_the_trace_of_a_bug_is_escaped(tmp_path, kind):
     code = "import sys; from job.console.terminal import show_bug; sys.excepthook = show_bug\n" + f"raise {kind}({ODD!r})"
