@@ -65,8 +65,8 @@ def accuracy_difference(jobs: Runs, peers: Runs) -> tuple[float, float, float] |
     if not gains:
         return None
     mean_N = np.asarray([statistics.mean(values) for values in gains.values()])
-    counts = np.stack([mean_N, np.ones(len(mean_N))], axis=1)[:, :, None]
-    low, high = bootstrap(counts, np.arange(len(mean_N)), lambda s: s[:, 0] / s[:, 1], RESAMPLES, 0)[:, 0]
+    counts = np.stack([mean_N, np.ones(len(mean_N))], axis=1)
+    low, high = bootstrap(counts, np.arange(len(mean_N)), lambda s: s[:, :1] / s[:, 1:], RESAMPLES, 0)[:, 0]
     return float(mean_N.mean()), float(low), float(high)
 
 

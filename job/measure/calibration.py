@@ -4,7 +4,7 @@ from typing import TypedDict
 
 import numpy as np
 import scipy.optimize
-from scipy.special import log_softmax, softmax
+from scipy.special import softmax
 
 from job.measure.metrics import wilson
 
@@ -33,11 +33,16 @@ def temperature(labels_N: np.ndarray, logits_NC: np.ndarray, missing: float | No
     """
     num_examples, num_classes = logits_NC.shape
     missing = 1 / (num_examples + 2) if missing is None else missing
-    targets_NC = np.full(logits_NC.shape, missing / max(1, num_classes - 1))
-    targets_NC[np.arange(num_examples), labels_N] = 1 - missing
+    of_others = missing / max(1, num_classes - 1)
+    centred_NC = logits_NC - logits_NC.max(axis=1, keepdims=True).astype(np.float64)
+    target_logit = (1 - missing - of_others) * centred_NC[np.arange(num_examples), labels_N] + of_others * centred_NC.sum(
+        axis=1
+    )
+    mean_target_logit = float(target_logit.mean())
 
     def loss(log_temperature: float) -> float:
-        return -float((targets_NC * log_softmax(logits_NC / np.exp(log_temperature), axis=1)).sum()) / num_examples
+        coldness = np.exp(-log_temperature)
+        return float(np.log(np.exp(coldness * centred_NC).sum(axis=1)).mean()) - coldness * mean_target_logit
 
     found = scipy.optimize.minimize_scalar(loss, bounds=(np.log(_COLDEST), np.log(_HOTTEST)), method="bounded")
     return float(np.exp(found.x))

@@ -1,10 +1,11 @@
-"""Metrics of a classifier, with confidence intervals. N examples, C classes; probabilities are float arrays (N, C)."""
+"""Metrics of a classifier, with confidence intervals. N examples, C classes."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NotRequired, TypedDict
 
 import numpy as np
+import scipy.sparse
 
 from job.runtime.telemetry import spent_once
 
@@ -41,22 +42,26 @@ class Scores(TypedDict):
     by_group: NotRequired[GroupScores]
 
 
-def summary(labels_N: np.ndarray, probabilities_NC: np.ndarray) -> Scores:
+def summary(labels_N: np.ndarray, predicted_N: np.ndarray, probability_of_label_N: np.ndarray) -> Scores:
     """Return the scores of a classifier. Means over classes leave out classes without examples."""
     with spent_once("imports"):
-        from sklearn.metrics import f1_score, log_loss, recall_score
+        from sklearn.metrics import f1_score, recall_score
 
-    predicted = probabilities_NC.argmax(1)
     present = np.unique(labels_N)
-    correct = int((predicted == labels_N).sum())
+    correct = int((predicted_N == labels_N).sum())
     return {
         "num_examples": len(labels_N),
         "accuracy": correct / len(labels_N),
         "accuracy_ci95": wilson(correct, len(labels_N)),
-        "balanced_accuracy": float(recall_score(labels_N, predicted, labels=present, average="macro")),
-        "macro_f1": float(f1_score(labels_N, predicted, labels=present, average="macro", zero_division=0)),
-        "log_loss": float(log_loss(labels_N, probabilities_NC, labels=range(probabilities_NC.shape[1]))),
+        "balanced_accuracy": float(recall_score(labels_N, predicted_N, labels=present, average="macro")),
+        "macro_f1": float(f1_score(labels_N, predicted_N, labels=present, average="macro", zero_division=0)),
+        "log_loss": log_loss(probability_of_label_N),
     }
+
+
+def log_loss(probability_of_label_N: np.ndarray) -> float:
+    """Return the mean negative logarithm of the probability that each example's own label got."""
+    return -float(np.log(np.maximum(probability_of_label_N, np.finfo(np.float64).eps)).mean())
 
 
 def by_group(correct_N: np.ndarray, groups_N: np.ndarray, resamples: int, seed: int) -> GroupScores:
@@ -66,10 +71,8 @@ def by_group(correct_N: np.ndarray, groups_N: np.ndarray, resamples: int, seed: 
     """
     _, group_N, sizes_G = np.unique(groups_N, return_inverse=True, return_counts=True)
     share_N = 1 / sizes_G[group_N]
-    counts = np.stack([correct_N * share_N, share_N, correct_N, np.ones(len(correct_N))], axis=1)[:, :, None]
-    ends = bootstrap(
-        counts, groups_N, lambda s: np.concatenate([s[:, 0] / s[:, 1], s[:, 2] / s[:, 3]], axis=1), resamples, seed
-    )
+    counts = np.stack([correct_N * share_N, share_N, correct_N, np.ones(len(correct_N))], axis=1)
+    ends = bootstrap(counts, groups_N, lambda s: s[:, ::2] / s[:, 1::2], resamples, seed)
     return {
         "num_groups": len(sizes_G),
         "accuracy": float((correct_N * share_N).sum() / len(sizes_G)),
@@ -113,9 +116,15 @@ def per_class(
     """
     matrix = confusion(labels_N, predicted_N, len(class_names))
     given, predicted, hits = matrix.sum(1), matrix.sum(0), matrix.diagonal()
-    one_hot = np.eye(len(class_names), dtype=np.float64)
-    counts = np.stack([one_hot[labels_N] * one_hot[predicted_N], one_hot[labels_N], one_hot[predicted_N]], axis=1)
-    f1_intervals = bootstrap(counts, groups_N, lambda s: 2 * s[:, 0] / np.maximum(s[:, 1] + s[:, 2], 1e-12), resamples, seed)
+    num_classes = len(class_names)
+    given_NC, predicted_NC = (_one_hot(classes_N, num_classes) for classes_N in (labels_N, predicted_N))
+    counts = scipy.sparse.hstack([given_NC.multiply(predicted_NC), given_NC + predicted_NC])
+
+    def f1(sums_RK: np.ndarray) -> np.ndarray:
+        hits_RC, either_RC = np.hsplit(sums_RK, 2)
+        return 2 * hits_RC / np.maximum(either_RC, 1e-12)
+
+    f1_intervals = bootstrap(counts, groups_N, f1, resamples, seed)
     return [
         {
             "class": name,
@@ -129,6 +138,12 @@ def per_class(
         }
         for k, name in enumerate(class_names)
     ]
+
+
+def _one_hot(classes_N: np.ndarray, num_classes: int) -> scipy.sparse.csr_array:
+    return scipy.sparse.csr_array(
+        (np.ones(len(classes_N)), (np.arange(len(classes_N)), classes_N)), (len(classes_N), num_classes)
+    )
 
 
 @dataclass(frozen=True)
@@ -156,9 +171,9 @@ def compare(
 
     gain = (second_N == labels_N).astype(np.float64) - (first_N == labels_N)
     only_first, only_second = int((gain < 0).sum()), int((gain > 0).sum())
-    counts = np.stack([gain, np.ones(len(gain))], axis=1)[:, :, None]
+    counts = np.stack([gain, np.ones(len(gain))], axis=1)
     percentiles = (2.5, 97.5, 5.0)
-    low, high, bound = bootstrap(counts, groups_N, lambda s: s[:, 0] / s[:, 1], resamples, seed, percentiles, (-1.0, 1.0))
+    low, high, bound = bootstrap(counts, groups_N, lambda s: s[:, :1] / s[:, 1:], resamples, seed, percentiles, (-1.0, 1.0))
     disagreements = only_first + only_second
     p_value = float(binomtest(only_second, disagreements).pvalue) if disagreements else 1.0
     interval = [float(low[0]), float(high[0])]
@@ -166,7 +181,7 @@ def compare(
 
 
 def bootstrap(
-    counts_NKC: np.ndarray,
+    counts_NK: np.ndarray | scipy.sparse.sparray,
     groups_N: np.ndarray,
     statistic: Callable[[np.ndarray], np.ndarray],
     resamples: int,
@@ -174,18 +189,19 @@ def bootstrap(
     percentiles: tuple[float, ...] = (2.5, 97.5),
     limits: tuple[float, float] = (0.0, 1.0),
 ) -> np.ndarray:
-    """Return bootstrap percentiles of a statistic of K summed counts. Whole groups are resampled. Shape (percentiles, C).
+    """Return bootstrap percentiles of a statistic of K summed counts. Whole groups are resampled. Shape (percentiles, S).
 
-    A single group says nothing about other groups. Then the percentiles are the `limits` of the statistic.
+    `statistic` gets the sums of some resamples, (R, K), and returns its S values for each of them, (R, S). A single group
+    says nothing about other groups. Then the percentiles are the `limits` of the statistic.
     """
-    _, group = np.unique(groups_N, return_inverse=True)
-    sums_GKC = np.zeros((group.max() + 1, *counts_NKC.shape[1:]))
-    np.add.at(sums_GKC, group, counts_NKC)
-    if len(sums_GKC) == 1:
+    _, group_N = np.unique(groups_N, return_inverse=True)
+    num_groups = int(group_N.max()) + 1
+    members_GN = scipy.sparse.csr_array((np.ones(len(group_N)), (group_N, np.arange(len(group_N)))))
+    sums_GK = members_GN @ scipy.sparse.csr_array(counts_NK)  # Of many classes, a photo counts for two.
+    if num_groups == 1:
         ends = np.where(np.less(percentiles, 50), *limits)
-        return np.repeat(ends[:, None], statistic(sums_GKC).shape[1], axis=1)
-    draws = _draws(len(sums_GKC), resamples, seed)
-    drawn = [statistic(np.einsum("rg,gkc->rkc", times, sums_GKC)) for times in draws]
+        return np.repeat(ends[:, None], statistic(sums_GK.toarray()).shape[1], axis=1)
+    drawn = [statistic(times @ sums_GK) for times in _draws(num_groups, resamples, seed)]
     return np.percentile(np.concatenate(drawn), percentiles, axis=0)
 
 
@@ -194,7 +210,8 @@ def _draws(num_groups: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     generator = np.random.default_rng(seed)
     for start in range(0, resamples, _RESAMPLES_AT_ONCE):
         count = min(_RESAMPLES_AT_ONCE, resamples - start)
-        yield generator.multinomial(num_groups, np.full(num_groups, 1 / num_groups), size=count).astype(np.float64)
+        drawn = (generator.integers(0, num_groups, num_groups, np.int32) for _ in range(count))
+        yield np.stack([np.bincount(groups, minlength=num_groups) for groups in drawn]).astype(np.float64)
 
 
 def _share(part: float, whole: float) -> float:

@@ -62,7 +62,7 @@ def predict(
     place.refuse_inputs(source, readable)
     with stop.during(next_time="Nothing was written: the same command begins again."):
         rows: dict[str, Row | None] = {e.path: {"path": e.path, "error": e.reason} for e in entries if e.verdict}
-        rows |= _labelled(readable, source, exported, batch_size, telemetry, stop)
+        rows |= _labelled(readable, source, exported, batch_size, telemetry, stop, probabilities)
         answered = {path: row for path, row in rows.items() if row}
         if not answered:
             raise DataUnusable(f"--data {data}: there are no photos in it. Give a folder or table with photos.")
@@ -77,8 +77,12 @@ def _labelled(
     batch_size: int,
     telemetry: Telemetry,
     stop: StopRequest,
+    keeps_all: bool,
 ) -> dict[str, Row | None]:
-    """Return the row of each entry by its path; None for files that are not photos and do not have a photo's name."""
+    """Return the row of each entry by its path; None for files that are not photos and do not have a photo's name.
+
+    With `keeps_all`, rows have the probabilities of all classes.
+    """
     rows: dict[str, Row | None] = {}
     rules = exported.card.rules
     shards = [entries[k : k + _PHOTOS_AT_ONCE] for k in range(0, len(entries), _PHOTOS_AT_ONCE)]
@@ -93,30 +97,28 @@ def _labelled(
             values = np.fromfile(task.file, np.uint8, task.num_rows * writer.row_bytes, offset=HEADER_BYTES)
             pixels = values.reshape(-1, *writer.row_shape)
             probabilities = [exported.probabilities(pixels[k : k + batch_size]) for k in range(0, len(pixels), batch_size)]
-            rows |= _rows(
-                task, np.concatenate(probabilities) if probabilities else np.empty((0, 0)), exported.card.class_names
-            )
+            rows |= _rows(task, np.concatenate(probabilities or [np.empty((0, 0))]), exported.card.class_names, keeps_all)
             task.file.unlink()
             progress.advance(len(task.entries))
     return rows
 
 
-def _rows(task: ShardTask, probabilities: np.ndarray, class_names: list[str]) -> dict[str, Row | None]:
+def _rows(task: ShardTask, probabilities: np.ndarray, class_names: list[str], keeps_all: bool) -> dict[str, Row | None]:
     """Return the row of each photo of a shard by its path; None for files that are ignored."""
     found: dict[str, Row | None] = {}
     good = iter(probabilities)
     for entry, record in zip(task.entries, task.records, strict=True):
         if record["status"] in ("used", "converted"):
-            found[entry.path] = _row(entry, next(good), class_names)
+            found[entry.path] = _row(entry, next(good), class_names, keeps_all)
         else:
             found[entry.path] = None if record["status"] == "ignored" else {"path": entry.path, "error": record["reason"]}
     return found
 
 
-def _row(entry: Entry, probabilities_C: np.ndarray, class_names: list[str]) -> Row:
+def _row(entry: Entry, probabilities_C: np.ndarray, class_names: list[str], keeps_all: bool) -> Row:
     best = np.argsort(-probabilities_C, kind="stable")[:_BEST]
     top = {class_names[k]: round(float(probabilities_C[k]), 6) for k in best}
     label = class_names[best[0]]
     most = float(probabilities_C[best[0]])
     row: Row = {"path": entry.path, "label": label, "probability": most, "top_3": top, "error": ""}
-    return {**row, "probabilities_C": probabilities_C}
+    return {**row, "probabilities_C": probabilities_C} if keeps_all else row

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -20,6 +20,7 @@ from job.measure.calibration import (
     reliability,
     temperature,
 )
+from job.measure.predicted import Predicted, parts, stored
 from job.model.heads import Head
 from job.model.inputs import Inputs
 from job.model.network import Network
@@ -29,7 +30,7 @@ from job.runtime.context import Context
 from job.runtime.telemetry import Telemetry
 from job.storage.workdir import Workdir
 from job.stores.arrays import ArrayStore
-from job.train.feed import all_rows, run_batches
+from job.train.feed import run_batches
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -38,6 +39,10 @@ SUMMARY = "stages/evaluate/evaluation.json"
 PREDICTIONS = "stages/evaluate/predictions.parquet"
 THUMBNAILS = "stages/evaluate/mistakes"
 _BATCH_SIZE = 256
+_TEMPERATURE_PHOTOS = 10_000  # So many validation photos suffice for one number.
+# With many classes, most probabilities are tiny and their digits are noise, which no file format makes small.
+_EXACT_CLASSES, _ROUNDING_STEPS = 100, 2**16
+_MAX_PICTURE_PX = 1200
 
 
 @dataclass(frozen=True)
@@ -75,17 +80,20 @@ def evaluate(
     """Score both models and choose the one to ship. `tuned_weights` is None if nothing was fine-tuned."""
     val, test = examples.of("val"), examples.of("test")
     both = np.concatenate([val, test])
-    rows = examples["row"][both]
-    logits = {"head": chosen_head.logits(features.rows(rows))}
+    labels, rows, num_classes = examples.labels[both], examples["row"][both], len(examples.class_names)
+    batches = {"head": _head_logits(chosen_head, features, rows)}
     if tuned_weights is not None:
-        logits["fine_tuned"] = _tuned_logits(network, chosen_head, tuned_weights, inputs, rows, context.telemetry)
-    temperatures = {name: temperature(examples.labels[val], x[: len(val)]) for name, x in logits.items()}
-    probabilities = {name: calibrated(x, temperatures[name]) for name, x in logits.items()}
-    on_val = {name: p[: len(val)] for name, p in probabilities.items()}
+        batches["fine_tuned"] = _tuned_logits(network, chosen_head, tuned_weights, inputs, rows, context.telemetry)
+    scratch = context.workdir.temporary().parent
+    logits = {name: stored(of_model, num_classes, scratch) for name, of_model in batches.items()}
+    some = np.arange(0, len(val), max(1, -(-len(val) // _TEMPERATURE_PHOTOS)))
+    temperatures = {name: temperature(labels[some], x[some]) for name, x in logits.items()}
+    predicted = {name: Predicted.of(labels, x, temperatures[name]) for name, x in logits.items()}
+    on_val = {name: p[: len(val)] for name, p in predicted.items()}
     shipped, choice = _choose(config, examples, val, on_val, context.seed)
-    on_test = {name: p[len(val) :] for name, p in probabilities.items()}
-    plain = {name: calibrated(x, 1.0) for name, x in logits.items()}
-    scores = _scores(config, examples, val, test, probabilities, plain, context.seed)
+    on_test = {name: p[len(val) :] for name, p in predicted.items()}
+    plain = {name: Predicted.of(labels, x, 1.0) for name, x in logits.items()}
+    scores = _scores(config, examples, val, test, predicted, plain, context.seed)
     is_met = config.min_accuracy is None or scores[shipped]["test"]["accuracy"] >= config.min_accuracy
     numbers: Evaluated = {
         "shipped": shipped,
@@ -99,15 +107,21 @@ def evaluate(
         "mistakes": _mistakes(config, examples, images, test, on_test[shipped], context.workdir),
     }
     _tell(context, numbers)
-    context.workdir.write_bytes(PREDICTIONS, _predictions(examples, test, on_test, shipped))
+    of_test = {name: (x[len(val) :], temperatures[name]) for name, x in logits.items()}
+    _write_predictions(_answers(examples, test, on_test[shipped], shipped), of_test, num_classes, context.workdir)
     context.workdir.write_json(SUMMARY, numbers)
     return Evaluation(numbers)
 
 
+def _head_logits(head: Head, features: ArrayStore, rows: np.ndarray) -> Iterator[np.ndarray]:
+    for part in parts(len(rows), features.row_shape[0]):
+        yield head.logits(features.rows(rows[part]))
+
+
 def _tuned_logits(
     network: Network, start: Head, weights: list[np.ndarray], inputs: Inputs, rows: np.ndarray, telemetry: Telemetry
-) -> np.ndarray:
-    """Return the fine-tuned model's probabilities. They are computed in float32, like the exported model's."""
+) -> Iterator[np.ndarray]:
+    """Yield the fine-tuned model's logits in batches. They are computed in float32, like the exported model's."""
     import tensorflow as tf
 
     model = network.tuned(start)
@@ -117,22 +131,23 @@ def _tuned_logits(
         return (model(tf.cast(inputs.on_device(arrays, training=False), tf.float32), training=False),)
 
     forward = network.replicas.compiled(on_replica)
-    batches = run_batches(
-        network.replicas, forward, lambda numbers: inputs.plain(rows[numbers]), len(rows), _BATCH_SIZE, telemetry
+    yield from (
+        logits
+        for (logits,) in run_batches(
+            network.replicas, forward, lambda numbers: inputs.plain(rows[numbers]), len(rows), _BATCH_SIZE, telemetry
+        )
     )
-    return all_rows(batches)[0].astype(np.float64)
 
 
 def _choose(
-    config: EvaluateConfig, examples: Examples, val: np.ndarray, probabilities: dict[str, np.ndarray], seed: int
+    config: EvaluateConfig, examples: Examples, val: np.ndarray, predicted: dict[str, Predicted], seed: int
 ) -> tuple[Shipped, dict[str, object]]:
-    if "fine_tuned" not in probabilities:
+    if "fine_tuned" not in predicted:
         return "head", {"reason": "There is no fine-tuned model."}
-    predicted = {name: p.argmax(1) for name, p in probabilities.items()}
     comparison = metrics.compare(
         examples.labels[val],
-        predicted["head"],
-        predicted["fine_tuned"],
+        predicted["head"].class_N,
+        predicted["fine_tuned"].class_N,
         examples.units[val],
         config.bootstrap_samples,
         seed,
@@ -157,22 +172,22 @@ def _scores(
     examples: Examples,
     val: np.ndarray,
     test: np.ndarray,
-    probabilities: dict[str, np.ndarray],
-    plain: dict[str, np.ndarray],
+    predicted: dict[str, Predicted],
+    plain: dict[str, Predicted],
     seed: int,
 ) -> dict[str, ModelScores]:
-    """Return the scores of each model. `probabilities`, and `plain` from before the temperature, are of val, then test."""
+    """Return the scores of each model. `predicted`, and `plain` from before the temperature, are of val, then test."""
     free = np.flatnonzero(_leak_free(examples, test)) + len(val)
     both = np.concatenate([val, test])
 
     def score(name: str, rows: np.ndarray) -> metrics.Scores:
-        labels, chosen = examples.labels[both[rows]], probabilities[name][rows]
-        scores = metrics.summary(labels, chosen)
-        correct, confidence = chosen.argmax(1) == labels, chosen.max(1)
+        labels, chosen = examples.labels[both[rows]], predicted[name][rows]
+        scores = metrics.summary(labels, chosen.class_N, chosen.of_label_N)
+        correct, confidence = chosen.class_N == labels, chosen.confidence_N
         scores |= {
-            "log_loss_uncalibrated": metrics.summary(labels, plain[name][rows])["log_loss"],
+            "log_loss_uncalibrated": metrics.log_loss(plain[name].of_label_N[rows]),
             "ece": expected_calibration_error(confidence, correct, config.ece_bins),
-            "ece_uncalibrated": expected_calibration_error(plain[name][rows].max(1), correct, config.ece_bins),
+            "ece_uncalibrated": expected_calibration_error(plain[name].confidence_N[rows], correct, config.ece_bins),
             "ece_floor": calibration_error_floor(confidence, config.ece_bins, seed),
             "ece_bins": config.ece_bins,
             "mean_confidence": float(confidence.mean()),
@@ -187,7 +202,7 @@ def _scores(
             "test": score(name, np.arange(len(val), len(both))),
             "test_leak_free": score(name, free) if len(free) else None,
         }
-        for name in probabilities
+        for name in predicted
     }
 
 
@@ -198,13 +213,13 @@ def _leak_free(examples: Examples, test: np.ndarray) -> np.ndarray:
 
 
 def _details(
-    config: EvaluateConfig, examples: Examples, test: np.ndarray, on_test: dict[str, np.ndarray], shipped: Shipped, seed: int
+    config: EvaluateConfig, examples: Examples, test: np.ndarray, on_test: dict[str, Predicted], shipped: Shipped, seed: int
 ) -> Details:
     labels, groups = examples.labels[test], examples.units[test]
-    predicted = {name: p.argmax(1) for name, p in on_test.items()}
+    predicted = {name: p.class_N for name, p in on_test.items()}
     train_labels = examples.labels[examples.of("train")]
     largest = int(np.bincount(train_labels).argmax())
-    sure, right = on_test[shipped].max(1), predicted[shipped] == labels
+    sure, right = on_test[shipped].confidence_N, predicted[shipped] == labels
     details: Details = {
         "reliability": reliability(sure, right, config.ece_bins),
         "confusion": metrics.confusion(labels, predicted[shipped], len(examples.class_names)).tolist(),
@@ -227,12 +242,11 @@ def _mistakes(
     examples: Examples,
     images: ArrayStore,
     test: np.ndarray,
-    probabilities: np.ndarray,
+    predicted: Predicted,
     workdir: Workdir,
 ) -> list[dict[str, object]]:
-    predicted = probabilities.argmax(1)
-    wrong = np.flatnonzero(predicted != examples.labels[test])
-    worst = wrong[np.argsort(-probabilities[wrong, predicted[wrong]], kind="stable")][: config.mistakes]
+    wrong = np.flatnonzero(predicted.class_N != examples.labels[test])
+    worst = wrong[np.argsort(-predicted.confidence_N[wrong], kind="stable")][: config.mistakes]
     mistakes = []
     with Gallery.drawing(workdir, THUMBNAILS, images) as gallery:
         for number, k in enumerate(worst):
@@ -240,38 +254,64 @@ def _mistakes(
                 {
                     "path": examples["path"][test[k]],
                     "label": examples["label"][test[k]],
-                    "predicted": examples.class_names[predicted[k]],
-                    "probability": float(probabilities[k, predicted[k]]),
-                    "probability_of_label": float(probabilities[k, examples.labels[test[k]]]),
+                    "predicted": examples.class_names[predicted.class_N[k]],
+                    "probability": float(predicted.confidence_N[k]),
+                    "probability_of_label": float(predicted.of_label_N[k]),
                     "thumbnail": gallery.photo(examples["row"][test[k]], f"{number:03d}"),
                 }
             )
     return mistakes
 
 
-def _predictions(examples: Examples, test: np.ndarray, on_test: dict[str, np.ndarray], shipped: str) -> bytes:
-    names = np.asarray(examples.class_names, object)
+def _answers(examples: Examples, test: np.ndarray, predicted: Predicted, shipped: str) -> pa.Table:
+    """Return the table of predictions without the lists of probabilities. `predicted` is of the shipped model."""
     columns = {
         "path": examples["path"][test],
         "sha256": examples["sha256"][test],
         "label": examples["label"][test],
-        "predicted": names[on_test[shipped].argmax(1)],
-        "shipped": [shipped] * len(test),
+        "predicted": np.asarray(examples.class_names, object)[predicted.class_N],
+        "shipped": np.full(len(test), shipped, object),
         "leak_free": _leak_free(examples, test),
     }
-    for name in ("head", "fine_tuned"):
-        values = on_test[name].tolist() if name in on_test else [None] * len(test)
-        columns[f"{name}_probabilities"] = pa.array(values, pa.list_(pa.float64()))
-    buffer = io.BytesIO()
-    table = pa.table(columns).replace_schema_metadata({"class_names": "\n".join(examples.class_names)})
-    pq.write_table(table, buffer)
-    return buffer.getvalue()
+    return pa.table(columns, metadata={"class_names": "\n".join(examples.class_names)})
+
+
+def _write_predictions(
+    answers: pa.Table, logits: dict[str, tuple[np.ndarray, float]], num_classes: int, workdir: Workdir
+) -> None:
+    """Write predictions.parquet: the answers, and the probabilities that each model's logits and temperature give."""
+    lists = {f"{name}_probabilities": name for name in ("head", "fine_tuned")}
+    schema = answers.schema
+    for column in lists:
+        schema = schema.append(pa.field(column, pa.list_(pa.float32())))
+    compact = {"use_dictionary": answers.column_names, "use_byte_stream_split": [f"{name}.list.element" for name in lists]}
+    with (
+        workdir.writing(PREDICTIONS) as path,
+        pq.ParquetWriter(path, schema, compression="zstd", **compact) as writer,
+    ):
+        for part in parts(len(answers), num_classes):
+            rows = answers.slice(part.start, part.stop - part.start)
+            for column, name in lists.items():
+                nothing = pa.nulls(len(rows), pa.list_(pa.float32()))
+                found = _lists(calibrated(logits[name][0][part], logits[name][1])) if name in logits else nothing
+                rows = rows.append_column(column, found)
+            writer.write_table(rows)
+
+
+def _lists(probabilities_BC: np.ndarray) -> pa.Array:
+    """Return a list for each photo, float32. Where classes are many, probabilities are rounded to multiples of 2**-16."""
+    num_photos, num_classes = probabilities_BC.shape
+    if num_classes > _EXACT_CLASSES:
+        probabilities_BC = np.round(probabilities_BC * _ROUNDING_STEPS) / _ROUNDING_STEPS
+    ends = np.arange(0, num_photos * num_classes + 1, num_classes, dtype=np.int32)
+    return pa.ListArray.from_arrays(ends, probabilities_BC.astype(np.float32).ravel())
 
 
 def _tell(context: Context, numbers: Evaluated) -> None:
     matrix = np.asarray(numbers["confusion"], np.float64)
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    picture = (255 * (1 - shares)).astype(np.uint8).repeat(24, axis=0).repeat(24, axis=1)
+    side = min(24, max(1, _MAX_PICTURE_PX // len(matrix)))
+    picture = (255 * (1 - shares)).astype(np.uint8).repeat(side, axis=0).repeat(side, axis=1)
     context.telemetry.image("evaluate/confusion_matrix", np.repeat(picture[:, :, None], 3, axis=2))
     for name, scores in (("head", numbers["head"]), ("fine_tuned", numbers["fine_tuned"])):
         if scores:

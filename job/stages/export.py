@@ -152,15 +152,19 @@ def _check_parity(
     entries: Mapping[str, Entry],
     context: Context,
 ) -> Parity:
-    predictions = pq.read_table(context.workdir.path(PREDICTIONS)).slice(0, config.parity_photos)
-    shipped = predictions["shipped"][0].as_py()
+    file = context.workdir.path(PREDICTIONS)
+    shipped = pq.read_table(file, columns=["shipped"])["shipped"][0].as_py()
+    predictions = pq.read_table(file, columns=["path", f"{shipped}_probabilities"]).slice(0, config.parity_photos)
+    probabilities_NC = (
+        predictions[f"{shipped}_probabilities"].combine_chunks().flatten().to_numpy().reshape(len(predictions), -1)
+    )
     row_of_path = dict(zip(examples["path"], examples["row"], strict=True))
     paths = predictions["path"].to_pylist()
     with tempfile.TemporaryDirectory() as scratch:
         expected = Path(scratch) / "expected.npy"
         photos = Path(scratch) / "photos.pickle"
         photos.write_bytes(pickle.dumps((source, [entries[p] for p in paths])))
-        np.save(expected, np.asarray(predictions[f"{shipped}_probabilities"].to_pylist()))
+        np.save(expected, probabilities_NC)
         request = parity.Request(
             model=str(folder),
             images=str(images.index_file),

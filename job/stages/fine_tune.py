@@ -5,11 +5,12 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import numpy as np
-from sklearn.metrics import log_loss
 
 from job.config import FineTuneConfig
 from job.data.examples import Examples
 from job.measure.calibration import temperature
+from job.measure.metrics import log_loss
+from job.measure.predicted import Predicted
 from job.model.heads import Head, class_weights, smoothed_one_hot
 from job.model.inputs import Inputs
 from job.model.network import Network
@@ -210,11 +211,8 @@ def _start(config: FineTuneConfig, examples: Examples, features: StoredViews, ch
 
 
 def _validate(trainer: Trainer, rows: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    from scipy.special import softmax
-
-    probabilities = softmax(trainer.logits(rows).astype(np.float64), axis=1)
-    loss = float(log_loss(labels, probabilities, labels=range(probabilities.shape[1])))
-    return {"val_log_loss": loss, "val_accuracy": float((probabilities.argmax(1) == labels).mean())}
+    predicted = Predicted.of(labels, trainer.logits(rows), 1.0)
+    return {"val_log_loss": log_loss(predicted.of_label_N), "val_accuracy": float((predicted.class_N == labels).mean())}
 
 
 def _tell(context: Context, epoch: dict[str, float], num_epochs: int) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -18,6 +19,7 @@ from job.errors import StorageFailed, UsageError
 
 _NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)  # 9p, vboxsf and some FUSE mounts cannot sync a folder.
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_LIST_OF_NUMBERS = re.compile(r'\[\n([^][{}"]*)\n *\]')
 
 Held = Callable[[], AbstractContextManager[None]]
 
@@ -226,8 +228,11 @@ def in_units(num_bytes: float) -> str:
 
 
 def to_json(value: object, indent: int | None = 2) -> bytes:
-    """Return a value as the bytes of a JSON file."""
-    return (json.dumps(value, indent=indent, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+    """Return a value as the bytes of a JSON file. With an indent, a list of numbers takes one line, not one for each."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    if indent is not None:  # A confusion matrix of 1,000 classes would have a million lines.
+        text = _LIST_OF_NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
+    return (text + "\n").encode("utf-8", "backslashreplace")
 
 
 def read_json(path: Path) -> Any:

@@ -15,7 +15,7 @@ def test_wilson_interval_of_a_textbook_case():
 def test_summary_of_four_examples():
     labels = np.asarray([0, 0, 1, 2])
     probabilities = np.asarray([[0.8, 0.1, 0.1], [0.3, 0.6, 0.1], [0.2, 0.7, 0.1], [0.1, 0.1, 0.8]])
-    found = metrics.summary(labels, probabilities)
+    found = metrics.summary(labels, probabilities.argmax(1), probabilities[np.arange(4), labels])
     assert found["num_examples"] == 4 and found["accuracy"] == 0.75
     assert found["balanced_accuracy"] == pytest.approx((0.5 + 1 + 1) / 3)
     assert found["macro_f1"] == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
@@ -23,7 +23,7 @@ def test_summary_of_four_examples():
 
 
 def test_classes_without_examples_do_not_count():
-    found = metrics.summary(np.asarray([0, 0]), np.asarray([[0.9, 0.1, 0.0], [0.9, 0.1, 0.0]]))
+    found = metrics.summary(np.asarray([0, 0]), np.asarray([0, 0]), np.asarray([0.9, 0.9]))
     assert found["balanced_accuracy"] == 1 and found["macro_f1"] == 1
 
 
@@ -46,10 +46,21 @@ def test_comparison_counts_disagreements_and_gives_mcnemars_exact_p():
 
 
 def test_bootstrap_draws_whole_groups():
-    gain = np.asarray([1.0, 1, 1, 1, -1, -1, -1, -1])[:, None, None]
-    alone = metrics.bootstrap(gain, np.arange(8), lambda s: s[:, 0], 3000, seed=1)
-    together = metrics.bootstrap(gain, np.repeat([0, 1], 4), lambda s: s[:, 0], 3000, seed=1)
+    gain = np.asarray([1.0, 1, 1, 1, -1, -1, -1, -1])[:, None]
+    alone = metrics.bootstrap(gain, np.arange(8), lambda s: s, 3000, seed=1)
+    together = metrics.bootstrap(gain, np.repeat([0, 1], 4), lambda s: s, 3000, seed=1)
     assert together[1] - together[0] > alone[1] - alone[0]
+
+
+def test_f1_interval_of_many_classes_is_that_of_its_own_counts():
+    """Class 0 alone decides its F1, whether there are two more classes or two hundred."""
+    labels = np.repeat([0, 1, 2], 40)
+    predicted = np.where(np.arange(120) % 5 == 0, (labels + 1) % 3, labels)
+    few = metrics.per_class(labels, predicted, np.arange(120), ("a", "b", "c"), 500, seed=3)
+    many = metrics.per_class(labels, predicted, np.arange(120), tuple(map(str, range(200))), 500, seed=3)
+    assert many[0]["f1_ci95"] == few[0]["f1_ci95"] and many[150]["f1_ci95"] == [0, 0]
+    low, high = few[0]["f1_ci95"]
+    assert few[0]["f1"] == pytest.approx(0.8) and 0.68 < low < 0.75 and 0.85 < high < 0.91
 
 
 def test_single_group_tells_nothing_about_others_and_chooses_no_model():

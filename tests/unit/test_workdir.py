@@ -176,6 +176,14 @@ def test_nothing_is_written_or_removed_through_a_link(workdir, tmp_path_factory,
     assert {p: p.read_bytes() for p in before} == before and workdir.path(linked).is_symlink()
 
 
+def test_numbers_of_a_list_share_a_line_and_texts_do_not(workdir):
+    value = {"matrix": [[1, 0], [0.5, None]], "names": ["a[\n1\n]", "b"], "none": [], "mixed": [{"x": [1]}]}
+    workdir.write_json("value.json", value)
+    lines = workdir.path("value.json").read_text().splitlines()
+    assert workdir.read_json("value.json") == value
+    assert "    [1, 0]," in lines and "    [0.5, null]" in lines and '    "b"' in lines and '      "x": [1]' in lines
+
+
 def test_json_that_is_missing_or_broken_reads_as_none(workdir):
     assert workdir.read_json("x.json") is None
     workdir.write_bytes("x.json", b"{half")

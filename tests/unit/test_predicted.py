@@ -1,0 +1,37 @@
+import numpy as np
+import pytest
+
+from job.errors import StorageFailed
+from job.measure import predicted
+from job.measure.calibration import calibrated
+from job.measure.predicted import Predicted, parts, stored
+
+
+def test_parts_cover_all_rows_once_and_have_one_row_at_least():
+    covered = [row for part in parts(4500, 1000) for row in range(4500)[part]]
+    assert covered == list(range(4500))
+    assert [part.stop - part.start for part in parts(3, 10**8)] == [1, 1, 1] and not list(parts(0, 5))
+
+
+def test_predictions_in_parts_are_those_of_the_whole_array(monkeypatch):
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(0, 3, (50, 7)).astype(np.float32), rng.integers(0, 7, 50)
+    expected = calibrated(logits, 1.7)
+    monkeypatch.setattr(predicted, "_VALUES_AT_ONCE", 30)
+    found = Predicted.of(labels, logits, 1.7)
+    assert (found.class_N == expected.argmax(1)).all() and (found.confidence_N == expected.max(1)).all()
+    assert (found.of_label_N == expected[np.arange(50), labels]).all()
+    assert (found[10:20].class_N == found.class_N[10:20]).all()
+
+
+def test_stored_batches_are_read_as_one_array_and_leave_no_file(tmp_path):
+    batches = [np.arange(6).reshape(2, 3), np.arange(6, 9).reshape(1, 3)]
+    found = stored(iter(batches), 3, tmp_path / "scratch")
+    assert found.dtype == np.float32 and found.tolist() == np.concatenate(batches).tolist()
+    assert not list((tmp_path / "scratch").iterdir())
+
+
+def test_place_that_cannot_be_written_is_a_storage_failure(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageFailed, match="file"):
+        stored([np.zeros((1, 2))], 2, tmp_path / "file" / "scratch")
