@@ -48,6 +48,7 @@ Photos need at least 32 px per side, for Xception 71 px, and for the Inceptions 
 ## Which backbone?
 
     transfer-job rank --data photos/ --out runs/rank --backbones LIST [--image-size 96,160] [--weights imagenet|random|FILE]
+                      [--fine-tune]
 
 `LIST` contains candidates, separated by commas. Each one is `NAME[:alpha=A][:weights=imagenet|random|FILE][:image_size=S]`.
 
@@ -57,11 +58,15 @@ Photos need at least 32 px per side, for Xception 71 px, and for the Inceptions 
 
 `rank` prints a table, and at the end the `run` command for the recommended candidate:
 
-- **Accuracy**: it is computed out of fold (`audit.folds` folds) on the training and validation photos together. For each
-  photo, a head predicts from 256 principal components of the features. That head has seen neither the photo nor a copy of
-  it. Its regularisation is chosen by log-loss over the same folds, in the same way for all candidates. The accuracy says
-  which features are better. It does not say what `run` reaches after fine-tuning. The test set (held-out photos) is decoded
-  and gets features, which a later run reuses. But no head and no choice uses it.
+- **Accuracy** without `--fine-tune`: it is computed out of fold (`audit.folds` folds) on the training and validation photos
+  together. For each photo, a head predicts from 256 principal components of the features. That head has seen neither the
+  photo nor a copy of it. Its regularisation is chosen by log-loss over the same folds, in the same way for all candidates.
+  The accuracy says which features are better. It does not say what `run` reaches after fine-tuning. The test set (held-out
+  photos) is decoded and gets features, which a later run reuses. But no head and no choice uses it.
+- **Accuracy** with `--fine-tune`: each candidate is fine-tuned as `run` would, but for 2 epochs unless `fine_tune.epochs` is
+  set. The accuracy is that on the validation photos. These are fewer than in the comparison of heads, so the intervals are
+  wider, and each candidate costs more. Use it where much of the backbone is trained (`backbone.unfreeze`), because features
+  that are best as they are need not be best after training.
 - **Difference**: all candidates are tested on the same photos and folds. So the difference to the best candidate is paired,
   and its interval is narrower than the intervals of the two accuracies. Copies are found by their pixels, so a few photos
   may be usable at only one image size. They are left out of the comparison, and `rank` prints their number.

@@ -105,9 +105,10 @@ def rank(
     image_sizes: Sequence[int | str] = (),
     config: Settings = None,
     labels: Place | None = None,
+    fine_tune: bool = False,
     session: Session | None = None,
 ) -> Ranking:
-    """Compare backbones on stored features, one pass over the photos for each.
+    """Compare backbones on stored features, one pass over the photos for each. `fine_tune`: after brief fine-tuning instead.
 
     `backbones` are names of docs/backbones.md, each with `:alpha=A`, `:weights=W` or `:image_size=S` added if wanted.
     A backbone without a size of its own is tried at each of `image_sizes`, in pixels.
@@ -123,7 +124,8 @@ def rank(
         refuse_credentials(part.partition("weights=")[2])
     settings = _config(config, checks_backbone=False)
     workdir = _workdir(data, out, labels, settings, session)
-    found = candidates(backbones, [str(size) for size in image_sizes], settings, workdir.shown("cache"))
+    sizes = [str(size) for size in image_sizes]
+    found = candidates(backbones, sizes, settings, workdir.shown("cache"), fine_tune=fine_tune)
     with _context(workdir, settings, session) as context, output.owned(context, session, dict):
         lines = rank_candidates(
             found,

@@ -288,8 +288,13 @@ def explore(call: _Call) -> None:
     metavar="PIXELS",
     help="Image size, or several separated by commas (96,160,224), for the backbones without :image_size. Repeatable.",
 )
-def rank(call: _Call, backbones: tuple[str, ...], image_sizes: tuple[str, ...]) -> None:
-    """Compare backbones without fine-tuning. Each needs one pass over the photos; the test set is not used.
+@click.option(
+    "--fine-tune",
+    is_flag=True,
+    help="Fine-tune each backbone, for 2 epochs unless fine_tune.epochs is set, and compare on the validation photos.",
+)
+def rank(call: _Call, backbones: tuple[str, ...], image_sizes: tuple[str, ...], fine_tune: bool) -> None:
+    """Compare backbones. Each needs one pass over the photos, and more with --fine-tune. The test set is not used.
 
     Prints a table of accuracy and cost, and the run command for the cheapest backbone that is not worse than the best one.
     """
@@ -302,6 +307,7 @@ def rank(call: _Call, backbones: tuple[str, ...], image_sizes: tuple[str, ...]) 
         image_sizes=image_sizes,
         config=call.config(),
         labels=call.labels,
+        fine_tune=fine_tune,
         session=_session(call),
     )
     say(*ranking.lines)

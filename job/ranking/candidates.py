@@ -11,14 +11,19 @@ from job.model import backbones
 from job.model.backbones import BACKBONES
 
 _KEYS = ("alpha", "weights", "image_size")
+_BRIEF_EPOCHS = 2
 _SYNTAX = "NAME[:alpha=A][:weights=imagenet|random|FILE][:image_size=S], separated by commas"
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A backbone to compare. `config` is the configuration of the run, changed so that only plain features are computed."""
+    """A backbone to compare. `config` is the configuration of the run, changed so that the comparison is cheap."""
 
     config: Config
+
+    @property
+    def fine_tunes(self) -> bool:
+        return self.config.backbone.unfreeze != "none"
 
     @property
     def image_size(self) -> int:
@@ -41,14 +46,17 @@ class Candidate:
         weights = backbone.weights
         if weights not in ("imagenet", "random"):
             weights = backbones.fingerprint(backbone)[:8]
-        return "-".join([*self.label.split(), f"{self.image_size}px", weights])
+        return "-".join([*self.label.split(), f"{self.image_size}px", weights, *(["fine_tuned"] if self.fine_tunes else [])])
 
 
-def candidates(listed: Sequence[str], image_sizes: Sequence[str], base: Config, cache_dir: str) -> list[Candidate]:
+def candidates(
+    listed: Sequence[str], image_sizes: Sequence[str], base: Config, cache_dir: str, *, fine_tune: bool = False
+) -> list[Candidate]:
     """Return a candidate for each entry of the lists and each of its image sizes.
 
     Image sizes are those of the entry, or `image_sizes`, or that of the configuration. Weights are those of the entry or of
-    the configuration. Two equal candidates become one.
+    the configuration. Two equal candidates become one. With `fine_tune`, each is fine-tuned, for few epochs unless the
+    configuration says how many.
 
     Raises:
         UsageError: with a line for each mistake.
@@ -58,12 +66,15 @@ def candidates(listed: Sequence[str], image_sizes: Sequence[str], base: Config, 
         mistakes.append(
             "backbone.alpha: the configuration sets it for all; leave it out there and say NAME:alpha=... in --backbones"
         )
+    if fine_tune and (base.backbone.unfreeze == "none" or base.fine_tune.epochs == 0):
+        mistakes.append("--fine-tune: backbone.unfreeze is none, or fine_tune.epochs is 0, so nothing would be fine-tuned")
     sizes = [size for text in image_sizes for size in _image_sizes(text, f"--image-size {text}", mistakes)] or [
         base.intake.image_size
     ]
+    compared = _compared(base, cache_dir, fine_tune)
     found: list[Candidate] = []
     for text in (part.strip() for one in listed for part in one.split(",")):
-        found += _named(text, sizes, base, cache_dir, mistakes) if text else ()
+        found += _named(text, sizes, compared, mistakes) if text else ()
     if not found and not mistakes:
         mistakes.append(f"--backbones: there is no name in it; expected {_SYNTAX}")
     if mistakes:
@@ -91,7 +102,7 @@ def _image_sizes(text: str, where: str, mistakes: list[str]) -> Iterator[int]:
             mistakes.append(f"{where}: {part!r} is not a number of pixels; expected 160, or --image-size 96,160,224")
 
 
-def _named(text: str, sizes: Sequence[int], base: Config, cache_dir: str, mistakes: list[str]) -> list[Candidate]:
+def _named(text: str, sizes: Sequence[int], base: Config, mistakes: list[str]) -> list[Candidate]:
     """Return the candidates of one entry of the list, one for each image size; none if it has mistakes, which are added."""
     name, *parts = text.split(":")
     where, said = f"--backbones {text}", len(mistakes)
@@ -121,19 +132,26 @@ def _named(text: str, sizes: Sequence[int], base: Config, cache_dir: str, mistak
         wrong = [*backbones.check(checked.backbone), *backbones.check_image_size(name, size)]
         mistakes += [f"{where}: {mistake}" for mistake in wrong]
         if not wrong:
-            found.append(Candidate(_looking_at_features(base, checked, cache_dir)))
+            backbone = checked.backbone.model_copy(update={"unfreeze": base.backbone.unfreeze})
+            intake = base.intake.model_copy(update={"image_size": size})
+            found.append(Candidate(base.model_copy(update={"backbone": backbone, "intake": intake})))
     return found
 
 
-def _looking_at_features(base: Config, checked: Config, cache_dir: str) -> Config:
-    """Return a configuration without cut and augmented views, so that extract stores one row of features for each photo."""
-    backbone = checked.backbone.model_copy(update={"unfreeze": "none"})
+def _compared(base: Config, cache_dir: str, fine_tune: bool) -> Config:
+    """Return the configuration that all candidates share.
+
+    Without fine-tuning there is no cut and no augmented view, so that extract stores one row of features for each photo.
+    """
+    cache = base.cache.model_copy(update={"dir": base.cache.dir or cache_dir})
+    if fine_tune:
+        epochs = _BRIEF_EPOCHS if base.fine_tune.epochs == "auto" else base.fine_tune.epochs
+        return base.model_copy(update={"cache": cache, "fine_tune": base.fine_tune.model_copy(update={"epochs": epochs})})
     return base.model_copy(
         update={
-            "backbone": backbone,
-            "intake": base.intake.model_copy(update={"image_size": checked.intake.image_size}),
+            "backbone": base.backbone.model_copy(update={"unfreeze": "none"}),
             "augment": base.augment.model_copy(update={"views": 1}),
             "fine_tune": base.fine_tune.model_copy(update={"inputs": "auto"}),
-            "cache": base.cache.model_copy(update={"dir": base.cache.dir or cache_dir}),
+            "cache": cache,
         }
     )

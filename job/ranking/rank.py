@@ -1,7 +1,8 @@
-"""Compare backbones: train a small head on the stored features of each, and weigh its accuracy against the cost.
+"""Compare backbones: the accuracy of a small head on the stored features of each, or after brief fine-tuning, and the cost.
 
-The test set (held-out photos) is not used. The accuracy is out of fold, on the training and validation photos together. All
-candidates have the same photos and folds, so that their difference is paired.
+The test set (held-out photos) is not used. The accuracy of heads is out of fold, on the training and validation photos
+together; that after fine-tuning is on the validation photos. All candidates have the same photos and folds, so that their
+difference is paired.
 """
 
 import gc
@@ -9,25 +10,22 @@ import shlex
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from job.config import Config
-from job.data.duplicates import group_ids
-from job.data.examples import Examples
-from job.data.neighbours import principal_components
 from job.errors import DataUnusable, Diverged, JobError, StorageFailed, UsageError
-from job.measure import metrics
-from job.measure.probes import out_of_fold
 from job.model.cut import multiply_adds
 from job.model.network import Network
 from job.pipeline.job import Job
 from job.pipeline.provenance import program
 from job.pipeline.run import bring_up_to_date
 from job.ranking.candidates import Candidate
+from job.ranking.photos import Photos, shared_photos
+from job.ranking.predictions import compared, fine_tune, fine_tuned, probe
 from job.ranking.table import Accuracy, Cost, Row, as_csv, as_text, draw, in_order, recommended, undecided
 from job.runtime.context import Context
 from job.sources.open import open_source
@@ -37,24 +35,9 @@ from job.storage.sealed import read_sealed, write_sealed
 from job.storage.workdir import Workdir
 from job.stores.arrays import ArrayStore
 
-_NUM_COMPONENTS = 256  # As in audit.
+_PROBED = "of a small head, out of fold on training and validation photos"
+_TUNED = "after fine-tuning, on validation photos"
 _TIMED_S, _MAX_TIMED_BATCHES = 2.0, 9
-_PROBE_SCHEMA = 1
-
-
-@dataclass(frozen=True)
-class Photos:
-    """The N photos that all candidates are compared on: the training and validation photos that each candidate can use.
-
-    Photos that are copies at any of the image sizes have the same number in `groups_N`. `num_left_out` photos are not among
-    the N, because they are usable at some image sizes only.
-    """
-
-    paths: tuple[str, ...]
-    labels_N: np.ndarray
-    groups_N: np.ndarray
-    class_names: tuple[str, ...]
-    num_left_out: int
 
 
 def rank(
@@ -92,22 +75,28 @@ def rank(
         context.telemetry.line(f"{candidate.label}, {candidate.image_size} px: features")
         try:
             costs[candidate.folder] = _extract(jobs[candidate.folder])
+            if candidate.fine_tunes:
+                fine_tune(jobs[candidate.folder])
         except (UsageError, StorageFailed, Diverged) as error:
             failures[candidate.folder] = error
             context.telemetry.line(f"  not ranked: {_in_one_line(error)}")
         _forget_network(jobs[candidate.folder])
     if not costs:
         raise type(next(iter(failures.values())))(*(f"{name}: {_in_one_line(e)}" for name, e in failures.items()))
-    photos = shared_photos([jobs[folder]["split"].examples for folder in costs])
-    context.telemetry.line(f"Probing {len(costs)} of {len(candidates)} candidates on {len(photos.paths):,} photos")
-    probes = {folder: _probe(jobs[folder], photos) for folder in costs}
-    accuracies = compared(probes, costs, photos, jobs[candidates[0].folder].config)
+    if candidates[0].fine_tunes:
+        photos = shared_photos([jobs[folder]["audit"].examples for folder in costs], _TUNED, "val")
+        found = {folder: fine_tuned(jobs[folder], photos) for folder in costs}
+    else:
+        photos = shared_photos([jobs[folder]["split"].examples for folder in costs], _PROBED, "train", "val")
+        context.telemetry.line(f"Probing {len(costs)} of {len(candidates)} candidates on {len(photos.paths):,} photos")
+        found = {folder: probe(jobs[folder], photos) for folder in costs}
+    accuracies = compared(found, costs, photos, jobs[candidates[0].folder].config)
     rows = in_order([_row(c, costs, accuracies, failures) for c in candidates])
     chosen = recommended(rows)
     config = jobs[chosen.folder].config
     command = _run_command(config, data, labels, config_file, assignments, context.workdir)
     _write(rows, chosen, photos, command, context.workdir)
-    return [*as_text(rows).split("\n"), "", *_conclusion(rows, chosen, photos, command, context.workdir)]
+    return [*as_text(rows, photos.meaning).split("\n"), "", *_conclusion(rows, chosen, photos, command, context.workdir)]
 
 
 def _in_one_line(error: JobError) -> str:
@@ -188,101 +177,12 @@ def measured(network: Network, images: ArrayStore, batch_size: int) -> dict[str,
 
 def _forget_network(job: Job) -> None:
     """Free the backbone before the next one is built."""
+    vars(job).pop("inputs", None)
     if vars(job).pop("network", None) is not None:
         import keras
 
         keras.utils.clear_session()
         gc.collect()
-
-
-def shared_photos(tables: Sequence[Examples]) -> Photos:
-    """Return the training and validation photos that are in every table, by path.
-
-    The tables differ because photos can be copies at one image size and not at another, and are excluded then.
-
-    Raises:
-        DataUnusable: if fewer than two classes have photos in all tables.
-    """
-    indices = [table.of("train", "val") for table in tables]
-    places = [
-        dict(zip(table["path"][of].tolist(), of.tolist(), strict=True)) for table, of in zip(tables, indices, strict=True)
-    ]
-    paths = tuple(sorted(set.intersection(*(set(place) for place in places))))
-    rows_N = [np.asarray([place[path] for path in paths], np.int64) for place in places]
-    labels = tables[0]["label"][rows_N[0]].tolist()
-    class_names = tuple(sorted(set(labels)))
-    if len(class_names) < 2:
-        raise DataUnusable("No two classes have photos that every candidate can use: compare fewer image sizes at once.")
-    edges = [_to_first_of_group(table.units[rows]) for table, rows in zip(tables, rows_N, strict=True)]
-    number = {name: k for k, name in enumerate(class_names)}
-    return Photos(
-        paths,
-        np.asarray([number[label] for label in labels], np.int64),
-        group_ids(len(paths), np.concatenate(edges)),
-        class_names,
-        len(set.union(*(set(place) for place in places))) - len(paths),
-    )
-
-
-def _to_first_of_group(groups_N: np.ndarray) -> np.ndarray:
-    """Return a pair for each photo: its number and that of the first photo of its group. Shape (N, 2)."""
-    _, first, group_N = np.unique(groups_N, return_index=True, return_inverse=True)
-    return np.stack([np.arange(len(groups_N)), first[group_N]], axis=1)
-
-
-def _probe(job: Job, photos: Photos) -> dict[str, Any]:
-    """Return out-of-fold class numbers `predicted`, and `log_loss`. No head has seen its photos or copies of them before."""
-    features, config = job["extract"].features.plain, job.config
-    content = [photos.paths, photos.labels_N.tolist(), photos.groups_N.tolist()]
-    key = digest_of([_PROBE_SCHEMA, features.digest, content, config.audit.folds, config.seed])
-    known = read_sealed(job.workdir, "probe.json")
-    if known is not None and known["key"] == key:
-        return known
-    examples = job["split"].examples
-    place = dict(zip(examples["path"].tolist(), examples["row"].tolist(), strict=True))
-    rows_N = np.asarray([place[path] for path in photos.paths], np.int64)
-    components_NK = principal_components(features, rows_N, _NUM_COMPONENTS)
-    probabilities_NC = out_of_fold(
-        components_NK,
-        photos.labels_N,
-        photos.groups_N,
-        len(photos.class_names),
-        config.audit.folds,
-        config.seed,
-        job.context.stop.check,
-    )
-    own_N = np.maximum(probabilities_NC[np.arange(len(rows_N)), photos.labels_N], 1e-12)
-    found = {"key": key, "predicted": probabilities_NC.argmax(1).tolist(), "log_loss": -float(np.log(own_N).mean())}
-    write_sealed(job.workdir, "probe.json", found)
-    return found
-
-
-def compared(
-    probes: dict[str, dict[str, Any]], costs: dict[str, Cost], photos: Photos, config: Config
-) -> dict[str, Accuracy]:
-    """Return the accuracy of each candidate with Wilson's interval, and its paired difference to the most accurate one."""
-    predicted = {folder: np.asarray(probe["predicted"], np.int64) for folder, probe in probes.items()}
-    correct = {folder: int((p == photos.labels_N).sum()) for folder, p in predicted.items()}
-    best = min(probes, key=lambda folder: (-correct[folder], costs[folder].multiply_adds))
-    accuracies = {}
-    for folder in probes:
-        against = metrics.compare(
-            photos.labels_N,
-            predicted[best],
-            predicted[folder],
-            photos.groups_N,
-            config.evaluate.bootstrap_samples,
-            config.seed,
-        )
-        accuracies[folder] = Accuracy(
-            num_examples=len(photos.paths),
-            accuracy=correct[folder] / len(photos.paths),
-            accuracy_ci95=metrics.wilson(correct[folder], len(photos.paths)),
-            difference=against.difference,
-            difference_ci95=against.difference_ci95,
-            log_loss=probes[folder]["log_loss"],
-        )
-    return accuracies
 
 
 def _row(
@@ -313,10 +213,11 @@ def _run_command(
 def _write(rows: Sequence[Row], chosen: Row, photos: Photos, command: str, workdir: Workdir) -> None:
     workdir.write_bytes("rank.csv", as_csv(rows))
     with workdir.writing("rank.svg") as path:
-        draw(rows, chosen, path)
+        draw(rows, chosen, photos.meaning, path)
     numbers = {
         "schema": 1,
         "num_photos": len(photos.paths),
+        "meaning": photos.meaning,
         "num_left_out": photos.num_left_out,
         "class_names": photos.class_names,
         "best": rows[0].folder,
@@ -329,7 +230,7 @@ def _write(rows: Sequence[Row], chosen: Row, photos: Photos, command: str, workd
 
 
 def _conclusion(rows: Sequence[Row], chosen: Row, photos: Photos, command: str, workdir: Workdir) -> list[str]:
-    lines = [f"Out of fold on {len(photos.paths):,} training and validation photos; the held-out photos were not looked at."]
+    lines = [f"Accuracy {photos.meaning}; {len(photos.paths):,} photos. The held-out photos were not looked at."]
     if photos.num_left_out:
         lines.append(
             f"{photos.num_left_out:,} more are left out: they count as copies, or are in another split, at some image sizes."

@@ -103,14 +103,17 @@ def _by_cost(row: Row) -> tuple[int, float]:
 
 _HEADINGS = ("backbone", "px", "accuracy, 95%", "points to best", "M MACs", "CPU ms", "ms", "MB", "width", "kB", "s")
 _KEY = (
-    "accuracy: of a small head, out of fold; points to best: percentage points to the most accurate; M MACs: million "
+    "accuracy: {}; points to best: percentage points to the most accurate; M MACs: million "
     "multiply-adds for one photo; CPU ms, ms: CPU and wall time for one photo; MB: weights; width: numbers in a feature "
     "vector; kB: stored for one photo; s: wall time of extract. 95% intervals."
 )
 
 
-def as_text(rows: Sequence[Row]) -> str:
-    """Return the table as lines of at most 120 columns, and below it the key and why a candidate is not ranked."""
+def as_text(rows: Sequence[Row], meaning: str) -> str:
+    """Return the table as lines of at most 120 columns, and below it the key and why a candidate is not ranked.
+
+    `meaning` says what the accuracy is measured with.
+    """
     distinct = _names(rows)
     cells = [_HEADINGS, *(_cells(row, distinct[row.folder]) for row in rows)]
     widths = [max(len(line[k]) for line in cells if len(line) > k) for k in range(len(_HEADINGS))]
@@ -122,7 +125,7 @@ def as_text(rows: Sequence[Row]) -> str:
         padded = (figure.rjust(width) for figure, width in zip(figures, widths[1:], strict=False))
         first = name if len(name) <= widths[0] else ""
         lines.append("  ".join([first.ljust(widths[0]), *padded]).rstrip())
-    lines += textwrap.wrap(_KEY, _WIDTH, break_on_hyphens=False)
+    lines += textwrap.wrap(_KEY.format(meaning), _WIDTH, break_on_hyphens=False)
     for row in rows:
         if row.reason:
             said = f"{distinct[row.folder]} at {row.image_size} px is not ranked: {row.reason}"
@@ -179,7 +182,7 @@ def _flat(row: Row) -> dict[str, object]:
     return record
 
 
-def draw(rows: Sequence[Row], chosen: Row, path: Path) -> None:
+def draw(rows: Sequence[Row], chosen: Row, meaning: str, path: Path) -> None:
     """Draw accuracy with its 95% interval against multiply-adds as SVG. The recommended candidate has another colour."""
     figure, ax = new_figure(7.5, 4.5)
     distinct = _names(rows)
@@ -206,5 +209,6 @@ def draw(rows: Sequence[Row], chosen: Row, path: Path) -> None:
         axis_ticks(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "125" else "")
     ax.margins(x=0.1)
     ax.set_xlabel("million multiply-adds for one photo")
-    ax.set_ylabel("accuracy out of fold, 95% interval")
+    ax.set_ylabel("accuracy, 95% interval")
+    ax.set_title(f"Accuracy {meaning}", fontsize=9, loc="left")
     save_svg(figure, path)

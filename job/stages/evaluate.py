@@ -83,7 +83,7 @@ def evaluate(
     labels, rows, num_classes = examples.labels[both], examples["row"][both], len(examples.class_names)
     batches = {"head": _head_logits(chosen_head, features, rows)}
     if tuned_weights is not None:
-        batches["fine_tuned"] = _tuned_logits(network, chosen_head, tuned_weights, inputs, rows, context.telemetry)
+        batches["fine_tuned"] = tuned_logits(network, chosen_head, tuned_weights, inputs, rows, context.telemetry)
     scratch = context.workdir.temporary().parent
     logits = {name: stored(of_model, num_classes, scratch) for name, of_model in batches.items()}
     some = np.arange(0, len(val), max(1, -(-len(val) // _TEMPERATURE_PHOTOS)))
@@ -118,10 +118,13 @@ def _head_logits(head: Head, features: ArrayStore, rows: np.ndarray) -> Iterator
         yield head.logits(features.rows(rows[part]))
 
 
-def _tuned_logits(
+def tuned_logits(
     network: Network, start: Head, weights: list[np.ndarray], inputs: Inputs, rows: np.ndarray, telemetry: Telemetry
 ) -> Iterator[np.ndarray]:
-    """Yield the fine-tuned model's logits in batches. They are computed in float32, like the exported model's."""
+    """Yield the logits of a fine-tuned model for the photos in these rows of its inputs, float64 (B, C) for each batch.
+
+    They are computed in float32, like those of the exported model.
+    """
     import tensorflow as tf
 
     model = network.tuned(start)

@@ -100,6 +100,30 @@ def test_recommended_command_finds_what_rank_stored(ranked, tmp_path):
     assert set(cache.rglob("*.npy")) == before
 
 
+@pytest.mark.thorough
+def test_fine_tuned_candidates_are_compared_on_the_validation_photos(painted, tmp_path):
+    words = ["rank", "--data", painted, "--out", tmp_path / "out", "--image-size", 48, "--weights", "random", "--fine-tune"]
+    words += ["--backbones", "mobilenet_v2:alpha=0.35,mobilenet_v2:alpha=0.5", "--set", "fine_tune.learning_rate=1e-3"]
+    done = run_job(*words)
+    assert done.returncode == 0, done.stderr
+    assert "after fine-tuning, on validation photos" in done.stdout
+    folder = tmp_path / "out" / f"{SMALL}-fine_tuned"
+    rows = pq.read_table(folder / "stages/audit/examples.parquet").to_pylist()
+    val = {row["path"]: row["label"] for row in rows if row["split"] == "val" and row["status"] in ("used", "converted")}
+    tuned = json.loads((folder / "tuned.json").read_text())
+    assert set(tuned["paths"]) == set(val)
+    right = sum(val[path] == name for path, name in zip(tuned["paths"], tuned["predicted"], strict=True))
+    history = json.loads((folder / "stages/fine_tune/fine_tune.json").read_text())["history"]
+    assert right / len(val) == pytest.approx(history[-1]["val_accuracy"]) and len(history) == 3, "the start and two epochs"
+    numbers = json.loads((tmp_path / "out" / "rank.json").read_text())
+    (small,) = [c for c in numbers["candidates"] if c["name"] == "mobilenet_v2 0.35"]
+    assert small["accuracy"]["accuracy"] == pytest.approx(right / len(val)) and numbers["num_photos"] == len(val)
+    command = done.stdout.splitlines()[-1]
+    assert "fine_tune.learning_rate=1e-3" in command and "epochs" not in command, "the brief epochs are not recommended"
+    again = run_job(*words)
+    assert again.stdout == done.stdout and " runs" not in again.stderr
+
+
 def test_where_nothing_can_be_built_it_ends_with_2_and_every_reason(painted, tmp_path):
     (tmp_path / "broken.h5").write_bytes(b"no weights")
     backbones = f"mobilenet:weights={tmp_path / 'broken.h5'},mobilenet_v2:weights={tmp_path / 'broken.h5'}"

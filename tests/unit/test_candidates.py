@@ -8,9 +8,9 @@ from job.errors import UsageError
 from job.ranking.candidates import candidates
 
 
-def named(*lists, sizes=(), weights="random", tmp_path, **settings):
+def named(*lists, sizes=(), weights="random", fine_tune=False, tmp_path, **settings):
     base = Config.load(None, [f"{key}={value}" for key, value in settings.items()], {"backbone.weights": weights})
-    return candidates(lists, sizes, base, str(tmp_path / "cache"))
+    return candidates(lists, sizes, base, str(tmp_path / "cache"), fine_tune=fine_tune)
 
 
 def mistakes_of(*lists, sizes=(), tmp_path, **settings):
@@ -60,6 +60,18 @@ def test_candidates_only_look_at_plain_features_and_share_one_cache(tmp_path):
         assert (config.split.seed, config.intake.resize, config.cache.dir) == (5, "crop", str(str(tmp_path / "cache")))
     own = named("resnet50", tmp_path=tmp_path, **{"cache.dir": "/elsewhere"})
     assert own[0].config.cache.dir == "/elsewhere"
+
+
+def test_candidates_that_are_fine_tuned_keep_the_settings_of_training_but_for_few_epochs(tmp_path):
+    (brief,) = named("mobilenet_v2", fine_tune=True, tmp_path=tmp_path, **{"backbone.unfreeze": 0.2, "augment.views": 3})
+    assert brief.config.backbone.unfreeze == 0.2 and brief.config.augment.views == 3 and brief.config.fine_tune.epochs == 2
+    (longer,) = named("mobilenet_v2", fine_tune=True, tmp_path=tmp_path, **{"fine_tune.epochs": 7})
+    assert longer.config.fine_tune.epochs == 7
+    (plain,) = named("mobilenet_v2", tmp_path=tmp_path)
+    assert plain.folder != longer.folder == brief.folder
+    for nothing in ({"backbone.unfreeze": "none"}, {"fine_tune.epochs": 0}):
+        with pytest.raises(UsageError, match="nothing would be fine-tuned"):
+            named("mobilenet_v2", fine_tune=True, tmp_path=tmp_path, **nothing)
 
 
 def test_a_backbone_named_twice_is_one_candidate_and_weights_of_other_content_another(tmp_path):

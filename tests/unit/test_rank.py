@@ -8,7 +8,9 @@ import pytest
 from job.config import Config
 from job.data.examples import SCHEMA, Examples
 from job.errors import DataUnusable
-from job.ranking.rank import Photos, _conclusion, compared, shared_photos
+from job.ranking.photos import Photos, shared_photos
+from job.ranking.predictions import Predictions, compared
+from job.ranking.rank import _conclusion
 from job.ranking.table import Accuracy, Cost, Row, as_csv, as_text, draw, in_order, recommended, undecided
 from job.storage.workdir import Workdir
 
@@ -64,7 +66,7 @@ def test_candidate_that_may_be_as_good_or_much_worse_is_not_recommended_but_name
     rows = in_order([row("best", 90, 0.88, (0, 0)), unclear, small])
     chosen = recommended(rows)
     assert chosen.name == "best" and [r.name for r in undecided(rows, chosen)] == ["unclear"]
-    photos = Photos(tuple(map(str, range(500))), np.zeros(500), np.arange(500), ("a", "b"), 0)
+    photos = Photos(tuple(map(str, range(500))), np.zeros(500), np.arange(500), ("a", "b"), 0, "of a head")
     said = "\n".join(_conclusion(rows, chosen, photos, "transfer-job run", Workdir(tmp_path)))
     # The interval is 4 points to each side. At 16/9 of the photos it would be 3 points, and would no longer reach 0.
     assert "Too few photos to tell whether unclear at 160 px (-3.0 points, -7.0 to +1.0 at 95%)" in said
@@ -80,7 +82,7 @@ def test_table_fits_120_columns_and_gives_every_reason_whole():
     long = row(
         "inception_resnet_v2_with_weights_from_a_file_of_a_very_long_name", 123_456, 0.5, (-0.4, -0.3), image_size=1024
     )
-    text = as_text(in_order([*ROWS, long]))
+    text = as_text(in_order([*ROWS, long]), "of a head")
     lines = text.splitlines()
     assert max(map(len, lines)) <= 120
     assert lines[1].split()[:4] == ["large", "160", "0.880", "(0.860-0.900)"]
@@ -93,7 +95,7 @@ def test_table_fits_120_columns_and_gives_every_reason_whole():
 
 def test_weights_tell_two_candidates_of_one_name_apart():
     twins = [row("a", 10, 0.8), replace(row("a", 10, 0.8), weights="random", folder="other"), row("b", 10, 0.8)]
-    text = as_text(twins)
+    text = as_text(twins, "of a head")
     assert "a imagenet" in text and "a random" in text and "b imagenet" not in text
 
 
@@ -105,7 +107,7 @@ def test_csv_has_a_line_for_each_with_units_in_the_names():
 
 
 def test_plot_has_a_label_for_each_that_was_ranked(tmp_path):
-    draw(ROWS, recommended(ROWS), tmp_path / "rank.svg")
+    draw(ROWS, recommended(ROWS), "of a head", tmp_path / "rank.svg")
     svg = (tmp_path / "rank.svg").read_text()
     assert all(f"{name}, 160 px" in svg for name in ("small", "middle", "large", "twin")) and "broken" not in svg
 
@@ -124,11 +126,11 @@ def test_photos_are_those_that_all_candidates_train_on_and_held_out_ones_never()
     status = ["used", "used", "used", "converted", "used", "excluded"]
     reverse = [4, 4, 3, 2, 0, 0]  # Other numbers, other order; a/1 and a/2 are copies.
     other = table(path=paths[::-1], label=list("bbbaaa"), split=split[::-1], group=reverse[::-1], status=status[::-1])
-    photos = shared_photos([one, other])
+    photos = shared_photos([one, other], "of a head", "train", "val")
     assert photos.paths == ("a/1", "a/2", "b/1", "b/2") and photos.num_left_out == 1
     assert photos.labels_N.tolist() == [0, 0, 1, 1] and photos.class_names == ("a", "b")
     assert photos.groups_N.tolist() == [0, 0, 2, 3]
-    again = shared_photos([other, one])
+    again = shared_photos([other, one], "of a head", "train", "val")
     assert again.paths == photos.paths and again.groups_N.tolist() == photos.groups_N.tolist()
 
 
@@ -136,21 +138,19 @@ def test_photos_that_have_nothing_in_common_are_refused():
     one = table(path=["a/1", "b/1"], label=["a", "b"], split=["train", "train"], group=[0, 1])
     other = table(path=["a/1", "b/1"], label=["a", "b"], split=["train", "test"], group=[0, 1])
     with pytest.raises(DataUnusable, match="fewer image sizes"):
-        shared_photos([one, other])
+        shared_photos([one, other], "of a head", "train", "val")
 
 
 def test_difference_to_the_best_is_paired():
     num = 400
     labels = np.arange(num) % 2
-    photos = Photos(tuple(map(str, range(num))), labels, np.arange(num), ("a", "b"), 0)
+    photos = Photos(tuple(map(str, range(num))), labels, np.arange(num), ("a", "b"), 0, "of a head")
     best, close = labels.copy(), labels.copy()
     best[:80] ^= 1
     close[:84] ^= 1  # The same mistakes and four more: 20 and 21 in a hundred, of wide intervals that overlap.
     far = labels.copy()
     far[:120] ^= 1
-    probes = {
-        name: {"predicted": p.tolist(), "log_loss": 0.5} for name, p in (("far", far), ("close", close), ("best", best))
-    }
+    probes = {name: Predictions(p.tolist(), 0.5) for name, p in (("far", far), ("close", close), ("best", best))}
     found = compared(probes, {"far": cost(1), "close": cost(2), "best": cost(3)}, photos, Config())
     assert found["best"].difference == 0 and found["best"].difference_ci95 == [0, 0]
     assert found["close"].difference == pytest.approx(-0.01) and found["far"].difference == pytest.approx(-0.1)
