@@ -59,7 +59,8 @@ bench: .venv/.dev  ## run all benchmarks; takes hours
 	.venv/bin/python -m benchmarks.augmentation
 	.venv/bin/python -m benchmarks.fine_tune_memory
 	.venv/bin/python -m benchmarks.data_quality
-	.venv/bin/python -m benchmarks.scale --rounds 3 3 2
+	.venv/bin/python -m benchmarks.intake --rounds 3 3 2
+	.venv/bin/python -m benchmarks.scale
 	.venv/bin/python -m benchmarks.checkpoints
 	.venv/bin/python -m benchmarks.buckets
 	.venv/bin/python -m benchmarks.gpu

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.limits import activations_of, bare_forward, bare_step, in_turn, job_forward, job_step
-from benchmarks.measured import ROOT, machine
-from benchmarks.scale import median_and_spread
+from benchmarks.measured import ROOT, machine, median_and_spread
 from job.config import AugmentConfig, BackboneConfig
 from job.data.augment import Augmentation
 from job.runtime.telemetry import Telemetry

@@ -4,6 +4,7 @@ import ctypes
 import os
 import platform
 import re
+import statistics
 import subprocess
 import tempfile
 import threading
@@ -24,6 +25,13 @@ def machine() -> str:
         line.split(": ")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")
     )
     return f"{cpu}, {len(os.sched_getaffinity(0))} cores, {platform.system()} {platform.machine()}"
+
+
+def median_and_spread(values: list[float], digits: int) -> str:
+    """Return the median, with the lowest and highest value in brackets if there are several values."""
+    if len(values) == 1:
+        return f"{values[0]:,.{digits}f}"
+    return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
 
 
 def run_measured(command: list[Any]) -> dict[str, float]:

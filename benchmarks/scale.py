@@ -1,9 +1,8 @@
-"""Time and memory of intake, duplicates, neighbours and head by the number of photos: 5,000 to 60,000 small pictures.
+"""CPU time and memory of the steps that see all photos or all classes at once, for up to 200,000 photos and 1,000 classes.
 
-Crops of ../shared/data/flowers (128 x 128, JPEG quality 85, seeded) are decoded in two ways, which take turns for several
-rounds. The bare loop is two processes that each read half of the files and only call job.decoding.decode.decode. The other
-way is the real intake, in a fresh process with a fresh output directory. Both are timed after the imports. The intake is
-timed from the listing and the start of its workers to the published table and store.
+The photos are synthetic: random hashes, pixels of noise, Gaussian classes of features. One photo in a hundred is a copy of
+another. Each step runs in a process of its own. `MB` is the largest anonymous memory of that process over that before the
+step. Pages of mapped files do not count, because the system can take them back.
 """
 
 import argparse
@@ -12,425 +11,284 @@ import json
 import math
 import os
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-ROOT = Path(__file__).parent.parent
+from benchmarks.measured import ROOT, machine
+from job.config import EvaluateConfig, HeadConfig, SplitConfig
+from job.data.examples import Examples
+from job.runtime.context import Context
+from job.runtime.telemetry import Telemetry
+from job.storage.workdir import Workdir
+from job.stores.arrays import ArrayStore, StoreWriter
+from job.stores.views import StoredViews
 
-FLOWERS = ROOT.parent / "shared" / "data" / "flowers"
-HEADS = ((5_000, 10), (60_000, 10), (3_600, 600), (20_000, 1_000))  # Numbers of photos and of classes.
-CROP_PX, IMAGE_SIZE, NUM_CLASSES, NUM_PROCESSES = 128, 96, 5, 2
+PHOTOS, CLASSES = (3_700, 20_000, 60_000, 200_000), (10, 100, 1_000)  # Each number of photos, then each of classes.
+MANY_PHOTOS = 60_000
+IMAGE_PX, WIDTH, COMPONENTS = 32, 256, 256
+COPIES = 100  # One photo in so many is a copy.
 
-Numbers = dict[str, Any]
-
-
-def make_crops(folder: Path, count: int, seed: int = 0) -> list[Path]:
-    """Make about the same number of crops from each photo. Crop k is in class folder k mod 5."""
-    rng = np.random.default_rng(seed)
-    photos = sorted(FLOWERS.rglob("*.jpg"))
-    crops = [folder / f"class-{k % NUM_CLASSES}" / f"crop-{k:06d}.jpg" for k in range(count)]
-    for number in range(NUM_CLASSES):
-        (folder / f"class-{number}").mkdir(parents=True)
-    for number, path in enumerate(photos):
-        with Image.open(path) as opened:
-            photo = opened.convert("RGB")
-        for crop in crops[number :: len(photos)]:
-            left, top = (int(rng.integers(0, max(1, side - CROP_PX))) for side in photo.size)
-            photo.crop((left, top, left + CROP_PX, top + CROP_PX)).save(crop, quality=85)
-    return crops
+Numbers = dict[str, float]
+Step = Callable[[int, int, Path], Callable[[], object]]
 
 
-def subset(crops: list[Path], folder: Path, count: int) -> Path:
-    """Make a folder with the first crops."""
-    for crop in crops[:count]:
-        link = folder / crop.parent.name / crop.name
-        link.parent.mkdir(parents=True, exist_ok=True)
-        os.link(crop, link)
-    return folder
+# Synthetic data.
 
 
-# The parts. Each runs in its own process and prints one line of JSON.
-
-
-def bare_part(folder: str, part: str) -> Numbers:
-    """Read and decode every second file, after a line has arrived on standard input."""
-    from job.config import IntakeConfig
-    from job.decoding.decode import DecodeRules, decode
-
-    config = IntakeConfig(image_size=IMAGE_SIZE)
-    rules = DecodeRules(**{name: getattr(config, name) for name in DecodeRules.__dataclass_fields__})
-    paths = sorted(map(str, Path(folder).rglob("*.jpg")))[int(part) :: NUM_PROCESSES]
-    print("ready", flush=True)
-    sys.stdin.readline()
-    cpu_s = time.process_time()
-    for path in paths:
-        with open(path, "rb") as file:
-            decode(file.read(), rules)
-    return {"cpu_s": time.process_time() - cpu_s, "photos": len(paths)}
-
-
-def intake_part(folder: str, out: str) -> Numbers:
-    from job.config import IntakeConfig
-    from job.decoding import processes as workers
-    from job.runtime.context import Context
-    from job.runtime.telemetry import Telemetry
-    from job.sources.folders import FolderSource
-    from job.stages.intake import intake
-    from job.storage.workdir import Workdir
-
-    first_news: list[float] = []
-    receive = workers._Worker.receive
-
-    def timed_receive(self: Any) -> Any:
-        first_news.append(time.monotonic())
-        workers._Worker.receive = receive  # type: ignore[method-assign]
-        return receive(self)
-
-    workers._Worker.receive = timed_receive  # type: ignore[method-assign]
-    telemetry = Telemetry(None, open(os.devnull, "w"))  # noqa: SIM115
-    at_start_mb, cpu_s, started = _now_mb("VmRSS"), time.process_time(), time.monotonic()
-    source = FolderSource(Path(folder))
-    listing = source.listing()
-    listed = time.monotonic()
-    found = intake(
-        IntakeConfig(image_size=IMAGE_SIZE, workers=NUM_PROCESSES),
-        source=source,
-        listing=listing,
-        context=Context(Workdir(Path(out)), telemetry),
-    )
-    ended = time.monotonic()
-    assert len(found.images) == len(listing.entries) and set(found.examples["status"]) <= {"used"}
-    return {
-        "wall_s": ended - started,
-        "listing_s": listed - started,
-        "first_news_s": first_news[0] - listed,
-        "main_cpu_s": time.process_time() - cpu_s,
-        "workers_cpu_s": telemetry.decoders_cpu_s,
-        "main_growth_mb": _now_mb("VmHWM") - at_start_mb,
+def examples_of(num_photos: int, num_classes: int, *, are_split: bool) -> Examples:
+    """Return photos of all classes in turn. The last one in each hundred is a copy of the first, in its class and split."""
+    rng = np.random.default_rng(0)
+    number = np.arange(num_photos)
+    original = np.where(number % COPIES == COPIES - 1, number - number % COPIES, number)
+    names = [f"class-{k:04d}" for k in range(num_classes)]
+    hashes = rng.integers(0, 2**63, num_photos, dtype=np.uint64)[original] ^ (number != original).astype(np.uint64)
+    columns: dict[str, Any] = dict.fromkeys(("width", "height", "num_bytes", "contrast", "has_exif"), [1] * num_photos)
+    columns |= {
+        "path": [f"{names[k % num_classes]}/{k:07d}.jpg" for k in range(num_photos)],
+        "label": [names[k % num_classes] for k in original],
+        "status": ["used"] * num_photos,
+        "sha256": [f"{value:016x}{k:048x}" for k, value in enumerate(rng.integers(0, 2**63, num_photos))],
+        "phash": hashes,
+        "brightness": rng.random(num_photos),
+        "row": number,
+        "format": ["JPEG"] * num_photos,
+        "reason": [""] * num_photos,
     }
+    if are_split:
+        columns["split"] = np.asarray(["train", "train", "train", "val", "test"])[original // num_classes % 5].tolist()
+        columns["group"] = original
+    return Examples.from_columns(columns, names)
 
 
-def split_part(out: str) -> Numbers:
-    """Find copies as the split stage does, among the photos that intake left in `out`."""
-    from job.data.duplicates import confirmed, group_ids, near_pairs
-    from job.runtime.context import Context
-    from job.runtime.telemetry import Telemetry
-    from job.stages.intake import Intake
-    from job.storage.workdir import Workdir
-
-    found = Intake.load(Context(Workdir(Path(out)), Telemetry(None)))
-    usable = found.examples.of()
-    numbers: Numbers = {"before_mb": _now_mb("VmRSS")}
-    pairs = _timed(
-        numbers, "near_pairs", lambda: near_pairs(found.examples["phash"][usable], 4, found.examples["brightness"][usable])
-    )
-    rows = found.examples["row"][usable][pairs]
-    same = _timed(numbers, "confirmed", lambda: confirmed(rows, found.images))
-    groups = _timed(numbers, "group_ids", lambda: group_ids(len(usable), pairs[same]))
-    grown_mb = _now_mb("VmHWM") - numbers["before_mb"]
-    return {
-        **numbers,
-        "pairs": len(pairs),
-        "copies": int(same.sum()),
-        "groups": len(np.unique(groups)),
-        "grown_mb": grown_mb,
-    }
+def store_of(
+    folder: Path, shape: tuple[int, ...], dtype: str, rows: Callable[[np.ndarray], np.ndarray], count: int
+) -> ArrayStore:
+    """Return a store of `count` rows. `rows` makes those with some numbers."""
+    writer, keys = StoreWriter(folder, shape, dtype), [str(k) for k in range(count)]
+    for start in range(0, count, writer.max_rows):
+        numbers = np.arange(start, min(start + writer.max_rows, count))
+        writer.write(keys[start : numbers[-1] + 1], rows(numbers))
+    return writer.finish(keys)
 
 
-def nearest_part(count: str) -> Numbers:
-    """Run neighbours.nearest on clustered unit vectors of 256 dimensions, of which one in ten is a near copy of another."""
+def features_of(folder: Path, num_photos: int, num_classes: int) -> ArrayStore:
+    rng = np.random.default_rng(1)
+    centres = rng.normal(0, 0.3, (num_classes, WIDTH)).astype(np.float32)
+
+    def rows(numbers: np.ndarray) -> np.ndarray:
+        return centres[numbers % num_classes] + rng.standard_normal((len(numbers), WIDTH), np.float32)
+
+    return store_of(folder, (WIDTH,), "float32", rows, num_photos)
+
+
+def context_in(folder: Path) -> Context:
+    return Context(Workdir(folder / "out"), Telemetry(None, open(os.devnull, "w")))
+
+
+# The steps. Each function prepares the data, and returns what is measured.
+
+
+def split(num_photos: int, num_classes: int, folder: Path) -> Callable[[], object]:
+    """The stage split, which finds copies by their hashes and confirms them on pixels."""
+    from job.stages.split import split as stage
+
+    def pixels(numbers: np.ndarray) -> np.ndarray:
+        rows = [np.random.default_rng(k - k % COPIES if k % COPIES == COPIES - 1 else k) for k in numbers.tolist()]
+        return np.stack([rng.integers(0, 256, (IMAGE_PX, IMAGE_PX, 3), np.uint8) for rng in rows])
+
+    examples = examples_of(num_photos, num_classes, are_split=False)
+    images = store_of(folder / "images", (IMAGE_PX, IMAGE_PX, 3), "uint8", pixels, num_photos)
+    rules = {"max_quarantined_fraction": 0.1, "drop_small_classes": False}
+    return lambda: stage(SplitConfig(), examples=examples, images=images, context=context_in(folder), **rules)
+
+
+def table(num_photos: int, num_classes: int, folder: Path) -> Callable[[], object]:
+    """The table of examples: written, read, counted, numbered."""
+    examples = examples_of(num_photos, num_classes, are_split=True)
+
+    def work() -> object:
+        (folder / "table.parquet").write_bytes(examples.to_parquet())
+        read = Examples.load(folder / "table.parquet")
+        return read.by_class(), read.splits(), read.statuses(), read.keys, read.labels, read.units
+
+    return work
+
+
+def neighbours(num_photos: int, num_classes: int, folder: Path) -> Callable[[], object]:
+    """The ten nearest neighbours of each photo."""
     from job.data.neighbours import nearest
 
-    rng = np.random.default_rng(0)
-    centres = rng.normal(size=(100, 256))
-    vectors = (centres[rng.integers(0, 100, int(count))] + rng.normal(size=(int(count), 256))).astype(np.float32)
-    copies = np.arange(0, int(count), 10)
-    vectors[copies] = vectors[copies + 1] + rng.normal(0, 0.05, (len(copies), 256)).astype(np.float32)
-    numbers: Numbers = {"before_mb": _now_mb("VmRSS")}
-    found = _timed(numbers, "nearest", lambda: nearest(vectors, 10))
-    share = float((found.position_NM[copies, 0] == copies + 1).mean())
-    return {**numbers, "copies_found": share, "grown_mb": _now_mb("VmHWM") - numbers["before_mb"]}
+    vectors = features_of(folder / "features", num_photos, num_classes).rows(range(num_photos))
+    return lambda: nearest(vectors, 10)
 
 
-def head_part(count: str, num_classes: str) -> Numbers:
-    """Run the stage head and the predictions of audit on Gaussian classes of 1,280 features, without augmented views."""
-    from job.config import HeadConfig
-    from job.data.examples import Examples
-    from job.data.neighbours import principal_components
-    from job.measure.probes import out_of_fold
-    from job.runtime.context import Context
-    from job.runtime.telemetry import Telemetry
-    from job.stages.head import SUMMARY, head
-    from job.storage.workdir import Workdir
-    from job.stores.arrays import StoreWriter
-    from job.stores.views import StoredViews
+def head(num_photos: int, num_classes: int, folder: Path) -> Callable[[], object]:
+    """The stage head, without augmented views."""
+    from job.stages.head import head as stage
     from job.train.checkpoint import Checkpoints
 
-    num, classes, rng = int(count), int(num_classes), np.random.default_rng(0)
-    labels, names = np.arange(num) % classes, [f"{k:04d}" for k in range(classes)]
-    splits = np.asarray(["train", "train", "train", "train", "val", "test"])[np.arange(num) // classes % 6]
-    shown = {"path": [f"{k}.jpg" for k in range(num)], "label": [names[k] for k in labels], "split": splits.tolist()}
-    zeros = dict.fromkeys(("width", "height", "num_bytes", "phash", "brightness", "contrast", "has_exif"), [0] * num)
-    shown |= zeros | {"status": ["used"] * num, "row": list(range(num)), "sha256": [f"{k:064x}" for k in range(num)]}
-    examples = Examples.from_columns(shown, names)
-    with tempfile.TemporaryDirectory() as folder:
-        writer, centres = StoreWriter(Path(folder) / "store", (1280,), "float32"), 0.15 * rng.normal(size=(classes, 1280))
-        keys = [str(row) for row in range(num)]
-        for start in range(0, num, writer.max_rows):
-            part = labels[start : start + writer.max_rows]
-            writer.write(
-                keys[start : start + len(part)], (centres[part] + rng.normal(size=(len(part), 1280))).astype(np.float32)
-            )
-        store = writer.finish(keys)
-        features = StoredViews(store, None, np.flatnonzero(splits == "train"), 1)
-        context = Context(Workdir(Path(folder) / "out"), Telemetry(None, open(os.devnull, "w")))  # noqa: SIM115
-        numbers: Numbers = {"before_mb": _now_mb("VmRSS")}
-        checkpoints = Checkpoints(context, "head", {})
-        _timed(
-            numbers,
-            "head",
-            lambda: head(HeadConfig(), examples=examples, features=features, checkpoints=checkpoints, context=context),
+    examples, context = examples_of(num_photos, num_classes, are_split=True), context_in(folder)
+    plain = features_of(folder / "features", num_photos, num_classes)
+    features, checkpoints = StoredViews(plain, None, examples.of("train"), 1), Checkpoints(context, "head", {})
+    return lambda: stage(HeadConfig(), examples=examples, features=features, checkpoints=checkpoints, context=context)
+
+
+def evaluate(num_photos: int, num_classes: int, folder: Path) -> Callable[[], object]:
+    """The stage evaluate with two models, and predictions.parquet. The second model is a head as well, not a network."""
+    from job.data.moments import Moments
+    from job.model.discriminant import Discriminant
+    from job.stages import evaluate as stage
+
+    examples, context = examples_of(num_photos, num_classes, are_split=True), context_in(folder)
+    features = features_of(folder / "features", num_photos, num_classes)
+    images = store_of(folder / "images", (8, 8, 3), "uint8", lambda k: np.zeros((len(k), 8, 8, 3), np.uint8), num_photos)
+    some = examples.of("train")[:20_000]
+    discriminant = Discriminant(Moments.of(features.rows(some), examples.labels[some], np.ones(len(some)), num_classes))
+    heads = discriminant.head(0.5), discriminant.head(0.1)
+
+    def logits(*_: object) -> Iterator[np.ndarray]:
+        yield from stage._head_logits(heads[1], features, examples["row"][np.r_[examples.of("val"), examples.of("test")]])
+
+    stage._tuned_logits = logits  # type: ignore[assignment]
+    given: dict[str, Any] = {"inputs": None, "network": None, "tuned_weights": [], "images": images, "features": features}
+    return lambda: stage.evaluate(EvaluateConfig(), examples=examples, chosen_head=heads[0], context=context, **given)
+
+
+def predictions(num_photos: int, num_classes: int, folder: Path) -> Callable[[], object]:
+    """The table of predict, from probabilities."""
+    from job.runtime.stop import StopRequest
+    from job.serving import answers, predict
+    from job.sources.base import Entry
+
+    rng, names = np.random.default_rng(0), [f"class-{k:04d}" for k in range(num_classes)]
+    probabilities_BC = rng.dirichlet(np.full(num_classes, 0.1), 256).astype(np.float32)
+
+    def work() -> object:
+        rows = (
+            predict._row(Entry(f"{k:07d}.jpg", "", "", 0, ""), probabilities_BC[k % 256], names, keeps_all=False)
+            for k in range(num_photos)
         )
-        numbers["grown_mb"] = _now_mb("VmHWM") - numbers["before_mb"]
-        components = principal_components(store, np.arange(num), 256)
-        _timed(numbers, "folds", lambda: out_of_fold(components, labels, np.arange(num), classes, 5, 0, lambda: None))
-        return {**numbers, "chosen": context.workdir.read_json(SUMMARY)["chosen"]}
+        place = answers.place(
+            str(folder / "answer.parquet"), overwrite=False, model=str(folder / "m"), data=str(folder / "d")
+        )
+        return place.write(list(rows), StopRequest())
+
+    return work
 
 
-def _timed(numbers: Numbers, name: str, work: Callable[[], Any]) -> Any:
-    wall_s, cpu_s = time.monotonic(), time.process_time()
-    result = work()
-    numbers[f"{name}_s"], numbers[f"{name}_cpu_s"] = time.monotonic() - wall_s, time.process_time() - cpu_s
-    return result
+STEPS: dict[str, Step] = {
+    "split": split,
+    "table": table,
+    "neighbours": neighbours,
+    "head": head,
+    "evaluate": evaluate,
+    "predictions": predictions,
+}
 
 
-def _now_mb(field: str, process: int | str = "self") -> float:
-    found = re.search(rf"{field}:\s+(\d+)", Path(f"/proc/{process}/status").read_text())
-    return int(found[1]) / 1024 if found else 0.0
+# Measuring.
 
 
-# The driver.
-
-
-def bare(folder: Path) -> Numbers:
-    commands = [[sys.executable, __file__, "--part", "bare", str(folder), str(k)] for k in range(NUM_PROCESSES)]
-    loops = [subprocess.Popen(c, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for c in commands]
-    for loop in loops:
-        assert loop.stdout and loop.stdout.readline() == "ready\n"
-    started = time.monotonic()
-    for loop in loops:
-        assert loop.stdin
-        loop.stdin.write("go\n")
-        loop.stdin.flush()
-    numbers = [json.loads(loop.stdout.readline()) for loop in loops if loop.stdout]
-    wall_s = time.monotonic() - started
-    for loop in loops:
-        loop.communicate()
-    return {"wall_s": wall_s, "cpu_s": sum(n["cpu_s"] for n in numbers)}
-
-
-def real(folder: Path, out: Path) -> Numbers:
-    """Run the intake, and measure the memory of its workers from outside."""
-    started = time.monotonic()
-    command = [sys.executable, __file__, "--part", "intake", str(folder), str(out)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    first_mb: dict[str, float] = {}
-    most_mb: dict[str, float] = {}
-    while process.poll() is None:
-        for pid in _session(process.pid):
-            try:
-                first_mb.setdefault(pid, _now_mb("VmRSS", pid))
-                most_mb[pid] = _now_mb("VmHWM", pid)
-            except OSError:
-                continue
-        time.sleep(0.2)
-    assert process.returncode == 0 and process.stdout
-    numbers: Numbers = json.loads(process.stdout.read())
-    numbers["process_wall_s"] = time.monotonic() - started
-    numbers["worker_growth_mb"] = max(most_mb[pid] - first_mb[pid] for pid in most_mb)
-    numbers["worker_peak_mb"] = max(most_mb.values())
+def part(name: str, num_photos: int, num_classes: int) -> Numbers:
+    """Measure one step in this process. Return CPU seconds, memory, and the bytes of predictions.parquet if there is one."""
+    with tempfile.TemporaryDirectory() as scratch:
+        work = STEPS[name](num_photos, num_classes, Path(scratch))
+        started = time.process_time()
+        with _peak_mb() as grown_mb:
+            kept = work()
+        numbers = {"cpu_s": time.process_time() - started, "mb": grown_mb[0]}
+        del kept
+        for file in Path(scratch).rglob("predictions.parquet"):
+            numbers["file_mb"] = file.stat().st_size / 1e6
     return numbers
 
 
-def _session(leader: int) -> list[str]:
-    """Return the processes of a session without its leader."""
-    found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = status.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[3]) == leader and status.parent.name != str(leader):
-            found.append(status.parent.name)
-    return found
+@contextmanager
+def _peak_mb() -> Iterator[list[float]]:
+    """Give a list. After the block, it has the largest growth of anonymous memory in the block, looked at every 5 ms."""
+
+    def anonymous_mb() -> float:
+        found = re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())
+        return int(found[1]) / 1024 if found else 0.0
+
+    def watch() -> None:
+        while not ended.wait(0.005):
+            peak[0] = max(peak[0], anonymous_mb() - before)
+
+    before, peak, ended = anonymous_mb(), [0.0], threading.Event()
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        ended.set()
+        thread.join()
 
 
-def part(*arguments: object) -> Numbers:
-    command = [sys.executable, __file__, "--part", *map(str, arguments)]
-    numbers: Numbers = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+def measured(name: str, num_photos: int, num_classes: int) -> Numbers:
+    command = [sys.executable, "-m", "benchmarks.scale", "--part", name, str(num_photos), str(num_classes)]
+    numbers: Numbers = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout)
+    print(name, num_photos, num_classes, numbers, file=sys.stderr, flush=True)
     return numbers
 
 
-def median_and_spread(values: list[float], digits: int) -> str:
-    if len(values) == 1:
-        return f"{values[0]:,.{digits}f}"
-    return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
+def exponent(sizes: tuple[int, ...], seconds: list[float]) -> float:
+    """Return k such that the seconds grow like size^k, between the last two sizes."""
+    return math.log(seconds[-1] / seconds[-2]) / math.log(sizes[-1] / sizes[-2])
 
 
-def exponent(sizes: list[int], seconds: list[float]) -> str:
-    """Return k such that the time grows like (number of photos)^k, between neighbouring sizes and from first to last."""
-    pairs = [*zip(range(len(sizes) - 1), range(1, len(sizes)), strict=True), (0, len(sizes) - 1)]
-    powers = [math.log(seconds[b] / seconds[a]) / math.log(sizes[b] / sizes[a]) for a, b in pairs if b > a]
-    return ", ".join(f"{p:.2f}" for p in powers[:-1]) + f"; {powers[-1]:.2f} overall" if powers else "-"
-
-
-def intake_table(sizes: list[int], rounds: dict[int, list[tuple[Numbers, Numbers]]]) -> list[str]:
+def rows_of(sizes: tuple[int, ...], runs: dict[str, list[Numbers]]) -> list[str]:
     lines = [
-        "## Intake",
-        "",
-        "Medians of the rounds, lowest to highest in brackets. The ratio is photos/s of intake to those of the bare loop of",
-        "the same round; the CPU ratio is the bare loop's CPU seconds over all of intake's, which others at work sway less.",
-        "`cold start`: from the end of the listing to the first word of a worker, part of intake's seconds.",
-        "`main over start`: peak memory of intake's process over that before the listing; `worker`: peak of the largest.",
-        "",
-        "| photos | bare photos/s | intake photos/s | ratio | CPU ratio | bare wall s | intake wall s | bare CPU s "
-        "| intake CPU s: workers | main | listing s | cold start s | main over start MB | worker MB |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| Step | "
+        + " | ".join(f"{n:,}: CPU s" for n in sizes)
+        + " | exponent | "
+        + " | ".join(f"{n:,}: MB" for n in sizes)
+        + " |"
     ]
-    for size in sizes:
-        loops, intakes = zip(*rounds[size], strict=True)
-        ratios = [b["wall_s"] / i["wall_s"] for b, i in rounds[size]]
-
-        def middle(runs: tuple[Numbers, ...], name: str, digits: int = 1) -> str:
-            return f"{statistics.median(r[name] for r in runs):,.{digits}f}"
-
-        cells = [
-            f"{size:,}",
-            *(median_and_spread([size / r["wall_s"] for r in runs], 0) for runs in (loops, intakes)),
-            median_and_spread(ratios, 3),
-            median_and_spread([b["cpu_s"] / (i["workers_cpu_s"] + i["main_cpu_s"]) for b, i in rounds[size]], 3),
-            middle(loops, "wall_s"),
-            middle(intakes, "wall_s"),
-            middle(loops, "cpu_s"),
-            middle(intakes, "workers_cpu_s"),
-            middle(intakes, "main_cpu_s"),
-            *(middle(intakes, name, 2) for name in ("listing_s", "first_news_s")),
-            *(middle(intakes, name, 0) for name in ("main_growth_mb", "worker_peak_mb")),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    seconds = [statistics.median(i["wall_s"] for _, i in rounds[size]) for size in sizes]
-    return [*lines, "", f"Growth of intake's wall seconds with the count, as an exponent: {exponent(sizes, seconds)}.", ""]
-
-
-def growth_table(title: str, about: str, runs: dict[int, Numbers], timed: list[str], counted: list[str]) -> list[str]:
-    head = ["photos", *(f"{name} s" for name in timed), *counted]
-    lines = [f"## {title}", "", about, "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for size, numbers in runs.items():
-        cells = [f"{size:,}", *(f"{numbers[f'{name}_s']:.2f}" for name in timed)]
-        cells += [f"{numbers[name]:,.3g}" if isinstance(numbers[name], float) else f"{numbers[name]:,}" for name in counted]
-        lines.append("| " + " | ".join(cells) + " |")
-    powers = [f"{name} {exponent(list(runs), [n[f'{name}_s'] for n in runs.values()])}" for name in timed]
-    return [*lines, "", "Exponents of growth: " + ". ".join(powers) + ".", ""]
-
-
-def head_table(runs: dict[tuple[int, int], Numbers]) -> list[str]:
-    lines = [
-        "## Head",
-        "",
-        "The stage head and the out-of-fold predictions of audit, CPU seconds, on Gaussian classes of 1,280 features; two",
-        "thirds of the photos are trained on. `grown`: peak memory of the stage head over that before it.",
-        "",
-        "| photos | classes | head CPU s | chosen | grown MB | out of fold CPU s |",
-        "|---|---|---|---|---|---|",
-    ]
-    for (count, classes), n in runs.items():
-        cells = [f"{count:,}", f"{classes:,}", f"{n['head_cpu_s']:.1f}", n["chosen"], f"{n['grown_mb']:,.0f}"]
-        lines.append("| " + " | ".join([*cells, f"{n['folds_cpu_s']:.1f}"]) + " |")
+    lines.append("|---" * (2 * len(sizes) + 2) + "|")
+    for name, found in runs.items():
+        seconds = [n["cpu_s"] for n in found]
+        cells = [f"{s:.2f}" for s in seconds] + [f"{exponent(sizes, seconds):.2f}"] + [f"{n['mb']:,.0f}" for n in found]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return [*lines, ""]
-
-
-def measure(scratch: Path, sizes: list[int], num_rounds: list[int]) -> list[str]:
-    crops = make_crops(scratch / f"{max(sizes)}", max(sizes))
-    rounds: dict[int, list[tuple[Numbers, Numbers]]] = {size: [] for size in sizes}
-    splits: dict[int, Numbers] = {}
-    for size, rounds_here in zip(sizes, num_rounds, strict=True):
-        folder = scratch / f"{size}" if size == max(sizes) else subset(crops, scratch / f"{size}", size)
-        for _ in range(rounds_here):
-            with tempfile.TemporaryDirectory(dir=scratch) as out:
-                os.sync()  # Earlier writes must not slow this part down.
-                for crop in crops[:size]:  # Read the files once, so that both ways find them in memory.
-                    crop.read_bytes()
-                rounds[size].append((bare(folder), real(folder, Path(out))))
-                if size not in splits:
-                    splits[size] = part("split", out)
-            loop, job = rounds[size][-1]
-            print(f"{size:,}: {loop['wall_s'] / job['wall_s']:.3f} {loop} {job}", file=sys.stderr, flush=True)
-    neighbours = {size: part("nearest", size) for size in sizes}
-    about_split = (
-        "What split does about copies with the table and the store of the intake: `pairs` are near in hash, `copies`"
-    )
-    about_nearest = "job.data.neighbours.nearest, 10 neighbours of 256-dimensional vectors in 100 clusters; `copies_found`:"
-    return [
-        *intake_table(sizes, rounds),
-        *growth_table(
-            "Duplicates",
-            f"{about_split} of them on pixels as well.",
-            splits,
-            ["near_pairs", "confirmed", "group_ids"],
-            ["pairs", "copies", "groups", "grown_mb"],
-        ),
-        *growth_table(
-            "Neighbours",
-            f"{about_nearest} share of the planted copies whose original comes first.",
-            neighbours,
-            ["nearest"],
-            ["copies_found", "grown_mb"],
-        ),
-        *head_table({size: part("head", *size) for size in HEADS}),
-    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sizes", nargs="+", type=int, default=[5_000, 20_000, 60_000])
-    parser.add_argument("--rounds", nargs="+", type=int, default=[5, 5, 3], help="number of rounds for each size")
-    parser.add_argument("--part", nargs="+", help="used by the benchmark itself")
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
+    parser.add_argument("--part", nargs=3, metavar=("STEP", "PHOTOS", "CLASSES"), help="measure one step at one size")
     options = parser.parse_args()
     if options.part:
-        parts = {"bare": bare_part, "intake": intake_part, "split": split_part, "nearest": nearest_part, "head": head_part}
-        print(json.dumps(parts[options.part[0]](*options.part[1:])), flush=True)
+        print(json.dumps(part(options.part[0], *map(int, options.part[1:]))))
         return
-    if not FLOWERS.is_dir():
-        raise SystemExit(f"{FLOWERS} is missing: the benchmark needs real photos.")
-    from benchmarks.measured import machine  # Here, because the parts run as a script, without the package.
-
-    num_cores = len(os.sched_getaffinity(0))
-    lines = ["# Scale: intake, duplicates, neighbours, head", ""]
-    lines += [f"{machine()}, {datetime.date.today()}.", ""]
-    lines += [
-        f"`python -m benchmarks.scale {' '.join(sys.argv[1:])}`".replace(" `", "`") + f": {CROP_PX} px crops of flowers,"
-    ]
-    lines += [
-        f"stored at {IMAGE_SIZE} px, {NUM_PROCESSES} processes on each side; rounds: {', '.join(map(str, options.rounds))}.",
+    by_photos = {name: [measured(name, n, CLASSES[0]) for n in PHOTOS] for name in options.steps}
+    by_classes = {name: [measured(name, MANY_PHOTOS, c) for c in CLASSES] for name in options.steps}
+    largest = {name: measured(name, PHOTOS[-1], CLASSES[-1]) for name in options.steps}
+    lines = [
+        f"# Scale: {', '.join(options.steps)}",
+        "",
+        f"{machine()}, {datetime.date.today()}. `python -m benchmarks.scale`",
         "",
     ]
-    with tempfile.TemporaryDirectory() as scratch:
-        lines += measure(Path(scratch), options.sizes, options.rounds)
+    lines += [*re.split(r"\n\n", __doc__.strip())[1].splitlines(), "The exponent is that between the last two sizes.", ""]
+    lines += ["## What is measured", "", *(f"- {name}: {STEPS[name].__doc__}" for name in options.steps), ""]
+    lines += [f"## By photos, {CLASSES[0]} classes", "", *rows_of(PHOTOS, by_photos)]
+    lines += [f"## By classes, {MANY_PHOTOS:,} photos", "", *rows_of(CLASSES, by_classes)]
+    lines += [f"## {PHOTOS[-1]:,} photos and {CLASSES[-1]:,} classes", "", "| Step | CPU s | MB |", "|---|---|---|"]
+    lines += [f"| {name} | {n['cpu_s']:.2f} | {n['mb']:,.0f} |" for name, n in largest.items()]
+    if "evaluate" in largest:
+        test = PHOTOS[-1] // 5
+        lines += ["", f"predictions.parquet of {test:,} test photos: {largest['evaluate']['file_mb']:.0f} MB."]
     print("\n".join(lines))
-    folder = ROOT / "benchmarks" / "results"
-    folder.mkdir(exist_ok=True)
-    file = folder / f"scale_{num_cores}-core-cpu_{datetime.date.today()}.md"
-    file.write_text("\n".join(lines) + "\n")
-    print(file)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.scale import median_and_spread
+from benchmarks.measured import median_and_spread
 from job.measure.metrics import bootstrap
 
 PEERS = {

@@ -9,7 +9,7 @@ from scipy.special import softmax
 from job.measure.metrics import wilson
 
 _COLDEST, _HOTTEST = 0.05, 20.0
-_DRAWS, _DRAWS_AT_ONCE = 1000, 50
+_DRAWS, _VALUES_AT_ONCE = 1000, 1_000_000
 
 
 class Bin(TypedDict):
@@ -64,13 +64,16 @@ def calibration_error_floor(confidence_N: np.ndarray, bins: int, seed: int) -> f
 
     Even such a classifier has an error above 0 on few examples. The quantile is that of 1,000 draws of which are correct.
     """
-    generator, bin_of = np.random.default_rng(seed), _bin_of(confidence_N, bins)
-    inside_BN = (bin_of == np.arange(bins)[:, None]).astype(np.float32)
-    sums_B = inside_BN @ confidence_N
+    generator, sorted_N = np.random.default_rng(seed), np.sort(confidence_N)
+    starts_B = np.flatnonzero(np.diff(_bin_of(sorted_N, bins), prepend=-1))
+    sums_B = np.add.reduceat(sorted_N, starts_B)
+    num_at_once = max(1, _VALUES_AT_ONCE // len(sorted_N))
     errors = []
-    for _ in range(0, _DRAWS, _DRAWS_AT_ONCE):
-        correct = generator.random((_DRAWS_AT_ONCE, len(confidence_N)), np.float32) < confidence_N
-        errors.append(np.abs(inside_BN @ correct.T - sums_B[:, None]).sum(axis=0) / len(confidence_N))
+    for start in range(0, _DRAWS, num_at_once):
+        shape = min(num_at_once, _DRAWS - start), len(sorted_N)
+        correct = generator.random(shape, np.float32) < sorted_N.astype(np.float32)
+        hits_DB = np.add.reduceat(correct, starts_B, axis=1, dtype=np.int64)
+        errors.append(np.abs(hits_DB - sums_B).sum(axis=1) / len(sorted_N))
     return float(np.quantile(np.concatenate(errors), 0.95))
 
 

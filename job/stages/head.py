@@ -9,7 +9,7 @@ from scipy.special import log_softmax
 
 from job.config import HeadConfig
 from job.data.examples import Examples
-from job.data.moments import Moments
+from job.data.moments import Moments, parts
 from job.measure.calibration import temperature
 from job.model.discriminant import Discriminant
 from job.model.heads import Head, class_weights
@@ -53,7 +53,8 @@ def head(
     """
     train, val, num_classes = examples.in_store_order("train"), examples.of("val"), len(examples.class_names)
     training = _Training(features, examples["row"][train], examples.labels[train], num_classes, config.class_weight)
-    validation = _Validation(features.plain.rows(examples["row"][val]), examples.labels[val])
+    rows = StoredRows(features.plain.rows, examples["row"][val], features.plain.row_shape)
+    validation = _Validation(rows, examples.labels[val])
     search = _Search(config, training, validation, checkpoints, context)
     is_discriminant_alone = num_classes > _MANY_CLASSES and len(train) < _FEW_PHOTOS * num_classes
     with checkpoints:
@@ -111,17 +112,16 @@ class _Training:
 class _Validation:
     """The validation photos, on which heads are compared."""
 
-    features_VD: np.ndarray
+    features_VD: StoredRows
     labels_V: np.ndarray
 
     def scores(self, tried: Head) -> Scored:
-        logits_VC = tried.logits(self.features_VD)
-        accuracy = float((logits_VC.argmax(axis=1) == self.labels_V).mean())
-        return {"val_log_loss": float(self._losses(logits_VC).mean()), "val_accuracy": accuracy}
+        losses_V, correct_V = self._judged(tried)
+        return {"val_log_loss": float(losses_V.mean()), "val_accuracy": float(correct_V.mean())}
 
     def preferred(self, heads: dict[str, Head]) -> str:
         """Return the first head, or a later one whose log loss is clearly lower: by two standard errors."""
-        losses = {kind: self._losses(tried.logits(self.features_VD)) for kind, tried in heads.items()}
+        losses = {kind: self._judged(tried)[0] for kind, tried in heads.items()}
         best = next(iter(heads))
         for kind in heads:
             gains_V = losses[best] - losses[kind]
@@ -134,10 +134,14 @@ class _Validation:
         some = slice(_TEMPERATURE_PHOTOS)
         return tried.at_temperature(temperature(self.labels_V[some], tried.logits(self.features_VD[some])))
 
-    def _losses(self, logits_VC: np.ndarray) -> np.ndarray:
-        """Return the log loss of each photo, float64 (V,)."""
-        log_probabilities_VC: np.ndarray = log_softmax(logits_VC, axis=1)
-        return -log_probabilities_VC[np.arange(len(self.labels_V)), self.labels_V]
+    def _judged(self, tried: Head) -> tuple[np.ndarray, np.ndarray]:
+        """Return the log loss of each photo, float64 (V,), and whether its class is predicted, bool (V,)."""
+        losses_V, correct_V = np.empty(len(self.labels_V)), np.empty(len(self.labels_V), bool)
+        for part in parts(self.features_VD):
+            logits_BC, labels_B = tried.logits(self.features_VD[part]), self.labels_V[part]
+            losses_V[part] = -log_softmax(logits_BC, axis=1)[np.arange(len(labels_B)), labels_B]
+            correct_V[part] = logits_BC.argmax(axis=1) == labels_B
+        return losses_V, correct_V
 
 
 class _Search:
