@@ -6,8 +6,8 @@ shards in any order, several runs can share a folder, and a half-finished store 
 grows: rows that are missing are made in new shards, and rows that are no longer needed leave holes.
 
 The index of a store, index-DIGEST.json, is written last. It says where each row lies. DIGEST depends on the keys of the
-rows alone, so a store that has grown has the name and the digest of a store that was made in one go. Rows are read through
-memory maps.
+rows alone, so a store that has grown has the name and the digest of a store that was made in one go. Rows are read, not
+mapped: pages of a map count as memory of the process, and an error of the disk in one of them kills it.
 """
 
 import base64
@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from io import FileIO
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -32,7 +33,7 @@ HEADER_BYTES = 128  # NumPy pads the header of such a .npy file to this size.
 # Shards that are larger would lose more work in a kill, and smaller ones make more files.
 MAX_SHARD_BYTES, MAX_SHARD_ROWS = 32 << 20, 512
 _MAX_SHORT_SHARDS = 32  # Of shards that are not half full. If a store has more, they are merged.
-_MAX_MAPS = 1024  # Linux allows 65,530 memory maps in a process.
+_MAX_OPEN_FILES = 64  # Of each store. A process may often have 1,024.
 
 
 @dataclass(frozen=True)
@@ -245,7 +246,7 @@ class ArrayStore:
         self.digest = digest_of([index["row_shape"], index["dtype"], index["keys"]])
         self._starts = np.cumsum([0, *(s.num_rows for s in self.shards)])
         self._places = np.cumsum(np.frombuffer(zlib.decompress(base64.b64decode(index["places"])), np.int64))
-        self._array = lru_cache(_MAX_MAPS)(self._mapped)
+        self._file = lru_cache(_MAX_OPEN_FILES)(self._opened)
 
     @staticmethod
     def is_intact(index_file: Path) -> bool:
@@ -277,20 +278,28 @@ class ArrayStore:
         return np.argsort(self._places[numbers], kind="stable")
 
     def rows(self, numbers: np.ndarray | Sequence[int]) -> np.ndarray:
-        """Return a copy of these rows, in this order. They are read in the order on the disk."""
+        """Return these rows, in this order. They are read in the order on the disk, and neighbours at once."""
         places = self._places[np.asarray(numbers, np.int64)]
-        gathered = np.empty((len(places), *self.row_shape), self.dtype)
         order = np.argsort(places, kind="stable")
         shards = np.searchsorted(self._starts, places[order], side="right") - 1
-        firsts = np.flatnonzero(np.diff(shards, prepend=-1))
-        for first, end in zip(firsts, np.append(firsts, len(order))[1:], strict=True):
-            here, shard = order[first:end], int(shards[first])
-            gathered[here] = self._array(shard)[places[here] - self._starts[shard]]
+        gathered = np.empty((len(places), *self.row_shape), self.dtype)
+        steps = np.stack([np.diff(places[order], prepend=-2), np.diff(order, prepend=-2), 1 + np.diff(shards, prepend=-1)])
+        firsts = np.flatnonzero((steps != 1).any(axis=0))
+        for shard, start, count in zip(shards[firsts], order[firsts], np.diff(firsts, append=len(order)), strict=True):
+            self._read(int(shard), int(places[start]), gathered[start : start + count])
         return gathered
 
-    def _mapped(self, shard: int) -> np.ndarray:
-        # Rows of a plain array are read faster than those of np.memmap, its subclass.
-        return np.asarray(np.load(self.index_file.parent / self.shards[shard].array_name, mmap_mode="r"))
+    def _read(self, shard: int, place: int, rows: np.ndarray) -> None:
+        """Fill `rows` with the rows of a shard from this place on."""
+        file, row_bytes = self._file(shard), rows.nbytes // len(rows)
+        offset = HEADER_BYTES + (place - int(self._starts[shard])) * row_bytes
+        with storage_errors(Path(file.name)):
+            if os.preadv(file.fileno(), [rows.data], offset) != rows.nbytes:
+                raise OSError("the file is shorter than its record says. Delete it: the job makes its rows again")
+
+    def _opened(self, shard: int) -> FileIO:
+        # A file object closes its file when it is no longer used, in whichever thread that is.
+        return FileIO(self.index_file.parent / self.shards[shard].array_name)
 
 
 def index_name(index: Mapping[str, Any]) -> str:

@@ -1,4 +1,6 @@
 import json
+import os
+import re
 from hashlib import sha256
 from pathlib import Path
 
@@ -254,10 +256,35 @@ def test_old_stores_are_swept_with_the_shards_that_they_name(tmp_path):
     assert not old.exists() and ArrayStore.is_intact(kept.index_file)
 
 
-def test_batch_maps_only_the_shards_that_it_needs_and_not_too_many_of_them(folder, monkeypatch):
-    monkeypatch.setattr("job.stores.arrays._MAX_MAPS", 3)
+def test_batch_opens_only_the_shards_that_it_needs_and_not_too_many_of_them(folder, monkeypatch):
+    monkeypatch.setattr("job.stores.arrays._MAX_OPEN_FILES", 3)
     keys = [f"{k}" for k in range(10)]
     store = filled(folder, *([key] for key in keys))
     store.rows([4])
-    assert store._array.cache_info().currsize == 1
-    assert content(store) == [number(key) for key in keys] and store._array.cache_info().currsize == 3
+    assert store._file.cache_info().currsize == 1
+    assert content(store) == [number(key) for key in keys] and store._file.cache_info().currsize == 3
+
+
+def test_store_whose_file_lost_its_end_says_what_to_do(folder):
+    store = filled(folder, "ab")
+    (file,) = folder.glob("*.npy")
+    os.truncate(file, 130)
+    with pytest.raises(StorageFailed, match=r"npy: the file is shorter than its record says\. Delete it"):
+        store.rows([1])
+
+
+def test_rows_do_not_stay_in_memory(folder):
+    """Pages of memory maps counted as memory of the process."""
+    writer, keys = StoreWriter(folder, (2**20,), "float32"), [str(k) for k in range(24)]
+    for key in keys:
+        writer.write([key], np.zeros((1, 2**20), np.float32))
+    store, before_kb = writer.finish(keys), mapped_kb()
+    for row in range(24):
+        store.rows([row])
+    assert mapped_kb() < before_kb + 48 * 1024
+
+
+def mapped_kb():
+    found = re.search(r"RssFile:\s+(\d+)", Path("/proc/self/status").read_text())
+    assert found
+    return int(found[1])
