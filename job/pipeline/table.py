@@ -95,7 +95,7 @@ _ROWS = (
     ),
     Stage(
         name="audit",
-        schema=4,
+        schema=5,
         after=("split", "extract"),
         settings=("audit", "seed"),
         artifact="Audit",

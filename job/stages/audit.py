@@ -76,7 +76,7 @@ def audit(config: AuditConfig, *, examples: Examples, images: ArrayStore, featur
     components = principal_components(features, examples["row"][looked_at], _NUM_COMPONENTS)
     neighbours = nearest(components, _NUM_NEIGHBOURS)
     context.stop.check()
-    result = _without_late_copies(config, examples, looked_at, neighbours, images)
+    result = _without_late_copies(config, examples, looked_at, neighbours, images, context)
     _check_classes(result)
     kept = np.isin(looked_at, result.of())
     indices, components_kept = looked_at[kept], components[kept]
@@ -101,14 +101,19 @@ def audit(config: AuditConfig, *, examples: Examples, images: ArrayStore, featur
 
 
 def _without_late_copies(
-    config: AuditConfig, examples: Examples, looked_at: np.ndarray, neighbours: Neighbours, images: ArrayStore
+    config: AuditConfig,
+    examples: Examples,
+    looked_at: np.ndarray,
+    neighbours: Neighbours,
+    images: ArrayStore,
+    context: Context,
 ) -> Examples:
     """Join the groups of neighbours that show the same scene, unless both are training photos of one class."""
     pairs = looked_at[neighbours.pairs(config.min_similarity)].reshape(-1, 2)
     group, split, label = (examples[name][pairs] for name in ("group", "split", "label"))
     harmless = (split == "train").all(axis=1) & (label[:, 0] == label[:, 1])
     pairs = pairs[(group[:, 0] != group[:, 1]) & ~harmless]
-    pairs = pairs[same_scene(examples["row"][pairs], images)]
+    pairs = pairs[same_scene(examples["row"][pairs], images, context.stop.check)]
     known = np.flatnonzero(examples["group"] >= 0)
     edges = np.concatenate([pairs, np.stack([known, examples["group"][known]], axis=1)])
     joined = examples["group"].copy()

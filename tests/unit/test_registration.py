@@ -7,6 +7,7 @@ from scipy.ndimage import gaussian_filter
 
 from job.data import registration
 from job.data.registration import same_scene
+from job.errors import Stopped
 from job.stores.arrays import ArrayStore, StoreWriter
 
 SIDE = 96
@@ -82,11 +83,26 @@ def test_first_search_rules_most_pairs_out_and_loses_no_copy(stored, monkeypatch
     true_pairs = [(k // len(CHANGES), 12 + k) for k in range(len(copies))]
     pairs = np.asarray(true_pairs + [(i, j) for i in range(12) for j in range(i)])
     looked_at = []
-    refine = registration._registered
+    confirm = registration._is_confirmed
     monkeypatch.setattr(
-        registration, "_registered", lambda first, second: looked_at.append(len(first)) or refine(first, second)
+        registration, "_is_confirmed", lambda found, *photos: looked_at.append(len(photos[0])) or confirm(found, *photos)
     )
     found = same_scene(pairs, images)
-    monkeypatch.setattr(registration, "_MIN_SMALL", -1.0)
+    for threshold in ("_MIN_FOUND", "_MIN_SMALL", "_MIN_SMALL_DETAIL"):
+        monkeypatch.setattr(registration, threshold, -2.0)
     assert (found == same_scene(pairs, images)).all() and found[: len(true_pairs)].mean() > 0.9
-    assert sum(looked_at[: len(looked_at) // 2]) < 0.9 * len(pairs) and sum(looked_at[len(looked_at) // 2 :]) == len(pairs)
+    assert sum(looked_at) <= len(true_pairs) + len(pairs)
+
+
+def test_flat_and_black_pictures_are_no_error(stored):
+    """Nothing of a flat picture can be fitted."""
+    images = stored([np.zeros((SIDE, SIDE, 3), np.uint8), np.full((SIDE, SIDE, 3), 255, np.uint8), scene(1)])
+    assert not same_scene(np.asarray([[0, 1], [0, 2], [1, 2], [0, 0]]), images).any()
+
+
+def test_search_can_be_stopped(stored):
+    def stop():
+        raise Stopped("now")
+
+    with pytest.raises(Stopped):
+        same_scene(np.asarray([[0, 1]]), stored([scene(1), scene(2)]), stop)
