@@ -25,12 +25,12 @@ _CORE = 0.75  # Side of the core, as a share of the side of the photo.
 _CORE_SCALES = (30 / 36, 33 / 36, 1.0)
 _SMALL_PX, _FINE_PX = 16, 72
 # A fit that moves the centre or an edge of the core by more than this share of the side finds something else.
-_FARTHEST_SMALL, _FARTHEST_FINE = 0.13, 0.05
+_FARTHEST = 0.13
 # What tiny pictures of copies reach: after the search, and after the fit in correlation and in detail.
 _MIN_FOUND, _MIN_SMALL, _MIN_SMALL_DETAIL = 0.7, 0.85, 0.6
 _SMALL_DEVIATION, _DEVIATION = 1.0, 2.0  # Detail is what a Gaussian filter of so many pixels takes away.
 _PHOTOS_AT_ONCE, _PAIRS_AT_ONCE, _FITS_AT_ONCE = 256, 512, 16  # The arrays of more pairs do not fit into a core's cache.
-_MAX_ITERATIONS, _MAX_DAMPING, _TOLERANCE = 8, 1e4, 1e-3
+_MAX_ITERATIONS, _MAX_DAMPING, _TOLERANCE = 12, 1e4, 1e-3
 
 
 class _Matches(NamedTuple):
@@ -90,7 +90,7 @@ def _likely(first_PHW: np.ndarray, second_PHW: np.ndarray) -> tuple[_Matches, np
     if not len(likely):
         return found, likely
     cores, photos = found.cores_and_photos(first_PHW[likely], second_PHW[likely])
-    found = found._replace(maps_P23=_fitted(cores, photos, found.maps_P23, _FARTHEST_SMALL))
+    found = found._replace(maps_P23=_fitted(cores, photos, found.maps_P23))
     correlation_P, detail_P = _agreement(cores, photos, found.maps_P23, _SMALL_DEVIATION)
     agree = (correlation_P >= _MIN_SMALL) & (detail_P >= _MIN_SMALL_DETAIL)
     return found.of(agree), likely[agree]
@@ -99,7 +99,7 @@ def _likely(first_PHW: np.ndarray, second_PHW: np.ndarray) -> tuple[_Matches, np
 def _is_confirmed(found: _Matches, first_PHW: np.ndarray, second_PHW: np.ndarray) -> np.ndarray:
     """Return which pairs agree after their match was refined. Boolean, shape (P,)."""
     smooth = (gaussian_filter(photos, (0, 0.7, 0.7)) for photos in (first_PHW, second_PHW))
-    maps_P23 = _fitted(*found.cores_and_photos(*smooth), found.maps_P23, _FARTHEST_FINE)
+    maps_P23 = _fitted(*found.cores_and_photos(*smooth), found.maps_P23)
     correlation_P, detail_P = _agreement(*found.cores_and_photos(first_PHW, second_PHW), maps_P23, _DEVIATION)
     return (correlation_P >= MIN_CORRELATION) & (detail_P >= MIN_DETAIL)
 
@@ -141,7 +141,7 @@ def _correlations(cores_PHW: np.ndarray, within_PHW: np.ndarray, scale: float) -
     return correlations_PK2.reshape(*windows.shape[:3], 2)
 
 
-def _fitted(cores_PHW: np.ndarray, photos_PHW: np.ndarray, start_P23: np.ndarray, farthest: float) -> np.ndarray:
+def _fitted(cores_PHW: np.ndarray, photos_PHW: np.ndarray, start_P23: np.ndarray) -> np.ndarray:
     """Return the affine maps that maximise the correlation of the cores with the photos, searched from `start_P23`.
 
     The method is that of Levenberg and Marquardt, for all pairs at once. A pair is left out as soon as it gains no more.
@@ -156,7 +156,7 @@ def _fitted(cores_PHW: np.ndarray, photos_PHW: np.ndarray, start_P23: np.ndarray
         if not len(going):
             break
         correlation, slope, curvature = _derivatives(wanted_PA[going], photos_PHW[going], tried_P23[going], basis_3A)
-        is_near = np.abs(tried_P23[going] - start_P23[going]).max(axis=(1, 2)) <= farthest
+        is_near = np.abs(tried_P23[going] - start_P23[going]).max(axis=(1, 2)) <= _FARTHEST
         better = is_near & (correlation > best_P[going])
         is_last = better & (correlation - best_P[going] < _TOLERANCE * (1 - correlation))
         k = going[better]
