@@ -319,7 +319,12 @@ class EvaluateConfig(Section):
     min_accuracy: float | None = _what(
         None, "If the test accuracy (0 to 1) is lower, no model is exported and the run ends with exit code 3.", ge=0, le=1
     )
-    mistakes: int = _what(24, "Largest number of wrong predictions in the report; the most confident ones.", ge=0, le=200)
+    mistakes: int = _what(
+        24,
+        "Largest number of wrong predictions in the report, and of photos that flipped; the most confident ones.",
+        ge=0,
+        le=200,
+    )
 
 
 class ExportConfig(Section):

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from hashlib import sha256
 from itertools import count
+from operator import eq
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
@@ -25,7 +26,7 @@ from job.errors import StorageFailed
 from job.pipeline.records import Records, read_run
 from job.pipeline.table import STAGES
 from job.reporting import times
-from job.reporting.summaries import Evaluated, ModelScores, Shipped
+from job.reporting.summaries import ComparedWithEarlier, Evaluated, ModelScores, Shipped
 from job.runtime.context import Context
 from job.storage.files import (
     copy_file,
@@ -41,7 +42,7 @@ from job.storage.files import (
 )
 from job.storage.published import Published
 from job.storage.workdir import Workdir
-from job.text.numbers import percent
+from job.text.numbers import counted, percent
 
 ATTEMPT = "attempt"
 _EDITED = "label_issues.csv"  # Users may edit it, and their edits are kept.
@@ -59,6 +60,7 @@ class Metrics(TypedDict):
     fine_tuned: ModelScores | None
     per_class: list[dict[str, object]]
     confusion: list[list[int]]
+    earlier: ComparedWithEarlier | None
     timings: times.Records
     throughput: dict[str, float]
     share: dict[str, float]
@@ -175,6 +177,7 @@ def metrics(workdir: Workdir, numbers: Evaluated, done: Collection[str]) -> Metr
         fine_tuned=numbers["fine_tuned"],
         per_class=numbers["per_class"],
         confusion=numbers["confusion"],
+        earlier=numbers["earlier"],
         timings=records,
         throughput=times.throughput(records),
         share=times.shares(records),
@@ -193,29 +196,18 @@ def new_model(workdir: Workdir) -> str:
 
 
 def in_service(workdir: Workdir) -> str:
-    """Return a line about the older model that stays published if this run has none: its accuracy, and on which photos."""
+    """Return a line about the older model that stays published if this run has none, with its accuracy."""
     published = Published.load(workdir)
     if not published.has_model or not published.attempt:
         return ""
     line = f"The earlier model stays published: {workdir.shown('model')}"
-    now = _held_out(workdir.path(f"{ATTEMPT}/predictions.parquet"))
-    then = _held_out(published.path(workdir, "predictions.parquet"))
-    if not then:
+    table = published.path(workdir, "predictions.parquet")
+    if not table.exists():
         return f"{line}."
-    line += f", accuracy {percent(sum(then.values()) / len(then))} on {len(then):,} held-out photos"
-    if now:
-        shared = f"of which {len(now.keys() & then.keys()):,} are among the {len(now):,} of this run"
-        line += ", the same ones" if now.keys() == then.keys() else f", {shared}"
-    return f"{line}."
-
-
-def _held_out(file: Path) -> dict[str, bool]:
-    """Return for each photo of the test set, by the SHA-256 of its bytes, whether it was classified correctly."""
-    if not file.exists():
-        return {}
-    columns = pq.read_table(file, columns=["sha256", "label", "predicted"]).to_pydict()
-    found = zip(columns["sha256"], columns["label"], columns["predicted"], strict=True)
-    return {sha256: label == predicted for sha256, label, predicted in found}
+    then = pq.read_table(table, columns=["label", "predicted"])
+    num_correct = sum(map(eq, then["label"].to_pylist(), then["predicted"].to_pylist()))
+    accuracy = percent(num_correct / len(then))
+    return f"{line}, accuracy {accuracy} on {counted(len(then), 'held-out photo', 'held-out photos')} of its run."
 
 
 def _sources(workdir: Workdir, done: Collection[str]) -> _Sources:
@@ -227,7 +219,7 @@ def _sources(workdir: Workdir, done: Collection[str]) -> _Sources:
             files = {
                 f"{name}/{file.relative_to(path).as_posix()}": file for file in everything_below(path) if file.is_file()
             }
-            found |= files or {name: path}
+            found |= files or ({name: path} if path.exists() else {})
     if "evaluate" in done:
         found["metrics.json"] = to_json(metrics(workdir, workdir.read_json("stages/evaluate/evaluation.json"), done))
     return found

@@ -12,6 +12,7 @@ from job.config import Config
 from job.errors import DataUnusable, GateNotMet
 from job.pipeline import publishing
 from job.pipeline.job import Job
+from job.reporting.facts import against_earlier
 from job.reporting.summaries import num_correct, num_wanted, of_shipped
 from job.storage.published import Published
 from job.storage.workdir import Workdir
@@ -80,9 +81,10 @@ def outcome(job: Job) -> dict[str, float]:
 
 
 def headline(job: Job) -> list[str]:
-    """Return the last lines of a run: its model, its accuracy, where the report is, and which model stays published."""
+    """Return the last lines of a run: its model, its accuracy, and where the report is; then the earlier model."""
     place = publishing.place(job.workdir)
     page = f" Report: {job.workdir.shown(f'{place}report.html')}" if job.workdir.exists(f"{place}report.html") else ""
+    compared = ""
     if "evaluate" not in job.done:
         found = f"{len(job['intake'].examples):,} files looked at.{page}"
     else:
@@ -95,7 +97,8 @@ def headline(job: Job) -> list[str]:
         if "export" in job.done and (notice := job["export"].parity["bytes"]["notice"]):
             found += f" {notice}"
         found += page
-    return list(filter(None, (publishing.new_model(job.workdir), found, publishing.in_service(job.workdir))))
+        compared = against_earlier(numbers["earlier"]) if numbers["earlier"] else ""
+    return list(filter(None, (publishing.new_model(job.workdir), found, compared, publishing.in_service(job.workdir))))
 
 
 def raise_if_refused(job: Job) -> None:

@@ -19,7 +19,8 @@ class Stage:
     `outputs`: files and folders in the output directory, checked by digest.
     `reads_stores_of`: stages whose stores in the cache this one reads. A missing store is made again before
     such a stage runs.
-    `public`: files that are published for users, by their public name. A later stage's file replaces an earlier one's.
+    `public`: files that are published for users, by their public name, if the stage has left them. A later stage's file
+    replaces an earlier one's.
     `is_shared`: all workers run this stage at the same time. Other stages run on the chief alone.
     `needs_devices`: all workers compute with the backbone on their GPUs or CPUs.
     `looks_only`: the stage also works on data that cannot be trained on.
@@ -129,13 +130,16 @@ _ROWS = (
     ),
     Stage(
         name="evaluate",
-        schema=5,
+        schema=6,
         after=("audit", "extract", "head", "fine_tune"),
         settings=("evaluate", "seed"),
         artifact="Evaluation",
         outputs=("stages/evaluate",),
         reads_stores_of=("intake", "extract"),
-        public={"predictions.parquet": "stages/evaluate/predictions.parquet"},
+        public={
+            "predictions.parquet": "stages/evaluate/predictions.parquet",
+            "comparison.parquet": "stages/evaluate/comparison.parquet",
+        },
         unit="photos",
     ),
     Stage(
@@ -152,7 +156,7 @@ _ROWS = (
     ),
     Stage(
         name="report",
-        schema=3,
+        schema=4,
         after=("explore", "audit", "head", "fine_tune", "evaluate", "export"),
         settings=("report",),
         artifact="Report",

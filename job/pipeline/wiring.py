@@ -119,6 +119,7 @@ def _fine_tune(job: Job) -> Artifact | None:
 
 
 def _evaluate(job: Job) -> Artifact | None:
+    from job.decoding.decode import DecodeRules
     from job.stages.evaluate import evaluate
 
     return evaluate(
@@ -126,6 +127,7 @@ def _evaluate(job: Job) -> Artifact | None:
         examples=job["audit"].examples,
         images=job["intake"].images,
         features=job["extract"].features.plain,
+        rules=DecodeRules.of(job.config.intake, job["intake"].bit_depth),
         inputs=job.inputs,
         chosen_head=job["head"].head,
         tuned_weights=job["fine_tune"].weights,

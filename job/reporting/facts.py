@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from job.data.examples import ClassCounts
 from job.measure.metrics import wilson
-from job.reporting.summaries import Audited, Copies, Explored
+from job.reporting.summaries import Audited, ComparedWithEarlier, Copies, Explored
+from job.sources.base import some_classes
+from job.text.numbers import counted, percent, points
 
 if TYPE_CHECKING:
+    from job.measure.flips import Versus
     from job.measure.shortcuts import Fact
 
 
@@ -86,3 +89,32 @@ def _brought_up_to_date(group: Copies, left_out: Mapping[str, str]) -> Copies:
         for photo in group["photos"]
     ]
     return {**group, "photos": photos}
+
+
+def against_earlier(found: ComparedWithEarlier) -> str:
+    """Return sentences about how the earlier model and the new one compare, on which photos, and why not on others."""
+    told = ["The new model is not compared with the earlier one."]
+    if result := found["all"]:
+        photos = counted(result["num_examples"], "held-out photo", "held-out photos")
+        corrected = counted(result["wrong_to_right"], "mistake", "mistakes")
+        made = counted(result["right_to_wrong"], "new one", "new ones")
+        told = [f"On the same {photos}, {_accuracies(result)}", f"The new model corrects {corrected} and makes {made}."]
+    if known := found["known_classes"]:
+        names = some_classes(found["changes"]["new_classes"])
+        photos = counted(known["num_examples"], "other photo", "other photos")
+        told.append(f"The earlier model does not know {names}. On the {photos}, {_accuracies(known)}")
+    if found["num_seen"]:
+        it = "held-out photo is left out: the earlier run used it, or a copy of it,"
+        they = "held-out photos are left out: the earlier run used them, or copies of them,"
+        told.append(f"{counted(found['num_seen'], it, they)} for training or validation.")
+    return " ".join(filter(None, [*told, found["note"]]))
+
+
+def _accuracies(result: Versus) -> str:
+    low, high = result["difference_ci95"]
+    then, now = percent(result["earlier_accuracy"]), percent(result["accuracy"])
+    chance = ", so this may be chance" if low <= 0 <= high and result["difference"] else ""
+    return (
+        f"the earlier model has an accuracy of {then} and the new one {now}: {points(result['difference'])} points "
+        f"(95% interval {points(low)} to {points(high)}{chance})."
+    )

@@ -8,8 +8,9 @@ from typing import Self
 import numpy as np
 
 from job.data.examples import Examples
+from job.measure.predicted import Predicted
 from job.reporting import figures
-from job.reporting.summaries import Copies, Crossings
+from job.reporting.summaries import Copies, Crossings, Pictured
 from job.storage.files import storage_errors
 from job.storage.workdir import Workdir
 from job.stores.arrays import ArrayStore
@@ -55,6 +56,34 @@ class Gallery:
             **crossings(examples, indices),
             "strip": self.sheet(examples["row"][list(indices[:_PHOTOS_IN_STRIP])], name, _PHOTOS_IN_STRIP),
         }
+
+
+def surest(
+    folder: str,
+    is_one_T: np.ndarray,
+    count: int,
+    examples: Examples,
+    predicted: Predicted,
+    images: ArrayStore,
+    workdir: Workdir,
+) -> list[Pictured]:
+    """Describe the `count` most confident predictions among those of the T test photos that `is_one_T` flags.
+
+    The photos are drawn in `folder`.
+    """
+    test, found = examples.of("test"), np.flatnonzero(is_one_T)
+    with Gallery.drawing(workdir, folder, images) as gallery:
+        return [
+            {
+                "path": examples["path"][test[k]],
+                "label": examples["label"][test[k]],
+                "predicted": examples.class_names[predicted.class_N[k]],
+                "probability": float(predicted.confidence_N[k]),
+                "probability_of_label": float(predicted.of_label_N[k]),
+                "thumbnail": gallery.photo(examples["row"][test[k]], f"{number:03d}"),
+            }
+            for number, k in enumerate(found[np.argsort(-predicted.confidence_N[found], kind="stable")][:count])
+        ]
 
 
 def crossings(examples: Examples, indices: Sequence[int]) -> Crossings:

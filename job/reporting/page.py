@@ -19,6 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from job.config import Config, ReportConfig, with_dotted_names
+from job.data.changes import in_words
 from job.data.examples import USED_FOR
 from job.errors import StorageFailed
 from job.measure.confusions import Clusters, Group, clusters, confusions, row_shares
@@ -26,7 +27,7 @@ from job.pipeline.table import STAGES
 from job.reporting import times
 from job.reporting.advice import advice
 from job.reporting.charts import FRAMED_GROUPS, charts, data_uri
-from job.reporting.facts import Facts, facts
+from job.reporting.facts import Facts, against_earlier, facts
 from job.reporting.figures import SERIES
 from job.reporting.summaries import Evaluated, Explored, Run, Shipped, num_correct, num_wanted, of_shipped
 from job.runtime.context import Context
@@ -51,6 +52,7 @@ _ARTIFACTS = {
 # template in templates/sections/. Results come before the data because the data of many classes fills most of the page.
 _SECTIONS = (
     ("results", "Results", "evaluation"),
+    ("earlier", "Comparison with the earlier model", "earlier"),
     ("each-class", "Results of each class", "evaluation"),
     ("confusion", "Confusion of classes", "evaluation"),
     ("mistakes", "Most confident mistakes", "evaluation"),
@@ -104,6 +106,7 @@ def page(config: ReportConfig, *, run: Run, timings: times.Records, context: Con
     made = {name: workdir.read_json(path) if path.split("/")[1] in shown else None for name, path in _ARTIFACTS.items()}
     if made["explore"] is None:
         raise StorageFailed(f"{workdir.path(_ARTIFACTS['explore'])}: missing or damaged. Run the same command again.")
+    made["earlier"] = made["evaluation"] and made["evaluation"]["earlier"]
     known = {name: record for name, record in timings.items() if name != "report"}  # The report is still being made.
     found = _clusters(made["evaluation"])
     with context.telemetry.spent("drawing"):
@@ -125,6 +128,8 @@ def page(config: ReportConfig, *, run: Run, timings: times.Records, context: Con
         data=data,
         pictured=_pictured(workdir, made["explore"], data["order"]),
         advice=advice(known_facts, made["explore"], made["audit"]),
+        compared=against_earlier(made["earlier"]) if made["earlier"] else None,
+        changed=in_words(made["earlier"]["changes"], "the earlier model") if made["earlier"] else None,
         results=_results(made["evaluation"], found.groups if found else []) if made["evaluation"] else None,
         charts=drawn,
         run=run,

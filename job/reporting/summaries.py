@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
+from job.data.changes import Changes
 from job.data.examples import ClassCounts
 
 if TYPE_CHECKING:  # These modules import libraries that only training needs.
     from job.measure.calibration import Bin
+    from job.measure.flips import Versus
     from job.measure.metrics import Scores
     from job.measure.probes import CurvePoint
     from job.measure.shortcuts import Shortcuts
@@ -263,7 +265,52 @@ class Details(TypedDict):
     head_against_fine_tuned: dict[str, object] | None
 
 
-class Evaluated(Details):
+class EarlierModel(TypedDict):
+    """The model that was published before. `model_sha256` is that of its model.json; None if it was not exported.
+
+    `changes` are those of the data since. `num_seen` test photos are not compared, because the earlier model was trained or
+    chosen on them or on copies of them. `note` says why others are not compared; it is empty if all others are.
+    """
+
+    model_sha256: str | None
+    class_names: list[str]
+    changes: Changes
+    num_seen: int
+    note: str
+
+
+class ComparedWithEarlier(EarlierModel):
+    """The earlier model and the shipped one on today's test photos, of which `num_new` are new to the test set.
+
+    `all` is about all photos that are compared, and None without any. `known_classes` leaves out photos of classes that the
+    earlier model does not have; None if there are none.
+    """
+
+    num_new: int
+    all: Versus | None
+    known_classes: Versus | None
+
+
+class Pictured(TypedDict):
+    """A prediction with its probability, that of the label, and a picture of the photo. `earlier` is the earlier model's."""
+
+    path: str
+    label: str
+    predicted: str
+    probability: float
+    probability_of_label: float
+    thumbnail: str
+    earlier: NotRequired[str]
+
+
+class AgainstEarlier(TypedDict):
+    """The comparison with the earlier model, None if nothing was published before, and some photos of each kind of flip."""
+
+    earlier: ComparedWithEarlier | None
+    flips: dict[str, list[Pictured]]
+
+
+class Evaluated(Details, AgainstEarlier):
     """The content of evaluation.json."""
 
     shipped: Shipped
@@ -273,7 +320,7 @@ class Evaluated(Details):
     head: ModelScores
     fine_tuned: ModelScores | None
     gate: Gate
-    mistakes: list[dict[str, object]]
+    mistakes: list[Pictured]
 
 
 def of_shipped(evaluated: Evaluated) -> ModelScores:

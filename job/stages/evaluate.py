@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from job.config import EvaluateConfig
 from job.data.examples import Examples
+from job.decoding.decode import DecodeRules
 from job.measure import metrics
 from job.measure.calibration import (
     calibrated,
@@ -24,10 +25,11 @@ from job.measure.predicted import Predicted, parts, stored
 from job.model.heads import Head
 from job.model.inputs import Inputs
 from job.model.network import Network
-from job.reporting.gallery import Gallery
+from job.reporting.gallery import surest
 from job.reporting.summaries import Details, Evaluated, ModelScores, Shipped
 from job.runtime.context import Context
 from job.runtime.telemetry import Telemetry
+from job.serving.earlier import against_earlier
 from job.storage.workdir import Workdir
 from job.stores.arrays import ArrayStore
 from job.train.feed import run_batches
@@ -71,13 +73,17 @@ def evaluate(
     examples: Examples,
     images: ArrayStore,
     features: ArrayStore,
+    rules: DecodeRules,
     inputs: Inputs,
     chosen_head: Head,
     tuned_weights: list[np.ndarray] | None,
     network: Network,
     context: Context,
 ) -> Evaluation:
-    """Score both models and choose the one to ship. `tuned_weights` is None if nothing was fine-tuned."""
+    """Score both models, choose the one to ship, and compare it with the one that is published.
+
+    `tuned_weights` is None if nothing was fine-tuned. `rules` are those by which `images` were decoded.
+    """
     val, test = examples.of("val"), examples.of("test")
     both = np.concatenate([val, test])
     labels, rows, num_classes = examples.labels[both], examples["row"][both], len(examples.class_names)
@@ -95,6 +101,9 @@ def evaluate(
     plain = {name: Predicted.of(labels, x, 1.0) for name, x in logits.items()}
     scores = _scores(config, examples, val, test, predicted, plain, context.seed)
     is_met = config.min_accuracy is None or scores[shipped]["test"]["accuracy"] >= config.min_accuracy
+    of_test = {name: (x[len(val) :], temperatures[name]) for name, x in logits.items()}
+    _write_predictions(_answers(examples, test, on_test[shipped], shipped), of_test, num_classes, context.workdir)
+    is_wrong = on_test[shipped].class_N != examples.labels[test]
     numbers: Evaluated = {
         "shipped": shipped,
         "temperatures": temperatures,
@@ -104,11 +113,10 @@ def evaluate(
         "fine_tuned": scores.get("fine_tuned"),
         **_details(config, examples, test, on_test, shipped, context.seed),
         "gate": {"min_accuracy": config.min_accuracy, "met": is_met},
-        "mistakes": _mistakes(config, examples, images, test, on_test[shipped], context.workdir),
+        "mistakes": surest(THUMBNAILS, is_wrong, config.mistakes, examples, on_test[shipped], images, context.workdir),
+        **against_earlier(config, examples, on_test[shipped], images, rules, context),
     }
     _tell(context, numbers)
-    of_test = {name: (x[len(val) :], temperatures[name]) for name, x in logits.items()}
-    _write_predictions(_answers(examples, test, on_test[shipped], shipped), of_test, num_classes, context.workdir)
     context.workdir.write_json(SUMMARY, numbers)
     return Evaluation(numbers)
 
@@ -238,32 +246,6 @@ def _details(
         )
         details["head_against_fine_tuned"] = asdict(comparison)
     return details
-
-
-def _mistakes(
-    config: EvaluateConfig,
-    examples: Examples,
-    images: ArrayStore,
-    test: np.ndarray,
-    predicted: Predicted,
-    workdir: Workdir,
-) -> list[dict[str, object]]:
-    wrong = np.flatnonzero(predicted.class_N != examples.labels[test])
-    worst = wrong[np.argsort(-predicted.confidence_N[wrong], kind="stable")][: config.mistakes]
-    mistakes = []
-    with Gallery.drawing(workdir, THUMBNAILS, images) as gallery:
-        for number, k in enumerate(worst):
-            mistakes.append(
-                {
-                    "path": examples["path"][test[k]],
-                    "label": examples["label"][test[k]],
-                    "predicted": examples.class_names[predicted.class_N[k]],
-                    "probability": float(predicted.confidence_N[k]),
-                    "probability_of_label": float(predicted.of_label_N[k]),
-                    "thumbnail": gallery.photo(examples["row"][test[k]], f"{number:03d}"),
-                }
-            )
-    return mistakes
 
 
 def _answers(examples: Examples, test: np.ndarray, predicted: Predicted, shipped: str) -> pa.Table:

@@ -16,11 +16,11 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from job.config import SplitConfig
+from job.data.changes import changes, in_words
 from job.data.duplicates import confirmed, exact_pairs, group_ids, near_pairs, without_conflicts, without_leaks
 from job.data.examples import Examples, Status
 from job.errors import DataUnusable
 from job.runtime.context import Context
-from job.sources.base import some_classes
 from job.sources.unlabelled import named_part
 from job.stores.arrays import ArrayStore
 
@@ -87,7 +87,7 @@ def split(
     context.workdir.write_bytes(TABLE, result.to_parquet())
     context.workdir.write_json(DRAWN_WITH, drawn_with)  # Last: with the table of other settings, it would keep their split.
     context.telemetry.line(f"  {result.in_words()}")
-    if earlier and (changed := what_changed(earlier, result)):
+    if earlier and (changed := in_words(changes(earlier, result), "the last run")):
         context.telemetry.line(f"  {changed}")
     return SplitExamples(result, tuple(draft.refusals))
 
@@ -107,22 +107,6 @@ def _splits(earlier: Examples | None) -> dict[str, str]:
         for name in ("train", "val", "test"):
             found |= dict.fromkeys(earlier["sha256"][earlier["split"] == name], name)
     return found
-
-
-def what_changed(earlier: Examples, now: Examples) -> str:
-    """Return a line about the photos and classes that are new, gone or relabelled; empty if there are none."""
-    labels_then, labels_now = (dict(zip(e["sha256"][e.of()], e["label"][e.of()], strict=True)) for e in (earlier, now))
-    new, gone = labels_now.keys() - labels_then.keys(), labels_then.keys() - labels_now.keys()
-    relabelled = [digest for digest in labels_now.keys() & labels_then.keys() if labels_now[digest] != labels_then[digest]]
-    counts = {"new": len(new), "gone": len(gone), "relabelled": len(relabelled)}
-    parts = [f"{count:,} {what}" for what, count in counts.items() if count]
-    photos = [f"Since the last run: photos {', '.join(parts)}."] if parts else []
-    classes = [
-        f"{what} classes: {some_classes(names)}."
-        for what, before, after in (("New", earlier, now), ("Gone", now, earlier))
-        if (names := sorted(set(after.class_names) - set(before.class_names)))
-    ]
-    return " ".join([*photos, *classes])
 
 
 def _with_groups(examples: Examples, group_from: str | None) -> Examples:

@@ -28,9 +28,9 @@ TEMPORARY = ".tmp"
 _WHAT = "The output of transfer-job. It owns the files named here; it never changes or removes others."
 # The first part of every name that the job may write in its directory.
 _RESERVED = frozenset(
-    f"""{MARK} .lease .manifest.json .secret {TEMPORARY} attempt cache checkpoints cost.json examples.parquet logs
-    label_issues.csv metrics.json model photos predictions.parquet probe.json published.json rank.csv rank.json rank.svg
-    report.html run run.json seed.json stages versions""".split()
+    f"""{MARK} .lease .manifest.json .secret {TEMPORARY} attempt cache checkpoints comparison.parquet cost.json
+    examples.parquet logs label_issues.csv metrics.json model photos predictions.parquet probe.json published.json rank.csv
+    rank.json rank.svg report.html run run.json seed.json stages versions""".split()
 )
 _WITHOUT_LINES = ("cache", "checkpoints", TEMPORARY)
 

@@ -309,7 +309,8 @@ def test_quality_gate_that_is_not_met_ends_with_3_and_exports_nothing(copy_of_ru
     assert "The quality gate was not met" in done.stderr and "evaluate.min_accuracy = 1.0 asks for" in done.stderr
     assert not (copy_of_run / "attempt" / "model").exists() and (copy_of_run / "attempt" / "report.html").exists()
     assert (copy_of_run / "model").exists() and "The earlier model stays published" in done.stderr
-    assert "the same ones" in done.stderr
+    assert "held-out photos, the earlier model has an accuracy of" in done.stderr
+    assert (copy_of_run / "attempt" / "comparison.parquet").exists() and not (copy_of_run / "comparison.parquet").exists()
     again = run_job("run", "--data", painted, "--out", copy_of_run, *settings)
     assert again.returncode == 3 and "runs" not in again.stderr
 

@@ -94,6 +94,7 @@ def _stages(workdir: Workdir, number: int, weights: np.ndarray) -> None:
         "class_names": [],
         "per_class": [],
         "confusion": [],
+        "earlier": None,
         "head": {"round": number, "weights": weights.tolist()},
     }
     workdir.write_json("stages/evaluate/evaluation.json", {**numbers, "fine_tuned": None})

@@ -60,6 +60,7 @@ def _evaluated_only(folder: Path, *, num_classes: int) -> None:
         examples=examples,
         images=Intake.load(context).images,
         features=features,
+        rules=None,
         inputs=None,
         chosen_head=features.head,
         tuned_weights=None,

@@ -27,6 +27,7 @@ def run(out, number, done=ALL):
         "class_names": ["a"],
         "per_class": [],
         "confusion": [],
+        "earlier": None,
         "head": {"number": number},
         "fine_tuned": None,
     }

@@ -153,7 +153,7 @@ def trained(context):
     )
 
 
-def evaluated(context, names=("daisy", "rose"), met=True, with_fine_tuned=True, num_leaks=1, **on_test):
+def evaluated(context, names=("daisy", "rose"), met=True, with_fine_tuned=True, num_leaks=1, with_earlier=False, **on_test):
     folder = context.workdir.path("stages/evaluate/mistakes")
     folder.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (16, 16)).save(folder / "000.jpg")
@@ -198,8 +198,24 @@ def evaluated(context, names=("daisy", "rose"), met=True, with_fine_tuned=True, 
         "head_against_fine_tuned": pair if with_fine_tuned else None,
         "gate": {"min_accuracy": 0.5 if met else 0.95, "met": met},
         "mistakes": [mistake],
+        "earlier": None,
+        "flips": {},
     }
+    if with_earlier:
+        numbers |= against_earlier(names, num, mistake)
     context.workdir.write_json("stages/evaluate/evaluation.json", numbers)
+
+
+def against_earlier(names, num, mistake):
+    versus = {"num_examples": num, "earlier_accuracy": 0.8, "accuracy": 0.875, "difference": 0.075, "p_value": 0.4}
+    versus |= {"difference_ci95": [-0.05, 0.2], "right_to_wrong": 3, "wrong_to_right": 1}
+    changes = {"new": 9, "gone": 0, "relabelled": 1, "new_classes": [names[0]], "gone_classes": ["moss"]}
+    earlier = {"model_sha256": "4f0c", "class_names": [*names[1:], "moss"], "changes": changes, "num_seen": 2, "note": ""}
+    known = {**versus, "num_examples": num - 12, "earlier_accuracy": 0.9}
+    return {
+        "earlier": {**earlier, "num_new": 5, "all": versus, "known_classes": known},
+        "flips": {"right to wrong": [{**mistake, "earlier": names[0]}], "wrong to right": [{**mistake, "earlier": "moss"}]},
+    }
 
 
 def exported(context, faults=(), notice=""):
@@ -289,9 +305,9 @@ def section(page, name):
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_names_are_text_and_nothing_else(context, name):
-    everything(context)
+    everything(context, with_earlier=True)
     harmless = Elements(drawn(context))
-    everything(context, (name, "rose"))
+    everything(context, (name, "rose"), with_earlier=True)
     hostile = Elements(drawn(context, data=f"/data/{name}"))
     # A long or a divided path has other places where a line may break.
     assert [tag for tag, _ in hostile.tags if tag != "wbr"] == [tag for tag, _ in harmless.tags if tag != "wbr"]
@@ -344,7 +360,11 @@ def test_policy_allows_this_style_and_embedded_pictures_only(context):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("make", [explored, everything])
+def all_of_it(context):
+    everything(context, with_earlier=True)
+
+
+@pytest.mark.parametrize("make", [explored, everything, all_of_it])
 def test_links_lead_to_sections_and_to_files_that_are_published_beside_the_page(context, make):
     make(context)
     elements = Elements(drawn(context))
@@ -353,9 +373,9 @@ def test_links_lead_to_sections_and_to_files_that_are_published_beside_the_page(
     links = {link["href"] for link in elements.of("a")}
     assert {link[1:] for link in links if link.startswith("#")} <= set(ids)
     stages = ("split",) if make is explored else ("split", "audit", "evaluate")
-    published = {name for stage in stages for name in STAGES[stage].public} | (
-        {"metrics.json"} if make is everything else set()
-    )
+    published = {name for stage in stages for name in STAGES[stage].public}
+    published |= {"metrics.json"} if make is not explored else set()
+    published -= {"comparison.parquet"} if make is not all_of_it else set()
     assert {link for link in links if not link.startswith("#")} == published
 
 
@@ -371,7 +391,7 @@ def test_results_come_before_the_data_and_the_contents_have_the_same_order(conte
     assert links == [f"#{section}" for section in sections]
 
 
-@pytest.mark.parametrize("make", [explored, everything])
+@pytest.mark.parametrize("make", [explored, everything, all_of_it])
 def test_no_level_of_heading_is_skipped(context, make):
     make(context)
     levels = [int(tag[1]) for tag, _ in Elements(drawn(context)).tags if re.fullmatch("h[1-6]", tag)]
@@ -788,6 +808,32 @@ def test_weakest_classes_are_shown_where_there_is_no_room_for_all(context):
     assert "These are the 100 classes with the lowest recall. All 1,000 are in metrics.json, under per_class." in rows
 
 
+def test_page_says_how_the_new_model_compares_with_the_earlier_one(context):
+    everything(context, with_earlier=True)
+    page = drawn(context)
+    assert "the earlier model has an accuracy of 80.0% and the new one 87.5%: +7.5 points" in top_of(page)
+    text = section(page, "earlier")
+    assert "Since the earlier model: photos 9 new, 1 relabelled. New classes: daisy. Gone classes: moss." in text
+    assert "5 are new to the test set" in text and "2 held-out photos are left out" in text
+    assert "judged by today's labels" in text and "a class that is gone" in text
+    assert "The earlier model does not know daisy. On the 12 other photos, the earlier model has an accuracy of 90" in text
+    assert "New mistakes (1 of the 3)" in text and "now rose" in text
+    assert "Corrected mistakes (1)" in text and "earlier moss" in text
+    evaluated(context)
+    assert "earlier model" not in drawn(context)
+
+
+def test_page_says_why_no_photo_is_compared_with_the_earlier_model(context):
+    everything(context, with_earlier=True)
+    path = "stages/evaluate/evaluation.json"
+    numbers = context.workdir.read_json(path)
+    numbers["earlier"] |= {"all": None, "known_classes": None, "note": "The earlier run exported no model."}
+    numbers["flips"] = {"right to wrong": [], "wrong to right": []}
+    context.workdir.write_json(path, numbers)
+    said = "The new model is not compared with the earlier one."
+    assert said in top_of(drawn(context)) and "exported no model" in section(drawn(context), "earlier")
+
+
 def with_full_galleries(context, rng):
     """Fill each gallery as far as the stages do by default, with pictures that have as many bytes as those of photos."""
     evaluation, explore, audit = (
@@ -795,6 +841,7 @@ def with_full_galleries(context, rng):
         for name in ("evaluate/evaluation", "explore/explore", "audit/audit")
     )
     evaluation["mistakes"] *= EvaluateConfig().mistakes
+    evaluation["flips"] = {kind: photos * (EvaluateConfig().mistakes // 2) for kind, photos in evaluation["flips"].items()}
     explore["duplicates"]["groups"] *= 40
     explore["duplicates"]["label_conflicts"] = explore["duplicates"]["groups"]
     explore["suspicious"]["shown"] *= 40
@@ -812,7 +859,7 @@ def with_full_galleries(context, rng):
 @pytest.mark.draws_charts
 def test_page_of_1000_classes_is_below_three_megabytes(context):
     names = tuple(f"a class with a rather long name {k:04d}" for k in range(1000))
-    everything(context, names)
+    everything(context, names, with_earlier=True)
     rng = np.random.default_rng(0)
     with_confusions(context, names, {(int(i), int(j)): 1 for i, j in rng.integers(0, 1000, (5000, 2)) if i != j})
     with_full_galleries(context, rng)
