@@ -1,9 +1,10 @@
 """Publishing: the files that users take away from a run, as one set that changes as a whole.
 
-A set is `model/`, `metrics.json`, `predictions.parquet`, `report.html`, `examples.parquet` and `label_issues.csv`, or those
-of them that a run has. It is stored in `versions/SET/`. A set is published when `published.json`, which names it with its
-digests, is replaced, in one step. The files at the root of the output are copies, made afterwards. If that is interrupted,
-the next start finishes it. The set before the published one is kept until the next publication.
+A set is `model/`, `metrics.json`, `predictions.parquet`, `comparison.parquet`, `report.html`, `examples.parquet` and
+`label_issues.csv`, or those of them that a run has. It is stored in `versions/SET/`. A set is published when
+`published.json`, which names it with its digests, is replaced, in one step. The files at the root of the output are copies,
+made afterwards. If that is interrupted, the next start finishes it. The set before the published one is kept until the next
+publication.
 
 A published model stays until another one is complete. A run without a model (the gate was not met, the data cannot be used,
 or it was told to stop early) then leaves its files in `attempt/`.

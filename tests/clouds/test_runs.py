@@ -231,6 +231,19 @@ def test_run_on_a_service_that_fails_gives_the_same(google, photos, in_bucket, t
     }
 
 
+def test_another_node_compares_its_model_with_the_one_that_is_published_in_the_bucket(google, photos, tmp_path):
+    out = f"{google.bucket()}/runs/x"
+    for number, change in enumerate(("head.c_grid=[1.0]", "head.c_grid=[0.001]")):
+        settings = quick_settings("fine_tune.epochs=0", "export.max_changed_fraction=1.0", change)
+        done = run_job("run", "--data", photos, "--out", out, *settings, **node(tmp_path / f"node-{number}"))
+        assert done.returncode == 0, done.stderr
+    fetched = google.fetched(out, tmp_path / "out")
+    earlier = json.loads((fetched / "metrics.json").read_text())["earlier"]
+    table = pq.read_table(fetched / "comparison.parquet")
+    assert earlier["all"]["num_examples"] == len(table) and earlier["num_new"] == 0
+    assert table["earlier_predicted"].null_count == 0 and "the earlier model has an accuracy of" in done.stdout
+
+
 def test_asking_leaves_nothing_behind(google, photos, in_bucket, tmp_path):
     out, environment = f"{google.bucket()}/typo", node(tmp_path / "node")
     done = run_job("report", out, **environment)
