@@ -172,11 +172,17 @@ def _import_libraries() -> None:
 
     import_tensorflow()
     import cleanlab  # noqa: F401
+    import faiss  # noqa: F401
     import keras  # noqa: F401
+    import matplotlib.backends.backend_svg
     import matplotlib.pyplot  # noqa: F401
+    import pyarrow.dataset  # noqa: F401
     import sklearn.linear_model  # noqa: F401
+    import tensorboardX  # noqa: F401
 
+    import job.cli
     import job.pipeline.wiring
+    import job.reporting.page
     import job.stages.export  # noqa: F401
 
     gc.freeze()  # So that fewer pages are copied after a fork.
