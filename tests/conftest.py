@@ -8,11 +8,12 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import pytest
@@ -44,20 +45,34 @@ QUICK = (
     "head.c_grid=[0.01,0.1,1.0]",
 )
 
-# Files of minutes. If one of them came last, other processes of pytest-xdist would have nothing to do meanwhile.
+# Fine-tune two layers instead of 31, where it does not matter which. This takes an eighth of the CPU time of a quick run.
+FEW_LAYERS = "backbone.unfreeze=0.2"
+
+# Files of minutes, the longest first. If one of them came last, other processes of pytest-xdist would have nothing to do
+# meanwhile. Docker and Slurm also wait a lot, which other files can use.
 LONGEST = (
-    "test_browser.py",
     "test_docker.py",
-    "test_kubernetes.py",
-    "test_lost_workers.py",
-    "test_runs.py",
     "test_slurm.py",
+    "test_runs.py",
+    "test_kills.py",
+    "test_lost_workers.py",
+    "test_kubernetes.py",
     "test_whole_job.py",
+    "test_cache.py",
+    "test_full_disk.py",
+    "test_stale_state.py",
+    "test_crash_points.py",
+    "test_browser.py",
+    "test_exit_codes.py",
+    "test_backbones.py",
+    "test_pixels_as_they_come.py",
+    "test_rank.py",
+    "test_api.py",
 )
 
-pytest_plugins = ["tests.clouds.fixtures"]
+pytest_plugins = ["tests.clouds.fixtures", "tests.faults.fixtures"]
 
-RunJob = Callable[..., subprocess.CompletedProcess[str]]
+_RESERVED: list[TextIO] = []
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -66,7 +81,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         folder = item.path.relative_to(ROOT / "tests").parts[0]
         if folder in ("clouds", "faults", "launch", "page") and not item.get_closest_marker("core"):
             item.add_marker("thorough")
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
 @pytest.fixture(scope="session")
@@ -217,16 +233,28 @@ def wait_until(
 
 
 def free_ports(count: int) -> list[int]:
-    """Where nobody listens now, nor at the port below, where a chief listens.
+    """Return ports where nobody listens now, nor at the port below, where a chief listens. No other test gets them.
 
     None is one that the system may give to a connection that leaves the machine, and none is one of Slurm's jobs.
     """
-    with ExitStack() as sockets:
-        found: list[int] = []
-        while len(found) < count:
-            port = random.SystemRandom().randrange(3_001, 10_000, 2)
-            with suppress(OSError):
-                for taken in (port - 1, port):
-                    sockets.enter_context(socket.create_server(("", taken)))
-                found.append(port)
-        return found
+    found: list[int] = []
+    while len(found) < count:
+        port = random.SystemRandom().randrange(3_001, 10_000, 2)
+        with ExitStack() as sockets, suppress(OSError):
+            for taken in (port - 1, port):
+                sockets.enter_context(socket.create_server(("", taken)))
+            _reserve(port)
+            found.append(port)
+    return found
+
+
+def _reserve(port: int) -> None:
+    """Take a port for as long as this process runs. Another process that wants it meanwhile gets a BlockingIOError.
+
+    Workers listen only seconds after their ports were chosen, and several processes choose at the same time.
+    """
+    folder = Path(tempfile.gettempdir()) / "transfer-job-test-ports"
+    folder.mkdir(exist_ok=True)
+    file = (folder / str(port)).open("w")
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    _RESERVED.append(file)

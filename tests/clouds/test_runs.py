@@ -23,6 +23,7 @@ from job.sources.open import open_source
 from job.storage.bucket.open import open_objects
 from job.storage.files import digest_of_file
 from tests.conftest import QUICK, ROOT, linked_files, quick_settings, run_job, start_job, wait_until
+from tests.faults import killer
 from tests.faults.several import Run
 
 
@@ -134,17 +135,14 @@ def started(environment, *arguments):
     return start_job(*arguments, environment=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
-SLOW = ("fine_tune.epochs=30", "fine_tune.global_batch_size=8", "checkpoint.every_s=0.3")
-
-
 def wait_for(found, process):
     """Wait for something that only this process can bring."""
     wait_until(found, lambda: process.kill() or process.stderr.read(), is_alive=lambda: process.poll() is None)
 
 
-def test_fresh_node_goes_on_at_the_last_checkpoint_after_a_kill(google, photos, tmp_path):
-    arguments = ("run", "--data", photos, "--out", f"{google.bucket()}/x", *quick_settings(*SLOW))
-    out = arguments[4]
+def test_fresh_node_goes_on_at_the_last_checkpoint_after_a_kill(google, photos, undisturbed_run, tmp_path):
+    out = f"{google.bucket()}/x"
+    arguments = killer.command(photos, out)[3:]
     first = started(node(tmp_path / "first"), *arguments)
     with first:
         wait_for(lambda: len([n for n in google.names(f"{out}/checkpoints/fine_tune") if "/0" in n]) >= 2, first)
@@ -158,10 +156,7 @@ def test_fresh_node_goes_on_at_the_last_checkpoint_after_a_kill(google, photos, 
     read = [path for method, path, _ in google.requests() if "alt=media" in path and "/photos%2F" in path]
     held_out = json.loads(google.get(f"{out}/model/parity.json"))["num_photos"]
     assert len(read) <= held_out  # For the parity check; no photo was decoded anew.
-    undisturbed = f"{google.bucket()}/x"
-    done = run_job("run", "--data", photos, "--out", undisturbed, *quick_settings(*SLOW), **node(tmp_path / "third"))
-    assert done.returncode == 0, done.stderr
-    assert numbers(google.fetched(out, tmp_path / "a")) == numbers(google.fetched(undisturbed, tmp_path / "b"))
+    assert numbers(google.fetched(out, tmp_path / "a")) == numbers(undisturbed_run.finished)
 
 
 def test_signal_saves_to_the_bucket_and_ends_with_143(google, photos, tmp_path):
@@ -195,16 +190,16 @@ def test_second_start_on_one_output_says_who_holds_it(google, photos, tmp_path, 
     assert second.returncode == 75 and f"{out} is in use by the run on" in second.stderr
 
 
-def test_two_workers_that_share_only_the_bucket_give_what_two_on_one_folder_give(google, photos, painted, tmp_path):
+def test_two_workers_that_share_only_the_bucket_give_what_two_on_one_folder_give(
+    google, photos, undisturbed_workers, tmp_path
+):
     out, folders = f"{google.bucket()}/x", [tmp_path / "node-0", tmp_path / "node-1"]
     for folder in folders:
         folder.mkdir()
-    both = Run(photos, out, "fine_tune.epochs=3", nodes=folders)
+    both = Run(photos, out, nodes=folders)
     assert both.codes() == [0, 0], both.said(0) + both.said(1)
     assert not [name for name in google.names(out) if ".secret" in name]
-    together = Run(painted, tmp_path / "out", "fine_tune.epochs=3")
-    assert together.codes() == [0, 0], together.said(0)
-    assert numbers(google.fetched(out, tmp_path / "fetched")) == numbers(tmp_path / "out")
+    assert numbers(google.fetched(out, tmp_path / "fetched")) == numbers(undisturbed_workers.finished)
 
 
 def test_run_on_a_service_that_fails_gives_the_same(google, photos, in_bucket, tmp_path):

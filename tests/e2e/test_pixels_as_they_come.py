@@ -74,7 +74,7 @@ def test_single_dark_photo_is_predicted_as_it_was_measured(out):
 
 
 def test_two_workers_give_the_store_of_one(out, tmp_path):
-    both = Run(out.parent / "photos", tmp_path / "out", "fine_tune.epochs=1")
+    both = Run(out.parent / "photos", tmp_path / "out", stop_after="intake")
     assert both.codes() == [0, 0], both.said(0) + both.said(1)
     told, alone = (json.loads((folder / "stages/intake/intake.json").read_text()) for folder in (tmp_path / "out", out))
     assert told == alone and told["bit_depth"] == 12

@@ -21,12 +21,13 @@ from job.storage.files import digest_of_file, digest_of_folder
 from job.storage.lease import NAME as LEASE
 from job.storage.ledger import TEMPORARY
 from job.stores.arrays import ArrayStore
-from tests.conftest import QUICK, ROOT, paint_classes
+from tests.conftest import FEW_LAYERS, QUICK, ROOT, paint_classes
 from tests.warm import WarmStart
 
 # Enough training for kills to meet it, with all the state that training can have: an average, a best epoch, patience.
 SETTINGS = (
     *QUICK,
+    FEW_LAYERS,
     "fine_tune.epochs=30",
     "fine_tune.global_batch_size=8",
     "fine_tune.ema=true",
@@ -42,13 +43,12 @@ def command(data: Path | str, out: Path | str, *settings: str) -> list[str]:
     return [sys.executable, "-m", "job", "run", "--data", str(data), "--out", str(out), *sets]
 
 
-def run(data: Path, out: Path, start: type[subprocess.Popen[Any]] = WarmStart) -> float:
-    """To the end; the seconds it took."""
-    started, said = time.monotonic(), out.parent / "said.txt"
+def run(data: Path, out: Path, start: type[subprocess.Popen[Any]] = WarmStart) -> None:
+    """Run the job to its end."""
+    said = out.parent / "said.txt"
     with said.open("w") as file, start(command(data, out), cwd=ROOT, stdout=file, stderr=file) as process:
         pass
     assert process.returncode == 0, said.read_text()[-3000:]
-    return time.monotonic() - started
 
 
 def run_until(data: Path, out: Path, seconds: float, number: signal.Signals) -> tuple[int, str]:
@@ -145,24 +145,32 @@ class Tally:
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """A run to its end: of which photos, where, how long it took, and what it left."""
+    """A run to its end: its photos, its output, which tests change, a copy of the output, and what must be the same."""
 
     data: Path
     out: Path
-    duration_s: float
+    finished: Path
     stages_s: dict[str, float]
     outcome: dict[str, Any]
 
     @classmethod
-    def of(cls, folder: Path) -> Self:
-        data, out = paint_classes(folder / "photos", per_class=40), folder / "out"
-        return cls.seen(data, out, run(data, out))
+    def of(cls, data: Path, folder: Path) -> Self:
+        """Look at the run that has left `out` in this folder, and its copy `finished`."""
+        finished = folder / "finished"
+        timings = json.loads((finished / "metrics.json").read_text())["timings"]
+        stages_s = {stage: timing["wall_s"] for stage, timing in timings.items()}
+        return cls(data, folder / "out", finished, stages_s, outcome(finished))
 
-    @classmethod
-    def seen(cls, data: Path, out: Path, duration_s: float) -> Self:
-        """Of a run that has ended."""
-        timings = json.loads((out / "metrics.json").read_text())["timings"]
-        return cls(data, out, duration_s, {stage: t["wall_s"] for stage, t in timings.items()}, outcome(out))
+    @property
+    def duration_s(self) -> float:
+        """How long the run took without its start."""
+        return sum(self.stages_s.values())
+
+    def finish_again(self) -> None:
+        """Have in its place what it left but for its log, whatever a test has made of it since."""
+        shutil.rmtree(self.out)
+        shutil.copytree(self.finished, self.out, symlinks=True)
+        shutil.rmtree(self.out / "logs")
 
 
 def kills_in_every_stage(undisturbed: Undisturbed, number: signal.Signals, seed: int = 0) -> Tally:

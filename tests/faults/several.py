@@ -15,7 +15,8 @@ from tests.warm import WarmStart
 
 class Run:
     """Workers that were started at the same time, worker 0 the chief. Those of `missing` are not started, and worker 1 may
-    have another output directory or other settings. `nodes`: for each worker, a folder for what its machine keeps."""
+    have another output directory or other settings. `nodes`: for each worker, a folder for what its machine keeps. Stages
+    after `stop_after` are left out."""
 
     def __init__(
         self,
@@ -25,6 +26,7 @@ class Run:
         missing: Sequence[int] = (),
         other: tuple[Path, str] | None = None,
         nodes: Sequence[Path] = (),
+        stop_after: str | None = None,
     ) -> None:
         self._addresses = [f"localhost:{port}" for port in free_ports(2)]
         self._nodes = nodes
@@ -32,6 +34,8 @@ class Run:
         self._commands = [killer.command(data, out, *settings)] * 2
         if other:
             self._commands[1] = killer.command(data, *other)
+        if stop_after:
+            self._commands = [[*command, "--stop-after", stop_after] for command in self._commands]
         self.processes: list[subprocess.Popen[bytes] | None] = [None, None]
         for k in {0, 1} - set(missing):
             self.start(k)

@@ -1,36 +1,23 @@
 """A kill at any instant changes nothing but the clock: killer.py ends real runs. docs/reliability.md has the figures."""
 
-import shutil
 import signal
-import subprocess
 
 import pytest
 
 from tests.faults import killer
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    return killer.Undisturbed.of(tmp_path_factory.mktemp("kills"))
-
-
-def test_run_in_a_new_interpreter_leaves_the_same_bits(undisturbed):
-    shutil.rmtree(undisturbed.out)
-    killer.run(undisturbed.data, undisturbed.out, start=subprocess.Popen)
-    assert killer.differences(undisturbed) == []
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_run_that_was_ended_in_every_stage_leaves_the_same_bits(undisturbed, number):
-    tally = killer.kills_in_every_stage(undisturbed, number)
+def test_run_that_was_ended_in_every_stage_leaves_the_same_bits(undisturbed_run, number):
+    tally = killer.kills_in_every_stage(undisturbed_run, number)
     assert tally.problems == []
     assert len(tally.met_in) > 5, tally.met_in
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(("number", "count"), [(signal.SIGKILL, 50), (signal.SIGTERM, 30)])
-def test_many_kills(undisturbed, number, count):
-    tally = killer.kills(undisturbed, number, count, seed=1)
+def test_many_kills(undisturbed_run, number, count):
+    tally = killer.kills(undisturbed_run, number, count, seed=1)
     print(tally)
     assert tally.problems == [] and tally.num_kills >= count
 

@@ -20,10 +20,8 @@ DEEP = b"[" * 100_000 + b"\n"
 class Looking(Run):
     """Workers that only look at the photos: they need no TensorFlow."""
 
-    def start(self, k):
-        if "--stop-after" not in self._commands[k]:
-            self._commands[k] = [*self._commands[k], "--stop-after", "explore"]
-        super().start(k)
+    def __init__(self, *places, **options):
+        super().__init__(*places, stop_after="explore", **options)
 
     @property
     def control_port(self):

@@ -1,5 +1,6 @@
 """One device, two, and two or three workers: the same examples in the same order, and the same numbers."""
 
+import functools
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from tests.warm import WarmStart
 pytestmark = pytest.mark.thorough
 
 
+@functools.cache
 def run(folder, num_workers=1, logical_cpus=0):
     """What each worker made. Processes of their own, because devices are set up before TensorFlow starts."""
     addresses = ",".join(f"localhost:{port}" for port in free_ports(num_workers))
