@@ -37,7 +37,7 @@ test: .venv/.dev  ## run the tests that every change needs, in minutes
 
 test-all: test test-thorough  ## run all tests except those marked long
 
-# Three processes on two cores: one of them often waits, for Slurm, the back-off of Kubernetes, or a lost worker's deadline.
+# Three processes on two cores: they often wait, for Slurm, the back-off of Kubernetes, or the deadline of a lost worker.
 test-thorough: .venv/.dev  ## run the slower tests: clouds, kills, Docker, Slurm, Kubernetes
 	$(PYTEST) 3 -m "thorough and not long"
 
@@ -79,6 +79,8 @@ image:  ## build the container image
 	touch $@
 
 # Only what users install. tests/e2e/test_user_environment.py runs the commands of the README in it.
+# Without bytecode, because they import a part of it once.
+.venv-user/.done: PIP_INSTALL += --no-compile
 .venv-user/.done: requirements/cpu.txt pyproject.toml
 	$(call INSTALL,.venv-user,requirements/cpu.txt,2.3)
 	touch $@
