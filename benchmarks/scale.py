@@ -158,8 +158,15 @@ def evaluate(num_photos: int, num_classes: int, folder: Path) -> Callable[[], ob
     def logits(*_: object) -> Iterator[np.ndarray]:
         yield from stage._head_logits(heads[1], features, examples["row"][np.r_[examples.of("val"), examples.of("test")]])
 
-    stage._tuned_logits = logits  # type: ignore[assignment]
-    given: dict[str, Any] = {"inputs": None, "network": None, "tuned_weights": [], "images": images, "features": features}
+    stage.tuned_logits = logits  # type: ignore[assignment]
+    given: dict[str, Any] = {
+        "rules": None,
+        "inputs": None,
+        "network": None,
+        "tuned_weights": [],
+        "images": images,
+        "features": features,
+    }
     return lambda: stage.evaluate(EvaluateConfig(), examples=examples, chosen_head=heads[0], context=context, **given)
 
 
@@ -193,6 +200,7 @@ STEPS: dict[str, Step] = {
     "evaluate": evaluate,
     "predictions": predictions,
 }
+OF_CLASSES = ("table", "head", "evaluate", "predictions")  # The other steps do not look at the classes.
 
 
 # Measuring.
@@ -271,8 +279,9 @@ def main() -> None:
         print(json.dumps(part(options.part[0], *map(int, options.part[1:]))))
         return
     by_photos = {name: [measured(name, n, CLASSES[0]) for n in PHOTOS] for name in options.steps}
-    by_classes = {name: [measured(name, MANY_PHOTOS, c) for c in CLASSES] for name in options.steps}
-    largest = {name: measured(name, PHOTOS[-1], CLASSES[-1]) for name in options.steps}
+    of_classes = [name for name in options.steps if name in OF_CLASSES]
+    by_classes = {name: [measured(name, MANY_PHOTOS, c) for c in CLASSES] for name in of_classes}
+    largest = {name: measured(name, PHOTOS[-1], CLASSES[-1]) for name in of_classes}
     lines = [
         f"# Scale: {', '.join(options.steps)}",
         "",

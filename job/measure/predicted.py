@@ -1,6 +1,7 @@
 """Predictions for many photos, without an array of photos times classes in memory. N photos, C classes."""
 
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,34 @@ from job.measure.calibration import calibrated
 from job.storage.files import storage_errors
 
 _VALUES_AT_ONCE = 2_000_000
+
+
+class StoredLogits:
+    """Logits of N photos, float32 (N, C), in a file without a name. A slice of the photos is read when it is asked for.
+
+    With 1,000 classes, those of 80,000 photos take 320 MB.
+    """
+
+    def __init__(self, batches_BC: Iterable[np.ndarray], num_classes: int, folder: Path) -> None:
+        """Write the logits that come in batches to a file in `folder`, which vanishes with this object.
+
+        Raises:
+            StorageFailed: if there is no room for the file.
+        """
+        self._folder = folder
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+            weakref.finalize(self, self._file.close)
+            num_bytes = sum(self._file.write(np.ascontiguousarray(batch, np.float32).data) for batch in batches_BC)
+            self._file.flush()
+        self.shape = num_bytes // (4 * num_classes), num_classes
+
+    def __getitem__(self, photos: slice) -> np.ndarray:
+        start, stop, _ = photos.indices(self.shape[0])
+        with storage_errors(self._folder):
+            self._file.seek(4 * self.shape[1] * start)
+            return np.fromfile(self._file, np.float32, (stop - start) * self.shape[1]).reshape(-1, self.shape[1])
 
 
 @dataclass(frozen=True)
@@ -26,7 +55,7 @@ class Predicted:
     of_label_N: np.ndarray
 
     @classmethod
-    def of(cls, labels_N: np.ndarray, logits_NC: np.ndarray, temperature: float) -> Self:
+    def of(cls, labels_N: np.ndarray, logits_NC: np.ndarray | StoredLogits, temperature: float) -> Self:
         """Return what softmax(logits / temperature) predicts."""
         predicted, confidence, of_label = np.empty(len(labels_N), np.int64), np.empty(len(labels_N)), np.empty(len(labels_N))
         for part in parts(*logits_NC.shape):
@@ -43,16 +72,3 @@ def parts(num_rows: int, num_columns: int) -> Iterator[slice]:
     """Return slices that together cover all rows, in order. Each one has at most two million values, or one row."""
     step = max(1, _VALUES_AT_ONCE // num_columns)
     return (slice(start, min(start + step, num_rows)) for start in range(0, num_rows, step))
-
-
-def stored(batches_BC: Iterable[np.ndarray], num_columns: int, folder: Path) -> np.ndarray:
-    """Return all rows of the batches, float32 (N, C), as a memory map of a file in `folder` that vanishes with the array.
-
-    Raises:
-        StorageFailed: if there is no room for the file.
-    """
-    with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            num_bytes = sum(file.write(np.ascontiguousarray(batch, np.float32).data) for batch in batches_BC)
-            return np.memmap(file, np.float32, "r", shape=(num_bytes // (4 * num_columns), num_columns))

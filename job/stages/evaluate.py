@@ -21,7 +21,7 @@ from job.measure.calibration import (
     reliability,
     temperature,
 )
-from job.measure.predicted import Predicted, parts, stored
+from job.measure.predicted import Predicted, StoredLogits, parts
 from job.model.heads import Head
 from job.model.inputs import Inputs
 from job.model.network import Network
@@ -91,9 +91,8 @@ def evaluate(
     if tuned_weights is not None:
         batches["fine_tuned"] = tuned_logits(network, chosen_head, tuned_weights, inputs, rows, context.telemetry)
     scratch = context.workdir.temporary().parent
-    logits = {name: stored(of_model, num_classes, scratch) for name, of_model in batches.items()}
-    some = np.arange(0, len(val), max(1, -(-len(val) // _TEMPERATURE_PHOTOS)))
-    temperatures = {name: temperature(labels[some], x[some]) for name, x in logits.items()}
+    logits = {name: StoredLogits(of_model, num_classes, scratch) for name, of_model in batches.items()}
+    temperatures = {name: _temperature(labels[: len(val)], x) for name, x in logits.items()}
     predicted = {name: Predicted.of(labels, x, temperatures[name]) for name, x in logits.items()}
     on_val = {name: p[: len(val)] for name, p in predicted.items()}
     shipped, choice = _choose(config, examples, val, on_val, context.seed)
@@ -101,8 +100,7 @@ def evaluate(
     plain = {name: Predicted.of(labels, x, 1.0) for name, x in logits.items()}
     scores = _scores(config, examples, val, test, predicted, plain, context.seed)
     is_met = config.min_accuracy is None or scores[shipped]["test"]["accuracy"] >= config.min_accuracy
-    of_test = {name: (x[len(val) :], temperatures[name]) for name, x in logits.items()}
-    _write_predictions(_answers(examples, test, on_test[shipped], shipped), of_test, num_classes, context.workdir)
+    _write_predictions(_answers(examples, test, on_test[shipped], shipped), logits, temperatures, context.workdir)
     is_wrong = on_test[shipped].class_N != examples.labels[test]
     numbers: Evaluated = {
         "shipped": shipped,
@@ -148,6 +146,12 @@ def tuned_logits(
             network.replicas, forward, lambda numbers: inputs.plain(rows[numbers]), len(rows), _BATCH_SIZE, telemetry
         )
     )
+
+
+def _temperature(labels_V: np.ndarray, logits: StoredLogits) -> float:
+    """Return the temperature for V validation photos, the first ones in `logits`. It is fitted on at most 10,000 of them."""
+    some = range(0, len(labels_V), max(1, -(-len(labels_V) // _TEMPERATURE_PHOTOS)))
+    return temperature(labels_V[some], np.concatenate([logits[k : k + 1] for k in some]))
 
 
 def _choose(
@@ -262,23 +266,28 @@ def _answers(examples: Examples, test: np.ndarray, predicted: Predicted, shipped
 
 
 def _write_predictions(
-    answers: pa.Table, logits: dict[str, tuple[np.ndarray, float]], num_classes: int, workdir: Workdir
+    answers: pa.Table, logits: dict[str, StoredLogits], temperatures: dict[str, float], workdir: Workdir
 ) -> None:
-    """Write predictions.parquet: the answers, and the probabilities that each model's logits and temperature give."""
+    """Write predictions.parquet: the answers to the T test photos, and the probabilities of each model.
+
+    The last T logits are those of the test photos.
+    """
     lists = {f"{name}_probabilities": name for name in ("head", "fine_tuned")}
     schema = answers.schema
     for column in lists:
         schema = schema.append(pa.field(column, pa.list_(pa.float32())))
     compact = {"use_dictionary": answers.column_names, "use_byte_stream_split": [f"{name}.list.element" for name in lists]}
+    num_photos, num_classes = logits["head"].shape
+    first = num_photos - len(answers)
     with (
         workdir.writing(PREDICTIONS) as path,
         pq.ParquetWriter(path, schema, compression="zstd", **compact) as writer,
     ):
         for part in parts(len(answers), num_classes):
-            rows = answers.slice(part.start, part.stop - part.start)
+            rows, of_part = answers.slice(part.start, part.stop - part.start), slice(first + part.start, first + part.stop)
             for column, name in lists.items():
                 nothing = pa.nulls(len(rows), pa.list_(pa.float32()))
-                found = _lists(calibrated(logits[name][0][part], logits[name][1])) if name in logits else nothing
+                found = _lists(calibrated(logits[name][of_part], temperatures[name])) if name in logits else nothing
                 rows = rows.append_column(column, found)
             writer.write_table(rows)
 

@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from job.measure.calibration import calibrated
-from job.measure.predicted import Predicted
+from job.measure.predicted import Predicted, StoredLogits
 from job.stages import evaluate
 from job.storage.workdir import Workdir
 from tests.conftest import examples_of
@@ -34,7 +34,8 @@ def written(folder, num_photos, num_classes):
     found = Predicted.of(labels, logits, 1.5)
     workdir = Workdir(folder)
     answers = evaluate._answers(examples_of(records, names), np.arange(num_photos), found, "head")
-    evaluate._write_predictions(answers, {"head": (logits, 1.5)}, num_classes, workdir)
+    of_val_too = [np.zeros((7, num_classes)), logits]
+    evaluate._write_predictions(answers, {"head": StoredLogits(of_val_too, num_classes, folder)}, {"head": 1.5}, workdir)
     return workdir.path(evaluate.PREDICTIONS), calibrated(logits, 1.5)
 
 
