@@ -11,6 +11,7 @@ from job.runtime.telemetry import spent_once
 from job.stores.arrays import ArrayStore
 
 _ROWS_AT_ONCE = 4096
+_ENOUGH_ROWS = 20_000  # Their components change the similarities of 60,000 photos by 0.002 on average.
 # With fewer photos, comparing all with all takes less time than building an index.
 _EXACT_BELOW = 10_000
 
@@ -18,23 +19,29 @@ _EXACT_BELOW = 10_000
 def principal_components(features: ArrayStore, rows_N: np.ndarray, num_components: int) -> np.ndarray:
     """Return the principal components of the features in these rows, float32 (N, K), scaled to a mean variance of 1.
 
-    K is `num_components`, or less for narrower features or fewer photos. Features are read in parts to save memory.
+    K is `num_components`, or less for narrower features or fewer photos. Of more than 20,000 rows, evenly spaced ones give
+    the axes. Features are read in parts to save memory.
     """
     width = features.row_shape[0]
     total_D, products_DD = np.zeros(width), np.zeros((width, width))
-    parts = [rows_N[k : k + _ROWS_AT_ONCE] for k in range(0, len(rows_N), _ROWS_AT_ONCE)]
-    for part in parts:
-        values = features.rows(part)
+    some = rows_N[:: max(1, len(rows_N) // _ENOUGH_ROWS)]
+    for start in range(0, len(some), _ROWS_AT_ONCE):
+        values = features.rows(some[start : start + _ROWS_AT_ONCE])
         total_D += values.sum(axis=0, dtype=np.float64)
         products_DD += values.T @ values
-    mean_D = total_D / len(rows_N)
-    covariance_DD = products_DD / len(rows_N) - np.outer(mean_D, mean_D)
-    kept = min(num_components, width, max(1, len(rows_N) - 1))
+    mean_D = total_D / len(some)
+    covariance_DD = products_DD / len(some) - np.outer(mean_D, mean_D)
+    kept = min(num_components, width, max(1, len(some) - 1))
     # If other programs use the same cores, two BLAS threads wait for each other. That took 40 times the time and CPU time.
     with threadpool_limits(1, user_api="blas"):
         variances_K, axes_DK = scipy.linalg.eigh(covariance_DD, subset_by_index=(width - kept, width - 1))
     axes_DK = (axes_DK / np.sqrt(max(variances_K.mean(), 1e-12))).astype(np.float32)
-    return np.concatenate([(features.rows(part) - mean_D.astype(np.float32)) @ axes_DK for part in parts])
+    components_NK = np.empty((len(rows_N), kept), np.float32)
+    for start in range(0, len(rows_N), _ROWS_AT_ONCE):
+        part = slice(start, start + _ROWS_AT_ONCE)
+        components_NK[part] = features.rows(rows_N[part]) @ axes_DK
+    components_NK -= (mean_D @ axes_DK).astype(np.float32)
+    return components_NK
 
 
 @dataclass(frozen=True)
@@ -79,14 +86,15 @@ def nearest(vectors_NK: np.ndarray, num_neighbours: int) -> Neighbours:
         import faiss
 
     lengths = np.maximum(np.linalg.norm(vectors_NK, axis=1, keepdims=True), 1e-12)
-    unit_NK = np.ascontiguousarray(vectors_NK / lengths, np.float32)
+    unit_NK = np.ascontiguousarray(vectors_NK / lengths.astype(np.float32), np.float32)
     width = unit_NK.shape[1]
     index: Any = faiss.IndexFlatIP(width)
     if len(unit_NK) >= _EXACT_BELOW:
         num_cells = int(4 * np.sqrt(len(unit_NK)))
         index = faiss.IndexIVFFlat(index, width, num_cells, faiss.METRIC_INNER_PRODUCT)
         index.nprobe = 16
-        index.cp.niter, index.cp.max_points_per_centroid = 10, 40  # The cells need not be better than that.
+        # The cells need not be better: with 10 and 40, the same share of the similar pairs is found.
+        index.cp.niter, index.cp.max_points_per_centroid, index.cp.min_points_per_centroid = 5, 20, 1
         index.train(unit_NK)
     index.add(unit_NK)
     similarity, position = index.search(unit_NK, min(num_neighbours + 1, len(unit_NK)))

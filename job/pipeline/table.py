@@ -107,7 +107,7 @@ _ROWS = (
     ),
     Stage(
         name="head",
-        schema=3,
+        schema=4,
         after=("audit", "extract"),
         settings=("head",),
         artifact="ChosenHead",

@@ -17,9 +17,10 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from errno import EIO
 from functools import cached_property, lru_cache
 from io import FileIO
-from itertools import groupby
+from itertools import groupby, pairwise
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ HEADER_BYTES = 128  # NumPy pads the header of such a .npy file to this size.
 # Shards that are larger would lose more work in a kill, and smaller ones make more files.
 MAX_SHARD_BYTES, MAX_SHARD_ROWS = 32 << 20, 512
 _MAX_SHORT_SHARDS = 32  # Of shards that are not half full. If a store has more, they are merged.
-_MAX_OPEN_FILES = 64  # Of each store. A process may often have 1,024.
+_MAX_GAP_BYTES = 16 << 10  # Reading so many bytes takes as long as another call.
+_MAX_OPEN_FILES = 128  # Of each store. A process may often have 1,024.
 
 
 @dataclass(frozen=True)
@@ -278,24 +280,32 @@ class ArrayStore:
         return np.argsort(self._places[numbers], kind="stable")
 
     def rows(self, numbers: np.ndarray | Sequence[int]) -> np.ndarray:
-        """Return these rows, in this order. They are read in the order on the disk, and neighbours at once."""
+        """Return these rows, in this order. They are read in the order on the disk, and near ones at once."""
         places = self._places[np.asarray(numbers, np.int64)]
         order = np.argsort(places, kind="stable")
-        shards = np.searchsorted(self._starts, places[order], side="right") - 1
+        places = places[order]
+        shards = np.searchsorted(self._starts, places, side="right") - 1
         gathered = np.empty((len(places), *self.row_shape), self.dtype)
-        steps = np.stack([np.diff(places[order], prepend=-2), np.diff(order, prepend=-2), 1 + np.diff(shards, prepend=-1)])
-        firsts = np.flatnonzero((steps != 1).any(axis=0))
-        for shard, start, count in zip(shards[firsts], order[firsts], np.diff(firsts, append=len(order)), strict=True):
-            self._read(int(shard), int(places[start]), gathered[start : start + count])
+        steps, most = np.diff(places, prepend=-1), 1 + _MAX_GAP_BYTES // max(1, gathered[:1].nbytes)
+        is_near = (steps >= 1) & (steps <= most) & (np.diff(order, prepend=-2) == 1) & (np.diff(shards, prepend=-1) == 0)
+        firsts = np.flatnonzero(~is_near).tolist()
+        with storage_errors(self.index_file):
+            for first, end in pairwise([*firsts, len(places)]):
+                rows = gathered[order[first] : order[first] + end - first]
+                self._read(int(shards[first]), places[first:end], rows)
         return gathered
 
-    def _read(self, shard: int, place: int, rows: np.ndarray) -> None:
-        """Fill `rows` with the rows of a shard from this place on."""
-        file, row_bytes = self._file(shard), rows.nbytes // len(rows)
-        offset = HEADER_BYTES + (place - int(self._starts[shard])) * row_bytes
-        with storage_errors(Path(file.name)):
-            if os.preadv(file.fileno(), [rows.data], offset) != rows.nbytes:
-                raise OSError("the file is shorter than its record says. Delete it: the job makes its rows again")
+    def _read(self, shard: int, places: np.ndarray, rows: np.ndarray) -> None:
+        """Fill `rows` with the rows at these places, which ascend and are all in one shard."""
+        count = int(places[-1] - places[0]) + 1
+        buffer = rows if count == len(rows) else np.empty((count, *self.row_shape), self.dtype)
+        file, offset = self._file(shard), int(places[0] - self._starts[shard]) * (rows.nbytes // len(rows))
+        if os.preadv(file.fileno(), [buffer.data], HEADER_BYTES + offset) != buffer.nbytes:
+            raise OSError(
+                EIO, "the file is shorter than its record says. Delete it: the job makes its rows again", file.name
+            )
+        if buffer is not rows:
+            rows[:] = buffer[places - places[0]]
 
     def _opened(self, shard: int) -> FileIO:
         # A file object closes its file when it is no longer used, in whichever thread that is.
