@@ -34,7 +34,7 @@ _MAX_ITERATIONS, _MAX_DAMPING, _TOLERANCE = 12, 1e4, 1e-3
 
 
 class _Matches(NamedTuple):
-    """Where the core of one photo of each pair lies in the other photo.
+    """Places of the core of one photo of each pair in the other photo.
 
     `maps_P23` has two rows, for x and y: centre, and change to the right and to the lower edge of the core, as shares of the
     side of the photo. `swapped_P`: the core is of the second photo. `mirrored_P`: the photo around it is mirrored.
