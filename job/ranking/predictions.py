@@ -1,4 +1,4 @@
-"""What each candidate of `rank` predicts for photos that it has not learnt from, and how their accuracies compare."""
+"""Predictions of each candidate of `rank` for photos that it has not learnt from, and a comparison of their accuracies."""
 
 from dataclasses import asdict, dataclass
 
