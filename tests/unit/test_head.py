@@ -90,6 +90,17 @@ def test_path_on_a_part_of_the_photos_leads_to_a_solution_on_all(context, tmp_pa
     assert np.allclose(part.kernel_DC, whole.kernel_DC, atol=3e-3)
 
 
+def test_features_that_are_read_anew_give_the_same_bits_as_those_in_memory(context, tmp_path, monkeypatch):
+    photos = data(tmp_path, 4, 300)
+    held, _ = run(context, *photos)
+    monkeypatch.setattr("job.stores.views._IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr("job.data.moments._BYTES_AT_ONCE", 0)
+    read, _ = run(Context(Workdir(tmp_path / "read"), Telemetry(None)), *photos)
+    monkeypatch.setattr("job.stores.views._IN_MEMORY_BYTES", 2**20)
+    part, _ = run(Context(Workdir(tmp_path / "part"), Telemetry(None)), *photos)
+    assert read.kernel_DC.tobytes() == part.kernel_DC.tobytes() and np.allclose(read.kernel_DC, held.kernel_DC, atol=1e-3)
+
+
 def test_stops_change_no_bit(context, tmp_path, monkeypatch):
     photos = data(tmp_path, 4, 60)
     expected, summary = run(context, *photos)

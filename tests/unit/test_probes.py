@@ -73,6 +73,18 @@ def test_a_request_to_stop_is_heard_between_fits():
         out_of_fold(components, labels, np.arange(300), 3, 5, 0, stop)
 
 
+def test_one_fold_of_many_photos_finds_the_strength_that_all_folds_find(monkeypatch):
+    components, labels = blobs(spread=2.0)
+    by_all = out_of_fold(components, labels, np.arange(300), 3, 5, 0, nothing)
+    val = blobs(300, spread=2.0, seed=5)
+    curve = learning_curve((components, labels, np.arange(300)), val, 3, ((1.0, 1),), 0, nothing)
+    monkeypatch.setattr("job.measure.probes._ENOUGH_PHOTOS", 150)
+    by_one = out_of_fold(components, labels, np.arange(300), 3, 5, 0, nothing)
+    assert by_one.sum(axis=1) == pytest.approx(1) and (by_one.argmax(1) == by_all.argmax(1)).mean() > 0.97
+    of_part = learning_curve((components, labels, np.arange(300)), val, 3, ((1.0, 1),), 0, nothing)
+    assert of_part[0]["num_examples"] == 300 and of_part[0]["accuracies"] == pytest.approx(curve[0]["accuracies"], abs=0.03)
+
+
 def test_many_classes_are_judged_by_discriminants_that_have_not_seen_the_photo_nor_its_copies():
     components, labels = blobs(1200, classes=60, spread=0.4)
     groups = np.arange(1200) // 2

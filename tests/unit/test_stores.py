@@ -265,6 +265,16 @@ def test_batch_opens_only_the_shards_that_it_needs_and_not_too_many_of_them(fold
     assert content(store) == [number(key) for key in keys] and store._file.cache_info().currsize == 3
 
 
+@pytest.mark.parametrize("gap_bytes", [0, 16, 2**14])
+def test_rows_with_gaps_between_them_are_those_that_were_asked_for(folder, monkeypatch, gap_bytes):
+    monkeypatch.setattr("job.stores.arrays._MAX_GAP_BYTES", gap_bytes)
+    keys = [f"{k}" for k in range(60)]
+    store = add(folder, keys[:40], keys[40:]).finish(keys)
+    rng = np.random.default_rng(0)
+    for numbers in (np.sort(rng.choice(60, 30, replace=False)), rng.integers(0, 60, 80), np.arange(60)):
+        assert store.rows(numbers)[:, 0].tolist() == [number(keys[k]) for k in numbers]
+
+
 def test_store_whose_file_lost_its_end_says_what_to_do(folder):
     store = filled(folder, "ab")
     (file,) = folder.glob("*.npy")
