@@ -79,7 +79,7 @@ def audit(config: AuditConfig, *, examples: Examples, images: ArrayStore, featur
     result = _without_late_copies(config, examples, looked_at, neighbours, images, context)
     _check_classes(result)
     kept = np.isin(looked_at, result.of())
-    indices, components_kept = looked_at[kept], components[kept]
+    indices, components = looked_at[kept], components[kept]  # The same name, so that there is only one of them in memory.
     probabilities = _probabilities(config, result, looked_at, kept, components, neighbours, context)
     with Gallery.drawing(context.workdir, PICTURES, images) as gallery:
         numbers: Audited = {
@@ -91,7 +91,7 @@ def audit(config: AuditConfig, *, examples: Examples, images: ArrayStore, featur
             "late_copies": _late_copies(config, examples, result, gallery),
             "label_issues": _label_issues(config, result, indices, probabilities, gallery, context.workdir),
             "outliers": _outliers(config, result, looked_at, neighbours, gallery),
-            "learning_curve": _curve(result, indices, components_kept, context),
+            "learning_curve": _curve(result, indices, components, context),
         }
     if numbers["left_out"]:
         context.telemetry.line(f"  {result.in_words()}")
@@ -172,7 +172,7 @@ def _probabilities(
     """
     labels, groups, num_classes = examples.labels[looked_at], examples.units[looked_at], len(examples.class_names)
     of_head = out_of_fold(
-        components[kept], labels[kept], groups[kept], num_classes, config.folds, context.seed, context.stop.check
+        components, labels[kept], groups[kept], num_classes, config.folds, context.seed, context.stop.check
     )
     of_neighbours = neighbours.class_shares(np.where(kept, labels, -1), groups, num_classes)[kept]
     both = of_head * of_neighbours

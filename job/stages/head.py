@@ -184,6 +184,7 @@ class _Search:
                     break
                 self._follow(regression, c)
                 progress.advance()
+            del regression  # Its features need memory.
             photos = self._last(0, training.on_photos, self._heads[self._best])
             progress.advance()
             if num_views == 1:
