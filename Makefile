@@ -79,8 +79,6 @@ image:  ## build the container image
 	touch $@
 
 # Only what users install. tests/e2e/test_user_environment.py runs the commands of the README in it.
-# Without bytecode, because they import a part of it once.
-.venv-user/.done: PIP_INSTALL += --no-compile
 .venv-user/.done: requirements/cpu.txt pyproject.toml
 	$(call INSTALL,.venv-user,requirements/cpu.txt,2.3)
 	touch $@

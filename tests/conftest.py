@@ -253,7 +253,7 @@ def _reserve(port: int) -> None:
 
     Workers listen only seconds after their ports were chosen, and several processes choose at the same time.
     """
-    folder = Path(tempfile.gettempdir()) / "transfer-job-test-ports"
+    folder = Path(tempfile.gettempdir()) / f"transfer-job-test-ports-{os.getuid()}"
     folder.mkdir(exist_ok=True)
     file = (folder / str(port)).open("w")
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
