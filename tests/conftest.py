@@ -49,17 +49,20 @@ QUICK = (
 FEW_LAYERS = "backbone.unfreeze=0.2"
 
 # Files of minutes, the longest first. If one of them came last, other processes of pytest-xdist would have nothing to do
-# meanwhile. Docker and Slurm also wait a lot, which other files can use.
+# meanwhile. Each of the four processes gets two files at the start, so its second one is short.
 LONGEST = (
     "test_docker.py",
     "test_slurm.py",
     "test_runs.py",
     "test_kills.py",
+    "test_beds.py",
+    "test_undecodable.py",
+    "test_shared_secret.py",
+    "test_foreign_files.py",
     "test_lost_workers.py",
     "test_kubernetes.py",
     "test_whole_job.py",
     "test_cache.py",
-    "test_full_disk.py",
     "test_stale_state.py",
     "test_crash_points.py",
     "test_browser.py",
@@ -223,13 +226,17 @@ def contents(folder: Path, *names: str) -> dict[Path, bytes]:
 
 
 def wait_until(
-    holds: Callable[[], object], said: Callable[[], str] = str, *, is_alive: Callable[[], bool] = lambda: True
+    holds: Callable[[], object],
+    said: Callable[[], str] = str,
+    *,
+    is_alive: Callable[[], bool] = lambda: True,
+    every_s: float = 0.05,
 ) -> None:
     """Fail with what was `said` if it can no longer come, or takes so long that it will not come."""
     deadline = time.monotonic() + WAIT_S
     while not holds():
         assert is_alive() and time.monotonic() < deadline, said()
-        time.sleep(0.05)
+        time.sleep(every_s)
 
 
 def free_ports(count: int) -> list[int]:

@@ -89,7 +89,8 @@ class Slurm:
 
     def wait_until(self, holds: Callable[[], bool], number: str) -> None:
         """Fails with the job's log where it takes so long that it will not come."""
-        wait_until(holds, lambda: f"{self.job(number)}\n{self.log(number)}")
+        # Most of what is waited for is asked of Slurm, in a process that is started for it.
+        wait_until(holds, lambda: f"{self.job(number)}\n{self.log(number)}", every_s=0.2)
 
     def log(self, number: str) -> str:
         file = Path(self.job(number)["StdOut"])
