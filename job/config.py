@@ -307,6 +307,11 @@ class FineTuneConfig(Section):
 
 
 class EvaluateConfig(Section):
+    metric: Literal["accuracy", "balanced_accuracy"] = _what(
+        "accuracy",
+        "What the model is for. accuracy: it will meet the classes as often as in the training photos. balanced_accuracy: "
+        "every class counts the same, so rare classes get higher probabilities, by as much as validation shows to be best.",
+    )
     bootstrap_samples: int = _what(2000, "Number of bootstrap samples for confidence intervals.", ge=100)
     ece_bins: int = _what(15, "Number of equally wide bins for the expected calibration error.", ge=2)
     ship_margin: float = _what(

@@ -1,5 +1,6 @@
 """Calibration: whether a classifier that says 80% is right in 80% of the cases. N examples, C classes."""
 
+from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
@@ -9,6 +10,7 @@ from scipy.special import softmax
 from job.measure.metrics import wilson
 
 _COLDEST, _HOTTEST = 0.05, 20.0
+_STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _DRAWS, _VALUES_AT_ONCE = 1000, 1_000_000
 
 
@@ -51,6 +53,39 @@ def temperature(labels_N: np.ndarray, logits_NC: np.ndarray, missing: float | No
 def calibrated(logits_NC: np.ndarray, temperature: float) -> np.ndarray:
     """Return softmax(logits / temperature), float64 (N, C)."""
     return softmax(logits_NC.astype(np.float64) / temperature, axis=1)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The last step of a model: softmax(logits / temperature + offsets). `offsets_C` has a number for each class."""
+
+    temperature: float
+    offsets_C: np.ndarray
+
+    def probabilities(self, logits_NC: np.ndarray) -> np.ndarray:
+        """Return probabilities, float64 (N, C)."""
+        return softmax(logits_NC.astype(np.float64) / self.temperature + self.offsets_C, axis=1)
+
+
+UNCALIBRATED = Calibration(1.0, np.zeros(1))
+
+
+def balanced(labels_N: np.ndarray, logits_NC: np.ndarray, temperature: float, counts_C: np.ndarray) -> Calibration:
+    """Return the calibration with the highest balanced accuracy on these examples.
+
+    A class that is frequent in training gets an advantage, which its offset takes back: minus the logarithm of its share of
+    the training examples `counts_C`, times a strength between 0 and 1. The weakest of the best strengths is taken.
+
+    Source: Menon et al., "Long-tail learning via logit adjustment" (2021), section 4.1.
+    """
+    log_shares_C = np.log(np.maximum(counts_C, 1) / counts_C.sum())
+    tried = [Calibration(temperature, -strength * log_shares_C) for strength in _STRENGTHS]
+    weights_N = 1 / np.bincount(labels_N)[labels_N]
+
+    def score(calibration: Calibration) -> float:
+        return float(weights_N @ (calibration.probabilities(logits_NC).argmax(axis=1) == labels_N))
+
+    return max(tried, key=score)
 
 
 def expected_calibration_error(confidence_N: np.ndarray, correct_N: np.ndarray, bins: int) -> float:

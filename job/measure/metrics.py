@@ -164,20 +164,31 @@ class Comparison:
 
 
 def compare(
-    labels_N: np.ndarray, first_N: np.ndarray, second_N: np.ndarray, groups_N: np.ndarray, resamples: int, seed: int
+    labels_N: np.ndarray,
+    first_N: np.ndarray,
+    second_N: np.ndarray,
+    groups_N: np.ndarray,
+    resamples: int,
+    seed: int,
+    weights_N: np.ndarray | None = None,
 ) -> Comparison:
-    """Compare two classifiers by their predictions for the same examples. The bootstrap resamples whole duplicate groups."""
+    """Compare two classifiers by their predictions for the same examples. The bootstrap resamples whole duplicate groups.
+
+    With weights, the differences are those of weighted accuracies.
+    """
     from scipy.stats import binomtest
 
     gain = (second_N == labels_N).astype(np.float64) - (first_N == labels_N)
     only_first, only_second = int((gain < 0).sum()), int((gain > 0).sum())
-    counts = np.stack([gain, np.ones(len(gain))], axis=1)
+    weights = np.ones(len(gain)) if weights_N is None else weights_N
+    counts = np.stack([gain * weights, weights], axis=1)
     percentiles = (2.5, 97.5, 5.0)
     low, high, bound = bootstrap(counts, groups_N, lambda s: s[:, :1] / s[:, 1:], resamples, seed, percentiles, (-1.0, 1.0))
     disagreements = only_first + only_second
     p_value = float(binomtest(only_second, disagreements).pvalue) if disagreements else 1.0
     interval = [float(low[0]), float(high[0])]
-    return Comparison(len(gain), only_first, only_second, float(gain.mean()), interval, float(bound[0]), p_value)
+    difference = float(np.average(gain, weights=weights))
+    return Comparison(len(gain), only_first, only_second, difference, interval, float(bound[0]), p_value)
 
 
 def bootstrap(

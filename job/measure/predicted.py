@@ -9,7 +9,7 @@ from typing import Self
 
 import numpy as np
 
-from job.measure.calibration import calibrated
+from job.measure.calibration import Calibration
 from job.storage.files import storage_errors
 
 _VALUES_AT_ONCE = 2_000_000
@@ -55,11 +55,11 @@ class Predicted:
     of_label_N: np.ndarray
 
     @classmethod
-    def of(cls, labels_N: np.ndarray, logits_NC: np.ndarray | StoredLogits, temperature: float) -> Self:
-        """Return what softmax(logits / temperature) predicts."""
+    def of(cls, labels_N: np.ndarray, logits_NC: np.ndarray | StoredLogits, calibration: Calibration) -> Self:
+        """Return what the calibrated logits predict."""
         predicted, confidence, of_label = np.empty(len(labels_N), np.int64), np.empty(len(labels_N)), np.empty(len(labels_N))
         for part in parts(*logits_NC.shape):
-            probabilities_BC = calibrated(logits_NC[part], temperature)
+            probabilities_BC = calibration.probabilities(logits_NC[part])
             predicted[part], confidence[part] = probabilities_BC.argmax(axis=1), probabilities_BC.max(axis=1)
             of_label[part] = probabilities_BC[np.arange(len(probabilities_BC)), labels_N[part]]
         return cls(predicted, confidence, of_label)

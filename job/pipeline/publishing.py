@@ -56,6 +56,7 @@ class Metrics(TypedDict):
     schema: int
     run_id: NotRequired[str]
     shipped: Shipped
+    metric: str
     class_names: list[str]
     head: ModelScores
     fine_tuned: ModelScores | None
@@ -173,6 +174,7 @@ def metrics(workdir: Workdir, numbers: Evaluated, done: Collection[str]) -> Metr
     found = Metrics(
         schema=1,
         shipped=numbers["shipped"],
+        metric=numbers["metric"],
         class_names=numbers["class_names"],
         head=numbers["head"],
         fine_tuned=numbers["fine_tuned"],

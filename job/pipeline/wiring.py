@@ -149,7 +149,7 @@ def _export(job: Job) -> Artifact | None:
         entries={entry.path: entry for entry in job.listing.entries},
         chosen_head=job["head"].head,
         tuned_weights=job["fine_tune"].weights if job["evaluate"].ships_fine_tuned else None,
-        temperature=job["evaluate"].temperature,
+        calibration=job["evaluate"].calibration,
         network=job.network,
         context=job.context,
     )

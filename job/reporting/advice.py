@@ -119,11 +119,9 @@ def _about_classes(facts: Facts) -> Iterator[Advice]:
 
 
 def _against_imbalance(facts: Facts) -> str:
-    without = [f"--set {model}.class_weight=balanced" for model, weight in facts.class_weights.items() if weight == "none"]
-    if not without:
-        return "Add photos of small classes. Class weights are set already."
-    both = "" if len(without) == len(facts.class_weights) else " for both models"
-    return f"Add photos of small classes, or use class weights{both}: {' '.join(without)}."
+    if facts.metric == "balanced_accuracy":
+        return "Add photos of small classes. The model favours them already as far as validation shows to be good."
+    return "Add photos of small classes. If every class matters the same: --set evaluate.metric=balanced_accuracy."
 
 
 def _about_shortcuts(facts: Facts, explore: Explored) -> Iterator[Advice]:

@@ -30,8 +30,8 @@ class Facts:
 
     `splits_given` are the splits of the user that the job has kept. `num_left_out_later` photos are still in those numbers
     of explore that the audit does not repeat. `groups` are explore's groups of copies, with what became of each photo.
-    `shortcut` is the fact about the file that tells the class best, if one tells it clearly. `class_weights` has the setting
-    of each model.
+    `shortcut` is the fact about the file that tells the class best, if one tells it clearly. `metric` is what
+    the model is for, as set.
     """
 
     statuses: Mapping[str, int]
@@ -42,7 +42,7 @@ class Facts:
     num_left_out_later: int
     copies: list[Copies]
     shortcut: Fact | None
-    class_weights: Mapping[str, str]
+    metric: str
 
     @property
     def num_photos(self) -> int:
@@ -67,7 +67,7 @@ def facts(explore: Explored, audit: Audited | None, config: Mapping[str, Any]) -
         num_left_out_later=len(left_out),
         copies=[_brought_up_to_date(group, left_out) for group in explore["duplicates"]["groups"]],
         shortcut=_shortcut(explore),
-        class_weights={name: config[name]["class_weight"] for name in ("head", "fine_tune")},
+        metric=config["evaluate"]["metric"],
     )
 
 

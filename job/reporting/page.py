@@ -234,12 +234,19 @@ def _results(evaluation: Evaluated, found: Sequence[Group]) -> dict[str, Any]:
         "other": other if unshipped else None,
         "other_is_surer": bool(unshipped and unshipped["test"]["log_loss"] < test["log_loss"]),
         "temperature": evaluation["temperatures"][shipped],
+        "raised": _raised(names, evaluation["offsets"][shipped]),
         "calibration": _calibration(test),
         "confidence_in_interval": _confidence_in_interval(test),
         "confusions": confusions(matrix_CC),
         "confused_groups": [(group.num_confused, [names[k] for k in group.members]) for group in found],
         "matrix": _shaded(matrix_CC) if len(names) <= LIMITS["matrix_classes"] else None,
     }
+
+
+def _raised(names: Sequence[str], offsets: Sequence[float]) -> tuple[str, float] | None:
+    """Return the class that is favoured most over the one that is favoured least, and by which factor; None if none is."""
+    factor = math.exp(max(offsets) - min(offsets))
+    return (names[int(np.argmax(offsets))], factor) if factor > 1 else None
 
 
 def _width(interval: list[float]) -> float:

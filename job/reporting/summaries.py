@@ -314,7 +314,9 @@ class Evaluated(Details, AgainstEarlier):
     """The content of evaluation.json."""
 
     shipped: Shipped
+    metric: str
     temperatures: dict[str, float]
+    offsets: dict[str, list[float]]
     choice: dict[str, object]
     class_names: list[str]
     head: ModelScores

@@ -15,7 +15,9 @@ from job.data.examples import Examples
 from job.decoding.decode import DecodeRules
 from job.measure import metrics
 from job.measure.calibration import (
-    calibrated,
+    UNCALIBRATED,
+    Calibration,
+    balanced,
     calibration_error_floor,
     expected_calibration_error,
     reliability,
@@ -41,7 +43,7 @@ SUMMARY = "stages/evaluate/evaluation.json"
 PREDICTIONS = "stages/evaluate/predictions.parquet"
 THUMBNAILS = "stages/evaluate/mistakes"
 _BATCH_SIZE = 256
-_TEMPERATURE_PHOTOS = 10_000  # So many validation photos suffice for one number.
+_CALIBRATION_PHOTOS = 10_000  # So many validation photos suffice for two numbers.
 # With many classes, most probabilities are tiny and their digits are noise, which no file format makes small.
 _EXACT_CLASSES, _ROUNDING_STEPS = 100, 2**16
 _MAX_PICTURE_PX = 1200
@@ -62,9 +64,10 @@ class Evaluation:
         return self.numbers["shipped"] == "fine_tuned"
 
     @property
-    def temperature(self) -> float:
-        """The number by which the logits of the shipped model are divided, so that its probabilities are true."""
-        return self.numbers["temperatures"][self.numbers["shipped"]]
+    def calibration(self) -> Calibration:
+        """The last step of the shipped model."""
+        shipped = self.numbers["shipped"]
+        return Calibration(self.numbers["temperatures"][shipped], np.asarray(self.numbers["offsets"][shipped]))
 
 
 def evaluate(
@@ -92,19 +95,22 @@ def evaluate(
         batches["fine_tuned"] = tuned_logits(network, chosen_head, tuned_weights, inputs, rows, context.telemetry)
     scratch = context.workdir.temporary().parent
     logits = {name: StoredLogits(of_model, num_classes, scratch) for name, of_model in batches.items()}
-    temperatures = {name: _temperature(labels[: len(val)], x) for name, x in logits.items()}
-    predicted = {name: Predicted.of(labels, x, temperatures[name]) for name, x in logits.items()}
+    counts_C = np.bincount(examples.labels[examples.of("train")], minlength=num_classes)
+    calibrations = {name: _calibration(config, labels[: len(val)], x, counts_C) for name, x in logits.items()}
+    predicted = {name: Predicted.of(labels, x, calibrations[name]) for name, x in logits.items()}
     on_val = {name: p[: len(val)] for name, p in predicted.items()}
     shipped, choice = _choose(config, examples, val, on_val, context.seed)
     on_test = {name: p[len(val) :] for name, p in predicted.items()}
-    plain = {name: Predicted.of(labels, x, 1.0) for name, x in logits.items()}
+    plain = {name: Predicted.of(labels, x, UNCALIBRATED) for name, x in logits.items()}
     scores = _scores(config, examples, val, test, predicted, plain, context.seed)
     is_met = config.min_accuracy is None or scores[shipped]["test"]["accuracy"] >= config.min_accuracy
-    _write_predictions(_answers(examples, test, on_test[shipped], shipped), logits, temperatures, context.workdir)
+    _write_predictions(_answers(examples, test, on_test[shipped], shipped), logits, calibrations, context.workdir)
     is_wrong = on_test[shipped].class_N != examples.labels[test]
     numbers: Evaluated = {
         "shipped": shipped,
-        "temperatures": temperatures,
+        "metric": config.metric,
+        "temperatures": {name: calibration.temperature for name, calibration in calibrations.items()},
+        "offsets": {name: calibration.offsets_C.tolist() for name, calibration in calibrations.items()},
         "choice": choice,
         "class_names": list(examples.class_names),
         "head": scores["head"],
@@ -148,10 +154,17 @@ def tuned_logits(
     )
 
 
-def _temperature(labels_V: np.ndarray, logits: StoredLogits) -> float:
-    """Return the temperature for V validation photos, the first ones in `logits`. It is fitted on at most 10,000 of them."""
-    some = range(0, len(labels_V), max(1, -(-len(labels_V) // _TEMPERATURE_PHOTOS)))
-    return temperature(labels_V[some], np.concatenate([logits[k : k + 1] for k in some]))
+def _calibration(config: EvaluateConfig, labels_V: np.ndarray, logits: StoredLogits, counts_C: np.ndarray) -> Calibration:
+    """Return the calibration for V validation photos, the first ones in `logits`. It is fitted on at most 10,000 of them.
+
+    `counts_C` are the numbers of training photos of the classes.
+    """
+    some = range(0, len(labels_V), max(1, -(-len(labels_V) // _CALIBRATION_PHOTOS)))
+    labels, logits_VC = labels_V[some], np.concatenate([logits[k : k + 1] for k in some])
+    fitted = temperature(labels, logits_VC)
+    if config.metric == "balanced_accuracy":
+        return balanced(labels, logits_VC, fitted, counts_C)
+    return Calibration(fitted, np.zeros(len(counts_C)))
 
 
 def _choose(
@@ -159,18 +172,12 @@ def _choose(
 ) -> tuple[Shipped, dict[str, object]]:
     if "fine_tuned" not in predicted:
         return "head", {"reason": "There is no fine-tuned model."}
-    comparison = metrics.compare(
-        examples.labels[val],
-        predicted["head"].class_N,
-        predicted["fine_tuned"].class_N,
-        examples.units[val],
-        config.bootstrap_samples,
-        seed,
-    )
+    comparison = _compared(config, examples, val, {name: p.class_N for name, p in predicted.items()}, seed)
     better = comparison.difference > 0
     safe = comparison.lower_bound >= -config.ship_margin
+    metric = config.metric.replace("_", " ")
     facts = (
-        f"On the {comparison.num_examples:,} validation photos, the fine-tuned model's accuracy minus the head's is "
+        f"On the {comparison.num_examples:,} validation photos, the fine-tuned model's {metric} minus the head's is "
         f"{100 * comparison.difference:+.1f} points, with a lower 95% bound of {100 * comparison.lower_bound:+.1f} points"
     )
     rule = (
@@ -180,6 +187,16 @@ def _choose(
     verdict = "The fine-tuned model ships." if better and safe else "The head ships."
     choice = {"comparison": asdict(comparison), "margin": config.ship_margin, "reason": f"{verdict} {facts}; {rule}."}
     return ("fine_tuned" if better and safe else "head"), choice
+
+
+def _compared(
+    config: EvaluateConfig, examples: Examples, photos: np.ndarray, predicted: dict[str, np.ndarray], seed: int
+) -> metrics.Comparison:
+    """Compare the fine-tuned model with the head on these photos, by the metric that is set."""
+    labels = examples.labels[photos]
+    weights = 1 / np.bincount(labels)[labels] if config.metric == "balanced_accuracy" else None
+    head, fine_tuned, groups = predicted["head"], predicted["fine_tuned"], examples.units[photos]
+    return metrics.compare(labels, head, fine_tuned, groups, config.bootstrap_samples, seed, weights)
 
 
 def _scores(
@@ -245,10 +262,7 @@ def _details(
         "head_against_fine_tuned": None,
     }
     if "fine_tuned" in predicted:
-        comparison = metrics.compare(
-            labels, predicted["head"], predicted["fine_tuned"], groups, config.bootstrap_samples, seed
-        )
-        details["head_against_fine_tuned"] = asdict(comparison)
+        details["head_against_fine_tuned"] = asdict(_compared(config, examples, test, predicted, seed))
     return details
 
 
@@ -266,7 +280,7 @@ def _answers(examples: Examples, test: np.ndarray, predicted: Predicted, shipped
 
 
 def _write_predictions(
-    answers: pa.Table, logits: dict[str, StoredLogits], temperatures: dict[str, float], workdir: Workdir
+    answers: pa.Table, logits: dict[str, StoredLogits], calibrations: dict[str, Calibration], workdir: Workdir
 ) -> None:
     """Write predictions.parquet: the answers to the T test photos, and the probabilities of each model.
 
@@ -287,7 +301,7 @@ def _write_predictions(
             rows, of_part = answers.slice(part.start, part.stop - part.start), slice(first + part.start, first + part.stop)
             for column, name in lists.items():
                 nothing = pa.nulls(len(rows), pa.list_(pa.float32()))
-                found = _lists(calibrated(logits[name][of_part], temperatures[name])) if name in logits else nothing
+                found = _lists(calibrations[name].probabilities(logits[name][of_part])) if name in logits else nothing
                 rows = rows.append_column(column, found)
             writer.write_table(rows)
 

@@ -23,6 +23,7 @@ from job.config import ExportConfig, IntakeConfig
 from job.data.examples import Examples
 from job.decoding.decode import DecodeRules
 from job.errors import Diverged, GateNotMet, JobError, TryAgainLater, of_code
+from job.measure.calibration import Calibration
 from job.model.heads import Head
 from job.model.network import Network
 from job.runtime.context import Context
@@ -64,14 +65,14 @@ def export(
     entries: Mapping[str, Entry],
     chosen_head: Head,
     tuned_weights: list[np.ndarray] | None,
-    temperature: float,
+    calibration: Calibration,
     network: Network,
     context: Context,
 ) -> Exported:
     """Save the shipped model, check it in a fresh process, and publish it.
 
     `bit_depth` is that of the data set. `entries` are the source's entries by path. `tuned_weights` are the shipped model's;
-    None if the head alone ships. Its logits are divided by `temperature`, in the weights of its last layer.
+    None if the head alone ships. `calibration` goes into the weights of its last layer.
 
     Raises:
         Diverged: if a weight is not finite.
@@ -82,7 +83,8 @@ def export(
     if tuned_weights is not None:
         tuned.set_weights(tuned_weights)
     last = tuned.get_layer("head")
-    last.set_weights([weight / temperature for weight in last.get_weights()])
+    kernel_DC, bias_C = last.get_weights()
+    last.set_weights([kernel_DC / calibration.temperature, bias_C / calibration.temperature + calibration.offsets_C])
     classifier = network.assembled(tuned)
     bad = [v.path for v in classifier.variables if not np.isfinite(np.asarray(v)).all()]
     if bad:
@@ -108,7 +110,8 @@ def export(
         context.stop.check()
         result = _check_parity(checker, config, folder, rules, examples, images, source, entries, context)
         (folder / "parity.json").write_text(json.dumps(result, indent=2) + "\n")
-        card = _model_card(rules, examples, network, folder, tuned_weights is not None) | {"temperature": temperature}
+        card = _model_card(rules, examples, network, folder, tuned_weights is not None)
+        card |= {"temperature": calibration.temperature, "class_offsets": calibration.offsets_C.tolist()}
         card["image_bytes"] = _what_bytes_it_takes(limits, result)
         (folder / "model.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         if not result["agrees"]:

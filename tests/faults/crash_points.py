@@ -91,6 +91,7 @@ def _stages(workdir: Workdir, number: int, weights: np.ndarray) -> None:
         _fill(folder, number)
     numbers = {
         "shipped": "head",
+        "metric": "accuracy",
         "class_names": [],
         "per_class": [],
         "confusion": [],

@@ -205,10 +205,10 @@ def test_page_and_advice_know_who_made_the_splits(drawn, given):
     assert "already divided into train and test" in given.page.text and "Your splits were kept." in given.page.text
 
 
-def test_only_class_weights_that_are_not_set_are_advised(drawn):
-    assert "--set head.class_weight=balanced --set fine_tune.class_weight=balanced" in drawn.page.top
-    weighted = drawn.drawn(**{"head.class_weight": "balanced", "fine_tune.class_weight": "balanced"})
-    assert "Class weights are set already." in weighted.top and "--set" not in weighted.top.partition("Do this")[2]
+def test_metric_that_is_set_is_not_advised(drawn):
+    assert "--set evaluate.metric=balanced_accuracy" in drawn.page.top
+    set_already = drawn.drawn(**{"evaluate.metric": "balanced_accuracy"})
+    assert "The model favours them already" in set_already.top and "--set" not in set_already.top.partition("Do this")[2]
 
 
 def test_labels_that_may_be_wrong_are_as_many_as_the_table_marks(looked):

@@ -39,6 +39,32 @@ def test_temperature_changes_no_label_and_sums_stay_one():
     assert (warm.argmax(1) == logits.argmax(1)).all() and np.allclose(warm.sum(1), 1)
 
 
+def long_tail(num, seed, shares=(0.9, 0.08, 0.02)):
+    """Examples of three classes that overlap. As in a well fitted classifier, logits contain the share of the class."""
+    rng, shares = np.random.default_rng(seed), np.asarray(shares)
+    labels = rng.choice(3, num, p=shares)
+    return labels, np.eye(3)[labels] + rng.normal(0, 1, (num, 3)) + np.log(shares)
+
+
+def test_offsets_take_back_the_advantage_of_frequent_classes_if_that_makes_classes_equally_good():
+    (labels, logits), (new_labels, new_logits) = long_tail(20_000, 0), long_tail(20_000, 1)
+    found = calibration.balanced(labels, logits, 1.0, np.bincount(labels))
+    assert found.offsets_C == pytest.approx(-np.log(np.bincount(labels) / len(labels))), "all of it, as logits are exact"
+    scores = [recall(new_labels, of.probabilities(new_logits)) for of in (calibration.UNCALIBRATED, found)]
+    assert scores[0] < 0.4 and scores[1] > 0.6
+
+
+def recall(labels, probabilities):
+    return np.mean([(probabilities[labels == k].argmax(1) == k).mean() for k in range(3)])
+
+
+def test_offsets_are_zero_where_they_gain_nothing():
+    labels = np.asarray([0] * 50 + [1] * 5)
+    found = calibration.balanced(labels, 9.0 * np.eye(2)[labels], 2.0, np.asarray([500, 50]))
+    assert found.temperature == 2 and not found.offsets_C.any()
+    assert np.allclose(found.probabilities(np.ones((1, 2))), 0.5)
+
+
 def test_calibration_error_by_hand():
     confidence, correct = np.asarray([0.9, 0.9, 0.6, 0.6]), np.asarray([1, 1, 1, 0], bool)
     assert calibration.expected_calibration_error(confidence, correct, 10) == pytest.approx(

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from job.measure.calibration import calibrated
+from job.measure.calibration import Calibration, calibrated
 from job.measure.predicted import Predicted, StoredLogits
 from job.stages import evaluate
 from job.storage.workdir import Workdir
@@ -31,11 +31,13 @@ def written(folder, num_photos, num_classes):
         for k, label in enumerate(labels)
     ]
     logits = rng.normal(0, 2, (num_photos, num_classes)).astype(np.float32)
-    found = Predicted.of(labels, logits, 1.5)
+    calibration = Calibration(1.5, np.zeros(num_classes))
+    found = Predicted.of(labels, logits, calibration)
     workdir = Workdir(folder)
     answers = evaluate._answers(examples_of(records, names), np.arange(num_photos), found, "head")
     of_val_too = [np.zeros((7, num_classes)), logits]
-    evaluate._write_predictions(answers, {"head": StoredLogits(of_val_too, num_classes, folder)}, {"head": 1.5}, workdir)
+    stored = StoredLogits(of_val_too, num_classes, folder)
+    evaluate._write_predictions(answers, {"head": stored}, {"head": calibration}, workdir)
     return workdir.path(evaluate.PREDICTIONS), calibrated(logits, 1.5)
 
 

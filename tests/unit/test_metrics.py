@@ -41,6 +41,8 @@ def test_comparison_counts_disagreements_and_gives_mcnemars_exact_p():
     assert found.p_value == pytest.approx(2 * (1 + 9) / 2**9)
     low, high = found.difference_ci95
     assert low < found.lower_bound < found.difference < high
+    weighted = metrics.compare(labels, first, second, np.arange(20), 4000, 0, np.repeat([4.0, 1.0], 10))
+    assert weighted.difference == pytest.approx((-4 + 8) / 50) and weighted.lower_bound < weighted.difference
     # Normal approximation of a paired difference: 0.35 +- 1.96 * sqrt((9/20 - 0.35^2) / 20).
     assert [low, high] == pytest.approx([0.10, 0.60], abs=0.06)
 

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from job.errors import StorageFailed
 from job.measure import predicted
-from job.measure.calibration import calibrated
+from job.measure.calibration import Calibration
 from job.measure.predicted import Predicted, StoredLogits, parts
 
 
@@ -16,11 +17,12 @@ def test_parts_cover_all_rows_once_and_have_one_row_at_least():
 def test_predictions_in_parts_are_those_of_the_whole_array(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(0, 3, (50, 7)).astype(np.float32), rng.integers(0, 7, 50)
-    expected = calibrated(logits, 1.7)
+    calibration = Calibration(1.7, np.arange(7) / 5)
+    expected = softmax(logits / 1.7 + calibration.offsets_C, axis=1)
     monkeypatch.setattr(predicted, "_VALUES_AT_ONCE", 30)
-    found = Predicted.of(labels, StoredLogits([logits], 7, tmp_path), 1.7)
-    assert (found.class_N == expected.argmax(1)).all() and (found.confidence_N == expected.max(1)).all()
-    assert (found.of_label_N == expected[np.arange(50), labels]).all()
+    found = Predicted.of(labels, StoredLogits([logits], 7, tmp_path), calibration)
+    assert (found.class_N == expected.argmax(1)).all() and np.allclose(found.confidence_N, expected.max(1))
+    assert np.allclose(found.of_label_N, expected[np.arange(50), labels])
     assert (found[10:20].class_N == found.class_N[10:20]).all()
 
 

@@ -186,7 +186,9 @@ def evaluated(context, names=("daisy", "rose"), met=True, with_fine_tuned=True, 
     no_choice = {"reason": "There is no fine-tuned model."}
     numbers = {
         "shipped": "head",
+        "metric": "accuracy",
         "temperatures": {"head": 0.8, "fine_tuned": 0.64},
+        "offsets": dict.fromkeys(("head", "fine_tuned"), [0.0] * len(names)),
         "reliability": [{"num_examples": num, "confidence": 0.9, "accuracy": 0.875, "accuracy_ci95": [0.69, 0.957]}],
         "choice": {"comparison": pair, "margin": 0.01, "reason": "The head ships."} if with_fine_tuned else no_choice,
         "class_names": list(names),
@@ -900,6 +902,18 @@ def test_page_says_which_way_the_confidence_errs(context, on_test, said):
     evaluated(context, **on_test)
     text = Elements(drawn(context)).text
     assert said in text and "divided by a temperature of 0.80" in text
+
+
+def test_page_says_how_much_rare_classes_are_favoured(context):
+    everything(context)
+    assert "Rare classes" not in drawn(context)
+    path = "stages/evaluate/evaluation.json"
+    numbers = context.workdir.read_json(path)
+    numbers["offsets"]["head"][:2] = [0.1, 0.1 + np.log(4)]
+    numbers["offsets"]["head"][2:] = [0.2] * len(numbers["class_names"][2:])
+    context.workdir.write_json(path, numbers)
+    said = f"the odds of {numbers['class_names'][1]} are multiplied by 4 against those of the most frequent class"
+    assert said in Elements(drawn(context)).text
 
 
 def test_page_says_why_the_log_loss_is_not_the_lowest(context):
