@@ -248,9 +248,9 @@ def free_ports(count: int) -> list[int]:
     while len(found) < count:
         port = random.SystemRandom().randrange(3_001, 10_000, 2)
         with ExitStack() as sockets, suppress(OSError):
+            _reserve(port)  # First, because even a look at a port that is reserved can disturb its owner.
             for taken in (port - 1, port):
                 sockets.enter_context(socket.create_server(("", taken)))
-            _reserve(port)
             found.append(port)
     return found
 

@@ -89,6 +89,7 @@ class _MadeFeatures:
         middles_CD = rng.standard_normal((labels_N.max() + 1, 16), np.float32)
         self._features_ND = np.empty((rows_N.max() + 1, 16), np.float32)
         self._features_ND[rows_N] = middles_CD[labels_N] + rng.standard_normal((len(labels_N), 16), np.float32)
+        self.row_shape = middles_CD.shape[1:]
         self.head = Head(middles_CD.T, -(middles_CD**2).sum(1) / 2)
 
     def rows(self, numbers: np.ndarray) -> np.ndarray:
