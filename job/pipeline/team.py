@@ -39,6 +39,7 @@ def assist(job: Job, stop_after: str | None = None) -> None:
         if not is_needed:
             context.telemetry.line("The run is finished.")
             return
+        context.telemetry.line("Connected to the chief.")
         job.context = replace(context, peers=worker)
         for order in worker.orders():
             context.telemetry.line(f"{order['stage']:<10}runs, this worker's part")

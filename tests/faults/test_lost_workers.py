@@ -51,6 +51,7 @@ def test_others_end_with_75_when_one_is_killed_and_the_run_goes_on_to_the_same_b
         before = num_epochs(undisturbed_workers.out)
         run = Run(undisturbed_workers.data, undisturbed_workers.out)
         run.wait_until(lambda run=run, stage=stage: f"{stage:<9} runs" in run.said(0))
+        run.wait_until(lambda run=run: "Connected to the chief." in run.said(1))  # Or one waits minutes for the other.
         if stage == "fine_tune":
             run.wait_until(lambda before=before: num_epochs(undisturbed_workers.out) > before)
         assert lose(run, undisturbed_workers, victim) == [], (stage, victim)
