@@ -21,7 +21,7 @@ print('ready', flush=True)
 """
 ASKS = "import time\nfrom job.errors import Stopped\nwhile True:\n    time.sleep(0.01)\n    STOP.check()"
 # A busy loop in C, between whose bytecodes nothing of Python's runs in the main thread.
-DEAF = "import hashlib\nhashlib.pbkdf2_hmac('sha256', b'a', b'b', 10**9)"
+DEAF = "import hashlib\nprint('works', flush=True)\nhashlib.pbkdf2_hmac('sha256', b'a', b'b', 10**9)"
 
 
 def start(body, grace=10.0, *, wrapper=()):
@@ -42,6 +42,7 @@ def test_signal_is_heard_at_the_next_question(number):
 def test_process_that_cannot_listen_ends_with_143_at_the_deadline_and_says_what_is_saved():
     work = f"STOP.note_saved('everything up to step 7')\n{DEAF}"
     process = start(f"with STOP.during('fine_tune'):\n{indent(work, '    ')}", grace=0.3)
+    assert process.stdout.readline() == "works\n"
     started = time.monotonic()
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=20)
@@ -52,6 +53,7 @@ def test_process_that_cannot_listen_ends_with_143_at_the_deadline_and_says_what_
 
 def test_signal_is_acknowledged_at_once_although_the_main_thread_cannot_hear_it():
     process = start(f"with STOP.during('extract'):\n{indent(DEAF, '    ')}", grace=60.0)
+    assert process.stdout.readline() == "works\n"
     process.send_signal(signal.SIGTERM)
     said = process.stderr.readline()
     assert process.poll() is None
