@@ -108,7 +108,7 @@ def rank(
     fine_tune: bool = False,
     session: Session | None = None,
 ) -> Ranking:
-    """Compare backbones on stored features, one pass over the photos for each. `fine_tune`: after brief fine-tuning instead.
+    """Compare backbones on stored features, one pass over the photos for each, or after brief fine-tuning (`fine_tune`).
 
     `backbones` are names of docs/backbones.md, each with `:alpha=A`, `:weights=W` or `:image_size=S` added if wanted.
     A backbone without a size of its own is tried at each of `image_sizes`, in pixels.
@@ -208,6 +208,7 @@ def report(out: Place, *, session: Session | None = None) -> Result:
             )
         settings = Config.model_validate(described["config"])
         publishing.finish(workdir)
+        described["config"] = settings.model_dump(mode="json")  # With the settings that are newer than the run.
         draw(settings.report, run=described, timings=records.timings(made), context=context)
         publishing.publish(workdir, [*made, "report"])
         return Result(workdir, [f"Report: {workdir.shown(f'{publishing.place(workdir)}report.html')}"])

@@ -14,8 +14,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from job.storage.files import digest_of
-
 Status = Literal["used", "converted", "quarantined", "ignored", "excluded"]
 
 SCHEMA = pa.schema(
@@ -171,10 +169,6 @@ class Examples:
                 keys[index] = int(digest[:16], 16) ^ seen.get(digest, 0)
                 seen[digest] = seen.get(digest, 0) + 1
         return keys
-
-    @cached_property
-    def digest(self) -> str:
-        return digest_of([self.class_names, {name: column.tolist() for name, column in self.columns.items()}])
 
 
 def _array(column: pa.ChunkedArray, arrow_type: pa.DataType) -> np.ndarray:

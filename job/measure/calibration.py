@@ -1,6 +1,6 @@
 """Calibration: whether a classifier that says 80% is right in 80% of the cases. N examples, C classes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypedDict
 
 import numpy as np
@@ -50,24 +50,19 @@ def temperature(labels_N: np.ndarray, logits_NC: np.ndarray, missing: float | No
     return float(np.exp(found.x))
 
 
-def calibrated(logits_NC: np.ndarray, temperature: float) -> np.ndarray:
-    """Return softmax(logits / temperature), float64 (N, C)."""
-    return softmax(logits_NC.astype(np.float64) / temperature, axis=1)
-
-
 @dataclass(frozen=True)
 class Calibration:
-    """The last step of a model: softmax(logits / temperature + offsets). `offsets_C` has a number for each class."""
+    """The last step of a model: softmax(logits / temperature + offsets). `offsets_C` has a number for each class.
 
-    temperature: float
-    offsets_C: np.ndarray
+    The default changes nothing: it is softmax(logits).
+    """
+
+    temperature: float = 1.0
+    offsets_C: np.ndarray = field(default_factory=lambda: np.zeros(1))
 
     def probabilities(self, logits_NC: np.ndarray) -> np.ndarray:
         """Return probabilities, float64 (N, C)."""
         return softmax(logits_NC.astype(np.float64) / self.temperature + self.offsets_C, axis=1)
-
-
-UNCALIBRATED = Calibration(1.0, np.zeros(1))
 
 
 def balanced(labels_N: np.ndarray, logits_NC: np.ndarray, temperature: float, counts_C: np.ndarray) -> Calibration:

@@ -10,7 +10,7 @@ import numpy as np
 
 from job.data.duplicates import folds_of_groups
 from job.data.moments import Moments
-from job.measure.calibration import calibrated, temperature
+from job.measure.calibration import Calibration, temperature
 from job.model.discriminant import Discriminant
 from job.model.heads import Head
 from job.model.regression import LogisticRegression
@@ -136,7 +136,8 @@ def _best(logits: Callable[[float], np.ndarray], labels_M: np.ndarray, num_class
     is_many, best_loss, best = num_classes > _MANY_CLASSES, np.inf, (0.0, np.empty(0))
     for strength in _SHRINKAGES if is_many else _STRENGTHS:
         logits_MC = logits(strength)
-        probabilities_MC = calibrated(logits_MC, temperature(labels_M[some], logits_MC[some]) if is_many else 1.0)
+        calibration = Calibration(temperature(labels_M[some], logits_MC[some])) if is_many else Calibration()
+        probabilities_MC = calibration.probabilities(logits_MC)
         loss = -float(np.log(np.maximum(probabilities_MC[np.arange(len(labels_M)), labels_M], 1e-12)).mean())
         if loss >= best_loss:
             break

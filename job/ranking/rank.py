@@ -9,7 +9,7 @@ import gc
 import shlex
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from job.pipeline.provenance import program
 from job.pipeline.run import bring_up_to_date
 from job.ranking.candidates import Candidate
 from job.ranking.photos import Photos, shared_photos
-from job.ranking.predictions import compared, fine_tune, fine_tuned, probe
+from job.ranking.predictions import Predictions, compared, fine_tune, fine_tuned, probe
 from job.ranking.table import Accuracy, Cost, Row, as_csv, as_text, draw, in_order, recommended, undecided
 from job.runtime.context import Context
 from job.sources.open import open_source
@@ -59,37 +59,8 @@ def rank(
     """
     source = open_source(data, labels, settings=candidates[0].config.intake)
     jobs = {c.folder: Job(c.config, source, _inside(context, c), labels=labels) for c in candidates}
-    costs: dict[str, Cost] = {}
-    failures: dict[str, JobError] = {}
-    # All photos are decoded first, because processes are better started before TensorFlow is imported.
-    for candidate in candidates:
-        context.telemetry.line(f"{candidate.label}, {candidate.image_size} px: photos")
-        try:
-            _prepare(jobs[candidate.folder], data)
-        except DataUnusable as error:  # Another image size may be usable, because fewer photos look alike there.
-            failures[candidate.folder] = error
-            context.telemetry.line(f"  not ranked: {_in_one_line(error)}")
-    for candidate in candidates:
-        if candidate.folder in failures:
-            continue
-        context.telemetry.line(f"{candidate.label}, {candidate.image_size} px: features")
-        try:
-            costs[candidate.folder] = _extract(jobs[candidate.folder])
-            if candidate.fine_tunes:
-                fine_tune(jobs[candidate.folder])
-        except (UsageError, StorageFailed, Diverged) as error:
-            failures[candidate.folder] = error
-            context.telemetry.line(f"  not ranked: {_in_one_line(error)}")
-        _forget_network(jobs[candidate.folder])
-    if not costs:
-        raise type(next(iter(failures.values())))(*(f"{name}: {_in_one_line(e)}" for name, e in failures.items()))
-    if candidates[0].fine_tunes:
-        photos = shared_photos([jobs[folder]["audit"].examples for folder in costs], _TUNED, "val")
-        found = {folder: fine_tuned(jobs[folder], photos) for folder in costs}
-    else:
-        photos = shared_photos([jobs[folder]["split"].examples for folder in costs], _PROBED, "train", "val")
-        context.telemetry.line(f"Probing {len(costs)} of {len(candidates)} candidates on {len(photos.paths):,} photos")
-        found = {folder: probe(jobs[folder], photos) for folder in costs}
+    costs, failures = _measured(candidates, jobs, data, context)
+    photos, found = _predicted({folder: jobs[folder] for folder in costs}, candidates, context)
     accuracies = compared(found, costs, photos, jobs[candidates[0].folder].config)
     rows = in_order([_row(c, costs, accuracies, failures) for c in candidates])
     chosen = recommended(rows)
@@ -97,6 +68,55 @@ def rank(
     command = _run_command(config, data, labels, config_file, assignments, context.workdir)
     _write(rows, chosen, photos, command, context.workdir)
     return [*as_text(rows, photos.meaning).split("\n"), "", *_conclusion(rows, chosen, photos, command, context.workdir)]
+
+
+def _measured(
+    candidates: Sequence[Candidate], jobs: Mapping[str, Job], data: str, context: Context
+) -> tuple[dict[str, Cost], dict[str, JobError]]:
+    """Compute the features of each candidate, and fine-tune it if wanted. Return the costs, and the errors of the others.
+
+    Raises: the error of the first candidate, if all of them fail.
+    """
+    costs: dict[str, Cost] = {}
+    failures: dict[str, JobError] = {}
+
+    def fails(candidate: Candidate, error: JobError) -> None:
+        failures[candidate.folder] = error
+        context.telemetry.line(f"  not ranked: {_in_one_line(error)}")
+
+    # All photos are decoded first, because processes are better started before TensorFlow is imported.
+    for candidate in candidates:
+        context.telemetry.line(f"{candidate.label}, {candidate.image_size} px: photos")
+        try:
+            _prepare(jobs[candidate.folder], data)
+        except DataUnusable as error:  # Another image size may be usable, because fewer photos look alike there.
+            fails(candidate, error)
+    for candidate in (one for one in candidates if one.folder not in failures):
+        job = jobs[candidate.folder]
+        context.telemetry.line(f"{candidate.label}, {candidate.image_size} px: features")
+        try:
+            cost = _extract(job)
+            if candidate.fine_tunes:
+                fine_tune(job)
+            costs[candidate.folder] = cost
+        except (DataUnusable, UsageError, StorageFailed, Diverged) as error:
+            fails(candidate, error)
+        _forget_network(job)
+    if not costs:
+        raise type(next(iter(failures.values())))(*(f"{name}: {_in_one_line(e)}" for name, e in failures.items()))
+    return costs, failures
+
+
+def _predicted(
+    jobs: Mapping[str, Job], candidates: Sequence[Candidate], context: Context
+) -> tuple[Photos, dict[str, Predictions]]:
+    """Return the photos that all of these jobs can use, and what each candidate predicts for them."""
+    if candidates[0].fine_tunes:
+        photos = shared_photos([job["audit"].examples for job in jobs.values()], _TUNED, "val")
+        return photos, {folder: fine_tuned(job, photos) for folder, job in jobs.items()}
+    photos = shared_photos([job["split"].examples for job in jobs.values()], _PROBED, "train", "val")
+    context.telemetry.line(f"Probing {len(jobs)} of {len(candidates)} candidates on {len(photos.paths):,} photos")
+    return photos, {folder: probe(job, photos) for folder, job in jobs.items()}
 
 
 def _in_one_line(error: JobError) -> str:

@@ -30,8 +30,8 @@ class Facts:
 
     `splits_given` are the splits of the user that the job has kept. `num_left_out_later` photos are still in those numbers
     of explore that the audit does not repeat. `groups` are explore's groups of copies, with what became of each photo.
-    `shortcut` is the fact about the file that tells the class best, if one tells it clearly. `metric` is what
-    the model is for, as set.
+    `shortcut` is the fact about the file that tells the class best, if one tells it clearly. `metric` is the setting
+    evaluate.metric.
     """
 
     statuses: Mapping[str, int]

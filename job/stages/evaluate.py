@@ -15,7 +15,6 @@ from job.data.examples import Examples
 from job.decoding.decode import DecodeRules
 from job.measure import metrics
 from job.measure.calibration import (
-    UNCALIBRATED,
     Calibration,
     balanced,
     calibration_error_floor,
@@ -89,19 +88,18 @@ def evaluate(
     """
     val, test = examples.of("val"), examples.of("test")
     both = np.concatenate([val, test])
-    labels, rows, num_classes = examples.labels[both], examples["row"][both], len(examples.class_names)
+    labels, rows = examples.labels[both], examples["row"][both]
     batches = {"head": _head_logits(chosen_head, features, rows)}
     if tuned_weights is not None:
         batches["fine_tuned"] = tuned_logits(network, chosen_head, tuned_weights, inputs, rows, context.telemetry)
     scratch = context.workdir.temporary().parent
-    logits = {name: StoredLogits(of_model, num_classes, scratch) for name, of_model in batches.items()}
-    counts_C = np.bincount(examples.labels[examples.of("train")], minlength=num_classes)
-    calibrations = {name: _calibration(config, labels[: len(val)], x, counts_C) for name, x in logits.items()}
+    logits = {name: StoredLogits(of_model, len(examples.class_names), scratch) for name, of_model in batches.items()}
+    calibrations = {name: _calibration(config, examples, x) for name, x in logits.items()}
     predicted = {name: Predicted.of(labels, x, calibrations[name]) for name, x in logits.items()}
     on_val = {name: p[: len(val)] for name, p in predicted.items()}
     shipped, choice = _choose(config, examples, val, on_val, context.seed)
     on_test = {name: p[len(val) :] for name, p in predicted.items()}
-    plain = {name: Predicted.of(labels, x, UNCALIBRATED) for name, x in logits.items()}
+    plain = {name: Predicted.of(labels, x, Calibration()) for name, x in logits.items()}
     scores = _scores(config, examples, val, test, predicted, plain, context.seed)
     is_met = config.min_accuracy is None or scores[shipped]["test"]["accuracy"] >= config.min_accuracy
     _write_predictions(_answers(examples, test, on_test[shipped], shipped), logits, calibrations, context.workdir)
@@ -154,17 +152,16 @@ def tuned_logits(
     )
 
 
-def _calibration(config: EvaluateConfig, labels_V: np.ndarray, logits: StoredLogits, counts_C: np.ndarray) -> Calibration:
-    """Return the calibration for V validation photos, the first ones in `logits`. It is fitted on at most 10,000 of them.
-
-    `counts_C` are the numbers of training photos of the classes.
-    """
+def _calibration(config: EvaluateConfig, examples: Examples, logits: StoredLogits) -> Calibration:
+    """Return the calibration for the validation photos, the first ones in `logits`. It is fitted on at most 10,000."""
+    labels_V, num_classes = examples.labels[examples.of("val")], len(examples.class_names)
     some = range(0, len(labels_V), max(1, -(-len(labels_V) // _CALIBRATION_PHOTOS)))
     labels, logits_VC = labels_V[some], np.concatenate([logits[k : k + 1] for k in some])
     fitted = temperature(labels, logits_VC)
     if config.metric == "balanced_accuracy":
-        return balanced(labels, logits_VC, fitted, counts_C)
-    return Calibration(fitted, np.zeros(len(counts_C)))
+        of_train = np.bincount(examples.labels[examples.of("train")], minlength=num_classes)
+        return balanced(labels, logits_VC, fitted, of_train)
+    return Calibration(fitted, np.zeros(num_classes))
 
 
 def _choose(

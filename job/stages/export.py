@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -35,6 +35,9 @@ from job.sources.base import Entry, Source
 from job.storage.files import digest_of_file, storage_failed
 from job.stores.arrays import ArrayStore
 from job.version import __version__
+
+if TYPE_CHECKING:
+    import keras
 
 MODEL = "stages/export/model"
 PREDICTIONS = "stages/evaluate/predictions.parquet"
@@ -79,19 +82,7 @@ def export(
         GateNotMet: if the exported model disagrees with what was measured. Nothing is published then.
         StorageFailed, UsageError: if the photos cannot be read again for this check.
     """
-    tuned = network.tuned(chosen_head)
-    if tuned_weights is not None:
-        tuned.set_weights(tuned_weights)
-    last = tuned.get_layer("head")
-    kernel_DC, bias_C = last.get_weights()
-    last.set_weights([kernel_DC / calibration.temperature, bias_C / calibration.temperature + calibration.offsets_C])
-    classifier = network.assembled(tuned)
-    bad = [v.path for v in classifier.variables if not np.isfinite(np.asarray(v)).all()]
-    if bad:
-        raise Diverged(
-            f"{len(bad)} variables of the model contain numbers that are not finite; the first one is {bad[0]}. Nothing is "
-            "exported. Check the weights of the backbone, or lower fine_tune.learning_rate."
-        )
+    classifier = _classifier(network, chosen_head, tuned_weights, calibration)
     rules = DecodeRules.of(intake, bit_depth)
     limits = Limits(rules.max_pixels, rules.min_side_px, rules.max_aspect_ratio)
 
@@ -130,6 +121,26 @@ def export(
             checker.kill()
     context.workdir.write_json(PARITY, result)
     return Exported(result)
+
+
+def _classifier(
+    network: Network, chosen_head: Head, tuned_weights: list[np.ndarray] | None, calibration: Calibration
+) -> "keras.Model":
+    """Return the shipped model from pixels to calibrated probabilities. Raises: Diverged, if a weight is not finite."""
+    tuned = network.tuned(chosen_head)
+    if tuned_weights is not None:
+        tuned.set_weights(tuned_weights)
+    last = tuned.get_layer("head")
+    kernel_DC, bias_C = last.get_weights()
+    last.set_weights([kernel_DC / calibration.temperature, bias_C / calibration.temperature + calibration.offsets_C])
+    classifier = network.assembled(tuned)
+    bad = [v.path for v in classifier.variables if not np.isfinite(np.asarray(v)).all()]
+    if bad:
+        raise Diverged(
+            f"{len(bad)} variables of the model contain numbers that are not finite; the first one is {bad[0]}. Nothing is "
+            "exported. Check the weights of the backbone, or lower fine_tune.learning_rate."
+        )
+    return classifier
 
 
 @contextmanager

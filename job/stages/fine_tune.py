@@ -8,7 +8,7 @@ import numpy as np
 
 from job.config import FineTuneConfig
 from job.data.examples import Examples
-from job.measure.calibration import UNCALIBRATED, temperature
+from job.measure.calibration import Calibration, temperature
 from job.measure.metrics import log_loss
 from job.measure.predicted import Predicted
 from job.model.heads import Head, class_weights, smoothed_one_hot
@@ -211,7 +211,7 @@ def _start(config: FineTuneConfig, examples: Examples, features: StoredViews, ch
 
 
 def _validate(trainer: Trainer, rows: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    predicted = Predicted.of(labels, trainer.logits(rows), UNCALIBRATED)
+    predicted = Predicted.of(labels, trainer.logits(rows), Calibration())
     return {"val_log_loss": log_loss(predicted.of_label_N), "val_accuracy": float((predicted.class_N == labels).mean())}
 
 

@@ -1,6 +1,7 @@
 """The job as a library: the example of docs/python.md, and what a library must not do."""
 
 import re
+import shutil
 import subprocess
 import sys
 
@@ -8,6 +9,10 @@ import pytest
 
 import job
 from job.config import CacheConfig, Config
+from job.errors import Diverged
+from job.pipeline.records import read_run, write_run
+from job.ranking import rank
+from job.storage.workdir import Workdir
 from tests.conftest import QUICK, ROOT, paint_classes
 
 SETTINGS = {name: value for name, _, value in (setting.partition("=") for setting in QUICK)}
@@ -100,6 +105,30 @@ def test_rank_recommends_a_configuration_that_run_takes(project, tmp_path):
     assert ranking.recommended.backbone.name == "mobilenet_v2" and ranking.recommended.intake.image_size == 48
     steps = job.plan(project / "photos", tmp_path / "out", config=ranking.recommended)
     assert steps[-1].stage == "report"
+
+
+def test_candidate_that_diverges_while_it_is_fine_tuned_is_left_out_of_the_ranking(project, tmp_path, monkeypatch):
+    real = rank.fine_tune
+
+    def diverges_once(of_candidate):
+        if of_candidate.config.backbone.alpha == 0.35:
+            raise Diverged("The loss is not finite.")
+        real(of_candidate)
+
+    monkeypatch.setattr(rank, "fine_tune", diverges_once)
+    backbones = ["mobilenet_v2:alpha=0.35:image_size=48", "mobilenet_v2:alpha=0.5:image_size=48"]
+    settings = {"backbone.weights": "random", "fine_tune.epochs": 1, "augment.views": 1}
+    ranking = job.rank(project / "photos", tmp_path / "rank", backbones, config=settings, fine_tune=True)
+    assert ranking.recommended.backbone.alpha == 0.5
+    assert "mobilenet_v2 0.35 at 48 px is not ranked: The loss is not finite." in "\n".join(ranking.lines)
+
+
+def test_page_of_a_run_that_is_older_than_a_setting_is_written_again(finished_run, tmp_path):
+    out = shutil.copytree(finished_run, tmp_path / "out", symlinks=True)
+    described = read_run(Workdir(out))
+    del described["config"]["evaluate"]["metric"]
+    write_run(Workdir(out), described)
+    assert "Results" in job.report(out).report.read_text()
 
 
 @pytest.mark.parametrize("mistake", [{"data": ""}, {"out": ""}, {"labels": ""}, {"config": {"cache.dir": ""}}])

@@ -81,7 +81,7 @@ def content(found, made):
     stores = [found.images, made.features.plain, made.features.augmented, made.activations.plain, made.activations.augmented]
     rows = [store.rows(range(len(store))).tobytes() for store in stores]
     names = [found.store_name, *made.stores.values()]
-    return [*rows, found.examples.digest, made.train_rows_T.tolist(), [store.digest for store in stores], names]
+    return [*rows, found.examples.to_parquet(), made.train_rows_T.tolist(), [store.digest for store in stores], names]
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ class Run:
         return self.published.path(self.context.workdir, name)
 
     @property
-    def test_paths(self):
+    def paths_of_test(self):
         return self.today["path"].to_pylist()
 
     def had_not(self, paths):
@@ -44,7 +44,7 @@ class Run:
         kept = ~np.isin(self.examples["path"].astype(str), paths)
         then = Examples({name: column[kept] for name, column in self.examples.columns.items()}, self.examples.class_names)
         self.path("examples.parquet").write_bytes(then.to_parquet())
-        self.publish_predictions(self.today.filter([path not in paths for path in self.test_paths]))
+        self.publish_predictions(self.today.filter([path not in paths for path in self.paths_of_test]))
 
     def publish_predictions(self, table):
         pq.write_table(table, self.path("predictions.parquet"))
@@ -65,11 +65,11 @@ def run(finished_run, tmp_path):
 
 
 def test_exported_model_answers_only_for_photos_that_are_new_to_the_test_set(run):
-    new = run.test_paths[1:4]
+    new = run.paths_of_test[1:4]
     run.had_not(new)
     earlier = run.find()
     assert earlier.predicted_T.tolist() == run.today["predicted"].to_pylist()
-    assert [path for path, split in zip(run.test_paths, earlier.split_T, strict=True) if split is None] == new
+    assert [path for path, split in zip(run.paths_of_test, earlier.split_T, strict=True) if split is None] == new
     assert earlier.about["changes"] == {"new": 3, "gone": 0, "relabelled": 0, "new_classes": [], "gone_classes": []}
     assert earlier.about["note"] == "" and earlier.about["num_seen"] == 0
     assert earlier.about["model_sha256"] == run.published.files["model/model.json"]
@@ -94,7 +94,7 @@ def no_model(run):
     [(other_size, "takes photos in another size"), (damaged, "cannot be loaded"), (no_model, "exported no model")],
 )
 def test_new_photos_that_the_model_cannot_answer_are_left_out_with_the_reason(run, change, why):
-    run.had_not(run.test_paths[1:4])
+    run.had_not(run.paths_of_test[1:4])
     earlier = run.find(**change(run))
     answers = run.today["predicted"].to_pylist()
     assert earlier.predicted_T.tolist() == [*answers[:1], None, None, None, *answers[4:]]
@@ -102,7 +102,7 @@ def test_new_photos_that_the_model_cannot_answer_are_left_out_with_the_reason(ru
 
 
 def test_photos_that_the_earlier_model_was_trained_on_and_their_copies_are_left_out(run):
-    trained, validated, copied = (run.test_paths[k] for k in (0, 2, 3))
+    trained, validated, copied = (run.paths_of_test[k] for k in (0, 2, 3))
     split, group = (run.examples[name].copy() for name in ("split", "group"))
     at = {path: k for k, path in enumerate(run.examples["path"])}
     split[at[trained]], split[at[validated]] = "train", "val"
@@ -119,7 +119,7 @@ def test_photos_that_the_earlier_model_was_trained_on_and_their_copies_are_left_
 def test_result_that_is_evaluated_once_more_keeps_what_it_was_compared_with(run):
     assert run.find() is None, "The first run is compared with nothing, and not with itself."
     files = run.published.files
-    run.had_not(run.test_paths[1:4])
+    run.had_not(run.paths_of_test[1:4])
     earlier = run.find()
     nothing = np.full(len(run.today), None, object)
     pq.write_table(earlier.table(run.examples, nothing, nothing), run.path("comparison.parquet"))
@@ -132,7 +132,7 @@ def test_result_that_is_evaluated_once_more_keeps_what_it_was_compared_with(run)
 
 @pytest.mark.parametrize("name", ["predictions.parquet", "examples.parquet"])
 def test_tables_that_cannot_be_read_are_one_line_and_no_error(run, name):
-    run.had_not(run.test_paths[:1])
+    run.had_not(run.paths_of_test[:1])
     run.path(name).write_bytes(b"of another version")
     assert run.find() is None
     assert "No comparison with the earlier model: the published tables cannot be read." in told(run)

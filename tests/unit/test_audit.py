@@ -65,7 +65,7 @@ def test_nothing_is_excluded_where_nothing_is_wrong(drawn, context):
     found = drawn.audit(context)
     assert found.numbers["late_copies"]["num_groups"] == 0 and set(found.examples["status"]) == {"used"}
     loaded = Audit.load(context)
-    assert loaded.examples.digest == found.examples.digest and loaded.numbers == found.numbers
+    assert loaded.examples.to_parquet() == found.examples.to_parquet() and loaded.numbers == found.numbers
 
 
 def test_mirrored_training_copy_of_a_held_out_photo_is_excluded(drawn, context):

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 
 from job.measure import calibration
+from job.measure.calibration import Calibration
 
 
 def drawn(num_examples, num_classes, seed=0):
     """Return logits, and labels that are drawn from their softmax: a calibrated classifier."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 2, (num_examples, num_classes))
-    cumulated = calibration.calibrated(logits, 1.0).cumsum(axis=1)
+    cumulated = Calibration().probabilities(logits).cumsum(axis=1)
     return logits, (rng.random((num_examples, 1)) > cumulated).sum(axis=1).clip(max=num_classes - 1)
 
 
@@ -30,12 +31,12 @@ def test_temperature_for_smoothed_labels_gives_the_label_their_share():
 def test_temperature_stays_finite_where_all_labels_are_right():
     logits = np.asarray([[3.0, 0.0], [0.0, 3.0]] * 5)
     found = calibration.temperature(logits.argmax(1), logits)
-    assert 0.3 < calibration.calibrated(logits, found).max() < 0.96 and 0.5 < found < 3
+    assert 0.3 < Calibration(found).probabilities(logits).max() < 0.96 and 0.5 < found < 3
 
 
 def test_temperature_changes_no_label_and_sums_stay_one():
     logits, _ = drawn(50, 7)
-    warm = calibration.calibrated(logits, 2.5)
+    warm = Calibration(2.5).probabilities(logits)
     assert (warm.argmax(1) == logits.argmax(1)).all() and np.allclose(warm.sum(1), 1)
 
 
@@ -50,7 +51,7 @@ def test_offsets_take_back_the_advantage_of_frequent_classes_if_that_makes_class
     (labels, logits), (new_labels, new_logits) = long_tail(20_000, 0), long_tail(20_000, 1)
     found = calibration.balanced(labels, logits, 1.0, np.bincount(labels))
     assert found.offsets_C == pytest.approx(-np.log(np.bincount(labels) / len(labels))), "all of it, as logits are exact"
-    scores = [recall(new_labels, of.probabilities(new_logits)) for of in (calibration.UNCALIBRATED, found)]
+    scores = [recall(new_labels, of.probabilities(new_logits)) for of in (Calibration(), found)]
     assert scores[0] < 0.4 and scores[1] > 0.6
 
 
@@ -76,7 +77,7 @@ def test_floor_is_what_a_calibrated_classifier_stays_below_in_nineteen_of_twenty
     below = 0
     for seed in range(100):
         logits, labels = drawn(400, 4, seed)
-        probabilities = calibration.calibrated(logits, 1.0)
+        probabilities = Calibration().probabilities(logits)
         confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
         error = calibration.expected_calibration_error(confidence, correct, 15)
         below += error <= calibration.calibration_error_floor(confidence, 15, seed=1)

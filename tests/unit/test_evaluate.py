@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from job.measure.calibration import Calibration, calibrated
+from job.measure.calibration import Calibration
 from job.measure.predicted import Predicted, StoredLogits
 from job.stages import evaluate
 from job.storage.workdir import Workdir
@@ -38,7 +38,7 @@ def written(folder, num_photos, num_classes):
     of_val_too = [np.zeros((7, num_classes)), logits]
     stored = StoredLogits(of_val_too, num_classes, folder)
     evaluate._write_predictions(answers, {"head": stored}, {"head": calibration}, workdir)
-    return workdir.path(evaluate.PREDICTIONS), calibrated(logits, 1.5)
+    return workdir.path(evaluate.PREDICTIONS), calibration.probabilities(logits)
 
 
 @pytest.mark.parametrize(("num_classes", "error"), [(3, 1e-7), (100, 1e-7), (101, 2**-17)])
