@@ -87,6 +87,17 @@ def save(
     tf.saved_model.save(module, folder, signatures={"serving_default": from_bytes, "pixels": from_pixels})
 
 
+def tensors(folder: Path) -> dict[str, dict[str, str]]:
+    """Return for each signature in a saved_model.pb the names of its inputs and outputs in the graph."""
+    from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
+
+    saved = SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+    return {
+        name: {key: tensor.name for key, tensor in (*signature.inputs.items(), *signature.outputs.items())}
+        for name, signature in saved.meta_graphs[0].signature_def.items()
+    }
+
+
 def decoded(
     image_bytes: tf.Tensor, size: int, resize: str, limits: Limits, bit_depth: int = FULL_BIT_DEPTH
 ) -> tuple[tf.Tensor, tf.Tensor]:

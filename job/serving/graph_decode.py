@@ -113,17 +113,19 @@ def _jpeg(image_bytes: tf.Tensor, size: int, resize: str, limits: Limits) -> tf.
         return lambda: tf.io.decode_jpeg(image_bytes, channels=3, ratio=reduction, dct_method="INTEGER_ACCURATE")
 
     image = tf.case([(fit, decoded(r)) for fit, r in zip(fits, JPEG_REDUCTIONS, strict=True)], default=decoded(1))
-    turned: list[Callable[[], tf.Tensor]] = [
-        lambda: image,
-        lambda: tf.image.flip_left_right(image),
-        lambda: tf.image.rot90(image, 2),
-        lambda: tf.image.flip_up_down(image),
-        lambda: tf.transpose(image, (1, 0, 2)),
-        lambda: tf.image.rot90(image, 3),
-        lambda: tf.image.rot90(tf.transpose(image, (1, 0, 2)), 2),
-        lambda: tf.image.rot90(image, 1),
-    ]
-    return tf.switch_case(orientation(image_bytes) - 1, turned, default=turned[0])
+    return _upright(image, orientation(image_bytes))
+
+
+def _upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
+    """Return a picture as its EXIF orientation wants it: 5 to 8 swap rows and columns, then others are mirrored."""
+    import tensorflow as tf
+
+    def turned() -> tf.Tensor:
+        swapped = tf.cond(orientation >= 5, lambda: tf.transpose(image, (1, 0, 2)), lambda: image)
+        mirrored = [tf.reduce_any(orientation == those) for those in ([3, 4, 7, 8], [2, 3, 6, 7])]  # Rows, columns.
+        return tf.raw_ops.Reverse(tensor=swapped, dims=tf.stack([*mirrored, False]))
+
+    return tf.cond(orientation == 1, lambda: image, turned)
 
 
 def _png(image_bytes: tf.Tensor, limits: Limits, bit_depth: int) -> tf.Tensor:
@@ -261,7 +263,9 @@ def _count(image_bytes: tf.Tensor, sought: bytes, limit: int) -> tf.Tensor:
     """Return how often some bytes occur, as an int32 scalar. To save memory, it stops counting at `limit` + 1."""
     import tensorflow as tf
 
-    return tf.size(tf.strings.split([image_bytes], sought, maxsplit=limit + 1).values) - 1
+    # tf.strings.split does the same, and adds twenty operations for a ragged tensor.
+    parts = tf.raw_ops.StringSplitV2(input=[image_bytes], sep=sought, maxsplit=limit + 1)
+    return tf.size(parts.values) - 1
 
 
 def _to_square(image: tf.Tensor, size: int, resize: str) -> tf.Tensor:
@@ -364,9 +368,10 @@ def orientation(image_bytes: tf.Tensor) -> tf.Tensor:
     little_endian = at(tiff) == ord("I")
 
     def number(place: tf.Tensor, num_bytes: int) -> tf.Tensor:
-        big = sum(at(place + k) * 256 ** (num_bytes - 1 - k) for k in range(num_bytes))
-        little = sum(at(place + k) * 256**k for k in range(num_bytes))
-        return tf.where(little_endian, little, big)
+        """Return the numbers at some places."""
+        big = [256**k for k in reversed(range(num_bytes))]
+        weights = tf.where(little_endian, big[::-1], big)
+        return tf.reduce_sum(at(place[..., None] + tf.range(num_bytes)) * weights, axis=-1)
 
     directory = tiff + tf.clip_by_value(number(tiff + 4, 4), 0, length)
     entries = directory + 2 + 12 * tf.range(tf.clip_by_value(number(directory, 2), 0, 200))

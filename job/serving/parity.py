@@ -1,7 +1,8 @@
 """The check that the exported model gives the measured probabilities. It runs as `python -m job.serving.parity`.
 
-This process imports TensorFlow, then reads a request as JSON from standard input, and writes the result as JSON to standard
-output. For a JobError the result is its exit code and message.
+This process loads TensorFlow's C library, reads a request as JSON from standard input, and writes the result as JSON to
+standard output. For a JobError the result is its exit code and message. The model is read from the disk, and runs as in a
+server: without TensorFlow's Python code.
 """
 
 from __future__ import annotations
@@ -11,24 +12,19 @@ import json
 import math
 import pickle
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
-from job.cluster.tensorflow import import_tensorflow, leave_out_keras
 from job.decoding.decode import DecodeRules, decode
 from job.errors import JobError, code_of
 from job.runtime.stop import ignore_signals
+from job.serving.runtime import SavedModel, library
 from job.stores.arrays import ArrayStore
-
-if TYPE_CHECKING:
-    import tensorflow as tf
-
-    _Signature = Callable[..., dict[str, tf.Tensor]]
 
 # Largest difference of probabilities from the same pixels. Float32 rounding is below it.
 ARRAY_TOLERANCE = 1e-4
@@ -45,11 +41,13 @@ _BATCH_SIZE = 64
 class Request:
     """The model to check, and what to compare it with.
 
+    `tensors` are the names of its tensors, as `graph.tensors` returns them.
     `expected` is a .npy file with the probabilities of the photos in `rows` of the image store. `photos` is a file with the
     source and the entries of their original bytes, pickled by the process that sends the request.
     """
 
     model: str
+    tensors: dict[str, dict[str, str]]
     images: str
     rows: list[int]
     expected: str
@@ -70,15 +68,11 @@ class Parity(TypedDict):
 
 def check(request: Request) -> Parity:
     """Compare the exported model with the request. Return the content of parity.json without the verdict."""
-    import tensorflow as tf
-
-    model = tf.saved_model.load(request.model)
-    from_pixels, from_bytes = model.signatures["pixels"], model.signatures["serving_default"]
+    model = SavedModel(request.model, request.tensors)
     expected = np.load(request.expected, allow_pickle=False)
-    images = ArrayStore(Path(request.images))
-    pixels = images.rows(request.rows)
-    by_array = _run(pixels, lambda batch: from_pixels(pixels=tf.constant(batch)))
-    by_bytes, valid, readable = _by_bytes(request, from_bytes)
+    pixels = ArrayStore(Path(request.images)).rows(request.rows)
+    by_array = np.concatenate([_by_pixels(model, pixels[k : k + _BATCH_SIZE]) for k in range(0, len(pixels), _BATCH_SIZE)])
+    by_bytes, valid, readable = _by_bytes(request, model)
     difference = np.abs(by_bytes - expected)[valid]
     # Expected probabilities of many classes are rounded, so those from pixels tell which class is first.
     best_two = np.sort(by_array[valid], axis=1)[:, -2:]
@@ -102,7 +96,7 @@ def check(request: Request) -> Parity:
             "changed_labels_with_clear_margin": int((changed & (best_two[:, 1] - best_two[:, 0] > CLEAR_MARGIN)).sum()),
             "clear_margin": CLEAR_MARGIN,
         },
-        "exif": _exif(request, pixels, from_pixels, from_bytes),
+        "exif": _exif(request, pixels[0], model),
     }
 
 
@@ -116,22 +110,19 @@ def _notice(not_decodable: int, num_photos: int) -> str:
     )
 
 
-def _run(items: np.ndarray, signature: Callable[[np.ndarray], dict[str, tf.Tensor]]) -> np.ndarray:
-    return np.concatenate(
-        [signature(items[k : k + _BATCH_SIZE])["probabilities"].numpy() for k in range(0, len(items), _BATCH_SIZE)]
-    )
+def _by_pixels(model: SavedModel, pixels_NHWC: np.ndarray) -> np.ndarray:
+    return model.run("pixels", {"pixels": pixels_NHWC}, "probabilities")[0]
 
 
-def _by_bytes(request: Request, signature: _Signature) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _by_bytes(request: Request, model: SavedModel) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return for each photo its probabilities, whether the graph decoded it, and whether its file could be read."""
-    import tensorflow as tf
-
     payloads = _payloads(request)
     results, readable = [], []
     while batch := list(islice(payloads, _BATCH_SIZE)):
         readable += [isinstance(payload, bytes) for payload in batch]
-        results.append(signature(image_bytes=tf.constant([p if isinstance(p, bytes) else b"" for p in batch])))
-    probabilities, valid = (np.concatenate([r[name].numpy() for r in results]) for name in ("probabilities", "valid"))
+        image_bytes = [payload if isinstance(payload, bytes) else b"" for payload in batch]
+        results.append(model.run("serving_default", {"image_bytes": image_bytes}, "probabilities", "valid"))
+    probabilities, valid = (np.concatenate(found) for found in zip(*results, strict=True))
     return probabilities, valid, np.asarray(readable)
 
 
@@ -141,9 +132,8 @@ def _payloads(request: Request) -> Iterator[bytes | OSError]:
     yield from source.read(entries)
 
 
-def _exif(request: Request, pixels: np.ndarray, from_pixels: _Signature, from_bytes: _Signature) -> dict[str, float]:
+def _exif(request: Request, pixels_HWC: np.ndarray, model: SavedModel) -> dict[str, float]:
     """Compare probabilities from bytes and from pixels for a photo that is stored rotated, with an EXIF orientation."""
-    import tensorflow as tf
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -151,18 +141,17 @@ def _exif(request: Request, pixels: np.ndarray, from_pixels: _Signature, from_by
     exif[0x0112] = 6
     rules = DecodeRules(**request.rules)
     side = min(max(rules.image_size, rules.min_side_px), math.isqrt(rules.max_pixels))  # A size that the rules accept.
-    lying = Image.fromarray(pixels[0]).transpose(Image.Transpose.ROTATE_90).resize((side, side))
+    lying = Image.fromarray(pixels_HWC).transpose(Image.Transpose.ROTATE_90).resize((side, side))
     lying.save(buffer, "JPEG", quality=95, exif=exif)
     upright = decode(buffer.getvalue(), rules).pixels_HWC
-    by_array = from_pixels(pixels=tf.constant(upright[None]))["probabilities"].numpy()
-    by_bytes = from_bytes(image_bytes=tf.constant([buffer.getvalue()]))["probabilities"].numpy()
+    by_array = _by_pixels(model, upright[None])
+    by_bytes = model.run("serving_default", {"image_bytes": [buffer.getvalue()]}, "probabilities")[0]
     return {"largest_difference": float(np.abs(by_array - by_bytes).max()), "tolerance": EXIF_TOLERANCE}
 
 
 def main() -> None:
     ignore_signals()
-    leave_out_keras()
-    import_tensorflow()
+    library()
     request = sys.stdin.read()
     if request:  # Empty if the export stage ended before it sent one.
         print(json.dumps(_answer(Request(**json.loads(request)))))

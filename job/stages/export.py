@@ -113,7 +113,7 @@ def export(
             )
         return result
 
-    with _start_checker() as checker:  # It imports TensorFlow while this process saves the model.
+    with _start_checker() as checker:  # It loads TensorFlow's library while this process saves the model.
         try:
             with context.workdir.writing_folder(MODEL) as folder:
                 result = build(folder)
@@ -181,6 +181,7 @@ def _check_parity(
         np.save(expected, probabilities_NC)
         request = parity.Request(
             model=str(folder),
+            tensors=serving.tensors(folder),
             images=str(images.index_file),
             rows=[int(row_of_path[p]) for p in paths],
             expected=str(expected),

@@ -15,6 +15,7 @@ from job.model.heads import Head
 from job.serving import graph as serving
 from job.serving import graph_decode
 from job.serving.graph_decode import Limits
+from job.serving.runtime import SavedModel
 from tests.conftest import ROOT, encoded
 from tests.numerics.conftest import SIZE
 
@@ -24,16 +25,22 @@ RULES = DecodeRules(SIZE, "squash", LIMITS.max_pixels, LIMITS.min_side_px, LIMIT
 
 
 @pytest.fixture(scope="module")
-def model(network, tmp_path_factory):
-    """A saved and loaded model with a head of random weights."""
-    import tensorflow as tf
-
+def saved(network, tmp_path_factory):
+    """The folder of a saved model with a head of random weights."""
     rng = np.random.default_rng(1)
     head = Head(rng.normal(size=(network.feature_width, len(NAMES))).astype("float32"), np.zeros(len(NAMES), "float32"))
     folder = tmp_path_factory.mktemp("served") / "model"
     classifier = network.assembled(network.tuned(head))
     serving.save(classifier, folder, image_size=SIZE, resize="squash", class_names=NAMES, limits=LIMITS)
-    return tf.saved_model.load(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(saved):
+    """The model in memory."""
+    import tensorflow as tf
+
+    return tf.saved_model.load(saved)
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +124,29 @@ ODD = {
     "a TIFF": (encoded(photo(), "TIFF"), False),
     "a PNG that says JPEG": (b"\xff\xd8\xff" + encoded(photo(), "PNG")[3:], False),
 }
+
+
+def test_c_library_gives_the_answers_of_the_python_package(saved, answer, model):
+    import tensorflow as tf
+
+    alone = SavedModel(str(saved), serving.tensors(saved))
+    payloads = [encoded(photo(seed), "JPEG", quality=90) for seed in range(3)] + [b"no picture"]
+    probabilities, valid = alone.run("serving_default", {"image_bytes": payloads}, "probabilities", "valid")
+    expected = answer(payloads)
+    assert np.array_equal(valid, [True, True, True, False]) and np.array_equal(valid, expected["valid"])
+    assert np.allclose(probabilities, expected["probabilities"], atol=1e-6)
+    pixels = np.random.default_rng(3).integers(0, 256, (2, SIZE, SIZE, 3)).astype(np.uint8)
+    (found,) = alone.run("pixels", {"pixels": pixels}, "probabilities")
+    assert np.allclose(found, model.signatures["pixels"](pixels=tf.constant(pixels))["probabilities"], atol=1e-6)
+
+
+def test_c_library_says_why_it_cannot_load_or_run_a_model(saved, tmp_path):
+    with pytest.raises(RuntimeError, match="Could not find SavedModel"):
+        SavedModel(str(tmp_path), {})
+    alone = SavedModel(str(saved), serving.tensors(saved))
+    with pytest.raises(RuntimeError, match="shape"):
+        alone.run("pixels", {"pixels": np.zeros((1, SIZE + 8, SIZE, 3), np.uint8)}, "probabilities")
+    assert len(alone.run("pixels", {"pixels": np.zeros((1, SIZE, SIZE, 3), np.uint8)}, "probabilities")[0]) == 1
 
 
 def test_bad_picture_costs_the_others_of_its_batch_nothing(answer):

@@ -6,7 +6,15 @@ import pytest
 from click.testing import CliRunner
 
 from job.cli import main
+from job.config import ExportConfig, IntakeConfig
+from job.decoding.decode import DecodeRules
 from job.errors import JobError
+from job.runtime.context import Context
+from job.runtime.telemetry import Telemetry
+from job.sources.open import open_source
+from job.stages import export
+from job.stages.intake import Intake
+from job.storage.workdir import Workdir
 from tests.conftest import ROOT, run_job
 from tests.unit.test_untrusted import ODD
 
@@ -66,17 +74,35 @@ def test_report_imports_nothing_heavy():
     assert done.stdout == "set()\n"
 
 
-PREDICTS = "from job.cli import main; main(sys.argv[1:], standalone_mode=False)"
-CHECKS_PARITY = "from job.serving import parity; parity.main()"
-
-
-@pytest.mark.parametrize("code", [PREDICTS, CHECKS_PARITY])
-def test_processes_that_only_run_an_exported_graph_import_no_keras(code, finished_run, painted, tmp_path):
-    words = ["predict", "--model", finished_run, "--data", painted, "--out", tmp_path / "labels.csv"]
+def modules_after(code, *words, given=""):
+    """The libraries that a new interpreter has loaded after it has run some code."""
     loaded = f"import sys; {code}; print(*({{'tensorflow', 'keras', 'tf_keras', 'matplotlib'}} & set(sys.modules)))"
     command = [sys.executable, "-c", loaded, *map(str, words)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, input="")
-    assert done.stdout.splitlines()[-1] == "tensorflow"
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, input=given)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_predict_imports_no_keras(finished_run, painted, tmp_path):
+    code = "from job.cli import main; main(sys.argv[1:], standalone_mode=False)"
+    words = ["predict", "--model", finished_run, "--data", painted, "--out", tmp_path / "labels.csv"]
+    assert modules_after(code, *words)[-1] == "tensorflow"
+
+
+def test_parity_check_runs_the_model_without_tensorflows_python_package(finished_run, painted, tmp_path):
+    source, context = open_source(str(painted)), Context(Workdir(finished_run), Telemetry(None))
+    entries, taken_in = {entry.path: entry for entry in source.listing().entries}, Intake.load(context)
+    rules = DecodeRules.of(IntakeConfig(image_size=48), taken_in.bit_depth)
+    code = "import sys; from job.serving import parity; parity.main(); print(*sys.modules, file=open(sys.argv[1], 'w'))"
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", code, tmp_path / "modules"]
+    with subprocess.Popen(command, cwd=ROOT, text=True, stdin=pipe, stdout=pipe, stderr=pipe) as checker:
+        model = (finished_run / "model").resolve()
+        found = export._check_parity(
+            checker, ExportConfig(), model, rules, taken_in.examples, taken_in.images, source, entries, context
+        )
+    assert found["agrees"] and found["bytes"]["num_photos"] == found["num_photos"] > 5
+    assert not {"tensorflow", "keras", "matplotlib"} & set((tmp_path / "modules").read_text().split())
 
 
 @pytest.mark.parametrize("kind", ["ValueError", "OSError"])

@@ -529,7 +529,7 @@ def test_export_check_reads_the_photos_of_a_table_through_its_source(photos, tmp
     ):
         entries = [e for e in source.listing().entries if e.verdict is None]
         (tmp_path / "photos.pickle").write_bytes(pickle.dumps((source, entries)))
-        request = parity.Request("", "", [], "", str(tmp_path / "photos.pickle"), {})
+        request = parity.Request("", {}, "", [], "", str(tmp_path / "photos.pickle"), {})
         assert [e.path for e in entries] == ["b.jpg"] and list(parity._payloads(request)) == [b"x"]
 
 
