@@ -37,7 +37,7 @@ def train(count: int, folder: Path) -> dict[str, float]:
     from job.train.recipe import Recipe
     from job.train.schedule import Schedule
 
-    network = Network(BackboneConfig(alpha=0.35, weights="random"), 160, Devices(), seed=0)
+    network = Network(BackboneConfig(alpha=0.35, weights="random", unfreeze=0.4), 160, Devices(), seed=0)
     shape = network.cut_point.shape
     rng = np.random.default_rng(0)
     stores = []

@@ -96,7 +96,7 @@ def rows(backbone: str, image_size: int, batch_size: int, *, on_gpu: bool, round
     from job.cluster.devices import Devices
     from job.model.network import Network
 
-    config = BackboneConfig(name=backbone, weights="random")
+    config = BackboneConfig(name=backbone, weights="random", unfreeze=0.4)
     network = Network(config, image_size, Devices(), seed=0)
     for what, precision, xla, make in cases(config, network, image_size, batch_size, (False, True) if on_gpu else (False,)):
         if on_gpu:

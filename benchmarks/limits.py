@@ -292,7 +292,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="seconds per work and round")
     parser.add_argument("--out", type=Path, required=True, help="a JSON file")
     options = parser.parse_args()
-    config = BackboneConfig(weights=options.weights, alpha=options.alpha)
+    config = BackboneConfig(weights=options.weights, alpha=options.alpha, unfreeze=0.4)
     found = measure(options.part, config, options.image_size, options.data, options.rounds, options.seconds)
     options.out.write_text(json.dumps(found) + "\n")
 

@@ -135,6 +135,7 @@ class _Call:
     config_file: Path | None
     assignments: tuple[str, ...]
     weights: str | None
+    quality: str | None
     tfds_dir: str | None
     path_column: str | None
     label_column: str | None
@@ -157,7 +158,7 @@ class _Call:
         """The values of options that stand for one setting, by the setting; None where the option is not given."""
         columns = (f"{kind}_column" for kind in _COLUMNS)
         of_intake = {f"intake.{name}": getattr(self, name) for name in (*columns, "test_values", "val_values", "tfds_dir")}
-        return {"backbone.weights": self.weights, **of_intake}
+        return {"backbone.weights": self.weights, "train.quality": self.quality, **of_intake}
 
 
 def _values(_: click.Context, __: click.Parameter, given: str | None) -> tuple[str, ...] | None:
@@ -209,6 +210,11 @@ _RUN_OPTIONS = (
         type=_PLACE,
         help="Initial weights of the backbone: ImageNet weights, which Keras downloads once; random ones; or a file. "
         "Same as --set backbone.weights=...",
+    ),
+    click.option(
+        "--quality",
+        metavar="fast|balanced|best",
+        help="Accuracy against time: what the job chooses where settings are left at auto. Same as --set train.quality=...",
     ),
     click.option(
         "--tfds-dir",
@@ -397,8 +403,9 @@ def _dry_run(call: _Call, stop_after: str | None) -> None:
     from job import api
     from job.config import as_toml
     from job.pipeline.plan import cut_in_words
+    from job.train.recipe import with_quality
 
-    config = call.config()
+    config = with_quality(call.config())
     steps = api.plan(call.data, call.out, config=config, labels=call.labels, stop_after=stop_after, session=_session(call))
     say(*as_toml(config).split("\n"))
     say(*(f"{step.stage:<10} {'runs' if step.runs else 'skipped'}: {step.reason}" for step in steps))

@@ -41,6 +41,7 @@ def _what(default: Value, description: str, **limits: Unpack[_Limits]) -> Value:
 
 PLACES = ("backbone.weights", "intake.tfds_dir", "cache.dir")  # Settings that are paths.
 _BY_SIZE = "auto depends on the number of training photos: see docs/defaults.md."
+_BY_QUALITY = "auto depends on the number of training photos and on train.quality: see docs/defaults.md."
 _SEED = "If it is left out, the value of seed is used."
 _CLASS_WEIGHT = "none: every photo has the same weight. balanced: every class has the same total weight."
 
@@ -184,9 +185,9 @@ class BackboneConfig(Section):
         "imagenet", "imagenet, random, or a file, local or in a bucket (.weights.h5, or a legacy .h5 without top)."
     )
     unfreeze: Annotated[float | str, AfterValidator(_unfreeze)] = _what(
-        0.4,
+        "auto",
         "How much is fine-tuned. none: only the head. all: every layer. A share between 0 and 1: the top layers, with this "
-        "share of the backbone's multiply-adds. Or a layer: everything above it.",
+        "share of the backbone's multiply-adds. Or a layer: everything above it. auto depends on train.quality.",
     )
 
 
@@ -210,7 +211,7 @@ class AugmentConfig(Section):
         "batched", "batched: a whole batch at once, on the device. image_data_generator: Keras' class, on the CPU."
     )
     views: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = _what(
-        "auto", f"Number of stored views per training photo. The first view is the photo itself. {_BY_SIZE}"
+        "auto", f"Number of stored views per training photo. The first view is the photo itself. {_BY_QUALITY}"
     )
     rotation_range: float = _what(20.0, "Largest rotation in degrees, to either side.", ge=0, le=360)
     width_shift_range: Annotated[int | float | tuple[float, ...], AfterValidator(_shift)] = _what(
@@ -275,6 +276,11 @@ class HeadConfig(Section):
 
 
 class TrainConfig(Section):
+    quality: Literal["fast", "balanced", "best"] = _what(
+        "fast",
+        "What the job chooses where other settings are auto. balanced and best train more layers for longer: see "
+        "docs/defaults.md.",
+    )
     seed: int | None = _what(None, f"Seed of the order of the training photos. {_SEED}", ge=0, lt=2**63)
 
 
@@ -285,7 +291,7 @@ class FineTuneConfig(Section):
         "every epoch and run the frozen layers on it; slower, but needs less disk. auto: stored if disk and memory suffice.",
     )
     epochs: Annotated[int, Field(ge=0)] | Literal["auto"] = _what(
-        "auto", f"Passes over the training photos. 0 turns fine-tuning off. {_BY_SIZE}"
+        "auto", f"Passes over the training photos. 0 turns fine-tuning off. {_BY_QUALITY}"
     )
     global_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = _what(
         "auto",
@@ -323,6 +329,11 @@ class EvaluateConfig(Section):
     )
     min_accuracy: float | None = _what(
         None, "If the test accuracy (0 to 1) is lower, no model is exported and the run ends with exit code 3.", ge=0, le=1
+    )
+    mirror: bool | Literal["auto"] = _what(
+        "auto",
+        "The model answers with the mean over a photo and its mirror image. A prediction takes twice as long. auto: where "
+        "train.quality is balanced or best, and augment.horizontal_flip is on.",
     )
     mistakes: int = _what(
         24,

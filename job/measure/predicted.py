@@ -36,6 +36,17 @@ class StoredLogits:
             self._file.flush()
         self.shape = num_bytes // (4 * num_classes), num_classes
 
+    def mean_with(self, others_BC: Iterable[np.ndarray]) -> Self:
+        """Return the mean of these logits and of others for the same photos, which come in batches."""
+
+        def means() -> Iterator[np.ndarray]:
+            start = 0
+            for batch_BC in others_BC:
+                yield (self[start : start + len(batch_BC)] + batch_BC) / 2
+                start += len(batch_BC)
+
+        return type(self)(means(), self.shape[1], self._folder)
+
     def __getitem__(self, photos: slice) -> np.ndarray:
         start, stop, _ = photos.indices(self.shape[0])
         with storage_errors(self._folder):

@@ -72,6 +72,20 @@ Inputs = StoredInputs | OnlineInputs
 
 
 @dataclass(frozen=True)
+class MirroredInputs:
+    """Photos from the image store, mirrored left to right. Nothing is trained on them."""
+
+    images: ArrayStore
+    network: Network
+
+    def plain(self, rows_B: np.ndarray) -> Arrays:
+        return (self.images.rows(rows_B),)
+
+    def on_device(self, arrays: tuple[tf.Tensor, ...], *, training: bool) -> tf.Tensor:  # noqa: ARG002
+        return self.network.activations(arrays[0][:, :, ::-1])
+
+
+@dataclass(frozen=True)
 class Choice:
     """The kind of inputs for fine-tuning, and the reason in words for the user."""
 

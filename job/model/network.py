@@ -146,12 +146,17 @@ class Network:
             dense.set_weights([head.kernel_DC, head.bias_C])
             return model
 
-    def assembled(self, tuned: keras.Model) -> keras.Model:
-        """Return the whole classifier as one Keras model of built-in layers: uint8 pixels to probabilities (B, C)."""
+    def assembled(self, tuned: keras.Model, *, mirrors: bool = False) -> keras.Model:
+        """Return the whole classifier as one Keras model of built-in layers: uint8 pixels to probabilities (B, C).
+
+        With `mirrors`, its logits are the mean of those of a photo and of its mirror image.
+        """
         import keras
 
         pixels = keras.Input((self.image_size, self.image_size, 3), name="pixels", dtype="uint8")
         x = keras.ops.cast(pixels, "float32")
+        if mirrors:  # In one batch, because each call would add the weights to the graph again.
+            x = keras.ops.concatenate([x, keras.ops.flip(x, axis=2)], axis=0)
         for layer in self._built[0]:
             x = layer(x)
         frozen, above = self._parts
@@ -159,6 +164,8 @@ class Network:
         if above is not None:
             x = keras.ops.cast(keras.ops.cast(x, CUT_DTYPE), "float32")
         logits = tuned(x, training=False)
+        if mirrors:
+            logits = keras.layers.Average()(keras.ops.split(logits, 2, axis=0))
         return keras.Model(pixels, keras.layers.Softmax(name="probabilities")(logits), name="classifier")
 
 

@@ -16,7 +16,7 @@ from job.pipeline.settings import settings_digest
 from job.pipeline.table import STAGES
 from job.runtime.context import Context
 from job.sources.base import Listing, Source
-from job.train.recipe import Recipe
+from job.train.recipe import Recipe, with_quality
 
 if TYPE_CHECKING:
     from job.model.inputs import Inputs
@@ -50,7 +50,7 @@ class Job:
     def __init__(
         self, config: Config, source: Source, context: Context, *, labels: str | None = None, cluster: Cluster | None = None
     ) -> None:
-        self.config, self.source, self.context, self.labels = config, source, context, labels
+        self.config, self.source, self.context, self.labels = with_quality(config), source, context, labels
         self.cluster = cluster or Cluster()
         self.devices = Devices(self.cluster, logical_cpus=config.cluster.logical_cpus)
         self.workdir = context.workdir

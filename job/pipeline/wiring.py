@@ -150,6 +150,7 @@ def _export(job: Job) -> Artifact | None:
         chosen_head=job["head"].head,
         tuned_weights=job["fine_tune"].weights if job["evaluate"].ships_fine_tuned else None,
         calibration=job["evaluate"].calibration,
+        mirrors=job["evaluate"].mirrors,
         network=job.network,
         context=job.context,
     )

@@ -35,6 +35,7 @@ from job.storage.files import in_units
 from job.storage.workdir import Workdir
 from job.text.numbers import percent, points, seconds
 from job.text.untrusted import escaped
+from job.train.recipe import with_quality
 
 if TYPE_CHECKING:
     from job.measure.metrics import Scores
@@ -282,7 +283,7 @@ def _confidence_in_interval(test: "Scores") -> bool:
 
 def _settings(config: Mapping[str, object]) -> list[tuple[str, object, bool]]:
     """Return every setting: its dotted name, its value, and whether it differs from the default."""
-    defaults = dict(with_dotted_names(Config().model_dump(mode="json")))
+    defaults = dict(with_dotted_names(with_quality(Config()).model_dump(mode="json")))
     return [(name, value, name in defaults and defaults[name] != value) for name, value in with_dotted_names(config)]
 
 

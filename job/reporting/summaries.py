@@ -314,6 +314,7 @@ class Evaluated(Details, AgainstEarlier):
     """The content of evaluation.json."""
 
     shipped: Shipped
+    mirrors: bool
     metric: str
     temperatures: dict[str, float]
     offsets: dict[str, list[float]]

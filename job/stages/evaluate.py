@@ -24,7 +24,7 @@ from job.measure.calibration import (
 )
 from job.measure.predicted import Predicted, StoredLogits, parts
 from job.model.heads import Head
-from job.model.inputs import Inputs
+from job.model.inputs import MirroredInputs
 from job.model.network import Network
 from job.reporting.gallery import surest
 from job.reporting.summaries import Details, Evaluated, ModelScores, Shipped
@@ -34,6 +34,7 @@ from job.serving.earlier import against_earlier
 from job.storage.workdir import Workdir
 from job.stores.arrays import ArrayStore
 from job.train.feed import run_batches
+from job.train.loop import Inputs
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -61,6 +62,11 @@ class Evaluation:
     @property
     def ships_fine_tuned(self) -> bool:
         return self.numbers["shipped"] == "fine_tuned"
+
+    @property
+    def mirrors(self) -> bool:
+        """True if the model answers with the mean over a photo and its mirror image."""
+        return self.numbers["mirrors"]
 
     @property
     def calibration(self) -> Calibration:
@@ -94,6 +100,11 @@ def evaluate(
         batches["fine_tuned"] = tuned_logits(network, chosen_head, tuned_weights, inputs, rows, context.telemetry)
     scratch = context.workdir.temporary().parent
     logits = {name: StoredLogits(of_model, len(examples.class_names), scratch) for name, of_model in batches.items()}
+    if config.mirror is True:
+        mirrored, weights = MirroredInputs(images, network), {"head": None, "fine_tuned": tuned_weights}
+        for name, of_photos in logits.items():
+            of_mirrored = tuned_logits(network, chosen_head, weights[name], mirrored, rows, context.telemetry)
+            logits[name] = of_photos.mean_with(of_mirrored)
     calibrations = {name: _calibration(config, examples, x) for name, x in logits.items()}
     predicted = {name: Predicted.of(labels, x, calibrations[name]) for name, x in logits.items()}
     on_val = {name: p[: len(val)] for name, p in predicted.items()}
@@ -106,6 +117,7 @@ def evaluate(
     is_wrong = on_test[shipped].class_N != examples.labels[test]
     numbers: Evaluated = {
         "shipped": shipped,
+        "mirrors": config.mirror is True,
         "metric": config.metric,
         "temperatures": {name: calibration.temperature for name, calibration in calibrations.items()},
         "offsets": {name: calibration.offsets_C.tolist() for name, calibration in calibrations.items()},
@@ -129,16 +141,18 @@ def _head_logits(head: Head, features: ArrayStore, rows: np.ndarray) -> Iterator
 
 
 def tuned_logits(
-    network: Network, start: Head, weights: list[np.ndarray], inputs: Inputs, rows: np.ndarray, telemetry: Telemetry
+    network: Network, start: Head, weights: list[np.ndarray] | None, inputs: Inputs, rows: np.ndarray, telemetry: Telemetry
 ) -> Iterator[np.ndarray]:
-    """Yield the logits of a fine-tuned model for the photos in these rows of its inputs, float64 (B, C) for each batch.
+    """Yield the logits of a fine-tuned model for the photos in these rows of its inputs, float32 (B, C) for each batch.
 
-    They are computed in float32, like those of the exported model.
+    They are computed in float32, like those of the exported model. Without `weights`, the model is the backbone with the
+    head `start`.
     """
     import tensorflow as tf
 
     model = network.tuned(start)
-    model.set_weights(weights)
+    if weights is not None:
+        model.set_weights(weights)
 
     def on_replica(*arrays: tf.Tensor) -> tuple[tf.Tensor]:
         return (model(tf.cast(inputs.on_device(arrays, training=False), tf.float32), training=False),)

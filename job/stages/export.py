@@ -69,20 +69,22 @@ def export(
     chosen_head: Head,
     tuned_weights: list[np.ndarray] | None,
     calibration: Calibration,
+    mirrors: bool,
     network: Network,
     context: Context,
 ) -> Exported:
     """Save the shipped model, check it in a fresh process, and publish it.
 
     `bit_depth` is that of the data set. `entries` are the source's entries by path. `tuned_weights` are the shipped model's;
-    None if the head alone ships. `calibration` goes into the weights of its last layer.
+    None if the head alone ships. `calibration` goes into the weights of its last layer. With `mirrors`, the model answers
+    with the mean over a photo and its mirror image.
 
     Raises:
         Diverged: if a weight is not finite.
         GateNotMet: if the exported model disagrees with what was measured. Nothing is published then.
         StorageFailed, UsageError: if the photos cannot be read again for this check.
     """
-    classifier = _classifier(network, chosen_head, tuned_weights, calibration)
+    classifier = _classifier(network, chosen_head, tuned_weights, calibration, mirrors=mirrors)
     rules = DecodeRules.of(intake, bit_depth)
     limits = Limits(rules.max_pixels, rules.min_side_px, rules.max_aspect_ratio)
 
@@ -102,7 +104,7 @@ def export(
         result = _check_parity(checker, config, folder, rules, examples, images, source, entries, context)
         (folder / "parity.json").write_text(json.dumps(result, indent=2) + "\n")
         card = _model_card(rules, examples, network, folder, tuned_weights is not None)
-        card |= {"temperature": calibration.temperature, "class_offsets": calibration.offsets_C.tolist()}
+        card |= {"temperature": calibration.temperature, "class_offsets": calibration.offsets_C.tolist(), "mirrors": mirrors}
         card["image_bytes"] = _what_bytes_it_takes(limits, result)
         (folder / "model.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         if not result["agrees"]:
@@ -124,7 +126,7 @@ def export(
 
 
 def _classifier(
-    network: Network, chosen_head: Head, tuned_weights: list[np.ndarray] | None, calibration: Calibration
+    network: Network, chosen_head: Head, tuned_weights: list[np.ndarray] | None, calibration: Calibration, *, mirrors: bool
 ) -> "keras.Model":
     """Return the shipped model from pixels to calibrated probabilities. Raises: Diverged, if a weight is not finite."""
     tuned = network.tuned(chosen_head)
@@ -133,7 +135,7 @@ def _classifier(
     last = tuned.get_layer("head")
     kernel_DC, bias_C = last.get_weights()
     last.set_weights([kernel_DC / calibration.temperature, bias_C / calibration.temperature + calibration.offsets_C])
-    classifier = network.assembled(tuned)
+    classifier = network.assembled(tuned, mirrors=mirrors)
     bad = [v.path for v in classifier.variables if not np.isfinite(np.asarray(v)).all()]
     if bad:
         raise Diverged(

@@ -1,4 +1,4 @@
-"""The recipe of training: values for the settings that are `auto`, by the number of training photos.
+"""The recipe of training: values for the settings that are `auto`, by the number of training photos and `train.quality`.
 
 The form of the rules is that of BiT-HyperRule (Kolesnikov et al., "Big Transfer (BiT): General Visual Representation
 Learning", 2020, section 3.3): one schedule for each size of data set, and nothing to tune. The numbers come from
@@ -20,6 +20,27 @@ _RULES = (
     (float("inf"), 3, 256, 1e-3, 1),
 )
 
+
+@dataclass(frozen=True)
+class Quality:
+    """A value of `train.quality`: what it decides where settings are auto.
+
+    `unfreeze` is the share of the backbone that is fine-tuned. `epochs` and `views` multiply those of `_RULES`. With
+    `mirrors`, the model answers with the mean over a photo and its mirror image, if it was trained on mirrored views.
+    """
+
+    unfreeze: float
+    epochs: float
+    views: int
+    mirrors: bool
+
+
+QUALITIES = {
+    "fast": Quality(unfreeze=0.4, epochs=1, views=1, mirrors=False),
+    "balanced": Quality(unfreeze=0.68, epochs=4 / 3, views=2, mirrors=True),
+    "best": Quality(unfreeze=0.68, epochs=8 / 3, views=4, mirrors=True),
+}
+
 # A training step passes forward through the trained layers, and back in about twice the time. Measured on CPUs, in forward
 # passes of the whole backbone for each unit of `share_above`: 1.0 to 1.6 (MobileNetV2), 3.1 (DenseNet121), 4.1 (ResNet50).
 _PASSES_OF_A_STEP = 3
@@ -38,12 +59,12 @@ class Recipe:
     def resolve(cls, config: Config, *, num_examples: int) -> Self:
         """Return the recipe for `num_examples` training photos. A setting that is not `auto` keeps its value."""
         _, epochs, batch_size, learning_rate, views = next(rule for rule in _RULES if num_examples <= rule[0])
-        tuning = config.fine_tune
+        tuning, quality = config.fine_tune, QUALITIES[config.train.quality]
         return cls(
-            epochs if tuning.epochs == "auto" else tuning.epochs,
+            round(epochs * quality.epochs) if tuning.epochs == "auto" else tuning.epochs,
             batch_size if tuning.global_batch_size == "auto" else tuning.global_batch_size,
             learning_rate if tuning.learning_rate == "auto" else tuning.learning_rate,
-            views if config.augment.views == "auto" else config.augment.views,
+            views * quality.views if config.augment.views == "auto" else config.augment.views,
         )
 
     def forward_passes(self, num_examples: int, share_above: float, *, stored: bool) -> float:
@@ -53,3 +74,13 @@ class Recipe:
         every epoch, too.
         """
         return self.epochs * num_examples * (_PASSES_OF_A_STEP * share_above + (0 if stored else 1 - share_above))
+
+
+def with_quality(config: Config) -> Config:
+    """Return the configuration without auto in `backbone.unfreeze` and `evaluate.mirror`: its quality decides there."""
+    quality, backbone, evaluate = QUALITIES[config.train.quality], config.backbone, config.evaluate
+    if backbone.unfreeze == "auto":
+        backbone = backbone.model_copy(update={"unfreeze": quality.unfreeze})
+    if evaluate.mirror == "auto":
+        evaluate = evaluate.model_copy(update={"mirror": quality.mirrors and config.augment.horizontal_flip})
+    return config.model_copy(update={"backbone": backbone, "evaluate": evaluate})

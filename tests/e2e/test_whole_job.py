@@ -261,6 +261,16 @@ def test_dry_run_prints_configuration_plan_and_cut_and_touches_nothing(painted, 
     assert not (tmp_path / "out").exists()
 
 
+def test_quality_is_an_option_that_trains_more_layers_unless_a_setting_says_otherwise(painted, copy_of_run, tmp_path):
+    dry = ("run", "--data", painted, "--out", tmp_path / "out", "--dry-run", *quick_settings())
+    fast, best = run_job(*dry), run_job(*dry, "--quality", "best")
+    assert "unfreeze = 0.4" in fast.stdout and "unfreeze = 0.68" in best.stdout and "mirror = true" in best.stdout
+    assert 'unfreeze = "none"' in run_job(*dry, "--quality", "best", "--set", "backbone.unfreeze=none").stdout
+    wrong = run_job(*dry, "--quality", "good")
+    assert wrong.returncode == 2 and "train.quality: got 'good'; allowed: fast or balanced or best" in wrong.stderr
+    assert {"extract", "fine_tune"} <= would_run(painted, copy_of_run, "train.quality=balanced")
+
+
 def test_explore_alone_leaves_a_page_and_trains_nothing(painted, tmp_path):
     done = run_job("explore", "--data", painted, "--out", tmp_path / "out", *quick_settings())
     assert done.returncode == 0, done.stderr

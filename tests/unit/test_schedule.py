@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from job.config import Config
-from job.train.recipe import Recipe
+from job.train.recipe import Recipe, with_quality
 from job.train.schedule import Schedule
 
 
@@ -63,3 +63,34 @@ def test_fine_tuning_counts_three_passes_of_what_it_trains_and_one_of_what_it_do
     recipe = Recipe(epochs=10, global_batch_size=8, learning_rate=1e-3, views=2)
     assert recipe.forward_passes(100, 0.4, stored=True) == pytest.approx(1200)
     assert recipe.forward_passes(100, 0.4, stored=False) == pytest.approx(1800)
+
+
+@pytest.mark.parametrize("num_examples", [100, 3000, 50_000])
+def test_a_higher_quality_trains_more_layers_for_longer(num_examples):
+    configs = [with_quality(Config(train={"quality": quality})) for quality in ("fast", "balanced", "best")]
+    recipes = [Recipe.resolve(config, num_examples=num_examples) for config in configs]
+    assert all(a.epochs < b.epochs for a, b in pairwise(recipes))
+    assert all(a.views < b.views for a, b in pairwise(recipes))
+    shares = [config.backbone.unfreeze for config in configs]
+    assert shares[0] < shares[1] <= shares[2]
+    assert [config.evaluate.mirror for config in configs] == [False, True, True]
+
+
+def test_quality_only_decides_what_is_left_at_auto():
+    said = {
+        "backbone": {"unfreeze": "none"},
+        "fine_tune": {"epochs": 3},
+        "augment": {"views": 5},
+        "evaluate": {"mirror": False},
+    }
+    config = with_quality(Config(train={"quality": "best"}, **said))
+    assert (config.backbone.unfreeze, config.evaluate.mirror) == ("none", False)
+    recipe = Recipe.resolve(config, num_examples=3000)
+    assert (recipe.epochs, recipe.views) == (3, 5)
+
+
+def test_photos_are_mirrored_for_the_answer_only_where_mirrored_views_are_trained_on():
+    for flips in (True, False):
+        config = with_quality(Config(train={"quality": "best"}, augment={"horizontal_flip": flips}))
+        assert config.evaluate.mirror is flips
+    assert with_quality(Config(evaluate={"mirror": True}, augment={"horizontal_flip": False})).evaluate.mirror is True
