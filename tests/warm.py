@@ -3,7 +3,8 @@
 `WarmStart` is a `subprocess.Popen`. What it starts is a real process, and a child of the process that asked: arguments,
 environment, current folder, standard streams, signals and exit code are its own, and `job.__main__` runs in it from the
 first line. The one difference from an ordinary start is that libraries are imported already. TensorFlow has no context and
-no threads yet. A start is an ordinary one if the environment differs in anything that libraries read on import.
+no threads yet. A start is an ordinary one if the environment differs in anything that libraries read on import. What
+libraries set on import makes no difference: tests import them, too.
 
     python -m tests.warm DESCRIPTOR    the server, which forks once for each request on this socket
 
@@ -12,22 +13,39 @@ The job itself starts a process for the parity check. A second server, forked be
 
 import ctypes
 import gc
+import importlib
 import inspect
 import json
 import os
+import pkgutil
 import runpy
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import PIL.Image
+
+import job
+
 ROOT = Path(__file__).parent.parent
 # Variables that may differ between the server and what it starts: no library reads them on import.
-_READ_LATE = ("AWS_", "CLUSTER_", "JOB_", "PYTEST_", "SLURM_", "STORAGE_EMULATOR_HOST", "TF_CONFIG", "TMPDIR")
+_READ_LATE = (
+    "AWS_",
+    "CLUSTER_",
+    "DISABLE_GCS_",
+    "JOB_",
+    "PYTEST_",
+    "SLURM_",
+    "STORAGE_EMULATOR_HOST",
+    "TF_CONFIG",
+    "TMPDIR",
+)
 _PR_SET_CHILD_SUBREAPER = 36
 _SIZE_BYTES = 4
 
@@ -63,10 +81,14 @@ class _Request:
 
 
 class _Server:
-    """A process that forks, as seen by the process that asks it. `environment` is what its libraries were imported with."""
+    """A process that forks, as seen by the process that asks it.
 
-    def __init__(self, requests: socket.socket, environment: dict[str, str] | None = None) -> None:
-        self._requests, self._environment = requests, environment
+    `environments` are the one that its libraries were imported with, and what they made of it. A server without them starts
+    whatever it is asked for.
+    """
+
+    def __init__(self, requests: socket.socket, environments: Sequence[Mapping[str, str]] = ()) -> None:
+        self._requests, self._environments = requests, environments
         self._lock = threading.Lock()
 
     @classmethod
@@ -74,13 +96,13 @@ class _Server:
         own, far = socket.socketpair()
         with far:
             subprocess.Popen([sys.executable, "-m", "tests.warm", str(far.fileno())], cwd=ROOT, pass_fds=[far.fileno()])
-        return cls(own, dict(os.environ))
+        given = dict(os.environ)
+        return cls(own, [given, json.loads(_received(own, int.from_bytes(_received(own, _SIZE_BYTES))))])
 
     def may_start(self, request: _Request) -> bool:
-        if self._environment is None:
-            return True
-        differing = {name for name, _ in self._environment.items() ^ request.environment.items()}
-        return all(name.startswith(_READ_LATE) for name in differing)
+        wanted, known = request.environment, self._environments
+        names = {name for environment in known for name in (*environment, *wanted) if not name.startswith(_READ_LATE)}
+        return all(any(wanted.get(name) == environment.get(name) for environment in known) for name in names)
 
     def start(self, request: _Request, streams: list[int]) -> int:
         """Return the number of a new process, a child of this one."""
@@ -90,11 +112,9 @@ class _Server:
             try:
                 socket.send_fds(self._requests, [len(message).to_bytes(_SIZE_BYTES)], streams)
                 self._requests.sendall(message)
-                answer = self._requests.recv(_SIZE_BYTES)
+                return int.from_bytes(_received(self._requests, _SIZE_BYTES))
             finally:
                 _adopt_orphans(False)
-        assert answer, "the process that forks for the tests has ended"
-        return int.from_bytes(answer)
 
 
 class WarmStart(subprocess.Popen):
@@ -151,7 +171,9 @@ def _serve(requests: socket.socket) -> _Request:
 def _received(requests: socket.socket, size: int) -> bytes:
     found = b""
     while len(found) < size:
-        found += requests.recv(size - len(found))
+        part = requests.recv(size - len(found))
+        assert part, "the process that forks for the tests has ended"
+        found += part
     return found
 
 
@@ -167,7 +189,7 @@ def _close(*descriptors: int) -> None:
 
 
 def _import_libraries() -> None:
-    """Import what a whole run imports."""
+    """Import all modules of the job, and the libraries that it imports when it needs them."""
     from job.cluster.tensorflow import import_tensorflow
 
     import_tensorflow()
@@ -180,17 +202,19 @@ def _import_libraries() -> None:
     import sklearn.linear_model  # noqa: F401
     import tensorboardX  # noqa: F401
 
-    import job.cli
-    import job.pipeline.wiring
-    import job.reporting.page
-    import job.stages.export  # noqa: F401
-
+    for module in pkgutil.walk_packages(job.__path__, "job."):
+        if module.name != "job.__main__":
+            importlib.import_module(module.name)
+    PIL.Image.init()
     gc.freeze()  # So that fewer pages are copied after a fork.
 
 
 def main() -> None:
     _import_libraries()
-    request = _serve(socket.socket(fileno=int(sys.argv[1])))
+    requests = socket.socket(fileno=int(sys.argv[1]))
+    environment = json.dumps(dict(os.environ)).encode()
+    requests.sendall(len(environment).to_bytes(_SIZE_BYTES) + environment)
+    request = _serve(requests)
     own, far = socket.socketpair()
     if os.fork():
         far.close()

@@ -20,6 +20,14 @@ def told(start, **environment):
 
 def test_process_is_given_what_it_would_be_given_by_an_ordinary_start(tmp_path):
     warm = told(WarmStart, TMPDIR=str(tmp_path))
-    assert warm == told(subprocess.Popen, TMPDIR=str(tmp_path))
+    assert warm == {**told(subprocess.Popen, TMPDIR=str(tmp_path)), "is_warm": True}
     assert warm["temporary"] == str(tmp_path) and warm["parent"] == os.getpid()
     assert (warm["read"], warm["errors"], warm["code"]) == ("hello", "told\n", 7)
+
+
+def test_start_is_a_warm_one_unless_the_environment_changes_what_libraries_read_on_import():
+    assert told(WarmStart, AWS_PROFILE="x")["is_warm"]
+    # What libraries have set in the environment of the tests, because tests import them, too.
+    assert told(WarmStart, TF2_BEHAVIOR="1", KMP_INIT_AT_FORK="FALSE")["is_warm"]
+    assert not told(WarmStart, TF2_BEHAVIOR="0")["is_warm"]
+    assert not told(WarmStart, OMP_NUM_THREADS="1")["is_warm"]

@@ -17,6 +17,7 @@ if __name__ == "__main__":
         "temporary": tempfile.gettempdir(),
         "parent": os.getppid(),
         "modules": sys.path,
+        "is_warm": "tensorflow" in sys.modules,
     }
     print(json.dumps(given))
     print("told", file=sys.stderr)
