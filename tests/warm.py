@@ -196,8 +196,6 @@ def _import_libraries() -> None:
     import cleanlab  # noqa: F401
     import faiss  # noqa: F401
     import keras  # noqa: F401
-    import matplotlib.backends.backend_svg
-    import matplotlib.pyplot  # noqa: F401
     import pyarrow.dataset  # noqa: F401
     import sklearn.linear_model  # noqa: F401
     import tensorboardX  # noqa: F401

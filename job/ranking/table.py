@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from job.reporting.figures import SERIES, new_figure, save_svg
+from job.reporting.figures import SERIES, Axis, Chart
 from job.text.untrusted import csv_of
 
 _WIDTH = 120
@@ -184,31 +184,21 @@ def _flat(row: Row) -> dict[str, object]:
 
 def draw(rows: Sequence[Row], chosen: Row, meaning: str, path: Path) -> None:
     """Draw accuracy with its 95% interval against multiply-adds as SVG. The recommended candidate has another colour."""
-    figure, ax = new_figure(7.5, 4.5)
     distinct = _names(rows)
     ranked = [(row, row.accuracy, row.cost.multiply_adds / 1e6) for row in rows if row.accuracy and row.cost]
     ranked.sort(key=lambda entry: entry[2])
-    middle = (ranked[0][2] * ranked[-1][2]) ** 0.5
-    for number, (row, accuracy, x) in enumerate(ranked):
+    costs = [cost for _, _, cost in ranked]
+    y = Axis.linear([end for _, accuracy, _ in ranked for end in accuracy.accuracy_ci95])
+    labels = ("million multiply-adds for one photo", "accuracy, 95% interval")
+    chart = Chart((720, 432), Axis.logarithmic(costs), y, f"Accuracy {meaning}", labels)
+    middle = (costs[0] * costs[-1]) ** 0.5
+    for number, (row, found, cost) in enumerate(ranked):
         colour = SERIES[1] if row is chosen else SERIES[0]
-        y, (low, high) = accuracy.accuracy, accuracy.accuracy_ci95
-        ax.errorbar(x, y, [[y - low], [high - y]], fmt="o", color=colour, capsize=3, markersize=5, linewidth=1.2)
+        low, high = found.accuracy_ci95
+        chart.intervals([cost], [low], [high], colour)
+        chart.dots([cost], [found.accuracy], colour)
         # Labels point to the middle, and those of neighbours in cost are above and below, so that they do not overlap.
-        rightwards, above = x <= middle, number % 2 == 0
-        ax.annotate(
-            f"{distinct[row.folder]}, {row.image_size} px",
-            (x, y),
-            (6 if rightwards else -6, 5 if above else -5),
-            textcoords="offset points",
-            ha="left" if rightwards else "right",
-            va="bottom" if above else "top",
-            fontsize=8.5,
-        )
-    ax.set_xscale("log")
-    for axis_ticks in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
-        axis_ticks(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "125" else "")
-    ax.margins(x=0.1)
-    ax.set_xlabel("million multiply-adds for one photo")
-    ax.set_ylabel("accuracy, 95% interval")
-    ax.set_title(f"Accuracy {meaning}", fontsize=9, loc="left")
-    save_svg(figure, path)
+        rightwards, above = cost <= middle, number % 2 == 0
+        shift_px, anchor = (6 if rightwards else -6, -6 if above else 15), "start" if rightwards else "end"
+        chart.note(cost, found.accuracy, f"{distinct[row.folder]}, {row.image_size} px", shift_px, anchor)
+    chart.save(path)

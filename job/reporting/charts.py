@@ -1,7 +1,6 @@
 """The charts of the report page, as pictures inside the page. A chart is at most as wide as a phone, and has one plot."""
 
 import base64
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,17 +8,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from job.measure.confusions import Clusters, row_shares
-from job.reporting import figures
+from job.reporting.figures import SERIES, Axis, Chart
 from job.reporting.summaries import Audited, Evaluated, HeadPath, Tuning
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from job.measure.calibration import Bin
     from job.measure.probes import CurvePoint
 
 _MEDIA_TYPES = {".jpg": "image/jpeg", ".png": "image/png", ".svg": "image/svg+xml"}
-_SIZE_IN = (3.4, 2.7)
+_SIZE_PX = (326, 260)
+_TUNING_SIZE_PX = (288, 260)  # Three of them fit side by side on the page.
 FRAMED_GROUPS = 12
 _ALPHA_LEVELS = 16
 _MOST_CELLS = 300  # A picture of the confusion matrix has at most so many rows. Otherwise a row would be less than a pixel.
@@ -36,7 +34,7 @@ def charts(
 
     `clusters` belong to the confusion matrix of `evaluation`; without them, the matrix is not drawn.
     """
-    drawn: dict[str, Figure] = {}
+    drawn: dict[str, Chart] = {}
     if audit:
         drawn["curve"] = _learning_curve_chart(audit["learning_curve"]["points"])
     if head and head["path"]:
@@ -47,107 +45,100 @@ def charts(
         drawn["reliability"] = _reliability_chart(evaluation["reliability"])
     if evaluation and clusters:
         drawn["confusion"] = _confusion_chart(np.asarray(evaluation["confusion"]), clusters)
-    return {name: _uri_of(figure) for name, figure in drawn.items()}
+    return {name: _uri(".svg", chart.svg().encode()) for name, chart in drawn.items()}
 
 
-def _learning_curve_chart(points: "Sequence[CurvePoint]") -> "Figure":
-    figure, ax = figures.new_figure(*_SIZE_IN)
-    sizes = [point["num_examples"] for point in points]
-    for point in points:
-        draws = point["accuracies"]
-        ax.plot([point["num_examples"]] * len(draws), draws, "o", markersize=4, alpha=0.6, color=figures.SERIES[0])
-    ax.plot(sizes, [sum(p["accuracies"]) / len(p["accuracies"]) for p in points], color=figures.SERIES[0])
-    ax.set(title="Accuracy on validation photos", xscale="log", xlabel="training photos")
-    ax.set_xticks(sizes, [f"{size:,}" for size in sizes])
-    ax.minorticks_off()
-    return figure
+def _learning_curve_chart(points: "Sequence[CurvePoint]") -> Chart:
+    draws = [(point["num_examples"], accuracy) for point in points for accuracy in point["accuracies"]]
+    sizes, accuracies = zip(*draws, strict=True)
+    x = Axis.logarithmic(sizes, {size: f"{size:,}" for size in sizes})
+    chart = Chart(_SIZE_PX, x, Axis.linear(accuracies), "Accuracy on validation photos", ("training photos", ""))
+    chart.dots(sizes, accuracies, SERIES[0], 2.5)
+    means = [sum(point["accuracies"]) / len(point["accuracies"]) for point in points]
+    chart.line([point["num_examples"] for point in points], means, SERIES[0])
+    return chart
 
 
-def _head_charts(head: HeadPath) -> "Iterator[tuple[str, Figure]]":
+def _head_charts(head: HeadPath) -> Iterator[tuple[str, Chart]]:
     """Yield the log loss and the accuracy by regularisation strength. A ring marks the strength that was used."""
     strengths = [tried["c"] for tried in head["path"]]
     losses, accuracies = ([tried[name] for tried in head["path"]] for name in ("val_log_loss", "val_accuracy"))
     for name, title, values, colour in (
-        ("log_loss", "Log loss on validation photos", losses, figures.SERIES[0]),
-        ("accuracy", "Accuracy on validation photos", accuracies, figures.SERIES[2]),
+        ("log_loss", "Log loss on validation photos", losses, SERIES[0]),
+        ("accuracy", "Accuracy on validation photos", accuracies, SERIES[2]),
     ):
-        figure, ax = figures.new_figure(*_SIZE_IN)
-        ax.plot(strengths, values, marker="o", markersize=4, color=colour)
-        chosen = [(c, v) for c, v in zip(strengths, values, strict=True) if c == head["c"]]
-        ax.plot(*zip(*chosen, strict=True), marker="o", markersize=11, fillstyle="none", color=colour, linestyle="none")
-        ax.set(title=title, xscale="log", xlabel="C (larger: weaker regularisation)")
-        ax.xaxis.set_major_formatter(lambda c, _: f"{c:g}")
-        ax.minorticks_off()
-        yield f"head_{name}", figure
+        x_label = "C (larger: weaker regularisation)"
+        chart = Chart(_SIZE_PX, Axis.logarithmic(strengths), Axis.linear(values), title, (x_label, ""))
+        chart.line(strengths, values, colour)
+        chart.dots(strengths, values, colour)
+        used = [place for place, c in enumerate(strengths) if c == head["c"]]
+        chart.dots([strengths[k] for k in used], [values[k] for k in used], colour, 7, are_rings=True)
+        yield f"head_{name}", chart
 
 
-def _tuning_charts(history: Sequence[Mapping[str, float]]) -> "Iterator[tuple[str, Figure]]":
+def _tuning_charts(history: Sequence[Mapping[str, float]]) -> Iterator[tuple[str, Chart]]:
     """Yield the training loss, the validation log loss, and both accuracies by epoch."""
-    training, validation = ("training photos", figures.SERIES[1]), ("validation photos", figures.SERIES[0])
+    training, validation = ("training photos", SERIES[1]), ("validation photos", SERIES[0])
+    x = Axis.linear([epoch["epoch"] for epoch in history], whole=True)
     for name, title, curves in (
         ("loss", "Training loss", {"train_loss": training}),
         ("log_loss", "Log loss on validation photos", {"val_log_loss": validation}),
         ("accuracy", "Accuracy", {"train_accuracy": training, "val_accuracy": validation}),
     ):
-        figure, ax = figures.new_figure(3.0, 2.7)
-        for key, (label, colour) in curves.items():
-            points = [(epoch["epoch"], epoch[key]) for epoch in history if key in epoch]
-            ax.plot(*zip(*points, strict=True), marker="o", markersize=3, color=colour, label=label)
-        ax.set(title=title, xlabel="epoch")
-        ax.locator_params(axis="x", integer=True)
-        if len(curves) > 1:
-            ax.legend(frameon=False)
-        yield f"tuning_{name}", figure
+        y = Axis.linear([epoch[key] for key in curves for epoch in history if key in epoch])
+        legend = dict(curves.values()) if len(curves) > 1 else None
+        chart = Chart(_TUNING_SIZE_PX, x, y, title, ("epoch", ""), legend)
+        for key, (_, colour) in curves.items():
+            epochs, values = zip(*((epoch["epoch"], epoch[key]) for epoch in history if key in epoch), strict=True)
+            chart.line(epochs, values, colour)
+            chart.dots(epochs, values, colour, 2.5)
+        yield f"tuning_{name}", chart
 
 
-def _reliability_chart(bins: "Sequence[Bin]") -> "Figure":
+def _reliability_chart(bins: "Sequence[Bin]") -> Chart:
     """Draw accuracy against confidence: points with 95% intervals, larger where there are more photos."""
-    figure, ax = figures.new_figure(3.4, 3.2)
+    shares = Axis.linear([0, 1], limits=(0, 1.02))
+    chart = Chart((326, 308), shares, shares, "Share that is right", ("confidence", ""))
     confidences, accuracies = ([found[name] for found in bins] for name in ("confidence", "accuracy"))
-    ends = [[abs(found["accuracy_ci95"][k] - found["accuracy"]) for found in bins] for k in (0, 1)]
+    lows, highs = ([found["accuracy_ci95"][k] for found in bins] for k in (0, 1))
     most = max(found["num_examples"] for found in bins)
-    ax.plot([0, 1], [0, 1], color=figures.SERIES[-1], linewidth=1, linestyle="--")
-    ax.errorbar(confidences, accuracies, ends, fmt="none", color=figures.SERIES[0], linewidth=1)
-    ax.scatter(confidences, accuracies, [8 + 70 * found["num_examples"] / most for found in bins], color=figures.SERIES[0])
-    ax.set(title="Share that is right", xlabel="confidence", xlim=(0, 1.02), ylim=(0, 1.02))
-    return figure
+    chart.line([0, 1], [0, 1], SERIES[-1], is_dashed=True)
+    chart.intervals(confidences, lows, highs, SERIES[0])
+    chart.dots(confidences, accuracies, SERIES[0], [2 + 4.5 * (found["num_examples"] / most) ** 0.5 for found in bins])
+    return chart
 
 
-def _confusion_chart(matrix_CC: np.ndarray, clusters: Clusters) -> "Figure":
+def _confusion_chart(matrix_CC: np.ndarray, clusters: Clusters) -> Chart:
     """Draw the confusion matrix in the order of the clusters, with a numbered frame around each group.
 
     A colour is stronger for a larger share of the row. It lies transparently on the page, which may be light or dark.
     """
-    from matplotlib.colors import to_rgb
-    from matplotlib.patches import Rectangle
-
-    figure, ax = figures.new_figure(6.4, 6.2)
-    step = -(-len(matrix_CC) // _MOST_CELLS)
-    starts = np.arange(0, len(matrix_CC), step)
+    num_classes = len(matrix_CC)
+    step = -(-num_classes // _MOST_CELLS)
+    starts = np.arange(0, num_classes, step)
     counts = matrix_CC[np.ix_(clusters.order_C, clusters.order_C)]
     counts = np.add.reduceat(np.add.reduceat(counts, starts, axis=0), starts, axis=1)
-    colours = np.full((*counts.shape, 4), (*to_rgb(figures.SERIES[1]), 0.0))
-    colours[np.diag_indices(len(counts))] = (*to_rgb(figures.SERIES[0]), 0.0)
-    colours[..., 3] = np.ceil(_ALPHA_LEVELS * np.sqrt(row_shares(counts))) / _ALPHA_LEVELS
-    ax.imshow(colours, interpolation="none", extent=(0, len(matrix_CC), len(matrix_CC), 0))
+    off_diagonal, diagonal = (tuple(bytes.fromhex(colour[1:])) for colour in (SERIES[1], SERIES[0]))
+    colours = np.full((*counts.shape, 4), (*off_diagonal, 0), np.uint8)
+    colours[np.diag_indices(len(counts))] = (*diagonal, 0)
+    colours[..., 3] = 255 * np.ceil(_ALPHA_LEVELS * np.sqrt(row_shares(counts))) / _ALPHA_LEVELS
+    across, down = Axis(0, num_classes, {}), Axis(num_classes, 0, {})
+    chart = Chart((614, 595), across, down, labels=("predicted class", "label"))
+    chart.image(colours)
     for number, group in enumerate(clusters.groups[:FRAMED_GROUPS], 1):
-        size = len(group.members)
-        ax.add_patch(Rectangle((group.start, group.start), size, size, fill=False, edgecolor=figures.INK, linewidth=0.8))
-        ax.annotate(f"{number}", (group.start + size, group.start), (2, 0), textcoords="offset points", va="center")
-    ax.set(xlabel="predicted class", ylabel="label", xticks=[], yticks=[])
-    return figure
-
-
-def _uri_of(figure: "Figure") -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "chart.svg"
-        figures.save_svg(figure, path)
-        return data_uri(path)
+        end = group.start + len(group.members)
+        chart.frame(group.start, end)
+        chart.note(end, group.start, f"{number}", (3, 5))
+    return chart
 
 
 def data_uri(path: Path) -> str:
     """Return a picture as a data: URI, or an empty text if there is no such file."""
     try:
-        return f"data:{_MEDIA_TYPES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+        return _uri(path.suffix, path.read_bytes())
     except FileNotFoundError:
         return ""
+
+
+def _uri(suffix: str, content: bytes) -> str:
+    return f"data:{_MEDIA_TYPES[suffix]};base64,{base64.b64encode(content).decode()}"

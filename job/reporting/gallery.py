@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+from PIL import Image
 
 from job.data.examples import Examples
 from job.measure.predicted import Predicted
-from job.reporting import figures
 from job.reporting.summaries import Copies, Crossings, Pictured
 from job.storage.files import storage_errors
 from job.storage.workdir import Workdir
@@ -44,7 +44,7 @@ class Gallery:
 
     def sheet(self, rows: Sequence[int] | np.ndarray, name: str, columns: int, side_px: int = TILE_PX) -> str:
         """Add photos side by side, each `side_px` wide."""
-        drawn = figures.contact_sheet(self._images.rows(rows), columns, side_px)
+        drawn = contact_sheet(self._images.rows(rows), columns, side_px)
         return self.add(f"{name}.jpg", lambda path: drawn.save(path, "JPEG", quality=85))
 
     def copies(self, examples: Examples, indices: Sequence[int], name: str) -> Copies:
@@ -90,3 +90,14 @@ def crossings(examples: Examples, indices: Sequence[int]) -> Crossings:
     """Return what a group of copies crosses: the splits of the job, the splits that the user has given, labels."""
     splits, given, labels = ({examples[c][i] for i in indices} - {None, ""} for c in ("split", "given_split", "label"))
     return {"crosses_splits": len(splits) > 1, "crosses_given": len(given) > 1, "crosses_labels": len(labels) > 1}
+
+
+def contact_sheet(photos: np.ndarray, columns: int, side_px: int, gap_px: int = 4) -> Image.Image:
+    """Arrange square photos (uint8, NHWC) in rows of `columns`, each `side_px` wide, on a gray background."""
+    rows = -(-len(photos) // columns)
+    step = side_px + gap_px
+    sheet = Image.new("RGB", (min(columns, len(photos)) * step - gap_px, rows * step - gap_px), (128, 128, 128))
+    for k, photo in enumerate(photos):
+        tile = Image.fromarray(photo).resize((side_px, side_px), Image.Resampling.LANCZOS)
+        sheet.paste(tile, ((k % columns) * step, (k // columns) * step))
+    return sheet

@@ -13,7 +13,7 @@ from PIL import Image
 from job.config import ExploreConfig
 from job.data.examples import Examples, Status
 from job.measure.shortcuts import shortcuts
-from job.reporting import figures
+from job.reporting.figures import SERIES, Axis, Chart
 from job.reporting.gallery import TILE_PX, Gallery, crossings
 from job.reporting.summaries import ClassPictures, Duplicates, Explored, Groups
 from job.runtime.context import Context
@@ -23,7 +23,7 @@ PICTURES = "stages/explore/pictures"
 SUMMARY = "stages/explore/explore.json"
 
 _PATHS_SHOWN = 20
-_FIGURE_IN = (3.0, 2.7)  # Three of them fit side by side on the page.
+_CHART_PX = (288, 260)  # Three of them fit side by side on the page.
 # The parts of a reason that differ from file to file: names of other files, quoted text, numbers.
 _PARTICULAR = re.compile(r"(?<= as ).+|(?<=a copy of ).+(?=, which)|'[^']*'|\d+(?:[,.x]\d+)*", re.DOTALL)
 _GROUPS_SHOWN = 40
@@ -235,15 +235,13 @@ def _class_pictures(
 
 def _figures(examples: Examples, gallery: Gallery) -> dict[str, str]:
     usable = examples.of()
-    drawn = {}
-    drawn["sizes"], ax = figures.new_figure(*_FIGURE_IN)
-    sizes = ax.scatter(
-        examples["width"][usable], examples["height"][usable], s=9, alpha=0.25, color=figures.SERIES[0], linewidths=0
-    )
-    sizes.set_rasterized(len(usable) > 1000)  # Thousands of vector marks would make the page too large.
-    ax.set(title="Size of the photos", xlabel="width, px", ylabel="height, px")
-    for name, colour in (("brightness", figures.SERIES[1]), ("contrast", figures.SERIES[2])):
-        drawn[name], ax = figures.new_figure(*_FIGURE_IN)
-        ax.hist(examples[name][usable], bins=30, color=colour)
-        ax.set(title=name.capitalize(), xlabel="share of full scale", ylabel="photos")
-    return {name: gallery.add(f"{name}.svg", partial(figures.save_svg, figure)) for name, figure in drawn.items()}
+    width, height = examples["width"][usable], examples["height"][usable]
+    sizes = Chart(_CHART_PX, Axis.linear(width), Axis.linear(height), "Size of the photos", ("width, px", "height, px"))
+    sizes.cloud(width, height, SERIES[0])
+    drawn = {"sizes": sizes}
+    for name, colour in (("brightness", SERIES[1]), ("contrast", SERIES[2])):
+        counts, edges = np.histogram(examples[name][usable], bins=30)
+        x, y = Axis.linear(edges), Axis.linear(counts, limits=(0, 1.05 * max(1, counts.max())), whole=True)
+        drawn[name] = Chart(_CHART_PX, x, y, name.capitalize(), ("share of full scale", "photos"))
+        drawn[name].bars(edges, counts, colour)
+    return {name: gallery.add(f"{name}.svg", chart.save) for name, chart in drawn.items()}
