@@ -3,9 +3,10 @@ import sys
 
 def start() -> None:
     """Run the program. Signals are heard before anything that takes time is imported."""
-    from job.console.startup import keep_foreign_modules_out, refuse_small_limits
+    from job.console.startup import keep_foreign_modules_out, leave_out_optional_imports, refuse_small_limits
 
     keep_foreign_modules_out()
+    leave_out_optional_imports()
     from job.console.streams import open_closed_descriptors, replace_standard_streams, restart_in_utf8
 
     open_closed_descriptors()

@@ -1,4 +1,4 @@
-"""Settings and checks of the process before anything else is imported: where modules come from, and resource limits.
+"""Settings and checks of the process before anything else is imported: which modules, from where, and resource limits.
 
 At the top of this file, import only modules that Python has already loaded by itself.
 """
@@ -12,6 +12,14 @@ _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__
 _MIN_ADDRESS_SPACE, _MIN_DATA = 6 * 2**30, 4 * 10**9
 _MIN_OPEN_FILES = 128
 _STANDARD_LIBRARY = os.path.dirname(os.__file__)  # noqa: PTH120
+# Packages, and what they import by themselves if it is installed. The job uses nothing that needs it, and importing it takes
+# 1.4 CPU seconds (docs/decisions/0034-the-last-seconds.md). The compiled code of pyarrow imports in the name of its caller.
+_DO_WITHOUT = {
+    "keras": {"matplotlib", "pandas", "sklearn"},
+    "pyarrow": {"pandas"},
+    "job": {"pandas"},
+    "sklearn": {"pandas"},
+}
 
 
 def keep_foreign_modules_out() -> None:
@@ -36,6 +44,24 @@ def keep_foreign_modules_out() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(named)
     if not named:
         del os.environ["PYTHONPATH"]
+
+
+def leave_out_optional_imports() -> None:
+    """Make optional imports of libraries fail in this process, as if they were not installed; see `_DO_WITHOUT`."""
+    sys.meta_path.insert(0, _OptionalImports)
+
+
+class _OptionalImports:
+    """A finder of modules that refuses those of `_DO_WITHOUT`, and leaves all others to the finders behind it."""
+
+    @staticmethod
+    def find_spec(name: str, *_: object) -> None:
+        frame = sys._getframe(1)
+        while frame.f_back and frame.f_globals["__name__"].startswith("importlib"):
+            frame = frame.f_back
+        importer = str(frame.f_globals.get("__name__", ""))
+        if name in _DO_WITHOUT.get(importer.partition(".")[0], ()):
+            raise ModuleNotFoundError(f"{importer} works without {name} here", name=name)
 
 
 def refuse_small_limits() -> None:

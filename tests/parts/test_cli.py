@@ -15,7 +15,7 @@ from job.sources.open import open_source
 from job.stages import export
 from job.stages.intake import Intake
 from job.storage.workdir import Workdir
-from tests.conftest import ROOT, run_job
+from tests.conftest import ROOT, quick_settings, run_job
 from tests.unit.test_untrusted import ODD
 
 
@@ -74,19 +74,40 @@ def test_report_imports_nothing_heavy():
     assert done.stdout == "set()\n"
 
 
-def modules_after(code, *words, given=""):
-    """The libraries that a new interpreter has loaded after it has run some code."""
-    loaded = f"import sys; {code}; print(*({{'tensorflow', 'keras', 'tf_keras', 'matplotlib'}} & set(sys.modules)))"
-    command = [sys.executable, "-c", loaded, *map(str, words)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, input=given)
+HEAVY = {"tensorflow", "keras", "tf_keras", "cleanlab", "sklearn", "pandas", "matplotlib"}
+
+
+def heavy_after(code, *words):
+    """The heavy libraries that a new interpreter has loaded after it has run some code."""
+    code = f"import atexit, sys; atexit.register(lambda: print(*sorted({HEAVY} & set(sys.modules)))); {code}"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+    return done.stdout.splitlines()[-1].split()
 
 
-def test_predict_imports_no_keras(finished_run, painted, tmp_path):
-    code = "from job.cli import main; main(sys.argv[1:], standalone_mode=False)"
+def test_explore_imports_no_tensorflow_and_no_pandas(painted, tmp_path):
+    words = ["explore", "--data", painted, "--out", tmp_path / "out", *quick_settings()]
+    assert heavy_after("from job.__main__ import start; start()", *words) == ["sklearn"]
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_predict_imports_no_keras_and_no_pandas(finished_run, painted, tmp_path):
     words = ["predict", "--model", finished_run, "--data", painted, "--out", tmp_path / "labels.csv"]
-    assert modules_after(code, *words)[-1] == "tensorflow"
+    assert heavy_after("from job.__main__ import start; start()", *words) == ["tensorflow"]
+
+
+KERAS = "from job.cluster.tensorflow import import_tensorflow; import_tensorflow(); import keras"
+
+
+def test_program_imports_keras_without_what_it_only_would_like_to_have():
+    leaves_out = "from job.console.startup import leave_out_optional_imports; leave_out_optional_imports()"
+    assert heavy_after(f"{leaves_out}; {KERAS}") == ["keras", "tensorflow"]
+    assert heavy_after(f"{leaves_out}; {KERAS}; from cleanlab import filter; import sklearn.tree") == [
+        "cleanlab", "keras", "pandas", "sklearn", "tensorflow"
+    ]  # fmt: skip
+    assert "sklearn" in heavy_after(KERAS)  # In the process of somebody who uses the Python API, Keras stays whole.
 
 
 def test_parity_check_runs_the_model_without_tensorflows_python_package(finished_run, painted, tmp_path):
