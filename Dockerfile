@@ -44,7 +44,7 @@ ENV PATH=/opt/job/bin:$PATH \
 
 # Checks that everything can be imported. This also writes the bytecode of the standard library, which slim images lack.
 RUN python -c "import job.serving.parity, job.serving.predict, job.ranking.rank, job.pipeline.run, boto3, cleanlab, faiss, \
-    google.cloud.storage, openpyxl, pillow_heif, tensorboardX, tensorflow, tensorflow_datasets"
+    google.cloud.storage, openpyxl, pillow_heif, tensorflow, tensorflow_datasets"
 
 COPY weights /opt/keras/models
 
