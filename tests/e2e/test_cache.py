@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from job.stores.arrays import ArrayStore
-from tests.conftest import FEW_LAYERS, paint_classes, quick_settings, run_job, start_job
+from tests.conftest import paint_classes, quick_settings, run_job, start_job
 
 pytestmark = pytest.mark.thorough
 
@@ -23,7 +23,7 @@ def arguments(photos, out, *settings):
 
 def evaluated(photos, out, *settings):
     """The arguments of a run that makes predictions and no model, which takes a third less time."""
-    return [*arguments(photos, out, FEW_LAYERS, *settings), "--stop-after", "evaluate"]
+    return [*arguments(photos, out, *settings), "--stop-after", "evaluate"]
 
 
 def predictions_of(out):

@@ -3,12 +3,12 @@
 import json
 
 import job
-from tests.conftest import FEW_LAYERS, QUICK, paint_classes
+from tests.conftest import QUICK, paint_classes
 
 
 def test_exported_model_mirrors_photos_as_was_measured(tmp_path):
     paint_classes(tmp_path / "photos", per_class=12)
-    config = job.Config.load(None, [*QUICK, FEW_LAYERS, "train.quality=balanced"])
+    config = job.Config.load(None, [*QUICK, "train.quality=balanced"])
     result = job.run(tmp_path / "photos", tmp_path / "out", config=config)
     card = json.loads((result.model / "model.json").read_text())
     parity = json.loads((result.model / "parity.json").read_text())

@@ -21,13 +21,12 @@ from job.storage.files import digest_of_file, digest_of_folder
 from job.storage.lease import NAME as LEASE
 from job.storage.ledger import TEMPORARY
 from job.stores.arrays import ArrayStore
-from tests.conftest import FEW_LAYERS, QUICK, ROOT, paint_classes
+from tests.conftest import QUICK, ROOT, WAIT_S, paint_classes
 from tests.warm import WarmStart
 
 # Enough training for kills to meet it, with all the state that training can have: an average, a best epoch, patience.
 SETTINGS = (
     *QUICK,
-    FEW_LAYERS,
     "fine_tune.epochs=30",
     "fine_tune.global_batch_size=8",
     "fine_tune.ema=true",
@@ -60,7 +59,7 @@ def run_until(data: Path, out: Path, seconds: float, number: signal.Signals) -> 
             process.wait(seconds)
         except subprocess.TimeoutExpired:
             process.send_signal(number)
-        return process.wait(60), said.read_text()
+        return process.wait(WAIT_S), said.read_text()
 
 
 def run_until_in(data: Path, out: Path, stage: str, seconds: float, number: signal.Signals) -> tuple[int, str]:
@@ -73,7 +72,7 @@ def run_until_in(data: Path, out: Path, stage: str, seconds: float, number: sign
             process.wait(seconds)
         except subprocess.TimeoutExpired:
             process.send_signal(number)
-        return process.wait(60), said.read_text()
+        return process.wait(WAIT_S), said.read_text()
 
 
 def outcome(out: Path) -> dict[str, Any]:

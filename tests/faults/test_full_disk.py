@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from tests.conftest import FEW_LAYERS, quick_settings, run_job
+from tests.conftest import quick_settings, run_job
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_disk_that_runs_full_ends_with_74_and_with_more_room_the_same_command_go
     left, codes, full = {}, [], []
     for kb in (10_500, 11_500, 14_000, 200_000):
         out = small_disk(kb) / "out"
-        done = run_job("run", "--data", painted, "--out", out, *quick_settings(FEW_LAYERS))
+        done = run_job("run", "--data", painted, "--out", out, *quick_settings())
         assert all(p.read_bytes() == content for p, content in left.items())  # What was finished was not done again.
         left = {p: p.read_bytes() for p in out.rglob("stages/*.json")}
         codes.append(done.returncode)

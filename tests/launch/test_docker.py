@@ -12,11 +12,11 @@ from docker.models.volumes import Volume
 
 from job.runtime.cgroups import usable_cores
 from tests.clouds.fixtures import GoogleBed
-from tests.conftest import FEW_LAYERS, ROOT, WAIT_S, quick_settings, wait_until
+from tests.conftest import ROOT, WAIT_S, quick_settings, wait_until
 from tests.launch.docker_bed import HARDENED, build, ended, said, started
 
 # Training long enough to be stopped in its middle.
-SETTINGS = quick_settings(FEW_LAYERS, "fine_tune.epochs=60", "fine_tune.global_batch_size=8", "checkpoint.every_s=0.3")
+SETTINGS = quick_settings("fine_tune.epochs=60", "fine_tune.global_batch_size=8", "checkpoint.every_s=0.3")
 WEIGHTS = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_224_no_top.h5"
 CANARY = "CANARY-THAT-THE-TESTS-HAVE-PLANTED"
 
@@ -84,7 +84,7 @@ def test_run_that_memory_was_too_little_for_goes_on_with_more_as_any_user(
 ) -> None:
     painted.chmod(0o755)  # Any user is to read it.
     mounts = read_only((painted, "/data")) | {volume.name: {"bind": "/out", "mode": "rw"}}
-    command = ["run", "--data", "/data", "--out", "/out", *quick_settings(FEW_LAYERS)]
+    command = ["run", "--data", "/data", "--out", "/out", *quick_settings()]
     options = {"user": "12345:12345", "volumes": mounts, **HARDENED}
     with started(image, *command, mem_limit="300m", memswap_limit="300m", **options) as container:
         assert container.wait(timeout=WAIT_S)["StatusCode"] == 137, said(container)
@@ -101,7 +101,7 @@ def test_container_works_from_bucket_to_bucket_and_another_one_with_other_scratc
     image: Image, volume: Volume, google: GoogleBed, painted: Path
 ) -> None:
     data, out = google.put_folder(painted, f"{google.bucket()}/photos"), f"{google.bucket()}/runs/first"
-    command = ["run", "--data", data, "--out", out, *quick_settings(FEW_LAYERS)]
+    command = ["run", "--data", data, "--out", out, *quick_settings()]
     options = {**HARDENED, "network_mode": "host", "user": "10001", "environment": google.environment}
     code, text = ended(image, *command, "--stop-after", "head", **options)
     assert code == 0, text

@@ -18,7 +18,7 @@ import pytest
 from job import errors
 from job.config import Config
 from tests.clouds.fixtures import GoogleBed
-from tests.conftest import FEW_LAYERS, ROOT, paint_classes, quick_settings
+from tests.conftest import ROOT, paint_classes, quick_settings
 from tests.faults.killer import faults, leftovers, outcome
 from tests.launch.slurm_bed import Slurm, started
 
@@ -28,9 +28,9 @@ ENDS = {kind.exit_code for kind in vars(errors).values() if isinstance(kind, typ
 WORKER = ("--cpus-per-task=1", "--mem=2500M")
 NOTHING = ("--cpus-per-task=1", "--mem=50M", "--gres=none")
 # Float64, so that the order in which workers add up is far from changing a result.
-SHORT = quick_settings(FEW_LAYERS, "fine_tune.precision=float64")
+SHORT = quick_settings("fine_tune.precision=float64")
 # Seconds of fine-tuning, to be met in it.
-LONG = quick_settings(FEW_LAYERS, "fine_tune.epochs=25", "fine_tune.global_batch_size=8", "checkpoint.every_s=0.3")
+LONG = quick_settings("fine_tune.epochs=25", "fine_tune.global_batch_size=8", "checkpoint.every_s=0.3")
 
 
 @pytest.fixture(scope="module")
