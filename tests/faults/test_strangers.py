@@ -94,7 +94,7 @@ def test_chief_under_attack_goes_on_and_its_secret_is_nowhere_but_in_its_file(tm
         assert run.status_of(0, "Threads") < before["Threads"] + 80
         assert run.status_of(0, "VmRSS") < before["VmRSS"] + 64_000
         run.start(1)  # While the strangers hold all the places that there are.
-        assert run.codes(120) == [0, 0], run.said(0) + run.said(1)
+        assert run.codes() == [0, 0], run.said(0) + run.said(1)
     assert not (out / ".secret").exists()
     written = b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file())
     assert key not in written + (run.said(0) + run.said(1)).encode()
@@ -111,7 +111,7 @@ def test_worker_is_not_ended_by_what_listens_in_place_of_the_chief(tmp_path, pai
                 worker.sendall(text)
             heard += 1
     run.start(0)
-    assert run.codes(120) == [0, 0], run.said(0) + run.said(1)
+    assert run.codes() == [0, 0], run.said(0) + run.said(1)
     assert heard == len(answers) and "Waiting for the chief at localhost:" in run.said(1)
 
 
@@ -131,7 +131,7 @@ def test_worker_that_never_sees_the_secret_ends_with_2_where_there_is_none_and_e
         thread = threading.Thread(target=greet)
         thread.start()
         run.start(1)
-        codes = run.codes(60)
+        codes = run.codes()
         server.shutdown(socket.SHUT_RDWR)
     thread.join()
     assert codes[1] == (75 if left else 2), run.said(1)

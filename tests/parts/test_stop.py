@@ -9,7 +9,7 @@ from textwrap import indent
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, WAIT_S
 
 # A process that listens, says so, and then does something for as long as it takes.
 SCRIPT = """
@@ -35,7 +35,7 @@ def start(body, grace=10.0, *, wrapper=()):
 def test_signal_is_heard_at_the_next_question(number):
     process = start(ASKS)
     process.send_signal(number)
-    _, said = process.communicate(timeout=20)
+    _, said = process.communicate(timeout=WAIT_S)
     assert f"job.errors.Stopped: Stopped by {number.name}" in said and "the same command goes on from there" in said
 
 
@@ -45,7 +45,7 @@ def test_process_that_cannot_listen_ends_with_143_at_the_deadline_and_says_what_
     assert process.stdout.readline() == "works\n"
     started = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=20)
+    _, said = process.communicate(timeout=WAIT_S)
     assert process.returncode == 143 and time.monotonic() - started > 0.3
     assert "no point to stop at was reached within 0.3 s" in said
     assert "Stopped by SIGTERM in fine_tune. Of fine_tune, everything up to step 7 is saved." in said
@@ -69,7 +69,7 @@ def test_acknowledgement_on_a_terminal_takes_the_line_of_the_bar_and_shows_the_c
     )
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=20)
+    process.communicate(timeout=WAIT_S)
     said = os.read(near, 4096).decode()
     os.close(near), os.close(far)
     assert process.returncode == 143 and said.startswith("\r\x1b[2K\x1b[?25hSIGINT received: stopping")
@@ -81,7 +81,7 @@ def test_signal_after_the_end_of_the_work_leaves_the_exit_code_alone():
     process = start(body)
     assert process.stdout.readline() == "over\n"
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=20)
+    process.communicate(timeout=WAIT_S)
     assert process.returncode == 0
 
 
@@ -90,7 +90,7 @@ def test_more_signals_do_no_harm():
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         process.send_signal(number)
         time.sleep(0.05)
-    _, said = process.communicate(timeout=20)
+    _, said = process.communicate(timeout=WAIT_S)
     assert process.returncode == 143 and said.count("Stopped") == 2 and "Traceback" not in said
 
 
@@ -100,7 +100,7 @@ def test_signal_ends_the_first_process_of_a_container():
     process = start(DEAF, grace=0.2, wrapper=("unshare", "--pid", "--fork", "--kill-child"))
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
     os.kill(int(children.stdout), signal.SIGTERM)
-    process.communicate(timeout=20)
+    process.communicate(timeout=WAIT_S)
     assert process.returncode == 143
 
 
@@ -112,7 +112,7 @@ def test_signal_while_modules_are_imported_ends_with_143(tmp_path):
         process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
         time.sleep(wait_s)
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=WAIT_S)
         codes.add(process.returncode)
         assert "Traceback" not in said
     assert codes <= {143, 2, -signal.SIGTERM}  # 2: it had ended by itself; the signal's own: before Python was up.
