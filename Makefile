@@ -30,6 +30,9 @@ help:  ## list these targets
 demo: .venv/.cpu  ## run the whole job on pictures that it draws itself
 	.venv/bin/transfer-job demo
 
+# Tests start hundreds of processes. Where this is set, each one compiles what it imports of job/.
+unexport PYTHONDONTWRITEBYTECODE
+
 PYTEST = .venv/bin/python -m pytest --dist loadfile --no-loadscope-reorder --numprocesses
 
 test: .venv/.dev  ## run the tests that every change needs, in minutes

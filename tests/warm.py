@@ -188,7 +188,7 @@ def _close(*descriptors: int) -> None:
         os.close(descriptor)
 
 
-def _import_libraries() -> None:
+def import_libraries() -> None:
     """Import all modules of the job, and the libraries that it imports when it needs them."""
     from job.cluster.tensorflow import import_tensorflow
 
@@ -207,7 +207,7 @@ def _import_libraries() -> None:
 
 
 def main() -> None:
-    _import_libraries()
+    import_libraries()
     requests = socket.socket(fileno=int(sys.argv[1]))
     environment = json.dumps(dict(os.environ)).encode()
     requests.sendall(len(environment).to_bytes(_SIZE_BYTES) + environment)
