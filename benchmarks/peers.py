@@ -6,6 +6,8 @@ a  TensorFlow's tutorial "Transfer learning and fine-tuning": image_dataset_from
    tutorial, because the accuracy on the test photos of flowers is then 0.86 instead of 0.79.
 b  Like a, with Keras' ImageDataGenerator.flow_from_directory, which does the flips, rotations and scaling itself.
 c  Like a, with the decoded pictures cached in memory as in the tutorial "Load and preprocess images": cache().shuffle(1000).
+
+`features` computes the features of a few drawn pictures instead. `peers_torch` holds its network against them.
 """
 
 import argparse
@@ -80,6 +82,17 @@ def make_model(
     return keras.Model(inputs, keras.layers.Dense(num_classes)(x)), base
 
 
+def save_features(weights: Path, alpha: float, image_size: int, file: Path) -> None:
+    """Save drawn pixels and the features that Keras computes from them."""
+    shape = (image_size, image_size, 3)
+    base = keras.applications.MobileNetV2(
+        input_shape=shape, include_top=False, weights=str(weights), alpha=alpha, pooling="avg"
+    )
+    pixels = np.random.default_rng(0).integers(0, 256, (8, *shape), dtype=np.uint8)
+    scaled = keras.applications.mobilenet_v2.preprocess_input(pixels.astype(np.float32))
+    np.savez(file, pixels=pixels, features=base.predict(scaled, verbose=0))
+
+
 class EpochClock(keras.callbacks.Callback):
     """Seconds of each epoch, including its validation."""
 
@@ -112,17 +125,18 @@ def train(model: keras.Model, base: keras.Model, train_set: Any, val_set: Any, e
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", choices=RECIPES)
-    parser.add_argument(
-        "--folder", type=Path, required=True, help="folder with train/, val/ and test/ that contain class folders"
-    )
+    parser.add_argument("recipe", choices=[*RECIPES, "features"])
+    parser.add_argument("--folder", type=Path, help="folder with train/, val/ and test/ that contain class folders")
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--alpha", type=float, required=True)
     parser.add_argument("--image-size", type=int, required=True)
     parser.add_argument("--epochs", type=int, default=10, help="number of epochs of each of the two phases")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True, help="a JSON file")
+    parser.add_argument("--out", type=Path, required=True, help="a JSON file; for features, an .npz file")
     options = parser.parse_args()
+    if options.recipe == "features":
+        save_features(options.weights, options.alpha, options.image_size, options.out)
+        return
     started = time.monotonic()
     keras.utils.set_random_seed(options.seed)
     if options.recipe == "b":

@@ -21,12 +21,12 @@ import pyarrow.parquet as pq
 
 from benchmarks import limits
 from benchmarks.measured import ROOT, SHARED, machine, run_measured
-from benchmarks.side_by_side_table import PEERS, table
+from benchmarks.side_by_side_table import PEERS, WITH_TORCH, table
 from job.data.examples import Examples
 from job.pipeline.table import STAGES
 
 RESULTS = ROOT / "benchmarks" / "results"
-_ONCE = ("b", "c")  # They take long, and the differences are much larger than the noise.
+_ONCE = ("b", "c", "d", "e")  # They take long, and the differences are much larger than the noise.
 _LETTER = {"train": "t", "val": "v", "test": "h"}  # The split of a row of examples.parquet; "-" if it is no example.
 
 Run = dict[str, Any]
@@ -114,19 +114,25 @@ def run_job(size: Size, seed: int, settings: list[str], scratch: Path) -> Run:
     return run
 
 
-def run_peer(size: Size, recipe: str, job: Run, scratch: Path) -> Run:
+def run_peer(size: Size, recipe: str, job: Run, scratch: Path, torch_python: str | None) -> Run:
     """Run a recipe on the job's training, validation and test photos."""
     folder, out = scratch / "photos", scratch / "result.json"
     held_out, class_names = link_photos(size.folder, job["split"], folder)
-    command = [sys.executable, "-m", "benchmarks.peers", recipe, "--folder", folder, *size.network()]
-    command += ["--epochs", size.epochs_run, "--seed", job["seed"], "--out", out]
-    outside = run_measured(command)
+    own: list[Any] = [sys.executable, "-m", "benchmarks.peers"]
+    if recipe in WITH_TORCH:
+        features = scratch / "features.npz"
+        run_measured([*own, "features", *size.network(), "--out", features])
+        command = [torch_python, "-m", "benchmarks.peers_torch", recipe, "--features", features]
+    else:
+        command = [*own, recipe, "--epochs", size.epochs_run]
+    outside = run_measured([*command, "--folder", folder, *size.network(), "--seed", job["seed"], "--out", out])
     found = json.loads(out.read_text())
+    wanted = {} if recipe in WITH_TORCH else {"epochs_wanted": size.epochs}
     return {
         "seed": job["seed"],
         **outside,
         "epochs": found["epochs"],
-        "epochs_wanted": size.epochs,
+        **wanted,
         "val_accuracy": found["val_accuracy"],
         "test_accuracy": found["test_accuracy"],
         "predicted": _numbers([found["predicted"][name] for name in held_out], class_names),
@@ -164,24 +170,24 @@ def run_limit(size: Size, part: str, scratch: Path) -> Run:
     return {**outside, "rounds": json.loads(out.read_text())}
 
 
-def measure(size: Size, parts: list[str], repetitions: int, settings: list[str], file: Path) -> None:
+def measure(size: Size, parts: list[str], options: argparse.Namespace, file: Path) -> None:
     """Measure the parts in turn, and write file and table after each."""
     results = json.loads(file.read_text()) if file.exists() else {"machine": machine(), "sizes": {}}
     runs: dict[str, dict[str, Run]] = results["sizes"].setdefault(size.name, {})
     for path in sorted(p for p in size.folder.rglob("*") if p.is_file()):
         path.read_bytes()  # Read the photos once, so that every part finds them in memory.
-    for repetition in range(1 if size.once else repetitions):
+    for repetition in range(1 if size.once else options.repetitions):
         for part in parts:
             if repetition and part in _ONCE:
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 os.sync()  # The writes of one part must not slow down the next.
                 if part == "job":
-                    run = run_job(size, repetition, settings, Path(folder))
+                    run = run_job(size, repetition, options.settings, Path(folder))
                 elif part in PEERS:
                     if str(repetition) not in runs.get("job", {}):
                         raise SystemExit(f"Recipe {part} needs the job's split: measure the job of {size.name} first.")
-                    run = run_peer(size, part, runs["job"][str(repetition)], Path(folder))
+                    run = run_peer(size, part, runs["job"][str(repetition)], Path(folder), options.torch_python)
                 else:
                     run = run_limit(size, part, Path(folder))
             stamp = {"measured": datetime.datetime.now().isoformat(timespec="minutes"), "revision": revision()}
@@ -206,10 +212,10 @@ def _numbers(labels: list[str], class_names: tuple[str, ...]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--repetitions", type=int, default=3, help="of the job, of recipe a and of the limits; b and c run once"
+        "--repetitions", type=int, default=3, help="of the job, of recipe a and of the limits; the others run once"
     )
     parser.add_argument(
-        "--only", help="parts to measure, of job,a,b,c,forward,step,decode,limits; keeps the results of the others"
+        "--only", help="parts to measure, of job,a,b,c,d,e,forward,step,decode,limits; keeps the results of the others"
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
@@ -219,11 +225,15 @@ def main() -> None:
     which.add_argument("--quick", action="store_true", help="only test that everything works: tiny-flowers, one epoch, once")
     parser.add_argument("--data", help="folder in ../shared/data to measure on")
     parser.add_argument("--settings", nargs="*", default=[], help="more section.key=value for the job")
+    parser.add_argument(
+        "--torch-python", help="Python of an environment with timm and fastai, for the parts d and e; see peers_torch.py"
+    )
     parser.add_argument("--out", type=Path, help="JSON file for the results; the table is written beside it")
     options = parser.parse_args()
     if not SHARED.is_dir():
         raise SystemExit(f"{SHARED} is missing: the benchmark needs real photos and weights.")
-    known = ["job", *PEERS, *limits.PARTS]
+    peers = [peer for peer in PEERS if options.torch_python or peer not in WITH_TORCH]
+    known = ["job", *peers, *limits.PARTS]
     words = (options.only or ",".join(known)).replace("limits", ",".join(limits.PARTS)).split(",")
     if unknown := set(words) - set(known):
         parser.error(f"--only {','.join(sorted(unknown))}: there are {','.join(known)},limits")
@@ -235,7 +245,7 @@ def main() -> None:
     if options.data:
         sizes = [replace(size, name=f"{size.name}, {options.data}", data=options.data) for size in sizes]
     for size in sizes:
-        measure(size, [part for part in known if part in words], options.repetitions, options.settings, file)
+        measure(size, [part for part in known if part in words], options, file)
     print(file.with_suffix(".md").read_text())
 
 

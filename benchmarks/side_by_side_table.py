@@ -13,7 +13,10 @@ PEERS = {
     "a": "a: image_dataset_from_directory + fit",
     "b": "b: ImageDataGenerator + fit",
     "c": "c: as a, Dataset.cache()",
+    "d": "d: timm, AdamW, RandAugment, EMA",
+    "e": "e: fastai, fine_tune(5)",
 }
+WITH_TORCH = ("d", "e")
 TRAINING = ("extract", "head", "fine_tune")
 RESAMPLES = 2000
 _KINDS = {"cpu_s": "CPU", "wall_s": "wall"}
@@ -36,14 +39,14 @@ def whole(run: dict[str, Any], kind: str) -> float:
     seconds = float(run[kind])
     for phase in dict.fromkeys(epoch["phase"] for epoch in run.get("epochs", [])):
         epochs = [epoch[kind] for epoch in run["epochs"] if epoch["phase"] == phase]
-        if len(epochs) < run["epochs_wanted"]:
+        if len(epochs) < run.get("epochs_wanted", 0):
             seconds += (run["epochs_wanted"] - len(epochs)) * statistics.median(epochs[1:])
     return seconds
 
 
 def is_extrapolated(run: dict[str, Any]) -> bool:
     return any(
-        sum(e["phase"] == phase for e in run["epochs"]) < run["epochs_wanted"]
+        sum(e["phase"] == phase for e in run["epochs"]) < run.get("epochs_wanted", 0)
         for phase in {e["phase"] for e in run["epochs"]}
     )
 
@@ -241,7 +244,8 @@ BEHIND = """## Explanation
   the head (Adam, 1e-3), ten epochs with the layers from the hundredth on (RMSprop, 1e-4). These learning rates are ten times
   those of the tutorial, because its accuracy on `flowers` is then 0.86 instead of 0.79. **(b)** is like (a) with
   `ImageDataGenerator.flow_from_directory` (which rotates, flips and scales; bilinear). **(c)** is like (a) with
-  `cache().shuffle(1000)`. (b) and (c) run once, (a) in every repetition.
+  `cache().shuffle(1000)`. **(d)** is timm's usual recipe and **(e)** fastai's `fine_tune(5)`, both with PyTorch and the same
+  weights, from the same file (`benchmarks/peers_torch.py`). (a) runs in every repetition, the others once.
 - **Extrapolated** peers (at the large size) run two epochs of each phase. Each missing epoch counts like the second one.
 - **Accuracy difference**: paired by photo, mean over the repetitions, 95% bootstrap interval over photos.
 - **Bare forward**: the backbone on uint8 arrays in memory, in batches of the job's size: as a Keras model in a `tf.function`
