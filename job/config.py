@@ -320,13 +320,6 @@ class EvaluateConfig(Section):
     )
     bootstrap_samples: int = _what(2000, "Number of bootstrap samples for confidence intervals.", ge=100)
     ece_bins: int = _what(15, "Number of equally wide bins for the expected calibration error.", ge=2)
-    ship_margin: float = _what(
-        0.02,
-        "The fine-tuned model ships instead of the head alone if its validation accuracy is higher and, at 95% confidence, "
-        "not lower by more than this (0.02: two points).",
-        ge=0,
-        le=1,
-    )
     min_accuracy: float | None = _what(
         None, "If the test accuracy (0 to 1) is lower, no model is exported and the run ends with exit code 3.", ge=0, le=1
     )

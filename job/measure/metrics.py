@@ -59,9 +59,10 @@ def summary(labels_N: np.ndarray, predicted_N: np.ndarray, probability_of_label_
     }
 
 
-def log_loss(probability_of_label_N: np.ndarray) -> float:
-    """Return the mean negative logarithm of the probability that each example's own label got."""
-    return -float(np.log(np.maximum(probability_of_label_N, np.finfo(np.float64).eps)).mean())
+def log_loss(probability_of_label_N: np.ndarray, weights_N: np.ndarray | None = None) -> float:
+    """Return the mean negative logarithm, perhaps weighted, of the probability that each example's own label got."""
+    logarithms_N = np.log(np.maximum(probability_of_label_N, np.finfo(np.float64).eps))
+    return -float(np.average(logarithms_N, weights=weights_N))
 
 
 def by_group(correct_N: np.ndarray, groups_N: np.ndarray, resamples: int, seed: int) -> GroupScores:
@@ -150,8 +151,8 @@ def _one_hot(classes_N: np.ndarray, num_classes: int) -> scipy.sparse.csr_array:
 class Comparison:
     """Comparison of two classifiers on the same examples.
 
-    `difference` is the second one's accuracy minus the first one's. `lower_bound` is its one-sided 95% bound. `p_value` is
-    from McNemar's exact test (a two-sided binomial test on the disagreements).
+    `difference` is the second one's accuracy minus the first one's. `p_value` is from McNemar's exact test (a two-sided
+    binomial test on the disagreements).
     """
 
     num_examples: int
@@ -159,7 +160,6 @@ class Comparison:
     only_second_correct: int
     difference: float
     difference_ci95: list[float]
-    lower_bound: float
     p_value: float
 
 
@@ -182,13 +182,12 @@ def compare(
     only_first, only_second = int((gain < 0).sum()), int((gain > 0).sum())
     weights = np.ones(len(gain)) if weights_N is None else weights_N
     counts = np.stack([gain * weights, weights], axis=1)
-    percentiles = (2.5, 97.5, 5.0)
-    low, high, bound = bootstrap(counts, groups_N, lambda s: s[:, :1] / s[:, 1:], resamples, seed, percentiles, (-1.0, 1.0))
+    low, high = bootstrap(counts, groups_N, lambda s: s[:, :1] / s[:, 1:], resamples, seed, limits=(-1.0, 1.0))
     disagreements = only_first + only_second
     p_value = float(binomtest(only_second, disagreements).pvalue) if disagreements else 1.0
     interval = [float(low[0]), float(high[0])]
     difference = float(np.average(gain, weights=weights))
-    return Comparison(len(gain), only_first, only_second, difference, interval, float(bound[0]), p_value)
+    return Comparison(len(gain), only_first, only_second, difference, interval, p_value)
 
 
 def bootstrap(
@@ -197,23 +196,21 @@ def bootstrap(
     statistic: Callable[[np.ndarray], np.ndarray],
     resamples: int,
     seed: int,
-    percentiles: tuple[float, ...] = (2.5, 97.5),
     limits: tuple[float, float] = (0.0, 1.0),
 ) -> np.ndarray:
-    """Return bootstrap percentiles of a statistic of K summed counts. Whole groups are resampled. Shape (percentiles, S).
+    """Return the 95% bootstrap interval of a statistic of K summed counts. Whole groups are resampled. Shape (2, S).
 
     `statistic` gets the sums of some resamples, (R, K), and returns its S values for each of them, (R, S). A single group
-    says nothing about other groups. Then the percentiles are the `limits` of the statistic.
+    says nothing about other groups. Then the interval is that between the `limits` of the statistic.
     """
     _, group_N = np.unique(groups_N, return_inverse=True)
     num_groups = int(group_N.max()) + 1
     members_GN = scipy.sparse.csr_array((np.ones(len(group_N)), (group_N, np.arange(len(group_N)))))
     sums_GK = members_GN @ scipy.sparse.csr_array(counts_NK)  # Of many classes, a photo counts for two.
     if num_groups == 1:
-        ends = np.where(np.less(percentiles, 50), *limits)
-        return np.repeat(ends[:, None], statistic(sums_GK.toarray()).shape[1], axis=1)
+        return np.repeat(np.asarray(limits)[:, None], statistic(sums_GK.toarray()).shape[1], axis=1)
     drawn = [statistic(times @ sums_GK) for times in _draws(num_groups, resamples, seed)]
-    return np.percentile(np.concatenate(drawn), percentiles, axis=0)
+    return np.percentile(np.concatenate(drawn), (2.5, 97.5), axis=0)
 
 
 def _draws(num_groups: int, resamples: int, seed: int) -> Iterator[np.ndarray]:

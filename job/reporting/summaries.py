@@ -310,6 +310,14 @@ class AgainstEarlier(TypedDict):
     flips: dict[str, list[Pictured]]
 
 
+class Choice(TypedDict):
+    """Why a model ships: the validation log loss of each model and a comparison of them, if there are two."""
+
+    reason: str
+    log_loss: NotRequired[dict[str, float]]
+    comparison: NotRequired[dict[str, object]]
+
+
 class Evaluated(Details, AgainstEarlier):
     """The content of evaluation.json."""
 
@@ -318,7 +326,7 @@ class Evaluated(Details, AgainstEarlier):
     metric: str
     temperatures: dict[str, float]
     offsets: dict[str, list[float]]
-    choice: dict[str, object]
+    choice: Choice
     class_names: list[str]
     head: ModelScores
     fine_tuned: ModelScores | None

@@ -172,7 +172,7 @@ def evaluated(context, names=("daisy", "rose"), met=True, with_fine_tuned=True, 
         "test_leak_free": measured(num - num_leaks),
     }
     pair = {"num_examples": 16, "only_first_correct": 1, "only_second_correct": 2, "difference": 0.0625}
-    pair |= {"difference_ci95": [-0.1, 0.2], "lower_bound": -0.05, "p_value": 1.0}
+    pair |= {"difference_ci95": [-0.1, 0.2], "p_value": 1.0}
     share = {
         "precision": 0.8,
         "precision_ci95": [0.5, 0.9],
@@ -190,7 +190,7 @@ def evaluated(context, names=("daisy", "rose"), met=True, with_fine_tuned=True, 
         "temperatures": {"head": 0.8, "fine_tuned": 0.64},
         "offsets": dict.fromkeys(("head", "fine_tuned"), [0.0] * len(names)),
         "reliability": [{"num_examples": num, "confidence": 0.9, "accuracy": 0.875, "accuracy_ci95": [0.69, 0.957]}],
-        "choice": {"comparison": pair, "margin": 0.01, "reason": "The head ships."} if with_fine_tuned else no_choice,
+        "choice": {"comparison": pair, "reason": "The head ships."} if with_fine_tuned else no_choice,
         "class_names": list(names),
         "head": model,
         "fine_tuned": model if with_fine_tuned else None,
