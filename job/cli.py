@@ -136,6 +136,7 @@ class _Call:
     assignments: tuple[str, ...]
     weights: str | None
     quality: str | None
+    seeds: int | None
     tfds_dir: str | None
     path_column: str | None
     label_column: str | None
@@ -158,7 +159,8 @@ class _Call:
         """The values of options that stand for one setting, by the setting; None where the option is not given."""
         columns = (f"{kind}_column" for kind in _COLUMNS)
         of_intake = {f"intake.{name}": getattr(self, name) for name in (*columns, "test_values", "val_values", "tfds_dir")}
-        return {"backbone.weights": self.weights, "train.quality": self.quality, **of_intake}
+        of_training = {"train.quality": self.quality, "train.seeds": self.seeds}
+        return {"backbone.weights": self.weights, **of_training, **of_intake}
 
 
 def _values(_: click.Context, __: click.Parameter, given: str | None) -> tuple[str, ...] | None:
@@ -215,6 +217,13 @@ _RUN_OPTIONS = (
         "--quality",
         metavar="fast|balanced|best",
         help="Accuracy against time: what the job chooses where settings are left at auto. Same as --set train.quality=...",
+    ),
+    click.option(
+        "--seeds",
+        metavar="NUMBER",
+        type=click.IntRange(1),
+        help="Fine-tune so many times with different seeds, report how much the results differ, and use the mean of the "
+        "weights. Same as --set train.seeds=...",
     ),
     click.option(
         "--tfds-dir",

@@ -282,6 +282,13 @@ class TrainConfig(Section):
         "docs/defaults.md.",
     )
     seed: int | None = _what(None, f"Seed of the order of the training photos. {_SEED}", ge=0, lt=2**63)
+    seeds: int = _what(
+        1,
+        "Number of times that fine-tuning is done, with seed, seed + 1 and so on, to see how much of a result is chance. "
+        "The mean of their weights is used, or a single one if its validation log-loss is clearly lower.",
+        ge=1,
+        le=100,
+    )
 
 
 class FineTuneConfig(Section):

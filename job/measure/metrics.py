@@ -1,6 +1,6 @@
 """Metrics of a classifier, with confidence intervals. N examples, C classes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NotRequired, TypedDict
 
@@ -12,6 +12,7 @@ from job.runtime.telemetry import spent_once
 # scikit-learn and scipy.stats take half a second to import, so functions import them only when they compute something.
 
 _RESAMPLES_AT_ONCE = 100
+_MIN_STANDARD_ERRORS = 2  # A smaller difference is luck: it chose heads that were worse on other photos.
 
 
 class GroupScores(TypedDict):
@@ -63,6 +64,19 @@ def log_loss(probability_of_label_N: np.ndarray, weights_N: np.ndarray | None = 
     """Return the mean negative logarithm, perhaps weighted, of the probability that each example's own label got."""
     logarithms_N = np.log(np.maximum(probability_of_label_N, np.finfo(np.float64).eps))
     return -float(np.average(logarithms_N, weights=weights_N))
+
+
+def preferred(losses_N: Mapping[str, np.ndarray]) -> str:
+    """Return the first model, or a later one whose log loss is clearly lower: by two standard errors of the difference.
+
+    `losses_N` has the log losses of the same N photos for each model.
+    """
+    best = next(iter(losses_N))
+    for name, of_model_N in losses_N.items():
+        gains_N = losses_N[best] - of_model_N
+        if gains_N.mean() > _MIN_STANDARD_ERRORS * gains_N.std() / np.sqrt(len(gains_N)):
+            best = name
+    return best
 
 
 def by_group(correct_N: np.ndarray, groups_N: np.ndarray, resamples: int, seed: int) -> GroupScores:

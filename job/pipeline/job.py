@@ -124,12 +124,13 @@ class Job:
         """Return why a stage has to run; empty if it does not. `done` are the stages of this run before it."""
         return self.records.why_stale(stage, self.made_from(stage, done))
 
-    def checkpoints(self, stage: str) -> Checkpoints:
-        """Return the checkpoints of a stage."""
+    def checkpoints(self, stage: str, repetition: int = 0) -> Checkpoints:
+        """Return the checkpoints of a stage, or of one of its repetitions, counted from 0."""
         from job.train.checkpoint import Checkpoints
 
         code = {"its code": str(STAGES[stage].schema)}
-        return Checkpoints(self.context, stage, {**code, **self.made_from(stage, self.done)})
+        name = f"{stage}_{repetition}" if repetition else stage
+        return Checkpoints(self.context, name, {**code, **self.made_from(stage, self.done)})
 
     @overload
     def __getitem__(self, stage: Literal["intake"]) -> Intake: ...

@@ -24,6 +24,7 @@ from typing import NotRequired, TypedDict
 import pyarrow.parquet as pq
 
 from job.errors import StorageFailed
+from job.measure.seeds import Seeds
 from job.pipeline.records import Records, read_run
 from job.pipeline.table import STAGES
 from job.reporting import times
@@ -60,6 +61,7 @@ class Metrics(TypedDict):
     class_names: list[str]
     head: ModelScores
     fine_tuned: ModelScores | None
+    seeds: Seeds | None
     per_class: list[dict[str, object]]
     confusion: list[list[int]]
     earlier: ComparedWithEarlier | None
@@ -178,6 +180,7 @@ def metrics(workdir: Workdir, numbers: Evaluated, done: Collection[str]) -> Metr
         class_names=numbers["class_names"],
         head=numbers["head"],
         fine_tuned=numbers["fine_tuned"],
+        seeds=numbers["seeds"],
         per_class=numbers["per_class"],
         confusion=numbers["confusion"],
         earlier=numbers["earlier"],

@@ -117,7 +117,7 @@ _ROWS = (
     ),
     Stage(
         name="fine_tune",
-        schema=3,
+        schema=4,
         after=("split", "audit", "extract", "head"),
         settings=("fine_tune", "train"),
         artifact="FineTuned",
@@ -130,7 +130,7 @@ _ROWS = (
     ),
     Stage(
         name="evaluate",
-        schema=6,
+        schema=7,
         after=("audit", "extract", "head", "fine_tune"),
         settings=("evaluate", "seed"),
         artifact="Evaluation",

@@ -113,7 +113,7 @@ def _fine_tune(job: Job) -> Artifact | None:
         chosen_head=job["head"].head,
         network=job.network,
         train_seed=job.config.train.seed or 0,
-        checkpoints=job.checkpoints("fine_tune"),
+        checkpoints=[job.checkpoints("fine_tune", repetition) for repetition in range(job.recipe.seeds)],
         context=job.context,
     )
 
@@ -130,7 +130,7 @@ def _evaluate(job: Job) -> Artifact | None:
         rules=DecodeRules.of(job.config.intake, job["intake"].bit_depth),
         inputs=job.inputs,
         chosen_head=job["head"].head,
-        tuned_weights=job["fine_tune"].weights,
+        tuned=job["fine_tune"].models,
         network=job.network,
         context=job.context,
     )
@@ -148,7 +148,7 @@ def _export(job: Job) -> Artifact | None:
         source=job.source,
         entries={entry.path: entry for entry in job.listing.entries},
         chosen_head=job["head"].head,
-        tuned_weights=job["fine_tune"].weights if job["evaluate"].ships_fine_tuned else None,
+        tuned_weights=job["fine_tune"].models[job["evaluate"].chosen_seed] if job["evaluate"].ships_fine_tuned else None,
         calibration=job["evaluate"].calibration,
         mirrors=job["evaluate"].mirrors,
         network=job.network,
@@ -165,7 +165,8 @@ def _report(job: Job) -> Artifact | None:
 
 
 def _num_trained_examples(job: Job) -> int:
-    return len(job["audit"].examples.of("train")) * max(0, len(job["fine_tune"].history) - 1)
+    num_epochs = sum(entry["epoch"] > 0 for entry in job["fine_tune"].history)
+    return len(job["audit"].examples.of("train")) * num_epochs
 
 
 WIRING: Mapping[str, Wiring] = {

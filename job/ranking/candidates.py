@@ -146,7 +146,9 @@ def _compared(base: Config, cache_dir: str, fine_tune: bool) -> Config:
     cache = base.cache.model_copy(update={"dir": base.cache.dir or cache_dir})
     if fine_tune:
         epochs = _BRIEF_EPOCHS if base.fine_tune.epochs == "auto" else base.fine_tune.epochs
-        return base.model_copy(update={"cache": cache, "fine_tune": base.fine_tune.model_copy(update={"epochs": epochs})})
+        once = base.train.model_copy(update={"seeds": 1})
+        briefly = base.fine_tune.model_copy(update={"epochs": epochs})
+        return base.model_copy(update={"cache": cache, "train": once, "fine_tune": briefly})
     return base.model_copy(
         update={
             "backbone": base.backbone.model_copy(update={"unfreeze": "none"}),

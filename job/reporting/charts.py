@@ -2,6 +2,8 @@
 
 import base64
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,7 +79,7 @@ def _head_charts(head: HeadPath) -> Iterator[tuple[str, Chart]]:
 
 
 def _tuning_charts(history: Sequence[Mapping[str, float]]) -> Iterator[tuple[str, Chart]]:
-    """Yield the training loss, the validation log loss, and both accuracies by epoch."""
+    """Yield the training loss, the validation log loss, and both accuracies by epoch, with a curve for each seed."""
     training, validation = ("training photos", SERIES[1]), ("validation photos", SERIES[0])
     x = Axis.linear([epoch["epoch"] for epoch in history], whole=True)
     for name, title, curves in (
@@ -89,9 +91,10 @@ def _tuning_charts(history: Sequence[Mapping[str, float]]) -> Iterator[tuple[str
         legend = dict(curves.values()) if len(curves) > 1 else None
         chart = Chart(_TUNING_SIZE_PX, x, y, title, ("epoch", ""), legend)
         for key, (_, colour) in curves.items():
-            epochs, values = zip(*((epoch["epoch"], epoch[key]) for epoch in history if key in epoch), strict=True)
-            chart.line(epochs, values, colour)
-            chart.dots(epochs, values, colour, 2.5)
+            for _, of_seed in groupby(history, itemgetter("seed")):
+                epochs, values = zip(*((epoch["epoch"], epoch[key]) for epoch in of_seed if key in epoch), strict=True)
+                chart.line(epochs, values, colour)
+                chart.dots(epochs, values, colour, 2.5)
         yield f"tuning_{name}", chart
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # These modules import libraries that only training needs.
     from job.measure.flips import Versus
     from job.measure.metrics import Scores
     from job.measure.probes import CurvePoint
+    from job.measure.seeds import Seeds
     from job.measure.shortcuts import Shortcuts
 
 
@@ -224,7 +225,7 @@ class HeadPath(TypedDict):
 
 
 class Tuning(TypedDict):
-    """The content of fine_tune.json. `history` has an entry for each epoch, and a first one from before training."""
+    """The content of fine_tune.json. `history` has an entry for each epoch, and one from before training, of each seed."""
 
     trained: bool
     note: str
@@ -330,6 +331,7 @@ class Evaluated(Details, AgainstEarlier):
     class_names: list[str]
     head: ModelScores
     fine_tuned: ModelScores | None
+    seeds: Seeds | None
     gate: Gate
     mistakes: list[Pictured]
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,7 @@ from job.measure.calibration import (
     temperature,
 )
 from job.measure.predicted import Predicted, StoredLogits, parts
+from job.measure.seeds import Seeds, compared_seeds
 from job.model.heads import Head
 from job.model.inputs import MirroredInputs
 from job.model.network import Network
@@ -39,6 +40,7 @@ from job.train.loop import Inputs
 if TYPE_CHECKING:
     import tensorflow as tf
 
+OfModel = TypeVar("OfModel")
 SUMMARY = "stages/evaluate/evaluation.json"
 PREDICTIONS = "stages/evaluate/predictions.parquet"
 THUMBNAILS = "stages/evaluate/mistakes"
@@ -69,6 +71,12 @@ class Evaluation:
         return self.numbers["mirrors"]
 
     @property
+    def chosen_seed(self) -> str:
+        """The name of the fine-tuned model. There is none without fine-tuning."""
+        assert self.numbers["seeds"] is not None
+        return self.numbers["seeds"]["chosen"]
+
+    @property
     def calibration(self) -> Calibration:
         """The last step of the shipped model."""
         shipped = self.numbers["shipped"]
@@ -84,29 +92,30 @@ def evaluate(
     rules: DecodeRules,
     inputs: Inputs,
     chosen_head: Head,
-    tuned_weights: list[np.ndarray] | None,
+    tuned: Mapping[str, list[np.ndarray]],
     network: Network,
     context: Context,
 ) -> Evaluation:
     """Score both models, choose the one to ship, and compare it with the one that is published.
 
-    `tuned_weights` is None if nothing was fine-tuned. `rules` are those by which `images` were decoded.
+    `tuned` has the weights of each seed, and their mean, by name; `compared_seeds` chooses the one that takes part. It is
+    empty if nothing was fine-tuned. `rules` are those by which `images` were decoded.
     """
     val, test = examples.of("val"), examples.of("test")
     both = np.concatenate([val, test])
     labels, rows = examples.labels[both], examples["row"][both]
-    batches = {"head": _head_logits(chosen_head, features, rows)}
-    if tuned_weights is not None:
-        batches["fine_tuned"] = tuned_logits(network, chosen_head, tuned_weights, inputs, rows, context.telemetry)
+    of_tuned = tuned_logits(network, chosen_head, list(tuned.values()), inputs, rows, context.telemetry) if tuned else []
+    batches = {"head": _head_logits(chosen_head, features, rows), **dict(zip(tuned, of_tuned, strict=True))}
     scratch = context.workdir.temporary().parent
     logits = {name: StoredLogits(of_model, len(examples.class_names), scratch) for name, of_model in batches.items()}
     if config.mirror is True:
-        mirrored, weights = MirroredInputs(images, network), {"head": None, "fine_tuned": tuned_weights}
-        for name, of_photos in logits.items():
-            of_mirrored = tuned_logits(network, chosen_head, weights[name], mirrored, rows, context.telemetry)
-            logits[name] = of_photos.mean_with(of_mirrored)
+        mirrored = MirroredInputs(images, network)
+        of_mirrored = tuned_logits(network, chosen_head, [None, *tuned.values()], mirrored, rows, context.telemetry)
+        logits = {name: logits[name].mean_with(found) for name, found in zip(logits, of_mirrored, strict=True)}
     calibrations = {name: _calibration(config, examples, x) for name, x in logits.items()}
     predicted = {name: Predicted.of(labels, x, calibrations[name]) for name, x in logits.items()}
+    seeds = compared_seeds({name: predicted[name] for name in tuned}, labels, len(val)) if tuned else None
+    logits, calibrations, predicted = (_best(logits, seeds), _best(calibrations, seeds), _best(predicted, seeds))
     on_val = {name: p[: len(val)] for name, p in predicted.items()}
     shipped, choice = _choose(config, examples, val, on_val, context.seed)
     on_test = {name: p[len(val) :] for name, p in predicted.items()}
@@ -125,6 +134,7 @@ def evaluate(
         "class_names": list(examples.class_names),
         "head": scores["head"],
         "fine_tuned": scores.get("fine_tuned"),
+        "seeds": seeds,
         **_details(config, examples, test, on_test, shipped, context.seed),
         "gate": {"min_accuracy": config.min_accuracy, "met": is_met},
         "mistakes": surest(THUMBNAILS, is_wrong, config.mistakes, examples, on_test[shipped], images, context.workdir),
@@ -135,35 +145,50 @@ def evaluate(
     return Evaluation(numbers)
 
 
+def _best(of_models: dict[str, OfModel], seeds: Seeds | None) -> dict[str, OfModel]:
+    """Return the entries of the head and, as `fine_tuned`, of the chosen seed."""
+    return {"head": of_models["head"], **({"fine_tuned": of_models[seeds["chosen"]]} if seeds else {})}
+
+
 def _head_logits(head: Head, features: ArrayStore, rows: np.ndarray) -> Iterator[np.ndarray]:
     for part in parts(len(rows), features.row_shape[0]):
         yield head.logits(features.rows(rows[part]))
 
 
 def tuned_logits(
-    network: Network, start: Head, weights: list[np.ndarray] | None, inputs: Inputs, rows: np.ndarray, telemetry: Telemetry
-) -> Iterator[np.ndarray]:
-    """Yield the logits of a fine-tuned model for the photos in these rows of its inputs, float32 (B, C) for each batch.
+    network: Network,
+    start: Head,
+    models: Sequence[list[np.ndarray] | None],
+    inputs: Inputs,
+    rows: np.ndarray,
+    telemetry: Telemetry,
+) -> list[Iterator[np.ndarray]]:
+    """Return the logits of models for the photos in these rows of their inputs, float32 (B, C) for each batch.
 
-    They are computed in float32, like those of the exported model. Without `weights`, the model is the backbone with the
-    head `start`.
+    `models` are the weights of fine-tuned models, and None is the backbone with the head `start`. Use up the iterator of one
+    model before that of the next, because they share a Keras model. The logits are computed in float32, like those of the
+    exported model.
     """
     import tensorflow as tf
 
     model = network.tuned(start)
-    if weights is not None:
-        model.set_weights(weights)
+    begin = model.get_weights()
 
     def on_replica(*arrays: tf.Tensor) -> tuple[tf.Tensor]:
         return (model(tf.cast(inputs.on_device(arrays, training=False), tf.float32), training=False),)
 
     forward = network.replicas.compiled(on_replica)
-    yield from (
-        logits
-        for (logits,) in run_batches(
-            network.replicas, forward, lambda numbers: inputs.plain(rows[numbers]), len(rows), _BATCH_SIZE, telemetry
+
+    def logits(weights: list[np.ndarray] | None) -> Iterator[np.ndarray]:
+        model.set_weights(begin if weights is None else weights)
+        yield from (
+            logits
+            for (logits,) in run_batches(
+                network.replicas, forward, lambda numbers: inputs.plain(rows[numbers]), len(rows), _BATCH_SIZE, telemetry
+            )
         )
-    )
+
+    return [logits(weights) for weights in models]
 
 
 def _calibration(config: EvaluateConfig, examples: Examples, logits: StoredLogits) -> Calibration:

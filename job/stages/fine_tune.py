@@ -1,6 +1,7 @@
 """fine_tune: train the layers above the cut together with the head, from stored activations or from photos."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -11,6 +12,7 @@ from job.data.examples import Examples
 from job.measure.calibration import Calibration, temperature
 from job.measure.metrics import log_loss
 from job.measure.predicted import Predicted
+from job.measure.seeds import MEAN_OF_WEIGHTS
 from job.model.heads import Head, class_weights, smoothed_one_hot
 from job.model.inputs import Inputs
 from job.model.network import Network
@@ -31,9 +33,12 @@ _SCALED_ON = 2_000  # So many photos suffice for one number.
 
 @dataclass(frozen=True)
 class FineTuned:
-    """Weights in the order of `Network.tuned`, or None (`note` says why). `history` has an entry per epoch, from 0 on."""
+    """The weights of each seed, by its name, in the order of `Network.tuned`. Without any, `note` says why.
 
-    weights: list[np.ndarray] | None
+    `history` has an entry for each epoch of each seed, from epoch 0 on.
+    """
+
+    weights: dict[str, list[np.ndarray]]
     history: list[dict[str, float]]
     note: str
     recipe: dict[str, object]
@@ -41,11 +46,23 @@ class FineTuned:
     @classmethod
     def load(cls, context: Context) -> Self:
         summary: Tuning = context.workdir.read_json(SUMMARY)
-        weights = None
+        weights: dict[str, list[np.ndarray]] = {}
         if summary["trained"]:
             with np.load(context.workdir.path(WEIGHTS), allow_pickle=False) as arrays:
-                weights = [arrays[f"{k:04d}"] for k in range(len(arrays))]
+                for key in arrays:
+                    weights.setdefault(key.partition("/")[0], []).append(arrays[key])
         return cls(weights, summary["history"], summary["note"], summary["recipe"])
+
+    @property
+    def models(self) -> dict[str, list[np.ndarray]]:
+        """The weights of all models to choose from: those of each seed and, if there are several, their mean.
+
+        The mean of weights is from Wortsman et al., "Model soups", 2022.
+        """
+        if len(self.weights) < 2:
+            return self.weights
+        means = (np.mean(of_seeds, axis=0, dtype=np.float64) for of_seeds in zip(*self.weights.values(), strict=True))
+        return {**self.weights, MEAN_OF_WEIGHTS: [np.asarray(mean, np.float32) for mean in means]}
 
 
 def fine_tune(
@@ -58,12 +75,13 @@ def fine_tune(
     chosen_head: Head,
     network: Network,
     train_seed: int,
-    checkpoints: Checkpoints,
+    checkpoints: Sequence[Checkpoints],
     context: Context,
 ) -> FineTuned | None:
-    """Train the layers above the cut and the head, from the newest checkpoint if there is one.
+    """Train the layers above the cut and the head, once for each of `checkpoints`, with `train_seed` and the seeds after it.
 
-    The last step leaves a checkpoint, too. All workers train together. The chief keeps the result; the others return None.
+    Each training begins with the same weights, or with its newest checkpoint if there is one. Its last step leaves a
+    checkpoint, too. All workers train together. The chief keeps the result; the others return None.
 
     Raises:
         Diverged: if a number is no longer finite.
@@ -71,37 +89,61 @@ def fine_tune(
     """
     if recipe.epochs == 0 or network.config.unfreeze == "none":
         why = "fine_tune.epochs is 0" if recipe.epochs == 0 else "backbone.unfreeze is none"
-        return _kept(context, FineTuned(None, [], f"Nothing was fine-tuned, because {why}.", {}))
-    feed = _Feed(config, recipe, examples, inputs, train_seed)
-    saved = checkpoints.newest_of_chief()
+        return _kept(context, FineTuned({}, [], f"Nothing was fine-tuned, because {why}.", {}))
+    saved = [own.newest_of_chief() for own in checkpoints]
     with context.telemetry.spent("start"):
-        is_known = saved or not context.peers.is_chief  # The start is then replaced below.
+        is_known = all(saved) or not context.peers.is_chief  # The start is then replaced below.
         start = chosen_head if is_known else _start(config, examples, features, chosen_head)
     precision = context.peers.same(network.devices.best_precision if config.precision == "auto" else config.precision)
     replicas = network.devices.all
     model = network.tuned(start, precision, replicas)
+    feeds = [_Feed(config, recipe, examples, inputs, train_seed, repetition) for repetition in range(len(checkpoints))]
     trainer = Trainer(
         model,
-        feed.schedule,
+        feeds[0].schedule,
         replicas,
         inputs,
         weight_decay=config.weight_decay,
         ema=config.ema,
         telemetry=context.telemetry,
     )
+    begin = trainer.state() if len(feeds) > 1 else None
+    weights, notes, history = {}, [], []
+    for feed, state, own in zip(feeds, saved, checkpoints, strict=True):
+        if begin:
+            trainer.restore(begin)
+        name = f"seed {feed.schedule.seed}"
+        course = _Course(config, feed.schedule.seed, len(examples.class_names), name if begin else "")
+        _train(course, trainer, feed, examples, state, own, context)
+        weights[name], note = course.outcome(trainer)
+        notes.append(f"{name.capitalize()}: {note}" if begin else note)
+        history += course.history
+    return _kept(context, FineTuned(weights, history, " ".join(notes), {**asdict(recipe), "precision": precision}))
+
+
+def _train(
+    course: "_Course",
+    trainer: Trainer,
+    feed: "_Feed",
+    examples: Examples,
+    saved: TrainState | None,
+    checkpoints: Checkpoints,
+    context: Context,
+) -> None:
+    """Train from the saved state, or from the beginning without one, to the end of the course."""
     val = examples.of("val")
     val_rows, val_labels = examples["row"][val].astype(np.int64), examples.labels[val]
-    course = _Course(config, num_classes=len(examples.class_names))
+    schedule, telemetry = feed.schedule, context.telemetry
     if saved is None and context.peers.count > 1:
         saved = checkpoints.begin_together(course.state(trainer))
     if saved:
         trainer.restore(saved)
         course.restore(saved)
-        context.telemetry.found_finished(min(saved.step * recipe.global_batch_size, feed.schedule.total_examples))
+        telemetry.found_finished(min(saved.step * schedule.global_batch_size, schedule.total_examples))
     if not course.history:
         course.add({"epoch": 0, **_validate(trainer, val_rows, val_labels)}, trainer)
-    started, num_steps = time.monotonic(), feed.schedule.total_steps - trainer.num_steps_done
-    with checkpoints, context.telemetry.progress("fine-tune", num_steps, "steps") as progress:
+    started, num_steps = time.monotonic(), schedule.total_steps - trainer.num_steps_done
+    with checkpoints, telemetry.progress(f"fine-tune {course.name}".strip(), num_steps, "steps") as progress:
 
         def before_step(_step: int) -> None:
             checkpoints.offer(lambda: course.state(trainer))
@@ -109,25 +151,26 @@ def fine_tune(
 
         for result in () if course.is_over else trainer.epochs(feed.batch, before_step):
             course.add({**asdict(result), **_validate(trainer, val_rows, val_labels)}, trainer)
-            _tell(context, course.history[-1], recipe.epochs)
+            _tell(context, course, schedule.total_steps // schedule.steps_per_epoch)
             if course.is_over:
                 break
         checkpoints.save(course.state(trainer))
-    context.telemetry.event("fine_tuned", examples_per_s=feed.seen / max(time.monotonic() - started, 1e-9))
-    weights, note = course.outcome(trainer)
-    return _kept(context, FineTuned(weights, course.history, note, {**asdict(recipe), "precision": precision}))
+    telemetry.event("fine_tuned", seed=course.seed, examples_per_s=feed.seen / max(time.monotonic() - started, 1e-9))
 
 
 class _Course:
-    """The state of training: an entry for each epoch, a first one from before training, and the best weights."""
+    """The state of training with a seed: an entry for each epoch, a first one from before training, and the best weights.
 
-    def __init__(self, config: FineTuneConfig, num_classes: int) -> None:
-        self._config, self._collapse = config, 2 * np.log(num_classes)
+    `name` tells it from other seeds in messages.
+    """
+
+    def __init__(self, config: FineTuneConfig, seed: int, num_classes: int, name: str) -> None:
+        self._config, self.seed, self._collapse, self.name = config, seed, 2 * np.log(num_classes), name
         self.history: list[dict[str, float]] = []
         self._best_weights: list[np.ndarray] = []
 
     def add(self, epoch: dict[str, float], trainer: Trainer) -> None:
-        self.history.append(epoch)
+        self.history.append({"seed": self.seed, **epoch})
         if self._best_epoch == epoch["epoch"]:
             self._best_weights = trainer.final_weights()
 
@@ -171,7 +214,15 @@ class _Course:
 class _Feed:
     """Training batches as a pure function of the step."""
 
-    def __init__(self, config: FineTuneConfig, recipe: Recipe, examples: Examples, inputs: Inputs, seed: int) -> None:
+    def __init__(
+        self,
+        config: FineTuneConfig,
+        recipe: Recipe,
+        examples: Examples,
+        inputs: Inputs,
+        seed: int,
+        repetition: int = 0,
+    ) -> None:
         indices = examples.in_store_order("train")
         by_key = np.argsort(examples.keys[indices], kind="stable")  # Paths must not change the order.
         self._rows_N = examples["row"][indices[by_key]].astype(np.int64)
@@ -182,7 +233,11 @@ class _Feed:
         self._labels_N, self._num_classes, self._smoothing = labels_N, num_classes, config.label_smoothing
         self._weights_N = class_weights(labels_N, num_classes, config.class_weight)
         self.schedule = Schedule.resolve(
-            recipe, num_examples=len(indices), warmup_fraction=config.warmup_fraction, seed=seed
+            recipe,
+            num_examples=len(indices),
+            warmup_fraction=config.warmup_fraction,
+            seed=seed,
+            repetition=repetition,
         )
         self.seen = 0
 
@@ -215,13 +270,15 @@ def _validate(trainer: Trainer, rows: np.ndarray, labels: np.ndarray) -> dict[st
     return {"val_log_loss": log_loss(predicted.of_label_N), "val_accuracy": float((predicted.class_N == labels).mean())}
 
 
-def _tell(context: Context, epoch: dict[str, float], num_epochs: int) -> None:
+def _tell(context: Context, course: _Course, num_epochs: int) -> None:
+    epoch, name = course.history[-1], course.name
     context.telemetry.line(
-        f"  epoch {epoch['epoch']} of {num_epochs}: training loss {epoch['train_loss']:.3f}, "
+        f"  {f'{name}, ' if name else ''}epoch {epoch['epoch']} of {num_epochs}: training loss {epoch['train_loss']:.3f}, "
         f"validation accuracy {percent(epoch['val_accuracy'])}"
     )
-    for name in ("train_loss", "train_accuracy", "val_log_loss", "val_accuracy", "learning_rate"):
-        context.telemetry.scalar(f"fine_tune/{name}", epoch[name], int(epoch["epoch"]))
+    folder = f"fine_tune/{name.replace(' ', '_')}".rstrip("/")
+    for what in ("train_loss", "train_accuracy", "val_log_loss", "val_accuracy", "learning_rate"):
+        context.telemetry.scalar(f"{folder}/{what}", epoch[what], int(epoch["epoch"]))
     context.telemetry.event("epoch", **epoch)
 
 
@@ -229,10 +286,11 @@ def _kept(context: Context, result: FineTuned) -> FineTuned | None:
     if not context.peers.is_chief:
         return None
     workdir = context.workdir
-    if result.weights is not None:
+    if trained := bool(result.weights):
         with workdir.writing(WEIGHTS) as file, file.open("wb") as stream:
-            arrays: dict[str, Any] = {f"{k:04d}": w for k, w in enumerate(result.weights)}
+            arrays: dict[str, Any] = {
+                f"{name}/{k:04d}": w for name, of_seed in result.weights.items() for k, w in enumerate(of_seed)
+            }
             np.savez(stream, **arrays)
-    trained = result.weights is not None
     workdir.write_json(SUMMARY, Tuning(trained=trained, note=result.note, history=result.history, recipe=result.recipe))
     return result

@@ -11,6 +11,7 @@ from job.config import HeadConfig
 from job.data.examples import Examples
 from job.data.moments import Moments, parts
 from job.measure.calibration import temperature
+from job.measure.metrics import preferred
 from job.model.discriminant import Discriminant
 from job.model.heads import Head, class_weights
 from job.model.regression import TOLERANCE, LogisticRegression, Solution
@@ -28,7 +29,6 @@ _SHRINKAGES = (0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _TEMPERATURE_PHOTOS = 2_000
 # With more classes than this, and fewer photos of each, the discriminant alone is as good and far cheaper.
 _MANY_CLASSES, _FEW_PHOTOS = 50, 30
-_MIN_STANDARD_ERRORS = 2  # A smaller difference is luck: it chose heads that were worse on other photos.
 
 
 @dataclass(frozen=True)
@@ -123,14 +123,8 @@ class _Validation:
         return {"val_log_loss": float(losses_V.mean()), "val_accuracy": float(correct_V.mean())}
 
     def preferred(self, heads: dict[str, Head]) -> str:
-        """Return the first head, or a later one whose log loss is clearly lower: by two standard errors."""
-        losses = {kind: self._judged(tried)[0] for kind, tried in heads.items()}
-        best = next(iter(heads))
-        for kind in heads:
-            gains_V = losses[best] - losses[kind]
-            if gains_V.mean() > _MIN_STANDARD_ERRORS * gains_V.std() / np.sqrt(len(gains_V)):
-                best = kind
-        return best
+        """Return the first head, or a later one whose log loss is clearly lower."""
+        return preferred({kind: self._judged(tried)[0] for kind, tried in heads.items()})
 
     def calibrated(self, tried: Head) -> Head:
         """Return the head with its logits divided by the temperature that fits best."""

@@ -48,12 +48,16 @@ _PASSES_OF_A_STEP = 3
 
 @dataclass(frozen=True)
 class Recipe:
-    """Number of epochs, examples per step on all devices together, peak learning rate, stored views per training photo."""
+    """Number of epochs, examples per step on all devices together, peak learning rate, stored views per training photo.
+
+    Training is done `seeds` times.
+    """
 
     epochs: int
     global_batch_size: int
     learning_rate: float
     views: int
+    seeds: int = 1
 
     @classmethod
     def resolve(cls, config: Config, *, num_examples: int) -> Self:
@@ -65,6 +69,7 @@ class Recipe:
             batch_size if tuning.global_batch_size == "auto" else tuning.global_batch_size,
             learning_rate if tuning.learning_rate == "auto" else tuning.learning_rate,
             views * quality.views if config.augment.views == "auto" else config.augment.views,
+            config.train.seeds,
         )
 
     def forward_passes(self, num_examples: int, share_above: float, *, stored: bool) -> float:
@@ -73,7 +78,8 @@ class Recipe:
         `share_above` is the share of the backbone that is trained. Without `stored` inputs, the frozen share is computed in
         every epoch, too.
         """
-        return self.epochs * num_examples * (_PASSES_OF_A_STEP * share_above + (0 if stored else 1 - share_above))
+        passes_of_a_step = _PASSES_OF_A_STEP * share_above + (0 if stored else 1 - share_above)
+        return self.seeds * self.epochs * num_examples * passes_of_a_step
 
 
 def with_quality(config: Config) -> Config:

@@ -14,7 +14,7 @@ from job.train.recipe import Recipe
 
 @dataclass(frozen=True)
 class Schedule:
-    """The plan of a training run, in steps."""
+    """The plan of a training run, in steps. The views of its epochs are those from `first_epoch` on."""
 
     num_examples: int
     global_batch_size: int
@@ -23,9 +23,11 @@ class Schedule:
     warmup_steps: int
     peak_learning_rate: float
     seed: int
+    first_epoch: int = 0
 
     @classmethod
-    def resolve(cls, recipe: Recipe, *, num_examples: int, warmup_fraction: float, seed: int) -> Self:
+    def resolve(cls, recipe: Recipe, *, num_examples: int, warmup_fraction: float, seed: int, repetition: int = 0) -> Self:
+        """Return the schedule of a repetition of the training, counted from 0. Each has its own order and views."""
         steps_per_epoch = -(-num_examples // recipe.global_batch_size)
         total_steps = steps_per_epoch * recipe.epochs
         return cls(
@@ -35,7 +37,8 @@ class Schedule:
             total_steps=total_steps,
             warmup_steps=min(total_steps - 1, round(warmup_fraction * total_steps)) if total_steps else 0,
             peak_learning_rate=recipe.learning_rate,
-            seed=seed,
+            seed=seed + repetition,
+            first_epoch=repetition * recipe.epochs,
         )
 
     @property
@@ -67,6 +70,7 @@ class Schedule:
 
     def views(self, step: int, keys_B: np.ndarray, num_views: int | None) -> np.ndarray:
         """Return each example's view number. Each epoch takes the next of `num_views`, or a new view if that is None."""
+        epoch = self.first_epoch + self.epoch(step)
         if num_views is None:
-            return np.full(len(keys_B), self.epoch(step) + 1)
-        return ((keys_B % np.uint64(num_views)).astype(np.int64) + self.epoch(step)) % num_views
+            return np.full(len(keys_B), epoch + 1)
+        return ((keys_B % np.uint64(num_views)).astype(np.int64) + epoch) % num_views

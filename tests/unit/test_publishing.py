@@ -31,6 +31,7 @@ def run(out, number, done=ALL):
         "earlier": None,
         "head": {"number": number},
         "fine_tuned": None,
+        "seeds": None,
     }
     workdir.write_json("stages/evaluate/evaluation.json", numbers)
     with workdir.writing_folder("stages/export/model") as folder:

@@ -137,7 +137,7 @@ def audited(context, names=("daisy", "rose")):
     context.workdir.write_json("stages/audit/audit.json", numbers)
 
 
-def trained(context):
+def trained(context, num_seeds=1):
     path = [
         {"c": c, "val_log_loss": loss, "val_accuracy": 0.8, "num_iterations": 20, "converged": True}
         for c, loss in ((0.01, 0.5), (0.1, 0.4), (1.0, 0.6))
@@ -146,7 +146,8 @@ def trained(context):
     heads = [{"kind": kind, "val_log_loss": 0.4, "val_accuracy": 0.8} for kind in kinds]
     context.workdir.write_json("stages/head/head.json", {"chosen": kinds[1], "heads": heads, "c": 0.1, "path": path})
     later = {"last_step": 4, "train_loss": 0.6, "train_accuracy": 0.9, "learning_rate": 1e-4}
-    history = [{"epoch": e, "val_log_loss": 0.4, "val_accuracy": 0.8, **(later if e else {})} for e in range(3)]
+    epochs = [{"epoch": e, "val_log_loss": 0.4, "val_accuracy": 0.8, **(later if e else {})} for e in range(3)]
+    history = [{"seed": seed, **epoch} for seed in range(num_seeds) for epoch in epochs]
     context.workdir.write_json(
         "stages/fine_tune/fine_tune.json",
         {"trained": True, "note": "The weights of the last epoch (2) are kept.", "history": history},
@@ -184,6 +185,8 @@ def evaluated(context, names=("daisy", "rose"), met=True, with_fine_tuned=True, 
     mistake = {"path": f"val/{names[0]}/odd.jpg", "label": names[0], "predicted": names[1], "probability": 0.9999}
     mistake |= {"probability_of_label": 0.0001, "thumbnail": "stages/evaluate/mistakes/000.jpg"}
     no_choice = {"reason": "There is no fine-tuned model."}
+    scores = {"val_accuracy": 0.8, "val_log_loss": 0.4, "test_accuracy": 0.875, "test_log_loss": 0.3}
+    of_seeds = {"chosen": "seed 0", "models": {"seed 0": scores}, "mean": scores, "spread": None}
     numbers = {
         "shipped": "head",
         "metric": "accuracy",
@@ -194,6 +197,7 @@ def evaluated(context, names=("daisy", "rose"), met=True, with_fine_tuned=True, 
         "class_names": list(names),
         "head": model,
         "fine_tuned": model if with_fine_tuned else None,
+        "seeds": of_seeds if with_fine_tuned else None,
         "confusion": matrix,
         "per_class": [{"class": n, "num_examples": 12, **share} for n in names],
         "largest_class": {"class": names[0], "accuracy": 1 / len(names)},
@@ -598,6 +602,22 @@ def test_head_without_regressions_has_no_table_of_strengths(context):
     context.workdir.write_json("stages/head/head.json", {"chosen": only["kind"], "heads": [only], "c": None, "path": []})
     text = Elements(drawn(context)).text
     assert "For such data, only discriminant analysis is tried." in text and "C =" not in text
+
+
+def test_several_seeds_have_a_table_with_their_mean_and_spread(context):
+    everything(context)
+    assert "standard deviation of the seeds" not in drawn(context)
+    trained(context, num_seeds=2)
+    numbers = context.workdir.read_json("stages/evaluate/evaluation.json")
+    scores = {"val_accuracy": 0.8, "val_log_loss": 0.4, "test_accuracy": 0.875, "test_log_loss": 0.3}
+    models = {"seed 7": scores, "seed 8": scores, "mean of the weights": {**scores, "val_log_loss": 0.39}}
+    spread = {**scores, "test_accuracy": 0.0123}
+    numbers["seeds"] = {"chosen": "mean of the weights", "models": models, "mean": scores, "spread": spread}
+    context.workdir.write_json("stages/evaluate/evaluation.json", numbers)
+    text = Elements(drawn(context)).text
+    assert "The layers were trained 2 times from the same start." in text
+    assert "the fine-tuned model in the rest of this page is the mean of the weights." in text
+    assert re.search(r"standard deviation of the seeds.*1\.2%", text, re.DOTALL)
 
 
 def test_without_fine_tuning_the_head_stands_alone(context):

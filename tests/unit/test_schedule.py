@@ -35,6 +35,15 @@ def test_examples_go_through_their_views_in_turn():
     assert all(sorted(column) == [0, 1, 2] for column in seen.T)
 
 
+def test_repetition_has_the_order_of_the_next_seed_and_goes_on_with_new_views():
+    recipe = Recipe(3, 8, learning_rate=1.0, views=1)
+    first, second = (Schedule.resolve(recipe, num_examples=20, warmup_fraction=0.2, seed=5, repetition=k) for k in range(2))
+    assert first == schedule(seed=5)
+    assert second.batch(4).tolist() == schedule(seed=6).batch(4).tolist() != first.batch(4).tolist()
+    views = [plan.views(3 * epoch, np.zeros(1, np.uint64), None).item() for plan in (first, second) for epoch in range(3)]
+    assert views == [1, 2, 3, 4, 5, 6]
+
+
 def test_learning_rate_rises_and_falls():
     plan = schedule()
     assert plan.warmup_steps == 2
