@@ -1,7 +1,9 @@
+import faiss
 import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
+from job.data import neighbours
 from job.data.neighbours import Neighbours, nearest, principal_components
 from job.stores.arrays import StoreWriter
 
@@ -60,6 +62,23 @@ def test_index_of_a_large_set_finds_nearly_all_planted_copies_and_always_the_sam
     planted = {(k, 6000 + k) for k in range(500)}
     assert len(planted & set(map(tuple, pairs.tolist()))) >= 495
     assert (nearest(vectors, 4).pairs(0.9) == pairs).all()
+
+
+def test_index_holds_half_of_the_memory_of_the_vectors_and_leaves_them_as_they_are():
+    vectors = np.random.default_rng(3).normal(size=(12_000, 16)).astype(np.float32)
+    before = vectors.copy()
+    index = neighbours._index(vectors)
+    assert (index.ntotal, index.code_size) == (12_000, vectors[0].nbytes // 2)
+    assert (vectors == before).all()
+
+
+def test_each_photo_is_compared_with_equally_many_cells_of_equal_size_in_small_and_in_large_sets():
+    vectors = np.random.default_rng(4).normal(size=(40_000, 8)).astype(np.float32)
+    small, large = neighbours._index(vectors[:12_000]), neighbours._index(vectors)
+    families = [faiss.downcast_index(index.quantizer) for index in (small, large)]
+    for a, b in ((small, large), families):
+        assert a.nprobe == b.nprobe
+        assert a.ntotal / a.nlist == pytest.approx(b.ntotal / b.nlist, rel=0.1)
 
 
 def test_shares_of_classes_leave_out_copies_and_photos_without_label():
