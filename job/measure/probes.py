@@ -21,7 +21,6 @@ _MANY_CLASSES = 50
 # Most regularised first: shrinkages of discriminants, and inverse strengths of regressions on components of unit variance.
 _SHRINKAGES, _STRENGTHS = (0.9, 0.7, 0.5, 0.3, 0.1), (0.003, 0.01, 0.03, 0.1, 0.3)
 _MAX_ITERATIONS = 300
-_TOLERANCE = 5e-4  # Limit of the scaled gradient. It is small enough to rank photos and strengths.
 _ENOUGH_PHOTOS = 10_000  # They find the strength that all photos find: docs/decisions/0027-large-sets.md.
 _TEMPERATURE_PHOTOS = 2_000
 
@@ -123,7 +122,7 @@ class _Probe:
     def at(self, strength: float) -> Head:
         if self._discriminant is not None:
             return self._discriminant.head(strength)
-        self._head = self._regression.solve(strength, self._head, _MAX_ITERATIONS, tolerance=_TOLERANCE).head
+        self._head = self._regression.solve(strength, self._head, _MAX_ITERATIONS).head
         return self._head
 
 

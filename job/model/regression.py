@@ -16,7 +16,7 @@ from job.model.heads import Head
 
 # The largest component of the scaled gradient of the mean loss. A smaller one changes neither which strength validation
 # prefers nor the accuracy: docs/decisions/0027-large-sets.md.
-TOLERANCE = 2e-4
+_TOLERANCE = 5e-4
 _ROUNDING = 2e-5  # Rounding error of a float32 gradient, depending on the CPU. No solver gets below it for certain.
 # OpenBLAS does not rearrange matrices whose product takes up to this many multiplications. With 11 classes and 1,280
 # features that halves the time.
@@ -54,7 +54,7 @@ class LogisticRegression:
         start: Head,
         max_iterations: int,
         *,
-        tolerance: float = TOLERANCE,
+        tolerance: float = _TOLERANCE,
         on_iteration: Callable[[], None] = lambda: None,
     ) -> Solution:
         """Return the minimum, searched from `start`. `on_iteration` is called after each iteration and may raise to stop."""

@@ -96,7 +96,7 @@ _ROWS = (
     ),
     Stage(
         name="audit",
-        schema=5,
+        schema=6,
         after=("split", "extract"),
         settings=("audit", "seed"),
         artifact="Audit",
@@ -107,7 +107,7 @@ _ROWS = (
     ),
     Stage(
         name="head",
-        schema=4,
+        schema=5,
         after=("audit", "extract"),
         settings=("head",),
         artifact="ChosenHead",

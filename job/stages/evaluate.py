@@ -47,7 +47,7 @@ THUMBNAILS = "stages/evaluate/mistakes"
 _BATCH_SIZE = 256
 _CALIBRATION_PHOTOS = 10_000  # So many validation photos suffice for two numbers.
 # With many classes, most probabilities are tiny and their digits are noise, which no file format makes small.
-_EXACT_CLASSES, _ROUNDING_STEPS = 100, 2**16
+_EXACT_CLASSES, _ROUNDING_STEPS = 100, 2**15
 _MAX_PICTURE_PX = 1200
 
 
@@ -347,7 +347,7 @@ def _write_predictions(
 
 
 def _lists(probabilities_BC: np.ndarray) -> pa.Array:
-    """Return a list for each photo, float32. Where classes are many, probabilities are rounded to multiples of 2**-16."""
+    """Return a list for each photo, float32. Where classes are many, probabilities are rounded to multiples of 2**-15."""
     num_photos, num_classes = probabilities_BC.shape
     if num_classes > _EXACT_CLASSES:
         probabilities_BC = np.round(probabilities_BC * _ROUNDING_STEPS) / _ROUNDING_STEPS

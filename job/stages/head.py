@@ -14,7 +14,7 @@ from job.measure.calibration import temperature
 from job.measure.metrics import preferred
 from job.model.discriminant import Discriminant
 from job.model.heads import Head, class_weights
-from job.model.regression import TOLERANCE, LogisticRegression, Solution
+from job.model.regression import LogisticRegression, Solution
 from job.reporting.summaries import HeadPath, Scored, TriedHead, TriedStrength
 from job.runtime.context import Context
 from job.stores.views import StoredRows, StoredViews
@@ -23,8 +23,7 @@ from job.train.checkpoint import Checkpoints, TrainState, numbered
 ARRAYS = "stages/head/head.npz"
 SUMMARY = "stages/head/head.json"
 _WORSE_BEFORE_STOP = 2
-# They find the strength that all photos and a finer solution find: docs/decisions/0027-large-sets.md.
-_PATH_PHOTOS, _PATH_TOLERANCE = 10_000, 5e-4
+_PATH_PHOTOS = 10_000  # They find the strength that all photos find: docs/decisions/0027-large-sets.md.
 _SHRINKAGES = (0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _TEMPERATURE_PHOTOS = 2_000
 # With more classes than this, and fewer photos of each, the discriminant alone is as good and far cheaper.
@@ -190,7 +189,7 @@ class _Search:
     def _follow(self, regression: LogisticRegression, c: float) -> None:
         """Add a head to the path."""
         start = self._heads[-1] if self._heads else self._training.zeros()
-        solution = self._solve(regression, c, start, _PATH_TOLERANCE)
+        solution = self._solve(regression, c, start)
         self._heads.append(solution.head)
         scores = self._validation.scores(solution.head)
         result = TriedStrength(c=c, **scores, num_iterations=solution.num_iterations, converged=solution.converged)
@@ -201,15 +200,14 @@ class _Search:
         """Return the solution for the chosen strength, or the one that a checkpoint has at this place behind the path."""
         place = len(self.path) + number
         if len(self._heads) == place:
-            self._heads.append(self._solve(regression(), self.c, start, TOLERANCE).head)
+            self._heads.append(self._solve(regression(), self.c, start).head)
         return self._heads[place]
 
-    def _solve(self, regression: LogisticRegression, c: float, start: Head, tolerance: float) -> Solution:
+    def _solve(self, regression: LogisticRegression, c: float, start: Head) -> Solution:
         def on_iteration() -> None:
             self._checkpoints.offer(self._state)
 
-        max_iterations = self._config.max_iterations
-        return regression.solve(c, start, max_iterations, tolerance=tolerance, on_iteration=on_iteration)
+        return regression.solve(c, start, self._config.max_iterations, on_iteration=on_iteration)
 
     def _state(self) -> TrainState:
         kernels, biases = [head.kernel_DC for head in self._heads], [head.bias_C for head in self._heads]
