@@ -1,3 +1,4 @@
+import gc
 import sys
 
 
@@ -24,6 +25,7 @@ def start() -> None:
         main()
     finally:
         ignore_signals()  # Python gives handlers back to the system before it ends, and the exit code is decided.
+        gc.freeze()  # Otherwise it looks for garbage among all objects before it ends: a second after TensorFlow's import.
 
 
 if __name__ == "__main__":

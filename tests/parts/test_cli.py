@@ -110,6 +110,15 @@ def test_program_imports_keras_without_what_it_only_would_like_to_have():
     assert "sklearn" in heavy_after(KERAS)  # In the process of somebody who uses the Python API, Keras stays whole.
 
 
+def test_garbage_collector_runs_after_the_import_of_tensorflow_and_not_at_the_end_of_the_program():
+    tells = "import atexit, gc; atexit.register(lambda: print(gc.isenabled(), gc.get_freeze_count() > 0))"
+    for code, said in ((KERAS, "True False"), ("from job.__main__ import start; start()", "True True")):
+        done = subprocess.run(
+            [sys.executable, "-c", f"{tells}; {code}", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.splitlines()[-1] == said
+
+
 def test_parity_check_runs_the_model_without_tensorflows_python_package(finished_run, painted, tmp_path):
     source, context = open_source(str(painted)), Context(Workdir(finished_run), Telemetry(None))
     entries, taken_in = {entry.path: entry for entry in source.listing().entries}, Intake.load(context)
