@@ -9,8 +9,7 @@ functions, and scored on the last third. The logits of each run are kept in DIR,
 
 Differences are those to the mean of `today` over all its seeds, on the same photos, with the standard error over photos.
 Other models of `today` are compared with the plain one of the same runs. Log loss is that at the temperature that fits the
-validation photos. CPU seconds are those of fine-tuning one fold. Ideas with other layers or views than today compute the
-frozen layers in every epoch here, so with stored views they cost less than this.
+validation photos. CPU seconds are those of fine-tuning one fold from stored views, which all runs share.
 """
 
 import argparse
@@ -46,7 +45,8 @@ class Idea:
 
     `views`: stored views of each photo, None for new ones in every epoch. `head_rate`: the learning rate of the head, times
     that of the other layers. `layer_decay`: the rate of each layer, times that of the layer above it. `by_size`: rates in
-    proportion to the size of a layer's weights. `after`: another idea, from whose weights this one starts.
+    proportion to the size of a layer's weights. `after`: another idea, from whose weights this one starts. `mean_of`:
+    another idea. The mean of the weights of its seeds 0 and 1 is scored, and nothing is trained.
     """
 
     unfreeze: float | str = 0.4
@@ -58,6 +58,7 @@ class Idea:
     layer_decay: float = 1.0
     by_size: bool = False
     after: str = ""
+    mean_of: str = ""
 
 
 IDEAS = {
@@ -71,8 +72,11 @@ IDEAS = {
     "head 0.1, then 3 epochs of all at 5e-4": Idea("all", None, 3, learning_rate=5e-4, head_rate=0.1, after="head 0.1"),
     "head 0.1, 0.66, 4 views, 8 epochs": Idea("block_2_add", 4, 8, head_rate=0.1),
     "0.66, 4 views, 8 epochs": Idea("block_2_add", 4, 8),
+    "0.66, 4 views, 7 epochs": Idea("block_2_add", 4, 7),
+    "0.66, 4 views, 8 epochs, mean of 2 seeds": Idea("block_2_add", 4, mean_of="0.66, 4 views, 8 epochs"),
     "0.66 online, 20 epochs": Idea("block_2_add", None, 20),
     "0.66, 8 views, 16 epochs": Idea("block_2_add", 8, 16),
+    "0.66, 8 views, 16 epochs, mean of 2 seeds": Idea("block_2_add", 8, mean_of="0.66, 8 views, 16 epochs"),
     "all online, 8 epochs": Idea("all", None, 8),
 }
 WISE = (0.6, 0.8)  # Shares of the way from the pre-trained to the tuned weights (Wortsman et al., WiSE-FT, 2022).
@@ -109,35 +113,40 @@ def write_table(file: Path, fold: int) -> None:
                 rows.writerow([photo.relative_to(PHOTOS), folder.name, "test" if place == fold else "train"])
 
 
-def measure(name: str, job_of_fold: Job, seed: int, file: Path) -> None:
-    """Fine-tune as an idea says. Write the weights, and the logits of validation and test photos, into `file`."""
+def measure(name: str, fold: int, seed: int, work: Path) -> None:
+    """Fine-tune as an idea says. Write the weights, and the logits of validation and test photos, into a file."""
     from job.model.network import Network
     from job.stages import fine_tune
     from job.train.loop import Trainer
     from job.train.recipe import Recipe
 
+    job_of_fold, file = prepared(fold, work), run_file(name, fold, seed, work)
     idea, config, examples = IDEAS[name], job_of_fold.config, job_of_fold["audit"].examples
     images, head, features = job_of_fold["intake"].images, job_of_fold["head"].head, job_of_fold["extract"].features
     backbone = config.backbone.model_copy(update={"unfreeze": idea.unfreeze})
     network = Network(backbone, config.intake.image_size, job_of_fold.devices, seed=0)
-    inputs = inputs_of(idea, job_of_fold, network)
+    inputs = inputs_of(idea, job_of_fold, network, work)
     tuning = config.fine_tune.model_copy(update={"label_smoothing": idea.label_smoothing})
     recipe = Recipe(idea.epochs, 64, idea.learning_rate, idea.views or 1)
     started = time.process_time()
     feed = fine_tune._Feed(tuning, recipe, examples, inputs, seed)
     model = network.tuned(fine_tune._start(tuning, examples, features, head))
     if idea.after:
-        with np.load(file.with_name(file.name.replace(slug(name), slug(idea.after)))) as earlier:
-            tuned = [earlier[f"weight_{k}"] for k in range(sum(key.startswith("weight_") for key in earlier.files))]
+        tuned = weights_in(file.with_name(file.name.replace(slug(name), slug(idea.after))))
         model.set_weights([*model.get_weights()[: -len(tuned)], *tuned])
     first = model.get_weights()
     with layer_rates(factors(model, idea)):
         trainer = Trainer(
             model, feed.schedule, network.replicas, inputs, weight_decay=tuning.weight_decay, ema=False, telemetry=TELEMETRY
         )
-    for result in trainer.epochs(feed.batch, lambda _: None):
+    cpu_s_before = 0.0
+    if idea.mean_of:
+        files = [run_file(idea.mean_of, fold, k, work) for k in (0, 1)]
+        cpu_s_before = sum(float(np.load(of_seed)["cpu_s"]) for of_seed in files)
+        model.set_weights([(a + b) / 2 for a, b in zip(*map(weights_in, files), strict=True)])
+    for result in () if idea.mean_of else trainer.epochs(feed.batch, lambda _: None):
         print(f"{name}, seed {seed}, epoch {result.epoch}: training loss {result.train_loss:.3f}", flush=True)
-    cpu_s, last = time.process_time() - started, trainer.final_weights()
+    cpu_s, last = time.process_time() - started + cpu_s_before, trainer.final_weights()
     val, test = examples.of("val"), examples.of("test")
     rows = examples["row"][np.concatenate([val, test])].astype(np.int64)
     logits = {"plain": trainer.logits(rows), "mirrored": mirrored_logits(model, network, images, rows)}
@@ -151,18 +160,64 @@ def measure(name: str, job_of_fold: Job, seed: int, file: Path) -> None:
     np.savez(file, **arrays)
 
 
-def inputs_of(idea: Idea, job_of_fold: Job, network: Any) -> Any:
-    """Return the job's stored inputs if the idea has the same layers and views, else views that are made when needed."""
+def weights_in(file: Path) -> list[np.ndarray]:
+    """Return the weights of the trained layers in the file of a run."""
+    with np.load(file) as run:
+        return [run[f"weight_{k}"] for k in range(sum(key.startswith("weight_") for key in run.files))]
+
+
+def inputs_of(idea: Idea, job_of_fold: Job, network: Any, work: Path) -> Any:
+    """Return inputs with the layers and the views of an idea. Stored views lie in `work` for all folds and seeds."""
     from job.data.augment import Augmentation
     from job.model.inputs import OnlineInputs
 
-    class Views(OnlineInputs):
-        num_views = idea.views
+    config, examples = job_of_fold.config, job_of_fold["audit"].examples
+    images = job_of_fold["intake"].images
+    online = OnlineInputs(images, network, Augmentation(config.augment, config.intake.image_size))
+    if idea.views is None:
+        return online
+    keys_N = np.zeros(len(images), np.uint64)
+    keys_N[examples["row"][examples.of()].astype(np.int64)] = examples.keys[examples.of()]
+    return _Stored([stored(view, keys_N, online, work) for view in range(idea.views)])
 
-    config = job_of_fold.config
-    if (idea.unfreeze, idea.views) == (config.backbone.unfreeze, 2):
-        return job_of_fold.inputs
-    return Views(job_of_fold["intake"].images, network, Augmentation(config.augment, config.intake.image_size))
+
+def stored(view: int, keys_N: np.ndarray, online: Any, work: Path) -> np.ndarray:
+    """Return a view of all photos at the cut of the network, from the disk. It is computed if it is not there."""
+    from job.train.feed import run_batches
+
+    network, file = online.network, work / "activations" / online.network.cut_point.name / f"view-{view}.npy"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shape, part = (len(keys_N), *network.cut_point.shape), file.with_suffix(".part")
+        views_NX = np.lib.format.open_memmap(part, "w+", np.float16, shape)
+
+        def load(rows: np.ndarray) -> Any:
+            return online.training(rows, keys_N[rows], np.full(len(rows), view)) if view else online.plain(rows)
+
+        step = network.replicas.compiled(lambda *arrays: (online.on_device(arrays, training=view > 0),))
+        done = 0
+        for (views_BX,) in run_batches(network.replicas, step, load, len(keys_N), 256, TELEMETRY):
+            views_NX[done : done + len(views_BX)] = views_BX
+            done += len(views_BX)
+        views_NX.flush()
+        part.rename(file)
+    return np.load(file, mmap_mode="r")
+
+
+class _Stored:
+    """Stored views of all photos: `views[v]` has the activations of view v, by the rows of the image store."""
+
+    def __init__(self, views: list[np.ndarray]) -> None:
+        self._views, self.num_views = views, len(views)
+
+    def training(self, rows_B: np.ndarray, keys_B: np.ndarray, views_B: np.ndarray) -> tuple[np.ndarray]:  # noqa: ARG002
+        return (np.stack([self._views[view][row] for row, view in zip(rows_B, views_B, strict=True)]),)
+
+    def plain(self, rows_B: np.ndarray) -> tuple[np.ndarray]:
+        return (self._views[0][rows_B],)
+
+    def on_device(self, arrays: tuple[Any], *, training: bool) -> Any:  # noqa: ARG002
+        return arrays[0]
 
 
 def factors(model: Any, idea: Idea) -> list[float]:
@@ -273,8 +328,8 @@ def main() -> None:
     for seed in options.seeds:
         for fold in options.folds:
             for name in options.ideas:
-                if not (file := run_file(name, fold, seed, options.work)).exists():
-                    measure(name, prepared(fold, options.work), seed, file)
+                if not run_file(name, fold, seed, options.work).exists():
+                    measure(name, fold, seed, options.work)
     print("\n".join(table(options.work)))
 
 

@@ -282,12 +282,11 @@ class TrainConfig(Section):
         "docs/defaults.md.",
     )
     seed: int | None = _what(None, f"Seed of the order of the training photos. {_SEED}", ge=0, lt=2**63)
-    seeds: int = _what(
-        1,
+    seeds: Annotated[int, Field(ge=1, le=100)] | Literal["auto"] = _what(
+        "auto",
         "Number of times that fine-tuning is done, with seed, seed + 1 and so on, to see how much of a result is chance. "
-        "The mean of their weights is used, or a single one if its validation log-loss is clearly lower.",
-        ge=1,
-        le=100,
+        "The mean of their weights is used, or a single one if its validation log-loss is clearly lower. auto: 1, or 2 if "
+        "train.quality is best.",
     )
 
 
@@ -332,7 +331,7 @@ class EvaluateConfig(Section):
     )
     mirror: bool | Literal["auto"] = _what(
         "auto",
-        "The model answers with the mean over a photo and its mirror image. A prediction takes twice as long. auto: where "
+        "The fine-tuned model answers with the mean over a photo and its mirror image, which takes twice as long. auto: if "
         "train.quality is balanced or best, and augment.horizontal_flip is on.",
     )
     mistakes: int = _what(

@@ -67,7 +67,7 @@ class Evaluation:
 
     @property
     def mirrors(self) -> bool:
-        """True if the model answers with the mean over a photo and its mirror image."""
+        """True if the shipped model answers with the mean over a photo and its mirror image."""
         return self.numbers["mirrors"]
 
     @property
@@ -108,10 +108,10 @@ def evaluate(
     batches = {"head": _head_logits(chosen_head, features, rows), **dict(zip(tuned, of_tuned, strict=True))}
     scratch = context.workdir.temporary().parent
     logits = {name: StoredLogits(of_model, len(examples.class_names), scratch) for name, of_model in batches.items()}
-    if config.mirror is True:
+    if config.mirror is True and tuned:
         mirrored = MirroredInputs(images, network)
-        of_mirrored = tuned_logits(network, chosen_head, [None, *tuned.values()], mirrored, rows, context.telemetry)
-        logits = {name: logits[name].mean_with(found) for name, found in zip(logits, of_mirrored, strict=True)}
+        of_mirrored = tuned_logits(network, chosen_head, list(tuned.values()), mirrored, rows, context.telemetry)
+        logits |= {name: logits[name].mean_with(found) for name, found in zip(tuned, of_mirrored, strict=True)}
     calibrations = {name: _calibration(config, examples, x) for name, x in logits.items()}
     predicted = {name: Predicted.of(labels, x, calibrations[name]) for name, x in logits.items()}
     seeds = compared_seeds({name: predicted[name] for name in tuned}, labels, len(val)) if tuned else None
@@ -126,7 +126,7 @@ def evaluate(
     is_wrong = on_test[shipped].class_N != examples.labels[test]
     numbers: Evaluated = {
         "shipped": shipped,
-        "mirrors": config.mirror is True,
+        "mirrors": config.mirror is True and shipped == "fine_tuned",
         "metric": config.metric,
         "temperatures": {name: calibration.temperature for name, calibration in calibrations.items()},
         "offsets": {name: calibration.offsets_C.tolist() for name, calibration in calibrations.items()},
@@ -158,29 +158,27 @@ def _head_logits(head: Head, features: ArrayStore, rows: np.ndarray) -> Iterator
 def tuned_logits(
     network: Network,
     start: Head,
-    models: Sequence[list[np.ndarray] | None],
+    models: Sequence[list[np.ndarray]],
     inputs: Inputs,
     rows: np.ndarray,
     telemetry: Telemetry,
 ) -> list[Iterator[np.ndarray]]:
-    """Return the logits of models for the photos in these rows of their inputs, float32 (B, C) for each batch.
+    """Return the logits of fine-tuned models for the photos in these rows of their inputs, float32 (B, C) for each batch.
 
-    `models` are the weights of fine-tuned models, and None is the backbone with the head `start`. Use up the iterator of one
-    model before that of the next, because they share a Keras model. The logits are computed in float32, like those of the
-    exported model.
+    `models` are their weights. Use up the iterator of one model before that of the next, because they share a Keras model.
+    The logits are computed in float32, like those of the exported model.
     """
     import tensorflow as tf
 
     model = network.tuned(start)
-    begin = model.get_weights()
 
     def on_replica(*arrays: tf.Tensor) -> tuple[tf.Tensor]:
         return (model(tf.cast(inputs.on_device(arrays, training=False), tf.float32), training=False),)
 
     forward = network.replicas.compiled(on_replica)
 
-    def logits(weights: list[np.ndarray] | None) -> Iterator[np.ndarray]:
-        model.set_weights(begin if weights is None else weights)
+    def logits(weights: list[np.ndarray]) -> Iterator[np.ndarray]:
+        model.set_weights(weights)
         yield from (
             logits
             for (logits,) in run_batches(

@@ -25,20 +25,22 @@ _RULES = (
 class Quality:
     """A value of `train.quality`: what it decides where settings are auto.
 
-    `unfreeze` is the share of the backbone that is fine-tuned. `epochs` and `views` multiply those of `_RULES`. With
-    `mirrors`, the model answers with the mean over a photo and its mirror image, if it was trained on mirrored views.
+    `unfreeze` is the share of the backbone that is fine-tuned, `seeds` the number of times. `epochs` and `views` multiply
+    those of `_RULES`. With `mirrors`, the fine-tuned model answers with the mean over a photo and its mirror image, unless
+    it was trained without mirrored views.
     """
 
     unfreeze: float
     epochs: float
     views: int
+    seeds: int
     mirrors: bool
 
 
 QUALITIES = {
-    "fast": Quality(unfreeze=0.4, epochs=1, views=1, mirrors=False),
-    "balanced": Quality(unfreeze=0.68, epochs=4 / 3, views=2, mirrors=True),
-    "best": Quality(unfreeze=0.68, epochs=8 / 3, views=4, mirrors=True),
+    "fast": Quality(unfreeze=0.4, epochs=1, views=1, seeds=1, mirrors=False),
+    "balanced": Quality(unfreeze=0.68, epochs=7 / 6, views=2, seeds=1, mirrors=True),
+    "best": Quality(unfreeze=0.68, epochs=8 / 3, views=4, seeds=2, mirrors=True),
 }
 
 # A training step passes forward through the trained layers, and back in about twice the time. Measured on CPUs, in forward
@@ -69,7 +71,7 @@ class Recipe:
             batch_size if tuning.global_batch_size == "auto" else tuning.global_batch_size,
             learning_rate if tuning.learning_rate == "auto" else tuning.learning_rate,
             views * quality.views if config.augment.views == "auto" else config.augment.views,
-            config.train.seeds,
+            quality.seeds if config.train.seeds == "auto" else config.train.seeds,
         )
 
     def forward_passes(self, num_examples: int, share_above: float, *, stored: bool) -> float:

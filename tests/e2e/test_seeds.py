@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import FEW_LAYERS, paint_classes, quick_settings, run_job, start_job
+from tests.conftest import paint_classes, quick_settings, run_job, start_job
 
-SETTINGS = quick_settings(FEW_LAYERS, "fine_tune.epochs=3", "fine_tune.global_batch_size=8", "checkpoint.every_s=0")
+SETTINGS = quick_settings("fine_tune.epochs=3", "fine_tune.global_batch_size=8", "checkpoint.every_s=0")
 
 
 @pytest.fixture(scope="module")

@@ -80,6 +80,7 @@ def test_a_higher_quality_trains_more_layers_for_longer(num_examples):
     recipes = [Recipe.resolve(config, num_examples=num_examples) for config in configs]
     assert all(a.epochs < b.epochs for a, b in pairwise(recipes))
     assert all(a.views < b.views for a, b in pairwise(recipes))
+    assert [recipe.seeds for recipe in recipes] == [1, 1, 2]
     shares = [config.backbone.unfreeze for config in configs]
     assert shares[0] < shares[1] <= shares[2]
     assert [config.evaluate.mirror for config in configs] == [False, True, True]
@@ -92,10 +93,10 @@ def test_quality_only_decides_what_is_left_at_auto():
         "augment": {"views": 5},
         "evaluate": {"mirror": False},
     }
-    config = with_quality(Config(train={"quality": "best"}, **said))
+    config = with_quality(Config(train={"quality": "best", "seeds": 1}, **said))
     assert (config.backbone.unfreeze, config.evaluate.mirror) == ("none", False)
     recipe = Recipe.resolve(config, num_examples=3000)
-    assert (recipe.epochs, recipe.views) == (3, 5)
+    assert (recipe.epochs, recipe.views, recipe.seeds) == (3, 5, 1)
 
 
 def test_photos_are_mirrored_for_the_answer_only_where_mirrored_views_are_trained_on():
