@@ -22,9 +22,12 @@ class Features(Protocol):
     def __getitem__(self, part: slice, /) -> np.ndarray: ...
 
 
-def parts(features: Features) -> Iterator[slice]:
-    """Return slices of about 4 MB that together cover all rows, in order. Only the last one is no multiple of 128."""
-    num_rows, width = features.shape
+def parts(features: Features, num_classes: int = 0) -> Iterator[slice]:
+    """Return slices that together cover all rows, in order. Only the last one is no multiple of 128.
+
+    The features of a slice, float32, take about 4 MB, or its logits, if there are more classes than features.
+    """
+    num_rows, width = features.shape[0], max(features.shape[1], num_classes)
     step = _ROWS_MULTIPLE * max(1, _BYTES_AT_ONCE // (4 * width * _ROWS_MULTIPLE))
     return (slice(start, min(start + step, num_rows)) for start in range(0, num_rows, step))
 

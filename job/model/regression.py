@@ -91,7 +91,7 @@ class LogisticRegression:
     def _cross_entropy(self, head: Head) -> tuple[float, np.ndarray, np.ndarray]:
         """Return the mean cross-entropy and its gradients for the kernel and the bias."""
         loss, gradient_DC, gradient_C = 0.0, np.zeros(head.kernel_DC.shape), np.zeros(head.bias_C.shape)
-        for part in parts(self._features):
+        for part in parts(self._features, len(head.bias_C)):
             features_BD, labels_B, shares_B = self._features[part], self._labels_N[part], self._shares_N[part]
             own = np.arange(len(labels_B)), labels_B
             error_BC = _product(features_BD, head.kernel_DC) + head.bias_C

@@ -133,7 +133,7 @@ class _Validation:
     def _judged(self, tried: Head) -> tuple[np.ndarray, np.ndarray]:
         """Return the log loss of each photo, float64 (V,), and whether its class is predicted, bool (V,)."""
         losses_V, correct_V = np.empty(len(self.labels_V)), np.empty(len(self.labels_V), bool)
-        for part in parts(self.features_VD):
+        for part in parts(self.features_VD, len(tried.bias_C)):
             logits_BC, labels_B = tried.logits(self.features_VD[part]), self.labels_V[part]
             losses_V[part] = -log_softmax(logits_BC, axis=1)[np.arange(len(labels_B)), labels_B]
             correct_V[part] = logits_BC.argmax(axis=1) == labels_B

@@ -1,5 +1,6 @@
 """Stored views of photos for training, and rows of a store that are read slice by slice."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -7,21 +8,21 @@ import numpy as np
 
 from job.stores.arrays import ArrayStore
 
-_IN_MEMORY_BYTES = 256 * 2**20
+_IN_MEMORY_BYTES = 128 * 2**20
 
 
 class StoredRows:
-    """Numbered rows of a store: an array that is read slice by slice, or at once if it is small."""
+    """Numbered rows of a store: an array that is read slice by slice. Its first 128 MB stay in memory."""
 
     def __init__(self, read: Callable[[np.ndarray], np.ndarray], numbers_N: np.ndarray, row_shape: tuple[int, ...]) -> None:
         """Take rows `numbers_N`, each one of `row_shape` float32 numbers, from `read`."""
         self.shape = (len(numbers_N), *row_shape)
         self._read, self._numbers_N = read, numbers_N
-        is_small = 4 * int(np.prod(self.shape, dtype=np.int64)) <= _IN_MEMORY_BYTES
-        self._held = read(numbers_N) if is_small else None
+        self._held = read(numbers_N[: _IN_MEMORY_BYTES // (4 * math.prod(row_shape))])
 
     def __getitem__(self, part: slice) -> np.ndarray:
-        return self._held[part] if self._held is not None else self._read(self._numbers_N[part])
+        start, stop, _ = part.indices(len(self._numbers_N))
+        return self._held[start:stop] if stop <= len(self._held) else self._read(self._numbers_N[start:stop])
 
 
 @dataclass(frozen=True)
