@@ -10,7 +10,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page
 from pypdf import PdfReader
 
-from tests.page.printed import document, text_sizes
+from tests.page.printed import Element, document, text_sizes
 
 WIDTHS, SCHEMES = (1280, 400), ("light", "dark")
 TEXT_SIZE_PT = 10  # What the page asks for in print. Chromium prints everything smaller if something is too wide.
@@ -51,6 +51,12 @@ def printed(chromium: Browser, report_page: Path) -> PdfReader:
     with chromium.new_page() as page:
         page.goto(report_page.as_uri())
         return PdfReader(io.BytesIO(page.pdf(format="A4", tagged=True)))
+
+
+@pytest.fixture(scope="module")
+def elements(printed: PdfReader) -> list[Element]:
+    """The tagged elements of the printed page, in the order of the text."""
+    return list(document(printed).walk())
 
 
 def test_page_fits_its_window_and_axe_finds_no_fault(shown):
@@ -103,8 +109,7 @@ def test_nothing_is_wider_than_the_printed_page(printed):
     assert TEXT_SIZE_PT in text_sizes(printed.pages[0])
 
 
-def test_no_row_and_no_figure_is_cut_by_the_end_of_a_printed_page(printed):
-    elements = list(document(printed).walk())
+def test_no_row_and_no_figure_is_cut_by_the_end_of_a_printed_page(elements):
     rows = [element for element in elements if element.tag == "TR"]
     # A row with several headers is the head of a table, which is printed again on each page.
     uncut = [row for row in rows if sum(cell.tag == "TH" for cell in row.children) < 2]
@@ -113,8 +118,7 @@ def test_no_row_and_no_figure_is_cut_by_the_end_of_a_printed_page(printed):
     assert [(element.tag, element.alternative, element.pages) for element in uncut if len(set(element.pages)) > 1] == []
 
 
-def test_no_heading_and_no_title_of_a_table_ends_a_printed_page(printed):
-    elements = list(document(printed).walk())
+def test_no_heading_and_no_title_of_a_table_ends_a_printed_page(elements):
     lonely = []
     for k, title in enumerate(elements):
         if title.tag in ("H1", "H2", "H3", "H4") or (elements[k - 1].tag, title.tag) == ("Table", "Caption"):
@@ -123,13 +127,13 @@ def test_no_heading_and_no_title_of_a_table_ends_a_printed_page(printed):
     assert lonely == []
 
 
-def test_everything_folded_is_printed(chromium, report_page, printed):
+def test_everything_folded_is_printed(chromium, report_page, elements):
     with chromium.new_page() as page:
         page.goto(report_page.as_uri())
         num_rows = page.locator("tr").count()
-    assert sum(element.tag == "TR" for element in document(printed).walk()) == num_rows
+    assert sum(element.tag == "TR" for element in elements) == num_rows
 
 
-def test_printed_figures_have_a_text(printed):
-    figures = [element for element in document(printed).walk() if element.tag == "Figure"]
+def test_printed_figures_have_a_text(elements):
+    figures = [element for element in elements if element.tag == "Figure"]
     assert all(figure.alternative or figure.children for figure in figures)
