@@ -63,7 +63,7 @@ def _evaluated_only(folder: Path, *, num_classes: int) -> None:
         rules=None,
         inputs=None,
         chosen_head=features.head,
-        tuned_weights=None,
+        tuned={},
         network=None,
         context=context,
     )
