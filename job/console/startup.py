@@ -57,9 +57,9 @@ class _OptionalImports:
     @staticmethod
     def find_spec(name: str, *_: object) -> None:
         frame = sys._getframe(1)
-        while frame.f_back and frame.f_globals["__name__"].startswith("importlib"):
+        while frame.f_back and str(frame.f_globals.get("__name__")).startswith("importlib"):
             frame = frame.f_back
-        importer = str(frame.f_globals.get("__name__", ""))
+        importer = str(frame.f_globals.get("__name__"))  # Code that was given to exec() may have none.
         if name in _DO_WITHOUT.get(importer.partition(".")[0], ()):
             raise ModuleNotFoundError(f"{importer} works without {name} here", name=name)
 

@@ -107,6 +107,9 @@ def test_program_imports_keras_without_what_it_only_would_like_to_have():
     assert heavy_after(f"{leaves_out}; {KERAS}; from cleanlab import filter; import sklearn.tree") == [
         "cleanlab", "keras", "pandas", "sklearn", "tensorflow"
     ]  # fmt: skip
+    assert heavy_after(f"{leaves_out}; exec('import pandas', {{}})") == [
+        "pandas"
+    ]  # Whoever asks without a name may have it.
     assert "sklearn" in heavy_after(KERAS)  # In the process of somebody who uses the Python API, Keras stays whole.
 
 
