@@ -17,7 +17,7 @@ from job.cluster.environment import Cluster
 from job.config import PLACES, Config, with_dotted_names
 from job.console.places import place
 from job.errors import UsageError
-from job.pipeline import output, publishing, results
+from job.pipeline import output, publishing, quality, results
 from job.pipeline.job import Job
 from job.pipeline.plan import Step
 from job.pipeline.plan import plan as plan_of
@@ -94,7 +94,10 @@ def plan(
     output.check(Context(given, Telemetry(None), caching=settings.cache), session)
     with given.glance() as workdir:
         context = Context(workdir, Telemetry(None), settings.seed, caching=settings.cache)
-        return plan_of(_job(settings, data, labels, context), stop_after)
+        job = _job(settings, data, labels, context)
+        if job.budget:
+            quality.resume(job, job.budget)
+        return plan_of(job, stop_after)
 
 
 def rank(

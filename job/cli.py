@@ -136,6 +136,7 @@ class _Call:
     assignments: tuple[str, ...]
     weights: str | None
     quality: str | None
+    budget: str | None
     seeds: int | None
     tfds_dir: str | None
     path_column: str | None
@@ -159,7 +160,7 @@ class _Call:
         """The values of options that stand for one setting, by the setting; None where the option is not given."""
         columns = (f"{kind}_column" for kind in _COLUMNS)
         of_intake = {f"intake.{name}": getattr(self, name) for name in (*columns, "test_values", "val_values", "tfds_dir")}
-        of_training = {"train.quality": self.quality, "train.seeds": self.seeds}
+        of_training = {"train.quality": self.quality, "train.budget_s": self.budget, "train.seeds": self.seeds}
         return {"backbone.weights": self.weights, **of_training, **of_intake}
 
 
@@ -217,6 +218,12 @@ _RUN_OPTIONS = (
         "--quality",
         metavar="fast|balanced|best",
         help="Accuracy against time: what the job chooses where settings are left at auto. Same as --set train.quality=...",
+    ),
+    click.option(
+        "--budget",
+        metavar="TIME",
+        help="Time that the run may take, such as 90s, 20m or 2h, earlier starts of it included. Chooses the best --quality "
+        "that fits, and trains the head alone if none does. Same as --set train.budget_s=...",
     ),
     click.option(
         "--seeds",

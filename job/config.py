@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypedDict, TypeVar, Unpack
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from job.console.places import place, read_named, refuse_odd_name, refused_at_start
@@ -69,6 +69,12 @@ def _unfreeze(value: float | str) -> float | str:
     if isinstance(value, float) and not 0 < value < 1:
         raise ValueError("a share lies between 0 and 1; give none for 0 and all for 1")
     return value
+
+
+def _duration(value: object) -> object:
+    """Return the seconds of a time such as 20m. Other values stay as they are."""
+    given = re.fullmatch(r"(\d+(?:\.\d+)?) *(s|m|min|h)", value) if isinstance(value, str) else None
+    return float(given[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600}[given[2]] if given else value
 
 
 def _pattern(group: str) -> Callable[[str | None], str | None]:
@@ -276,6 +282,12 @@ class HeadConfig(Section):
 
 
 class TrainConfig(Section):
+    budget_s: Annotated[float | None, BeforeValidator(_duration)] = _how(
+        None,
+        "Seconds that the run may take, or a time such as 90s, 20m or 2h. The best quality that fits is chosen before "
+        "training, instead of train.quality; the head alone if none fits.",
+        gt=0,
+    )
     quality: Literal["fast", "balanced", "best"] = _what(
         "fast",
         "What the job chooses where other settings are auto. balanced and best train more layers for longer: see "

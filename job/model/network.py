@@ -42,6 +42,14 @@ class Network:
     def __init__(self, config: BackboneConfig, image_size: int, devices: Devices, *, seed: int) -> None:
         self.config, self.image_size, self.devices, self._seed = config, image_size, devices, seed
 
+    def recut(self, unfreeze: float | str) -> Network:
+        """Return the same backbone, cut as `backbone.unfreeze` says. It is not built again."""
+        other = Network(
+            self.config.model_copy(update={"unfreeze": unfreeze}), self.image_size, self.devices, seed=self._seed
+        )
+        other.__dict__["_built"] = self._built
+        return other
+
     @property
     def replicas(self) -> Replicas:
         return self.devices.local

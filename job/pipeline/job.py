@@ -11,6 +11,8 @@ from job.cluster.devices import Devices
 from job.cluster.environment import Cluster
 from job.cluster.tensorflow import import_tensorflow
 from job.config import Config
+from job.errors import UsageError
+from job.pipeline.budget import Budget, spent_before
 from job.pipeline.records import Records
 from job.pipeline.settings import settings_digest
 from job.pipeline.table import STAGES
@@ -44,13 +46,15 @@ class Artifact(Protocol):
 class Job:
     """The state of a run. `done` are the stages of this run that are up to date, in order.
 
+    `given` is the configuration that was given, and `config` the one in use, without auto where the quality decides.
     `exports` says whether this run is meant to export a model.
     """
 
     def __init__(
         self, config: Config, source: Source, context: Context, *, labels: str | None = None, cluster: Cluster | None = None
     ) -> None:
-        self.config, self.source, self.context, self.labels = with_quality(config), source, context, labels
+        self.given, self.config = config, with_quality(config)
+        self.source, self.context, self.labels = source, context, labels
         self.cluster = cluster or Cluster()
         self.devices = Devices(self.cluster, logical_cpus=config.cluster.logical_cpus)
         self.workdir = context.workdir
@@ -58,6 +62,20 @@ class Job:
         self.exports = False
         self.done: list[str] = []
         self.records = Records(self.workdir, context.cache)
+        self.budget: Budget | None = None
+        if (limit_s := config.train.budget_s) is not None:
+            if self.cluster.num_workers > 1:
+                raise UsageError(
+                    f"--budget (train.budget_s) works with one worker, and this run has {self.cluster.num_workers}. Leave "
+                    "it out, and give --quality."
+                )
+            self.budget = Budget(limit_s, spent_before(self.workdir.path("logs/events.jsonl")))
+
+    def configure(self, config: Config) -> None:
+        """Set the configuration that the budget has chosen."""
+        if "network" in vars(self):
+            self.network = self.network.recut(config.backbone.unfreeze)
+        self.config = config
 
     @cached_property
     def listing(self) -> Listing:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from job.cluster.chief import Chief
 from job.errors import GateNotMet
-from job.pipeline import publishing, results
+from job.pipeline import publishing, quality, results
 from job.pipeline.job import Job
 from job.pipeline.output import owned
 from job.pipeline.plan import Step, plan, wanted
@@ -34,11 +34,14 @@ def run(job: Job, stop_after: str | None, session: Session, command: Sequence[st
     """
     with owned(job.context, session, lambda: results.outcome(job)):
         publishing.finish(job.workdir)
+        if job.budget:
+            quality.resume(job, job.budget)
         for line in job.listing.summary():
             job.context.telemetry.line(line)
         with led(job, steps := plan(job, stop_after), stop_after):
             # run.json is missing if the run before was killed at once.
-            if any(step.runs for step in steps) or read_run(job.workdir) is None:
+            is_open = job.budget is not None and job.budget.chosen is None and "extract" in wanted(stop_after)
+            if any(step.runs for step in steps) or read_run(job.workdir) is None or is_open:
                 failure = _run_stages(job, steps, stop_after, command)
             else:
                 failure, job.done = None, [step.stage for step in steps if step.is_current]
@@ -68,6 +71,10 @@ def _run_stages(job: Job, steps: list[Step], stop_after: str | None, command: Se
         if not stage.looks_only and job.refusals:
             telemetry.line(f"{step.stage:<10}skipped: the data cannot be used as it is")
             continue
+        if step.stage == "extract" and job.budget and job.budget.chosen is None:
+            quality.settle(job, job.budget)
+            write_run(job.workdir, describe(job, command))
+            something_ran = True
         if stage.needs_gate and not job.gate_met:
             if not job.records.exists(step.stage):
                 job.workdir.remove(*stage.outputs)  # A failed export left them, and the report would show them.
@@ -86,6 +93,8 @@ def _run_stages(job: Job, steps: list[Step], stop_after: str | None, command: Se
         else:
             continue
         job.done.append(step.stage)
+    if job.budget and job.budget.chosen and "report" in job.done:
+        telemetry.line(job.budget.outcome())
     return failure
 
 

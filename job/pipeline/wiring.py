@@ -1,5 +1,6 @@
 """The functions of the stages, and the arguments that each gets from the job."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -113,6 +114,7 @@ def _fine_tune(job: Job) -> Artifact | None:
         chosen_head=job["head"].head,
         network=job.network,
         train_seed=job.config.train.seed or 0,
+        left_s=job.budget.left_to_train_s if job.budget else lambda: math.inf,
         checkpoints=[job.checkpoints("fine_tune", repetition) for repetition in range(job.recipe.seeds)],
         context=job.context,
     )

@@ -1,7 +1,7 @@
 """fine_tune: train the layers above the cut together with the head, from stored activations or from photos."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -75,13 +75,15 @@ def fine_tune(
     chosen_head: Head,
     network: Network,
     train_seed: int,
+    left_s: Callable[[], float],
     checkpoints: Sequence[Checkpoints],
     context: Context,
 ) -> FineTuned | None:
     """Train the layers above the cut and the head, once for each of `checkpoints`, with `train_seed` and the seeds after it.
 
     Each training begins with the same weights, or with its newest checkpoint if there is one. Its last step leaves a
-    checkpoint, too. All workers train together. The chief keeps the result; the others return None.
+    checkpoint, too. All workers train together. The chief keeps the result; the others return None. `left_s` returns the
+    seconds that are left: training ends early if another epoch would take longer.
 
     Raises:
         Diverged: if a number is no longer finite.
@@ -114,10 +116,12 @@ def fine_tune(
             trainer.restore(begin)
         name = f"seed {feed.schedule.seed}"
         course = _Course(config, feed.schedule.seed, len(examples.class_names), name if begin else "")
-        _train(course, trainer, feed, examples, state, own, context)
+        _train(course, trainer, feed, examples, left_s, state, own, context)
         weights[name], note = course.outcome(trainer)
         notes.append(f"{name.capitalize()}: {note}" if begin else note)
         history += course.history
+        if course.is_late:
+            break
     return _kept(context, FineTuned(weights, history, " ".join(notes), {**asdict(recipe), "precision": precision}))
 
 
@@ -126,6 +130,7 @@ def _train(
     trainer: Trainer,
     feed: "_Feed",
     examples: Examples,
+    left_s: Callable[[], float],
     saved: TrainState | None,
     checkpoints: Checkpoints,
     context: Context,
@@ -149,8 +154,11 @@ def _train(
             checkpoints.offer(lambda: course.state(trainer))
             progress.advance()
 
+        began = started
         for result in () if course.is_over else trainer.epochs(feed.batch, before_step):
             course.add({**asdict(result), **_validate(trainer, val_rows, val_labels)}, trainer)
+            took_s, began = time.monotonic() - began, time.monotonic()
+            course.is_late = result.last_step < schedule.total_steps and left_s() < took_s
             _tell(context, course, schedule.total_steps // schedule.steps_per_epoch)
             if course.is_over:
                 break
@@ -168,6 +176,7 @@ class _Course:
         self._config, self.seed, self._collapse, self.name = config, seed, 2 * np.log(num_classes), name
         self.history: list[dict[str, float]] = []
         self._best_weights: list[np.ndarray] = []
+        self.is_late = False  # True if there is no time for another epoch.
 
     def add(self, epoch: dict[str, float], trainer: Trainer) -> None:
         self.history.append({"seed": self.seed, **epoch})
@@ -188,13 +197,15 @@ class _Course:
     def is_over(self) -> bool:
         """True if training must end before the end of its schedule."""
         without_gain = self.history[-1]["epoch"] - self._best_epoch
-        return self._has_collapsed or (self._config.keep == "best" and without_gain >= self._config.patience)
+        return self.is_late or self._has_collapsed or (self._config.keep == "best" and without_gain >= self._config.patience)
 
     def outcome(self, trainer: Trainer) -> tuple[list[np.ndarray], str]:
         """Return the weights to keep, and a sentence that says which and why."""
         last, best = self.history[-1]["epoch"], self._best_epoch
         weights = self._best_weights
-        if self._config.keep == "best":
+        if self.is_late:
+            note = f"The time ran out after epoch {last}. Epoch {best} is kept: it has the lowest validation log loss."
+        elif self._config.keep == "best":
             note = f"The weights of epoch {best} of {last} are kept: they have the lowest validation log loss."
         elif self._has_collapsed:
             note = f"Training collapsed in epoch {last}: the validation log loss became too high. Epoch {best} is kept."
@@ -205,10 +216,11 @@ class _Course:
     def state(self, trainer: Trainer) -> TrainState:
         trained = trainer.state()
         arrays = {**trained.arrays, **numbered("best", self._best_weights)}
-        return TrainState(trained.step, arrays, {**trained.notes, "history": list(self.history)})
+        return TrainState(trained.step, arrays, {**trained.notes, "history": list(self.history), "is_late": self.is_late})
 
     def restore(self, state: TrainState) -> None:
         self.history, self._best_weights = list(state.notes["history"]), state.listed("best")
+        self.is_late = state.notes["is_late"]
 
 
 class _Feed:

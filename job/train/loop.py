@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 # part); targets (B, C), whose rows sum to 1; and weights (B,).
 Batch = tuple[Callable[[np.ndarray], Arrays], np.ndarray, np.ndarray]
 
+VALIDATION_BATCH_SIZE = 256
+
 # Weight decay is not applied to biases and to the parameters of normalization layers.
 _NOT_DECAYED = ["bias", "gamma", "beta"]
 
@@ -231,7 +233,7 @@ class Trainer:
     def _variables(self) -> list[keras.Variable]:
         return [*self.model.variables, *self.optimizer.variables]
 
-    def logits(self, rows_N: np.ndarray, batch_size: int = 256) -> np.ndarray:
+    def logits(self, rows_N: np.ndarray, batch_size: int = VALIDATION_BATCH_SIZE) -> np.ndarray:
         """Return logits (N, C) of photos without augmentation. `rows_N` are rows of the image store.
 
         With `ema`, the averaged weights are used.
