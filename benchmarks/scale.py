@@ -155,15 +155,15 @@ def evaluate(num_photos: int, num_classes: int, folder: Path) -> Callable[[], ob
     discriminant = Discriminant(Moments.of(features.rows(some), examples.labels[some], np.ones(len(some)), num_classes))
     heads = discriminant.head(0.5), discriminant.head(0.1)
 
-    def logits(*_: object) -> Iterator[np.ndarray]:
-        yield from stage._head_logits(heads[1], features, examples["row"][np.r_[examples.of("val"), examples.of("test")]])
+    def logits(*_: object) -> list[Iterator[np.ndarray]]:
+        return [stage._head_logits(heads[1], features, examples["row"][np.r_[examples.of("val"), examples.of("test")]])]
 
     stage.tuned_logits = logits  # type: ignore[assignment]
     given: dict[str, Any] = {
         "rules": None,
         "inputs": None,
         "network": None,
-        "tuned_weights": [],
+        "tuned": {"seed 0": []},
         "images": images,
         "features": features,
     }

@@ -79,7 +79,8 @@ class Neighbours:
         weights = self.similarity_NM[photo, rank].clip(0)
         votes_NC = np.bincount(cell, weights, len(labels_N) * num_classes).reshape(-1, num_classes)
         votes_NC = votes_NC + np.bincount(labels_N[is_known], minlength=num_classes) / is_known.sum()
-        return np.asarray(votes_NC / votes_NC.sum(axis=1, keepdims=True))
+        votes_NC /= votes_NC.sum(axis=1, keepdims=True)
+        return votes_NC
 
 
 def nearest(vectors_NK: np.ndarray, num_neighbours: int) -> Neighbours:

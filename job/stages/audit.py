@@ -171,12 +171,12 @@ def _probabilities(
     labels better than the head alone (docs/decisions/0025-wrong-labels.md).
     """
     labels, groups, num_classes = examples.labels[looked_at], examples.units[looked_at], len(examples.class_names)
-    of_head = out_of_fold(
+    probabilities_NC = out_of_fold(
         components, labels[kept], groups[kept], num_classes, config.folds, context.seed, context.stop.check
     )
-    of_neighbours = neighbours.class_shares(np.where(kept, labels, -1), groups, num_classes)[kept]
-    both = of_head * of_neighbours
-    return np.asarray(both / both.sum(axis=1, keepdims=True))
+    probabilities_NC *= neighbours.class_shares(np.where(kept, labels, -1), groups, num_classes)[kept]
+    probabilities_NC /= probabilities_NC.sum(axis=1, keepdims=True)
+    return probabilities_NC
 
 
 def _label_issues(
