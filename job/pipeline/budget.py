@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,11 +14,12 @@ from job.text.numbers import about, seconds
 class Estimate:
     """A prediction for a quality, or for the head alone: seconds until the run ends, bytes of its stores and of memory.
 
-    `later_s` of the seconds are those of the stages after fine_tune.
+    Of the seconds, `tuning_s` are those of fine_tune, and `later_s` those of the stages after it.
     """
 
     name: str
     seconds: float
+    tuning_s: float
     later_s: float
     disk_bytes: float
     memory_bytes: float
@@ -25,20 +27,34 @@ class Estimate:
 
 @dataclass
 class Budget:
-    """The seconds that a run may take, of which earlier starts of the run have spent `before_s`."""
+    """The seconds that a run may take, of which earlier starts of the run have spent `before_s`.
+
+    `chosen` has a prediction for the whole run. `settled_s` of its seconds were over when the choice was made; None if an
+    earlier start made it.
+    """
 
     limit_s: float
     before_s: float
     chosen: Estimate | None = None
+    settled_s: float | None = None
     _started: float = field(default_factory=time.monotonic)
 
     @property
     def spent_s(self) -> float:
         return self.before_s + time.monotonic() - self._started
 
-    def left_to_train_s(self) -> float:
-        """Return the seconds until fine-tuning must end, so that the later stages end in time."""
-        return self.limit_s - self.spent_s - self.chosen.later_s if self.chosen else math.inf
+    def training_clock(self) -> Callable[[], float]:
+        """Return a function that returns the seconds until fine-tuning must end, so that the later stages end in time.
+
+        Call this when fine-tuning begins. If the run was slower than predicted so far, the later stages will be, too.
+        """
+        if self.chosen is None:
+            return lambda: math.inf
+        later_s = self.chosen.later_s
+        if self.settled_s is not None:
+            predicted_s = self.chosen.seconds - self.chosen.tuning_s - later_s - self.settled_s
+            later_s *= max(1.0, (self.spent_s - self.settled_s) / predicted_s)
+        return lambda: self.limit_s - self.spent_s - later_s
 
     def outcome(self) -> str:
         """Return a line about the prediction for the whole run and what it took."""

@@ -58,7 +58,8 @@ def settle(job: Job, budget: Budget) -> None:
         line(f"  {one.name:<9} {about(one.seconds)}, {sizes}: {fits}")
     chosen = best_that_fits(found, left_s)
     line(f"  {chosen.name} is taken{': nothing is fine-tuned' if chosen.name == HEAD else ''}")
-    total = {**asdict(chosen), "seconds": budget.spent_s + chosen.seconds}
+    budget.settled_s = budget.spent_s
+    total = {**asdict(chosen), "seconds": budget.settled_s + chosen.seconds}
     write_sealed(job.workdir, CHOICE, {"made_from": _made_from(job), "chosen": total})
     resume(job, budget)
 
@@ -140,7 +141,10 @@ def _estimate(job: Job, name: str, config: Config, network: Network, forward: Ti
         == "stored"
     )
     share = point.share_above if point else 0.0
-    tuning_s = fine_tuning_s(recipe, step, num_train, num_val, forward.per_example_s, share, is_stored=is_stored)
+    tuning_s = 0.0
+    if point:
+        tuning_s = fine_tuning_s(recipe, step, num_train, num_val, forward.per_example_s, share, is_stored=is_stored)
+        tuning_s += forward.first_s
     values = recipe.views * num_train * network.feature_width * len(examples.class_names)
     before_s = _BEFORE_S + num_photos * _AUDIT_S_PER_PHOTO + values * _HEAD_S_PER_VALUE
     later_s = forward.slowdown * _LATER_S
@@ -150,7 +154,8 @@ def _estimate(job: Job, name: str, config: Config, network: Network, forward: Ti
     stored_values = point.values_per_view * 2 if point and is_stored else 0
     return Estimate(
         name,
-        seconds=extract_s + forward.slowdown * before_s + later_s + (forward.first_s + tuning_s if point else 0.0),
+        seconds=extract_s + forward.slowdown * before_s + tuning_s + later_s,
+        tuning_s=tuning_s,
         later_s=later_s,
         disk_bytes=num_views * (4 * network.feature_width + stored_values),
         memory_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,

@@ -114,7 +114,7 @@ def _fine_tune(job: Job) -> Artifact | None:
         chosen_head=job["head"].head,
         network=job.network,
         train_seed=job.config.train.seed or 0,
-        left_s=job.budget.left_to_train_s if job.budget else lambda: math.inf,
+        left_s=job.budget.training_clock() if job.budget else lambda: math.inf,
         checkpoints=[job.checkpoints("fine_tune", repetition) for repetition in range(job.recipe.seeds)],
         context=job.context,
     )

@@ -1,18 +1,21 @@
 """The choice of a quality by the time that is left, and the time that earlier starts have spent."""
 
 import json
+import math
 
 import pytest
 
 from job.config import Config
 from job.errors import UsageError
-from job.pipeline.budget import Estimate, spent_before
+from job.pipeline.budget import Budget, Estimate, spent_before
 from job.pipeline.quality import HEAD, Timed, best_that_fits, configured, fine_tuning_s
 from job.train.recipe import Recipe
 
 
 def estimates(**seconds_of):
-    return [Estimate(name, seconds, later_s=20.0, disk_bytes=1e6, memory_bytes=1e9) for name, seconds in seconds_of.items()]
+    return [
+        Estimate(name, seconds, 10.0, later_s=20.0, disk_bytes=1e6, memory_bytes=1e9) for name, seconds in seconds_of.items()
+    ]
 
 
 @pytest.mark.parametrize(
@@ -26,6 +29,17 @@ def test_best_quality_that_fits_with_a_margin_is_taken_and_the_head_where_none_d
 def test_quality_that_is_quicker_than_a_worse_one_is_taken():
     """Stored activations of fewer layers may be too large for the disk, for instance."""
     assert best_that_fits(estimates(head=50.0, fast=900.0, balanced=100.0, best=800.0), 200).name == "balanced"
+
+
+def test_time_that_is_kept_for_later_stages_grows_if_the_run_is_slower_than_predicted(monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr("job.pipeline.budget.time.monotonic", lambda: now)
+    budget = Budget(limit_s=300, before_s=0, _started=900)  # 100 s are spent.
+    assert budget.training_clock()() == math.inf, "nothing was chosen yet"
+    (budget.chosen,) = estimates(fast=80.0)  # 30 s until fine-tuning begins if 20 s were over, 10 s of it, and 20 s later.
+    assert budget.training_clock()() == 300 - 100 - 20
+    budget.settled_s = 20.0
+    assert budget.training_clock()() == pytest.approx(300 - 100 - 20 * 80 / 30)
 
 
 def test_seconds_of_fine_tuning_follow_from_the_rates():
