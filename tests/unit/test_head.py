@@ -12,7 +12,7 @@ from job.runtime.telemetry import Telemetry
 from job.stages.head import ChosenHead, head
 from job.storage.workdir import Workdir
 from job.stores.arrays import StoreWriter
-from job.stores.views import StoredViews
+from job.stores.views import StoredRows, StoredViews
 from job.train.checkpoint import Checkpoints
 from tests.conftest import examples_of
 
@@ -125,3 +125,18 @@ def test_stops_change_no_bit(context, tmp_path, monkeypatch):
             num_stops += 1
     assert num_stops > 3 and found_summary == summary
     assert found.kernel_DC.tobytes() == expected.kernel_DC.tobytes() and found.bias_C.tobytes() == expected.bias_C.tobytes()
+
+
+def test_first_rows_stay_in_memory_and_the_others_are_read_for_each_use(monkeypatch):
+    monkeypatch.setattr("job.stores.views._IN_MEMORY_BYTES", 4 * 4 * 10)
+    asked = []
+
+    def read(numbers):
+        asked.append(numbers.tolist())
+        return np.repeat(numbers[:, None], 4, axis=1).astype(np.float32)
+
+    rows = StoredRows(read, np.arange(100, 125), (4,))
+    assert rows[slice(4, 10)][:, 0].tolist() == [*range(104, 110)]
+    assert rows[slice(8, 12)][:, 0].tolist() == [*range(108, 112)]
+    assert rows[slice(20, 40)][:, 0].tolist() == [*range(120, 125)]
+    assert asked == [[*range(100, 110)], [*range(108, 112)], [*range(120, 125)]]

@@ -6,7 +6,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression as Reference
 
 from job.data import moments
-from job.data.moments import Moments
+from job.data.moments import Moments, parts
 from job.model.discriminant import Discriminant
 from job.model.heads import Head, class_weights, smoothed_one_hot
 from job.model.regression import LogisticRegression
@@ -131,3 +131,8 @@ def test_iterations_can_be_stopped(problem):
     with pytest.raises(KeyboardInterrupt):
         regression = regression_on(features, labels, weights)
         regression.solve(1.0, Head.zeros(30, 3), 100, on_iteration=stop)
+
+
+def test_parts_of_features_are_small_where_there_are_more_classes_than_features():
+    sizes = [part.stop - part.start for part in parts(np.zeros((5000, 8), np.float32), 4096)]
+    assert max(sizes) == 256 and sum(sizes) == 5000  # Logits of 256 examples take 4 MB.
