@@ -110,13 +110,17 @@ def fine_tune(
         telemetry=context.telemetry,
     )
     begin = trainer.state() if len(feeds) > 1 else None
-    weights, notes, history = {}, [], []
+    weights: dict[str, list[np.ndarray]] = {}
+    notes, history = [], []
     for feed, state, own in zip(feeds, saved, checkpoints, strict=True):
         if begin:
             trainer.restore(begin)
         name = f"seed {feed.schedule.seed}"
         course = _Course(config, feed.schedule.seed, len(examples.class_names), name if begin else "")
         _train(course, trainer, feed, examples, left_s, state, own, context)
+        if course.is_late and weights:
+            notes.append(f"{name.capitalize()} is left out: the time ran out before its last epoch.")
+            break
         weights[name], note = course.outcome(trainer)
         notes.append(f"{name.capitalize()}: {note}" if begin else note)
         history += course.history

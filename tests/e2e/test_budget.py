@@ -1,6 +1,7 @@
 """Runs with a time budget: the head in time, training that ends early, and starts that count together."""
 
 import json
+import math
 import re
 import signal
 import time
@@ -54,3 +55,14 @@ def test_training_ends_early_if_there_is_no_time_for_another_epoch(tmp_path, mon
         assert "The time ran out after epoch 1." in tuned["note"]
     choice = json.loads((tmp_path / "out/stages/budget.json").read_text())["chosen"]
     assert choice["name"] == "best" and choice["seconds"] > choice["later_s"] > 0
+
+
+def test_seed_that_has_no_time_for_its_last_epoch_is_left_out(tmp_path, monkeypatch):
+    paint_classes(tmp_path / "photos", per_class=20)
+    left_s = iter([math.inf, 0.0])  # After the first of two epochs of each seed.
+    monkeypatch.setattr(Budget, "training_clock", lambda self: left_s.__next__)
+    config = job.Config.load(None, [*QUICK, "train.seeds=3", "train.budget_s=10h"])
+    job.run(tmp_path / "photos", tmp_path / "out", config=config, stop_after="fine_tune")
+    tuned = json.loads((tmp_path / "out/stages/fine_tune/fine_tune.json").read_text())
+    assert {entry["seed"] for entry in tuned["history"]} == {0} and len(tuned["history"]) == 3
+    assert "Seed 1 is left out: the time ran out before its last epoch." in tuned["note"]
