@@ -97,7 +97,8 @@ def _bare(stored_px: int) -> Callable[[bytes], object]:
 
 def _digest_and_decode(stored_px: int) -> Callable[[bytes], object]:
     from job.config import IntakeConfig
-    from job.decoding.decode import DecodeRules, decode
+    from job.decoding.decode import decode
+    from job.decoding.rules import DecodeRules
 
     config = IntakeConfig(image_size=stored_px)
     rules = DecodeRules(**{name: getattr(config, name) for name in DecodeRules.__dataclass_fields__})

@@ -62,7 +62,8 @@ def subset(crops: list[Path], folder: Path, count: int) -> Path:
 def bare_part(folder: str, part: str) -> Numbers:
     """Read and decode every second file, after a line has arrived on standard input."""
     from job.config import IntakeConfig
-    from job.decoding.decode import DecodeRules, decode
+    from job.decoding.decode import decode
+    from job.decoding.rules import DecodeRules
 
     config = IntakeConfig(image_size=IMAGE_SIZE)
     rules = DecodeRules(**{name: getattr(config, name) for name in DecodeRules.__dataclass_fields__})

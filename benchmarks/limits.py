@@ -21,7 +21,9 @@ import simplejpeg
 from PIL import Image
 
 from job.config import BackboneConfig, Config, ExtractConfig, FineTuneConfig, IntakeConfig
-from job.decoding.decode import DecodeRules, decode, jpeg_reduction
+from job.decoding.decode import decode
+from job.decoding.jpeg import reduction_for
+from job.decoding.rules import DecodeRules
 from job.runtime.telemetry import Telemetry
 from job.train.recipe import Recipe
 
@@ -209,7 +211,7 @@ def decode_works(folder: Path, size: tuple[int, int], count: int, image_size: in
     """Return `bare`, which only decodes, and `job`: SHA-256, decoder with its checks, resize and perceptual hash."""
     payloads = enlarged(folder, size, count)
     rules = rules_of(image_size)
-    reduction = jpeg_reduction(size, (image_size, image_size))
+    reduction = reduction_for(size, (image_size, image_size))
     width, height = (-(-side // reduction) for side in size)
 
     def bare() -> int:

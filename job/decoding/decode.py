@@ -8,8 +8,7 @@ The rules, in this order:
 - 16 bits are scaled to 8 by the bit depth of the data set, transparency is laid over white, all else becomes RGB.
 - The EXIF orientation is applied, and one antialiased bilinear resize makes the square.
 
-Plain JPEGs are decoded by libjpeg-turbo itself (simplejpeg). It gives the same pixels as Pillow and, unlike Pillow, reports
-when it had to repair the scan. Most photos need no other parser at all (`_decode_plainest`).
+Plain JPEGs are decoded by libjpeg-turbo itself (`jpeg.py`). Most photos need no other parser at all (`_decode_plainest`).
 
 RGB in 8 bits as a sequential JPEG, a PNG or a 24-bit BMP has the status `used`. All other photos are `converted`.
 """
@@ -18,25 +17,21 @@ import io
 import re
 import warnings
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from functools import cache
-from typing import Literal, Self
 
 import numpy as np
-import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from job.config import IntakeConfig
-from job.decoding import deep, headers, perceptual
-from job.decoding.deep import FULL_BIT_DEPTH, strips
+from job.decoding import deep, headers, jpeg, perceptual
+from job.decoding.deep import strips
+from job.decoding.rules import BadPhoto, DecodeRules, Facts, Photo, check_pixels, check_shape
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "AVIF", "ICO", "PPM", "JPEG2000", "HEIC")
 MAX_FRAMES = 1000
 # Raise it when the same bytes give other pixels, facts or words. Then all stored photos are decoded again. If only a few
 # kinds of files are concerned, let `processes.is_outdated` recognise their records instead, so that all others stay valid.
 SCHEMA = 2
-# The factors by which libjpeg can scale while it decodes. TensorFlow's decoder in the exported graph has the same ones.
-JPEG_REDUCTIONS = (8, 4, 2)
 
 _PLAIN_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB")
 _MODE_NAMES = {"L": "grayscale", "1": "black and white", "P": "palette", "RGB": "", "RGBA": "", "LA": "", "PA": ""}
@@ -51,67 +46,6 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-@dataclass(frozen=True)
-class DecodeRules:
-    """The size and shape of decoded photos, and the limits for photos. Sizes are in pixels.
-
-    Values of 16-bit photos are scaled by `bit_depth`, 9 to 16, the bit depth of their data set.
-    """
-
-    image_size: int
-    resize: Literal["squash", "crop", "pad"]
-    max_pixels: int
-    min_side_px: int
-    max_aspect_ratio: float
-    bit_depth: int = FULL_BIT_DEPTH
-
-    @classmethod
-    def of(cls, config: IntakeConfig, bit_depth: int) -> Self:
-        """Return the rules that a configuration asks for, with the bit depth that was found."""
-        names = {field.name for field in fields(cls)} - {"bit_depth"}
-        return cls(**{name: getattr(config, name) for name in names}, bit_depth=bit_depth)
-
-
-@dataclass(frozen=True)
-class Facts:
-    """Facts about a file. Width and height are of the upright photo; brightness and contrast are from 0 to 1.
-
-    `peak` is the largest colour value of a 16-bit photo, 0 if the file states its bit depth; None for all other photos.
-    """
-
-    format: str = ""
-    width: int = 0
-    height: int = 0
-    mode: str = ""
-    has_exif: bool = False
-    phash: int = 0
-    brightness: float = 0.0
-    contrast: float = 0.0
-    peak: int | None = None
-
-
-@dataclass(frozen=True)
-class Photo:
-    """A decoded photo: uint8 pixels of shape (image_size, image_size, 3).
-
-    `converted` says what had to change to get RGB pixels, `notes` what else is worth knowing; both may be empty.
-    """
-
-    pixels_HWC: np.ndarray
-    facts: Facts
-    converted: str = ""
-    notes: str = ""
-
-
-class BadPhoto(Exception):
-    """The refusal of a photo, with the reason in plain words. `is_image` is False if the bytes are no picture at all."""
-
-    def __init__(self, reason: str, facts: Facts = Facts(), *, is_image: bool = True) -> None:
-        super().__init__(reason)
-        width, height = (min(side, 2**31 - 1) for side in (facts.width, facts.height))  # The table has 32-bit columns.
-        self.reason, self.facts, self.is_image = reason, replace(facts, width=width, height=height), is_image
 
 
 def decode(payload: bytes, rules: DecodeRules) -> Photo:
@@ -135,18 +69,18 @@ def decode(payload: bytes, rules: DecodeRules) -> Photo:
             image = _open(payload, facts.format, rules)
             facts = _facts(image)
             in_header = False
-            _check_pixels(facts, rules)
-            _check_shape(facts, rules)
+            check_pixels(facts, rules)
+            check_shape(facts, rules)
             _take_first_frame(image, facts, converted)
             stored = deep.layout(image)
-            jpeg = _check_jpeg(payload, facts, notes) if facts.format in ("JPEG", "MPO") else None
+            in_jpeg = jpeg.checked_layout(payload, facts, notes) if facts.format in ("JPEG", "MPO") else None
             if facts.format == "PNG":
                 _load_png(image, payload, facts)  # Its EXIF may be behind the pixels, so it is known only after loading.
             if facts.format == "HEIC":
                 facts = _load_heic(image, rules)
             orientation = _orientation(image, complaints, notes)
             bit_depth = deep.STATED_BIT_DEPTHS.get(stored, rules.bit_depth)
-            _say_what_changes(image, payload, jpeg, bit_depth if stored else None, converted)
+            _say_what_changes(image, payload, in_jpeg, bit_depth if stored else None, converted)
             if stored:
                 image, facts = _deep_to_8_bit(image, payload, stored, bit_depth, facts, notes)
             rgb = _to_rgb(image, payload, _needed_size(image.size, rules), facts)
@@ -176,9 +110,9 @@ def _decode_plainest(payload: bytes, rules: DecodeRules) -> Photo | None:
         return None
     facts = Facts("JPEG", *size, "RGB")
     try:
-        _check_pixels(facts, rules)
-        _check_shape(facts, rules)
-        rgb = _decode_plain_jpeg(payload, _needed_size(size, rules), facts)
+        check_pixels(facts, rules)
+        check_shape(facts, rules)
+        rgb = jpeg.decode(payload, _needed_size(size, rules), facts)
         return rgb and _finish(rgb, rules, facts, swap_sides=False, converted=[], notes=[])
     except (BadPhoto, MemoryError):
         return None
@@ -188,9 +122,9 @@ def _open(payload: bytes, kind: str, rules: DecodeRules) -> Image.Image:
     """Return the picture, opened but not decoded. Raises: BadPhoto."""
     claimed = headers.claim(payload)
     if claimed is not None:  # Checked here because, for these formats, Pillow allocates the canvas when it opens a file.
-        _check_pixels(Facts(claimed.format, *claimed.canvas), rules)
+        check_pixels(Facts(claimed.format, *claimed.canvas), rules)
         _check_frame(claimed)
-    # Pillow decodes an ICO while it opens it, so Pillow must check it. `_check_pixels` checks all others, in better words.
+    # Pillow decodes an ICO while it opens it, so Pillow must check it. `check_pixels` checks all others, in better words.
     Image.MAX_IMAGE_PIXELS = rules.max_pixels if kind == "ICO" else None
     try:
         image = Image.open(io.BytesIO(payload), formats=_readable_formats())
@@ -246,12 +180,6 @@ def _finish(
     return Photo(perceptual.pixels_of(square), complete, "; ".join(converted), "; ".join(notes))
 
 
-def _check_pixels(facts: Facts, rules: DecodeRules) -> None:
-    if facts.width * facts.height > rules.max_pixels:
-        size = f"{facts.width}x{facts.height}"
-        raise BadPhoto(f"claims {size} pixels, more than intake.max_pixels ({rules.max_pixels:,})", facts)
-
-
 def _check_frame(claimed: headers.Claim) -> None:
     if not claimed.agrees:
         (width, height), (x, y) = claimed.frame, claimed.corner
@@ -260,15 +188,6 @@ def _check_frame(claimed: headers.Claim) -> None:
             f"the canvas of {canvas} pixels disagrees with the first frame of {width}x{height} at ({x}, {y})",
             Facts(claimed.format, *claimed.canvas),
         )
-
-
-def _check_shape(facts: Facts, rules: DecodeRules) -> None:
-    width, height = facts.width, facts.height
-    size = f"{width}x{height}"
-    if min(width, height) < rules.min_side_px:
-        raise BadPhoto(f"{size} pixels: a side is shorter than intake.min_side_px ({rules.min_side_px})", facts)
-    if max(width, height) > rules.max_aspect_ratio * min(width, height):
-        raise BadPhoto(f"{size} pixels: longer than intake.max_aspect_ratio ({rules.max_aspect_ratio:g}) allows", facts)
 
 
 def _take_first_frame(image: Image.Image, facts: Facts, converted: list[str]) -> None:
@@ -292,19 +211,9 @@ def _load_heic(image: Image.Image, rules: DecodeRules) -> Facts:
     """Decode the picture, and return its facts, because the size in its header may be wrong."""
     image.load()
     facts = _facts(image)
-    _check_pixels(facts, rules)
-    _check_shape(facts, rules)
+    check_pixels(facts, rules)
+    check_shape(facts, rules)
     return facts
-
-
-def _check_jpeg(payload: bytes, facts: Facts, notes: list[str]) -> headers.JpegLayout:
-    layout = headers.jpeg_layout(payload)
-    if not layout.can_hold(facts.width * facts.height, len(payload)):
-        raise BadPhoto("cut off: the JPEG ends before the picture does", facts)
-    extra = len(payload) - layout.end
-    if layout.end > 0 and extra > 0 and facts.format == "JPEG":  # An MPO has its further pictures there.
-        notes.append(f"{extra:,} bytes behind the end of the picture")
-    return layout
 
 
 def _orientation(image: Image.Image, complaints: list[warnings.WarningMessage], notes: list[str]) -> int:
@@ -332,17 +241,8 @@ def _needed_size(size: tuple[int, int], rules: DecodeRules) -> tuple[int, int]:
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def jpeg_reduction(size: tuple[int, int], needed_size: tuple[int, int]) -> int:
-    """Return the factor (8, 4, 2 or 1) for scaling a JPEG while decoding: the largest one that leaves `needed_size`."""
-    (width, height), (needed_width, needed_height) = size, needed_size
-    for reduction in JPEG_REDUCTIONS:
-        if -(-width // reduction) >= needed_width and -(-height // reduction) >= needed_height:
-            return reduction
-    return 1
-
-
 def _say_what_changes(
-    image: Image.Image, payload: bytes, jpeg: headers.JpegLayout | None, bit_depth: int | None, converted: list[str]
+    image: Image.Image, payload: bytes, in_jpeg: headers.JpegLayout | None, bit_depth: int | None, converted: list[str]
 ) -> None:
     """Add to `converted` what has to change: nothing for 8-bit RGB in a sequential JPEG, a PNG or a 24-bit BMP.
 
@@ -350,7 +250,7 @@ def _say_what_changes(
     """
     name = "JPEG" if image.format == "MPO" else str(image.format)
     mode = _MODE_NAMES.get(image.mode, image.mode)
-    if jpeg is not None and jpeg.is_progressive:
+    if in_jpeg is not None and in_jpeg.is_progressive:
         converted.append("progressive JPEG")
     if bit_depth:
         converted.append(f"{bit_depth} bit scaled to 8")
@@ -368,7 +268,7 @@ def _say_what_changes(
 
 def _to_rgb(image: Image.Image, payload: bytes, needed_size: tuple[int, int], facts: Facts) -> Image.Image:
     if facts.format in ("JPEG", "MPO"):
-        plain = _decode_plain_jpeg(payload, needed_size, facts)
+        plain = jpeg.decode(payload, needed_size, facts)
         if plain is not None:
             return plain
     image.load()
@@ -396,32 +296,6 @@ def _over_white(image: Image.Image) -> Image.Image:
         strip = image.crop(box).convert("RGBA")
         white.paste(strip, box, strip)
     return white
-
-
-def _decode_plain_jpeg(payload: bytes, needed_size: tuple[int, int], facts: Facts) -> Image.Image | None:
-    """Decode a JPEG; None if Pillow has to do it: for CMYK, and for what libjpeg-turbo's simple interface does not support.
-
-    A CMYK picture is decoded here only to get the warnings, which Pillow does not report.
-
-    Raises:
-        BadPhoto: if the JPEG is cut off or damaged.
-    """
-    is_cmyk = facts.mode not in ("RGB", "L")
-    reduction = JPEG_REDUCTIONS[0] if is_cmyk else jpeg_reduction((facts.width, facts.height), needed_size)
-    smallest = [-(-side // reduction) for side in (facts.width, facts.height)]
-    try:
-        pixels = simplejpeg.decode_jpeg(payload, "CMYK" if is_cmyk else "RGB", min_width=smallest[0], min_height=smallest[1])
-    except ValueError as error:
-        message = str(error)
-        if message.startswith("tj") or "not supported" in message.lower() or "unsupported" in message.lower():
-            return None
-        if message.startswith("Premature end"):
-            raise BadPhoto("cut off: the JPEG ends before the picture does", facts) from None
-        raise BadPhoto(f"damaged JPEG: the decoder had to repair it ({message})", facts) from None
-    if is_cmyk:
-        return None
-    height, width, _ = pixels.shape
-    return Image.frombuffer("RGB", (width, height), pixels, "raw", "RGB", 0, 1)
 
 
 def _scale_to_8_bit(image: Image.Image, facts: Facts) -> Image.Image:

@@ -28,7 +28,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from job.decoding import headers
-from job.decoding.decode import BadPhoto, DecodeRules, Facts, can_read_heic, decode
+from job.decoding.decode import can_read_heic, decode
+from job.decoding.rules import BadPhoto, DecodeRules, Facts
 from job.decoding.wire import MAX_LINE_BYTES, Lines, NewsLine, RecordLine, plain, tell
 from job.errors import JobError, StorageFailed, TryAgainLater, code_of, of_code
 from job.runtime.children import without_main

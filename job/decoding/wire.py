@@ -21,7 +21,7 @@ class _Said(BaseModel):
 
 
 class RecordLine(_Said):
-    """The result for one photo: its status with the reason, and the facts about the file (`decode.Facts`).
+    """The result for one photo: its status with the reason, and the facts about the file (`rules.Facts`).
 
     A photo that is "stored" was read and not decoded, because its SHA-256 is among those that the task named.
     """

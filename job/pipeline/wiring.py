@@ -121,7 +121,7 @@ def _fine_tune(job: Job) -> Artifact | None:
 
 
 def _evaluate(job: Job) -> Artifact | None:
-    from job.decoding.decode import DecodeRules
+    from job.decoding.rules import DecodeRules
     from job.stages.evaluate import evaluate
 
     return evaluate(

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from job.config import EvaluateConfig
 from job.data.changes import changes
 from job.data.examples import Examples
-from job.decoding.decode import DecodeRules
+from job.decoding.rules import DecodeRules
 from job.errors import StorageFailed, UsageError
 from job.measure.flips import RIGHT_TO_WRONG, WRONG_TO_RIGHT, Versus, flips, versus
 from job.measure.predicted import Predicted

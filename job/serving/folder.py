@@ -21,8 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from job.cluster.tensorflow import import_tensorflow
 from job.console.places import at_start
-from job.decoding.decode import DecodeRules
 from job.decoding.deep import FULL_BIT_DEPTH, MIN_BIT_DEPTH
+from job.decoding.rules import DecodeRules
 from job.errors import JobError, UsageError
 from job.serving.graph import class_names
 from job.sources.opening import opened

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from job.decoding.decode import JPEG_REDUCTIONS
+from job.decoding import jpeg
 from job.decoding.deep import FULL_BIT_DEPTH
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def _decode_any(image_bytes: tf.Tensor, channels: int = 3) -> tf.Tensor:
 
 
 def _jpeg(image_bytes: tf.Tensor, size: int, resize: str, limits: Limits) -> tf.Tensor:
-    """Return the pixels of a JPEG, upright, scaled while decoding as in the canonical decoder (`decode.jpeg_reduction`)."""
+    """Return the pixels of a JPEG, upright, scaled while decoding as in the canonical decoder (`jpeg.reduction_for`)."""
     import tensorflow as tf
 
     stored = tf.io.extract_jpeg_shape(image_bytes)
@@ -107,12 +107,12 @@ def _jpeg(image_bytes: tf.Tensor, size: int, resize: str, limits: Limits) -> tf.
         tf.maximum(1.0, tf.round(size * sides / tf.reduce_max(sides))) if resize == "pad" else tf.constant([size * 1.0] * 2)
     )
     # The canonical decoder leaves CMYK to Pillow, and does not scale it while decoding.
-    fits = [tf.reduce_all(tf.math.ceil(sides / r) >= needed) & (stored[2] != 4) for r in JPEG_REDUCTIONS]
+    fits = [tf.reduce_all(tf.math.ceil(sides / r) >= needed) & (stored[2] != 4) for r in jpeg.REDUCTIONS]
 
     def decoded(reduction: int) -> Callable[[], tf.Tensor]:
         return lambda: tf.io.decode_jpeg(image_bytes, channels=3, ratio=reduction, dct_method="INTEGER_ACCURATE")
 
-    image = tf.case([(fit, decoded(r)) for fit, r in zip(fits, JPEG_REDUCTIONS, strict=True)], default=decoded(1))
+    image = tf.case([(fit, decoded(r)) for fit, r in zip(fits, jpeg.REDUCTIONS, strict=True)], default=decoded(1))
     return _upright(image, orientation(image_bytes))
 
 

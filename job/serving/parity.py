@@ -20,7 +20,8 @@ from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
-from job.decoding.decode import DecodeRules, decode
+from job.decoding.decode import decode
+from job.decoding.rules import DecodeRules
 from job.errors import JobError, code_of
 from job.runtime.stop import ignore_signals
 from job.serving.runtime import SavedModel, library

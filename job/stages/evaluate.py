@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from job.config import EvaluateConfig
 from job.data.examples import Examples
-from job.decoding.decode import DecodeRules
+from job.decoding.rules import DecodeRules
 from job.measure import metrics
 from job.measure.calibration import (
     Calibration,

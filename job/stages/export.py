@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from job.config import ExportConfig, IntakeConfig
 from job.data.examples import Examples
-from job.decoding.decode import DecodeRules
+from job.decoding.rules import DecodeRules
 from job.errors import Diverged, GateNotMet, JobError, TryAgainLater, of_code
 from job.measure.calibration import Calibration
 from job.model.heads import Head

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from job.config import IntakeConfig
 from job.data.known import source_digest
-from job.decoding.decode import DecodeRules
 from job.decoding.processes import Limits, ShardTask, decode_shards
+from job.decoding.rules import DecodeRules
 from job.errors import DataUnusable, StorageFailed, UsageError
 from job.runtime.context import Context
 from job.runtime.telemetry import Telemetry

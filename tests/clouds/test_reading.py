@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from job.config import ExportConfig, IntakeConfig
-from job.decoding.decode import DecodeRules
+from job.decoding.rules import DecodeRules
 from job.errors import UsageError
 from job.runtime.context import Context
 from job.runtime.telemetry import Telemetry

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from job.decoding.decode import BadPhoto, DecodeRules, decode
+from job.decoding.decode import decode
+from job.decoding.rules import BadPhoto, DecodeRules
 from job.model.heads import Head
 from job.serving import graph as serving
 from job.serving import graph_decode

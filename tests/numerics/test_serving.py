@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from job.decoding.decode import DecodeRules, decode
+from job.decoding.decode import decode
+from job.decoding.rules import DecodeRules
 from job.serving import graph_decode
 from tests.conftest import encoded, paint
 from tests.unit.deep_files import picture, png, scaled

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from job.cli import main
 from job.config import ExportConfig, IntakeConfig
-from job.decoding.decode import DecodeRules
+from job.decoding.rules import DecodeRules
 from job.errors import JobError
 from job.runtime.context import Context
 from job.runtime.telemetry import Telemetry

@@ -10,8 +10,8 @@ import pytest
 
 from job.config import IntakeConfig
 from job.data.examples import Examples
-from job.decoding.decode import DecodeRules
 from job.decoding.deep import FULL_BIT_DEPTH
+from job.decoding.rules import DecodeRules
 from job.runtime.context import Context
 from job.runtime.telemetry import Telemetry
 from job.serving.earlier import find

@@ -219,7 +219,8 @@ def test_mutants_are_judged_one_by_one_within_300_mb(context, tmp_path, record_p
 
 def test_good_files_are_all_taken(context):
     """Before they are mutated; otherwise nothing behind their headers would ever be reached."""
-    from job.decoding.decode import DecodeRules, decode
+    from job.decoding.decode import decode
+    from job.decoding.rules import DecodeRules
 
     rules = DecodeRules(48, "squash", CONFIG.max_pixels, CONFIG.min_side_px, CONFIG.max_aspect_ratio)
     assert {decode(payload, rules).pixels_HWC.shape for payload in good_files()} == {(48, 48, 3)}

@@ -17,8 +17,9 @@ from PIL import Image
 from job.config import IntakeConfig
 from job.data.known import source_digest
 from job.decoding import processes as workers
-from job.decoding.decode import DecodeRules, decode
+from job.decoding.decode import decode
 from job.decoding.processes import Limits, ShardTask, decode_shards
+from job.decoding.rules import DecodeRules
 from job.errors import DataUnusable, Stopped, StorageFailed, code_of
 from job.pipeline.output import owned
 from job.runtime.cgroups import usable_cores

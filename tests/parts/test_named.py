@@ -15,8 +15,9 @@ import pytest
 
 from job.config import IntakeConfig
 from job.data.known import source_digest
-from job.decoding.decode import DecodeRules, decode
+from job.decoding.decode import decode
 from job.decoding.processes import Limits, ShardTask, decode_shards
+from job.decoding.rules import DecodeRules
 from job.errors import DataUnusable, StorageFailed, UsageError
 from job.sources.folders import FolderSource
 from job.sources.tfds import open_named

@@ -10,8 +10,8 @@ from multiprocessing import Pipe
 import pytest
 from pydantic import ValidationError
 
-from job.decoding.decode import DecodeRules, Facts
 from job.decoding.processes import Limits, ShardTask, decode_shards
+from job.decoding.rules import DecodeRules, Facts
 from job.decoding.wire import MAX_LINE_BYTES, Lines, RecordLine
 from tests.conftest import paint, paint_classes
 from tests.unit.hijacked import Hijacked

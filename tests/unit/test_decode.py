@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from job.decoding.decode import BadPhoto, DecodeRules, decode
+from job.decoding.decode import decode
+from job.decoding.rules import BadPhoto, DecodeRules
 from tests.conftest import encoded, paint
 
 RULES = DecodeRules(image_size=48, resize="squash", max_pixels=1_000_000, min_side_px=8, max_aspect_ratio=20)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from job.decoding.decode import DecodeRules, decode
+from job.decoding.decode import decode
 from job.decoding.deep import needed_bit_depth
+from job.decoding.rules import DecodeRules
 from tests.unit.deep_files import over_white, picture, png, scaled, tiff
 
 SIZE = 48

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from job.decoding import decode as decoder
-from job.decoding.decode import BadPhoto, DecodeRules, decode
+from job.decoding.decode import decode
 from job.decoding.headers import picture_format
+from job.decoding.rules import BadPhoto, DecodeRules
 from tests.conftest import paint
 from tests.unit.test_decode import STORED
 

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image, ImageCms
 
 from job.decoding import headers, perceptual
-from job.decoding.decode import BadPhoto, DecodeRules, Photo, decode
+from job.decoding.decode import decode
+from job.decoding.rules import BadPhoto, DecodeRules, Photo
 from tests import conftest
 from tests.conftest import paint
 

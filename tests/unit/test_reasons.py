@@ -11,7 +11,9 @@ JOB = PAGE.parent.parent / "job"
 SOURCES = (
     "decoding/decode.py",
     "decoding/headers.py",
+    "decoding/jpeg.py",
     "decoding/processes.py",
+    "decoding/rules.py",
     "sources/local.py",
     "sources/folders.py",
     "sources/doubts.py",
