@@ -42,7 +42,7 @@ ENV PATH=/opt/job/bin:$PATH \
 # contain more code that the job never imports. The bytecode stays valid if the times of files change.
 RUN python -B -c "import importlib, pkgutil, py_compile, sys; \
     import boto3, cleanlab, faiss, google.cloud.storage, keras, openpyxl, pillow_heif, PIL.Image, pyarrow.dataset, \
-        sklearn.linear_model, tensorflow, tensorflow_datasets, job; \
+        sklearn.linear_model, tensorboardX, tensorflow, tensorflow_datasets, job; \
     PIL.Image.init(); \
     names = [module.name for module in pkgutil.walk_packages(job.__path__, 'job.')]; \
     [importlib.import_module(name) for name in names if name != 'job.__main__']; \

@@ -198,6 +198,7 @@ def import_libraries() -> None:
     import keras  # noqa: F401
     import pyarrow.dataset  # noqa: F401
     import sklearn.linear_model  # noqa: F401
+    import tensorboardX  # noqa: F401
 
     for module in pkgutil.walk_packages(job.__path__, "job."):
         if module.name != "job.__main__":

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 import numpy as np
 
 from job.errors import Stopped, code_of
-from job.runtime.board import EventFile
 from job.storage.files import storage_errors
 from job.text.numbers import about, rate
 from job.text.untrusted import escaped
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
+    from tensorboardX.event_file_writer import EventsWriter
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -66,7 +66,7 @@ class Telemetry:
         self._stream = stream or sys.stderr
         self.run_id = secrets.token_hex(8)
         self._events: TextIO | None = None
-        self._board: EventFile | None = None
+        self._board: EventsWriter | None = None
         self._bar: Bar | None = None
         # The decoders are children of the fork server, so the kernel does not count them with this process.
         self.decoders_cpu_s = 0.0
@@ -151,15 +151,13 @@ class Telemetry:
 
     def scalar(self, tag: str, value: float, step: int) -> None:
         """Add a point to a TensorBoard curve. It is on the disk after the next event. Raises: StorageFailed."""
-        with self._on_board() as board:
-            if board is not None:
-                board.scalar(tag, value, step)
+        if self._folder is not None:
+            self._show("scalar", tag, step, value)
 
     def image(self, tag: str, image_HWC: np.ndarray) -> None:
         """Show a uint8 picture in TensorBoard. Raises: StorageFailed."""
-        with self._on_board() as board:
-            if board is not None:
-                board.image(tag, image_HWC)
+        if self._folder is not None:
+            self._show("image", tag, 0, image_HWC, dataformats="HWC")
 
     @contextmanager
     def progress(
@@ -189,15 +187,19 @@ class Telemetry:
                     file.close()
         self._board = self._events = None
 
-    @contextmanager
-    def _on_board(self) -> Iterator[EventFile | None]:
-        """Yield TensorBoard's event file, or None if nothing is written to files. Raises: StorageFailed."""
-        if self._folder is None:
-            yield None
-            return
+    def _show(self, kind: str, tag: str, step: int, *values: object, **how: object) -> None:
+        # The usual writer of the library has a thread. After a full disk it would wait for that thread forever.
+        with spent_once("imports"):
+            from tensorboardX import event_file_writer, summary
+            from tensorboardX.proto.event_pb2 import Event
+
+        assert self._folder is not None
+        shown = getattr(summary, kind)(tag, *values, **how)
         with storage_errors(self._folder):
-            self._board = self._board or EventFile(self._folder / "tensorboard")
-            yield self._board
+            if self._board is None:
+                (self._folder / "tensorboard").mkdir(parents=True, exist_ok=True)
+                self._board = event_file_writer.EventsWriter(str(self._folder / "tensorboard" / "events"))
+            self._board.write_event(Event(summary=shown, step=step, wall_time=time.time()))
 
 
 class _Lines:

@@ -16,7 +16,6 @@ from typing import Any, ClassVar, NamedTuple
 from job.errors import DataUnusable
 from job.sources.base import SPLITS, Entry, Listing, Split
 from job.sources.opening import opened, raise_of_the_machine
-from job.storage.tfrecord import masked_crc32c
 
 _FRAME_BYTES = 16  # Before a record: its length (8 bytes) and the length's checksum (4). Behind it: its checksum (4).
 
@@ -96,7 +95,7 @@ class NamedSource:
             record, stored = _read_record(file, int(offset))
             if stored != checksum:
                 return OSError(errno.EIO, "the data set is not the one that was listed")
-            if masked_crc32c(record).hex() != stored:
+            if _checksum(record) != stored:
                 return OSError(errno.EIO, "its record is damaged")
             return self._image(_features(record))
         except OSError as error:
@@ -160,11 +159,20 @@ def _read_record(file: int, offset: int) -> tuple[bytes, str]:
     if len(header) < 12:
         raise OSError(errno.EIO, "its shard ends before it")
     length = int.from_bytes(header[:8], "little")
-    if masked_crc32c(header[:8]) != header[8:]:
+    if _checksum(header[:8]) != header[8:].hex():
         raise OSError(errno.EIO, "its shard is damaged at it or before it")
     if offset + _FRAME_BYTES + length > os.fstat(file).st_size:
         raise OSError(errno.EIO, "its shard ends within it")
     return os.pread(file, length, offset + 12), os.pread(file, 4, offset + 12 + length).hex()
+
+
+def _checksum(data: bytes) -> str:
+    """Return the masked CRC-32C of data in hexadecimal (https://www.tensorflow.org/tutorials/load_data/tfrecord)."""
+    import google_crc32c
+
+    crc = google_crc32c.value(data)
+    masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+    return masked.to_bytes(4, "little").hex()
 
 
 def _features(record: bytes) -> Any:
