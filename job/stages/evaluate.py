@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Self, TypeVar
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from job.config import EvaluateConfig
 from job.data.examples import Examples
@@ -23,6 +21,7 @@ from job.measure.calibration import (
     temperature,
 )
 from job.measure.predicted import Predicted, StoredLogits, parts
+from job.measure.predictions import answers_of, write_predictions
 from job.measure.seeds import Seeds, compared_seeds
 from job.model.heads import Head
 from job.model.inputs import MirroredInputs
@@ -32,7 +31,6 @@ from job.reporting.summaries import Choice, Details, Evaluated, ModelScores, Shi
 from job.runtime.context import Context
 from job.runtime.telemetry import Telemetry
 from job.serving.earlier import against_earlier
-from job.storage.workdir import Workdir
 from job.stores.arrays import ArrayStore
 from job.train.feed import run_batches
 from job.train.loop import Inputs
@@ -42,12 +40,9 @@ if TYPE_CHECKING:
 
 OfModel = TypeVar("OfModel")
 SUMMARY = "stages/evaluate/evaluation.json"
-PREDICTIONS = "stages/evaluate/predictions.parquet"
 THUMBNAILS = "stages/evaluate/mistakes"
 _BATCH_SIZE = 256
 _CALIBRATION_PHOTOS = 10_000  # So many validation photos suffice for two numbers.
-# With many classes, most probabilities are tiny and their digits are noise, which no file format makes small.
-_EXACT_CLASSES, _ROUNDING_STEPS = 100, 2**15
 _MAX_PICTURE_PX = 1200
 
 
@@ -122,7 +117,8 @@ def evaluate(
     plain = {name: Predicted.of(labels, x, Calibration()) for name, x in logits.items()}
     scores = _scores(config, examples, val, test, predicted, plain, context.seed)
     is_met = config.min_accuracy is None or scores[shipped]["test"]["accuracy"] >= config.min_accuracy
-    _write_predictions(_answers(examples, test, on_test[shipped], shipped), logits, calibrations, context.workdir)
+    answers = answers_of(examples, test, on_test[shipped], shipped, _leak_free(examples, test))
+    write_predictions(answers, logits, calibrations, context.workdir)
     is_wrong = on_test[shipped].class_N != examples.labels[test]
     numbers: Evaluated = {
         "shipped": shipped,
@@ -302,55 +298,6 @@ def _details(
     if "fine_tuned" in predicted:
         details["head_against_fine_tuned"] = asdict(_compared(config, examples, test, predicted, seed))
     return details
-
-
-def _answers(examples: Examples, test: np.ndarray, predicted: Predicted, shipped: str) -> pa.Table:
-    """Return the table of predictions without the lists of probabilities. `predicted` is of the shipped model."""
-    columns = {
-        "path": examples["path"][test],
-        "sha256": examples["sha256"][test],
-        "label": examples["label"][test],
-        "predicted": np.asarray(examples.class_names, object)[predicted.class_N],
-        "shipped": np.full(len(test), shipped, object),
-        "leak_free": _leak_free(examples, test),
-    }
-    return pa.table(columns, metadata={"class_names": "\n".join(examples.class_names)})
-
-
-def _write_predictions(
-    answers: pa.Table, logits: dict[str, StoredLogits], calibrations: dict[str, Calibration], workdir: Workdir
-) -> None:
-    """Write predictions.parquet: the answers to the T test photos, and the probabilities of each model.
-
-    The last T logits are those of the test photos.
-    """
-    lists = {f"{name}_probabilities": name for name in ("head", "fine_tuned")}
-    schema = answers.schema
-    for column in lists:
-        schema = schema.append(pa.field(column, pa.list_(pa.float32())))
-    compact = {"use_dictionary": answers.column_names, "use_byte_stream_split": [f"{name}.list.element" for name in lists]}
-    num_photos, num_classes = logits["head"].shape
-    first = num_photos - len(answers)
-    with (
-        workdir.writing(PREDICTIONS) as path,
-        pq.ParquetWriter(path, schema, compression="zstd", **compact) as writer,
-    ):
-        for part in parts(len(answers), num_classes):
-            rows, of_part = answers.slice(part.start, part.stop - part.start), slice(first + part.start, first + part.stop)
-            for column, name in lists.items():
-                nothing = pa.nulls(len(rows), pa.list_(pa.float32()))
-                found = _lists(calibrations[name].probabilities(logits[name][of_part])) if name in logits else nothing
-                rows = rows.append_column(column, found)
-            writer.write_table(rows)
-
-
-def _lists(probabilities_BC: np.ndarray) -> pa.Array:
-    """Return a list for each photo, float32. Where classes are many, probabilities are rounded to multiples of 2**-15."""
-    num_photos, num_classes = probabilities_BC.shape
-    if num_classes > _EXACT_CLASSES:
-        probabilities_BC = np.round(probabilities_BC * _ROUNDING_STEPS) / _ROUNDING_STEPS
-    ends = np.arange(0, num_photos * num_classes + 1, num_classes, dtype=np.int32)
-    return pa.ListArray.from_arrays(ends, probabilities_BC.astype(np.float32).ravel())
 
 
 def _tell(context: Context, numbers: Evaluated) -> None:

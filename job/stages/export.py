@@ -24,6 +24,7 @@ from job.data.examples import Examples
 from job.decoding.rules import DecodeRules
 from job.errors import Diverged, GateNotMet, JobError, TryAgainLater, of_code
 from job.measure.calibration import Calibration
+from job.measure.predictions import PREDICTIONS
 from job.model.heads import Head
 from job.model.network import Network
 from job.runtime.context import Context
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     import keras
 
 MODEL = "stages/export/model"
-PREDICTIONS = "stages/evaluate/predictions.parquet"
 PARITY = "stages/export/parity.json"
 _PARITY_TIMEOUT_S = 1800
 _LOOKS_EVERY_S = 0.5

@@ -5,6 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from job.config import EvaluateConfig
+from job.measure import predictions
 from job.measure.calibration import Calibration
 from job.measure.predicted import Predicted, StoredLogits
 from job.stages import evaluate
@@ -32,11 +33,13 @@ def written(folder, num_photos, num_classes):
     calibration = Calibration(1.5, np.zeros(num_classes))
     found = Predicted.of(labels, logits, calibration)
     workdir = Workdir(folder)
-    answers = evaluate._answers(examples_with(labels, names, "test"), np.arange(num_photos), found, "head")
+    answers = predictions.answers_of(
+        examples_with(labels, names, "test"), np.arange(num_photos), found, "head", np.ones(num_photos, bool)
+    )
     of_val_too = [np.zeros((7, num_classes)), logits]
     stored = StoredLogits(of_val_too, num_classes, folder)
-    evaluate._write_predictions(answers, {"head": stored}, {"head": calibration}, workdir)
-    return workdir.path(evaluate.PREDICTIONS), calibration.probabilities(logits)
+    predictions.write_predictions(answers, {"head": stored}, {"head": calibration}, workdir)
+    return workdir.path(predictions.PREDICTIONS), calibration.probabilities(logits)
 
 
 @pytest.mark.parametrize(("num_classes", "error"), [(3, 1e-7), (100, 1e-7), (101, 2**-16)])
