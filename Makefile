@@ -36,13 +36,13 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTEST = .venv/bin/python -m pytest --dist loadfile --no-loadscope-reorder --numprocesses
 
 test: .venv/.dev  ## run the tests that every change needs, in minutes
-	$(PYTEST) 3 -m "not long and not thorough"
+	$(PYTEST) 2 -m "not long and not thorough"
 
 test-all: test test-thorough  ## run all tests except those marked long
 
-# Five processes on two cores: they often wait, for Slurm, the back-off of Kubernetes, or the deadline of a lost worker.
+# Four processes on two cores: they often wait, for Slurm, the back-off of Kubernetes, or the deadline of a lost worker.
 test-thorough: .venv/.dev  ## run the slower tests: clouds, kills, Docker, Slurm, Kubernetes
-	$(PYTEST) 5 -m "thorough and not long"
+	$(PYTEST) 4 -m "thorough and not long"
 
 check: .venv/.dev .venv-lint/.done  ## check format, lint, types, imports, shell scripts, Dockerfile
 	.venv/bin/ruff format --check .
