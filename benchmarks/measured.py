@@ -1,9 +1,11 @@
 """Time and memory of a process and of all processes that it starts, and a description of the machine."""
 
 import ctypes
+import json
 import os
 import platform
 import re
+import resource
 import statistics
 import subprocess
 import tempfile
@@ -61,6 +63,26 @@ def run_measured(command: list[Any]) -> dict[str, float]:
         "peak_mb": max(u.ru_maxrss for u in usages) / 1024,
         "peak_together_mb": memory.peak_mb,
     }
+
+
+def save_peer(
+    file: Path, started: float, epochs: list[dict[str, Any]], predicted: dict[str, str], label_of: dict[str, str]
+) -> None:
+    """Write what a recipe has found: its epochs, and the class that it predicts for each test file.
+
+    `started` is the value of `time.monotonic` at its start. `label_of` has the true class of each test file.
+    """
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    result = {
+        "wall_s": time.monotonic() - started,
+        "cpu_s": sum(u.ru_utime + u.ru_stime for u in usage),
+        "peak_mb": max(u.ru_maxrss for u in usage) / 1024,
+        "epochs": epochs,
+        "val_accuracy": epochs[-1]["val_accuracy"],
+        "test_accuracy": sum(predicted[name] == label for name, label in label_of.items()) / len(label_of),
+        "predicted": predicted,
+    }
+    file.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def _orphans() -> list[Any]:

@@ -11,8 +11,6 @@ c  Like a, with the decoded pictures cached in memory as in the tutorial "Load a
 """
 
 import argparse
-import json
-import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,8 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+
+from benchmarks.measured import save_peer
 
 BATCH_SIZE, LEARNING_RATE, DROPOUT, FINE_TUNE_AT = 32, 1e-3, 0.2, 100
 ROTATION = 0.2  # Share of a full turn, to either side.
@@ -148,20 +148,9 @@ def main() -> None:
     model, base = make_model(options.weights, options.alpha, options.image_size, len(names), augments=options.recipe != "b")
     epochs = train(model, base, train_set, val_set, options.epochs)
     predicted = model.predict(test_set, verbose=0).argmax(1)
-    labels = np.asarray([names.index(Path(file).parent.name) for file in files])
-    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    result = {
-        "recipe": options.recipe,
-        "seed": options.seed,
-        "wall_s": time.monotonic() - started,
-        "cpu_s": sum(u.ru_utime + u.ru_stime for u in usage),
-        "peak_mb": max(u.ru_maxrss for u in usage) / 1024,
-        "epochs": epochs,
-        "val_accuracy": epochs[-1]["val_accuracy"],
-        "test_accuracy": float((predicted == labels).mean()),
-        "predicted": {Path(file).name: names[k] for file, k in zip(files, predicted, strict=True)},
-    }
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    label_of = {Path(file).name: Path(file).parent.name for file in files}
+    found = {Path(file).name: names[k] for file, k in zip(files, predicted, strict=True)}
+    save_peer(options.out, started, epochs, found, label_of)
 
 
 if __name__ == "__main__":

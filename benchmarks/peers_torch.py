@@ -12,8 +12,6 @@ needs torch, timm, fastai and h5py, and a Pillow below 12 (newer ones refuse a v
 """
 
 import argparse
-import json
-import resource
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +27,8 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
+
+from benchmarks.measured import save_peer
 
 EPOCHS = {"d": 10, "e": 5}
 LIKE_KERAS = {"pad_type": "same", "bn_eps": 1e-3}
@@ -146,7 +146,6 @@ def fastai_recipe(
         num_workers=WORKERS,
         item_tfms=fastai.Resize(image_size, method="squish"),
         batch_tfms=[*fastai.aug_transforms(), fastai.Normalize.from_stats(HALF, HALF)],
-        get_items=lambda path: fastai.get_image_files(path, folders=["train", "val"]),
     )
     learner = fastai.vision_learner(
         loaders, network.name, normalize=False, pretrained=False, metrics=fastai.accuracy, **LIKE_KERAS
@@ -188,18 +187,7 @@ def main() -> None:
     train = timm_recipe if options.recipe == "d" else fastai_recipe
     epochs, predicted = train(network, options.folder, options.image_size, EPOCHS[options.recipe])
     label_of = {file.name: file.parent.name for file in (options.folder / "test").glob("*/*")}
-    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    result = {
-        "recipe": options.recipe,
-        "seed": options.seed,
-        "wall_s": time.monotonic() - started,
-        "cpu_s": sum(u.ru_utime + u.ru_stime for u in usage),
-        "epochs": epochs,
-        "val_accuracy": epochs[-1]["val_accuracy"],
-        "test_accuracy": float(np.mean([label_of[name] == answer for name, answer in predicted.items()])),
-        "predicted": predicted,
-    }
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    save_peer(options.out, started, epochs, predicted, label_of)
 
 
 if __name__ == "__main__":
