@@ -10,37 +10,28 @@ defines the lines of both pipes. Objects are pickled only in the other direction
 """
 
 import atexit
-import io
 import multiprocessing
 import os
-import resource
 import tempfile
 import time
-import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from hashlib import sha256
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
-from job.decoding import headers
-from job.decoding.decode import can_read_heic, decode
-from job.decoding.rules import BadPhoto, DecodeRules, Facts
-from job.decoding.wire import MAX_LINE_BYTES, Lines, NewsLine, RecordLine, plain, tell
-from job.errors import JobError, StorageFailed, TryAgainLater, code_of, of_code
+from job.decoding.decode import can_read_heic
+from job.decoding.rules import DecodeRules
+from job.decoding.wire import Lines, NewsLine, RecordLine
+from job.decoding.worker import Record, record_of, work
+from job.errors import JobError, StorageFailed, TryAgainLater, of_code
 from job.runtime.children import without_main
-from job.runtime.stop import StopRequest, ignore_signals
+from job.runtime.stop import StopRequest
 from job.runtime.telemetry import Telemetry
 from job.sources.base import Entry, Source
-from job.sources.local import IMAGE_EXTENSIONS
 from job.storage.files import remove_tree
-from job.stores.arrays import HEADER_BYTES
-
-Record = dict[str, Any]
 
 # Reasons that depend on the machine and the moment, not on the photo, begin with these words.
 _PASSING = (
@@ -50,13 +41,11 @@ _PASSING = (
     "needs more memory to decode than ",
 )
 _MAX_FOLDER_OF_SOCKETS = 107 - len("/pymp-12345678/listener-12345678")
-_MAX_TRACEBACK = MAX_LINE_BYTES // 8  # In JSON a character takes up to six bytes, and a line has other fields.
-_MAX_REASON = 2000
 _SECONDS_BETWEEN_LOOKS = 0.02  # A pipe holds the records of about 200 photos. When it is full, the process has to wait.
 _SERVER_IS_GONE = 255
 _FORK_SERVER = multiprocessing.get_context("forkserver")
 # The fork server imports these modules once for all processes. It skips a module that is not installed.
-_FORK_SERVER.set_forkserver_preload([__name__, "pillow_heif"])
+_FORK_SERVER.set_forkserver_preload([work.__module__, "pillow_heif"])
 
 
 @dataclass(frozen=True)
@@ -165,7 +154,7 @@ class _Worker:
         self._news_lines, self._record_lines = Lines(self.news), Lines(self._records)
         far_ends = (tasks_far_end, news_far_end, records_far_end)
         arguments = (*far_ends, self._source, self._rules, self._limits.memory_mb)
-        self._process = _FORK_SERVER.Process(target=_work, args=arguments, daemon=True)
+        self._process = _FORK_SERVER.Process(target=work, args=arguments, daemon=True)
         try:
             with without_main():
                 self._process.start()
@@ -287,7 +276,7 @@ class _Worker:
 
     def _blame(self, reason: str) -> None:
         assert self.task is not None
-        self.task.records.append(_record(self.task.entries[len(self.task.records)], "quarantined", reason))
+        self.task.records.append(record_of(self.task.entries[len(self.task.records)], "quarantined", reason))
 
     def _given_back(self) -> ShardTask | None:
         task, self.task = self.task, None
@@ -316,84 +305,3 @@ def _not_started(exit_code: int | None) -> JobError:
             "if that repeats, give the job more memory."
         )
     return JobError(f"A decode process did not start (exit code {exit_code}).")
-
-
-def _work(
-    tasks: Connection, news: Connection, records: Connection, source: Source, rules: DecodeRules, memory_mb: int
-) -> None:
-    """Decode shard after shard until the main process closes the pipe. This is the main function of a decode process."""
-    ignore_signals()
-    row_bytes = rules.image_size**2 * 3
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)  # libtiff prints warnings about files. The record has the reason in plain words.
-    try:
-        source.prepare()
-        _limit_memory(memory_mb)
-        tell(news, NewsLine(kind="ready"))
-        while True:
-            entries, start, row, path, stored = tasks.recv()
-            with open(path, "r+b", buffering=0) as file:
-                for entry, payload in zip(entries[start:], source.read(entries[start:]), strict=True):
-                    record, pixels = _examine(entry, payload, rules, stored)
-                    if pixels is not None:
-                        _write_all(file, pixels, HEADER_BYTES + row * row_bytes)
-                        row += 1
-                    tell(records, RecordLine(**record))
-            tell(news, NewsLine(kind="done", cpu_s=time.process_time()))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return
-    except JobError as error:
-        tell(news, NewsLine(kind="error", code=code_of(error), text=str(error)))
-    except OSError as error:
-        tell(news, NewsLine(kind="storage", text=error.strerror or str(error)))
-    except Exception:  # This is a bug: if the photo is at fault, `decode` raises BadPhoto.
-        tell(news, NewsLine(kind="bug", text=plain(traceback.format_exc()[-_MAX_TRACEBACK:])))
-
-
-def _limit_memory(memory_mb: int) -> None:
-    """Limit the memory that this process may take to `memory_mb` MiB more than it has now."""
-    statm = Path("/proc/self/statm")
-    in_use = int(statm.read_text().split()[0]) * resource.getpagesize() if statm.exists() else 0
-    wanted, most = in_use + memory_mb * 2**20, resource.getrlimit(resource.RLIMIT_AS)[1]
-    resource.setrlimit(resource.RLIMIT_AS, (wanted if most == resource.RLIM_INFINITY else min(wanted, most), most))
-
-
-def _write_all(file: io.FileIO, pixels: memoryview, offset: int) -> None:
-    while pixels:
-        written = os.pwrite(file.fileno(), pixels, offset)
-        pixels, offset = pixels[written:], offset + written
-
-
-def _examine(
-    entry: Entry, payload: bytes | OSError, rules: DecodeRules, stored: frozenset[str]
-) -> tuple[Record, memoryview | None]:
-    if isinstance(payload, OSError):
-        return _record(entry, "quarantined", f"cannot be read: {payload.strerror}"), None
-    digest = sha256(payload).hexdigest()
-    if digest in stored:
-        return _record(entry, "stored", "", None, len(payload), digest), None
-    try:
-        photo = decode(payload, rules)
-    except BadPhoto as error:
-        suffix = Path(entry.path).suffix.lower()
-        status = "quarantined" if error.is_image or suffix in IMAGE_EXTENSIONS or not suffix else "ignored"
-        reason, facts = error.reason, error.facts
-        if suffix == ".dcm" and reason == headers.UNKNOWN:  # Old scanners write DICOM without the bytes that identify it.
-            reason, facts = headers.DICOM, Facts("DICOM")
-        return _record(entry, status, reason, facts, len(payload), digest), None
-    status = "converted" if photo.converted else "used"
-    reason = "; ".join(filter(None, (photo.converted, photo.notes)))
-    return _record(entry, status, reason, photo.facts, len(payload), digest), photo.pixels_HWC.data.cast("B")
-
-
-def _record(
-    entry: Entry, status: str, reason: str, facts: Facts | None = None, num_bytes: int | None = None, digest: str = ""
-) -> Record:
-    size = entry.num_bytes if num_bytes is None else num_bytes
-    return {
-        "status": status,
-        "reason": plain(reason[:_MAX_REASON]),
-        "num_bytes": size,
-        "sha256": digest,
-        **{name: fact for name, fact in vars(facts or Facts()).items() if fact is not None},
-    }

@@ -16,8 +16,9 @@ from job.data.examples import Examples
 from job.data.known import TABLE, Known
 from job.decoding.deep import FULL_BIT_DEPTH
 from job.decoding.photos import PhotoStore, bit_depth_of, has_pixels
-from job.decoding.processes import Limits, Record, ShardTask, decode_shards, is_passing, lacks_plugin
+from job.decoding.processes import Limits, ShardTask, decode_shards, is_passing, lacks_plugin
 from job.decoding.rules import DecodeRules
+from job.decoding.worker import Record
 from job.errors import DataUnusable
 from job.runtime.cgroups import usable_cores
 from job.runtime.context import Context

@@ -164,7 +164,8 @@ def test_every_odd_picture_gets_its_row(answer):
 
 @pytest.mark.parametrize("payloads", [[], [b""]])
 def test_batch_without_a_picture_has_an_answer(answer, payloads):
-    answer(payloads)
+    found = answer(payloads)
+    assert {len(value) for value in found.values()} == {len(payloads)} and not np.any(found["valid"])
 
 
 def test_empty_batch_of_pixels_has_an_answer(model):

@@ -6,7 +6,7 @@ from PIL import Image
 
 from job.decoding.decode import decode
 from job.decoding.rules import DecodeRules
-from job.serving import graph_decode
+from job.serving import graph_decode, graph_exif
 from tests.conftest import encoded, paint
 from tests.unit.deep_files import picture, png, scaled
 
@@ -45,7 +45,7 @@ def test_exif_orientation_is_read_in_the_graph(photo, orientation, little_endian
     exif[0x010F] = "a camera"
     exif[0x0112] = orientation
     payload = encoded(photo, "JPEG", quality=95, exif=exif)
-    assert int(graph_decode.orientation(payload)) == orientation
+    assert int(graph_exif.orientation(payload)) == orientation
     assert difference(payload, 100).mean() < 0.3
 
 
@@ -53,7 +53,7 @@ def test_exif_orientation_is_read_in_the_graph(photo, orientation, little_endian
     "payload", [b"\xff\xd8", b"\xff\xd8\xff\xe1\0\x10Exif\0\0MM\0*\xff\xff\xff\xff", b"\xff\xd8\xff\xe1\xff\xff"]
 )
 def test_broken_exif_counts_as_upright(payload):
-    assert int(graph_decode.orientation(payload)) == 1
+    assert int(graph_exif.orientation(payload)) == 1
 
 
 def test_transparency_is_laid_over_white_in_the_graph(photo):

@@ -174,6 +174,7 @@ def test_owner_that_holds_the_lock_for_long_goes_on_touching_afterwards(tmp_path
     touched = (tmp_path / lease.NAME).stat().st_mtime_ns
     wait_until(lambda: (tmp_path / lease.NAME).stat().st_mtime_ns > touched)
     held.release()
+    assert not (tmp_path / lease.NAME).exists()
 
 
 def test_only_what_lies_in_the_jobs_own_place_for_temporary_files_is_cleaned_away(tmp_path):

@@ -14,6 +14,7 @@ SOURCES = (
     "decoding/jpeg.py",
     "decoding/processes.py",
     "decoding/rules.py",
+    "decoding/worker.py",
     "sources/local.py",
     "sources/folders.py",
     "sources/doubts.py",
