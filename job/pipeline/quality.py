@@ -148,8 +148,9 @@ def _estimate(job: Job, name: str, config: Config, network: Network, forward: Ti
     values = recipe.views * num_train * network.feature_width * len(examples.class_names)
     before_s = _BEFORE_S + num_photos * _AUDIT_S_PER_PHOTO + values * _HEAD_S_PER_VALUE
     later_s = forward.slowdown * _LATER_S
-    if config.evaluate.mirror is True:  # By both models.
-        later_s += forward.slowdown * _MIRRORING_S + 2 * (num_photos - num_train) * forward.per_example_s
+    if point and config.evaluate.mirror is True:  # By each seed and, if there are several, by the mean of their weights.
+        num_models = recipe.seeds + (recipe.seeds > 1)
+        later_s += forward.slowdown * _MIRRORING_S + num_models * (num_photos - num_train) * forward.per_example_s
     extract_s = 2 * forward.first_s + num_views * forward.per_example_s
     stored_values = point.values_per_view * 2 if point and is_stored else 0
     return Estimate(

@@ -63,12 +63,11 @@ def fine_tune(job: Job) -> None:
         return
     from job.stages.evaluate import tuned_logits
 
-    models = list(job["fine_tune"].weights.values())  # There is one: `candidates` refuses settings that train nothing.
+    (weights,) = job["fine_tune"].weights.values()  # `candidates` refuses settings that train nothing, and sets one seed.
     examples = job["audit"].examples
     val = examples.of("val")
     rows, telemetry = examples["row"][val], job.context.telemetry
-    (batches,) = tuned_logits(job.network, job["head"].head, models, job.inputs, rows, telemetry)
-    logits_NC = np.concatenate(list(batches))
+    logits_NC = np.concatenate(list(tuned_logits(job.network, job["head"].head, weights, job.inputs, rows, telemetry)))
     found = {
         "key": key,
         "paths": examples["path"][val].tolist(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Self, TypeVar
 
@@ -99,14 +99,7 @@ def evaluate(
     val, test = examples.of("val"), examples.of("test")
     both = np.concatenate([val, test])
     labels, rows = examples.labels[both], examples["row"][both]
-    of_tuned = tuned_logits(network, chosen_head, list(tuned.values()), inputs, rows, context.telemetry) if tuned else []
-    batches = {"head": _head_logits(chosen_head, features, rows), **dict(zip(tuned, of_tuned, strict=True))}
-    scratch = context.workdir.temporary().parent
-    logits = {name: StoredLogits(of_model, len(examples.class_names), scratch) for name, of_model in batches.items()}
-    if config.mirror is True and tuned:
-        mirrored = MirroredInputs(images, network)
-        of_mirrored = tuned_logits(network, chosen_head, list(tuned.values()), mirrored, rows, context.telemetry)
-        logits |= {name: logits[name].mean_with(found) for name, found in zip(tuned, of_mirrored, strict=True)}
+    logits = _logits(config, rows, examples, images, features, inputs, chosen_head, tuned, network, context)
     calibrations = {name: _calibration(config, examples, x) for name, x in logits.items()}
     predicted = {name: Predicted.of(labels, x, calibrations[name]) for name, x in logits.items()}
     seeds = compared_seeds({name: predicted[name] for name in tuned}, labels, len(val)) if tuned else None
@@ -146,43 +139,58 @@ def _best(of_models: dict[str, OfModel], seeds: Seeds | None) -> dict[str, OfMod
     return {"head": of_models["head"], **({"fine_tuned": of_models[seeds["chosen"]]} if seeds else {})}
 
 
+def _logits(
+    config: EvaluateConfig,
+    rows: np.ndarray,
+    examples: Examples,
+    images: ArrayStore,
+    features: ArrayStore,
+    inputs: Inputs,
+    chosen_head: Head,
+    tuned: Mapping[str, list[np.ndarray]],
+    network: Network,
+    context: Context,
+) -> dict[str, StoredLogits]:
+    """Return the logits of the head and of each fine-tuned model for the photos in these rows."""
+    num_classes, scratch = len(examples.class_names), context.workdir.temporary().parent
+    found = {"head": StoredLogits(_head_logits(chosen_head, features, rows), num_classes, scratch)}
+    mirrored = MirroredInputs(images, network)
+    for name, weights in tuned.items():
+        batches = tuned_logits(network, chosen_head, weights, inputs, rows, context.telemetry)
+        found[name] = StoredLogits(batches, num_classes, scratch)
+        if config.mirror is True:
+            of_mirrored = tuned_logits(network, chosen_head, weights, mirrored, rows, context.telemetry)
+            found[name] = found[name].mean_with(of_mirrored)
+    return found
+
+
 def _head_logits(head: Head, features: ArrayStore, rows: np.ndarray) -> Iterator[np.ndarray]:
     for part in parts(len(rows), features.row_shape[0]):
         yield head.logits(features.rows(rows[part]))
 
 
 def tuned_logits(
-    network: Network,
-    start: Head,
-    models: Sequence[list[np.ndarray]],
-    inputs: Inputs,
-    rows: np.ndarray,
-    telemetry: Telemetry,
-) -> list[Iterator[np.ndarray]]:
-    """Return the logits of fine-tuned models for the photos in these rows of their inputs, float32 (B, C) for each batch.
+    network: Network, start: Head, weights: list[np.ndarray], inputs: Inputs, rows: np.ndarray, telemetry: Telemetry
+) -> Iterator[np.ndarray]:
+    """Yield the logits of a fine-tuned model for the photos in these rows of its inputs, float32 (B, C) for each batch.
 
-    `models` are their weights. Use up the iterator of one model before that of the next, because they share a Keras model.
-    The logits are computed in float32, like those of the exported model.
+    They are computed in float32, like those of the exported model.
     """
     import tensorflow as tf
 
     model = network.tuned(start)
+    model.set_weights(weights)
 
     def on_replica(*arrays: tf.Tensor) -> tuple[tf.Tensor]:
         return (model(tf.cast(inputs.on_device(arrays, training=False), tf.float32), training=False),)
 
     forward = network.replicas.compiled(on_replica)
-
-    def logits(weights: list[np.ndarray]) -> Iterator[np.ndarray]:
-        model.set_weights(weights)
-        yield from (
-            logits
-            for (logits,) in run_batches(
-                network.replicas, forward, lambda numbers: inputs.plain(rows[numbers]), len(rows), _BATCH_SIZE, telemetry
-            )
+    yield from (
+        logits
+        for (logits,) in run_batches(
+            network.replicas, forward, lambda numbers: inputs.plain(rows[numbers]), len(rows), _BATCH_SIZE, telemetry
         )
-
-    return [logits(weights) for weights in models]
+    )
 
 
 def _calibration(config: EvaluateConfig, examples: Examples, logits: StoredLogits) -> Calibration:

@@ -100,15 +100,8 @@ def fine_tune(
     replicas = network.devices.all
     model = network.tuned(start, precision, replicas)
     feeds = [_Feed(config, recipe, examples, inputs, train_seed, repetition) for repetition in range(len(checkpoints))]
-    trainer = Trainer(
-        model,
-        feeds[0].schedule,
-        replicas,
-        inputs,
-        weight_decay=config.weight_decay,
-        ema=config.ema,
-        telemetry=context.telemetry,
-    )
+    decay, ema = config.weight_decay, config.ema
+    trainer = Trainer(model, feeds[0].schedule, replicas, inputs, weight_decay=decay, ema=ema, telemetry=context.telemetry)
     begin = trainer.state() if len(feeds) > 1 else None
     weights: dict[str, list[np.ndarray]] = {}
     notes, history = [], []
@@ -231,13 +224,7 @@ class _Feed:
     """Training batches as a pure function of the step."""
 
     def __init__(
-        self,
-        config: FineTuneConfig,
-        recipe: Recipe,
-        examples: Examples,
-        inputs: Inputs,
-        seed: int,
-        repetition: int = 0,
+        self, config: FineTuneConfig, recipe: Recipe, examples: Examples, inputs: Inputs, seed: int, repetition: int = 0
     ) -> None:
         indices = examples.in_store_order("train")
         by_key = np.argsort(examples.keys[indices], kind="stable")  # Paths must not change the order.
@@ -248,13 +235,8 @@ class _Feed:
         labels_N = examples.labels[indices][by_key]
         self._labels_N, self._num_classes, self._smoothing = labels_N, num_classes, config.label_smoothing
         self._weights_N = class_weights(labels_N, num_classes, config.class_weight)
-        self.schedule = Schedule.resolve(
-            recipe,
-            num_examples=len(indices),
-            warmup_fraction=config.warmup_fraction,
-            seed=seed,
-            repetition=repetition,
-        )
+        warmup, of_run = config.warmup_fraction, {"seed": seed, "repetition": repetition}
+        self.schedule = Schedule.resolve(recipe, num_examples=len(indices), warmup_fraction=warmup, **of_run)
         self.seen = 0
 
     def batch(self, step: int) -> Batch:
