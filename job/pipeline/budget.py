@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from job.text.numbers import about, seconds
+from job.text.numbers import seconds
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Estimate:
 class Budget:
     """The seconds that a run may take, of which earlier starts of the run have spent `before_s`.
 
-    `chosen` has a prediction for the whole run. `settled_s` of its seconds were over when the choice was made; None if an
-    earlier start made it.
+    `chosen` has a prediction for the whole run. `settled_s` says how much of it had passed when the choice was made; None if
+    an earlier start made the choice.
     """
 
     limit_s: float
@@ -60,7 +60,7 @@ class Budget:
         """Return a line about the prediction for the whole run and what it took."""
         assert self.chosen is not None
         return (
-            f"Budget {about(self.limit_s)}: {self.chosen.name}, predicted {seconds(self.chosen.seconds)}, "
+            f"Budget {seconds(self.limit_s)}: {self.chosen.name}, predicted {seconds(self.chosen.seconds)}, "
             f"took {seconds(self.spent_s)}."
         )
 

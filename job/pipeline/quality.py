@@ -24,7 +24,7 @@ from job.runtime.cgroups import memory_bytes
 from job.runtime.telemetry import Telemetry
 from job.storage.files import digest_of, in_units
 from job.storage.sealed import read_sealed, write_sealed
-from job.text.numbers import about
+from job.text.numbers import about, seconds
 from job.train.loop import VALIDATION_BATCH_SIZE
 from job.train.recipe import QUALITIES, Recipe, with_quality
 from job.train.schedule import Schedule
@@ -50,7 +50,7 @@ def settle(job: Job, budget: Budget) -> None:
     The choice is kept: the same command makes the same choice when it resumes.
     """
     line, left_s = job.context.telemetry.line, budget.limit_s - budget.spent_s
-    line(f"Budget {about(budget.limit_s)}, of which {about(budget.spent_s)} are spent. Predicted for the rest of the run:")
+    line(f"Budget {seconds(budget.limit_s)}, of which {about(budget.spent_s)} are spent. Predicted for the rest of the run:")
     found = _estimates(job)
     for one in found:
         fits = "fits" if one.seconds * MARGIN <= left_s else "too long"

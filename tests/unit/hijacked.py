@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from job.decoding import processes as workers
+from job.decoding import worker
 from job.sources.base import Entry
 from job.sources.folders import FolderSource
 
@@ -32,7 +32,7 @@ class Hijacked(FolderSource):
 
 def _pipe_of_this_process(name: str) -> int:
     frame = inspect.currentframe()
-    while frame and frame.f_code is not workers._work.__code__:
+    while frame and frame.f_code is not worker.work.__code__:
         frame = frame.f_back
     assert frame
     descriptor: int = frame.f_locals[name].fileno()

@@ -61,7 +61,7 @@ def run(classes, tmp_path_factory):
         for name in (
             "PIL.Image.open",
             "simplejpeg.decode_jpeg",
-            "job.decoding.processes.decode",
+            "job.decoding.worker.decode",
             "job.decoding.decode.decode",
         ):
             patch.setattr(name, poisoned)
