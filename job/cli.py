@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from job.cluster.variables import numbered
 from job.console.options import PLACE, RunOptions, with_run_options
 from job.console.terminal import end, say
 from job.errors import OF_STORAGE, JobError, StorageFailed, UsageError
@@ -30,6 +31,7 @@ class _Translating(click.Group):
     def main(self, *arguments: Any, **settings: Any) -> Any:
         """Run the program and exit with its exit code."""
         try:
+            sys.argv[1:] = [numbered(word, os.environ) for word in sys.argv[1:]]
             return super().main(*arguments, **settings)
         except JobError as error:
             end(error)

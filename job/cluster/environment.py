@@ -1,7 +1,7 @@
 """The workers of a run, read from the environment variables that a scheduler sets. Needs no TensorFlow.
 
 A run is one process, or several workers started with the same command line: the workers that `TF_CONFIG` lists, the tasks of
-one `srun`, or the pods of an Indexed Job of Kubernetes. Worker 0 is the chief.
+one `srun`, or the pods of an Indexed Job of Kubernetes (also as part of a JobSet or a TrainJob). Worker 0 is the chief.
 """
 
 import json
@@ -129,21 +129,28 @@ class Cluster:
 
     @classmethod
     def _of_kubernetes(cls, environ: Mapping[str, str]) -> Self:
+        """Return the pods of an Indexed Job: its own, or one that JobSet or Kubeflow Trainer has made.
+
+        Without a number of workers, each pod is a run of its own.
+        """
         index = number(environ, "JOB_COMPLETION_INDEX")
-        if "CLUSTER_NUM_WORKERS" not in environ:
-            if index:
-                raise UsageError(f"Pod {index} has no CLUSTER_NUM_WORKERS. Set it as in k8s/overlays/multi-worker.")
-            return cls(found="Kubernetes: one pod")
-        count = number(environ, "CLUSTER_NUM_WORKERS")
+        count_name = "CLUSTER_NUM_WORKERS" if "CLUSTER_NUM_WORKERS" in environ else "PET_NNODES"  # Set by Kubeflow Trainer.
+        if count_name not in environ:
+            return cls(found=f"Kubernetes: pod {index}, a run of its own")
+        count = number(environ, count_name)
         if count == 1 and index == 0:
             return cls(found="Kubernetes: one pod")
-        check_count(count, "CLUSTER_NUM_WORKERS")
-        missing = [name for name in ("CLUSTER_JOB_NAME", "CLUSTER_SERVICE") if not environ.get(name)]
-        if missing:
+        check_count(count, count_name)
+        if count_name == "PET_NNODES":
+            chief = re.fullmatch(r"([^.]+)-0\.(.+)", environ["PET_MASTER_ADDR"])  # The host name of pod 0.
+            job, service = chief.groups() if chief else ("", "")
+        else:
+            job, service = environ.get("CLUSTER_JOB_NAME", ""), environ.get("CLUSTER_SERVICE", "")
+        if not job or not service:
             raise UsageError(
-                f"{' and '.join(missing)} must be set if there are several pods. Set it as in k8s/overlays/multi-worker."
+                f"{count_name} means several pods, but CLUSTER_JOB_NAME and CLUSTER_SERVICE, or PET_MASTER_ADDR, do not say "
+                "where they are. Set them as in k8s/overlays/multi-worker."
             )
-        job, service = environ["CLUSTER_JOB_NAME"], environ["CLUSTER_SERVICE"]
         addresses = tuple(f"{job}-{k}.{service}:{_KUBERNETES_PORT}" for k in range(count))
         return cls._checked(addresses, index, f"Kubernetes Job {job}: pod {index} of {count}")
 

@@ -7,6 +7,10 @@ from contextlib import contextmanager
 from job.errors import UsageError
 
 _MAX_WORKERS, _MAX_SHOWN = 10_000, 100
+_NUMBERED_BY = {
+    "{index}": ("JOB_COMPLETION_INDEX", "an Indexed Job (k8s/overlays/sweep)"),
+    "{array}": ("SLURM_ARRAY_TASK_ID", "a Slurm array (slurm/array.sbatch)"),
+}
 
 
 def number(environ: Mapping[str, str], name: str) -> int:
@@ -14,6 +18,22 @@ def number(environ: Mapping[str, str], name: str) -> int:
     if not re.fullmatch(r"[0-9]{1,18}", environ[name].strip()):
         raise ValueError(f"{name} is not a number: {environ[name]!r}")
     return int(environ[name])
+
+
+def numbered(word: str, environ: Mapping[str, str]) -> str:
+    """Return an argument with the number of this pod in place of `{index}`, and of this array task in place of `{array}`.
+
+    So one command line starts different runs, as an Indexed Job of Kubernetes and a Slurm array need it.
+
+    Raises:
+        UsageError: if the scheduler has not set that number.
+    """
+    for mark, (name, started_by) in _NUMBERED_BY.items():
+        if mark in word:
+            if name not in environ:
+                raise UsageError(f"{word}: {mark} stands for {name}, which is not set. Write a number, or use {started_by}.")
+            word = word.replace(mark, environ[name])
+    return word
 
 
 def check_count(count: int, where: str) -> None:

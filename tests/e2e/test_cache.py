@@ -107,3 +107,15 @@ def test_stores_of_earlier_settings_leave_the_runs_own_cache(photos, tmp_path):
     done = run_job(*arguments(photos, tmp_path / "out", "intake.image_size=32"), "--stop-after", "intake")
     assert done.returncode == 0, done.stderr  # Another run wants them now.
     assert theirs.items() <= arrays_below(tmp_path / "out" / "cache").items()
+
+
+def test_one_command_line_makes_the_runs_of_a_sweep(photos, tmp_path):
+    command = ["explore", "--data", photos, "--out", tmp_path / "{index}", "--set", "intake.image_size=48"]
+    for index in ("0", "1"):
+        done = run_job(*command, "--set", "train.seed={index}", JOB_COMPLETION_INDEX=index)
+        assert done.returncode == 0, done.stderr
+        assert f"Kubernetes: pod {index}, a run of its own" in done.stderr
+        recorded = json.loads((tmp_path / index / "run.json").read_text())
+        assert recorded["config"]["train"]["seed"] == int(index)
+        assert "{index}" not in json.dumps(recorded)
+    assert {path.name for path in tmp_path.iterdir()} == {"0", "1"}

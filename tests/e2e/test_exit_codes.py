@@ -297,6 +297,12 @@ MISTAKES = [
     ("TF_CONFIG empty, and a dry run", "run --dry-run --data photos --out none", {"TF_CONFIG": ""}, "TF_CONFIG is empty"),
     ("TF_CONFIG with a long port", "run --data photos --out none", TF_CONFIG_OF_LONG_PORT, "is not HOST:PORT with a port"),
     ("TF_CONFIG nested", "run --data photos --out none", {"TF_CONFIG": "[" * 100_000}, "TF_CONFIG cannot be read"),
+    (
+        "{index} outside of an Indexed Job",
+        "run --data photos --out none/{index}",
+        {},
+        "JOB_COMPLETION_INDEX, which is not set",
+    ),
     ("a pod without a number", "run --data photos --out none", {"JOB_COMPLETION_INDEX": "first"}, "not a number"),
     ("model.json a pipe", "predict --model models/pipe --data photos --out a.csv", {}, "no model.json in it"),
     ("model.json a list", "predict --model models/list --data photos --out a.csv", {}, "not from this job"),

@@ -6,7 +6,7 @@ import pytest
 
 from job.cluster.devices import Devices, own_gpus
 from job.cluster.environment import Cluster
-from job.cluster.variables import expand_hosts
+from job.cluster.variables import expand_hosts, numbered
 from job.errors import UsageError
 from job.runtime.peers import Alone
 
@@ -26,6 +26,12 @@ def kubernetes(index, count="4", **more):
     return {"JOB_COMPLETION_INDEX": str(index), **names, **more}
 
 
+def train_job(index, count="4", address="flowers-node-0-0.flowers"):
+    """What Kubeflow Trainer's policy for torch sets."""
+    injected = {"NNODES": count, "NODE_RANK": str(index), "NPROC_PER_NODE": "auto", "MASTER_ADDR": address}
+    return {"JOB_COMPLETION_INDEX": str(index)} | {f"PET_{name}": value for name, value in injected.items()}
+
+
 def hosts(cluster):
     return [address.rpartition(":")[0] for address in cluster.addresses]
 
@@ -37,8 +43,9 @@ def hosts(cluster):
         # What a batch script itself sees speaks of tasks that srun has not started.
         ({"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_NNODES": "2"}, "one machine"),
         (slurm(0, 1, nodes="n1", on_nodes="1"), "Slurm job 7: one task"),
-        ({"JOB_COMPLETION_INDEX": "0"}, "Kubernetes: one pod"),
+        ({"JOB_COMPLETION_INDEX": "3"}, "Kubernetes: pod 3, a run of its own"),
         (kubernetes(0, "1"), "Kubernetes: one pod"),
+        (train_job(0, "1"), "Kubernetes: one pod"),
         (tf_config(), "one machine (TF_CONFIG names no workers)"),
         (tf_config(worker=["a:2"]), "TF_CONFIG: worker 0"),
     ],
@@ -69,6 +76,14 @@ def test_tasks_of_slurm_are_placed_as_they_are_distributed():
         Cluster.from_environ(slurm(k, 3, **cyclic, node=node, local=local)) for k, node, local in ((1, 1, 0), (2, 0, 1))
     ]
     assert [hosts(c) for c in found] == [["n1", "n2", "n1"]] * 2 and [c.place_here for c in found] == [0, 1]
+
+
+def test_components_of_a_heterogeneous_job_are_one_cluster():
+    """With --het-group=0,1, srun starts one step, whose variables speak of all components."""
+    cluster = Cluster.from_environ(
+        slurm(1, 2, distribution="cyclic", node=1, SLURM_HET_SIZE="2", SLURM_JOB_ID_HET_GROUP_1="8")
+    )
+    assert hosts(cluster) == ["n1", "n2"] and cluster.index == 1
 
 
 def test_jobs_of_slurm_on_one_machine_have_ports_of_their_own():
@@ -115,6 +130,21 @@ def test_pods_of_an_indexed_job_are_known_by_their_service():
     assert str(cluster).startswith("Cluster: Kubernetes Job flowers: pod 2 of 4; this is worker 2 of 4 workers: flowers-0.")
 
 
+def test_pods_of_a_train_job_are_known_by_the_address_of_the_first():
+    cluster = Cluster.from_environ(train_job(2))
+    assert hosts(cluster) == [f"flowers-node-0-{k}.flowers" for k in range(4)] and cluster.index == 2
+    assert cluster.control_address == ("flowers-node-0-0.flowers", 2221)
+
+
+def test_numbers_of_pods_and_array_tasks_are_filled_into_arguments():
+    environ = {"JOB_COMPLETION_INDEX": "3", "SLURM_ARRAY_TASK_ID": "12"}
+    assert numbered("--out=runs/{index}", environ) == "--out=runs/3"
+    assert numbered("{array}/{array}.toml", environ) == "12/12.toml"
+    assert numbered("photos/{other}", {}) == "photos/{other}"
+    with pytest.raises(UsageError, match=r"runs/\{index\}: \{index\} stands for JOB_COMPLETION_INDEX, which is not set"):
+        numbered("runs/{index}", {})
+
+
 @pytest.mark.parametrize(
     ("environ", "said"),
     [
@@ -134,8 +164,12 @@ def test_pods_of_an_indexed_job_are_known_by_their_service():
         (kubernetes(4), "pod 4 of 4: there is no such worker among 4"),
         (kubernetes(0, "four"), "CLUSTER_NUM_WORKERS is not a number: 'four'"),
         (kubernetes(0, "0"), "pod 0 of 0: there is no such worker among 0"),
-        ({"JOB_COMPLETION_INDEX": "1"}, "Pod 1 has no CLUSTER_NUM_WORKERS"),
-        (kubernetes(0, CLUSTER_SERVICE=""), "CLUSTER_SERVICE must be set if there are several pods"),
+        (
+            kubernetes(0, CLUSTER_SERVICE=""),
+            "CLUSTER_NUM_WORKERS means several pods, but CLUSTER_JOB_NAME and CLUSTER_SERVICE",
+        ),
+        (train_job(0, address="10.0.0.1"), "PET_MASTER_ADDR, do not say where they are"),
+        (train_job(0, "1:4"), "PET_NNODES is not a number: '1:4'"),
     ],
 )
 def test_contradiction_is_an_error_that_names_it(environ, said):
