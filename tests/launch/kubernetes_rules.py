@@ -12,12 +12,14 @@ from job.cluster.environment import Cluster
 from job.errors import JobError, Stopped, StorageFailed, TryAgainLater, UsageError
 from job.storage.bucket.objects import is_remote
 from job.storage.bucket.open import open_objects
-from tests.launch.rendered import JOB_NAME, Manifest, Rendered, verdict
+from tests.launch.controllers import JOB_NAME, JOB_SET_NAME, Manifest
+from tests.launch.rendered import Rendered
 
 GPU = "nvidia.com/gpu"
 RETRIED = (StorageFailed, TryAgainLater, Stopped)
 # Where pods of GKE get tokens, with Dataplane V2 and without it.
 METADATA = {"169.254.169.254/32": [80, 8080], "169.254.169.252/32": [987, 988]}
+_OWN = {JOB_NAME, JOB_SET_NAME}  # Labels that only the pods of one Job have.
 # https://kubernetes.io/docs/concepts/security/pod-security-standards: what a pod that is "restricted" may mount.
 _RESTRICTED_VOLUMES = {
     "configMap",
@@ -54,8 +56,7 @@ def pods_are_not_restarted_in_place(rendered: Rendered) -> Iterator[str]:
 
 def exit_codes_are_those_of_errors(rendered: Rendered) -> Iterator[str]:
     rules = rendered.spec["podFailurePolicy"]["rules"]
-    disruption = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
-    if rules[0] != disruption:
+    if rendered.verdict(condition="DisruptionTarget") != "Ignore" or "onPodConditions" not in rules[0]:
         yield "the first rule does not ignore disruptions"
     for rule in rules:
         by_code = rule.get("onExitCodes")
@@ -64,19 +65,26 @@ def exit_codes_are_those_of_errors(rendered: Rendered) -> Iterator[str]:
         if by_code and by_code["values"] != sorted(set(by_code["values"])):
             yield "the API server wants codes in order, each once"
     retried = {kind.exit_code for kind in RETRIED}
+    is_final = "FailIndex" if rendered.is_indexed and not rendered.has_workers else "FailJob"
     for name, code in exit_codes().items():
-        found = verdict(rendered.job, code)
-        if found not in (("Count", "Ignore") if code in retried else ("FailJob",)):
+        found = rendered.verdict(code)
+        if found not in (("Count", "Ignore") if code in retried else (is_final,)):
             yield f"{code} ({name}): {found}"
 
 
 def the_run_is_bounded(rendered: Rendered) -> Iterator[str]:
-    spec = rendered.spec
-    yield from (f"{name} is missing" for name in ("activeDeadlineSeconds", "ttlSecondsAfterFinished") if not spec.get(name))
-    counted = {"backoffLimitPerIndex", "maxFailedIndexes"} if rendered.is_indexed else {"backoffLimit"}
+    spec, of_set = rendered.spec, (rendered.job_set or {}).get("spec", {})
+    given = {**spec, "ttlSecondsAfterFinished": of_set.get("ttlSecondsAfterFinished", spec.get("ttlSecondsAfterFinished"))}
+    yield from (f"{name} is missing" for name in ("activeDeadlineSeconds", "ttlSecondsAfterFinished") if not given.get(name))
+    if rendered.job_set:
+        if not of_set["failurePolicy"].get("maxRestarts"):
+            yield "no worker that is lost comes again"
+        return
+    counted = {"backoffLimitPerIndex"} if rendered.is_indexed else {"backoffLimit"}
+    counted |= {"maxFailedIndexes"} if rendered.has_workers else set()
     if {"backoffLimit", "backoffLimitPerIndex", "maxFailedIndexes"} & spec.keys() != counted:
         yield f"attempts are not counted by {' and '.join(sorted(counted))}"
-    elif rendered.is_indexed and spec["maxFailedIndexes"] != 0:
+    elif rendered.has_workers and spec["maxFailedIndexes"] != 0:
         yield "the Job goes on when it has lost a worker for good"
 
 
@@ -86,7 +94,13 @@ def workers_know_their_number(rendered: Rendered) -> Iterator[str]:
         if spec.get("completions", 1) != 1 or spec.get("parallelism", 1) != 1 or "CLUSTER_NUM_WORKERS" in rendered.env:
             yield "the Job has many pods or is told of them, and is not Indexed"
         return
-    told = rendered.env.get("CLUSTER_NUM_WORKERS", {}).get("value")
+    if not rendered.has_workers:
+        if "{index}" not in next((word for word in rendered.container["args"] if word.startswith("--out=")), ""):
+            yield "the pods are no workers of one run, and have one output"
+        return
+    told = rendered.environment().get("PET_NNODES", rendered.environment().get("CLUSTER_NUM_WORKERS"))
+    if {"PET_NNODES", "CLUSTER_NUM_WORKERS"} <= rendered.env.keys():
+        yield "the number of workers is given twice"
     if spec["completions"] != spec["parallelism"] or told != str(spec["completions"]):
         yield f"completions {spec['completions']}, parallelism {spec['parallelism']}, CLUSTER_NUM_WORKERS {told}"
     if spec["completions"] < 2:
@@ -94,7 +108,7 @@ def workers_know_their_number(rendered: Rendered) -> Iterator[str]:
 
 
 def workers_find_each_other(rendered: Rendered) -> Iterator[str]:
-    if not rendered.is_indexed:
+    if not rendered.has_workers:
         return
     (service,) = rendered.of("Service")
     name, job = service["metadata"]["name"], rendered.job["metadata"]["name"]
@@ -110,7 +124,7 @@ def workers_find_each_other(rendered: Rendered) -> Iterator[str]:
             yield f"the program looks for {sought}, and the pods are {given}"
     if service["spec"].get("clusterIP") != "None" or not service["spec"].get("publishNotReadyAddresses"):
         yield "the Service does not give every pod a name from the start"
-    if not rendered.selected_by(service["spec"]["selector"]) or JOB_NAME not in service["spec"]["selector"]:
+    if not rendered.selected_by(service["spec"]["selector"]) or not _OWN & service["spec"]["selector"].keys():
         yield "the Service does not select the pods of this Job"
     if len(given[-1].partition(".")[0]) > 63:
         yield "a worker's name is too long for a host name"
@@ -118,12 +132,12 @@ def workers_find_each_other(rendered: Rendered) -> Iterator[str]:
 
 def ports_agree(rendered: Rendered) -> Iterator[str]:
     expected = []
-    if rendered.is_indexed:
+    if rendered.has_workers:
         with suppress(UsageError):  # Another rule's complaint.
             cluster = Cluster.from_environ(rendered.environment())
             expected = [cluster.control_address[1], int(cluster.addresses[0].partition(":")[2])]
     found = {"container": [port["containerPort"] for port in rendered.container.get("ports", [])]}
-    for service in rendered.of("Service"):
+    for service in (service for service in rendered.of("Service") if not rendered.job_set):  # Its Service names no ports.
         found["Service"] = [port["port"] for port in service["spec"]["ports"]]
     for direction, peers in (("ingress", "from"), ("egress", "to")):
         found[direction] = [
@@ -146,7 +160,7 @@ def workers_talk_to_workers_only(rendered: Rendered) -> Iterator[str]:
         peers += [peer for rule in policy.get("egress", []) for peer in rule.get("to", []) if "ipBlock" not in peer]
         for peer in peers:
             labels = peer.get("podSelector", {}).get("matchLabels", {})
-            if JOB_NAME not in labels or not rendered.selected_by(labels):
+            if not _OWN & labels.keys() or not rendered.selected_by(labels):
                 yield f"others than the workers of this Job are let in or reached: {peer}"
 
 
@@ -168,7 +182,7 @@ def volumes_exist(rendered: Rendered) -> Iterator[str]:
     ):
         yield "workers on many nodes cannot share a claim that is not ReadWriteMany"
     folders = [mount["mountPath"] for mount in mounts.values()]
-    words = [word.rpartition("=")[2] for word in (*rendered.arguments, *rendered.environment().values())]
+    words = [word.rpartition("=")[2] for word in (*rendered.arguments(), *rendered.environment().values())]
     for path in (word for word in words if word.startswith("/")):
         if not any(Path(path).is_relative_to(folder) for folder in folders):
             yield f"{path} is in no volume"

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from tests.beds import missing
 from tests.conftest import ROOT
-from tests.launch.rendered import Rendered, verdict
+from tests.launch.rendered import Rendered
 
 ADDRESSES = ("10.0.0.1", "10.0.0.2")
 DEADLINE_S = 900  # For all attempts together: so that a hang ends.
@@ -91,8 +91,13 @@ def _pass_on(source: socket.socket, sink: socket.socket) -> None:
         sink.shutdown(socket.SHUT_WR)
 
 
+def _exit_code(process: "subprocess.Popen[str]") -> int:
+    """What a shell and Kubernetes make of how a process has ended."""
+    return 128 - process.returncode if process.returncode < 0 else process.returncode
+
+
 class Pods:
-    """Those of a rendered Indexed Job: with their environment, their command line and their volumes.
+    """Those of a rendered Indexed Job, also in a JobSet: with their environment, their command line and their volumes.
 
     `at`: where on this machine the volumes lie that outlive a pod, by the path in the container. An emptyDir is a new folder
     for every pod.
@@ -117,7 +122,8 @@ class Pods:
             self._outside(Path(name), 0).write_text(text)
 
     def run(self, meanwhile: Callable[["Pods"], None] = lambda pods: None) -> dict[int, list[int]]:
-        """Start all, and each one that failed again as Kubernetes does it; the exit codes of each index."""
+        """Start all, and those that failed again: each by itself, as an Indexed Job does it, or all together, as a JobSet
+        does it. Return the exit codes of each index."""
         exits: dict[int, list[int]] = {k: [] for k in range(len(ADDRESSES))}
         self.running = {k: self._start(k) for k in exits}
         waiting: dict[int, float] = {}
@@ -128,11 +134,13 @@ class Pods:
                 time.sleep(0.1)
                 meanwhile(self)
                 for k in [k for k, process in self.running.items() if process.poll() is not None]:
-                    code = self.running.pop(k).returncode
-                    exits[k].append(128 - code if code < 0 else code)
-                    if code != 0:
-                        assert verdict(self._rendered.job, exits[k][-1]) != "FailJob", self.logs()
+                    exits[k].append(_exit_code(self.running.pop(k)))
+                    if exits[k][-1] != 0:
+                        assert self._rendered.verdict(exits[k][-1]) != "FailJob", self.logs()
                         waiting[k] = time.monotonic() + 10 * 2 ** (len(exits[k]) - 1)
+                if self._rendered.job_set and waiting:
+                    self._end_all(exits)
+                    waiting = dict.fromkeys(exits, 0.0)
                 for k in [k for k, since in waiting.items() if since < time.monotonic()]:
                     del waiting[k]
                     self.running[k] = self._start(k)
@@ -140,6 +148,16 @@ class Pods:
             for k in list(self.running):
                 self.lose(k)
         return exits
+
+    def _end_all(self, exits: dict[int, list[int]]) -> None:
+        """Stop what still runs, as Kubernetes stops the pods of a Job that has failed."""
+        for process in self.running.values():
+            process.terminate()
+        for k in list(self.running):
+            with suppress(subprocess.TimeoutExpired):
+                self.running[k].wait(self._rendered.pod["terminationGracePeriodSeconds"])
+            self.lose(k)
+            exits[k].append(_exit_code(self.running.pop(k)))
 
     def lose(self, k: int) -> None:
         """Everything that runs in the pod, at once."""
@@ -160,7 +178,7 @@ class Pods:
         script = 'hostname "$1" && mount --bind "$2" /etc/hosts && shift 2 && exec "$@"'
         pod = ["ip", "netns", "exec", self._networks[k], "unshare", "--uts", "sh", "-c", script, "pod"]
         entrypoint = [sys.executable, "-P", "-m", "job"]  # The image's; the manifest has the arguments.
-        arguments = [self._mapped(argument, k) for argument in self._rendered.arguments]
+        arguments = [self._mapped(argument, k) for argument in self._rendered.arguments(k)]
         with (self._folder / f"log-{k}").open("a") as log:
             return subprocess.Popen(
                 [*pod, f"{self._name}-{k}", self._hosts, *entrypoint, *arguments],

@@ -5,29 +5,28 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import click
 
 from job import cli
+from job.cluster.variables import numbered
 from job.config import Config
-
-Manifest = dict[str, Any]
-
-JOB_NAME = "batch.kubernetes.io/job-name"  # A label that Kubernetes gives to the pods of a Job.
+from tests.launch.controllers import JOB_NAME, Manifest, applied
 
 
 class Rendered:
-    """The objects of one overlay, and the parts of its one Job that rules ask for."""
+    """The objects of one overlay, those that controllers make of them, and the parts of its one Job that rules ask for."""
 
     def __init__(self, manifests: Sequence[Manifest]) -> None:
-        self._manifests = manifests
+        self._manifests = applied(manifests)
         (self.job,) = self.of("Job")
+        self.job_set: Manifest | None = next(iter(self.of("JobSet")), None)
         self.spec: Manifest = self.job["spec"]
         self.pod: Manifest = self.spec["template"]["spec"]
         (self.container,) = self.pod["containers"]
         self.is_indexed = self.spec.get("completionMode") == "Indexed"
         self.env: Manifest = {variable["name"]: variable for variable in self.container.get("env", [])}
+        self.has_workers = self.is_indexed and bool({"CLUSTER_NUM_WORKERS", "PET_NNODES"} & self.env.keys())
         self.labels: Manifest = {**self.spec["template"]["metadata"]["labels"], JOB_NAME: self.job["metadata"]["name"]}
 
     def of(self, kind: str) -> list[Manifest]:
@@ -49,11 +48,11 @@ class Rendered:
             values[name] = self.labels.get(label[1], "") if label else variable.get("value", "")
         return values
 
-    @property
-    def arguments(self) -> list[str]:
-        """The command line as the container gets it: with the values of variables, where there are such."""
-        values = self.environment()
-        return [re.sub(r"\$\((\w+)\)", lambda m: values.get(m[1], m[0]), word) for word in self.container["args"]]
+    def arguments(self, index: int = 0) -> list[str]:
+        """The command line of a pod as the program understands it: with the values of variables, where there are such."""
+        values = self.environment(index)
+        words = [re.sub(r"\$\((\w+)\)", lambda m: values.get(m[1], m[0]), word) for word in self.container["args"]]
+        return [numbered(word, values) for word in words]
 
     def volume(self, name: str) -> Manifest:
         return next((volume for volume in self.pod["volumes"] if volume["name"] == name), {})
@@ -69,7 +68,7 @@ class Rendered:
 
     def options(self) -> Manifest:
         """What the program understands of its command line. Raises: click.UsageError."""
-        name, *rest = self.arguments
+        name, *rest = self.arguments()
         command = cli.main.commands.get(name)
         if command is None:
             raise click.UsageError(f"there is no command {name}")
@@ -96,10 +95,25 @@ class Rendered:
             file.flush()
             return Config.load(Path(file.name), given["assignments"])
 
+    def verdict(self, exit_code: int | None = None, condition: str = "") -> str:
+        """What happens when a container has ended like this: FailJob, FailIndex, Count (start again) or Ignore (the same,
+        uncounted)."""
+        in_job = self._verdict_in_job(exit_code, condition)
+        if not self.job_set:
+            return in_job
+        assert in_job in ("FailJob", "Count") and self.spec["backoffLimit"] == 0, "the Job itself replaces pods"
+        how = f"has condition {condition}" if condition else f"failed with exit code {exit_code}"
+        message = f"Pod team/name {how} matching FailJob rule at index 0"
+        reason = "PodFailurePolicy" if in_job == "FailJob" else "BackoffLimitExceeded"
+        for rule in self.job_set["spec"]["failurePolicy"]["rules"]:
+            patterns = rule.get("onJobFailureMessagePatterns", [""])
+            if reason in rule["onJobFailureReasons"] and any(re.search(pattern, message) for pattern in patterns):
+                return {"FailJobSet": "FailJob", "RestartJobSetAndIgnoreMaxRestarts": "Ignore"}[rule["action"]]
+        return "Count"
 
-def verdict(job: Manifest, exit_code: int) -> str:
-    """What the Job's podFailurePolicy says of a container that ended like this, on a node that nobody took away."""
-    for rule in job["spec"]["podFailurePolicy"]["rules"]:
-        if exit_code in rule.get("onExitCodes", {}).get("values", []):
-            return str(rule["action"])
-    return "Count"
+    def _verdict_in_job(self, exit_code: int | None, condition: str) -> str:
+        for rule in self.spec["podFailurePolicy"]["rules"]:
+            conditions = [given["type"] for given in rule.get("onPodConditions", []) if given["status"] == "True"]
+            if condition in conditions or exit_code in rule.get("onExitCodes", {}).get("values", []):
+                return str(rule["action"])
+        return "Count"

@@ -1,8 +1,10 @@
 """The manifests of k8s/: rendered by kubectl, held against schemas, checkov and our own rules, and acted out.
 
-No API server runs here: `pods.py` does what a cluster would do with the pods of multi-worker.
+No API server runs here: `controllers.py` does what JobSet and Kubeflow Trainer would do, and `pods.py` what a cluster would
+do with the pods of several workers.
 """
 
+import json
 import re
 import shutil
 import subprocess
@@ -10,27 +12,36 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
 
+from job.cluster.environment import Cluster
 from job.config import Config, as_toml
 from tests.beds import missing
 from tests.clouds.fixtures import GoogleBed
 from tests.conftest import QUICK, ROOT, paint_classes
 from tests.launch import pods
+from tests.launch.controllers import JOB_NAME, JOB_SET_NAME, Manifest, applied
 from tests.launch.kubernetes_rules import GPU, complaints, exit_codes
 from tests.launch.pods import Pods
-from tests.launch.rendered import JOB_NAME, Manifest, Rendered, verdict
+from tests.launch.rendered import Rendered
 
-OVERLAYS = ("cpu-smoke", "single-gpu", "multi-gpu", "multi-worker")
+OVERLAYS = ("cpu-smoke", "single-gpu", "multi-gpu", "multi-worker", "jobset", "trainjob", "sweep")
 # A user's own overlay: a second run in a shared namespace, with everything that can be added.
-EVERYTHING = """
-resources: [../k8s/overlays/multi-worker]
+OWN = """
+resources: [../k8s/overlays/{overlay}]
 components: [../k8s/components/spot, ../k8s/components/kueue]
 nameSuffix: -b
 namespace: team
 """
+EVERYTHING = {"everything": "multi-worker", "everything-jobset": "jobset", "everything-trainjob": "trainjob"}
+CUSTOM_KINDS = {
+    "JobSet": "jobset.x-k8s.io_v1alpha2",
+    "TrainJob": "trainer.kubeflow.org_v1alpha1",
+    "TrainingRuntime": "trainer.kubeflow.org_v1alpha1",
+}
 # Oldest with podReplacementPolicy and backoffLimitPerIndex switched on, and newest that there are schemas for.
 VERSIONS = ("1.29", kubernetes_validate.latest_version())
 
@@ -48,15 +59,16 @@ def k8s(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def rendered(kubectl: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The text of each overlay, of `everything`, and of one pod with either photos or results in a bucket."""
+    """The text of each overlay, of a user's own ones, and of one pod with either photos or results in a bucket."""
     texts = {name: render(kubectl, ROOT / "k8s/overlays" / name) for name in OVERLAYS}
-    for name, kinds in {"everything": ("data", "out"), "data-bucket": ("data",), "out-bucket": ("out",)}.items():
+    kinds_in_buckets = {"data-bucket": ("data",), "out-bucket": ("out",), **dict.fromkeys(EVERYTHING, ("data", "out"))}
+    for name, kinds in kinds_in_buckets.items():
         k8s = Path(shutil.copytree(ROOT / "k8s", tmp_path_factory.mktemp(name) / "k8s"))
         use_buckets(k8s, *kinds)
         own = k8s.parent / "own"
         own.mkdir()
-        (own / "kustomization.yaml").write_text(EVERYTHING)
-        texts[name] = render(kubectl, own if name == "everything" else k8s / "overlays/single-gpu")
+        (own / "kustomization.yaml").write_text(OWN.format(overlay=EVERYTHING.get(name)))
+        texts[name] = render(kubectl, own if name in EVERYTHING else k8s / "overlays/single-gpu")
     return texts
 
 
@@ -84,21 +96,54 @@ def manifests(text: str) -> list[Manifest]:
     return list(yaml.safe_load_all(text))
 
 
-each_overlay = pytest.mark.parametrize("name", [*OVERLAYS, "everything", "data-bucket", "out-bucket"])
+def standard(text: str) -> list[Manifest]:
+    """The objects of kinds that Kubernetes itself knows, those made by controllers included."""
+    return [manifest for manifest in applied(manifests(text)) if manifest["kind"] not in CUSTOM_KINDS]
+
+
+each_overlay = pytest.mark.parametrize("name", [*OVERLAYS, *EVERYTHING, "data-bucket", "out-bucket"])
 
 
 @each_overlay
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_object_fits_the_schema_of_its_kind(rendered: dict[str, str], name: str, version: str) -> None:
-    found = manifests(rendered[name])
+    found = standard(rendered[name])
     assert found
     for manifest in found:
         kubernetes_validate.validate(manifest, version, strict=True)  # Raises where one does not.
 
 
+@pytest.mark.parametrize("name", ["jobset", "trainjob", "everything-jobset", "everything-trainjob"])
+def test_custom_resources_fit_the_schemas_of_their_kinds(rendered: dict[str, str], name: str, shared: Path) -> None:
+    found = [manifest for manifest in applied(manifests(rendered[name])) if manifest["kind"] in CUSTOM_KINDS]
+    assert len(found) == (3 if "trainjob" in name else 1)
+    for manifest in found:
+        file = f"{CUSTOM_KINDS[manifest['kind']]}_{manifest['kind']}.json"
+        schema = json.loads((shared / "data/k8s-schemas" / file).read_text())
+        jsonschema.validate(manifest, closed(schema))
+
+
+def closed(schema: Any) -> Any:
+    """The schema, which now also refuses fields that it does not know, as the API server does it."""
+    if isinstance(schema, list):
+        return [closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {key: closed(part) for key, part in schema.items()}
+    return found | {"additionalProperties": False} if isinstance(found.get("properties"), dict) else found
+
+
+def test_a_misspelled_field_of_a_job_set_is_refused(rendered: dict[str, str], shared: Path) -> None:
+    (job_set,) = (m for m in manifests(rendered["jobset"]) if m["kind"] == "JobSet")
+    job_set["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["restartpolicy"] = "Never"
+    schema = json.loads((shared / "data/k8s-schemas/jobset.x-k8s.io_v1alpha2_JobSet.json").read_text())
+    with pytest.raises(jsonschema.ValidationError, match="restartpolicy"):
+        jsonschema.validate(job_set, closed(schema))
+
+
 @each_overlay
 def test_every_object_is_understood_by_the_typed_client(rendered: dict[str, str], name: str, kubectl: str) -> None:
-    assert "unable to decode" not in decoded(kubectl, rendered[name])
+    assert "unable to decode" not in decoded(kubectl, yaml.safe_dump_all(standard(rendered[name])))
 
 
 def test_the_typed_client_refuses_a_size_that_is_none(rendered: dict[str, str], kubectl: str) -> None:
@@ -116,7 +161,7 @@ def test_checkov_finds_nothing_that_is_not_explained(rendered: dict[str, str], t
     if not checkov.exists():
         missing("checkov is not installed: make check does it")
     for name, text in rendered.items():
-        (tmp_path / f"{name}.yaml").write_text(text)
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump_all(standard(text)))
     command = [checkov, "--config-file", ROOT / "k8s/.checkov.yaml", "--directory", tmp_path, "--output", "cli"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -127,9 +172,10 @@ def test_no_rule_of_ours_is_broken(rendered: dict[str, str], name: str) -> None:
     assert complaints(manifests(rendered[name])) == {}
 
 
-def test_exit_codes_decide_whether_the_job_goes_on(rendered: dict[str, str]) -> None:
-    job = Rendered(manifests(rendered["single-gpu"])).job
-    assert {name: verdict(job, code) for name, code in exit_codes().items()} == {
+@pytest.mark.parametrize("name", ["single-gpu", "jobset", "trainjob"])
+def test_exit_codes_decide_whether_the_job_goes_on(rendered: dict[str, str], name: str) -> None:
+    overlay = Rendered(manifests(rendered[name]))
+    assert {error: overlay.verdict(code) for error, code in exit_codes().items()} == {
         "JobError": "FailJob",
         "UsageError": "FailJob",
         "GateNotMet": "FailJob",
@@ -139,14 +185,38 @@ def test_exit_codes_decide_whether_the_job_goes_on(rendered: dict[str, str]) -> 
         "TryAgainLater": "Count",
         "Stopped": "Ignore",
     }
-    assert verdict(job, 137) == "Count"
+    assert overlay.verdict(137) == "Count"
+    assert overlay.verdict(condition="DisruptionTarget") == "Ignore"
+
+
+def test_an_error_of_one_run_of_a_sweep_ends_only_this_run(rendered: dict[str, str]) -> None:
+    overlay = Rendered(manifests(rendered["sweep"]))
+    assert (overlay.verdict(70), overlay.verdict(75), overlay.verdict(143)) == ("FailIndex", "Count", "Ignore")
+
+
+def test_runs_of_a_sweep_differ_in_output_and_setting_and_share_their_stores(rendered: dict[str, str]) -> None:
+    overlay = Rendered(manifests(rendered["sweep"]))
+    first, last = (overlay.arguments(k) for k in (0, 3))
+    assert [(a, b) for a, b in zip(first, last, strict=True) if a != b] == [
+        ("--out=/out/run/0", "--out=/out/run/3"),
+        ("--set=train.seed=0", "--set=train.seed=3"),
+    ]
+    assert overlay.config().cache.dir == "/out/run/cache"
+
+
+def test_a_run_can_follow_the_smoke_test_of_the_same_namespace(rendered: dict[str, str]) -> None:
+    smoke, run = (Rendered(manifests(rendered[name])) for name in ("cpu-smoke", "single-gpu"))
+    for kind in ("Job", "NetworkPolicy", "ServiceAccount", "ConfigMap"):
+        assert not smoke.names(kind) & run.names(kind)
 
 
 def test_the_overlays_differ_as_their_names_say(rendered: dict[str, str]) -> None:
     overlays = {name: Rendered(manifests(text)) for name, text in rendered.items()}
     gpus = {name: overlay.container["resources"]["limits"].get(GPU) for name, overlay in overlays.items()}
     assert gpus == {"cpu-smoke": None, "multi-gpu": 4} | dict.fromkeys(overlays.keys() - {"cpu-smoke", "multi-gpu"}, 1)
-    assert {name for name, overlay in overlays.items() if overlay.is_indexed} == {"multi-worker", "everything"}
+    workers = {"multi-worker", "jobset", "trainjob", *EVERYTHING}
+    assert {name for name, overlay in overlays.items() if overlay.has_workers} == workers
+    assert {name for name, overlay in overlays.items() if overlay.is_indexed} == {*workers, "sweep"}
     assert overlays["cpu-smoke"].container["args"][0] == "demo"
     assert not overlays["cpu-smoke"].of("PersistentVolumeClaim")
     everything = overlays["everything"]
@@ -154,6 +224,10 @@ def test_the_overlays_differ_as_their_names_say(rendered: dict[str, str]) -> Non
     assert everything.job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"]
     assert everything.pod["nodeSelector"] == {"cloud.google.com/gke-spot": "true"}
     assert everything.labels[JOB_NAME] == "transfer-job-b"
+    for name, kind in {"everything-jobset": "JobSet", "everything-trainjob": "TrainJob"}.items():
+        (started,) = overlays[name].of(kind)
+        assert started["spec"]["suspend"] is True and started["metadata"]["labels"]["kueue.x-k8s.io/queue-name"]
+        assert overlays[name].labels[JOB_SET_NAME] == "transfer-job-b"
 
 
 def test_a_bucket_takes_the_place_of_a_claim(rendered: dict[str, str]) -> None:
@@ -163,8 +237,9 @@ def test_a_bucket_takes_the_place_of_a_claim(rendered: dict[str, str]) -> None:
         "cpu-smoke": ("/out",),
         "single-gpu": ("/data", "/out/run"),
         "multi-gpu": ("/data", "/out/run"),
-        "multi-worker": ("/data", "/out/run"),
-        "everything": (photos, results),
+        **dict.fromkeys(("multi-worker", "jobset", "trainjob"), ("/data", "/out/run")),
+        "sweep": ("/data", "/out/run/0"),
+        **dict.fromkeys(EVERYTHING, (photos, results)),
         "data-bucket": (photos, "/out/run"),
         "out-bucket": ("/data", results),
     }
@@ -183,6 +258,17 @@ def test_a_user_of_one_gpu_edits_two_lines(k8s: Path, kubectl: str) -> None:
     edited = Rendered(manifests(render(kubectl, overlay)))
     assert edited.container["image"] == "mine.example.org/transfer-job:gpu"
     assert edited.volume("data")["persistentVolumeClaim"]["claimName"] == "pictures"
+
+
+def test_photos_may_be_in_a_folder_of_the_claim_and_the_image_named_by_its_digest(k8s: Path, kubectl: str) -> None:
+    edit(k8s / "components/data-pvc/job.yaml", "value: /data}", "value: /data/flowers}")
+    digest = f"sha256:{'0' * 64}"
+    edit(k8s / "overlays/single-gpu/kustomization.yaml", "newTag: gpu}", f"digest: '{digest}'}}")
+    text = render(kubectl, k8s / "overlays/single-gpu")
+    assert complaints(manifests(text)) == {}
+    edited = Rendered(manifests(text))
+    assert edited.places["data"] == "/data/flowers"
+    assert edited.container["image"] == f"registry.example.com/transfer-job@{digest}"
 
 
 def test_a_user_of_buckets_edits_three_lines_more(k8s: Path, kubectl: str) -> None:
@@ -210,17 +296,36 @@ def files_of(folder: Path) -> Iterator[Path]:
         yield from files_of(path) if path.is_dir() else [path]
 
 
-def test_the_number_of_workers_is_one_edit(k8s: Path, kubectl: str) -> None:
-    edit(k8s / "overlays/multi-worker/job.yaml", "completions: 2 # EDIT", "completions: 5 # EDIT")
-    text = render(kubectl, k8s / "overlays/multi-worker")
-    assert Rendered(manifests(text)).env["CLUSTER_NUM_WORKERS"]["value"] == "5"
+@pytest.mark.parametrize(
+    ("overlay", "file", "line"),
+    [
+        ("multi-worker", "multi-worker/job.yaml", "completions: 2 # EDIT"),
+        ("jobset", "multi-worker/job.yaml", "completions: 2 # EDIT"),
+        ("trainjob", "trainjob/trainjob.yaml", "numNodes: 2 # EDIT"),
+    ],
+)
+def test_the_number_of_workers_is_one_edit(k8s: Path, kubectl: str, overlay: str, file: str, line: str) -> None:
+    edit(k8s / "overlays" / file, line, line.replace("2", "5"))
+    text = render(kubectl, k8s / "overlays" / overlay)
+    assert Cluster.from_environ(Rendered(manifests(text)).environment()).num_workers == 5
     assert complaints(manifests(text)) == {}
+
+
+def test_a_job_set_can_have_a_rack_of_its_own(k8s: Path, kubectl: str) -> None:
+    file = k8s / "overlays/jobset/jobset.yaml"
+    edit(file, "  # annotations: # MAY", "  annotations: # MAY")
+    edit(file, "  #   alpha", "    alpha")
+    (job_set,) = Rendered(manifests(render(kubectl, k8s / "overlays/jobset"))).of("JobSet")
+    assert job_set["metadata"]["annotations"] == {
+        "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
+    }
 
 
 REMOVED = object()
 POD = "template.spec."
 CONTAINER = "template.spec.containers.0."
 RULE = "podFailurePolicy.rules."
+OF_SET = "replicatedJobs.0.template.spec."
 
 MISTAKES: list[tuple[str, str, str, str, Any]] = [
     # overlay, rule that complains, kind of object, where in its spec, what stands there instead
@@ -273,6 +378,29 @@ MISTAKES: list[tuple[str, str, str, str, Any]] = [
     ("everything", "a_stop_has_time_to_save", "Job", POD + "terminationGracePeriodSeconds", 30),
     ("single-gpu", "the_program_takes_its_command_line", "Job", CONTAINER + "args.1", "--date=/data"),
     ("single-gpu", "the_program_takes_its_command_line", "Job", CONTAINER + "args.3", "--config=/etc/transfer-job/my.toml"),
+    ("jobset", "exit_codes_are_those_of_errors", "JobSet", "failurePolicy.rules.0", REMOVED),
+    (
+        "jobset",
+        "exit_codes_are_those_of_errors",
+        "JobSet",
+        "failurePolicy.rules.1.onJobFailureReasons",
+        ["DeadlineExceeded"],
+    ),
+    ("jobset", "exit_codes_are_those_of_errors", "JobSet", OF_SET + RULE + "1.onExitCodes.values", [1, 2, 3, 65, 143]),
+    ("jobset", "the_run_is_bounded", "JobSet", "failurePolicy.maxRestarts", 0),
+    ("jobset", "the_run_is_bounded", "JobSet", "ttlSecondsAfterFinished", REMOVED),
+    ("jobset", "workers_find_each_other", "JobSet", "network.publishNotReadyAddresses", False),
+    ("jobset", "workers_find_each_other", "JobSet", "network.enableDNSHostnames", False),
+    (
+        "everything-jobset",
+        "workers_talk_to_workers_only",
+        "NetworkPolicy",
+        "podSelector",
+        {"matchLabels": {JOB_SET_NAME: "x"}},
+    ),
+    ("trainjob", "exit_codes_are_those_of_errors", "TrainingRuntime", "template.spec.failurePolicy.rules.0", REMOVED),
+    ("sweep", "workers_know_their_number", "Job", CONTAINER + "args.2", "--out=$(OUT)"),
+    ("sweep", "exit_codes_are_those_of_errors", "Job", RULE + "1.action", "FailJob"),
     ("single-gpu", "pod_is_restricted", "Job", POD + "securityContext.runAsUser", 0),
     ("single-gpu", "pod_is_restricted", "Job", POD + "volumes.0", {"name": "data", "hostPath": {"path": "/srv"}}),
 ]
@@ -319,8 +447,12 @@ def networks() -> Iterator[list[str]]:
 @pytest.fixture
 def two_pods(kubectl: str, k8s: Path, networks: list[str], tmp_path: Path) -> Pods:
     """Two workers on drawn pictures in a claim, with another claim for the results, and a run.toml for a run of seconds."""
+    return pods_of("multi-worker", kubectl, k8s, networks, tmp_path)
+
+
+def pods_of(overlay: str, kubectl: str, k8s: Path, networks: list[str], folder: Path) -> Pods:
     (k8s / "base/run.toml").write_text(as_toml(Config.load(None, QUICK)))
-    made = Pods(Rendered(manifests(render(kubectl, k8s / "overlays/multi-worker"))), networks, tmp_path)
+    made = Pods(Rendered(manifests(render(kubectl, k8s / "overlays" / overlay))), networks, folder)
     paint_classes(made.at["/data"])
     return made
 
@@ -337,6 +469,19 @@ def test_after_a_pod_is_lost_all_come_again_and_finish_the_run(two_pods: Pods) -
     exits = two_pods.run(lose_one_when(split.exists))
     assert_all_came_again(two_pods, exits)
     assert (two_pods.at["/out"] / "run/report.html").exists()
+
+
+@pytest.mark.parametrize("overlay", ["jobset", "trainjob"])
+def test_after_a_pod_of_a_job_set_is_lost_all_start_again_at_once_and_finish_the_run(
+    overlay: str, kubectl: str, k8s: Path, networks: list[str], tmp_path: Path
+) -> None:
+    made = pods_of(overlay, kubectl, k8s, networks, tmp_path)
+    split = made.at["/out"] / "run/stages/split.json"
+    exits = made.run(lose_one_when(split.exists))
+    assert exits[1] == [137, 0] and exits[0] in ([75, 0], [143, 0]), made.logs()
+    assert "Cluster: Kubernetes Job transfer-job-node-0: pod 0 of 2" in made.log(0)
+    assert "intake    skipped: unchanged" in made.log(0)
+    assert (made.at["/out"] / "run/report.html").exists()
 
 
 @pytest.fixture
