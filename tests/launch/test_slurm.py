@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from job import errors
+from job.cluster.variables import numbered
 from job.config import Config
 from tests.clouds.fixtures import GoogleBed
 from tests.conftest import ROOT, paint_classes, quick_settings
@@ -64,12 +65,12 @@ def one_worker(slurm: Slurm, photos: Path, tmp_path_factory: pytest.TempPathFact
 
 
 def edited(name: str, folder: Path, **lines: object) -> Path:
-    """A script of slurm/ with marked lines changed."""
+    """A script of slurm/ with lines changed that a user may change."""
     text = (ROOT / "slurm" / f"{name}.sbatch").read_text()
     for variable, value in {"VENV": sys.prefix, **lines}.items():
         words = f"({shlex.join(value)})" if isinstance(value, list) else shlex.quote(str(value))
-        text, count = re.subn(rf"^{variable}=.*(?=# <-)", f"{variable}={words} ", text, flags=re.MULTILINE)
-        assert count == 1, f"{name} has no marked line for {variable}"
+        text, count = re.subn(rf"^{variable}=.*$", f"{variable}={words}", text, flags=re.MULTILINE)
+        assert count == 1, f"{name} has no line for {variable}"
     script = folder / f"{name}.sbatch"
     script.write_text(text)
     return script
@@ -143,9 +144,33 @@ def test_array_tries_its_configurations_and_starts_again_only_the_one_that_asks_
     for k in range(4):
         job, said = slurm.finished(f"{number}_{k}"), slurm.log(f"{number}_{k}")
         assert (job["JobState"], job["Restarts"]) == ("COMPLETED", str(int(k == 3))), said
-        assert f"--out {tmp_path}/out/{k} " in said
-        config = Config.load(None, re.findall(r"--set (\S+)", said))
-        assert config.cache.dir == f"{tmp_path}/out/cache"
+        assert f"--out {tmp_path}/out/{{array}} " in said
+        settings = [numbered(word, {"SLURM_ARRAY_TASK_ID": str(k)}) for word in re.findall(r"--set (\S+)", said)]
+        config = Config.load(None, settings)
+        assert (config.cache.dir, config.train.seed) == (f"{tmp_path}/out/cache", k)
+
+
+@pytest.mark.parametrize("name", ["single-node", "array"])
+def test_where_requeue_is_refused_a_new_job_goes_on(slurm, undisturbed, photos, tmp_path, name):
+    scontrol = stand_in(tmp_path / "bin/scontrol", 'echo "Requested operation is presently disabled" >&2; exit 1')
+    python = stand_in(tmp_path / "venv/bin/python", "echo start ${RESTARTS:-0}; exit $((RESTARTS ? 0 : 75))")
+    script = edited(name, tmp_path, DATA=photos, OUT=tmp_path / "out", VENV=python.parent.parent)
+    number = before_others(slurm, scontrol).submit(script, *(["--array=1"] if name == "array" else []), *NOTHING)
+    task = "_1" if name == "array" else ""
+    assert slurm.finished(number + task)["ExitCode"] == "75:0"
+    said = slurm.log(number + task)
+    (second,) = re.findall(r"Submitted batch job (\d+)", said)
+    job, said = slurm.finished(second + task), slurm.log(second + task)
+    assert job["JobState"] == "COMPLETED" and "start 1" in said, said
+
+
+def test_a_site_may_want_gpus_per_node(slurm, undisturbed, photos, tmp_path):
+    python = stand_in(tmp_path / "venv/bin/python", "echo GPUs $CUDA_VISIBLE_DEVICES of $SLURM_GPUS_ON_NODE")
+    script = edited("single-node", tmp_path, DATA=photos, OUT=tmp_path / "out", VENV=python.parent.parent)
+    script.write_text(script.read_text().replace("--gres=gpu:1", "--gpus-per-node=2"))
+    number = slurm.submit(script, "--cpus-per-task=1", "--mem=50M")
+    assert slurm.finished(number)["JobState"] == "COMPLETED"
+    assert "GPUs 0,1 of 2" in slurm.log(number)
 
 
 def test_cancelled_job_keeps_what_it_has_made_and_stays_cancelled(slurm, undisturbed, photos, tmp_path):
@@ -246,8 +271,7 @@ def test_configurations_of_an_array_meet_in_a_bucket(slurm, photos, google: Goog
     for k in (0, 1):
         node = tmp_path / f"node-{k}"
         node.mkdir()
-        script = edited("array", node, DATA=data, OUT=out, SCRATCH=node)
-        script.write_text(script.read_text().replace('"${options[@]}"', shlex.join([*settings, "--stop-after", "extract"])))
+        script = edited("array", node, DATA=data, OUT=out, SCRATCH=node, OPTIONS=[*settings, "--stop-after", "extract"])
         google.requests()
         number = told(slurm, **google.environment).submit(script, f"--array={k}", *WORKER)
         assert slurm.finished(f"{number}_{k}")["JobState"] == "COMPLETED", slurm.log(f"{number}_{k}")
