@@ -155,10 +155,13 @@ def test_where_requeue_is_refused_a_new_job_goes_on(slurm, undisturbed, photos, 
     scontrol = stand_in(tmp_path / "bin/scontrol", 'echo "Requested operation is presently disabled" >&2; exit 1')
     python = stand_in(tmp_path / "venv/bin/python", "echo start ${RESTARTS:-0}; exit $((RESTARTS ? 0 : 75))")
     script = edited(name, tmp_path, DATA=photos, OUT=tmp_path / "out", VENV=python.parent.parent)
-    number = before_others(slurm, scontrol).submit(script, *(["--array=1"] if name == "array" else []), *NOTHING)
+    sizes = "\n".join(f"#SBATCH {option}" for option in NOTHING)  # The second job has only the options in the script.
+    script.write_text(re.sub(r"#SBATCH --cpus(.*\n)+?#SBATCH --time.*", sizes, script.read_text()))
+    number = before_others(slurm, scontrol).submit(script, *(["--array=1"] if name == "array" else []))
     task = "_1" if name == "array" else ""
     assert slurm.finished(number + task)["ExitCode"] == "75:0"
     said = slurm.log(number + task)
+    assert "Submitted batch job" in said, said
     (second,) = re.findall(r"Submitted batch job (\d+)", said)
     job, said = slurm.finished(second + task), slurm.log(second + task)
     assert job["JobState"] == "COMPLETED" and "start 1" in said, said
