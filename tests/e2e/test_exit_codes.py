@@ -299,7 +299,7 @@ MISTAKES = [
     ("TF_CONFIG nested", "run --data photos --out none", {"TF_CONFIG": "[" * 100_000}, "TF_CONFIG cannot be read"),
     (
         "{index} outside of an Indexed Job",
-        "run --data photos --out none/{index}",
+        "run --data photos --out none/{{index}}",
         {},
         "JOB_COMPLETION_INDEX, which is not set",
     ),

@@ -96,8 +96,10 @@ class Rendered:
             return Config.load(Path(file.name), given["assignments"])
 
     def verdict(self, exit_code: int | None = None, condition: str = "") -> str:
-        """What happens when a container has ended like this: FailJob, FailIndex, Count (start again) or Ignore (the same,
-        uncounted)."""
+        """What happens after a container has ended like this.
+
+        FailJob or FailIndex; Count: it starts again; Ignore: it starts again, which is not counted.
+        """
         in_job = self._verdict_in_job(exit_code, condition)
         if not self.job_set:
             return in_job
