@@ -23,9 +23,12 @@ from job.pipeline.plan import Step
 from job.pipeline.plan import plan as plan_of
 from job.pipeline.records import Records, read_run
 from job.pipeline.results import Ranking, Result
+from job.preflight.base import Finding, Planned
+from job.preflight.checks import examine
 from job.runtime.context import Context
 from job.runtime.session import Session
 from job.runtime.telemetry import Telemetry
+from job.sources.base import Source
 from job.sources.open import open_source
 from job.storage.bucket.objects import is_remote, refuse_credentials
 from job.storage.workdir import Workdir
@@ -98,6 +101,27 @@ def plan(
         if job.budget:
             quality.resume(job, job.budget)
         return plan_of(job, stop_after)
+
+
+def doctor(
+    data: Place, out: Place, *, config: Settings = None, labels: Place | None = None, session: Session | None = None
+) -> Iterator[Finding]:
+    """Check what `run` needs, without running. Yield what each check finds. Leaves nothing in `out`, and keeps weights.
+
+    Raises:
+        UsageError: if the configuration, or the variables of the scheduler, are wrong. Other errors are findings.
+        Stopped.
+    """
+    session = session or Session()
+    settings = _config(config)
+    cluster = Cluster.from_environ(session.environ)
+
+    def workdir() -> Workdir:
+        found = _workdir(data, out, labels, settings, session, cluster.index)
+        found.check(session)
+        return found
+
+    yield from examine(Planned(settings, cluster, session.stop, workdir, lambda: _source(settings, data, labels)))
 
 
 def rank(
@@ -281,8 +305,11 @@ def _workdir(data: Place, out: Place, labels: Place | None, config: Config, sess
 
 
 def _job(config: Config, data: Place, labels: Place | None, context: Context, cluster: Cluster | None = None) -> Job:
-    source = open_source(_place("--data", data), _place("--labels", labels), settings=config.intake)
-    return Job(config, source, context, labels=_place("--labels", labels), cluster=cluster)
+    return Job(config, _source(config, data, labels), context, labels=_place("--labels", labels), cluster=cluster)
+
+
+def _source(config: Config, data: Place, labels: Place | None) -> Source:
+    return open_source(_place("--data", data), _place("--labels", labels), settings=config.intake)
 
 
 @overload

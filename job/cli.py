@@ -5,6 +5,7 @@ import os
 import shlex
 import sys
 import tempfile
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +63,7 @@ _MEANT = {
     **dict.fromkeys(("train", "fit", "finetune", "fine-tune", "start"), "run"),
     **dict.fromkeys(("eda", "check", "analyze", "validate"), "explore"),
     **dict.fromkeys(("infer", "inference", "classify"), "predict"),
+    **dict.fromkeys(("preflight", "diagnose"), "doctor"),
 }
 
 
@@ -124,6 +126,34 @@ def run(call: RunOptions, stop_after: str | None, dry_run: bool) -> None:
 def explore(call: RunOptions) -> None:
     """Check the photos without training. Same as run --stop-after explore; needs no TensorFlow."""
     _run(call, "explore")
+
+
+@main.command()
+@with_run_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of lines.")
+def doctor(call: RunOptions, as_json: bool) -> None:
+    """Check what run needs, without running: data, output, disk, memory, weights, GPUs, other workers.
+
+    Takes the options of run, and prints a line for each check. The exit code is 0, or 75 if waiting may help, or 2. A run
+    does the same checks at its start.
+    """
+    from job import api
+    from job.preflight.base import Finding, exit_code
+
+    findings: list[Finding] = []
+    try:
+        for finding in api.doctor(call.data, call.out, config=call.config(), labels=call.labels, session=_session(call)):
+            findings.append(finding)
+            if not as_json:
+                say(f"{finding.level:<8}{finding.check:<14}{finding.text}")
+    except UsageError as error:
+        if not as_json:
+            raise
+        findings.append(replace(Finding.of(error), check="settings"))
+    code = exit_code(findings)
+    if as_json:
+        say(json.dumps({"exit_code": code, "findings": [asdict(finding) for finding in findings]}))
+    sys.exit(code)
 
 
 @main.command()

@@ -298,6 +298,7 @@ class ReportConfig(Section):
 
 class ClusterConfig(Section):
     start_timeout_s: float = how(300.0, "Seconds that the workers of a run wait for each other at the start.", gt=0)
+    require_gpu: bool = how(False, "Stop with exit code 2 if there is no GPU, instead of computing on the CPU.")
     logical_cpus: int | None = how(
         None, "For tests on one machine without GPUs: use the CPU as this many TensorFlow devices.", ge=1, le=64
     )

@@ -23,11 +23,14 @@ class Devices:
     """The devices of this worker and of all workers. The first use of a property imports TensorFlow.
 
     Raises:
-        UsageError: if `logical_cpus` is set and there are several workers.
+        UsageError: if `logical_cpus` is set and there are several workers; later, if TensorFlow finds no GPU and
+            `require_gpu` is set.
     """
 
-    def __init__(self, cluster: Cluster | None = None, *, logical_cpus: int | None = None) -> None:
-        self.cluster, self.logical_cpus = cluster or Cluster(), logical_cpus
+    def __init__(
+        self, cluster: Cluster | None = None, *, logical_cpus: int | None = None, require_gpu: bool = False
+    ) -> None:
+        self.cluster, self.logical_cpus, self._require_gpu = cluster or Cluster(), logical_cpus, require_gpu
         if self.cluster.num_workers > 1 and logical_cpus:
             raise UsageError("cluster.logical_cpus is for a single worker. Leave it out, or start only one worker.")
 
@@ -107,6 +110,8 @@ class Devices:
         for gpu in gpus:
             tf.config.experimental.set_memory_growth(gpu, True)
         if not gpus:
+            if self._require_gpu:
+                raise without_gpu("TensorFlow finds none. transfer-job doctor says why.")
             tf.config.experimental.enable_op_determinism()
             if self.logical_cpus:
                 cpu = tf.config.list_physical_devices("CPU")[0]
@@ -125,6 +130,14 @@ class Devices:
         details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
         has_bfloat16 = bool(gpus) and all(d.get("compute_capability", (0, 0))[0] >= 8 for d in details)
         return "mixed_bfloat16" if has_bfloat16 else "float32"
+
+
+def without_gpu(reason: str) -> UsageError:
+    """Return the error of a run that must not compute on the CPU. `reason` is a sentence about GPUs, with a way out."""
+    return UsageError(
+        f"cluster.require_gpu is true, and this run can use no GPU. {reason} To compute on the CPU instead: "
+        "--set cluster.require_gpu=false"
+    )
 
 
 def own_gpus(gpus: list[Gpu], num_here: int, place_here: int) -> list[Gpu]:

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Self
 
@@ -27,7 +28,8 @@ class Cluster:
     `addresses` has HOST:PORT of each worker's TensorFlow server. `index` is the number of this worker; 0 is the chief.
     `found` describes for the user what the environment said. `num_here` workers run on this machine, and this one is number
     `place_here` of them, counted from 0. If `divides_gpus` is true, they divide its GPUs among themselves. `num_gpus` is the
-    number of visible GPUs on this machine, counted without TensorFlow.
+    number of visible GPUs on this machine, counted without TensorFlow, and `visible_gpus` what CUDA_VISIBLE_DEVICES lists;
+    None if it is not set.
     """
 
     addresses: tuple[str, ...] = ("localhost:0",)
@@ -37,6 +39,7 @@ class Cluster:
     place_here: int = 0
     divides_gpus: bool = False
     num_gpus: int = 0
+    visible_gpus: tuple[str, ...] | None = None
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Self:
@@ -45,7 +48,8 @@ class Cluster:
         Raises:
             UsageError: if a variable is missing or unreadable, or if they contradict each other.
         """
-        found = replace(cls._found_in(environ), num_gpus=_num_gpus(environ))
+        visible = _visible_gpus(environ)
+        found = replace(cls._found_in(environ), num_gpus=_num_gpus(visible), visible_gpus=visible)
         host, port = found.control_address
         if f"{host}:{port}" in found.addresses:
             raise UsageError(
@@ -186,8 +190,14 @@ class Cluster:
         return host, int(port) - 1
 
 
-def _num_gpus(environ: Mapping[str, str]) -> int:
-    """Count the GPUs in /dev, but at most those that CUDA_VISIBLE_DEVICES lists."""
+def _visible_gpus(environ: Mapping[str, str]) -> tuple[str, ...] | None:
+    """Return the GPUs that CUDA_VISIBLE_DEVICES lists; None if it is not set. CUDA ignores -1 and everything behind it."""
+    listed = environ.get("CUDA_VISIBLE_DEVICES")
+    return None if listed is None else tuple(takewhile(lambda gpu: gpu not in ("", "-1"), map(str.strip, listed.split(","))))
+
+
+def _num_gpus(visible: tuple[str, ...] | None) -> int:
+    """Count the GPUs in /dev, but at most those that are visible. Windows has one device for all of them."""
     there = [path for path in Path("/dev").glob("nvidia*") if path.name.removeprefix("nvidia").isdigit()]
-    visible = environ.get("CUDA_VISIBLE_DEVICES")
-    return len(there) if visible is None else min(len(there), len([gpu for gpu in visible.split(",") if gpu]))
+    num_there = len(there) or int(Path("/dev/dxg").exists())
+    return num_there if visible is None else min(num_there, len(visible))

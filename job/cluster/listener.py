@@ -34,15 +34,7 @@ class Listener:
         self._changing = threading.Lock()
         self._num_refused, self._refused_last = 0, ""
         self._is_closed = False
-        try:
-            self._socket = _listening(host, port)
-        except PermissionError as error:
-            raise UsageError(f"The chief may not listen on port {port}: give worker 0 a port above 1024.") from error
-        except OSError as error:
-            raise TryAgainLater(
-                f"The chief cannot listen on port {port} ({error.strerror}): another job on this machine may use it. Start "
-                "all workers again when that job has ended, or give worker 0 another port."
-            ) from error
+        self._socket = listening(host, port, "The chief")
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
@@ -109,6 +101,24 @@ class Listener:
     def _forget(self, line: Connection) -> None:
         with self._changing:
             self._strangers.pop(line, None)
+
+
+def listening(host: str, port: int, who: str) -> socket.socket:
+    """Return a socket that listens on a port of this machine. Messages call the worker `who`.
+
+    Raises:
+        UsageError: if this user may not listen on the port.
+        TryAgainLater: if the port is in use.
+    """
+    try:
+        return _listening(host, port)
+    except PermissionError as error:
+        raise UsageError(f"{who} may not listen on port {port}: give this worker a port above 1024.") from error
+    except OSError as error:
+        raise TryAgainLater(
+            f"{who} cannot listen on port {port} ({error.strerror}): another job on this machine may use it. Start all "
+            "workers again when that job has ended, or give this worker another port."
+        ) from error
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -124,10 +124,11 @@ def denial(path: str | Path, *, writing: bool = False) -> str:
     kept_out_by = _kept_out_by(Path(path))
     groups = ", ".join(map(str, sorted({os.getegid(), *os.getgroups()})))
     status = kept_out_by.lstat()
+    squashed = ". There root has no special rights, as on NFS with root_squash" if os.geteuid() == 0 else ""
     return (
         f"no permission: user {_name(os.geteuid())} (groups {groups}) may not {'write to' if writing else 'read'} "
         f"{kept_out_by}, which belongs to user {_name(status.st_uid)}, group {status.st_gid}, and has mode "
-        f"{stat.S_IMODE(status.st_mode):04o}"
+        f"{stat.S_IMODE(status.st_mode):04o}{squashed}"
     )
 
 

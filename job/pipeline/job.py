@@ -17,6 +17,7 @@ from job.pipeline.records import Records
 from job.pipeline.settings import settings_digest
 from job.pipeline.table import STAGES
 from job.runtime.context import Context
+from job.runtime.stop import StopRequest
 from job.sources.base import Listing, Source
 from job.train.recipe import Recipe, with_quality
 
@@ -56,7 +57,9 @@ class Job:
         self.given, self.config = config, with_quality(config)
         self.source, self.context, self.labels = source, context, labels
         self.cluster = cluster or Cluster()
-        self.devices = Devices(self.cluster, logical_cpus=config.cluster.logical_cpus)
+        self.devices = Devices(
+            self.cluster, logical_cpus=config.cluster.logical_cpus, require_gpu=config.cluster.require_gpu
+        )
         self.workdir = context.workdir
         self._artifacts: dict[str, Artifact] = {}
         self.exports = False
@@ -81,6 +84,10 @@ class Job:
     def listing(self) -> Listing:
         """The files of the source."""
         return self.source.listing()
+
+    @property
+    def stop(self) -> StopRequest:
+        return self.context.stop
 
     @cached_property
     def network(self) -> Network:

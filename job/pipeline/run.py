@@ -15,6 +15,7 @@ from job.pipeline.records import Record, read_run, write_run
 from job.pipeline.table import STAGES
 from job.pipeline.team import led
 from job.pipeline.wiring import WIRING
+from job.preflight.checks import before_run
 from job.runtime.session import Session
 from job.runtime.telemetry import spent_once
 from job.stores.exchange import open_store
@@ -38,7 +39,10 @@ def run(job: Job, stop_after: str | None, session: Session, command: Sequence[st
             quality.resume(job, job.budget)
         for line in job.listing.summary():
             job.context.telemetry.line(line)
-        with led(job, steps := plan(job, stop_after), stop_after):
+        steps = plan(job, stop_after)
+        if any(step.runs for step in steps):
+            before_run(job, computes=any(step.runs and STAGES[step.stage].needs_devices for step in steps))
+        with led(job, steps, stop_after):
             # run.json is missing if the run before was killed at once.
             is_open = job.budget is not None and job.budget.chosen is None and "extract" in wanted(stop_after)
             if any(step.runs for step in steps) or read_run(job.workdir) is None or is_open:

@@ -13,6 +13,7 @@ from job.pipeline.job import Job
 from job.pipeline.plan import Step, stale, wanted
 from job.pipeline.table import STAGES
 from job.pipeline.wiring import WIRING
+from job.preflight.checks import before_run
 from job.runtime.telemetry import spent_once
 from job.storage.files import digest_of
 from job.version import __version__
@@ -26,6 +27,7 @@ def assist(job: Job, stop_after: str | None = None) -> None:
     """
     context, cluster = job.context, job.cluster
     trains = any(STAGES[name].needs_devices for name in wanted(stop_after))
+    before_run(job, computes=trains)
     with Worker(cluster.index, cluster.num_workers, context.stop) as worker, peers_first(context.stop):
         is_needed = worker.connect(
             cluster.control_address,

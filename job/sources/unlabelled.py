@@ -51,6 +51,11 @@ def ways_out(tree: Tree, photos: Folder, places: Iterable[Folder], data: Folder 
 
 def unlabelled(tree: Tree, num_files: int) -> DataUnusable:
     """Return the error for a source without class folders."""
+    if not num_files:
+        return DataUnusable(
+            f"{tree.files.uri}: there are no photos in it. If a volume with photos belongs there, it is not mounted: "
+            "docker run -v /my/photos:/data:ro, or a volumeMount in Kubernetes."
+        )
     return DataUnusable(
         f"{tree.files.uri}: unlabelled: there are no class folders in it ({num_files:,} files outside of any). "
         "Put the photos of each class into a folder of its own, named like the class, or give a table of labels.",

@@ -9,13 +9,14 @@ import re
 import shlex
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 
+from job.console.places import refused_at_start
 from job.errors import UsageError
 from job.storage.bucket.objects import Conflict, Objects
-from job.storage.files import own_mark, read_json, sync
+from job.storage.files import existing, own_mark, read_json, remove_tree, storage_errors, sync
 from job.storage.ledger import MARK, TEMPORARY
 
 _SHOWN = 5
@@ -38,7 +39,7 @@ def claim(root: Path, out: str, *, config_file: Path | None = None, environ: Map
     with suppress(FileExistsError):
         os.close(os.open(root / MARK, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         sync(root)
-    _try_renames(root, out)
+    try_renames(root / TEMPORARY, out)
 
 
 def check(root: Path, out: str, *, config_file: Path | None = None, environ: Mapping[str, str]) -> None:
@@ -152,14 +153,30 @@ def _below(out: str) -> str:
     return "runs/first" if out in (".", "./") else f"{out.rstrip('/')}/runs/first"
 
 
-def _try_renames(root: Path, out: str) -> None:
-    """Try to rename a folder, which publishing needs at the end of a run.
+@contextmanager
+def probing(place: Path, what: str) -> Iterator[Path]:
+    """Give a folder in a place that may not exist yet, to see whether it can be written to. Remove it again.
+
+    Raises:
+        UsageError: if nothing can be written there; the message calls the place `what`. StorageFailed: if a retry may help.
+    """
+    with storage_errors(place), refused_at_start(what, place, writing=True):
+        folder = existing(place) / f".transfer-job-{own_mark()}"
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            remove_tree(folder)
+
+
+def try_renames(parent: Path, out: str) -> None:
+    """Try to rename a folder in `parent`, which is made if it is missing. Publishing needs that at the end of a run.
 
     Raises:
         UsageError: if the file system cannot rename a folder.
         OSError: if the file system cannot be written to.
     """
-    tried, renamed = (root / TEMPORARY / own_mark() for _ in range(2))
+    tried, renamed = (parent / own_mark() for _ in range(2))
     tried.mkdir(parents=True)
     try:
         tried.rename(renamed)

@@ -209,15 +209,16 @@ def _room(path: Path, needed_bytes: int | None) -> str:
 
 def free_bytes(path: Path) -> int:
     """Return the free bytes of the file system that `path` is on, or will be on."""
-    return shutil.disk_usage(_existing(path)).free
+    return shutil.disk_usage(existing(path)).free
 
 
 def on_one_disk(path: Path, other: Path) -> bool:
     """Return whether two paths are on the same file system, or will be."""
-    return _existing(path).stat().st_dev == _existing(other).stat().st_dev
+    return existing(path).stat().st_dev == existing(other).stat().st_dev
 
 
-def _existing(path: Path) -> Path:
+def existing(path: Path) -> Path:
+    """Return a path, or the nearest folder above it that exists."""
     return next(p for p in (path, *path.parents) if p.exists())
 
 

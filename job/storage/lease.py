@@ -181,6 +181,23 @@ def acquire(
         time.sleep(_LOOKS_EVERY_S)
 
 
+def owner_of(folder: Path) -> Owner | None:
+    """Return the process that holds the lease on a directory, or held it when it was killed. None if there is no lease.
+
+    Raises:
+        UsageError: if a file of this name is not a lease.
+        OSError: if it cannot be read.
+    """
+    file = folder / NAME
+    if not file.exists():
+        return None
+    descriptor = open_own(file, os.O_RDONLY)
+    try:
+        return _read(descriptor, file)
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def _locked(file: Path) -> Iterator[int]:
     """Return a context in which this process alone has the file open and locked. It gives the descriptor."""

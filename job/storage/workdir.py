@@ -5,6 +5,7 @@ knows which names belong to the job. Anything else in the directory is never rep
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -71,6 +72,17 @@ class Workdir:
     def glance(self) -> AbstractContextManager[Self]:
         """Give the directory, or a copy of it, for reading only."""
         return nullcontext(self)
+
+    def probe(self) -> float:
+        """Try what a run does in the directory, without making it, and leave nothing behind.
+
+        Return how many seconds the clock of its file system is ahead of this machine's. Raises: UsageError, StorageFailed.
+        """
+        with claim.probing(self.root, f"--out {self.uri}") as folder:
+            claim.try_renames(folder, self.uri)
+            with writing(folder / "written", folder / "part") as part:
+                part.write_bytes(b"0")
+            return (folder / "written").stat().st_mtime - time.time()
 
     def acquire(self, tell: Callable[[str], None], session: Session) -> None:
         """Claim the directory and take its lease. `close` gives the lease back.

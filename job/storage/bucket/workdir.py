@@ -30,7 +30,7 @@ from job.storage.bucket import lease as bucket_lease
 from job.storage.bucket.downloads import fetch
 from job.storage.bucket.objects import Conflict, NoSuchObject, Objects, join, remove_own
 from job.storage.bucket.parallel import each
-from job.storage.files import digest_of_file, storage_errors
+from job.storage.files import digest_of_file, own_mark, storage_errors
 from job.storage.lease import NAME as LEASE
 from job.storage.ledger import MARK, TEMPORARY, ScratchLedger, is_inside
 from job.storage.workdir import Workdir
@@ -100,6 +100,12 @@ class BucketWorkdir(Workdir):
             copy = type(self)(Path(folder), self.objects)
             copy.refresh()
             yield copy
+
+    def probe(self) -> float:
+        ahead_s, name = super().probe(), f".transfer-job-{own_mark()}"
+        self.objects.write(name, b"", replaces="")
+        self.objects.remove(name)
+        return ahead_s
 
     def acquire(self, tell: Callable[[str], None], session: Session) -> None:
         super().acquire(tell, session)
