@@ -38,6 +38,10 @@ ENV PATH=/opt/job/bin:$PATH \
     HOME=/tmp \
     KERAS_HOME=/opt/keras
 
+# The parts of the driver that the NVIDIA Container Toolkit mounts, and the folder in which GKE mounts them.
+ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    LD_LIBRARY_PATH=/usr/local/nvidia/lib64
+
 # Check that everything can be imported, and compile it, because the user of the container cannot write bytecode. The packages
 # contain more code that the job never imports. The bytecode stays valid if the times of files change.
 RUN python -B -c "import importlib, pkgutil, py_compile, sys; \

@@ -245,6 +245,9 @@ def gpus_are_consistent(rendered: Rendered) -> Iterator[str]:
         return
     if requests != limits or not isinstance(limits, int) or limits < 1:
         yield f"{requests} GPUs asked for, {limits} allowed: Kubernetes gives whole ones, and both must agree"
+    with suppress(click.UsageError, UsageError):  # Another rule's complaint.
+        if not rendered.config().cluster.require_gpu:
+            yield "a pod whose GPU does not work would compute on its CPUs"
     if not any(toleration.get("key") == GPU for toleration in rendered.pod.get("tolerations", [])):
         yield "nodes with GPUs are kept free for pods that tolerate their taint"
 

@@ -372,6 +372,7 @@ MISTAKES: list[tuple[str, str, str, str, Any]] = [
     ("single-gpu", "sizes_fit", "Job", CONTAINER + "resources.limits.memory", "20Gi"),
     ("single-gpu", "sizes_fit", "Job", CONTAINER + "resources.limits.cpu", REMOVED),
     ("single-gpu", "sizes_fit", "Job", POD + "volumes.4.emptyDir.sizeLimit", "24Gi"),
+    ("single-gpu", "gpus_are_consistent", "Job", CONTAINER + "args.4", "--set=cluster.require_gpu=false"),
     ("single-gpu", "gpus_are_consistent", "Job", CONTAINER + f"resources.requests.{GPU.replace('.', '~')}", 2),
     ("single-gpu", "gpus_are_consistent", "Job", POD + "tolerations", REMOVED),
     ("single-gpu", "a_stop_has_time_to_save", "Job", POD + "terminationGracePeriodSeconds", 10),
@@ -451,10 +452,16 @@ def two_pods(kubectl: str, k8s: Path, networks: list[str], tmp_path: Path) -> Po
 
 
 def pods_of(overlay: str, kubectl: str, k8s: Path, networks: list[str], folder: Path) -> Pods:
-    (k8s / "base/run.toml").write_text(as_toml(Config.load(None, QUICK)))
+    make_quick(k8s)
     made = Pods(Rendered(manifests(render(kubectl, k8s / "overlays" / overlay))), networks, folder)
     paint_classes(made.at["/data"])
     return made
+
+
+def make_quick(k8s: Path) -> None:
+    """Write settings for a run of seconds on this machine, which has no GPU."""
+    (k8s / "base/run.toml").write_text(as_toml(Config.load(None, QUICK)))
+    edit(k8s / "overlays/single-gpu/kustomization.yaml", "cluster.require_gpu=true", "cluster.require_gpu=false")
 
 
 def test_two_pods_find_each_other_and_finish_the_run(two_pods: Pods) -> None:
@@ -497,7 +504,7 @@ def two_pods_on_a_bucket(
     kubectl: str, k8s: Path, networks: list[str], google: GoogleBed, bucket: str, tmp_path: Path
 ) -> Iterator[Pods]:
     """The same with photos and results in a bucket, and no volume that outlives a pod."""
-    (k8s / "base/run.toml").write_text(as_toml(Config.load(None, QUICK)))
+    make_quick(k8s)
     use_buckets(k8s, "data", "out")
     edit(k8s / "components/data-bucket/job.yaml", "gs://my-photos/flowers", f"{bucket}/photos")
     edit(k8s / "components/out-bucket/job.yaml", "gs://my-results/runs/first", f"{bucket}/run")

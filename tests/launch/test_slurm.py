@@ -29,9 +29,11 @@ ENDS = {kind.exit_code for kind in vars(errors).values() if isinstance(kind, typ
 WORKER = ("--cpus-per-task=1", "--mem=2500M")
 NOTHING = ("--cpus-per-task=1", "--mem=50M", "--gres=none")
 # Float64, so that the order in which workers add up is far from changing a result.
-SHORT = quick_settings("fine_tune.precision=float64")
+SHORT = quick_settings("fine_tune.precision=float64", "cluster.require_gpu=false")  # The GPUs of this bed are only files.
 # Seconds of fine-tuning, to be met in it.
-LONG = quick_settings("fine_tune.epochs=25", "fine_tune.global_batch_size=8", "checkpoint.every_s=0.3")
+LONG = quick_settings(
+    "fine_tune.epochs=25", "fine_tune.global_batch_size=8", "checkpoint.every_s=0.3", "cluster.require_gpu=false"
+)
 
 
 @pytest.fixture(scope="module")
@@ -256,6 +258,14 @@ def test_job_that_gets_too_little_memory_says_so_and_does_not_start_again(slurm,
     assert "exceeded memory limit" in said and "raise --mem" in said, said
 
 
+def test_job_that_gets_gpus_and_finds_none_ends_with_2_and_does_not_start_again(slurm, photos, tmp_path):
+    script = edited("single-node", tmp_path, DATA=photos, OUT=tmp_path / "out", OPTIONS=quick_settings())
+    number = slurm.submit(script, *WORKER)
+    job, said = slurm.finished(number), slurm.log(number)
+    assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("FAILED", "2:0", "0"), said
+    assert "cluster.require_gpu is true" in said, said
+
+
 def test_two_nodes_with_a_bucket_between_them_end_as_one_does(slurm, one_worker, photos, google: GoogleBed, tmp_path):
     data, out = google.put_folder(photos, f"{google.bucket()}/photos"), f"{google.bucket()}/runs/first"
     script = edited("multi-node", tmp_path, DATA=data, OUT=out, OPTIONS=SHORT, SCRATCH=tmp_path)
@@ -269,7 +279,7 @@ def test_two_nodes_with_a_bucket_between_them_end_as_one_does(slurm, one_worker,
 
 def test_configurations_of_an_array_meet_in_a_bucket(slurm, photos, google: GoogleBed, tmp_path):
     data, out = google.put_folder(photos, f"{google.bucket()}/photos"), f"{google.bucket()}/runs"
-    settings = quick_settings("backbone.unfreeze=none", "augment.views=1")
+    settings = quick_settings("backbone.unfreeze=none", "augment.views=1", "cluster.require_gpu=false")
     num_read = []
     for k in (0, 1):
         node = tmp_path / f"node-{k}"
