@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeVar
@@ -54,6 +55,8 @@ class Devices:
         if self.cluster.num_workers == 1:
             return self.local
         tf, gpus = self._set_up
+        # gRPC would send the connections between workers to the proxy of https_proxy, which cannot reach them.
+        os.environ["no_grpc_proxy"] = ",".join(address.rpartition(":")[0] for address in self.cluster.addresses)  # noqa: SIM112
         spec = tf.train.ClusterSpec({"worker": list(self.cluster.addresses)})
         resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
             spec, task_type="worker", task_id=self.cluster.index, num_accelerators={"GPU": len(gpus)}, rpc_layer="grpc"

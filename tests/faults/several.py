@@ -42,7 +42,8 @@ class Run:
 
     def start(self, k: int) -> None:
         task = {"cluster": {"worker": self._addresses}, "task": {"type": "worker", "index": k}}
-        environ = {**os.environ, "TF_CONFIG": json.dumps(task)}
+        proxy = "http://127.0.0.1:9"  # Nothing answers there: workers must connect to each other without it.
+        environ = {**os.environ, "TF_CONFIG": json.dumps(task), "grpc_proxy": proxy}
         if self._nodes:
             environ["TMPDIR"] = str(self._nodes[k])
         with self._logs[k].open("w") as file:

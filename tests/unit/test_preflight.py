@@ -9,10 +9,10 @@ import pytest
 from job.preflight.base import Finding, exit_code
 from job.preflight.gpus import Answer, Seen, judge, judge_trial
 
-# As tf.sysconfig.get_build_info answers.
+# As tf.sysconfig.get_build_info of tensorflow-cpu and tensorflow 2.21.0 answers.
 CPU_BUILD = {"is_cuda_build": False, "is_rocm_build": False, "is_tensorrt_build": False}
 GPU_BUILD = {
-    "cpu_compiler": "clang 18",
+    "cpu_compiler": "clang",
     "cuda_compute_capabilities": ["sm_60", "sm_70", "sm_80", "sm_89", "compute_90"],
     "cuda_version": "12.5.1",
     "cudnn_version": "9",
