@@ -61,7 +61,7 @@ LONGEST = (
     "test_crash_points.py",
     "test_kills.py",
     "test_earlier.py",
-    "test_kubernetes.py",
+    "test_pods.py",
     "test_reading.py",
     "test_secrets.py",
     "test_whole_job.py",

@@ -143,6 +143,7 @@ def ports_agree(rendered: Rendered) -> Iterator[str]:
         found[direction] = [
             port["port"]
             for policy in rendered.of("NetworkPolicy")
+            if rendered.selected_by(policy["spec"]["podSelector"]["matchLabels"])
             for rule in policy["spec"].get(direction, [])
             if any("podSelector" in peer for peer in rule.get(peers, []))
             for port in rule.get("ports", [])

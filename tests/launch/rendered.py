@@ -1,12 +1,14 @@
 """A rendered overlay of k8s/: its objects, and what the container of its Job is told by them."""
 
 import re
+import subprocess
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import click
+import yaml
 
 from job import cli
 from job.cluster.variables import numbered
@@ -119,3 +121,27 @@ class Rendered:
             if condition in conditions or exit_code in rule.get("onExitCodes", {}).get("values", []):
                 return str(rule["action"])
         return "Count"
+
+
+def use_buckets(k8s: Path, *kinds: str) -> None:
+    for kind in kinds:
+        edit(
+            k8s / "overlays/single-gpu/kustomization.yaml", f"../../components/{kind}-pvc", f"../../components/{kind}-bucket"
+        )
+
+
+def render(kubectl: str, folder: Path) -> str:
+    done = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr, done.stderr  # It warns of what is deprecated.
+    return done.stdout
+
+
+def edit(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert text.count(old) == 1, f"{old} stands {text.count(old)} times in {file}"
+    file.write_text(text.replace(old, new))
+
+
+def manifests(text: str) -> list[Manifest]:
+    return list(yaml.safe_load_all(text))

@@ -1,14 +1,13 @@
-"""The manifests of k8s/: rendered by kubectl, held against schemas, checkov and our own rules, and acted out.
+"""The manifests of k8s/: rendered by kubectl, and held against schemas, checkov and our own rules.
 
-No API server runs here: `controllers.py` does what JobSet and Kubeflow Trainer would do, and `pods.py` what a cluster would
-do with the pods of several workers.
+No API server runs here: `controllers.py` does what JobSet and Kubeflow Trainer would do. test_pods.py acts them out.
 """
 
 import json
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,11 @@ import pytest
 import yaml
 
 from job.cluster.environment import Cluster
-from job.config import Config, as_toml
 from tests.beds import missing
-from tests.clouds.fixtures import GoogleBed
-from tests.conftest import QUICK, ROOT, paint_classes
-from tests.launch import pods
+from tests.conftest import ROOT
 from tests.launch.controllers import JOB_NAME, JOB_SET_NAME, Manifest, applied
 from tests.launch.kubernetes_rules import GPU, complaints, exit_codes
-from tests.launch.pods import Pods
-from tests.launch.rendered import Rendered
+from tests.launch.rendered import Rendered, edit, manifests, render, use_buckets
 
 OVERLAYS = ("cpu-smoke", "single-gpu", "multi-gpu", "multi-worker", "jobset", "trainjob", "sweep")
 # A user's own overlay: a second run in a shared namespace, with everything that can be added.
@@ -47,17 +42,6 @@ VERSIONS = ("1.29", kubernetes_validate.latest_version())
 
 
 @pytest.fixture(scope="session")
-def kubectl() -> str:
-    return shutil.which("kubectl") or missing("kubectl is not installed")
-
-
-@pytest.fixture
-def k8s(tmp_path: Path) -> Path:
-    """A copy of the folder, for a user to edit."""
-    return Path(shutil.copytree(ROOT / "k8s", tmp_path / "k8s"))
-
-
-@pytest.fixture(scope="session")
 def rendered(kubectl: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The text of each overlay, of a user's own ones, and of one pod with either photos or results in a bucket."""
     texts = {name: render(kubectl, ROOT / "k8s/overlays" / name) for name in OVERLAYS}
@@ -70,30 +54,6 @@ def rendered(kubectl: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         (own / "kustomization.yaml").write_text(OWN.format(overlay=EVERYTHING.get(name)))
         texts[name] = render(kubectl, own if name in EVERYTHING else k8s / "overlays/single-gpu")
     return texts
-
-
-def use_buckets(k8s: Path, *kinds: str) -> None:
-    for kind in kinds:
-        edit(
-            k8s / "overlays/single-gpu/kustomization.yaml", f"../../components/{kind}-pvc", f"../../components/{kind}-bucket"
-        )
-
-
-def render(kubectl: str, folder: Path) -> str:
-    done = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert not done.stderr, done.stderr  # It warns of what is deprecated.
-    return done.stdout
-
-
-def edit(file: Path, old: str, new: str) -> None:
-    text = file.read_text()
-    assert text.count(old) == 1, f"{old} stands {text.count(old)} times in {file}"
-    file.write_text(text.replace(old, new))
-
-
-def manifests(text: str) -> list[Manifest]:
-    return list(yaml.safe_load_all(text))
 
 
 def standard(text: str) -> list[Manifest]:
@@ -392,13 +352,7 @@ MISTAKES: list[tuple[str, str, str, str, Any]] = [
     ("jobset", "the_run_is_bounded", "JobSet", "ttlSecondsAfterFinished", REMOVED),
     ("jobset", "workers_find_each_other", "JobSet", "network.publishNotReadyAddresses", False),
     ("jobset", "workers_find_each_other", "JobSet", "network.enableDNSHostnames", False),
-    (
-        "everything-jobset",
-        "workers_talk_to_workers_only",
-        "NetworkPolicy",
-        "podSelector",
-        {"matchLabels": {JOB_SET_NAME: "x"}},
-    ),
+    ("everything-jobset", "ports_agree", "NetworkPolicy", "podSelector", {"matchLabels": {JOB_SET_NAME: "x"}}),
     ("trainjob", "exit_codes_are_those_of_errors", "TrainingRuntime", "template.spec.failurePolicy.rules.0", REMOVED),
     ("sweep", "workers_know_their_number", "Job", CONTAINER + "args.2", "--out=$(OUT)"),
     ("sweep", "exit_codes_are_those_of_errors", "Job", RULE + "1.action", "FailJob"),
@@ -437,107 +391,3 @@ def test_a_longer_grace_in_run_toml_is_refused_without_the_time_for_it(k8s: Path
     with (k8s / "base/run.toml").open("a") as file:
         file.write("\n[checkpoint]\ngrace_s = 60\n")
     assert "a_stop_has_time_to_save" in complaints(manifests(render(kubectl, k8s / "overlays/single-gpu")))
-
-
-@pytest.fixture
-def networks() -> Iterator[list[str]]:
-    with pods.networks() as names:
-        yield names
-
-
-@pytest.fixture
-def two_pods(kubectl: str, k8s: Path, networks: list[str], tmp_path: Path) -> Pods:
-    """Two workers on drawn pictures in a claim, with another claim for the results, and a run.toml for a run of seconds."""
-    return pods_of("multi-worker", kubectl, k8s, networks, tmp_path)
-
-
-def pods_of(overlay: str, kubectl: str, k8s: Path, networks: list[str], folder: Path) -> Pods:
-    make_quick(k8s)
-    made = Pods(Rendered(manifests(render(kubectl, k8s / "overlays" / overlay))), networks, folder)
-    paint_classes(made.at["/data"])
-    return made
-
-
-def make_quick(k8s: Path) -> None:
-    """Write settings for a run of seconds on this machine, which has no GPU."""
-    (k8s / "base/run.toml").write_text(as_toml(Config.load(None, QUICK)))
-    edit(k8s / "overlays/single-gpu/kustomization.yaml", "cluster.require_gpu=true", "cluster.require_gpu=false")
-
-
-def test_two_pods_find_each_other_and_finish_the_run(two_pods: Pods) -> None:
-    assert two_pods.run() == {0: [0], 1: [0]}, two_pods.logs()
-    for k in (0, 1):
-        assert "2 workers" in two_pods.log(k).splitlines()[0]
-    assert {"report.html", "metrics.json", "model"} <= {path.name for path in (two_pods.at["/out"] / "run").iterdir()}
-
-
-def test_after_a_pod_is_lost_all_come_again_and_finish_the_run(two_pods: Pods) -> None:
-    split = two_pods.at["/out"] / "run/stages/split.json"
-    exits = two_pods.run(lose_one_when(split.exists))
-    assert_all_came_again(two_pods, exits)
-    assert (two_pods.at["/out"] / "run/report.html").exists()
-
-
-@pytest.mark.parametrize("overlay", ["jobset", "trainjob"])
-def test_after_a_pod_of_a_job_set_is_lost_all_start_again_at_once_and_finish_the_run(
-    overlay: str, kubectl: str, k8s: Path, networks: list[str], tmp_path: Path
-) -> None:
-    made = pods_of(overlay, kubectl, k8s, networks, tmp_path)
-    split = made.at["/out"] / "run/stages/split.json"
-    exits = made.run(lose_one_when(split.exists))
-    assert exits[1] == [137, 0] and exits[0] in ([75, 0], [143, 0]), made.logs()
-    assert "Cluster: Kubernetes Job transfer-job-node-0: pod 0 of 2" in made.log(0)
-    assert "intake    skipped: unchanged" in made.log(0)
-    assert (made.at["/out"] / "run/report.html").exists()
-
-
-@pytest.fixture
-def bucket(google: GoogleBed, tmp_path: Path) -> str:
-    """Drawn pictures below `photos`."""
-    uri = google.bucket()
-    google.put_folder(paint_classes(tmp_path / "photos"), f"{uri}/photos")
-    return uri
-
-
-@pytest.fixture
-def two_pods_on_a_bucket(
-    kubectl: str, k8s: Path, networks: list[str], google: GoogleBed, bucket: str, tmp_path: Path
-) -> Iterator[Pods]:
-    """The same with photos and results in a bucket, and no volume that outlives a pod."""
-    make_quick(k8s)
-    use_buckets(k8s, "data", "out")
-    edit(k8s / "components/data-bucket/job.yaml", "gs://my-photos/flowers", f"{bucket}/photos")
-    edit(k8s / "components/out-bucket/job.yaml", "gs://my-results/runs/first", f"{bucket}/run")
-    rendered = Rendered(manifests(render(kubectl, k8s / "overlays/multi-worker")))
-    with pods.reaching(google.url, networks):
-        yield Pods(rendered, networks, tmp_path, **google.environment)
-
-
-def test_after_a_pod_is_lost_new_ones_with_empty_disks_go_on_from_the_bucket(
-    two_pods_on_a_bucket: Pods, google: GoogleBed, bucket: str
-) -> None:
-    made, split = two_pods_on_a_bucket, f"{bucket}/run/stages/split.json"
-    assert made.at.keys() == {"/etc/transfer-job"}  # Nothing but the bucket is between them.
-    exits = made.run(lose_one_when(lambda: split in google.names(split)))
-    assert_all_came_again(made, exits)
-    assert "intake    skipped: unchanged" in made.log(0)
-    names = {name.removeprefix(f"{bucket}/run/").partition("/")[0] for name in google.names(f"{bucket}/run/")}
-    assert {"report.html", "metrics.json", "model", "examples.parquet"} <= names
-
-
-def lose_one_when(has_come_so_far: Callable[[], bool]) -> Callable[[Pods], None]:
-    lost: list[int] = []
-
-    def meanwhile(made: Pods) -> None:
-        if not lost and 1 in made.running and has_come_so_far():
-            made.lose(1)
-            lost.append(1)
-
-    return meanwhile
-
-
-def assert_all_came_again(made: Pods, exits: dict[int, list[int]]) -> None:
-    assert exits[1][0] == 137
-    assert exits[0][0] == 75, made.logs()
-    assert {code for codes in exits.values() for code in codes[1:-1]} <= {75}, made.logs()  # It came before the other left.
-    assert [codes[-1] for codes in exits.values()] == [0, 0]
