@@ -142,8 +142,6 @@ class Cluster:
         if count_name not in environ:
             return cls(found=f"Kubernetes: pod {index}, a run of its own")
         count = number(environ, count_name)
-        if count == 1 and index == 0:
-            return cls(found="Kubernetes: one pod")
         check_count(count, count_name)
         if count_name == "PET_NNODES":
             chief = re.fullmatch(r"([^.]+)-0\.(.+)", environ["PET_MASTER_ADDR"])  # The host name of pod 0.
