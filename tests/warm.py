@@ -11,6 +11,7 @@ libraries set on import makes no difference: tests import them, too.
 The job itself starts a process for the parity check. A second server, forked before the job begins, starts that one.
 """
 
+import atexit
 import ctypes
 import gc
 import importlib
@@ -27,7 +28,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NoReturn, Self
 
 import PIL.Image
 
@@ -207,6 +208,30 @@ def import_libraries() -> None:
     gc.freeze()  # So that fewer pages are copied after a fork.
 
 
+def _exit_code_of(request: _Request) -> int:
+    """Be the process that was asked for. Return the exit code that Python would give to it."""
+    try:
+        request.run()
+    except SystemExit as end:
+        return int(end.code or 0)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        return 1
+    return 0
+
+
+def _end(code: int) -> NoReturn:
+    """Do what Python does at its end, except to free all objects one by one.
+
+    That would copy the memory that is shared with the server: a quarter of a CPU second for each process.
+    """
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
+
+
 def main() -> None:
     import_libraries()
     requests = socket.socket(fileno=int(sys.argv[1]))
@@ -224,7 +249,7 @@ def main() -> None:
         _become([nowhere] * 3)
         _close(nowhere)
         request = _serve(far)
-    request.run()
+    _end(_exit_code_of(request))
 
 
 if __name__ == "__main__":
