@@ -14,10 +14,24 @@ from job.model.network import Network
 SIZE = 48
 
 
+class CompiledOnce(Network):
+    """A network that compiles its frozen layers once for each augmentation, which is most of the work of many tests."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self._steps = {}
+
+    def compiled(self, augmentation=None):
+        config = augmentation and augmentation._config
+        if config not in self._steps:
+            self._steps[config] = super().compiled(augmentation)
+        return self._steps[config]
+
+
 @pytest.fixture(scope="session")
 def network():
     config = BackboneConfig(name="mobilenet_v2", alpha=0.35, weights="random", unfreeze=0.4)
-    return Network(config, SIZE, Devices(), seed=1)
+    return CompiledOnce(config, SIZE, Devices(), seed=1)
 
 
 @pytest.fixture(scope="session")
