@@ -90,7 +90,7 @@ class Slurm:
     def wait_until(self, holds: Callable[[], bool], number: str) -> None:
         """Fails with the job's log where it takes so long that it will not come."""
         # Most of what is waited for is asked of Slurm, in a process that is started for it.
-        wait_until(holds, lambda: f"{self.job(number)}\n{self.log(number)}", every_s=0.2)
+        wait_until(holds, lambda: f"{self.job(number)}\n{self.log(number)}", every_s=0.5)
 
     def log(self, number: str) -> str:
         file = Path(self.job(number)["StdOut"])
