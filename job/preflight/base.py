@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from job.cluster.devices import Devices
 from job.cluster.environment import Cluster
@@ -60,29 +60,11 @@ def exit_code(findings: Sequence[Finding]) -> int:
     return UsageError.exit_code
 
 
-class Run(Protocol):
-    """The subject of a check: a `Job`, or a run that has not begun (`Planned`)."""
-
-    @property
-    def config(self) -> Config: ...
-    @property
-    def cluster(self) -> Cluster: ...
-    @property
-    def stop(self) -> StopRequest: ...
-    @property
-    def context(self) -> Context: ...
-    @property
-    def workdir(self) -> Workdir: ...
-    @property
-    def source(self) -> Source: ...
-    @property
-    def listing(self) -> Listing: ...
-    @property
-    def network(self) -> Network: ...
-
-
 class Planned:
-    """A run that has not begun. Each part is opened when a check first needs it, so that one fault does not hide others."""
+    """A run that has not begun, with what the checks use of a `Job`.
+
+    Each part is opened when a check first needs it, so that one fault does not hide others.
+    """
 
     def __init__(
         self,
@@ -102,6 +84,11 @@ class Planned:
     @property
     def workdir(self) -> Workdir:
         return self.context.workdir
+
+    @cached_property
+    def ahead_s(self) -> float:
+        """Seconds that the clock of the output's file system is ahead of ours. The output is tried for that; see `probe`."""
+        return self.workdir.probe()
 
     @cached_property
     def source(self) -> Source:

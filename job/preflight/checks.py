@@ -24,7 +24,7 @@ from job.errors import JobError, Stopped, TryAgainLater, UsageError, of_code
 from job.pipeline import publishing
 from job.pipeline.job import Job
 from job.preflight import gpus
-from job.preflight.base import Finding, Planned, Run, ok, warning
+from job.preflight.base import Finding, Planned, ok, warning
 from job.runtime.cgroups import cpu_quota, memory_bytes, usable_cores
 from job.storage import lease
 from job.storage.bucket.objects import is_remote
@@ -32,6 +32,7 @@ from job.storage.claim import probing
 from job.storage.files import everything_below, free_bytes, in_units, storage_failed
 from job.train.recipe import Recipe
 
+Run = Planned | Job
 _NUM_READ = 8  # Files that are read as a sample.
 _CLEARLY_TOO_MANY = 0.5  # If none of the sample can be read, more than this share of all files cannot.
 _MAX_AHEAD_S = 60.0
@@ -104,12 +105,13 @@ def _photos(run: Run) -> Iterator[Finding]:
 
 
 def _output(run: Run) -> Iterator[Finding]:
+    assert isinstance(run, Planned)  # A run claims its output itself.
     workdir, cache = run.workdir, run.context.cache
     cache.check()
     holder = lease.owner_of(workdir.root)
     if holder and holder.is_dead is False:
         raise lease.in_use(workdir.uri, holder)
-    workdir.probe()
+    _ = run.ahead_s
     if cache.is_shared and not cache.objects:
         with probing(cache.root, f"cache.dir {cache.root}"):
             pass
@@ -126,9 +128,8 @@ def _clock(run: Run) -> Iterator[Finding]:
     now = time.time()
     if now < _OLDEST_TIME:
         yield warning(f"it is {time.ctime(now)} here. With a wrong clock, no secure connection is accepted. Set it (NTP).")
-    elif run.cluster.is_chief:
-        held = run.workdir.path(lease.NAME) if run.workdir.lease else None
-        ahead_s = held.stat().st_mtime - now if held else run.workdir.probe()
+    elif run.cluster.is_chief:  # In a run it has just written its lease, or has touched it within a second.
+        ahead_s = run.ahead_s if isinstance(run, Planned) else run.workdir.path(lease.NAME).stat().st_mtime - now
         if abs(ahead_s) > _MAX_AHEAD_S:
             yield warning(
                 f"the clock of the file system of {run.workdir.root} is {ahead_s:+,.0f} s from this machine's. Runs that "
@@ -209,14 +210,27 @@ def _gpus(run: Run) -> Iterator[Finding]:
 
 
 def _ports(run: Run) -> Iterator[Finding]:
-    cluster = run.cluster
+    """Listen on the ports of this worker. Its process of an earlier start, which is just ending, gets ten seconds."""
+    cluster, deadline = run.cluster, time.monotonic() + _TRIES_FOR_S
     if cluster.num_workers > 1:
         own = [("", _port(cluster.addresses[cluster.index]), "TensorFlow's server")]
         if cluster.is_chief:
             own.append((*cluster.control_address, "The chief"))
         for host, port, who in own:
-            listening(host, port, who).close()
+            while not _is_free(host, port, who, last_try=time.monotonic() > deadline):
+                run.stop.check()
+                time.sleep(_PAUSE_S)
         yield ok(f"free: {', '.join(str(port) for _, port, _ in own)}")
+
+
+def _is_free(host: str, port: int, who: str, *, last_try: bool) -> bool:
+    try:
+        listening(host, port, who).close()
+    except TryAgainLater:
+        if last_try:
+            raise
+        return False
+    return True
 
 
 def _workers(run: Run) -> Iterator[Finding]:

@@ -49,6 +49,21 @@ def in_bucket(google, photos, tmp_path_factory):
     return out
 
 
+def test_doctor_tries_the_bucket_and_leaves_nothing_in_it(google, photos, tmp_path):
+    out = f"{google.bucket()}/runs/x"
+    done = run_job("doctor", "--data", photos, "--out", out, *quick_settings(), TMPDIR=str(tmp_path))
+    assert done.returncode == 0, done.stdout
+    assert f"output        {out} can be written to" in done.stdout and "photos        8 of them were read" in done.stdout
+    writes = [path for method, path, _ in google.requests() if method in ("POST", "DELETE")]
+    assert len(writes) == 2 and google.names(out) == []
+
+
+def test_doctor_tells_that_there_is_no_such_bucket(google, photos, tmp_path):
+    done = run_job("doctor", "--data", photos, "--out", "gs://nowhere/x", *quick_settings(), TMPDIR=str(tmp_path))
+    assert done.returncode == 2 and "there is no bucket gs://nowhere" in done.stdout
+    assert "photos        8 of them were read" in done.stdout
+
+
 def names(folder):
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 

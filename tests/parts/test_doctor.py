@@ -5,6 +5,7 @@ import os
 import re
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -176,7 +177,8 @@ def test_shared_memory_counts_from_two_gpus_on(
     assert finding.level == "warning" and "has 1.1 MB" in finding.text and "2.0 GB for 4 GPUs" in finding.text
 
 
-def test_ports_of_this_worker_must_be_free(plan: Callable[..., Planned]) -> None:
+def test_ports_of_this_worker_must_be_free(plan: Callable[..., Planned], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "_TRIES_FOR_S", 0.0)
     own, other = free_ports(2)
     cluster = Cluster((f"localhost:{own}", f"localhost:{other}"))
     assert found("ports", plan(cluster=cluster)).level == "ok"
@@ -188,6 +190,13 @@ def test_ports_of_this_worker_must_be_free(plan: Callable[..., Planned]) -> None
             found("ports", plan(cluster=cluster))
     with socket.create_server(("", other)):  # Not ours.
         assert found("ports", plan(cluster=cluster)).level == "ok"
+
+
+def test_port_of_a_process_that_is_just_ending_is_waited_for(plan: Callable[..., Planned]) -> None:
+    own, other = free_ports(2)
+    ending = socket.create_server(("", own))
+    threading.Timer(0.2, ending.close).start()
+    assert found("ports", plan(cluster=Cluster((f"localhost:{own}", f"localhost:{other}")))).level == "ok"
 
 
 def test_worker_whose_machine_answers_can_be_reached_and_one_without_a_name_cannot(
