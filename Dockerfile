@@ -65,4 +65,4 @@ LABEL org.opencontainers.image.title="transfer-job" \
 USER 10001
 WORKDIR /out
 ENTRYPOINT ["python", "-P", "-m", "job"]
-CMD ["--help"]
+CMD ["quickstart"]

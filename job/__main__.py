@@ -1,4 +1,5 @@
 import gc
+import os
 import sys
 
 
@@ -11,17 +12,20 @@ def start() -> None:
     from job.console.streams import open_closed_descriptors, replace_standard_streams, restart_in_utf8
 
     open_closed_descriptors()
+    from job.console.log import LOG
+
+    LOG.begin(sys.argv[1:], os.environ)
     refuse_small_limits()
     restart_in_utf8()
     replace_standard_streams()
     from job.runtime.stop import STOP, ignore_signals
 
     STOP.listen()
+    STOP.last_words.append(lambda error: LOG.last_words(error.exit_code, str(error)))
+    sys.excepthook = LOG.bug
     try:
         from job.cli import main
-        from job.console.terminal import show_bug
 
-        sys.excepthook = show_bug
         main()
     finally:
         ignore_signals()  # Python gives handlers back to the system before it ends, and the exit code is decided.

@@ -164,7 +164,7 @@ def rank(
         )
         numbers = workdir.read_json("rank.json")
     chosen = next(candidate for candidate in found if candidate.folder == numbers["recommended"])
-    return Ranking(numbers["candidates"], recommended(settings, chosen), workdir.path("rank.svg"), lines)
+    return Ranking(numbers["candidates"], recommended(settings, chosen), workdir.path("rank.svg"), lines, workdir)
 
 
 def predict(
@@ -280,7 +280,7 @@ def _config(given: Settings, *, checks_backbone: bool = True) -> Config:
 @contextmanager
 def _context(workdir: Workdir, config: Config, session: Session, *, logs: bool = True) -> Iterator[Context]:
     session.stop.grace_s = config.checkpoint.grace_s
-    telemetry = Telemetry(workdir.path("logs") if logs else None)
+    telemetry = Telemetry(workdir.path("logs") if logs else None, run_id=session.run_id)
     try:
         yield Context(workdir, telemetry, config.seed, session.stop, config.cache, config.checkpoint)
     finally:

@@ -1,19 +1,22 @@
 """The command line: each command calls a function of `job.api`, and errors become exit codes here."""
 
+import io
 import json
 import os
 import shlex
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from job.cluster.environment import Cluster
 from job.cluster.variables import numbered
-from job.console.options import PLACE, RunOptions, with_run_options
-from job.console.terminal import end, say
+from job.console.log import LOG
+from job.console.options import PLACE, RunOptions, with_output_options, with_run_options
 from job.errors import OF_STORAGE, JobError, StorageFailed, UsageError
 from job.pipeline.table import STAGES
 from job.runtime.stop import STOP
@@ -21,6 +24,7 @@ from job.text.untrusted import escaped
 from job.version import __version__
 
 if TYPE_CHECKING:
+    from job.pipeline.results import Ranking, Result
     from job.runtime.session import Session
 
 # `job.api` is imported inside the commands: `--help` must not wait for pydantic, pyarrow or TensorFlow.
@@ -33,13 +37,17 @@ class _Translating(click.Group):
         """Run the program and exit with its exit code."""
         try:
             sys.argv[1:] = [numbered(word, os.environ) for word in sys.argv[1:]]
-            return super().main(*arguments, **settings)
+            return super().main(*arguments, **{**settings, "standalone_mode": False})
         except JobError as error:
-            end(error)
+            LOG.end(error)
+        except click.ClickException as error:
+            shown = io.StringIO()
+            error.show(shown)
+            LOG.end(UsageError(*error.format_message().splitlines()), shown.getvalue())
         except OSError as error:  # From a third-party library, in a place where the job does not expect one.
             if error.errno not in OF_STORAGE:
                 raise
-            end(_of_storage(error))
+            LOG.end(_of_storage(error))
 
     def invoke(self, ctx: click.Context) -> object:
         """Run a command."""
@@ -100,6 +108,8 @@ def main() -> None:
       143 stopped by a signal: the same command resumes
     """
     _check_surroundings()
+    with suppress(JobError):  # A command that needs the workers says what is wrong with their variables.
+        LOG.worker = Cluster.from_environ(os.environ).index
 
 
 @main.command()
@@ -110,6 +120,7 @@ def main() -> None:
     help="Stop after this stage. If explore has run, write the report, too.",
 )
 @click.option("--dry-run", is_flag=True, help="Only print the resolved configuration, and which stages would run, and why.")
+@with_output_options
 def run(call: RunOptions, stop_after: str | None, dry_run: bool) -> None:
     """Train a model. Runs the stages intake, split, explore, extract, audit, head, fine_tune, evaluate, export, report.
 
@@ -123,6 +134,7 @@ def run(call: RunOptions, stop_after: str | None, dry_run: bool) -> None:
 
 @main.command()
 @with_run_options
+@with_output_options
 def explore(call: RunOptions) -> None:
     """Check the photos without training. Same as run --stop-after explore; needs no TensorFlow."""
     _run(call, "explore")
@@ -178,6 +190,7 @@ def doctor(call: RunOptions, as_json: bool) -> None:
     is_flag=True,
     help="Fine-tune each backbone, for 2 epochs unless fine_tune.epochs is set, and compare on the validation photos.",
 )
+@with_output_options
 def rank(call: RunOptions, backbones: tuple[str, ...], image_sizes: tuple[str, ...], fine_tune: bool) -> None:
     """Compare backbones. Each needs one pass over the photos, and more with --fine-tune. The test set is not used.
 
@@ -195,7 +208,7 @@ def rank(call: RunOptions, backbones: tuple[str, ...], image_sizes: tuple[str, .
         fine_tune=fine_tune,
         session=_session(call),
     )
-    say(*ranking.lines)
+    _finish(ranking, recommended=ranking.recommended.model_dump(mode="json"), candidates=ranking.rows)
 
 
 @main.command()
@@ -231,6 +244,7 @@ def rank(call: RunOptions, backbones: tuple[str, ...], image_sizes: tuple[str, .
     help="Folder or bucket with prepared data sets of tensorflow-datasets, for --data tfds:NAME.",
 )
 @click.option("--batch-size", default=64, show_default=True, type=click.IntRange(1), help="Photos in one forward pass.")
+@with_output_options
 def predict(model: str, data: str, out: str, **options: Any) -> None:
     """Label photos with an exported model. Writes one row per photo.
 
@@ -245,16 +259,19 @@ def predict(model: str, data: str, out: str, **options: Any) -> None:
     leave_out_keras()
     errors = api.predict(model, data, out, session=_session(), **options)["error"].to_pylist()
     failed = sum(map(bool, errors))
-    say(f"{len(errors) - failed:,} photos labelled, {failed:,} could not be read: {out}")
+    said = f"{len(errors) - failed:,} photos labelled, {failed:,} could not be read: {out}"
+    LOG.finish(said, out=out, num_labelled=len(errors) - failed, num_failed=failed)
 
 
 @main.command()
 @click.argument("directory", metavar="DIR", type=PLACE)
+@with_output_options
 def report(directory: str) -> None:
     """Write DIR/report.html again. DIR is the --out of a run."""
     from job import api
 
-    say(*api.report(directory, session=_session()).lines)
+    result = api.report(directory, session=_session())
+    _finish(result, **result.facts())
 
 
 @main.command()
@@ -262,11 +279,21 @@ def report(directory: str) -> None:
     "--out", default="demo-run", show_default=True, metavar="DIR", type=PLACE, help="Folder for the pictures and the run."
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the pictures and of the run.")
+@with_output_options
 def demo(out: str, seed: int) -> None:
     """Try the whole job on drawn pictures. Takes about a minute and needs no network."""
     from job import api
 
-    say(*api.demo(out, seed=seed, session=_session()).lines)
+    result = api.demo(out, seed=seed, session=_session())
+    _finish(result, **result.facts())
+
+
+@main.command(hidden=True)
+def quickstart() -> None:
+    """Print the first commands for a container. The image does so if it gets no command."""
+    from job.console.quickstart import TEXT
+
+    click.echo(TEXT)
 
 
 def _run(call: RunOptions, stop_after: str | None) -> None:
@@ -275,7 +302,12 @@ def _run(call: RunOptions, stop_after: str | None) -> None:
     result = api.run(
         call.data, call.out, config=call.config(), labels=call.labels, stop_after=stop_after, session=_session(call)
     )
-    say(*result.lines)
+    _finish(result, **result.facts())
+
+
+def _finish(result: "Result | Ranking", **facts: object) -> None:
+    """Print the results of a run."""
+    LOG.finish(*result.lines, out=result.workdir.uri, **facts)
 
 
 def _dry_run(call: RunOptions, stop_after: str | None) -> None:
@@ -286,10 +318,11 @@ def _dry_run(call: RunOptions, stop_after: str | None) -> None:
 
     config = with_quality(call.config())
     steps = api.plan(call.data, call.out, config=config, labels=call.labels, stop_after=stop_after, session=_session(call))
-    say(*as_toml(config).split("\n"))
-    say(*(f"{step.stage:<10} {'runs' if step.runs else 'skipped'}: {step.reason}" for step in steps))
+    lines = as_toml(config).split("\n")
+    lines += [f"{step.stage:<10} {'runs' if step.runs else 'skipped'}: {step.reason}" for step in steps]
     if any(step.runs and STAGES[step.stage].needs_devices for step in steps):
-        say(cut_in_words(config))
+        lines.append(cut_in_words(config))
+    LOG.finish(*lines, config=config.model_dump(mode="json"), stages=[asdict(step) for step in steps])
 
 
 def _of_storage(error: OSError) -> JobError:
@@ -310,9 +343,9 @@ def _session(call: RunOptions | None = None) -> "Session":
     _check_temporary_folder()
     command = [*shlex.split(program()), *sys.argv[1:]]
     if call is None:
-        return Session(STOP, os.environ, command)
+        return Session(STOP, os.environ, command, run_id=LOG.run_id)
     assignments = [f"{name}={json.dumps(value)}" for name, value in call.flags.items() if value is not None]
-    return Session(STOP, os.environ, command, call.config_file, (*call.assignments, *assignments))
+    return Session(STOP, os.environ, command, call.config_file, (*call.assignments, *assignments), LOG.run_id)
 
 
 def _check_temporary_folder() -> None:

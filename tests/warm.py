@@ -41,9 +41,11 @@ _READ_LATE = (
     "CLUSTER_",
     "DISABLE_GCS_",
     "JOB_",
+    "KUBEFLOW_",
     "PYTEST_",
     "SLURM_",
     "STORAGE_EMULATOR_HOST",
+    "TERMINATION_LOG",
     "TF_CONFIG",
     "TMPDIR",
 )

@@ -177,3 +177,24 @@ def with_run_options(command: Command) -> Command:
     for option in reversed(_RUN_OPTIONS):
         called = option(called)
     return called  # type: ignore[return-value]
+
+
+def with_output_options(command: Command) -> Command:
+    """Add `--log-format` and `--json` to a command, which does not get them: `job.console.log` has read them already."""
+    formats, as_result = (
+        click.option(
+            "--log-format",
+            type=click.Choice(("text", "json")),
+            default="text",
+            show_default=True,
+            expose_value=False,
+            help="Form of the messages on standard error: text, or a JSON object on each line.",
+        ),
+        click.option(
+            "--json",
+            is_flag=True,
+            expose_value=False,
+            help="End standard output with a line of JSON: result, exit_code, run_id, and what was made or the error.",
+        ),
+    )
+    return formats(as_result(command))

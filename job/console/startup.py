@@ -72,6 +72,9 @@ def refuse_small_limits() -> None:
     """
     import resource
 
+    from job.console.log import LOG
+    from job.errors import UsageError
+
     memory = " To limit its memory, use --mem (Slurm) or --memory (Docker)."
     for kind, least, what, unit, option, way_out in (
         (resource.RLIMIT_AS, _MIN_ADDRESS_SPACE, "the address space", 2**30, "-v unlimited", memory),
@@ -82,12 +85,11 @@ def refuse_small_limits() -> None:
         if limit != resource.RLIM_INFINITY and limit < least:
             in_units = f"{limit / unit:.1f} GiB" if unit > 1 else str(limit)
             needed = f"{least / unit:.1f} GiB (most of it only reserved)" if unit > 1 else str(least)
-            said = (
-                f"\nError: {what} of a process is limited to {in_units} here (`ulimit {option[:2]}`), and a run needs at "
-                f"least {needed}. Type `ulimit {option}` before you start the job.{way_out}\n"
+            error = UsageError(
+                f"{what} of a process is limited to {in_units} here (`ulimit {option[:2]}`), and a run needs at least "
+                f"{needed}. Type `ulimit {option}` before you start the job.{way_out}"
             )
-            os.write(2, said.encode())
-            sys.exit(2)
+            LOG.end(error)
 
 
 def _current_folder() -> str | None:

@@ -6,8 +6,11 @@ import io
 import os
 import select
 import sys
+import threading
+import warnings
 from typing import TYPE_CHECKING
 
+from job.console.log import LOG
 from job.errors import StorageFailed
 
 if TYPE_CHECKING:
@@ -41,8 +44,19 @@ def restart_in_utf8() -> None:
 
 
 def replace_standard_streams() -> None:
-    """Let standard output and standard error accept every character, and keep the program alive if their reader exits."""
+    """Let standard output and standard error accept every character, and keep the program alive if their reader exits.
+
+    If messages are JSON, what libraries write to standard error becomes messages, too.
+    """
     sys.stdout, sys.stderr = _text(_Output(1)), _text(_Errors(2))
+    if LOG.as_json:
+        LOG.stream, sys.stderr = sys.stderr, _text(_Messages(2))
+        threading.excepthook = lambda thrown: LOG.trace(*thrown[:3])
+        warnings.showwarning = _say_warning  # type: ignore[assignment]  # The rest of its arguments is not needed.
+
+
+def _say_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
+    LOG.say(f"{category.__name__}: {message}", "warning", {"file": filename, "line": lineno})
 
 
 def _text(stream: "_Stream") -> io.TextIOWrapper:
@@ -69,6 +83,19 @@ class _Errors(_Stream):
             return super().write(data)
         except OSError:
             return memoryview(data).nbytes
+
+
+class _Messages(_Stream):
+    """Standard error of libraries. Each line that they write becomes a message."""
+
+    _begun = b""
+
+    def write(self, data: "ReadableBuffer") -> int:
+        """Write the lines that are complete."""
+        *lines, self._begun = (self._begun + bytes(data)).replace(b"\r", b"\n").split(b"\n")
+        for line in filter(bytes.strip, lines):
+            LOG.say(line.decode("utf-8", "backslashreplace"), "warning")
+        return memoryview(data).nbytes
 
 
 class _Output(_Stream):

@@ -3,11 +3,16 @@
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from job.errors import Stopped, StorageFailed, TryAgainLater
 from job.text.numbers import seconds
+
+_RESUMED = (StorageFailed.exit_code, TryAgainLater.exit_code, Stopped.exit_code)
 
 
 @dataclass(frozen=True)
@@ -71,12 +76,30 @@ def spent_before(events: Path) -> float:
     A start counts from its first event to its last one.
     """
     spans: dict[str, tuple[float, float]] = {}
-    for line in events.read_text(encoding="utf-8").splitlines() if events.exists() else ():
-        try:
-            event = json.loads(line)
-            spans[event["run_id"]] = spans.get(event["run_id"], (event["time"],))[0], event["time"]
-            if event["event"] == "run_ended" and event["result"] == "ok":
-                spans.clear()
-        except (ValueError, KeyError, TypeError):
-            continue  # The line was being written when the machine stopped.
+    for event in _events(events):
+        spans[event["run_id"]] = spans.get(event["run_id"], (event["time"],))[0], event["time"]
+        if event["event"] == "run_ended" and event.get("result") == "ok":
+            spans.clear()
     return sum(last - first for first, last in spans.values())
+
+
+def percent_before(events: Path) -> float:
+    """Return the percentage that the last start of a run has reached, from logs/events.jsonl.
+
+    It is 0 if that start ended in a way that is not repaired by another start, so that the next one begins something new.
+    """
+    percent = 0.0
+    for event in _events(events):
+        percent = event.get("percent", percent)
+        if event["event"] == "run_ended" and event.get("exit_code") not in _RESUMED:
+            percent = 0.0
+    return percent
+
+
+def _events(file: Path) -> Iterator[dict[str, Any]]:
+    """Yield the events of a log that may be missing."""
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        with suppress(ValueError):  # The line was being written when the machine stopped.
+            event = json.loads(line)
+            if {"time", "run_id", "event"} <= event.keys():
+                yield event

@@ -67,14 +67,16 @@ def warn_of_the_run_before(job: Job, now: Run) -> None:
             job.context.telemetry.line(
                 f"An earlier version divided these photos by seed ({before['config']['seed']}). The split now depends on "
                 f"split.seed ({job.config.split.seed}), so the run starts again from split. To keep the old split: "
-                f"--set split.seed={before['config']['seed']}"
+                f"--set split.seed={before['config']['seed']}",
+                level="warning",
             )
         changed = [what for what, value in now["fingerprint"].items() if before["fingerprint"].get(what) != value]
         changed += ["versions"] if before["versions"] != now["versions"] else []
         if changed:
             job.context.telemetry.line(
                 f"Resuming a run of another kind of machine ({', '.join(changed)} changed): the last bits may differ from a "
-                "run on one machine."
+                "run on one machine.",
+                level="warning",
             )
 
 

@@ -41,6 +41,22 @@ class Result:
         """The folder of the published model; None if there is none."""
         return self.workdir.path("model") if Published.load(self.workdir).has_model else None
 
+    def facts(self) -> dict[str, object]:
+        """Return what a program asks for: where the results are, the digest of the model, and its accuracy on the test set.
+
+        Values are None where there is no such result. Places in a bucket are URIs.
+        """
+        published, metrics = Published.load(self.workdir), self.metrics
+        place, model = publishing.place(self.workdir), published.has_model and not published.attempt
+        scores = metrics and metrics[metrics["shipped"]]
+        has_report = self.workdir.exists(f"{place}report.html")
+        return {
+            "report": self.workdir.shown(f"{place}report.html") if has_report else None,
+            "model": self.workdir.shown("model") if model else None,
+            "model_sha256": published.files["model/model.json"] if model else None,
+            "accuracy": scores["test"]["accuracy"] if scores else None,
+        }
+
     @property
     def predictions(self) -> pa.Table:
         """A table of every photo of the test set with the probabilities of both models.
@@ -64,13 +80,14 @@ class Ranking:
     """Backbones that were compared, the most accurate first.
 
     `rows` has the numbers of each backbone, as in rank.json. `recommended` is a configuration for `run` with the recommended
-    one. `lines` are what the command line prints. `plot` is an SVG file of accuracy against cost.
+    one. `lines` are what the command line prints. `plot` is an SVG file of accuracy against cost in `workdir`, the output.
     """
 
     rows: Sequence[Mapping[str, Any]]
     recommended: Config
     plot: Path
     lines: Sequence[str]
+    workdir: Workdir
 
 
 def outcome(job: Job) -> dict[str, float]:

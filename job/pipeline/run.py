@@ -8,6 +8,7 @@ from job.cluster.chief import Chief
 from job.errors import GateNotMet
 from job.pipeline import publishing, quality, results
 from job.pipeline.job import Job
+from job.pipeline.outlook import outlook, take_choice
 from job.pipeline.output import owned
 from job.pipeline.plan import Step, plan, wanted
 from job.pipeline.provenance import describe, warn_of_the_run_before
@@ -19,7 +20,6 @@ from job.preflight.checks import before_run
 from job.runtime.session import Session
 from job.runtime.telemetry import spent_once
 from job.stores.exchange import open_store
-from job.text.numbers import seconds
 
 
 def run(job: Job, stop_after: str | None, session: Session, command: Sequence[str]) -> None:
@@ -33,16 +33,18 @@ def run(job: Job, stop_after: str | None, session: Session, command: Sequence[st
         GateNotMet: if the model is not good enough, so nothing is exported. The report is written before.
         JobError: if a stage fails.
     """
+    telemetry = job.context.telemetry
     with owned(job.context, session, lambda: results.outcome(job)):
         publishing.finish(job.workdir)
         if job.budget:
             quality.resume(job, job.budget)
         for line in job.listing.summary():
-            job.context.telemetry.line(line)
+            telemetry.line(line)
         steps = plan(job, stop_after)
         if any(step.runs for step in steps):
             before_run(job, computes=any(step.runs and STAGES[step.stage].needs_devices for step in steps))
         with led(job, steps, stop_after):
+            telemetry.forecast = outlook(job, steps, stop_after)
             # run.json is missing if the run before was killed at once.
             is_open = job.budget is not None and job.budget.chosen is None and "extract" in wanted(stop_after)
             if any(step.runs for step in steps) or read_run(job.workdir) is None or is_open:
@@ -77,6 +79,8 @@ def _run_stages(job: Job, steps: list[Step], stop_after: str | None, command: Se
             continue
         if step.stage == "extract" and job.budget and job.budget.chosen is None:
             quality.settle(job, job.budget)
+            if telemetry.forecast:
+                take_choice(telemetry.forecast, job.budget)
             write_run(job.workdir, describe(job, command))
             something_ran = True
         if stage.needs_gate and not job.gate_met:
@@ -117,13 +121,12 @@ def bring_up_to_date(job: Job, *names: str) -> None:
 def _run_stage(job: Job, name: str) -> None:
     stage, wiring = STAGES[name], WIRING[name]
     telemetry = job.context.telemetry
-    telemetry.line(f"{name:<10}runs")
-    telemetry.event("stage_started", stage=name)
+    telemetry.begin(name)
     job.records.remove(name)
     telemetry.take_spent()  # Drop what was spent between stages.
     wall, cpu = time.monotonic(), telemetry.cpu_s()
     if stage.is_shared and isinstance(job.context.peers, Chief):
-        job.context.peers.order(stage=name, done=job.done)
+        job.context.peers.order(stage=name, done=job.done, run_id=telemetry.run_id)
     with job.context.stop.during(name):
         with spent_once("imports"):
             importlib.import_module(f"job.stages.{name}")
@@ -145,5 +148,4 @@ def _run_stage(job: Job, name: str) -> None:
     }
     job.records.write(name, record)
     job.workdir.commit()
-    telemetry.line(f"{name:<10}done in {seconds(record['wall_s'])}")
-    telemetry.event("stage_finished", stage=name, wall_s=record["wall_s"], cpu_s=record["cpu_s"])
+    telemetry.finish(name, record["wall_s"], record["cpu_s"])

@@ -44,7 +44,8 @@ def assist(job: Job, stop_after: str | None = None) -> None:
         context.telemetry.line("Connected to the chief.")
         job.context = replace(context, peers=worker)
         for order in worker.orders():
-            context.telemetry.line(f"{order['stage']:<10}runs, this worker's part")
+            context.telemetry.join(order["run_id"])
+            context.telemetry.begin(order["stage"], "runs, this worker's part")
             job.done = order["done"]
             job.forget()
             context.workdir.refresh()

@@ -14,7 +14,8 @@ class Session:
     `environ` contains the variables by which a scheduler tells a process that it is one of several workers; without them a
     run has one worker. `command` is written into run.json, so that people can run it again. `config_file` is the file of
     settings, which may be inside the output. `assignments` are the settings given in addition to that file; `rank` writes
-    them into the command that it recommends.
+    them into the command that it recommends. `run_id` is the id of this start in its messages and events; None for a random
+    one.
     """
 
     stop: StopRequest = field(default_factory=StopRequest)
@@ -22,3 +23,4 @@ class Session:
     command: Sequence[str] = ()
     config_file: Path | None = None
     assignments: Sequence[str] = ()
+    run_id: str | None = None

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
+from job.console.log import LOG
 from job.errors import JobError, Stopped
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
@@ -121,7 +122,7 @@ class StopRequest:
     def end_now(self, error: JobError) -> None:
         """End the process at once with the exit code of an error, whatever its threads are doing."""
         try:
-            self._print(f"\n{'Stopped' if isinstance(error, Stopped) else 'Error'}: {error}")
+            self._print(LOG.formatted_error(error))
             # In a thread, because the disk or the connection that it needs may be what the process hangs on.
             speaker = threading.Thread(target=self._speak, args=(error,), daemon=True)
             speaker.start()
@@ -131,14 +132,15 @@ class StopRequest:
 
     def _speak(self, error: JobError) -> None:
         for word in reversed(self.last_words):
-            word(error)
+            with suppress(Exception):  # One that fails must not keep the others from speaking.
+                word(error)
 
     def _print(self, text: str) -> None:
-        """Print a line from any thread, past the streams of Python, which the main thread may hold. Never wait."""
+        """Print a text from any thread, past the streams of Python, which the main thread may hold. Never wait."""
         with suppress(OSError):
             if select.select([], [self._standard_error], [], 0)[1]:  # Writing to a full pipe would wait.
-                start = _OVER_A_BAR if os.isatty(self._standard_error) else ""
-                os.write(self._standard_error, f"{start}{text}\n".encode("utf-8", "backslashreplace"))
+                start = _OVER_A_BAR if os.isatty(self._standard_error) and not LOG.as_json else ""
+                os.write(self._standard_error, f"{start}{text}".encode("utf-8", "backslashreplace"))
 
     def _end(self) -> JobError:
         if self._error:
@@ -157,10 +159,11 @@ class StopRequest:
             pass
         name = signal.Signals(number).name
         where = f" in {self._work.name}" if self._work.name else ""
-        self._print(
+        said = (
             f"{name} received{where}: stopping at the next safe point, in at most {self.grace_s:g} s. "
             "A second signal changes nothing."
         )
+        self._print(LOG.formatted(said, "warning"))
         (self.deferred_to or self.request)(name)
         self._give_up_after(lambda: self.grace_s, name)
 

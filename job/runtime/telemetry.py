@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import secrets
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 import numpy as np
 
+from job.console.log import LOG, Level, Log
 from job.errors import Stopped, code_of
+from job.runtime.forecast import Forecast
 from job.storage.files import storage_errors
-from job.text.numbers import about, rate
+from job.text.numbers import about, rate, seconds
 from job.text.untrusted import escaped
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from tensorboardX.event_file_writer import EventsWriter
 
 SECONDS_BETWEEN_LINES = 5.0
+_SECONDS_BETWEEN_EVENTS = 30.0  # A bucket gets the whole log with each checkpoint.
 
 _once_s: dict[str, float] = {}
 
@@ -55,16 +59,20 @@ class Progress(Protocol):
 
 
 class Telemetry:
-    """The reports of a run. It writes files in `folder`, or none if that is None, and lines to `stream`.
+    """The reports of a run. It writes files in `folder`, or none if that is None, and lines to the log or to `stream`.
 
-    TensorBoard's event file is opened for the first scalar, so a run that trains nothing leaves none. `run_id` is random:
-    every start of the program has its own.
+    TensorBoard's event file is opened for the first scalar, so a run that trains nothing leaves none. Every start of the
+    program has a `run_id` of its own, by default a random one. `forecast` knows how much of the whole run is done; None for
+    commands that are not a run. `latest` has the last value of each curve.
     """
 
-    def __init__(self, folder: Path | None, stream: TextIO | None = None) -> None:
+    def __init__(self, folder: Path | None, stream: TextIO | None = None, run_id: str | None = None) -> None:
         self._folder = folder
-        self._stream = stream or sys.stderr
-        self.run_id = secrets.token_hex(8)
+        self._log = LOG if stream is None else Log(stream)
+        self.run_id = run_id or secrets.token_hex(8)
+        self.forecast: Forecast | None = None
+        self.latest: dict[str, float] = {}
+        self._told_at = -math.inf
         self._events: TextIO | None = None
         self._board: EventsWriter | None = None
         self._bar: Bar | None = None
@@ -80,10 +88,14 @@ class Telemetry:
         """True if events are written to a file."""
         return self._folder is not None
 
-    def line(self, text: str) -> None:
-        """Print a line for people, above the progress bar if there is one."""
+    def join(self, run_id: str) -> None:
+        """Take over the id of the chief's run, so that the messages of all workers have the same one."""
+        self.run_id = self._log.run_id = run_id
+
+    def line(self, text: str, fields: Mapping[str, object] | None = None, level: Level = "info") -> None:
+        """Print a line for people, above the progress bar if there is one. In a JSON log it has these fields, too."""
         if self._bar is None:
-            print(escaped(text), file=self._stream, flush=True)
+            self._log.say(text, level, fields)
         else:
             self._bar.console.print(escaped(text), markup=False, highlight=False, emoji=False, soft_wrap=True)
 
@@ -101,11 +113,33 @@ class Telemetry:
             self._events.write(json.dumps(record) + "\n")  # Only ASCII, because people look at logs on terminals.
             self._events.flush()
 
+    def begin(self, stage: str, how: str = "runs") -> None:
+        """Say that a stage begins. Raises: StorageFailed."""
+        self._log.stage = stage
+        if self.forecast:
+            self.forecast.begin(stage)
+        self.line(f"{stage:<10}{how}")
+        self.event("stage_started", stage=stage)
+
+    def finish(self, stage: str, wall_s: float, cpu_s: float) -> None:
+        """Say that a stage has ended, and what it took. Raises: StorageFailed."""
+        if self.forecast:
+            self.forecast.end([stage])
+        self.line(f"{stage:<10}done in {seconds(wall_s)}", {"wall_s": wall_s, "cpu_s": cpu_s})
+        self.event("stage_finished", stage=stage, wall_s=wall_s, cpu_s=cpu_s, **self._progress_of_run())
+        self._log.stage = None
+
+    def _progress_of_run(self) -> dict[str, int | None]:
+        """Return `percent` and `remaining_s` of the whole run; nothing for commands that are not a run."""
+        return vars(self.forecast.now()) if self.forecast else {}
+
     def ended(self, error: BaseException | None = None, **outcome: object) -> None:
         """Write the event of the end: `result` is ok, stopped or failed. Raises: StorageFailed."""
         result = "stopped" if isinstance(error, (Stopped, KeyboardInterrupt)) else "failed" if error else "ok"
         said = {"error": str(error) or type(error).__name__} if error else {}
-        self.event("run_ended", result=result, exit_code=code_of(error), **outcome, **said)
+        if self.forecast and not error:
+            self.forecast.complete()
+        self.event("run_ended", result=result, exit_code=code_of(error), **self._progress_of_run(), **outcome, **said)
 
     def cpu_s(self) -> float:
         """Return the CPU seconds that this process, its children and the decoders have used so far."""
@@ -151,6 +185,7 @@ class Telemetry:
 
     def scalar(self, tag: str, value: float, step: int) -> None:
         """Add a point to a TensorBoard curve. It is on the disk after the next event. Raises: StorageFailed."""
+        self.latest[tag] = value
         if self._folder is not None:
             self._show("scalar", tag, step, value)
 
@@ -160,24 +195,34 @@ class Telemetry:
             self._show("image", tag, 0, image_HWC, dataformats="HWC")
 
     @contextmanager
-    def progress(
-        self, what: str, total: int, unit: str, outlook: Callable[[float, int], str] | None = None
-    ) -> Iterator[Progress]:
+    def progress(self, what: str, total: int, unit: str, later: Mapping[str, float] | None = None) -> Iterator[Progress]:
         """Show the progress of a loop of `total` units: a bar on a terminal, otherwise a line every few seconds.
 
-        `outlook` returns a line from the units per second and the number of units that are left. The line is printed once,
-        as soon as the rate is known.
+        `later` has stages that take as long as so many of these units, to predict the end of the run from the rate of this
+        loop. For the stage of the loop itself it has the units that come after the loop.
         """
-        if not self._stream.isatty():
-            lines = _Lines(self, what, total, unit)
-            yield _Foreseen(self, lines, total, outlook) if outlook else lines
+        stream = self._log.stream or sys.stderr
+        loop = _Loop(self, what, total, unit, later or {})
+        if self._log.as_json or not stream.isatty():
+            yield loop
             return
-        with _bar(self._stream, unit) as bar:
-            self._bar, shown = bar, _OfBar(bar, what, total)
+        with _bar(stream, unit) as bar:
+            self._bar = bar
+            loop.show_in(bar)
             try:
-                yield _Foreseen(self, shown, total, outlook) if outlook else shown
+                yield loop
             finally:
                 self._bar = None
+
+    def measured(self, units_per_s: float, num_left: float, later: Mapping[str, float]) -> dict[str, int | None]:
+        """Take the rate of a loop. Return `percent` and `remaining_s` of the whole run. Raises: StorageFailed."""
+        if self.forecast and units_per_s:
+            self.forecast.measured(units_per_s, num_left, later)
+        progress = self._progress_of_run()
+        if progress and time.monotonic() - self._told_at >= _SECONDS_BETWEEN_EVENTS:
+            self._told_at = time.monotonic()
+            self.event("progress", stage=self._log.stage, **progress)
+        return progress
 
     def close(self) -> None:
         """Close the files."""
@@ -202,53 +247,51 @@ class Telemetry:
             self._board.write_event(Event(summary=shown, step=step, wall_time=time.time()))
 
 
-class _Lines:
-    def __init__(self, telemetry: Telemetry, what: str, total: int, unit: str) -> None:
-        self._telemetry, self._what, self._total, self._unit = telemetry, what, total, unit
-        self._done = 0
-        self._start = self._last_line = time.monotonic()
+class _Loop:
+    """A loop of `total` units. It is shown as lines, or as a bar, and its rate says how long the rest of the run takes."""
+
+    def __init__(self, telemetry: Telemetry, what: str, total: int, unit: str, later: Mapping[str, float]) -> None:
+        self._telemetry, self._what, self._total, self._unit, self._later = telemetry, what, total, unit, later
+        self._done = self._first = 0
+        self._start = self._looked = self._first_at = time.monotonic()
+        self._bar: Bar | None = None
+
+    def show_in(self, bar: Bar) -> None:
+        self._bar, self._task = bar, bar.add_task(self._what, total=self._total, run="")
 
     def advance(self, count: int = 1) -> None:
-        self._done += count
+        if self._bar:
+            self._bar.advance(self._task, count)
         now = time.monotonic()
-        if now - self._last_line < SECONDS_BETWEEN_LINES:
+        self._done += count
+        if not self._first:
+            self._first, self._first_at = self._done, now
+        if now - self._looked < SECONDS_BETWEEN_LINES:
             return
-        self._last_line = now
+        self._looked = now
+        # The first unit includes compiling, and a rate needs some seconds after it.
+        measured_s = now - self._first_at
+        per_s = (self._done - self._first) / measured_s if measured_s > SECONDS_BETWEEN_LINES else 0.0
+        run = self._telemetry.measured(per_s, self._total - self._done, self._later)
+        told = _in_words(run)
+        if self._bar:
+            self._bar.update(self._task, run=told)
+            return
         per_s = self._done / (now - self._start)
         remaining_s = (self._total - self._done) / per_s if per_s else 0
         self._telemetry.line(
             f"  {self._what}: {self._done:,} of {self._total:,} {self._unit}, {rate(per_s)}/s, {about(remaining_s)} to go"
+            f"{told and '; '}{told}",
+            run,
         )
 
 
-class _OfBar:
-    def __init__(self, bar: Bar, what: str, total: int) -> None:
-        self._bar, self._task = bar, bar.add_task(what, total=total)
-
-    def advance(self, count: int = 1) -> None:
-        self._bar.advance(self._task, count)
-
-
-class _Foreseen:
-    """Progress that prints the line of `outlook` once. The rate leaves out the first unit, which includes compiling."""
-
-    def __init__(self, telemetry: Telemetry, shown: Progress, total: int, outlook: Callable[[float, int], str]) -> None:
-        self._telemetry, self._shown, self._left, self._outlook = telemetry, shown, total, outlook
-        self._done = 0
-        self._start: float | None = None
-        self._is_told = False
-
-    def advance(self, count: int = 1) -> None:
-        self._shown.advance(count)
-        self._left -= count
-        if self._start is None:
-            self._start = time.monotonic()
-            return
-        self._done += count
-        passed_s = time.monotonic() - self._start
-        if passed_s >= SECONDS_BETWEEN_LINES and self._done and not self._is_told:
-            self._is_told = True
-            self._telemetry.line(self._outlook(self._done / passed_s, self._left))
+def _in_words(run: Mapping[str, int | None]) -> str:
+    """Return the progress of the whole run in words; an empty string if it is not known."""
+    if not run:
+        return ""
+    left_s = run["remaining_s"]
+    return f"whole run {run['percent']}%" + ("" if left_s is None else f", {about(left_s)} to go")
 
 
 def _bar(stream: TextIO, unit: str) -> Bar:
@@ -262,4 +305,4 @@ def _bar(stream: TextIO, unit: str) -> Bar:
             return Text(f"{rate(task.speed or 0)} {unit}/s")
 
     columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
-    return Bar(*columns, console=Console(file=stream), transient=True)
+    return Bar(*columns, TextColumn("{task.fields[run]}"), console=Console(file=stream), transient=True)

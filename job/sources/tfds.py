@@ -7,7 +7,6 @@ records.
 import multiprocessing
 import os
 import re
-import sys
 from collections.abc import Collection
 from contextlib import suppress
 from difflib import get_close_matches
@@ -16,6 +15,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, NamedTuple
 
+from job.console.log import LOG
 from job.errors import DataUnusable, StorageFailed, UsageError
 from job.runtime.children import without_main
 from job.sources.base import SPLITS
@@ -26,7 +26,6 @@ from job.storage.bucket.objects import Stored, is_remote, join
 from job.storage.bucket.open import open_objects
 from job.storage.bucket.parallel import each
 from job.storage.files import digest_of
-from job.text.untrusted import escaped
 
 _NAME = re.compile(r"tfds:([A-Za-z]\w*)(?:/(\w[\w.+-]*))?(?::(\d+\.\d+\.\d+))?")
 _PREPARED = re.compile(r"(?:([^/]+)/)?(\d+\.\d+\.\d+)/dataset_info\.json")
@@ -134,7 +133,7 @@ def _prepare(wanted: _DataSet, prepared: Collection[_DataSet], store: str, label
     if addresses and not _answers(addresses[0]):
         fault = f"{addresses[0]} cannot be reached"
     else:
-        print(escaped(f"{data_set}: downloading and preparing it in {store}."), file=sys.stderr, flush=True)
+        LOG.say(f"{data_set}: downloading and preparing it in {store}.")
         fault = _in_a_process_of_its_own(type(builder), store, config, data_set.version)
     if fault and data_set not in _prepared(wanted.name, store):  # Another worker may have been faster.
         raise StorageFailed(
@@ -158,7 +157,8 @@ def _in_a_process_of_its_own(builder: Any, store: str, config: str, version: str
     """
     spawning = multiprocessing.get_context("spawn")
     near_end, far_end = spawning.Pipe(duplex=False)
-    process = spawning.Process(target=_download_and_prepare, args=(far_end, builder, store, config, version))
+    is_shown = os.isatty(2) and not LOG.as_json
+    process = spawning.Process(target=_download_and_prepare, args=(far_end, builder, store, config, version, is_shown))
     with without_main():
         process.start()
     far_end.close()
@@ -172,15 +172,15 @@ def _in_a_process_of_its_own(builder: Any, store: str, config: str, version: str
         near_end.close()
 
 
-def _download_and_prepare(pipe: Connection, builder: Any, store: str, config: str, version: str) -> None:
+def _download_and_prepare(pipe: Connection, builder: Any, store: str, config: str, version: str, is_shown: bool) -> None:
     """Prepare a data set, and send what went wrong, or an empty string.
 
-    The output of tensorflow-datasets is made for terminals, so it is dropped if standard error is not one.
+    The output of tensorflow-datasets is made for terminals, so it is dropped if `is_shown` is false.
     """
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno() if not os.isatty(2) else 2, 1)
-        os.dup2(nowhere.fileno() if not os.isatty(2) else 2, 2)
+        os.dup2(2 if is_shown else nowhere.fileno(), 1)
+        os.dup2(2 if is_shown else nowhere.fileno(), 2)
     import tensorflow_datasets as tfds
 
     how = tfds.download.DownloadConfig(try_download_gcs=False)

@@ -1,6 +1,6 @@
 """extract: run the frozen layers once over every photo and every stored view of the training photos."""
 
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -25,7 +25,6 @@ from job.stores.cache import Cache
 from job.stores.exchange import Exchange, open_store
 from job.stores.filling import Filled
 from job.stores.views import StoredViews
-from job.text.numbers import about
 from job.train.feed import run_batches
 from job.train.recipe import Recipe
 
@@ -133,7 +132,7 @@ def extract(
         passes["-views"] = _Pass(network, images, augmentation, context, folders["-views"], point, views)
     share = network.cut_point.share_above if network.cut_point else 0.0
     later = recipe.forward_passes(len(train), share, stored=inputs.kind == "stored") / context.peers.count
-    stores = _make(passes, config.batch_size, images.num_bytes, partial(_outlook, later) if fine_tunes else None, context)
+    stores = _make(passes, config.batch_size, images.num_bytes, {"fine_tune": later} if fine_tunes else {}, context)
     if stores is None:
         return None
     summary: dict[str, object] = {"num_views": num_views, "train_rows": train_rows.tolist(), "stores": stores}
@@ -146,10 +145,13 @@ def _make(
     passes: dict[str, "_Pass"],
     batch_size: int,
     images_bytes: int,
-    outlook: Callable[[float, int], str] | None,
+    later: Mapping[str, float],
     context: Context,
 ) -> dict[str, str] | None:
-    """Make the missing views. Return the names of the stores by kind and pass; None on workers other than the chief."""
+    """Make the missing views. Return the names of the stores by kind and pass; None on workers other than the chief.
+
+    `later` has stages that take as long as so many views.
+    """
     peers, telemetry = context.peers, context.telemetry
     with Exchange(context.cache, [folder for one in passes.values() for folder in one.folders]) as exchange:
         missing = {name: told(peers, one.missing(exchange)) for name, one in passes.items()}
@@ -158,7 +160,7 @@ def _make(
         context.cache.reserve(needed_bytes + images_bytes, missing_bytes)
         telemetry.found_finished(sum(len(one.views.keys) for one in passes.values()) - sum(map(len, missing.values())))
         own = {name: peers.own(numbers) for name, numbers in missing.items()}
-        with telemetry.progress("extract", sum(map(len, own.values())), "views", outlook) as progress:
+        with telemetry.progress("extract", sum(map(len, own.values())), "views", later) as progress:
             for name, one in passes.items():
                 for count in one.fill(own[name], batch_size):
                     progress.advance(count)
@@ -170,15 +172,6 @@ def _make(
             for _ in one.fill(one.missing(exchange), batch_size):
                 pass  # These views of another worker did not arrive here, so the chief makes them.
         return {kind + name: one.finish(kind) for name, one in passes.items() for kind in one.writers}
-
-
-def _outlook(num_passes_later: float, views_per_s: float, num_left: int) -> str:
-    """Return a line about the time that is left for the two long stages: fine-tuning takes as long as so many passes."""
-    left_s, tuning_s = num_left / views_per_s, num_passes_later / views_per_s
-    return (
-        f"  estimate: {about(left_s + tuning_s)} to go, {about(left_s)} for extract at its rate and roughly "
-        f"{about(tuning_s)} for fine_tune; the other stages come on top"
-    )
 
 
 def _decided(context: Context, made_from: str, decide: Callable[[], Choice]) -> Choice:

@@ -110,7 +110,8 @@ def fine_tune(
             trainer.restore(begin)
         name = f"seed {feed.schedule.seed}"
         course = _Course(config, feed.schedule.seed, len(examples.class_names), name if begin else "")
-        _train(course, trainer, feed, examples, left_s, state, own, context)
+        num_later = (len(feeds) - len(weights) - 1) * feed.schedule.total_steps
+        _train(course, trainer, feed, examples, left_s, state, own, num_later, context)
         if course.is_late and weights:
             notes.append(f"{name.capitalize()} is left out: the time ran out before its last epoch.")
             break
@@ -130,9 +131,13 @@ def _train(
     left_s: Callable[[], float],
     saved: TrainState | None,
     checkpoints: Checkpoints,
+    num_later: int,
     context: Context,
 ) -> None:
-    """Train from the saved state, or from the beginning without one, to the end of the course."""
+    """Train from the saved state, or from the beginning without one, to the end of the course.
+
+    Other courses of the stage will take `num_later` steps.
+    """
     val = examples.of("val")
     val_rows, val_labels = examples["row"][val].astype(np.int64), examples.labels[val]
     schedule, telemetry = feed.schedule, context.telemetry
@@ -145,7 +150,8 @@ def _train(
     if not course.history:
         course.add({"epoch": 0, **_validate(trainer, val_rows, val_labels)}, trainer)
     started, num_steps = time.monotonic(), schedule.total_steps - trainer.num_steps_done
-    with checkpoints, telemetry.progress(f"fine-tune {course.name}".strip(), num_steps, "steps") as progress:
+    what, later = f"fine-tune {course.name}".strip(), {"fine_tune": num_later}
+    with checkpoints, telemetry.progress(what, num_steps, "steps", later) as progress:
 
         def before_step(_step: int) -> None:
             checkpoints.offer(lambda: course.state(trainer))
@@ -272,7 +278,8 @@ def _tell(context: Context, course: _Course, num_epochs: int) -> None:
     epoch, name = course.history[-1], course.name
     context.telemetry.line(
         f"  {f'{name}, ' if name else ''}epoch {epoch['epoch']} of {num_epochs}: training loss {epoch['train_loss']:.3f}, "
-        f"validation accuracy {percent(epoch['val_accuracy'])}"
+        f"validation accuracy {percent(epoch['val_accuracy'])}",
+        epoch,
     )
     folder = f"fine_tune/{name.replace(' ', '_')}".rstrip("/")
     for what in ("train_loss", "train_accuracy", "val_log_loss", "val_accuracy", "learning_rate"):

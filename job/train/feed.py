@@ -72,7 +72,7 @@ def run_batches(
                     "intake.image_size."
                 ) from error
             size = replicas.padded_size(size // 2)
-            telemetry.line(f"  {what}: out of memory; continuing with {size} photos at a time")
+            telemetry.line(f"  {what}: out of memory; continuing with {size} photos at a time", level="warning")
 
 
 def all_rows(batches: Iterator[list[np.ndarray]]) -> list[np.ndarray]:

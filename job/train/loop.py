@@ -181,7 +181,9 @@ class Trainer:
         self.num_parts *= 2
         per_part = -(-self.schedule.global_batch_size // (self.num_parts * self.replicas.num))
         self._telemetry.line(
-            f"  fine-tune: out of memory; the batch is now computed in {self.num_parts} parts, {per_part} examples at a time"
+            f"  fine-tune: out of memory; the batch is now computed in {self.num_parts} parts, {per_part} examples at a "
+            "time",
+            level="warning",
         )
         self._telemetry.event("batch_halved", num_parts=self.num_parts, examples_at_a_time=per_part)
         self._train_step = self._compiled_step()

@@ -1,7 +1,6 @@
 """extract: what is in the stores is what the network gives for each view, however the batches fell."""
 
 import io
-import re
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from job.errors import Diverged, StorageFailed
 from job.model.network import Network
 from job.runtime import telemetry
 from job.runtime.context import Context
+from job.runtime.forecast import Forecast
 from job.runtime.telemetry import Telemetry
 from job.sources.folders import FolderSource
 from job.stages.extract import Extraction, extract
@@ -87,12 +87,13 @@ def test_stores_hold_every_photo_and_every_view_of_the_training_photos(context, 
 
 
 @pytest.mark.parametrize("wanted", ["stored", "online"])
-def test_time_that_is_left_is_estimated_once(tmp_path, network, taken_in, monkeypatch, wanted):
+def test_rate_tells_how_long_fine_tuning_takes(tmp_path, network, taken_in, monkeypatch, wanted):
     monkeypatch.setattr(telemetry, "SECONDS_BETWEEN_LINES", 0.0)
-    said = io.StringIO()
-    run(Context(Workdir(tmp_path), Telemetry(None, said)), network, taken_in, wanted)
-    (line,) = re.findall(r"^  estimate: .*$", said.getvalue(), re.MULTILINE)
-    assert re.fullmatch(r"  estimate: \d+ s to go, \d+ s for extract at its rate and roughly \d+ s for fine_tune; .*", line)
+    recorder = Telemetry(None, io.StringIO())
+    recorder.forecast = Forecast({"extract": 1.0, "fine_tune": 0.0}, {"extract", "fine_tune"})
+    recorder.forecast.begin("extract")
+    run(Context(Workdir(tmp_path), recorder), network, taken_in, wanted)
+    assert not recorder.forecast.guessed and recorder.forecast.expected_s["fine_tune"] > 0
 
 
 def test_lost_shard_is_the_only_one_that_is_made_again_and_with_the_same_bits(context, network, taken_in, monkeypatch):

@@ -140,7 +140,7 @@ def test_parity_check_runs_the_model_without_tensorflows_python_package(finished
 
 @pytest.mark.parametrize("kind", ["ValueError", "OSError"])
 def test_the_trace_of_a_bug_is_escaped(tmp_path, kind):
-    code = "import sys; from job.console.terminal import show_bug; sys.excepthook = show_bug\n" + f"raise {kind}({ODD!r})"
+    code = "import sys; from job.console.log import LOG; sys.excepthook = LOG.bug\n" + f"raise {kind}({ODD!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT, check=False)
     assert done.returncode == 1 and b"Traceback" in done.stderr
     assert not set(done.stderr) & {0x1B, 0x07, 0x0D} and rb"\x1b]0;t\x07" in done.stderr

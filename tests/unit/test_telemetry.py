@@ -46,20 +46,6 @@ def test_line_beside_a_bar_is_a_line_of_its_own():
     assert stream.getvalue().endswith("after it\n")
 
 
-@pytest.mark.parametrize("kind", [io.StringIO, _Terminal])
-def test_outlook_is_printed_once_as_soon_as_the_rate_is_known_without_the_first_unit(monkeypatch, kind):
-    passed_s = [0.0]
-    monkeypatch.setattr(telemetry.time, "monotonic", lambda: sum(passed_s))
-    told, stream = [], kind()
-    with Telemetry(None, stream).progress(
-        "extract", 100, "views", lambda rate, left: told.append((rate, left)) or "the outlook"
-    ) as progress:
-        for seconds in (60, 2, 2, 2, 2):  # The first unit waits for the compiler.
-            passed_s.append(seconds)
-            progress.advance(10)
-    assert told == [(5.0, 60)] and stream.getvalue().count("the outlook") == 1
-
-
 def test_estimated_times_have_no_more_digits_than_are_known():
     assert [about(s) for s in (0.4, 75.2, 400, 9_000)] == ["0 s", "75 s", "7 min", "2.5 h"]
 
