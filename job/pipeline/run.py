@@ -17,6 +17,7 @@ from job.pipeline.table import STAGES
 from job.pipeline.team import led
 from job.pipeline.wiring import WIRING
 from job.preflight.checks import before_run
+from job.runtime.kubeflow import reported
 from job.runtime.session import Session
 from job.runtime.telemetry import spent_once
 from job.stores.exchange import open_store
@@ -34,7 +35,7 @@ def run(job: Job, stop_after: str | None, session: Session, command: Sequence[st
         JobError: if a stage fails.
     """
     telemetry = job.context.telemetry
-    with owned(job.context, session, lambda: results.outcome(job)):
+    with reported(telemetry, session.environ), owned(job.context, session, lambda: results.outcome(job)):
         publishing.finish(job.workdir)
         if job.budget:
             quality.resume(job, job.budget)

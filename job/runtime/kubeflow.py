@@ -1,0 +1,99 @@
+"""Progress for Kubeflow Trainer 2.2 or later, which shows it in the status of the TrainJob.
+
+Trainer sets three variables in the pods of a TrainJob: the address of its server, and the paths of the server's certificate
+and of a token. The token is replaced now and then, so it is read for every message.
+"""
+
+import json
+import ssl
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from http.client import HTTPSConnection
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from job.runtime.telemetry import Telemetry
+
+SECONDS_BETWEEN_MESSAGES = 5.0
+_TIMEOUT_S = 3.0
+_LAST_WITHIN_S = 5.0
+_VARIABLES = ("KUBEFLOW_TRAINER_SERVER_URL", "KUBEFLOW_TRAINER_SERVER_CA_CERT", "KUBEFLOW_TRAINER_SERVER_TOKEN")
+
+
+@contextmanager
+def reported(telemetry: Telemetry, environ: Mapping[str, str]) -> Iterator[None]:
+    """Give a block whose progress a thread sends to Kubeflow Trainer, if these variables name its server.
+
+    Whatever is wrong with the server, the run goes on: the first fault is a line in the log. After a block that ended well,
+    100% is sent, too, and waited for at most 5 seconds.
+    """
+    url, certificate, token = (environ.get(name, "") for name in _VARIABLES)
+    if not (url and certificate and token):
+        yield
+        return
+    sender = _Sender(telemetry, url, Path(certificate), Path(token))
+    sender.start()
+    try:
+        yield
+        sender.sends_last = True
+    finally:
+        sender.over.set()
+    sender.join(_LAST_WITHIN_S)
+
+
+class _Sender(threading.Thread):
+    """Sends the progress every few seconds until `over` is set, and then once more if `sends_last`."""
+
+    def __init__(self, telemetry: Telemetry, url: str, certificate: Path, token: Path) -> None:
+        super().__init__(daemon=True)  # A server that hangs must not keep the process alive.
+        self._telemetry, self._url, self._certificate, self._token = telemetry, url, certificate, token
+        self._has_failed = self.sends_last = False
+        self.over = threading.Event()
+
+    def run(self) -> None:
+        """Send until the run is over."""
+        while not self.over.wait(SECONDS_BETWEEN_MESSAGES):
+            self._try()
+        if self.sends_last:
+            self._try()
+
+    def _try(self) -> None:
+        try:
+            if status := self._status():
+                self._send(status)
+        except Exception as error:
+            if not self._has_failed:
+                self._has_failed = True
+                self._telemetry.line(
+                    f"Kubeflow Trainer at {self._url} does not take the progress of this run: {error}. The run goes on. "
+                    "Check that the NetworkPolicy of this pod lets it connect there.",
+                    level="warning",
+                )
+
+    def _status(self) -> dict[str, object] | None:
+        """Return the message; None before the run has a forecast."""
+        if self._telemetry.forecast is None:
+            return None
+        progress = self._telemetry.forecast.now()
+        left = {} if progress.remaining_s is None else {"estimatedRemainingSeconds": progress.remaining_s}
+        metrics = [{"name": name, "value": f"{value:.6g}"} for name, value in sorted(self._telemetry.latest.items())]
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return {"progressPercentage": progress.percent, **left, "metrics": metrics, "lastUpdatedTime": now}
+
+    def _send(self, status: Mapping[str, object]) -> None:
+        """Send one message. Raises: OSError, ValueError or HTTPException, if the server does not take it."""
+        url = urlsplit(self._url)
+        token = "".join(self._token.read_text().split())  # A line break in it would be an error that quotes the token.
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        trusted = ssl.create_default_context(cafile=self._certificate)
+        # This module and not urllib, which would use the proxy of the environment.
+        connection = HTTPSConnection(url.hostname or "", url.port, timeout=_TIMEOUT_S, context=trusted)
+        try:
+            connection.request("POST", url.path, json.dumps({"trainerStatus": status}), headers)
+            answer = connection.getresponse()
+            if answer.status != 200:
+                raise OSError(f"it answered {answer.status} {answer.reason}")
+        finally:
+            connection.close()
