@@ -19,7 +19,7 @@ from job.console.log import LOG
 from job.console.options import PLACE, RunOptions, with_output_options, with_run_options
 from job.errors import OF_STORAGE, JobError, StorageFailed, UsageError
 from job.pipeline.table import STAGES
-from job.runtime.stop import STOP
+from job.runtime.stop import STOP, ignore_signals
 from job.text.untrusted import escaped
 from job.version import __version__
 
@@ -306,8 +306,10 @@ def _run(call: RunOptions, stop_after: str | None) -> None:
 
 
 def _finish(result: "Result | Ranking", **facts: object) -> None:
-    """Print the results of a run."""
+    """Print the results of a run. Remove its local files if the output is in a bucket."""
     LOG.finish(*result.lines, out=result.workdir.uri, **facts)
+    ignore_signals()  # The exit code is decided.
+    result.workdir.discard()
 
 
 def _dry_run(call: RunOptions, stop_after: str | None) -> None:

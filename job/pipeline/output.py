@@ -140,6 +140,10 @@ def owned(context: Context, session: Session, outcome: Callable[[], Mapping[str,
                 end(error)
             if isinstance(error, (DataUnusable, Diverged, GateNotMet, Stopped, UsageError)):
                 workdir.settle()
+            if workdir.objects:
+                context.telemetry.line(
+                    f"Local files of {workdir.uri} stay in {workdir.root}, for the next start on this machine."
+                )
             raise
         finally:
             session.stop.last_words.remove(end)

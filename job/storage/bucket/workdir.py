@@ -23,14 +23,14 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
-from job.errors import StorageFailed, TryAgainLater, UsageError
+from job.errors import JobError, StorageFailed, TryAgainLater, UsageError
 from job.runtime.session import Session
-from job.storage import claim
+from job.storage import claim, lease
 from job.storage.bucket import lease as bucket_lease
 from job.storage.bucket.downloads import fetch
 from job.storage.bucket.objects import Conflict, NoSuchObject, Objects, join, remove_own
 from job.storage.bucket.parallel import each
-from job.storage.files import digest_of_file, own_mark, storage_errors
+from job.storage.files import digest_of_file, own_mark, remove_tree, storage_errors
 from job.storage.lease import NAME as LEASE
 from job.storage.ledger import MARK, TEMPORARY, ScratchLedger, is_inside
 from job.storage.workdir import Workdir
@@ -173,6 +173,14 @@ class BucketWorkdir(Workdir):
             self._bucket_lease.release()
             self._bucket_lease = None
         super().close()
+
+    def discard(self) -> None:
+        with suppress(JobError, OSError):
+            own = lease.acquire(self.root, lambda _: None, lambda: None, self._dead_after_s, self.uri)
+            with own.held():
+                remove_tree(self.root)
+            own.release()
+            self.root.parent.rmdir()  # It fails if another worker of this machine still has its files there.
 
     @property
     def _token(self) -> str:
