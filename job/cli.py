@@ -7,7 +7,7 @@ import shlex
 import sys
 import tempfile
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,8 +142,8 @@ def explore(call: RunOptions) -> None:
 
 @main.command()
 @with_run_options
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of lines.")
-def doctor(call: RunOptions, as_json: bool) -> None:
+@with_output_options
+def doctor(call: RunOptions) -> None:
     """Check what run needs, without running: data, output, disk, memory, weights, GPUs, other workers.
 
     Takes the options of run, and prints a line for each check. The exit code is 0, or 75 if waiting may help, or 2. A run
@@ -153,18 +153,12 @@ def doctor(call: RunOptions, as_json: bool) -> None:
     from job.preflight.base import Finding, exit_code
 
     findings: list[Finding] = []
-    try:
-        for finding in api.doctor(call.data, call.out, config=call.config(), labels=call.labels, session=_session(call)):
-            findings.append(finding)
-            if not as_json:
-                say(f"{finding.level:<8}{finding.check:<14}{finding.text}")
-    except UsageError as error:
-        if not as_json:
-            raise
-        findings.append(replace(Finding.of(error), check="settings"))
+    for finding in api.doctor(call.data, call.out, config=call.config(), labels=call.labels, session=_session(call)):
+        findings.append(finding)
+        LOG.show(f"{finding.level:<8}{finding.check:<14}{finding.text}")
     code = exit_code(findings)
-    if as_json:
-        say(json.dumps({"exit_code": code, "findings": [asdict(finding) for finding in findings]}))
+    wrong = "\n".join(finding.text for finding in findings if finding.exit_code)
+    LOG.last_words(code, wrong, findings=[asdict(finding) for finding in findings])
     sys.exit(code)
 
 

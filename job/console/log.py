@@ -90,9 +90,13 @@ class Log:
 
     def finish(self, *lines: str, **facts: object) -> None:
         """Write the results of a command that ended well. `facts` are those of `--json`."""
+        self.show(*lines)
+        self.last_words(0, "\n".join(map(escaped, lines)), **facts)
+
+    def show(self, *lines: str) -> None:
+        """Write lines of results."""
         for line in lines:
             print(escaped(line))
-        self.last_words(0, "\n".join(map(escaped, lines)), **facts)
 
     def last_words(self, exit_code: int, text: str, **facts: object) -> None:
         """Write how the program ends to the termination log, and with `--json` as the last line of standard output."""

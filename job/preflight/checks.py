@@ -75,7 +75,7 @@ def before_run(job: Job, *, computes: bool) -> None:
                 if finding.level == "error":
                     raise of_code(finding.exit_code, finding.text)
                 if finding.level == "warning":
-                    job.context.telemetry.line(f"Warning ({check.name}): {finding.text}")
+                    job.context.telemetry.line(f"Warning ({check.name}): {finding.text}", level="warning")
 
 
 def _data(run: Run) -> Iterator[Finding]:

@@ -211,7 +211,7 @@ def test_worker_whose_machine_answers_can_be_reached_and_one_without_a_name_cann
 
 def lines(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:
     """What `doctor --json` says, by the name of the check."""
-    told = json.loads(done.stdout)
+    told = json.loads(done.stdout.splitlines()[-1])
     assert done.returncode == told["exit_code"] and "Traceback" not in done.stderr, done.stderr
     return {one["check"]: one for one in told["findings"]}
 
@@ -250,9 +250,10 @@ def test_weights_that_are_missing_and_out_of_reach_are_told(photos: Path, tmp_pa
     assert told["weights"]["exit_code"] == 74 and "could not be downloaded" in told["weights"]["text"]
 
 
-def test_settings_that_are_wrong_are_a_finding_of_the_json_document(photos: Path, tmp_path: Path) -> None:
+def test_settings_that_are_wrong_are_the_error_of_the_result(photos: Path, tmp_path: Path) -> None:
     done = run_job("doctor", "--data", photos, "--out", tmp_path / "out", "--json", "--set", "fine_tune.epoch=1")
-    assert "did you mean fine_tune.epochs?" in lines(done)["settings"]["text"] and done.returncode == 2
+    result = json.loads(done.stdout)
+    assert result["exit_code"] == done.returncode == 2 and "did you mean fine_tune.epochs?" in result["error"]
 
 
 def test_run_that_needs_a_gpu_and_finds_none_ends_with_2_before_it_reads_photos(photos: Path, tmp_path: Path) -> None:
