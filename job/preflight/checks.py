@@ -11,12 +11,15 @@ import os
 import platform
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from job.cluster.listener import listening
 from job.console.places import denial
@@ -33,6 +36,7 @@ from job.storage.files import everything_below, free_bytes, in_units, storage_fa
 from job.train.recipe import Recipe
 
 Run = Planned | Job
+Fault = TypeVar("Fault")
 _NUM_READ = 8  # Files that are read as a sample.
 _CLEARLY_TOO_MANY = 0.5  # If none of the sample can be read, more than this share of all files cannot.
 _MAX_AHEAD_S = 60.0
@@ -205,45 +209,33 @@ def _shared_memory(run: Run) -> Iterator[Finding]:
 def _gpus(run: Run) -> Iterator[Finding]:
     seen, required = gpus.look(run.cluster, run.stop.check), run.config.cluster.require_gpu
     yield from gpus.judge(seen, required=required)
-    if seen.num_devices and seen.build.get("is_cuda_build"):
+    # Where this process has TensorFlow already, as in a notebook, it may have taken the memory of the GPUs.
+    if seen.num_devices and seen.build.get("is_cuda_build") and "tensorflow" not in sys.modules:
         yield from gpus.judge_trial(seen, gpus.attempt(run.stop.check), required=required)
 
 
 def _ports(run: Run) -> Iterator[Finding]:
     """Listen on the ports of this worker. Its process of an earlier start, which is just ending, gets ten seconds."""
-    cluster, deadline = run.cluster, time.monotonic() + _TRIES_FOR_S
+    cluster = run.cluster
     if cluster.num_workers > 1:
         own = [("", _port(cluster.addresses[cluster.index]), "TensorFlow's server")]
         if cluster.is_chief:
             own.append((*cluster.control_address, "The chief"))
         for host, port, who in own:
-            while not _is_free(host, port, who, last_try=time.monotonic() > deadline):
-                run.stop.check()
-                time.sleep(_PAUSE_S)
+            if taken := _for_a_while(partial(_taken, host, port, who)):
+                raise taken
         yield ok(f"free: {', '.join(str(port) for _, port, _ in own)}")
-
-
-def _is_free(host: str, port: int, who: str, *, last_try: bool) -> bool:
-    try:
-        listening(host, port, who).close()
-    except TryAgainLater:
-        if last_try:
-            raise
-        return False
-    return True
 
 
 def _workers(run: Run) -> Iterator[Finding]:
     """Try to reach the machines of the other workers. One that refuses a connection can be reached."""
     cluster = run.cluster
-    others = [
-        (address.rpartition(":")[0], _port(address)) for k, address in enumerate(cluster.addresses) if k != cluster.index
-    ]
+    others = [address for k, address in enumerate(cluster.addresses) if k != cluster.index]
     if not others:
         return
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        faults = dict(zip(others, pool.map(_unreachable, others), strict=True))
-    lost = [f"{host}:{port} ({fault})" for (host, port), fault in faults.items() if fault]
+        faults = list(pool.map(lambda address: _for_a_while(partial(_unreachable, address)), others))
+    lost = [f"{other} ({fault.strerror or fault})" for other, fault in zip(others, faults, strict=True) if fault]
     if lost:
         raise TryAgainLater(
             f"{len(lost)} of {len(others)} other workers cannot be reached: {', '.join(lost[:4])}. Start doctor on all "
@@ -252,19 +244,30 @@ def _workers(run: Run) -> Iterator[Finding]:
     yield ok(f"the machines of {len(others)} other workers can be reached")
 
 
-def _unreachable(address: tuple[str, int]) -> str:
-    """Return why an address cannot be reached, or "". A worker whose machine is just being started gets ten seconds."""
+def _taken(host: str, port: int, who: str) -> TryAgainLater | None:
+    """Return the error of listening on a port that another process has."""
+    try:
+        listening(host, port, who).close()
+    except TryAgainLater as error:
+        return error
+    return None
+
+
+def _unreachable(address: str) -> OSError | None:
+    """Return the error of connecting to a machine that does not answer, or has no name yet."""
+    try:
+        socket.create_connection((address.rpartition(":")[0], _port(address)), timeout=_ANSWERS_WITHIN_S).close()
+    except OSError as error:
+        return None if isinstance(error, ConnectionRefusedError) else error
+    return None
+
+
+def _for_a_while(attempt: Callable[[], Fault | None]) -> Fault | None:
+    """Try something for ten seconds, until it has no fault. Return the last one."""
     deadline = time.monotonic() + _TRIES_FOR_S
-    while True:
-        try:
-            socket.create_connection(address, timeout=_ANSWERS_WITHIN_S).close()
-            return ""
-        except ConnectionRefusedError:
-            return ""
-        except OSError as error:
-            if time.monotonic() > deadline:
-                return error.strerror or str(error)
+    while (fault := attempt()) is not None and time.monotonic() < deadline:
         time.sleep(_PAUSE_S)
+    return fault
 
 
 def _port(address: str) -> int:

@@ -55,13 +55,13 @@ class Answer(NamedTuple):
 
 
 class Gpu(NamedTuple):
-    """A GPU, from a line of nvidia-smi. `capability` is its compute capability: (8, 9) is 8.9. Memory can be unknown."""
+    """A GPU, from a line of nvidia-smi. `capability` is its compute capability, such as 8.9. Memory can be unknown."""
 
     number: str
     uuid: str
     name: str
     driver: str
-    capability: tuple[int, int]
+    capability: float
     total_mib: int | None
     free_mib: int | None
 
@@ -112,7 +112,7 @@ def judge(seen: Seen, *, required: bool) -> Iterator[Finding]:
         nothing = f"There is none in /dev. Give the job one: {_CONTAINER}, --gres=gpu:1 in Slurm."
         yield Finding.of(without_gpu(nothing)) if required else ok("none: the run computes on the CPU")
     else:
-        found = [f"{gpu.name} ({_in_words(gpu.capability)}, driver {gpu.driver})" for gpu in seen.gpus]
+        found = [f"{gpu.name} ({gpu.capability}, driver {gpu.driver})" for gpu in seen.gpus]
         yield ok(", ".join(found) or f"{seen.num_devices} in /dev")
         for judged in (_nvidia_smi, _driver, _kernels, _memory):
             yield from judged(seen)
@@ -157,9 +157,9 @@ def _driver(seen: Seen) -> Iterator[Finding]:
 def _kernels(seen: Seen) -> Iterator[Finding]:
     compiled = [found for text in seen.build.get("cuda_compute_capabilities", ()) if (found := _compiled(text))]
     for capability in sorted({gpu.capability for gpu in seen.gpus}) if compiled else ():
-        if any(have[0] == capability[0] and have <= capability for _, have in compiled):
+        if any(int(have) == int(capability) and have <= capability for _, have in compiled):
             continue
-        there = ", ".join(_in_words(have) for _, have in sorted(compiled, key=lambda found: found[1]))
+        there = ", ".join(map(str, sorted(have for _, have in compiled)))
         names = ", ".join(sorted({gpu.name for gpu in seen.gpus if gpu.capability == capability}))
         if any(kind == "compute" and have <= capability for kind, have in compiled):
             then = (
@@ -169,7 +169,7 @@ def _kernels(seen: Seen) -> Iterator[Finding]:
         else:
             then = "TensorFlow ignores this GPU."
         yield warning(
-            f"TensorFlow has no kernels for the compute capability {_in_words(capability)} of {names}, only for {there}. "
+            f"TensorFlow has no kernels for the compute capability {capability} of {names}, only for {there}. "
             f"{then} Use another GPU, or a build of TensorFlow for this one, as in the images of NVIDIA (nvcr.io), or "
             "compute on the CPU: CUDA_VISIBLE_DEVICES="
         )
@@ -230,18 +230,13 @@ def _gpu(line: str) -> Gpu | None:
         return None
     total, free = (int(value) if value.isdigit() else None for value in values[5:])
     number, uuid, name, driver, capability = values[:5]
-    major, minor = capability.split(".")
-    return Gpu(number, uuid, name, driver, (int(major), int(minor)), total, free)
+    return Gpu(number, uuid, name, driver, float(capability), total, free)
 
 
-def _compiled(text: str) -> tuple[str, tuple[int, int]] | None:
-    """Return the kind of a compiled architecture (sm or compute) and its compute capability, from sm_89 or compute_120."""
-    found = re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", text)
-    return (found[1], (int(found[2]), int(found[3]))) if found else None
-
-
-def _in_words(capability: tuple[int, int]) -> str:
-    return f"{capability[0]}.{capability[1]}"
+def _compiled(text: str) -> tuple[str, float] | None:
+    """Return the kind of a compiled architecture and its compute capability: sm and 8.9 from sm_89."""
+    found = re.fullmatch(r"(sm|compute)_(\d+)[a-z]?", text)
+    return (found[1], int(found[2]) / 10) if found else None
 
 
 def _build_info() -> dict[str, Any]:

@@ -44,6 +44,7 @@ def test_program_takes_its_command_line_and_writes_into_a_volume(service: dict[s
     name, *rest = service["command"]
     options = cli.main.commands[name].make_context(name, rest).params
     assert (options["data"], options["out"]) == ("/data", "/out/first")
+    assert Config.load(None, options["assignments"]).cluster.require_gpu
     assert {volume.split(":")[1] for volume in service["volumes"]} == {"/data", "/out", "/tmp"}
 
 

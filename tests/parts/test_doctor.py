@@ -318,6 +318,6 @@ def test_nvidia_smi_is_asked_where_there_are_gpus(tmp_path: Path, monkeypatch: p
     (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     seen = gpus.look(Cluster(num_gpus=2), lambda: None)
-    assert [(gpu.name, gpu.capability, gpu.free_mib) for gpu in seen.gpus] == [("NVIDIA L4", (8, 9), 22565)]
+    assert [(gpu.name, gpu.capability, gpu.free_mib) for gpu in seen.gpus] == [("NVIDIA L4", 8.9, 22565)]
     assert "--format=csv,noheader,nounits" in seen.query.err
     assert seen.build["is_cuda_build"] is False and seen.cuda is None  # What this environment has.

@@ -1,13 +1,19 @@
 """What follows from answers about GPUs that other machines gave. No machine of ours has one, so these stand for it."""
 
 import json
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
-from job.preflight.base import Finding, exit_code
+from job.cluster.environment import Cluster
+from job.config import Config
+from job.preflight import gpus
+from job.preflight.base import Finding, Planned, exit_code
+from job.preflight.checks import CHECKS
 from job.preflight.gpus import Answer, Seen, judge, judge_trial
+from job.runtime.stop import StopRequest
 
 # As tf.sysconfig.get_build_info of tensorflow-cpu and tensorflow 2.21.0 answers.
 CPU_BUILD = {"is_cuda_build": False, "is_rocm_build": False, "is_tensorrt_build": False}
@@ -191,6 +197,18 @@ def test_gpus_that_tensorflow_does_not_find_are_told_with_its_reason() -> None:
     (found,) = tried(trial)
     assert found.level == "warning" and "Cannot dlopen some GPU libraries" in found.text
     assert [finding.exit_code for finding in tried(trial, required=True)] == [2]
+
+
+def test_gpus_are_tried_unless_this_process_may_have_taken_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpus, "look", lambda *_: seen(L4))
+    monkeypatch.setattr(gpus, "attempt", lambda *_: Answer(0, told("kernel", "xla", kernel=INVALID)))
+    (check,) = (check for check in CHECKS if check.name == "gpus")
+    run = Planned(Config(), Cluster(num_gpus=1), StopRequest(), pytest.fail, pytest.fail)
+    monkeypatch.delitem(sys.modules, "tensorflow", raising=False)
+    assert [finding.exit_code for finding in check.look(run)] == [0, 2]
+    with monkeypatch.context() as notebook:
+        notebook.setitem(sys.modules, "tensorflow", pytest)
+        assert [finding.exit_code for finding in check.look(run)] == [0]
 
 
 @pytest.mark.parametrize(("codes", "ends_with"), [([0, 0], 0), ([0, 75], 75), ([74], 75), ([75, 2], 2), ([65], 2)])
