@@ -16,7 +16,7 @@ from tests.warm import WarmStart
 class Run:
     """Workers that were started at the same time, worker 0 the chief. Those of `missing` are not started, and worker 1 may
     have another output directory or other settings. `nodes`: for each worker, a folder for what its machine keeps. Stages
-    after `stop_after` are left out."""
+    after `stop_after` are left out. `options` are further words of the command line."""
 
     def __init__(
         self,
@@ -27,6 +27,7 @@ class Run:
         other: tuple[Path, str] | None = None,
         nodes: Sequence[Path] = (),
         stop_after: str | None = None,
+        options: Sequence[str] = (),
     ) -> None:
         self._addresses = [f"localhost:{port}" for port in free_ports(2)]
         self._nodes = nodes
@@ -36,6 +37,7 @@ class Run:
             self._commands[1] = killer.command(data, *other)
         if stop_after:
             self._commands = [[*command, "--stop-after", stop_after] for command in self._commands]
+        self._commands = [[*command, *options] for command in self._commands]
         self.processes: list[subprocess.Popen[bytes] | None] = [None, None]
         for k in {0, 1} - set(missing):
             self.start(k)

@@ -263,6 +263,12 @@ def a_stop_has_time_to_save(rendered: Rendered) -> Iterator[str]:
         yield f"terminationGracePeriodSeconds {given_s}: spot nodes of GKE give 15"
 
 
+def the_last_message_is_shown(rendered: Rendered) -> Iterator[str]:
+    policy = rendered.container.get("terminationMessagePolicy")
+    if policy != "FallbackToLogsOnError":
+        yield f"terminationMessagePolicy {policy}: the status of a pod that was killed says nothing"
+
+
 def the_program_takes_its_command_line(rendered: Rendered) -> Iterator[str]:
     try:
         rendered.config()
@@ -302,6 +308,7 @@ RULES: tuple[Callable[[Rendered], Iterator[str]], ...] = (
     sizes_fit,
     gpus_are_consistent,
     a_stop_has_time_to_save,
+    the_last_message_is_shown,
     the_program_takes_its_command_line,
     pod_is_restricted,
 )

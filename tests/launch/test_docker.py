@@ -53,7 +53,7 @@ def test_image_is_small_and_says_what_it_is(image: Image) -> None:
 def test_without_arguments_it_says_how_it_is_used(image: Image) -> None:
     code, text = ended(image, **HARDENED)
     assert code == 0
-    assert "Usage: python -m job [OPTIONS] COMMAND" in text
+    assert "docker run --rm -v results:/out IMAGE demo" in text
 
 
 def test_demo_runs_with_nothing_but_a_volume_and_compiles_nothing(image: Image, volume: Volume) -> None:

@@ -337,6 +337,7 @@ MISTAKES: list[tuple[str, str, str, str, Any]] = [
     ("single-gpu", "gpus_are_consistent", "Job", POD + "tolerations", REMOVED),
     ("single-gpu", "a_stop_has_time_to_save", "Job", POD + "terminationGracePeriodSeconds", 10),
     ("everything", "a_stop_has_time_to_save", "Job", POD + "terminationGracePeriodSeconds", 30),
+    ("single-gpu", "the_last_message_is_shown", "Job", CONTAINER + "terminationMessagePolicy", REMOVED),
     ("single-gpu", "the_program_takes_its_command_line", "Job", CONTAINER + "args.1", "--date=/data"),
     ("single-gpu", "the_program_takes_its_command_line", "Job", CONTAINER + "args.3", "--config=/etc/transfer-job/my.toml"),
     ("jobset", "exit_codes_are_those_of_errors", "JobSet", "failurePolicy.rules.0", REMOVED),

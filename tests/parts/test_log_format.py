@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 
 from tests.conftest import ROOT, quick_settings, run_job
+from tests.faults.several import Run
 from tests.unit.test_log import KEYS
 
 JSON = ("--log-format", "json", "--json")
@@ -49,6 +51,25 @@ def test_run_writes_nothing_but_objects_and_ends_with_its_result(painted, tmp_pa
     assert (result["result"], result["exit_code"], result["run_id"]) == ("ok", 0, events[0]["run_id"])
     assert result["report"] == str(tmp_path / "out" / "report.html") and result["accuracy"] is None
     assert termination_log.read_text().startswith("exit code 0: 82 files looked at.")
+
+
+def test_workers_are_told_apart_and_have_the_run_id_of_the_chief(painted, tmp_path):
+    both = Run(painted, tmp_path / "out", stop_after="intake", options=JSON[:2])
+    assert both.codes() == [0, 0], both.said(0) + both.said(1)
+    chief, other = (messages(re.sub(r"^[^{].*$\n", "", both.said(k), flags=re.MULTILINE)) for k in range(2))
+    assert {message["worker"] for message in chief} == {0} and {message["worker"] for message in other} == {1}
+    (begins,) = (message for message in other if message["stage"] == "intake")
+    assert begins["message"].endswith("this worker's part") and {m["run_id"] for m in chief} == {begins["run_id"]}
+
+
+def test_progress_of_a_whole_run_never_goes_back_and_ends_with_100(finished_run):
+    events = [json.loads(line) for line in (finished_run / "logs/events.jsonl").read_text().splitlines()]
+    told = [(event["percent"], event["remaining_s"]) for event in events if "percent" in event]
+    assert told == sorted(told, key=lambda numbers: numbers[0]) and told[0][0] < 50 and told[-1] == (100, 0)
+    assert [e["stage"] for e in events if e["event"] == "stage_finished" and e["remaining_s"] is None][-1] in (
+        "head",
+        "fine_tune",
+    )
 
 
 def test_result_of_a_whole_run_names_its_model_and_its_accuracy(finished_run):

@@ -100,6 +100,21 @@ def test_lines_events_and_the_forecast_have_the_same_numbers(tmp_path, monkeypat
     assert (last["event"], last["percent"], last["remaining_s"]) == ("run_ended", 100, 0)
 
 
+def test_bar_shows_the_whole_run_too(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(telemetry, "SECONDS_BETWEEN_LINES", 0.0)
+    stream = Terminal()
+    recorder = Telemetry(None, stream)
+    recorder.forecast = Forecast({"extract": 1e9, "export": 3600.0})
+    recorder.forecast.begin("extract")
+    with recorder.progress("extract", 2, "views") as progress:
+        progress.advance()
+    assert "whole run 0%" in stream.getvalue()
+
+
 @pytest.mark.parametrize(
     ("ends", "percent"),
     [
