@@ -101,5 +101,5 @@ def _events(file: Path) -> Iterator[dict[str, Any]]:
     for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
         with suppress(ValueError):  # The line was being written when the machine stopped.
             event = json.loads(line)
-            if {"time", "run_id", "event"} <= event.keys():
+            if isinstance(event, dict) and {"time", "run_id", "event"} <= event.keys():
                 yield event

@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from job.pipeline.budget import Budget, percent_before
 from job.pipeline.job import Job
 from job.pipeline.plan import Step, wanted
+from job.pipeline.quality import AUDIT_S_PER_PHOTO, HEAD_S_PER_VALUE, LATER_S
 from job.runtime.cgroups import usable_cores
 from job.runtime.forecast import Forecast
 from job.storage.workdir import LOG
 from job.train.recipe import Recipe
 
-_DECODE_S, _AUDIT_S, _TABLES_S = 2.7e-3, 15 / 60_000, 50e-6  # For each photo, on one core.
+_DECODE_S, _TABLES_S = 2.7e-3, 50e-6  # For each photo, on one core.
 _PIXELS_PER_S = 300 * 160**2  # Of forward passes, on one core.
-_FEATURE_WIDTH, _HEAD_S = 1280, 20e-9  # For each value of a training view and class.
+_FEATURE_WIDTH = 1280
 _SHARES_LATER = {"evaluate": 0.2, "export": 0.7, "report": 0.1}  # Of the seconds after fine_tune.
-_LATER_S = 10.0
 _SHARE_ABOVE = {"none": 0.0, "all": 1.0}
 _MEASURED = {"extract", "fine_tune"}  # Their seconds depend on the backbone and the device: nothing but a rate tells them.
 
@@ -56,8 +56,8 @@ def _guesses(job: Job) -> dict[str, float]:
         "split": 0.5 + num_photos * _TABLES_S,
         "explore": 1.0,
         "extract": 3.0 + (num_photos + (recipe.views - 1) * num_train) * pass_s,
-        "audit": 2.0 + num_photos * _AUDIT_S,
-        "head": 1.5 + values * _HEAD_S,
+        "audit": 2.0 + num_photos * AUDIT_S_PER_PHOTO,
+        "head": 1.5 + values * HEAD_S_PER_VALUE,
         "fine_tune": 3.0 + recipe.forward_passes(num_train, share, stored=True) * pass_s,
-        **{stage: share * _LATER_S for stage, share in _SHARES_LATER.items()},
+        **{stage: share * LATER_S for stage, share in _SHARES_LATER.items()},
     }

@@ -40,8 +40,8 @@ HEAD = "head"  # The choice where no quality fits: nothing is fine-tuned.
 MARGIN = 1.1  # A quality fits if it does with so many times its prediction.
 # CPU seconds, on two cores, of audit and head with few photos, of the stages after fine_tune, and what mirrored photos add
 # to these (docs/decisions/0036-time-budget.md).
-_BEFORE_S, _LATER_S, _MIRRORING_S = 3.5, 10.0, 4.0
-_AUDIT_S_PER_PHOTO, _HEAD_S_PER_VALUE = 15 / 60_000, 20e-9
+_BEFORE_S, LATER_S, _MIRRORING_S = 3.5, 10.0, 4.0
+AUDIT_S_PER_PHOTO, HEAD_S_PER_VALUE = 15 / 60_000, 20e-9
 
 
 def settle(job: Job, budget: Budget) -> None:
@@ -146,8 +146,8 @@ def _estimate(job: Job, name: str, config: Config, network: Network, forward: Ti
         tuning_s = fine_tuning_s(recipe, step, num_train, num_val, forward.per_example_s, share, is_stored=is_stored)
         tuning_s += forward.first_s
     values = recipe.views * num_train * network.feature_width * len(examples.class_names)
-    before_s = _BEFORE_S + num_photos * _AUDIT_S_PER_PHOTO + values * _HEAD_S_PER_VALUE
-    later_s = forward.slowdown * _LATER_S
+    before_s = _BEFORE_S + num_photos * AUDIT_S_PER_PHOTO + values * HEAD_S_PER_VALUE
+    later_s = forward.slowdown * LATER_S
     if point and config.evaluate.mirror is True:  # By each seed and, if there are several, by the mean of their weights.
         num_models = recipe.seeds + (recipe.seeds > 1)
         later_s += forward.slowdown * _MIRRORING_S + num_models * (num_photos - num_train) * forward.per_example_s

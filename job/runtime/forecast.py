@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class Progress:
+class RunProgress:
     """Progress of a run: `percent` from 0 to 100, and the seconds that are left; None as long as nobody can know them."""
 
     percent: int
@@ -31,13 +31,13 @@ class Forecast:
 
     def __post_init__(self) -> None:
         self._stage, self._rest_s, self._is_over, self._lock = "", 0.0, False, threading.Lock()
-        self._began = self._rest_at = self._looked = time.monotonic()
+        self._rest_at = self._looked = time.monotonic()
 
     def begin(self, stage: str) -> None:
         """Note that a stage begins, and that those before it are over."""
         names = list(self.expected_s)
         self.end(names[: names.index(stage)] if stage in names else ())
-        self._stage, self._began = stage, time.monotonic()
+        self._stage = stage
         self._expect(self.expected_s.get(stage, 0.0))
 
     def end(self, stages: Iterable[str]) -> None:
@@ -66,7 +66,7 @@ class Forecast:
         """Note that the run is over."""
         self._is_over = True
 
-    def now(self) -> Progress:
+    def now(self) -> RunProgress:
         """Return the progress at this moment. Any thread may call this."""
         with self._lock:
             now = time.monotonic()
@@ -76,9 +76,9 @@ class Forecast:
             if passed_s > 0:
                 self.percent += (100 - self.percent) * passed_s / (passed_s + left_s)
             if self._is_over:
-                return Progress(100, 0)
+                return RunProgress(100, 0)
             self.percent = min(self.percent, 99.9)  # Something may take longer than expected.
-            return Progress(int(self.percent), None if self.guessed else round(left_s))
+            return RunProgress(int(self.percent), None if self.guessed else round(left_s))
 
     def _expect(self, rest_s: float) -> None:
         with self._lock:

@@ -72,7 +72,7 @@ class Telemetry:
         self.run_id = run_id or secrets.token_hex(8)
         self.forecast: Forecast | None = None
         self.latest: dict[str, float] = {}
-        self._told_at = -math.inf
+        self._event_at = -math.inf
         self._events: TextIO | None = None
         self._board: EventsWriter | None = None
         self._bar: Bar | None = None
@@ -205,22 +205,23 @@ class Telemetry:
         loop = _Loop(self, what, total, unit, later or {})
         if self._log.as_json or not stream.isatty():
             yield loop
-            return
-        with _bar(stream, unit) as bar:
-            self._bar = bar
-            loop.show_in(bar)
-            try:
-                yield loop
-            finally:
-                self._bar = None
+        else:
+            with _bar(stream, unit) as bar:
+                self._bar = bar
+                loop.show_in(bar)
+                try:
+                    yield loop
+                finally:
+                    self._bar = None
+        loop.end()
 
     def measured(self, units_per_s: float, num_left: float, later: Mapping[str, float]) -> dict[str, int | None]:
         """Take the rate of a loop. Return `percent` and `remaining_s` of the whole run. Raises: StorageFailed."""
         if self.forecast and units_per_s:
             self.forecast.measured(units_per_s, num_left, later)
         progress = self._progress_of_run()
-        if progress and time.monotonic() - self._told_at >= _SECONDS_BETWEEN_EVENTS:
-            self._told_at = time.monotonic()
+        if progress and time.monotonic() - self._event_at >= _SECONDS_BETWEEN_EVENTS:
+            self._event_at = time.monotonic()
             self.event("progress", stage=self._log.stage, **progress)
         return progress
 
@@ -269,9 +270,8 @@ class _Loop:
         if now - self._looked < SECONDS_BETWEEN_LINES:
             return
         self._looked = now
-        # The first unit includes compiling, and a rate needs some seconds after it.
-        measured_s = now - self._first_at
-        per_s = (self._done - self._first) / measured_s if measured_s > SECONDS_BETWEEN_LINES else 0.0
+        # A rate needs some seconds after the first unit.
+        per_s = self._rate(now) if now - self._first_at > SECONDS_BETWEEN_LINES else 0.0
         run = self._telemetry.measured(per_s, self._total - self._done, self._later)
         told = _in_words(run)
         if self._bar:
@@ -282,8 +282,15 @@ class _Loop:
         self._telemetry.line(
             f"  {self._what}: {self._done:,} of {self._total:,} {self._unit}, {rate(per_s)}/s, {about(remaining_s)} to go"
             f"{told and '; '}{told}",
-            run,
+            {"done": self._done, "total": self._total, "unit": self._unit, **run},
         )
+
+    def end(self) -> None:
+        self._telemetry.measured(self._rate(time.monotonic()), 0, self._later)
+
+    def _rate(self, now: float) -> float:
+        """Return units per second, without the first unit, which includes compiling; 0 if there was no other."""
+        return (self._done - self._first) / (now - self._first_at) if now > self._first_at else 0.0
 
 
 def _in_words(run: Mapping[str, int | None]) -> str:

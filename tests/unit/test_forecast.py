@@ -7,7 +7,7 @@ import pytest
 
 from job.pipeline.budget import percent_before
 from job.runtime import telemetry
-from job.runtime.forecast import Forecast, Progress
+from job.runtime.forecast import Forecast, RunProgress
 from job.runtime.telemetry import Telemetry
 
 
@@ -36,7 +36,7 @@ def test_percentage_is_the_share_of_time_if_the_predictions_are_right(clock):
     assert [progress.percent for progress in found[:-1]] == pytest.approx(list(range(10, 100, 10)), abs=1)
     assert found[-1].percent == 99, "publishing comes after the last stage"
     forecast.complete()
-    assert forecast.now() == Progress(100, 0)
+    assert forecast.now() == RunProgress(100, 0)
 
 
 def test_remaining_seconds_are_unknown_until_the_rates_that_decide_are_measured(clock):
@@ -113,6 +113,18 @@ def test_bar_shows_the_whole_run_too(monkeypatch):
     with recorder.progress("extract", 2, "views") as progress:
         progress.advance()
     assert "whole run 0%" in stream.getvalue()
+
+
+def test_loop_that_is_too_short_for_a_line_tells_its_rate_at_its_end(monkeypatch, clock):
+    monkeypatch.setattr(telemetry.time, "monotonic", lambda: clock.seconds)
+    recorder = Telemetry(None, io.StringIO())
+    recorder.forecast = Forecast({"extract": 9.0, "fine_tune": 9.0, "export": 40.0}, {"extract", "fine_tune"})
+    recorder.forecast.begin("extract")
+    with recorder.progress("extract", 3, "views", {"fine_tune": 50}) as progress:
+        for _ in range(3):
+            clock.wait(1)
+            progress.advance()
+    assert recorder.forecast.now().remaining_s == 50 + 40
 
 
 @pytest.mark.parametrize(
