@@ -22,7 +22,7 @@ define INSTALL
 	$(1)/bin/python $(PIP_INSTALL) --quiet --no-deps --no-build-isolation --editable .
 endef
 
-.PHONY: help demo test test-all test-thorough check fix bench image docs lock clean
+.PHONY: help demo test test-all check fix bench image docs lock clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -38,11 +38,9 @@ PYTEST = .venv/bin/python -m pytest --dist loadfile --no-loadscope-reorder --num
 test: .venv/.dev  ## run the tests that every change needs, in minutes
 	$(PYTEST) 2 -m "not long and not thorough"
 
-test-all: test test-thorough  ## run all tests except those marked long
-
-# Four processes on two cores: they often wait, for Slurm, the back-off of Kubernetes, or the deadline of a lost worker.
-test-thorough: .venv/.dev  ## run the slower tests: clouds, kills, Docker, Slurm, Kubernetes
-	$(PYTEST) 4 -m "thorough and not long"
+# Six processes on two cores: many tests mostly wait, for Slurm, the back-off of Kubernetes, or the deadline of a lost worker.
+test-all: .venv/.dev  ## run all tests except those marked long
+	$(PYTEST) 6 -m "not long"
 
 check: .venv/.dev .venv-lint/.done  ## check format, lint, types, imports, shell scripts, Dockerfile
 	.venv/bin/ruff format --check .
