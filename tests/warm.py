@@ -192,7 +192,7 @@ def _close(*descriptors: int) -> None:
 
 
 def import_libraries() -> None:
-    """Import all modules of the job, and the libraries that it imports when it needs them."""
+    """Import all modules of the job and the libraries that it imports later, and compile the templates of the report."""
     from job.cluster.tensorflow import import_tensorflow
 
     import_tensorflow()
@@ -203,10 +203,14 @@ def import_libraries() -> None:
     import sklearn.linear_model  # noqa: F401
     import tensorboardX  # noqa: F401
 
+    from job.reporting import page
+
     for module in pkgutil.walk_packages(job.__path__, "job."):
         if module.name != "job.__main__":
             importlib.import_module(module.name)
     PIL.Image.init()
+    for name in page.templates().list_templates():
+        page.templates().get_template(name)
     gc.freeze()  # So that fewer pages are copied after a fork.
 
 

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
@@ -112,11 +113,11 @@ def page(config: ReportConfig, *, run: Run, timings: times.Records, context: Con
     found = _clusters(made["evaluation"])
     with context.telemetry.spent("drawing"):
         drawn = charts(made["audit"], made["head"], made["tuning"], made["evaluation"], found)
-    environment = _environment(workdir)
-    style = environment.get_template("report.css.j2").render(heat_levels=_HEAT_LEVELS, series=SERIES)
+    style = templates().get_template("report.css.j2").render(heat_levels=_HEAT_LEVELS, series=SERIES)
     known_facts = facts(made["explore"], made["audit"], run["config"])
     data = _data(known_facts, made["evaluation"])
-    text = environment.get_template("report.html.j2").render(
+    template = templates().get_template("report.html.j2")
+    text = template.render(
         made,
         sections=[(id_, heading) for id_, heading, needed in _SECTIONS if made[needed]],
         title=config.title or _name_of(run["data"]),
@@ -138,11 +139,14 @@ def page(config: ReportConfig, *, run: Run, timings: times.Records, context: Con
         provenance=[*with_dotted_names(run.get("versions", {})), *with_dotted_names(run.get("fingerprint", {}))],
         times=_times(known),
         limits=LIMITS,
+        picture=lambda name: data_uri(workdir.path(name)),
     )
     return text.encode("utf-8", "backslashreplace")
 
 
-def _environment(workdir: Workdir) -> Environment:
+@cache
+def templates() -> Environment:
+    """Return the templates of the page. Each is compiled once in a process."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -155,7 +159,6 @@ def _environment(workdir: Workdir) -> Environment:
     environment.filters |= {"seconds": seconds, "when": _when, "short": _short}
     environment.filters["breakable"] = _breakable
     environment.filters["setting"] = lambda value: json.dumps(value, ensure_ascii=False)
-    environment.globals["picture"] = lambda name: data_uri(workdir.path(name))
     return environment
 
 
