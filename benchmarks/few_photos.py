@@ -2,6 +2,8 @@
 
     python -m benchmarks.few_photos --work DIR          # measures what is missing in DIR, then prints the table
 
+With `--torch-python`, TensorFlow's tutorial and timm's recipe of `side_by_side` learn from the same photos.
+
 Training and validation photos are parts of flowers' training photos, 60 to 400 of them, or four fifths of tiny-flowers. The
 test photos of a part are 800 other training photos of flowers, those of a fold are the photos left out. No held-out photo of
 flowers takes part. Each run is a whole job up to `evaluate`, with the defaults.
@@ -10,7 +12,8 @@ flowers takes part. Each run is a whole job up to `evaluate`, with the defaults.
 import argparse
 import csv
 import json
-from dataclasses import dataclass
+import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +21,13 @@ import pyarrow.parquet as pq
 
 import job
 from benchmarks.measured import SHARED, WEIGHTS
+from benchmarks.side_by_side import SMALL, letters, run_peer
+from job.data.examples import Examples
+from job.sources.folders import FolderSource
 
 FLOWERS, TINY = SHARED / "data" / "flowers" / "train", SHARED / "data" / "tiny-flowers"
 SIZES, PARTS, FOLDS, TEST_PHOTOS = (60, 120, 250, 400), 5, 5, 800
-MODELS = ("head", "fine_tuned", "shipped", "mean")
+PEERS = {"a": "tutorial", "d": "timm"}
 
 
 @dataclass(frozen=True)
@@ -80,13 +86,26 @@ def measure(part: Part, out: Path, work: Path, seed: int) -> dict[str, list[bool
     return right | {"shipped": (np.asarray(predictions["predicted"].to_pylist()) == labels).tolist()}
 
 
-def table(results: dict[str, list[dict[str, list[bool]]]]) -> list[str]:
+def measure_peer(recipe: str, part: Part, out: Path, seed: int, torch_python: str) -> dict[str, float]:
+    """Run another recipe on the photos of a job's run. Return its accuracy on the test photos."""
+    examples = Examples.load(out / "examples.parquet")
+    letter_of = dict(zip(examples["path"], letters(examples), strict=True))
+    listing = FolderSource(part.data.resolve()).listing()
+    split = "".join(letter_of.get(entry.path, "-") for entry in listing.entries)
+    size = replace(SMALL, data=str(part.data.relative_to(SHARED / "data")))
+    with tempfile.TemporaryDirectory() as scratch:
+        found = run_peer(size, recipe, {"seed": seed, "split": split}, Path(scratch), torch_python)
+    return {PEERS[recipe]: found["test_accuracy"]}
+
+
+def table(results: dict[str, list[dict[str, float]]]) -> list[str]:
     """Return the accuracy of each model by number of photos, and its difference to what the job ships."""
-    lines = [f"| photos | parts | {' | '.join(MODELS)} |", f"|---|---|{'---|' * len(MODELS)}"]
+    models = list(next(iter(results.values()))[0])
+    lines = [f"| photos | parts | {' | '.join(models)} |", f"|---|---|{'---|' * len(models)}"]
     for name, runs in results.items():
-        accuracy = {model: np.asarray([np.mean(run[model]) for run in runs]) for model in MODELS}
+        accuracy = {model: np.asarray([run[model] for run in runs]) for model in models}
         cells = []
-        for model in MODELS:
+        for model in models:
             gain = accuracy[model] - accuracy["shipped"]
             error = gain.std(ddof=1) / np.sqrt(len(gain)) if len(gain) > 1 else float("nan")
             told = "" if model == "shipped" else f" ({100 * gain.mean():+.1f} ± {100 * error:.1f})"
@@ -98,14 +117,23 @@ def table(results: dict[str, list[dict[str, list[bool]]]]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for stores, runs and results")
+    parser.add_argument("--torch-python", help="Python of an environment with timm; see peers_torch.py")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    results: dict[str, list[dict[str, list[bool]]]] = {}
+    results: dict[str, list[dict[str, float]]] = {}
     for seed, part in enumerate(parts()):
+        out = options.work / f"run-{seed}"
         file = options.work / f"part-{seed}.json"
         if not file.exists():
-            file.write_text(json.dumps(measure(part, options.work / f"run-{seed}", options.work, seed)))
-        results.setdefault(part.name, []).append(json.loads(file.read_text()))
+            file.write_text(json.dumps(measure(part, out, options.work, seed)))
+        accuracy = {model: float(np.mean(right)) for model, right in json.loads(file.read_text()).items()}
+        for recipe in PEERS if options.torch_python else ():
+            file = options.work / f"part-{seed}-{recipe}.json"
+            if not file.exists():
+                file.write_text(json.dumps(measure_peer(recipe, part, out, seed, options.torch_python)))
+            accuracy |= json.loads(file.read_text())
+        results.setdefault(part.name, []).append(accuracy)
+        print(part.name, seed, accuracy, flush=True)
     print("\n".join(table(results)))
 
 

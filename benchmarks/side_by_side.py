@@ -102,16 +102,21 @@ def run_job(size: Size, seed: int, settings: list[str], scratch: Path) -> Run:
     run["test_accuracy"] = metrics[metrics["shipped"]]["test"]["accuracy"]
     run["val_accuracy"] = metrics[metrics["shipped"]]["val"]["accuracy"]
     examples = Examples.load(out / "examples.parquet")
-    letters = np.full(len(examples), "-")
-    for split, letter in _LETTER.items():
-        letters[examples.of(split)] = letter
     predictions = pq.read_table(out / "predictions.parquet").to_pydict()
     predicted = dict(zip(predictions["path"], predictions["predicted"], strict=True))
     test = examples.of("test")
-    run["split"] = "".join(letters)
+    run["split"] = "".join(letters(examples))
     run["labels"] = _numbers([examples["label"][k] for k in test], examples.class_names)
     run["predicted"] = _numbers([predicted[examples["path"][k]] for k in test], examples.class_names)
     return run
+
+
+def letters(examples: Examples) -> list[str]:
+    """Return the letter of the split of each row, or "-" if the row is no example."""
+    found = np.full(len(examples), "-")
+    for split, letter in _LETTER.items():
+        found[examples.of(split)] = letter
+    return found.tolist()
 
 
 def run_peer(size: Size, recipe: str, job: Run, scratch: Path, torch_python: str | None) -> Run:
