@@ -3,13 +3,10 @@
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, Self
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
 
 from job.sources.local import Files
-
-if TYPE_CHECKING:
-    from job.config import IntakeConfig
 
 Split = Literal["train", "val", "test"]
 
@@ -21,28 +18,6 @@ SPLITS: dict[str, Split] = {
 }
 _CLASSES_SHOWN = 10
 _NUMBERED_SPLIT = re.compile(rf"({'|'.join(name for name, split in SPLITS.items() if split != 'train')})[ _-]?\d+")
-
-
-@dataclass(frozen=True)
-class Reading:
-    """The settings in [intake] that say where labels, splits and groups come from, and which links are followed."""
-
-    layout: Literal["auto", "classes", "splits"] = "auto"
-    label_from: Literal["folder", "parent", "name"] = "folder"
-    label_pattern: str | None = None
-    path_column: str | None = None
-    label_column: str | None = None
-    split_column: str | None = None
-    group_column: str | None = None
-    test_values: tuple[str, ...] = ()
-    val_values: tuple[str, ...] = ()
-    allow_joined_labels: bool = False
-    follow_links: bool = False
-    link_roots: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, config: "IntakeConfig") -> Self:
-        return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
 
 
 class Entry(NamedTuple):

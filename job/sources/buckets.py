@@ -4,45 +4,25 @@ The slashes in the names of objects make a tree of folders. After that, the rule
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from posixpath import normpath
 from typing import NamedTuple
 
+from job.config import IntakeConfig
 from job.errors import UsageError
-from job.sources.base import Entry, Listing, Reading, Source
+from job.sources.base import Entry, Listing
 from job.sources.fetch import PATIENCE_S, THREADS, limit_arenas, read_ordered
 from job.sources.folders import list_files
 from job.sources.local import OUTSIDE, Child, FoundFile, by_stem, find_file, from_text
-from job.sources.tables import KINDS, TableSource, local_table
-from job.sources.tree import is_table
-from job.storage.bucket.objects import Objects, Stored, is_remote, join, split_object
+from job.storage.bucket.objects import Objects, Stored, is_remote, join
 from job.storage.bucket.open import open_objects
 from job.storage.ledger import MARK
 
 
-def open_bucket(uri: str, labels: str | None = None, *, labelled: bool = True, reading: Reading | None = None) -> Source:
-    """Return the source in object storage that `--data` and `--labels` name. No request is sent yet.
-
-    Raises:
-        UsageError: if the scheme of a URI is unknown, or `labels` is not a table.
-    """
-    reading = reading or Reading()
-    if is_table(uri):
-        if labels is not None:
-            raise UsageError(f"--labels {labels}: --data {uri} is a table itself; give the folder of the photos as --data.")
-        return TableSource(_folder(split_object(uri)[0], labelled, reading), uri, labelled=labelled, reading=reading)
-    if labels is None:
-        return _folder(uri, labelled, reading)
-    if not is_remote(labels):
-        labels = local_table(labels)
-    elif not is_table(labels):
-        raise UsageError(f"--labels {labels}: give {KINDS}.")
-    return TableSource(_folder(uri, labelled, reading), labels, lists_folder=True, labelled=labelled, reading=reading)
-
-
-def _folder(uri: str, labelled: bool, reading: Reading) -> "BucketSource":
-    return BucketSource(open_objects(uri, connections=THREADS), labelled, reading)
+def open_bucket(uri: str, labelled: bool, settings: IntakeConfig) -> "BucketSource":
+    """Return the folder below a prefix of a bucket. No request is sent yet. Raises: UsageError, if its scheme is unknown."""
+    return BucketSource(open_objects(uri, connections=THREADS), labelled, settings)
 
 
 @dataclass(frozen=True)
@@ -51,7 +31,7 @@ class BucketSource:
 
     objects: Objects
     labelled: bool = True
-    reading: Reading = field(default_factory=Reading)
+    settings: IntakeConfig = IntakeConfig()
     threads: int = THREADS
 
     @property
@@ -73,7 +53,7 @@ class BucketSource:
             UsageError: if there is nothing below the prefix, or the prefix is an output of this job.
             DataUnusable: if nothing has a label, or the folders can be understood in two ways.
         """
-        found = list_files(self.files(), self.reading, labelled=self.labelled)
+        found = list_files(self.files(), self.settings, labelled=self.labelled)
         return replace(found, entries=_with_own_paths(found.entries))
 
     def files(self) -> "ObjectFiles":

@@ -4,8 +4,9 @@ import shlex
 from collections import defaultdict
 from collections.abc import Collection
 
+from job.config import IntakeConfig
 from job.errors import DataUnusable, UsageError
-from job.sources.base import SPLITS, Reading
+from job.sources.base import SPLITS
 from job.sources.grids import Grid, is_named_like_a_photo, plain
 
 # The names that a column may have, the most certain ones first. A table with two names of the same tuple is refused.
@@ -45,8 +46,8 @@ def several_labels(table: str, what: str, way_out: str = WAY_OUT) -> DataUnusabl
 class Columns:
     """The search for the columns of a table. `classes` are the columns of 0 and 1 that stand for a class each."""
 
-    def __init__(self, table: str, grid: Grid, reading: Reading) -> None:
-        self.table, self.grid, self.reading = table, grid, reading
+    def __init__(self, table: str, grid: Grid, settings: IntakeConfig) -> None:
+        self.table, self.grid, self.settings = table, grid, settings
         self.classes: list[int] = []
         self.notes: tuple[str, ...] = ()
 
@@ -61,12 +62,12 @@ class Columns:
         if label is None:
             self._refuse_lists()
         path, label = self._of_two(path, label)
-        group = self._named("group_column", self.reading.group_column)
+        group = self._named("group_column", self.settings.group_column)
         split = self._split()
         if not self.grid.has_header and len(self.grid.names) > 2:
             path, label, split = self._by_values(path, label, split)
         found = {"path": path, "label": label, "split": split, "group": group}
-        if self.reading.label_column is None:
+        if self.settings.label_column is None:
             self._refuse_boxes()
         if path is not None and label is None and self.grid.has_header:
             self.classes = self._class_columns({k for k in found.values() if k is not None})
@@ -94,9 +95,14 @@ class Columns:
 
     def _column(self, kind: str) -> int | None:
         setting = f"{kind}_column"
-        if (named := self._named(setting, getattr(self.reading, setting))) is not None:
+        if (named := self._named(setting, getattr(self.settings, setting))) is not None:
             return named
-        other = {self.reading.path_column, self.reading.label_column, self.reading.split_column, self.reading.group_column}
+        other = {
+            self.settings.path_column,
+            self.settings.label_column,
+            self.settings.split_column,
+            self.settings.group_column,
+        }
         for tier in _COLUMN_NAMES[kind]:
             found = [k for k, name in enumerate(self.grid.names) if plain(name) in tier and name.strip() not in other]
             if len(found) > 1:
@@ -136,7 +142,7 @@ class Columns:
     def _split(self) -> int | None:
         """Return the column of splits. If its name is not `split`, most of its values must be splits."""
         split = self._column("split")
-        if split is None or self.reading.split_column is not None or plain(self.grid.names[split]) == "split":
+        if split is None or self.settings.split_column is not None or plain(self.grid.names[split]) == "split":
             return split
         values = self.grid.values(split)
         return split if 2 * sum(value.lower() in {*SPLITS, *_UNASSIGNED} for value in values) > len(values) else None
@@ -235,7 +241,7 @@ class Columns:
                 )
             return
         name = self.grid.names[split]
-        if strange := sorted({*self.reading.test_values, *self.reading.val_values} - {*seen}):
+        if strange := sorted({*self.settings.test_values, *self.settings.val_values} - {*seen}):
             raise UsageError(
                 f"{self.table}: no row has {strange[0]!r} (intake.test_values, val_values) in column {name!r}. "
                 f"It holds {shown}."
@@ -249,15 +255,15 @@ class Columns:
 
     @property
     def _has_values(self) -> bool:
-        return bool(self.reading.test_values or self.reading.val_values)
+        return bool(self.settings.test_values or self.settings.val_values)
 
     def split_of(self, says: str) -> str:
         """Return train, val or test for the text in the split column; empty if it means none of them."""
         if not self._has_values:
             return SPLITS.get(says.lower(), "")
-        if says in self.reading.test_values:
+        if says in self.settings.test_values:
             return "test"
-        return "val" if says in self.reading.val_values else "train"
+        return "val" if says in self.settings.val_values else "train"
 
 
 def is_unassigned(says: str) -> bool:

@@ -2,14 +2,15 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path, PurePath
 from typing import ClassVar
 
+from job.config import IntakeConfig
 from job.console.places import refused_at_start
 from job.errors import UsageError
-from job.sources.base import Entry, Listing, Reading, split_names
+from job.sources.base import Entry, Listing, split_names
 from job.sources.layout import class_folders
 from job.sources.local import IMAGE_EXTENSIONS, Files, LocalFiles, from_text, to_text
 from job.sources.opening import read_files
@@ -32,7 +33,7 @@ class FolderSource:
 
     root: Path
     labelled: bool = True
-    reading: Reading = field(default_factory=Reading)
+    settings: IntakeConfig = IntakeConfig()
     patience_s: ClassVar[float] = 0.0
 
     @property
@@ -50,10 +51,10 @@ class FolderSource:
             UsageError: if this user cannot list the root or a split folder.
         """
         with refused_at_start(f"--data {self.root}", self.root):
-            return list_files(self.files(), self.reading, labelled=self.labelled)
+            return list_files(self.files(), self.settings, labelled=self.labelled)
 
     def files(self) -> LocalFiles:
-        return LocalFiles(self.root, self.reading.link_roots if self.reading.follow_links else ())
+        return LocalFiles(self.root, self.settings.link_roots if self.settings.follow_links else ())
 
     def read(self, entries: Sequence[Entry]) -> Iterator[bytes | OSError]:
         return read_files(self.root, (entry.real_path or entry.path for entry in entries))
@@ -82,7 +83,7 @@ class FileSource(FolderSource):
         return Listing((entry,), ())
 
 
-def list_files(files: Files, reading: Reading | None = None, *, labelled: bool) -> Listing:
+def list_files(files: Files, settings: IntakeConfig = IntakeConfig(), *, labelled: bool) -> Listing:
     """Return the files of a folder with their labels. Without `labelled`, return all files without labels.
 
     Outputs of this job are left out. They are known by their mark, because one folder can be mounted at two paths.
@@ -91,20 +92,19 @@ def list_files(files: Files, reading: Reading | None = None, *, labelled: bool) 
         UsageError: if the root itself is an output of this job.
         DataUnusable: if nothing has a label, or the folders can be understood in two ways.
     """
-    reading = reading or Reading()
     refuse_output(files)
     walk = Walk(files)
     if not labelled:
         walk.below("")
         return Listing(_sorted(walk), (), walk.notes)
-    if reading.label_from != "folder":
-        return _labelled_by_path(walk, reading)
+    if settings.label_from != "folder":
+        return _labelled_by_path(walk, settings)
     if tables := _own_tables(Tree(files)):
         from job.sources.tables import list_tables  # It imports pyarrow, which is slow.
 
-        return list_tables(files, tables, reading, lists_folder=True)
+        return list_tables(files, tables, settings, lists_folder=True)
     class_names: set[str] = set()
-    for folder in class_folders(walk, reading):
+    for folder in class_folders(walk, settings):
         num_entries, num_outputs = len(walk.entries), len(walk.outputs)
         walk.folder(folder.child, folder.path, folder.label, folder.split)
         new_outputs = len(walk.outputs) - num_outputs
@@ -126,24 +126,24 @@ def _sorted(walk: Walk) -> tuple[Entry, ...]:
     return tuple(sorted(walk.entries, key=attrgetter("path")))
 
 
-def _labelled_by_path(walk: Walk, reading: Reading) -> Listing:
+def _labelled_by_path(walk: Walk, settings: IntakeConfig) -> Listing:
     """Return the files, labelled by the folder that they are in or by their name. Split folders at the top still count."""
     walk.below("")
-    splits = {} if reading.layout == "classes" else split_names({e.path.partition("/")[0] for e in walk.entries})
-    pattern = re.compile(reading.label_pattern or NUMBERED)
+    splits = {} if settings.layout == "classes" else split_names({e.path.partition("/")[0] for e in walk.entries})
+    pattern = re.compile(settings.label_pattern or NUMBERED)
     entries = []
     for entry in walk.entries:
         top, _, below = entry.path.partition("/")
         split = splits.get(top) if below else None
-        if reading.label_from == "parent":
+        if settings.label_from == "parent":
             label = PurePath(below if split else entry.path).parent.name
         else:
             label = named_part(pattern, entry.path, "label")
         if entry.verdict == "ignored" or label:
             entries.append(entry if entry.verdict == "ignored" else entry._replace(label=label, split=split))
-        elif reading.label_from == "parent" or not _is_named_like_a_photo(entry.path):
+        elif settings.label_from == "parent" or not _is_named_like_a_photo(entry.path):
             entries.append(
-                ignored(entry.path, "outside every class folder" if reading.label_from == "parent" else "no photo")
+                ignored(entry.path, "outside every class folder" if settings.label_from == "parent" else "no photo")
             )
         else:
             reason = "its name does not match intake.label_pattern"
@@ -152,7 +152,7 @@ def _labelled_by_path(walk: Walk, reading: Reading) -> Listing:
     class_names = {entry.label for entry in entries if entry.label}
     if not class_names:
         raise unlabelled(Tree(walk.files), len(entries))
-    origin = "the folders that photos lie in" if reading.label_from == "parent" else "the file names"
+    origin = "the folders that photos lie in" if settings.label_from == "parent" else "the file names"
     return Listing(tuple(sorted(entries, key=attrgetter("path"))), tuple(sorted(class_names)), walk.notes, origin)
 
 

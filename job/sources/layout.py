@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+from job.config import IntakeConfig
 from job.errors import DataUnusable
-from job.sources.base import SPLITS, Reading, Split, in_words, split_names
+from job.sources.base import SPLITS, Split, in_words, split_names
 from job.sources.doubts import ANNOTATIONS, PICTURES, Doubts
 from job.sources.local import Child, to_text
 from job.sources.tree import ROOT, Folder, Tree
@@ -28,7 +29,7 @@ class ClassFolder(NamedTuple):
     split: Split | None
 
 
-def class_folders(walk: Walk, reading: Reading) -> list[ClassFolder]:
+def class_folders(walk: Walk, settings: IntakeConfig) -> list[ClassFolder]:
     """Return the class folders of a source. Files and folders beside them become entries of the walk.
 
     Raises:
@@ -36,11 +37,11 @@ def class_folders(walk: Walk, reading: Reading) -> list[ClassFolder]:
         OSError: if the root or a split folder cannot be listed.
     """
     top = [Folder(child, to_text(child.name)) for child in walk.folders_beside_files("", "")]
-    named = {} if reading.layout == "classes" else split_names(folder.name for folder in top)
+    named = {} if settings.layout == "classes" else split_names(folder.name for folder in top)
     for folder in top:
         if folder.name in named and not folder.child.is_symlink():
             walk.files.children(folder.child.path)  # Raises OSError: a run without a whole split makes no sense.
-    layout = _Layout(walk, Tree(walk.files), reading.layout == "auto", top, named)
+    layout = _Layout(walk, Tree(walk.files), settings.layout == "auto", top, named)
     found = layout.class_folders()
     if layout.guesses:
         layout.refuse_one_class(found)

@@ -1,32 +1,27 @@
 """The function that opens the source of photos that a command names."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from job.config import IntakeConfig
 from job.console.places import check_readable
 from job.errors import UsageError
-from job.sources.base import Reading, Source
+from job.sources.base import PhotoFolder, Source
 from job.sources.folders import FileSource, FolderSource
-from job.sources.tree import is_table
-from job.storage.bucket.objects import is_remote
+from job.sources.tree import TABLE_EXTENSIONS, is_table
+from job.storage.bucket.objects import is_remote, split_object
 
-if TYPE_CHECKING:
-    from job.config import IntakeConfig
+_KINDS = f"a table ({', '.join(TABLE_EXTENSIONS[:6])})"
 
 
 def open_source(
-    uri: str, labels: str | None = None, *, labelled: bool = True, settings: "IntakeConfig | None" = None
+    uri: str, labels: str | None = None, *, labelled: bool = True, settings: IntakeConfig = IntakeConfig()
 ) -> Source:
     """Return the source that `--data` and `--labels` name. Without `labelled`, every file becomes an entry without a label.
 
     Raises:
         UsageError: if the scheme of the URI is unknown, or the folder, table, bucket or data set does not exist.
     """
-    # This imports pyarrow, which is slow.
-    from job.sources.tables import KINDS, TableSource, local_table
-
-    reading = Reading.of(settings) if settings else Reading()
-    for root in reading.link_roots:
+    for root in settings.link_roots:
         if not Path(root).expanduser().is_dir():
             raise UsageError(f"intake.link_roots: {root} is not a folder. Give the folders that links may lead to.")
     if uri.startswith("tfds:"):
@@ -34,31 +29,52 @@ def open_source(
 
         if labels is not None:
             raise UsageError(f"--labels {labels}: --data {uri} has labels of its own.")
-        return open_named(uri, settings.tfds_dir if settings else None, labelled=labelled)
-    if is_remote(uri):
+        return open_named(uri, settings.tfds_dir, labelled=labelled)
+    from job.sources.tables import TableSource  # It imports pyarrow, which is slow.
+
+    in_bucket, data = is_remote(uri), Path(uri)
+    if not in_bucket:
+        _check_local(data, uri, labelled)
+    is_file = is_table(uri) if in_bucket else not data.is_dir()
+    if is_file and not in_bucket and not is_table(data.name):
+        return FileSource(data.parent.resolve(), labelled, settings, data.name)
+    if is_file and labels is not None:
+        raise UsageError(f"--labels {labels}: --data {uri} is a table itself; give the folder of the photos as --data.")
+    if in_bucket:
         from job.sources.buckets import open_bucket
 
-        return open_bucket(uri, labels, labelled=labelled, reading=reading)
-    data = Path(uri)
+        photos: PhotoFolder = open_bucket(split_object(uri)[0] if is_file else uri, labelled, settings)
+    else:
+        photos = FolderSource((data.parent if is_file else data).resolve(), labelled, settings)
+    if is_file:
+        table = uri if in_bucket else str(data.parent.resolve() / data.name)
+        return TableSource(photos, table, labelled=labelled, settings=settings)
+    if labels is None:
+        return photos
+    return TableSource(photos, _checked_table(labels, uri), lists_folder=True, labelled=labelled, settings=settings)
+
+
+def _check_local(data: Path, uri: str, labelled: bool) -> None:
+    """Check that there is a folder or a table, or without `labelled` any regular file. Raises: UsageError."""
     if not data.exists():
         raise UsageError(f"--data {uri}: no such folder or table.")
     check_readable(f"--data {uri}", data)
-    if not data.is_dir():
-        if data.is_file() and not is_table(data.name) and not labelled:
-            return FileSource(data.parent.resolve(), labelled, reading, data.name)
-        if not data.is_file() or not is_table(data.name):
-            raise UsageError(f"--data {uri}: this is a file; give a folder of class folders or {KINDS}.")
-        if labels is not None:
-            raise UsageError(f"--labels {labels}: --data {uri} is a table itself; give the folder of the photos as --data.")
-        folder = data.parent.resolve()
-        return TableSource(
-            FolderSource(folder, reading=reading), str(folder / data.name), labelled=labelled, reading=reading
-        )
-    photos = FolderSource(data.resolve(), labelled, reading)
-    if labels is None:
-        return photos
+    if not data.is_dir() and not (data.is_file() and (is_table(data.name) or not labelled)):
+        raise UsageError(f"--data {uri}: this is a file; give a folder of class folders or {_KINDS}.")
+
+
+def _checked_table(labels: str, uri: str) -> str:
+    """Return the URI or absolute path of the table that `--labels` names. Raises: UsageError, if there is none."""
     if is_remote(labels):
-        raise UsageError(
-            f"--labels {labels}: the table is in a bucket, but --data {uri} is on this machine. Copy the table here."
-        )
-    return TableSource(photos, local_table(labels), lists_folder=True, labelled=labelled, reading=reading)
+        if not is_remote(uri):
+            raise UsageError(
+                f"--labels {labels}: the table is in a bucket, but --data {uri} is on this machine. Copy the table here."
+            )
+    elif not (table := Path(labels)).is_file():
+        raise UsageError(f"--labels {labels}: {'this is not a file' if table.exists() else 'no such file'}; give {_KINDS}.")
+    if not is_table(labels):
+        raise UsageError(f"--labels {labels}: give {_KINDS}.")
+    if is_remote(labels):
+        return labels
+    check_readable(f"--labels {labels}", table)
+    return str(table.resolve())

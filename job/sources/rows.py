@@ -6,8 +6,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from job.config import IntakeConfig
 from job.errors import DataUnusable
-from job.sources.base import Reading
 from job.sources.columns import KNOWN_NAMES, TRUE, WAY_OUT, Columns, several_labels
 from job.sources.grids import Grid, read_grid
 
@@ -44,7 +44,7 @@ class LabelTable:
     columns: dict[str, str]
 
 
-def read_rows(file: Path, *, labelled: bool, called: str = "", reading: Reading | None = None) -> LabelTable:
+def read_rows(file: Path, *, labelled: bool, called: str = "", settings: IntakeConfig = IntakeConfig()) -> LabelTable:
     """Return the rows of a table, without spaces around labels, splits and groups.
 
     `called` is the name of the table in messages; by default it is the path of `file`. Without `labelled`, only the paths
@@ -54,14 +54,14 @@ def read_rows(file: Path, *, labelled: bool, called: str = "", reading: Reading 
         DataUnusable: if it cannot be read, its columns are not clear, or photos have more than one label.
         UsageError: if a column that a setting names does not exist.
     """
-    table, reading = called or str(file), reading or Reading()
+    table = called or str(file)
     grid = read_grid(file, table, KNOWN_NAMES)
-    columns = Columns(table, grid, reading)
+    columns = Columns(table, grid, settings)
     found = columns.find() if labelled else {"path": columns.find_path()}
     if not grid.rows:
         raise DataUnusable(f"{table}: it has a header, and no row below it. Add a row for each photo.")
     rows = tuple(_row(number, cells, grid, found, columns) for number, cells in grid.rows)
-    if labelled and not reading.allow_joined_labels:
+    if labelled and not settings.allow_joined_labels:
         _refuse_joined_labels(table, {row.label for row in rows})
     taken = {*found.values(), *columns.classes}
     unused = [name for k, name in enumerate(grid.names) if k not in taken and name.strip()]

@@ -3,41 +3,25 @@
 import shlex
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from job.console.places import check_readable, refused_at_start
-from job.errors import DataUnusable, UsageError
-from job.sources.base import Entry, Listing, PhotoFolder, Reading, Split, split_names
+from job.config import IntakeConfig
+from job.console.places import refused_at_start
+from job.errors import DataUnusable
+from job.sources.base import Entry, Listing, PhotoFolder, Split, split_names
 from job.sources.columns import is_unassigned, several_labels
 from job.sources.folders import list_files
 from job.sources.local import Files, FoundFile, from_text, to_text
 from job.sources.matching import Matching
 from job.sources.rows import LabelTable, Row, read_rows
-from job.sources.tree import TABLE_EXTENSIONS, is_table
 from job.storage.bucket.downloads import local_copy
 from job.storage.bucket.objects import is_remote
 
 # If more than this share of the photos have several labels, that is the purpose of the table, and not a mistake in it.
 _MAX_CONFLICTS = 0.1
-KINDS = f"a table ({', '.join(TABLE_EXTENSIONS[:6])})"
-
-
-def local_table(labels: str) -> str:
-    """Return the absolute path of the table that `--labels` names.
-
-    Raises:
-        UsageError: if there is no such table, or this user cannot read it.
-    """
-    table = Path(labels)
-    if not table.is_file():
-        raise UsageError(f"--labels {labels}: {'this is not a file' if table.exists() else 'no such file'}; give {KINDS}.")
-    if not is_table(table.name):
-        raise UsageError(f"--labels {labels}: give {KINDS}.")
-    check_readable(f"--labels {labels}", table)
-    return str(table.resolve())
 
 
 @dataclass(frozen=True)
@@ -51,7 +35,7 @@ class TableSource:
     table: str
     lists_folder: bool = False
     labelled: bool = True
-    reading: Reading = field(default_factory=Reading)
+    settings: IntakeConfig = IntakeConfig()
 
     @property
     def uri(self) -> str:
@@ -72,7 +56,7 @@ class TableSource:
         """
         tables = [(self.table, "")]
         files = self.photos.files()
-        return list_tables(files, tables, self.reading, lists_folder=self.lists_folder, labelled=self.labelled)
+        return list_tables(files, tables, self.settings, lists_folder=self.lists_folder, labelled=self.labelled)
 
     def read(self, entries: Sequence[Entry]) -> Iterator[bytes | OSError]:
         return self.photos.read(entries)
@@ -90,7 +74,7 @@ class _Judged(NamedTuple):
 
 
 def list_tables(
-    files: Files, tables: Sequence[tuple[str, str]], reading: Reading, *, lists_folder: bool, labelled: bool = True
+    files: Files, tables: Sequence[tuple[str, str]], settings: IntakeConfig, *, lists_folder: bool, labelled: bool = True
 ) -> Listing:
     """Return the photos that tables name, with the labels that they give.
 
@@ -100,7 +84,7 @@ def list_tables(
     Raises:
         DataUnusable: if a table cannot be read, has no labels, names no files, or gives photos several labels.
     """
-    read = [(_located(files, name), folder, _read(files, name, reading, labelled=labelled)) for name, folder in tables]
+    read = [(_located(files, name), folder, _read(files, name, settings, labelled=labelled)) for name, folder in tables]
     called = read[0][0] if len(read) == 1 else f"{len(read)} tables in {files.uri}"
     class_names = {row.label for _, _, table in read for row in table.rows} - {""}
     if labelled and not class_names:
@@ -149,10 +133,10 @@ def _located(files: Files, name: str) -> str:
     return name if is_remote(name) or name.startswith("/") else f"{files.uri.rstrip('/')}/{from_text(name)}"
 
 
-def _read(files: Files, name: str, reading: Reading, *, labelled: bool) -> LabelTable:
+def _read(files: Files, name: str, settings: IntakeConfig, *, labelled: bool) -> LabelTable:
     table = _located(files, name)
     file = local_copy(table) if is_remote(table) else Path(table)
-    return read_rows(file, labelled=labelled, called=table, reading=reading)
+    return read_rows(file, labelled=labelled, called=table, settings=settings)
 
 
 def _with_splits(read: Sequence[tuple[str, str, LabelTable]], tables: Sequence[tuple[str, str]]) -> dict[str, Split] | bool:
