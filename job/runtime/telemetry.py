@@ -275,7 +275,7 @@ class _Loop:
         run = self._telemetry.measured(per_s, self._total - self._done, self._later)
         told = _in_words(run)
         if self._bar:
-            self._bar.update(self._task, run=told)
+            self._bar.update(self._task, run=told.removesuffix(" to go"))  # A terminal may have 80 columns only.
             return
         per_s = self._done / (now - self._start)
         remaining_s = (self._total - self._done) / per_s if per_s else 0
@@ -298,7 +298,7 @@ def _in_words(run: Mapping[str, int | None]) -> str:
     if not run:
         return ""
     left_s = run["remaining_s"]
-    return f"whole run {run['percent']}%" + ("" if left_s is None else f", {about(left_s)} to go")
+    return f"run {run['percent']}%" + ("" if left_s is None else f", {about(left_s)} to go")
 
 
 def _bar(stream: TextIO, unit: str) -> Bar:
@@ -311,5 +311,5 @@ def _bar(stream: TextIO, unit: str) -> Bar:
         def render(self, task: Task) -> Text:
             return Text(f"{rate(task.speed or 0)} {unit}/s")
 
-    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+    columns = (TextColumn("  {task.description}"), BarColumn(20), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
     return Bar(*columns, TextColumn("{task.fields[run]}"), console=Console(file=stream), transient=True)

@@ -88,8 +88,8 @@ def test_lines_events_and_the_forecast_have_the_same_numbers(tmp_path, monkeypat
             clock.wait(10)
             progress.advance(10)
     (first, second, _) = (line for line in stream.getvalue().splitlines() if "of 100 views" in line)
-    assert first == "  extract: 10 of 100 views, 1/s, 90 s to go; whole run 16%"
-    assert second == "  extract: 20 of 100 views, 1/s, 80 s to go; whole run 21%, 3 min to go"
+    assert first == "  extract: 10 of 100 views, 1/s, 90 s to go; run 16%"
+    assert second == "  extract: 20 of 100 views, 1/s, 80 s to go; run 21%, 3 min to go"
     recorder.finish("extract", 30.0, 30.0)
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert [event["event"] for event in events] == ["stage_started", "progress", "stage_finished"]
@@ -112,7 +112,7 @@ def test_bar_shows_the_whole_run_too(monkeypatch):
     recorder.forecast.begin("extract")
     with recorder.progress("extract", 2, "views") as progress:
         progress.advance()
-    assert "whole run 0%" in stream.getvalue()
+    assert "run 0%" in stream.getvalue()
 
 
 def test_loop_that_is_too_short_for_a_line_tells_its_rate_at_its_end(monkeypatch, clock):
