@@ -98,8 +98,8 @@ class Devices:
         of_chief = peers.same(num_gpus)
         if num_gpus != of_chief:
             raise UsageError(
-                f"TensorFlow sees {num_gpus} GPUs here and {of_chief} on the chief. Give all workers the same number. If "
-                "TensorFlow misses some, run nvidia-smi and check that the image is the gpu variant."
+                f"TensorFlow sees {num_gpus} GPUs here and {of_chief} on the chief. Give all workers the same number. "
+                "transfer-job doctor says why TensorFlow misses some."
             )
 
     @cached_property

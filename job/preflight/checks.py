@@ -241,7 +241,7 @@ def _workers(run: Run) -> Iterator[Finding]:
             f"{len(lost)} of {len(others)} other workers cannot be reached: {', '.join(lost[:4])}. Start doctor on all "
             "workers at the same time, and look at names (DNS), firewalls and network policies between them."
         )
-    yield ok(f"the machines of {len(others)} other workers can be reached")
+    yield ok(f"{len(others)} other machines can be reached")
 
 
 def _taken(host: str, port: int, who: str) -> TryAgainLater | None:
