@@ -110,6 +110,8 @@ def judge(seen: Seen, *, required: bool) -> Iterator[Finding]:
         yield Finding.of(without_gpu(absence)) if required else warning(f"{absence} The run computes on the CPU.")
     elif not seen.num_devices:
         nothing = f"There is none in /dev. Give the job one: {_CONTAINER}, --gres=gpu:1 in Slurm."
+        if seen.visible == ():
+            nothing = "CUDA_VISIBLE_DEVICES lists none."
         yield Finding.of(without_gpu(nothing)) if required else ok("none: the run computes on the CPU")
     else:
         found = [f"{gpu.name} ({gpu.capability}, driver {gpu.driver})" for gpu in seen.gpus]
@@ -121,7 +123,7 @@ def judge(seen: Seen, *, required: bool) -> Iterator[Finding]:
 def _absence(seen: Seen) -> str:
     """Return why TensorFlow will use no GPU although GPUs are here or were meant to be; otherwise an empty string."""
     is_of_gpus = bool(seen.build.get("is_cuda_build"))
-    if is_of_gpus and not seen.num_devices:
+    if is_of_gpus and not seen.num_devices and seen.visible != ():
         return f"TensorFlow is the build for GPUs, and no GPU is visible. Give the container one: {_CONTAINER}."
     if seen.num_devices and not is_of_gpus:
         return (

@@ -76,6 +76,12 @@ def test_build_for_gpus_without_one_is_told() -> None:
     assert judged(nothing, required=True)[0].exit_code == 2
 
 
+def test_gpus_that_are_hidden_on_purpose_are_no_warning() -> None:
+    hidden = seen(num_devices=0, visible=(), query=Answer(None))
+    assert [finding.level for finding in judged(hidden)] == ["ok"]
+    assert "CUDA_VISIBLE_DEVICES lists none" in judged(hidden, required=True)[0].text
+
+
 def test_gpus_that_the_build_for_cpus_cannot_use_are_told() -> None:
     (found,) = judged(seen(L4, build=CPU_BUILD))
     assert found.level == "warning" and "the build for CPUs" in found.text and "VARIANT=gpu" in found.text
