@@ -135,7 +135,7 @@ class GoogleObjects(Service["Bucket"]):
         if isinstance(error, (auth.DefaultCredentialsError, auth.RefreshError)):
             return UsageError(
                 f"{where}: no credentials for Google Cloud that work ({said}). Run gcloud auth application-default login, "
-                "or give the machine or the pod a service account (docs/operating.md)."
+                "or give the machine or the pod a service account (docs/buckets.md)."
             )
         if isinstance(error, api.BadRequest):
             return UsageError(f"{where}: {said}.")

@@ -137,7 +137,7 @@ class S3Objects(Service[Any]):
         if isinstance(error, of_credentials) or code in _BAD_CREDENTIALS:
             return UsageError(
                 f"{where}: no credentials for S3 that work ({said}). Run aws configure, or give the machine or the pod "
-                "a role (docs/operating.md)."
+                "a role (docs/buckets.md)."
             )
         if status in (401, 403):
             return UsageError(
