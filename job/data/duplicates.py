@@ -1,7 +1,7 @@
 """Photos that show the same picture: found by perceptual hashes, confirmed on pixels, and kept in one split."""
 
 import itertools
-from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import scipy.sparse.csgraph
@@ -127,15 +127,20 @@ def folds_of_groups(groups_N: np.ndarray, labels_N: np.ndarray, num_folds: int, 
     return fold_of_group[group_of]
 
 
+def conflicts(examples: Examples, groups: Iterable[Sequence[int]]) -> Iterator[tuple[int, int]]:
+    """Yield each example of a group with more than one label, and the first one of its group with another label."""
+    for members in groups:
+        labels = {examples["label"][index]: index for index in reversed(members)}  # The first photo with each label.
+        for index in members if len(labels) > 1 else ():
+            yield index, min(first for label, first in labels.items() if label != examples["label"][index])
+
+
 def without_conflicts(examples: Examples) -> Examples:
     """Exclude all photos of a group of copies that has more than one label, because the right label is not known."""
     status, reason = examples["status"].copy(), examples["reason"].copy()
-    for members in _members(examples):
-        labels = {examples["label"][index]: index for index in reversed(members)}  # The first photo with each label.
-        for index in members if len(labels) > 1 else ():
-            other = min(first for label, first in labels.items() if label != examples["label"][index])
-            status[index] = "excluded"
-            reason[index] = f"label conflict: the same picture as {examples['path'][other]}"
+    for index, other in conflicts(examples, examples.grouped("group", examples.of())):
+        status[index] = "excluded"
+        reason[index] = f"label conflict: the same picture as {examples['path'][other]}"
     return examples.with_columns(status=status, reason=reason)
 
 
@@ -143,7 +148,9 @@ def without_leaks(examples: Examples) -> Examples:
     """Exclude training copies of val and test photos, val copies of test photos, and exact copies within val and test."""
     strength = {"train": 0, "val": 1, "test": 2}
     status, reason = examples["status"].copy(), examples["reason"].copy()
-    for members in _members(examples):
+    for members in examples.grouped("group", examples.of()):
+        if len(members) == 1:
+            continue
         strengths = [strength[examples["split"][index]] for index in members]
         strongest = max(strengths)
         keeper = members[strengths.index(strongest)]
@@ -158,14 +165,6 @@ def without_leaks(examples: Examples) -> Examples:
                     status[index] = "excluded"
                     reason[index] = f"the same bytes as {examples['path'][first]}: counted once"
     return examples.with_columns(status=status, reason=reason)
-
-
-def _members(examples: Examples) -> list[list[int]]:
-    """Return the examples of each group that has more than one."""
-    members: dict[int, list[int]] = defaultdict(list)
-    for index in examples.of():
-        members[int(examples["group"][index])].append(int(index))
-    return [indices for indices in members.values() if len(indices) > 1]
 
 
 def _thumbnails(images: ArrayStore, rows: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 import io
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -91,6 +91,13 @@ class Examples:
         if splits:
             chosen &= np.isin(self["split"], splits)
         return np.flatnonzero(chosen)
+
+    def grouped(self, column: str, indices: Iterable[int]) -> list[list[int]]:
+        """Return these indices in groups with one value in a column, in the order of the first of each group."""
+        members: dict[object, list[int]] = {}
+        for index in indices:
+            members.setdefault(self[column][index], []).append(int(index))
+        return list(members.values())
 
     def in_store_order(self, *splits: str) -> np.ndarray:
         """Return the indices that `of` returns, in the order of their rows in the image store."""

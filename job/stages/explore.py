@@ -145,23 +145,20 @@ def _duplicates(examples: Examples, gallery: Gallery) -> dict[str, Any]:
     A group that crosses labels is left out as a whole, so it is not counted among those that cross splits.
     """
     decoded = examples["row"] >= 0
-    members = defaultdict(list)
-    for index in np.flatnonzero((examples["group"] >= 0) & decoded):
-        members[int(examples["group"][index])].append(int(index))
-    conflicts = defaultdict(list)
-    for index in np.flatnonzero((examples["status"] == "quarantined") & decoded):  # Others are quarantined before decoding.
-        conflicts[examples["sha256"][index]].append(int(index))
-    groups = [(indices, crossings(examples, indices)) for indices in members.values() if len(indices) > 1]
+    copies = examples.grouped("group", np.flatnonzero((examples["group"] >= 0) & decoded))
+    # Other files are quarantined before they are decoded.
+    conflicts = examples.grouped("sha256", np.flatnonzero((examples["status"] == "quarantined") & decoded))
+    groups = [(indices, crossings(examples, indices)) for indices in copies if len(indices) > 1]
     groups.sort(key=lambda g: (not g[1]["crosses_splits"], not g[1]["crosses_labels"], -len(g[0])))
     shown = [gallery.copies(examples, g, f"group-{k:03d}") for k, (g, _) in enumerate(groups[:_GROUPS_SHOWN])]
-    torn = [gallery.copies(examples, g, f"conflict-{k:03d}") for k, g in enumerate(list(conflicts.values())[:_GROUPS_SHOWN])]
+    torn = [gallery.copies(examples, g, f"conflict-{k:03d}") for k, g in enumerate(conflicts[:_GROUPS_SHOWN])]
     return {
         "num_groups": len(groups),
         "num_photos": sum(len(indices) for indices, _ in groups),
         "num_crossing_splits": sum(c["crosses_splits"] and not c["crosses_labels"] for _, c in groups),
         "num_crossing_labels": sum(c["crosses_labels"] for _, c in groups),
         "groups": shown,
-        "num_label_conflicts": sum(len(indices) for indices in conflicts.values()),
+        "num_label_conflicts": sum(map(len, conflicts)),
         "label_conflicts": torn,
     }
 

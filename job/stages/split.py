@@ -17,7 +17,7 @@ import numpy as np
 
 from job.config import SplitConfig
 from job.data.changes import changes, in_words
-from job.data.duplicates import confirmed, exact_pairs, group_ids, near_pairs, without_conflicts, without_leaks
+from job.data.duplicates import confirmed, conflicts, exact_pairs, group_ids, near_pairs, without_conflicts, without_leaks
 from job.data.examples import Examples, Status
 from job.errors import DataUnusable
 from job.runtime.context import Context
@@ -131,6 +131,7 @@ class _Draft:
 
     def __init__(self, examples: Examples) -> None:
         self._examples = examples
+        self._label, self._path, self._digest = (examples[name] for name in ("label", "path", "sha256"))
         self._class_names = list(examples.class_names)
         self.status = examples["status"].copy()
         self.reason = examples["reason"].copy()
@@ -154,20 +155,13 @@ class _Draft:
             f"{len(quarantined):,} of {candidates:,} files are quarantined ({len(quarantined) / candidates:.1%}), more than "
             f"intake.max_quarantined_fraction ({max_quarantined_fraction:.1%}) allows.",
             [f"{count:,} x {reason}" for reason, count in kinds.most_common(12)]
-            + [f"{self._path(k)}: {self.reason[k]}" for k in quarantined[:10]],
+            + [f"{self._path[k]}: {self.reason[k]}" for k in quarantined[:10]],
             "Repair or remove them. If you can do without them, raise intake.max_quarantined_fraction.",
         )
 
     def quarantine_label_conflicts(self) -> None:
-        copies = defaultdict(list)
-        for index in self._usable():
-            copies[self._examples["sha256"][index]].append(index)
-        for indices in copies.values():
-            first_with = {self._label(i): i for i in reversed(indices)}
-            if len(first_with) > 1:
-                for index in indices:
-                    other = min(first for label, first in first_with.items() if label != self._label(index))
-                    self._set(index, "quarantined", f"label conflict: the same bytes as {self._path(other)}")
+        for index, other in conflicts(self._examples, self._examples.grouped("sha256", self._usable())):
+            self._set(index, "quarantined", f"label conflict: the same bytes as {self._path[other]}")
 
     def group(self, max_bits: int, images: ArrayStore) -> None:
         usable = self._usable()
@@ -204,7 +198,7 @@ class _Draft:
         """Drop or refuse small classes. A class needs two training photos if splits are given, otherwise three groups."""
         of_class = defaultdict(list)
         for index in self._usable():
-            of_class[self._label(index)].append(index)
+            of_class[self._label[index]].append(index)
         problems = {name: p for name in self._class_names if (p := self._problem(name, of_class[name]))}
         if problems and not drop:
             self._refuse(
@@ -214,15 +208,15 @@ class _Draft:
             )
             return
         for index in self._usable():
-            if self._label(index) in problems:
-                self._set(index, "ignored", f"class left out: {problems[self._label(index)]}")
+            if self._label[index] in problems:
+                self._set(index, "ignored", f"class left out: {problems[self._label[index]]}")
         self._class_names = [name for name in self._class_names if name not in problems]
         if len(self._class_names) < 2:
             self._refuse(f"Usable classes: {len(self._class_names)}.", [], "A classifier needs two or more: add photos.")
 
     def _problem(self, name: str, indices: list[int]) -> str:
         if not indices:
-            refused = [i for i in range(len(self.status)) if self._label(i) == name and self.status[i] == "quarantined"]
+            refused = [i for i in range(len(self.status)) if self._label[i] == name and self.status[i] == "quarantined"]
             first = f" ({len(refused)} quarantined; the first: {self.reason[refused[0]]})" if refused else ""
             return f"no usable photos{first}"
         groups = {self.units[i] for i in indices}
@@ -251,10 +245,10 @@ class _Draft:
         for index in usable:
             if self.split[index] in (None, "train") and self.units[index] not in torn:
                 pool[self.units[index]].append(index)
-        content = {g: self._content(m) for g, m in pool.items()}
+        content = {g: min(self._digest[m]) for g, m in pool.items()}
         kept: dict[int, str] = {}
         for name in ("train", *reversed(wanted)):  # A later name replaces an earlier one.
-            kept |= dict.fromkeys((g for g, m in pool.items() if name in {earlier.get(self._digest(i)) for i in m}), name)
+            kept |= dict.fromkeys((g for g, m in pool.items() if name in {earlier.get(self._digest[i]) for i in m}), name)
         split_of_group = _draw(content, self._rarest_label(pool), wanted, config.seed, kept)
         for group, members in pool.items():
             for index in members:
@@ -268,25 +262,13 @@ class _Draft:
     def _usable(self) -> np.ndarray:
         return np.flatnonzero(np.isin(self.status, ("used", "converted")))
 
-    def _label(self, index: int) -> str:
-        return str(self._examples["label"][index])
-
-    def _path(self, index: int) -> str:
-        return str(self._examples["path"][index])
-
-    def _digest(self, index: int) -> str:
-        return str(self._examples["sha256"][index])
-
     def _set(self, index: int, status: Status, reason: str) -> None:
         self.status[index], self.reason[index] = status, reason
 
-    def _content(self, members: list[int]) -> str:
-        return str(min(self._examples["sha256"][i] for i in members))
-
     def _rarest_label(self, pool: dict[int, list[int]]) -> dict[int, str]:
         """Return the label that is the rarest in all groups, for each group: of that class, each split needs a group."""
-        counts = Counter(self._label(index) for members in pool.values() for index in members)
-        return {g: min(map(self._label, members), key=lambda label: (counts[label], label)) for g, members in pool.items()}
+        counts = Counter(self._label[index] for members in pool.values() for index in members)
+        return {g: min(self._label[members], key=lambda label: (counts[label], label)) for g, members in pool.items()}
 
 
 def _draw(
