@@ -27,7 +27,8 @@ class Run:
     """A finished run as the next one finds it. Its published tables may be changed, so that they are of other photos."""
 
     def __init__(self, out):
-        self.context = Context(Workdir(out), Telemetry(None, io.StringIO()))
+        self.stream = io.StringIO()
+        self.context = Context(Workdir(out), Telemetry(None, self.stream))
         self.published = Published.load(self.context.workdir)
         self.examples = Examples.load(self.path("examples.parquet"))
         self.today = pq.read_table(self.path("predictions.parquet"))
@@ -139,7 +140,7 @@ def test_tables_that_cannot_be_read_are_one_line_and_no_error(run, name):
 
 
 def told(run):
-    return run.context.telemetry._stream.getvalue()
+    return run.stream.getvalue()
 
 
 def test_without_anything_published_there_is_nothing_to_compare(run):

@@ -137,16 +137,16 @@ def test_class_that_has_lost_a_whole_split_gets_one_of_the_others(no_images, con
 
 
 def test_what_has_changed_since_the_last_run_is_told(no_images, context):
-    telemetry = Telemetry(None, io.StringIO())
-    context = replace(context, telemetry=telemetry)
+    stream = io.StringIO()
+    context = replace(context, telemetry=Telemetry(None, stream))
     old = made_up({"a": 20, "b": 20, "c": 20})
     split_made_up(old, no_images, context)
-    assert "Since" not in telemetry._stream.getvalue()
+    assert "Since" not in stream.getvalue()
     new = made_up({"a": 22, "b": 20, "d": 5}, seed=9)
     new.columns["sha256"][:42] = [*old["sha256"][:20], "0" * 64, "1" * 64, *old["sha256"][20:40]]
     new.columns["label"][3] = "b"
     split_made_up(new, no_images, context)
-    told = telemetry._stream.getvalue()
+    told = stream.getvalue()
     assert "Since the last run: photos 7 new, 20 gone, 1 relabelled. New classes: d. Gone classes: c." in told
 
 
