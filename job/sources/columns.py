@@ -7,7 +7,8 @@ from collections.abc import Collection
 from job.config import IntakeConfig
 from job.errors import DataUnusable, UsageError
 from job.sources.base import SPLITS
-from job.sources.grids import Grid, is_named_like_a_photo, plain
+from job.sources.grids import Grid, plain
+from job.sources.local import is_named_like_a_photo
 
 # The names that a column may have, the most certain ones first. A table with two names of the same tuple is refused.
 _COLUMN_NAMES: dict[str, tuple[tuple[str, ...], ...]] = {

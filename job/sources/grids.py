@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from job.console.places import at_start
 from job.errors import DataUnusable, UsageError
-from job.sources.local import IMAGE_EXTENSIONS
+from job.sources.local import is_named_like_a_photo
 from job.sources.opening import opened
 from job.text.untrusted import unguarded
 
@@ -139,14 +139,9 @@ def _is_data(rows: list[tuple[int, list[str]]], known: frozenset[str]) -> bool:
     names = rows[0][1]
     if {plain(name) for name in names} & known:
         return False
-    return any(map(is_named_like_a_photo, names)) or (
+    return any(is_named_like_a_photo(name.strip()) for name in names) or (
         len(names) > 1 and all(any(cells[k : k + 1] == [name] for _, cells in rows[1:]) for k, name in enumerate(names) if k)
     )
-
-
-def is_named_like_a_photo(cell: str) -> bool:
-    _, dot, extension = cell.strip().rpartition(".")
-    return bool(dot) and f".{extension.lower()}" in IMAGE_EXTENSIONS
 
 
 def _dialect(text: str, known: frozenset[str]) -> tuple[str, int, dict[str, Any]]:

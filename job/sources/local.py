@@ -15,29 +15,8 @@ from job.storage.ledger import MARK
 
 IMAGE_EXTENSIONS = frozenset(
     [
-        ".avif",
-        ".bmp",
-        ".dcm",
-        ".dib",
-        ".gif",
-        ".heic",
-        ".heif",
-        ".ico",
-        ".jfif",
-        ".jp2",
-        ".jpe",
-        ".jpeg",
-        ".jpg",
-        ".jxl",
-        ".pbm",
-        ".pgm",
-        ".png",
-        ".pnm",
-        ".ppm",
-        ".svg",
-        ".tif",
-        ".tiff",
-        ".webp",
+        *(".avif", ".bmp", ".dcm", ".dib", ".gif", ".heic", ".heif", ".ico", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"),
+        *(".jxl", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".svg", ".tif", ".tiff", ".webp"),
     ]
 )
 NO_SUCH_FILE = "there is no such file"
@@ -141,12 +120,17 @@ def find_file(
     return fault or NO_SUCH_FILE
 
 
+def is_named_like_a_photo(name: str) -> bool:
+    """Return whether a file name has the extension of a picture."""
+    _, dot, extension = name.rpartition(".")
+    return bool(dot) and f".{extension.lower()}" in IMAGE_EXTENSIONS
+
+
 def by_stem(names: Iterable[str]) -> dict[str, list[str]]:
     """Return the names that have the extension of a photo, grouped by the name without the extension."""
     stems: dict[str, list[str]] = {}
     for name in names:
-        stem, _, extension = name.rpartition(".")
-        if stem and f".{extension.lower()}" in IMAGE_EXTENSIONS:
+        if is_named_like_a_photo(name) and (stem := name.rpartition(".")[0]):
             stems.setdefault(stem, []).append(name)
     return stems
 

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from job.errors import DataUnusable
-from job.sources.grids import is_named_like_a_photo
-from job.sources.local import IMAGE_EXTENSIONS, Files, FoundFile, LocalFiles
+from job.sources.local import Files, FoundFile, LocalFiles, is_named_like_a_photo
 from job.sources.rows import LabelTable, Row
 from job.sources.walk import Walk
 
@@ -239,8 +238,7 @@ def _spelling(path: str) -> str:
 
 
 def _stem(path: str) -> str:
-    stem, dot, extension = path.rpartition(".")
-    return stem if dot and f".{extension.lower()}" in IMAGE_EXTENSIONS else path
+    return path.rpartition(".")[0] if is_named_like_a_photo(path) else path
 
 
 def _without_zeros(path: str) -> str:

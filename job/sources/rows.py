@@ -30,6 +30,10 @@ class Row:
     group: str = ""
     says: str = ""
 
+    @property
+    def names_a_path(self) -> bool:
+        return bool(self.path.strip())
+
 
 @dataclass(frozen=True)
 class LabelTable:

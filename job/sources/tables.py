@@ -17,6 +17,7 @@ from job.sources.folders import list_files
 from job.sources.local import Files, FoundFile, from_text, to_text
 from job.sources.matching import Matching
 from job.sources.rows import LabelTable, Row, read_rows
+from job.sources.walk import quarantined
 from job.storage.bucket.downloads import local_copy
 from job.storage.bucket.objects import is_remote
 
@@ -111,7 +112,7 @@ def list_tables(
         with refused_at_start(f"--data {files.uri}", files.uri):
             below = list_files(files, labelled=False)
         own = {location for location, _, _ in read}
-        entries += _unnamed(below, files.uri, own, {one.entry.path for one in judged if one.row.path.strip()})
+        entries += _unnamed(below, files.uri, own, {one.entry.path for one in judged if one.row.names_a_path})
         notes += below.notes
     entries += _with_own_paths([one for one in settled if one.entry.verdict], {entry.path for entry in entries})
     columns = read[0][2].columns
@@ -216,9 +217,9 @@ class _Judge:
 
     def entries(self, table: LabelTable, folder: str, of_table: str, matching: Matching) -> Iterator[_Judged]:
         """Yield each row with its entry. Rows that name the same photo are compared later, in `_judge_copies`."""
-        found = [self.files.find(folder + row.path) if _names_a_path(row) else "" for row in table.rows]
-        rows = [row for row in table.rows if _names_a_path(row)]
-        missing = [k for k, row in enumerate(table.rows) if _names_a_path(row) and not isinstance(found[k], FoundFile)]
+        found = [self.files.find(folder + row.path) if row.names_a_path else "" for row in table.rows]
+        rows = [row for row in table.rows if row.names_a_path]
+        missing = [k for k, row in enumerate(table.rows) if row.names_a_path and not isinstance(found[k], FoundFile)]
         for k, path in matching.forgive([(k, folder + table.rows[k].path) for k in missing], len(rows)):
             found[k] = self.files.find(from_text(path))
         matching.refuse(rows, [table.rows[k] for k in missing if not isinstance(found[k], FoundFile)])
@@ -228,18 +229,18 @@ class _Judge:
 
     def _entry(self, row: Row, name: str, found: FoundFile | str, has_groups: bool) -> Entry:
         label = row.label or None
-        if not _names_a_path(row):
+        if not row.names_a_path:
             fault = row.fault or f"row {name} names no path"
-            return Entry(f"row {name}", label, self._split(row, ""), 0, "", "quarantined", fault)
+            return quarantined(f"row {name}", label, self._split(row, ""), fault)
         if not isinstance(found, FoundFile):
             fault = f"the table names it in row {name}, and {found}"
-            return Entry(to_text(row.path), label, self._split(row, ""), 0, "", "quarantined", fault)
+            return quarantined(to_text(row.path), label, self._split(row, ""), fault)
         self.num_extensions_added += found.extension_added
         self.num_without_group += has_groups and not row.group
         path = to_text(found.path)
         split = self._split(row, path)
         if fault := self._fault(row, name):
-            return Entry(path, label, split, found.num_bytes, "", "quarantined", fault)
+            return quarantined(path, label, split, fault, found.num_bytes)
         return Entry(path, label, split, found.num_bytes, found.version, real_path=found.real_path, group=row.group)
 
     def _split(self, row: Row, path: str) -> Split | None:
@@ -260,10 +261,6 @@ class _Judge:
         if self.splits is True and not row.says:
             return f"row {name} has no split, and other rows have one"
         return ""
-
-
-def _names_a_path(row: Row) -> bool:
-    return bool(row.path.strip())
 
 
 def _judge_copies(rows: list[_Judged]) -> list[_Judged]:

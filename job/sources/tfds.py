@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from job.console.log import LOG
 from job.errors import DataUnusable, StorageFailed, UsageError
 from job.runtime.children import without_main
-from job.sources.base import SPLITS
+from job.sources.base import SPLITS, in_words
 from job.sources.tfds_features import flat, image_and_label, only_own_features
 from job.sources.tfrecords import NamedSource, Shard
 from job.storage.bucket.downloads import fetch, scratch
@@ -101,7 +101,7 @@ def _choose(wanted: _DataSet, prepared: Collection[_DataSet]) -> _DataSet | None
             config = builder.default_builder_config.name
         elif len(configs) > 1:
             raise UsageError(
-                f"--data {wanted}: several configurations are prepared: {_listed(configs)}. Give tfds:{wanted.name}/CONFIG."
+                f"--data {wanted}: several configurations are prepared: {in_words(configs, 20)}. Give tfds:{wanted.name}/CONFIG."
             )
         else:
             config = configs[0]
@@ -201,7 +201,7 @@ def _builder(wanted: _DataSet, prepared: Collection[_DataSet], store: str) -> An
     """
     import tensorflow_datasets as tfds
 
-    there = _listed([str(data_set) for data_set in prepared]) or "none of this name"
+    there = in_words(sorted(map(str, prepared)), 20) or "none of this name"
     builder_class = _builder_class(wanted.name)
     if builder_class is None and prepared:
         raise UsageError(f"--data {wanted} is not prepared in {store}. Prepared there: {there}.")
@@ -219,7 +219,7 @@ def _builder(wanted: _DataSet, prepared: Collection[_DataSet], store: str) -> An
         raise UsageError(f"--data {wanted}: {unknown}. {way_out}")
     configs = list(builder_class.builder_configs)
     if wanted.config and wanted.config not in configs:
-        way_out = f"Choose one of {_listed(configs)}." if configs else "It has none: leave it out."
+        way_out = f"Choose one of {in_words(sorted(configs), 20)}." if configs else "It has none: leave it out."
         raise UsageError(f"--data {wanted}: there is no configuration {wanted.config!r}. {way_out}")
     where = str(scratch(store)) if is_remote(store) else store  # The library must not access a bucket by itself.
     builder = builder_class(data_dir=where, config=wanted.config or None)
@@ -289,13 +289,13 @@ def _open_folder(data_set: _DataSet, folder: Path, labelled: bool) -> NamedSourc
         ) from error
     if _READABLE not in kinds:
         way_out = f"Prepare it in another folder: {_command(data_set, file_format=_READABLE)}."
-        raise UsageError(f"{data_set} is prepared as {_listed(kinds)}, and only {_READABLE} is read here. {way_out}")
+        raise UsageError(
+            f"{data_set} is prepared as {in_words(sorted(kinds), 20)}, and only {_READABLE} is read here. {way_out}"
+        )
     image, label = image_and_label(str(data_set), info, labelled)
     if labelled and "train" not in map(SPLITS.get, map(str.lower, shards)):
-        raise UsageError(f"{data_set}: there is nothing to train on: it has no split train, but {_listed(shards)}.")
+        raise UsageError(
+            f"{data_set}: there is nothing to train on: it has no split train, but {in_words(sorted(shards), 20)}."
+        )
     names = flat(info.features)[label].names if label is not None else ()
     return NamedSource(str(data_set), folder, shards, image, label, tuple(names))
-
-
-def _listed(names: Collection[str], most: int = 20) -> str:
-    return ", ".join(sorted(names)[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 from job.errors import DataUnusable
 from job.sources.base import SPLITS, Entry, Listing, Split
 from job.sources.opening import opened, raise_of_the_machine
+from job.sources.walk import quarantined
 
 _FRAME_BYTES = 16  # Before a record: its length (8 bytes) and the length's checksum (4). Behind it: its checksum (4).
 
@@ -113,14 +114,18 @@ class NamedSource:
         for place, shard in enumerate(self.shards[name]):
             for number, (where, record, fault) in enumerate(_records(self.folder / shard.file, shard.num_examples), first):
                 path = f"{name}/{number:0{digits}d}"
-                yield self._entry(path, split, f"{place}:{where}", record) if not fault else _quarantined(path, split, fault)
+                yield (
+                    self._entry(path, split, f"{place}:{where}", record)
+                    if not fault
+                    else quarantined(path, None, split, fault)
+                )
             first += shard.num_examples
 
     def _entry(self, path: str, split: Split | None, version: str, record: bytes) -> Entry:
         try:
             features = _features(record)
         except OSError as error:
-            return _quarantined(path, split, f"cannot be read: {error.strerror}")
+            return quarantined(path, None, split, f"cannot be read: {error.strerror}")
         num_bytes = len(self._image(features))
         if self.label_key is None:
             return Entry(path, None, None, num_bytes, version)
@@ -128,11 +133,7 @@ class NamedSource:
         if len(labels) == 1 and 0 <= labels[0] < len(self.label_names):
             return Entry(path, self.label_names[labels[0]], split, num_bytes, version)
         said = ", ".join(map(str, labels)) or "empty"
-        return _quarantined(path, split, f"unlabelled: its label is {said}, and classes begin at 0", num_bytes)
-
-
-def _quarantined(path: str, split: Split | None, reason: str, num_bytes: int = 0) -> Entry:
-    return Entry(path, None, split, num_bytes, "", "quarantined", reason)
+        return quarantined(path, None, split, f"unlabelled: its label is {said}, and classes begin at 0", num_bytes)
 
 
 def _records(path: Path, count: int) -> Iterator[tuple[str, bytes, str]]:

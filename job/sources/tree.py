@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from job.sources.local import IMAGE_EXTENSIONS, Child, Files, to_text
+from job.sources.local import Child, Files, is_named_like_a_photo, to_text
 from job.sources.opening import raise_of_the_machine
 from job.sources.walk import is_folder, is_junk, is_junk_folder
 
@@ -133,8 +133,8 @@ class Tree:
 
 def is_photo(child: Child) -> bool:
     """Return whether a child is a file that is named like a photo or has no extension."""
-    _, dot, extension = child.name.rpartition(".")
-    return (not dot or f".{extension.lower()}" in IMAGE_EXTENSIONS) and not is_junk(child.name) and not is_folder(child)
+    is_named = "." not in child.name or is_named_like_a_photo(child.name)
+    return is_named and not is_junk(child.name) and not is_folder(child)
 
 
 def is_table(name: str) -> bool:

@@ -50,8 +50,8 @@ def ignored(path: str, reason: str) -> Entry:
     return Entry(path, None, None, 0, "", "ignored", reason)
 
 
-def quarantined(path: str, label: str | None, split: Split | None, reason: str) -> Entry:
-    return Entry(path, label, split, 0, "", "quarantined", reason)
+def quarantined(path: str, label: str | None, split: Split | None, reason: str, num_bytes: int = 0) -> Entry:
+    return Entry(path, label, split, num_bytes, "", "quarantined", reason)
 
 
 @dataclass
@@ -61,9 +61,8 @@ class Walk:
     files: Files
     entries: list[Entry] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
-    _above: set[object] = field(
-        default_factory=set
-    )  # The folders that class folders lie in: no link is followed back there.
+    # The folders that class folders lie in: no link is followed back there.
+    _above: set[object] = field(default_factory=set)
 
     @property
     def notes(self) -> tuple[str, ...]:
