@@ -101,7 +101,8 @@ def _choose(wanted: _DataSet, prepared: Collection[_DataSet]) -> _DataSet | None
             config = builder.default_builder_config.name
         elif len(configs) > 1:
             raise UsageError(
-                f"--data {wanted}: several configurations are prepared: {in_words(configs, 20)}. Give tfds:{wanted.name}/CONFIG."
+                f"--data {wanted}: several configurations are prepared: {in_words(configs, 20)}. "
+                f"Give tfds:{wanted.name}/CONFIG."
             )
         else:
             config = configs[0]
