@@ -25,7 +25,7 @@ from PIL import Image, UnidentifiedImageError
 
 from job.decoding import deep, headers, jpeg, perceptual
 from job.decoding.deep import strips
-from job.decoding.rules import BadPhoto, DecodeRules, Facts, Photo, check_pixels, check_shape
+from job.decoding.rules import BadPhoto, DecodeRules, Facts, Photo, check_pixels, check_size
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "AVIF", "ICO", "PPM", "JPEG2000", "HEIC")
 MAX_FRAMES = 1000
@@ -69,8 +69,7 @@ def decode(payload: bytes, rules: DecodeRules) -> Photo:
             image = _open(payload, facts.format, rules)
             facts = _facts(image)
             in_header = False
-            check_pixels(facts, rules)
-            check_shape(facts, rules)
+            check_size(facts, rules)
             _take_first_frame(image, facts, converted)
             stored = deep.layout(image)
             in_jpeg = jpeg.checked_layout(payload, facts, notes) if facts.format in ("JPEG", "MPO") else None
@@ -110,8 +109,7 @@ def _decode_plainest(payload: bytes, rules: DecodeRules) -> Photo | None:
         return None
     facts = Facts("JPEG", *size, "RGB")
     try:
-        check_pixels(facts, rules)
-        check_shape(facts, rules)
+        check_size(facts, rules)
         rgb = jpeg.decode(payload, _needed_size(size, rules), facts)
         return rgb and _finish(rgb, rules, facts, swap_sides=False, converted=[], notes=[])
     except (BadPhoto, MemoryError):
@@ -211,8 +209,7 @@ def _load_heic(image: Image.Image, rules: DecodeRules) -> Facts:
     """Decode the picture, and return its facts, because the size in its header may be wrong."""
     image.load()
     facts = _facts(image)
-    check_pixels(facts, rules)
-    check_shape(facts, rules)
+    check_size(facts, rules)
     return facts
 
 

@@ -25,10 +25,10 @@ _PICTURE_MAGIC = (
 )
 # Pictures that Pillow does not open by itself.
 _OTHER_PICTURES = (
-    (0, b"\xff\x0a", "JPEG XL"),
-    (0, b"\0\0\0\x0cJXL ", "JPEG XL"),
-    (0, b"8BPS", "Photoshop"),
-    (0, b"qoif", "QOI"),
+    (b"\xff\x0a", "JPEG XL"),
+    (b"\0\0\0\x0cJXL ", "JPEG XL"),
+    (b"8BPS", "Photoshop"),
+    (b"qoif", "QOI"),
 )
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 DICOM = (
@@ -260,7 +260,7 @@ def what_it_is(payload: bytes, readable: Container[str]) -> tuple[str, str]:
         )
     if payload[128:132] == b"DICM":
         return "DICOM", DICOM
-    if name := name or _other_picture(payload):
+    if name := name or next((name for magic, name in _OTHER_PICTURES if payload.startswith(magic)), ""):
         return name, f"a {name} picture, which this job does not read: convert it to JPEG or PNG"
     start = payload[:1024].lstrip(b"\xef\xbb\xbf \t\r\n")
     lower = start.lower()
@@ -280,10 +280,6 @@ def what_it_is(payload: bytes, readable: Container[str]) -> tuple[str, str]:
         if payload.startswith(magic):
             return "", reason
     return "", "text" if _is_text(payload[:1024]) else UNKNOWN
-
-
-def _other_picture(payload: bytes) -> str:
-    return next((name for place, magic, name in _OTHER_PICTURES if payload[place : place + len(magic)] == magic), "")
 
 
 def _is_text(start: bytes) -> bool:

@@ -77,8 +77,9 @@ def check_pixels(facts: Facts, rules: DecodeRules) -> None:
         raise BadPhoto(f"claims {size} pixels, more than intake.max_pixels ({rules.max_pixels:,})", facts)
 
 
-def check_shape(facts: Facts, rules: DecodeRules) -> None:
-    """Refuse a photo with a side that is too short for the rules, or too long for the other. Raises: BadPhoto."""
+def check_size(facts: Facts, rules: DecodeRules) -> None:
+    """Refuse a photo with too many pixels, or a side that is too short, or too long for the other. Raises: BadPhoto."""
+    check_pixels(facts, rules)
     width, height = facts.width, facts.height
     size = f"{width}x{height}"
     if min(width, height) < rules.min_side_px:

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from job.config import Config
 from job.errors import UsageError
@@ -34,10 +33,6 @@ class Candidate:
         """The name in tables. Candidates that differ only in image size or weights have the same one."""
         backbone = self.config.backbone
         return backbone.name if backbone.alpha is None else f"{backbone.name} {backbone.alpha:g}"
-
-    @property
-    def weights_label(self) -> str:
-        return Path(self.config.backbone.weights).name
 
     @property
     def folder(self) -> str:

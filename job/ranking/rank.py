@@ -210,7 +210,7 @@ def _row(
 ) -> Row:
     folder = candidate.folder
     reason = _in_one_line(failures[folder]) if folder in failures else ""
-    weights = candidate.weights_label
+    weights = Path(candidate.config.backbone.weights).name
     return Row(candidate.label, candidate.image_size, weights, folder, costs.get(folder), accuracies.get(folder), reason)
 
 

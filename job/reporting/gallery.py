@@ -15,6 +15,7 @@ from job.storage.workdir import Workdir
 from job.stores.arrays import ArrayStore
 
 TILE_PX = 112
+_GAP_PX = 4
 _PHOTOS_IN_STRIP = 8
 
 
@@ -42,8 +43,13 @@ class Gallery:
         return self.sheet([row], name, columns=1)
 
     def sheet(self, rows: Sequence[int] | np.ndarray, name: str, columns: int, side_px: int = TILE_PX) -> str:
-        """Add photos side by side, each `side_px` wide."""
-        drawn = contact_sheet(self._images.rows(rows), columns, side_px)
+        """Add photos in rows of `columns` on a gray background, each `side_px` wide."""
+        photos, step = self._images.rows(rows), side_px + _GAP_PX
+        size = (min(columns, len(photos)) * step - _GAP_PX, -(-len(photos) // columns) * step - _GAP_PX)
+        drawn = Image.new("RGB", size, (128, 128, 128))
+        for k, photo in enumerate(photos):
+            tile = Image.fromarray(photo).resize((side_px, side_px), Image.Resampling.LANCZOS)
+            drawn.paste(tile, ((k % columns) * step, (k // columns) * step))
         return self.add(f"{name}.jpg", lambda path: drawn.save(path, "JPEG", quality=85))
 
     def copies(self, examples: Examples, indices: Sequence[int], name: str) -> dict[str, Any]:
@@ -89,14 +95,3 @@ def crossings(examples: Examples, indices: Sequence[int]) -> dict[str, bool]:
     """Return what a group of copies crosses: the splits of the job, the splits that the user has given, labels."""
     splits, given, labels = ({examples[c][i] for i in indices} - {None, ""} for c in ("split", "given_split", "label"))
     return {"crosses_splits": len(splits) > 1, "crosses_given": len(given) > 1, "crosses_labels": len(labels) > 1}
-
-
-def contact_sheet(photos: np.ndarray, columns: int, side_px: int, gap_px: int = 4) -> Image.Image:
-    """Arrange square photos (uint8, NHWC) in rows of `columns`, each `side_px` wide, on a gray background."""
-    rows = -(-len(photos) // columns)
-    step = side_px + gap_px
-    sheet = Image.new("RGB", (min(columns, len(photos)) * step - gap_px, rows * step - gap_px), (128, 128, 128))
-    for k, photo in enumerate(photos):
-        tile = Image.fromarray(photo).resize((side_px, side_px), Image.Resampling.LANCZOS)
-        sheet.paste(tile, ((k % columns) * step, (k // columns) * step))
-    return sheet

@@ -120,7 +120,7 @@ def page(config: ReportConfig, *, run: Run, timings: times.Records, context: Con
     text = template.render(
         made,
         sections=[(id_, heading) for id_, heading, needed in _SECTIONS if made[needed]],
-        title=config.title or _name_of(run["data"]),
+        title=config.title or run["data"].rstrip("/").rsplit("/", 1)[-1] or run["data"],
         style=style,
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         refusals=workdir.read_json("stages/split/refusals.json") or [],
@@ -327,10 +327,6 @@ def _breakable(path: str) -> list[tuple[str, bool]]:
     end = len(PurePosixPath(name).stem)
     end = max(0, end - _KEPT_WITH_EXTENSION) if len(name) - end <= _LONGEST_EXTENSION else len(name)
     return [*((f"{folder}/", False) for folder in folders), (name[:end], False), (name[end:], True)]
-
-
-def _name_of(uri: str) -> str:
-    return uri.rstrip("/").rsplit("/", 1)[-1] or uri
 
 
 def _when(iso_time: str) -> str:

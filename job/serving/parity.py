@@ -154,15 +154,12 @@ def main() -> None:
     ignore_signals()
     library()
     request = sys.stdin.read()
-    if request:  # Empty if the export stage ended before it sent one.
-        print(json.dumps(_answer(Request(**json.loads(request)))))
-
-
-def _answer(request: Request) -> Parity | dict[str, object]:
+    if not request:  # The export stage ended before it sent one.
+        return
     try:
-        return check(request)
+        print(json.dumps(check(Request(**json.loads(request)))))
     except JobError as error:
-        return {"code": code_of(error), "message": str(error)}
+        print(json.dumps({"code": code_of(error), "message": str(error)}))
 
 
 if __name__ == "__main__":

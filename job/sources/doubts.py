@@ -20,7 +20,6 @@ ANNOTATIONS = frozenset(
 _NUMBERS = re.compile(r"[\d._-]+")
 # Names that people give to the parts of a data set that is too large for one folder or archive.
 _PARTS = frozenset({*PICTURES, "part", "parts", "batch", "chunk", "shard", "archive", "folder"})
-_SPLIT_WORDS = frozenset(SPLITS)
 # If at least this share of the folder names in several folders is equal, these folders count as having the same classes.
 _ALIKE = 0.8
 
@@ -106,7 +105,7 @@ class Doubts:
         """Refuse folders that all contain folders with the same names, because these may be the classes."""
         cores = {folder: self.tree.core(folder) for folder in full}
         flat = [folder for folder, core in cores.items() if self.tree.has_photos(core)]
-        if len(flat) < len(full) and any(_SPLIT_WORDS.intersection(_words(folder.name)) for folder in full):
+        if len(flat) < len(full) and any(SPLITS.keys() & set(_words(folder.name)) for folder in full):
             for folder in flat:  # For example the unlabelled `rps-validation`, beside `rps` and `rps-test-set`.
                 del cores[folder]
         elif flat or not full:

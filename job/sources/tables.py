@@ -85,7 +85,11 @@ def list_tables(
     Raises:
         DataUnusable: if a table cannot be read, has no labels, names no files, or gives photos several labels.
     """
-    read = [(_located(files, name), folder, _read(files, name, settings, labelled=labelled)) for name, folder in tables]
+    read = []
+    for name, folder in tables:
+        table = _located(files, name)
+        file = local_copy(table) if is_remote(table) else Path(table)
+        read.append((table, folder, read_rows(file, labelled=labelled, called=table, settings=settings)))
     called = read[0][0] if len(read) == 1 else f"{len(read)} tables in {files.uri}"
     class_names = {row.label for _, _, table in read for row in table.rows} - {""}
     if labelled and not class_names:
@@ -132,12 +136,6 @@ def _origin(column: str | None, called: str) -> str:
 
 def _located(files: Files, name: str) -> str:
     return name if is_remote(name) or name.startswith("/") else f"{files.uri.rstrip('/')}/{from_text(name)}"
-
-
-def _read(files: Files, name: str, settings: IntakeConfig, *, labelled: bool) -> LabelTable:
-    table = _located(files, name)
-    file = local_copy(table) if is_remote(table) else Path(table)
-    return read_rows(file, labelled=labelled, called=table, settings=settings)
 
 
 def _with_splits(read: Sequence[tuple[str, str, LabelTable]], tables: Sequence[tuple[str, str]]) -> dict[str, Split] | bool:

@@ -105,7 +105,9 @@ def export(
         (folder / "parity.json").write_text(json.dumps(result, indent=2) + "\n")
         card = _model_card(rules, examples, network, folder, tuned_weights is not None)
         card |= {"temperature": calibration.temperature, "class_offsets": calibration.offsets_C.tolist(), "mirrors": mirrors}
-        card["image_bytes"] = _what_bytes_it_takes(limits, result)
+        # What `serving_default` decodes. Other pictures are not `valid`; see docs/security.md.
+        held_out = {name: result["bytes"][name] for name in ("num_photos", "not_decodable_in_graph", "notice")}
+        card["image_bytes"] = {"formats": list(FORMATS), "limits": asdict(limits), "held_out": held_out}
         (folder / "model.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         if not result["agrees"]:
             context.workdir.write_json(PARITY, result)
@@ -261,14 +263,4 @@ def _model_card(
             **{p: importlib.metadata.version(p) for p in ("keras", "numpy", "pillow")},
         },
         "sha256": {p.relative_to(folder).as_posix(): digest_of_file(p) for p in sorted(folder.rglob("*")) if p.is_file()},
-    }
-
-
-def _what_bytes_it_takes(limits: Limits, checked: Parity) -> dict[str, object]:
-    """Return the part of model.json on what `serving_default` decodes. Others are not `valid`; see docs/security.md."""
-    told = ("num_photos", "not_decodable_in_graph", "notice")
-    return {
-        "formats": list(FORMATS),
-        "limits": asdict(limits),
-        "held_out": {name: checked["bytes"][name] for name in told},
     }

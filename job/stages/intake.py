@@ -3,6 +3,7 @@
 It is the only reader of untrusted bytes, and it never writes to the source.
 """
 
+import unicodedata
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -261,8 +262,6 @@ def _by_content(records: Sequence[Record]) -> list[int]:
 
 
 def _check_class_names(listing: Listing) -> None:
-    import unicodedata
-
     seen: dict[str, str] = {}
     for name in listing.class_names:
         folded = " ".join(unicodedata.normalize("NFKC", name).casefold().split())

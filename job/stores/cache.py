@@ -18,7 +18,6 @@ from job.storage.claim import is_of_a_system
 from job.storage.files import free_bytes, in_units, own_mark, remove_tree, storage_errors, writing
 from job.storage.ledger import TEMPORARY
 
-_GB = 10**9
 SHARED = ".shared"
 _STORE = re.compile(r"\w+-[0-9a-f]{16}")
 _ABANDONED_S = 24 * 3600
@@ -141,7 +140,7 @@ class Cache:
             UsageError: if `needed_bytes` is more than cache.max_gb allows.
             StorageFailed: if less than `missing_bytes` is free on the disk.
         """
-        if self.max_gb is not None and needed_bytes > self.max_gb * _GB:
+        if self.max_gb is not None and needed_bytes > self.max_gb * 1e9:
             raise UsageError(
                 f"The stores of this run need {in_units(needed_bytes)} under {self.root}; cache.max_gb allows "
                 f"{self.max_gb:g} GB. Raise it, or store less: fewer augment.views, a smaller intake.image_size, or "

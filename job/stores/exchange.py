@@ -121,7 +121,7 @@ def complete(cache: Cache, name: str) -> None:
         if not index.exists():
             fetch(cache.objects, name, index)
         folder = name.rpartition("/")[0]
-        if missing := _missing(cache, folder, [shard.key for shard in ArrayStore(index).shards]):
+        if missing := [s.key for s in ArrayStore(index).shards if not _has(cache.path(folder), s.key)]:
             _bring(cache, folder, missing, _names(cache.objects, folder))
     except (NoSuchObject, ValueError, KeyError, TypeError):  # An error follows when the store is opened.
         return
@@ -198,11 +198,6 @@ def _shards(cache: Cache, folder: str, there: set[str]) -> list[Shard]:
 
     each(look, [n for n in sorted(there) if n.endswith(".json") and not n.startswith("index-") and not _has(here, n[:-5])])
     return found
-
-
-def _missing(cache: Cache, folder: str, keys: Iterable[str]) -> list[str]:
-    here = cache.path(folder)
-    return [key for key in keys if not _has(here, key)]
 
 
 def _names(objects: Objects, folder: str) -> set[str]:
