@@ -203,8 +203,7 @@ def _label_issues(
         }
         for k in listed
     ]
-    columns = ("path", "given_label", "suggested_label", "score", "likely", "split")
-    workdir.write_bytes(LABEL_ISSUES, csv_of([columns, *(row.values() for row in rows)]))
+    workdir.write_bytes(LABEL_ISSUES, _as_csv(rows))
     shown = [
         {**row, "thumbnail": gallery.photo(examples["row"][indices[k]], f"label-{number:03d}")}
         for number, (row, k) in enumerate(zip(rows[: config.shown], listed, strict=False))
@@ -241,6 +240,11 @@ def _agreement(labels_N: np.ndarray, suggested_N: np.ndarray, num_classes: int) 
     kappa = (agreement - chance) / max(1 - chance, 1e-12)
     trust = "good" if kappa >= _TRUSTED else "little" if kappa >= _OF_SOME_USE else "none"
     return {"agreement": agreement, "chance": chance, "trust": trust}
+
+
+def _as_csv(rows: list[dict[str, object]]) -> bytes:
+    columns = ("path", "given_label", "suggested_label", "score", "likely", "split")
+    return csv_of([columns, *([row[column] for column in columns] for row in rows)])
 
 
 def _outliers(
