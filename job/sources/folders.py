@@ -92,7 +92,10 @@ def list_files(files: Files, settings: IntakeConfig = IntakeConfig(), *, labelle
         UsageError: if the root itself is an output of this job.
         DataUnusable: if nothing has a label, or the folders can be understood in two ways.
     """
-    refuse_output(files)
+    if files.is_output(""):
+        raise UsageError(
+            f"{files.uri} is an output of this job: it holds {MARK}. Give the folder that the photos are in, outside of it."
+        )
     walk = Walk(files)
     if not labelled:
         walk.below("")
@@ -113,13 +116,6 @@ def list_files(files: Files, settings: IntakeConfig = IntakeConfig(), *, labelle
     if not class_names:
         raise unlabelled(Tree(files), len(walk.entries))
     return Listing(_sorted(walk), tuple(sorted(class_names)), walk.notes)
-
-
-def refuse_output(files: Files) -> None:
-    if files.is_output(""):
-        raise UsageError(
-            f"{files.uri} is an output of this job: it holds {MARK}. Give the folder that the photos are in, outside of it."
-        )
 
 
 def _sorted(walk: Walk) -> tuple[Entry, ...]:

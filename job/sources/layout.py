@@ -41,7 +41,8 @@ def class_folders(walk: Walk, settings: IntakeConfig) -> list[ClassFolder]:
     for folder in top:
         if folder.name in named and not folder.child.is_symlink():
             walk.files.children(folder.child.path)  # Raises OSError: a run without a whole split makes no sense.
-    layout = _Layout(walk, Tree(walk.files), settings.layout == "auto", top, named)
+    tree = Tree(walk.files)
+    layout = _Layout(walk, tree, Doubts(tree), settings.layout == "auto", top, named)
     found = layout.class_folders()
     if layout.guesses:
         layout.refuse_one_class(found)
@@ -52,18 +53,10 @@ def class_folders(walk: Walk, settings: IntakeConfig) -> list[ClassFolder]:
 class _Layout:
     walk: Walk
     tree: Tree
+    doubts: Doubts
     guesses: bool
     top: list[Folder]
     named: dict[str, Split]
-
-    @property
-    def uri(self) -> str:
-        return self.walk.files.uri
-
-    @cached_property
-    def doubts(self) -> Doubts:
-        """The refusals of folders that may mean something else."""
-        return Doubts(self.tree)
 
     @cached_property
     def siblings(self) -> list[Folder]:
@@ -113,7 +106,7 @@ class _Layout:
             return True
         names = in_words([f.name for f in self.siblings])
         raise DataUnusable(
-            f"{self.uri}: {folder.name} may be the training split or a class. It holds folders with photos "
+            f"{self.doubts.uri}: {folder.name} may be the training split or a class. It holds folders with photos "
             f"({in_words([f.name for f in inside])}), and so does the folder above it ({names}).",
             f"If {in_words([f.name for f in inside])} are the classes: --data {shlex.quote(self.tree.uri(folder))}",
             f"If {folder.name} is a class like {names}: {self.doubts.as_classes}",
@@ -205,10 +198,10 @@ class _Layout:
         if len(divided) < len(full) and any(len(splits) > 1 for splits in divided.values()):
             whole = [folder.name for folder in full if folder not in divided]
             raise DataUnusable(
-                f"{self.uri}: {in_words([f.name for f in divided])} hold splits (train, ...), "
+                f"{self.doubts.uri}: {in_words([f.name for f in divided])} hold splits (train, ...), "
                 f"and {in_words(whole)} hold none.",
                 f"Put the photos of {in_words(whole)} into folders with the same names.",
-                f"To mix the photos of all splits: --data {shlex.quote(self.uri)} --set intake.layout=classes",
+                f"To mix the photos of all splits: --data {shlex.quote(self.doubts.uri)} --set intake.layout=classes",
             )
         if len(divided) < len(full):
             return []
@@ -233,10 +226,15 @@ class _Layout:
         if boxes and boxes >= {stem for stem, _, extension in names if extension.lower() in ("jpg", "jpeg", "png")}:
             raise self.doubts.as_detection(f"each photo in {photos.path} has a file of the same name beside it")
         lines = ways_out(self.tree, photos, [ROOT, *self.tree.folders(ROOT)], ROOT if len(full) > 1 else None)
-        flat = [f.name for f in self.top if f.name in self.named and not any(_is_in(c.path, f.path) for c in found)]
+        flat = [
+            f.name
+            for f in self.top
+            if f.name in self.named and not any(f"{c.path}/".startswith(f"{f.path}/") for c in found)
+        ]
         if lines or flat:
             raise DataUnusable(
-                f"{self.uri}: unlabelled: {full[0].name} would be the only class: no other folder holds photos of a class.",
+                f"{self.doubts.uri}: unlabelled: {full[0].name} would be the only class: no other folder holds photos of a "
+                "class.",
                 *lines,
                 "Or put the photos of each class into a folder of its own.",
                 f"If the folders ({in_words([full[0].name, *flat])}) are the classes: {self.doubts.as_classes}",
@@ -255,14 +253,10 @@ class _Layout:
             raise self.doubts.as_detection(f"{names} hold photos, no class folders, and annotations inside or beside them")
         training = self.tree.core(next((f for f in splits if self.named[f.name] == "train"), splits[0]))
         raise DataUnusable(
-            f"{self.uri}: unlabelled: all its folders are named like splits ({names}), "
+            f"{self.doubts.uri}: unlabelled: all its folders are named like splits ({names}), "
             "and there are no class folders in them.",
             "Put the photos of each class into a folder of its own below each split, or give a table: --labels FILE.",
             *ways_out(self.tree, training, [ROOT, *splits], ROOT),
             *self.walk.notes,
             f"If {names} are the classes: {self.doubts.as_classes}",
         )
-
-
-def _is_in(path: str, folder: str) -> bool:
-    return f"{path}/".startswith(f"{folder}/")

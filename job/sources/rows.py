@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,7 +114,8 @@ def _refuse_joined_labels(table: str, labels: Collection[str]) -> None:
         if _LIST.fullmatch(label):
             raise several_labels(table, f"the label {label!r} is a list")
     for separator in "|;, ":
-        joined = {label: _pieces(label, separator) for label in labels if separator in label}
+        split = {label: map(str.strip, label.split(separator)) for label in labels if separator in label}
+        joined = {label: list(filter(None, parts)) for label, parts in split.items()}
         alone = {label for label in labels if label not in joined}
         owners: dict[str, set[str]] = defaultdict(set)
         places: dict[str, set[int]] = defaultdict(set)
@@ -130,7 +131,3 @@ def _refuse_joined_labels(table: str, labels: Collection[str]) -> None:
                     f"the label {label!r} combines others ({' and '.join(map(repr, parts))}) with {separator!r}",
                     f"{WAY_OUT}, or, if it is a class of its own, say so (--set intake.allow_joined_labels=true)",
                 )
-
-
-def _pieces(label: str, separator: str) -> Sequence[str]:
-    return [piece for piece in map(str.strip, label.split(separator)) if piece]

@@ -70,16 +70,14 @@ class Tree:
     def has_photos(self, folder: Folder) -> bool:
         """Return whether a folder directly contains files that are named like photos or have no extension."""
         if folder.path not in self._known:
-            self._known[folder.path] = self._has_photos(folder)
+            place = self._place(folder)
+            try:
+                found = place is not None and any(map(is_photo, self.files.glance(place)))
+            except OSError as error:
+                raise_of_the_machine(error, place or "")
+                found = False
+            self._known[folder.path] = found
         return self._known[folder.path]
-
-    def _has_photos(self, folder: Folder) -> bool:
-        place = self._place(folder)
-        try:
-            return place is not None and any(map(is_photo, self.files.glance(place)))
-        except OSError as error:
-            raise_of_the_machine(error, place or "")
-            return False
 
     def photos_below(self, folder: Folder) -> bool:
         """Return whether a folder, or any folder below it, has photos."""

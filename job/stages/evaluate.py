@@ -161,7 +161,8 @@ def _logits(
 ) -> dict[str, StoredLogits]:
     """Return the logits of the head and of each fine-tuned model for the photos in these rows."""
     num_classes, scratch = len(examples.class_names), context.workdir.temporary().parent
-    found = {"head": StoredLogits(_head_logits(chosen_head, features, rows), num_classes, scratch)}
+    of_head = (chosen_head.logits(features.rows(rows[part])) for part in parts(len(rows), features.row_shape[0]))
+    found = {"head": StoredLogits(of_head, num_classes, scratch)}
     mirrored = MirroredInputs(images, network)
     for name, weights in tuned.items():
         batches = tuned_logits(network, chosen_head, weights, inputs, rows, context.telemetry)
@@ -170,11 +171,6 @@ def _logits(
             of_mirrored = tuned_logits(network, chosen_head, weights, mirrored, rows, context.telemetry)
             found[name] = found[name].mean_with(of_mirrored)
     return found
-
-
-def _head_logits(head: Head, features: ArrayStore, rows: np.ndarray) -> Iterator[np.ndarray]:
-    for part in parts(len(rows), features.row_shape[0]):
-        yield head.logits(features.rows(rows[part]))
 
 
 def tuned_logits(

@@ -90,7 +90,8 @@ class Exchange:
             shard = read_shard(record)
             for name in (shard.array_name, record.name) if shard else ():
                 if name not in there and not self._given_up:
-                    _write(objects, f"{folder}/{name}", here / name)
+                    with suppress(Conflict):  # Another worker has already uploaded the same content.
+                        objects.write(f"{folder}/{name}", here / name, replaces="")
                     there.add(name)
 
         with storage_errors(here):
@@ -217,10 +218,3 @@ def _replace(objects: Objects, name: str, data: bytes, *, is_there: bool) -> Non
         if is_there and objects.read(name) == data:
             return
     objects.write(name, data)
-
-
-def _write(objects: Objects, name: str, file: Path) -> None:
-    try:
-        objects.write(name, file, replaces="")
-    except Conflict:  # Another worker has already uploaded the same content.
-        return
