@@ -37,7 +37,7 @@ class _Translating(click.Group):
         """Run the program and exit with its exit code."""
         try:
             sys.argv[1:] = [numbered(word, os.environ) for word in sys.argv[1:]]
-            return super().main(*arguments, **{**settings, "standalone_mode": False})
+            sys.exit(super().main(*arguments, **{**settings, "standalone_mode": False}) or 0)
         except JobError as error:
             LOG.end(error)
         except click.ClickException as error:
