@@ -15,8 +15,7 @@ from job.errors import JobError, StorageFailed, of_code
 from job.ranking.table import Row, as_csv
 from job.runtime.telemetry import Telemetry
 from job.sources.rows import read_rows
-from job.stages.audit import _as_csv
-from job.text.untrusted import escaped, guarded, unguarded
+from job.text.untrusted import csv_of, escaped, guarded, unguarded
 from tests.conftest import ROOT
 
 ODD = "a\x1b]0;t\x07\n\r\x9b\u202e\u2028\udcff"
@@ -47,7 +46,7 @@ def test_every_table_that_is_written_as_csv_is_guarded(tmp_path):
         {"path": f, "given_label": f, "suggested_label": f, "score": -0.5, "likely": True, "split": f} for f in FORMULAS
     ]
     rows = [Row(f, 96, f, f, reason=f) for f in FORMULAS]
-    for written in (_as_csv(issues), as_csv(rows)):
+    for written in (csv_of([issues[0], *(row.values() for row in issues)]), as_csv(rows)):
         cells = [cell for row in csv.reader(io.StringIO(written.decode(), newline="")) for cell in row]
         assert {cell for cell in cells if cell[:1] in set("=+-@\t\r\n")} <= {"-0.5"}, "a number stays one"
         assert set(FORMULAS) <= set(map(unguarded, cells))
