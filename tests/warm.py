@@ -2,9 +2,9 @@
 
 `WarmStart` is a `subprocess.Popen`. What it starts is a real process, and a child of the process that asked: arguments,
 environment, current folder, standard streams, signals and exit code are its own, and `job.__main__` runs in it from the
-first line. The one difference from an ordinary start is that libraries are imported already. TensorFlow has no context and
-no threads yet. A start is an ordinary one if the environment differs in anything that libraries read on import. What
-libraries set on import makes no difference: tests import them, too.
+first line. It differs from an ordinary start in two ways: libraries are imported already, though TensorFlow has no context
+and no threads yet, and Python does not free its objects at the end. A start is an ordinary one if the environment differs in
+anything that libraries read on import. What libraries set on import makes no difference: tests import them, too.
 
     python -m tests.warm DESCRIPTOR    the server, which forks once for each request on this socket
 

@@ -3,6 +3,7 @@
 python -m tests.parts.told CODE [MORE ...]
 """
 
+import atexit
 import json
 import os
 import sys
@@ -21,4 +22,5 @@ if __name__ == "__main__":
     }
     print(json.dumps(given))
     print("told", file=sys.stderr)
+    atexit.register(print, "over", file=sys.stderr)
     sys.exit(int(sys.argv[1]))
