@@ -41,7 +41,7 @@ _NUM_READ = 8  # Files that are read as a sample.
 _CLEARLY_TOO_MANY = 0.5  # If none of the sample can be read, more than this share of all files cannot.
 _MAX_AHEAD_S = 60.0
 _OLDEST_TIME = 1_793_491_200  # 1 November 2026, in seconds since 1970: a clock that is behind it is wrong.
-# Measured with the smallest run: docs/operating.md, "Memory, disk, CPU".
+# Measured with the smallest run: docs/operating.md, "Costs and sizes".
 _MIN_MEMORY, _MEMORY_OF_A_DECODER = 1_050_000_000, 50_000_000
 _COPIES_OF_WEIGHTS = 5  # Weights, gradients, the two averages of the optimizer, and a copy for the checkpoint.
 _SHM_PER_GPU = 500_000_000
