@@ -24,7 +24,6 @@ from job.console.places import at_start
 from job.decoding.deep import FULL_BIT_DEPTH, MIN_BIT_DEPTH
 from job.decoding.rules import DecodeRules
 from job.errors import JobError, UsageError
-from job.serving.graph import class_names
 from job.sources.opening import opened
 from job.storage.bucket.downloads import local_copy, local_folder
 from job.storage.bucket.objects import is_remote, join, split_object
@@ -234,6 +233,8 @@ def _files(folder: Path) -> set[str]:
 def _loaded(model: str, folder: Path, card: ModelCard) -> ExportedModel:
     """Load the graph and compare it with model.json, which may have been edited if no --model-sha256 was given."""
     tf = import_tensorflow()
+    from job.serving.graph import class_names  # It imports TensorFlow, too.
+
     try:
         loaded = tf.saved_model.load(str(folder))
         signature = loaded.signatures["pixels"]

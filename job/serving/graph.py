@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import tensorflow as tf
+
 from job.decoding.deep import FULL_BIT_DEPTH
 from job.model.network import fit_as_constants, with_constant_weights
 from job.serving.graph_decode import Limits, pixels_of
 
 if TYPE_CHECKING:
     import keras
-    import tensorflow as tf
-
 # A limit, because decoding one picture can take some hundred megabytes (docs/decisions/0018-hostile-bytes.md).
 _DECODED_AT_ONCE = 8
 
@@ -40,8 +40,6 @@ def save(
 
     `classifier` maps uint8 pixels (N, size, size, 3) to probabilities (N, C). `OUTPUTS` describes the outputs.
     """
-    import tensorflow as tf
-
     names = tf.constant(class_names)
     forward = with_constant_weights(classifier)
 
@@ -105,8 +103,6 @@ def decoded(
 
     Returns uint8 pixels (K, size, size, 3) of the K decoded pictures, and int64 (K), their positions in the batch.
     """
-    import tensorflow as tf
-
     with tf.device("CPU"):  # tf.data and the decoders run only on CPUs.
         pictures = (
             tf.data.Dataset.from_tensor_slices(image_bytes)
@@ -123,8 +119,6 @@ def decoded(
 
 def class_names(model: tf.Module) -> list[str]:
     """Return the class names of a loaded SavedModel, in the order of its probabilities."""
-    import tensorflow as tf
-
     signature = model.signatures["pixels"]
     _, *shape = signature.structured_input_signature[1]["pixels"].shape
     names = signature(pixels=tf.zeros((1, *shape), tf.uint8))["class_names"][0]

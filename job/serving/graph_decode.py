@@ -7,20 +7,16 @@ lays transparency over white, and resizes and rounds as Pillow does. The differe
 The bytes of a refused picture are replaced by an empty string, for which TensorFlow's decoders raise InvalidArgumentError.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import tensorflow as tf
 
 from job.decoding import jpeg
 from job.decoding.deep import FULL_BIT_DEPTH
 from job.serving.graph_exif import orientation, upright
 
-if TYPE_CHECKING:
-    import tensorflow as tf
-
-    _Pair = Sequence[tf.Tensor | float]
+_Pair = Sequence[tf.Tensor | float]
 
 # The formats that the graph decodes, and their first bytes. For WebP, bytes 8 to 11 are checked, too.
 FORMATS = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n", "GIF": b"GIF8", "BMP": b"BM", "WebP": b"RIFF"}
@@ -49,8 +45,6 @@ class Limits:
 
     def allow(self, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
         """Return whether the sides of a picture, in pixels, are within the limits: a bool scalar."""
-        import tensorflow as tf
-
         sides = tf.cast([height, width], tf.int64)
         short, long = tf.reduce_min(sides), tf.reduce_max(sides)
         is_long = tf.cast(long, tf.float64) > self.max_aspect_ratio * tf.cast(short, tf.float64)
@@ -63,8 +57,6 @@ def pixels_of(image_bytes: tf.Tensor, size: int, resize: str, limits: Limits, bi
     Raises:
         InvalidArgumentError: when the graph runs, if it cannot decode the bytes, or the picture exceeds `limits`.
     """
-    import tensorflow as tf
-
     image_bytes = _where(tf.strings.length(image_bytes) <= limits.max_encoded_bytes, image_bytes)
     decoders: dict[str, Callable[[], tf.Tensor]] = {
         "JPEG": lambda: _jpeg(image_bytes, size, resize, limits),
@@ -81,21 +73,15 @@ def pixels_of(image_bytes: tf.Tensor, size: int, resize: str, limits: Limits, bi
 
 def _where(allowed: tf.Tensor, image_bytes: tf.Tensor) -> tf.Tensor:
     """Return the bytes if they are allowed, or else an empty string, which every decoder refuses."""
-    import tensorflow as tf
-
     return tf.where(allowed, image_bytes, tf.constant(b""))
 
 
 def _decode_any(image_bytes: tf.Tensor, channels: int = 3) -> tf.Tensor:
-    import tensorflow as tf
-
     return tf.io.decode_image(image_bytes, channels=channels, expand_animations=False)
 
 
 def _jpeg(image_bytes: tf.Tensor, size: int, resize: str, limits: Limits) -> tf.Tensor:
     """Return the pixels of a JPEG, upright, scaled while decoding as in the canonical decoder (`jpeg.reduction_for`)."""
-    import tensorflow as tf
-
     stored = tf.io.extract_jpeg_shape(image_bytes)
     num_scans = _count(image_bytes, _JPEG_SCAN, limits.max_jpeg_scans)
     allowed = limits.allow(stored[0], stored[1]) & (num_scans <= limits.max_jpeg_scans)
@@ -116,8 +102,6 @@ def _jpeg(image_bytes: tf.Tensor, size: int, resize: str, limits: Limits) -> tf.
 
 def _png(image_bytes: tf.Tensor, limits: Limits, bit_depth: int) -> tf.Tensor:
     """Return the pixels of a PNG, RGB or RGBA. Each compressed text in it can take 8 MB in libpng, so few are allowed."""
-    import tensorflow as tf
-
     width, height = tf.unstack(_numbers(image_bytes, 16, 2, tf.int32, little_endian=False), 2)
     num_texts = sum(_count(image_bytes, kind, limits.max_png_texts) for kind in (b"zTXt", b"iTXt"))
     allowed = limits.allow(height, width) & (num_texts <= limits.max_png_texts)
@@ -136,8 +120,6 @@ def _png(image_bytes: tf.Tensor, limits: Limits, bit_depth: int) -> tf.Tensor:
 
 def _to_8_bit(image: tf.Tensor, bit_depth: int) -> tf.Tensor:
     """Scale RGBA values of 16 bits as the canonical decoder does (`deep.DeepPicture.to_8_bit`)."""
-    import tensorflow as tf
-
     top = 2**bit_depth - 1
     top_of_opacity = tf.where(tf.reduce_max(image[:, :, 3]) > top, 2**FULL_BIT_DEPTH - 1, top)
     tops = tf.stack([top, top, top, top_of_opacity])
@@ -150,8 +132,6 @@ def _to_8_bit(image: tf.Tensor, bit_depth: int) -> tf.Tensor:
 
 def _bmp(image_bytes: tf.Tensor, limits: Limits) -> tf.Tensor:
     """Return the pixels of an uncompressed BMP of 8, 24 or 32 bits. For 8 bits, TensorFlow returns palette indices."""
-    import tensorflow as tf
-
     header = _numbers(image_bytes, 14, 9, tf.int32)
     header_bytes, width, height, _, compression, _, _, _, num_colours = tf.unstack(header, 9)
     bits = _numbers(image_bytes, 28, 1, tf.uint16)[0]
@@ -169,8 +149,6 @@ def _bmp(image_bytes: tf.Tensor, limits: Limits) -> tf.Tensor:
 
 def _webp(image_bytes: tf.Tensor, limits: Limits) -> tf.Tensor:
     """Return the pixels of a still WebP, RGB or RGBA. Each of the three kinds of WebP has its size at another place."""
-    import tensorflow as tf
-
     kind = tf.strings.substr(image_bytes, 12, 4)
     data = tf.cast(_numbers(image_bytes, 20, 10, tf.uint8), tf.int32)
     extended = [1 + data[k] + 0x100 * data[k + 1] + 0x10000 * data[k + 2] for k in (4, 7)]
@@ -185,8 +163,6 @@ def _webp(image_bytes: tf.Tensor, limits: Limits) -> tf.Tensor:
 
 def _gif(image_bytes: tf.Tensor, limits: Limits) -> tf.Tensor:
     """Return the first frame of a GIF, if it fills the canvas. TensorFlow would allocate memory for all frames."""
-    import tensorflow as tf
-
     frame, end = _first_gif_frame(tf.io.decode_raw(image_bytes, tf.uint8), limits.max_gif_steps)
     width, height = tf.unstack(tf.cast(_numbers(image_bytes, 6, 2, tf.uint16), tf.int32), 2)
     corner_and_size = tf.cast(_numbers(image_bytes, frame + 1, 4, tf.uint16), tf.int32)
@@ -201,8 +177,6 @@ def _first_gif_frame(data: tf.Tensor, max_steps: int) -> tuple[tf.Tensor, tf.Ten
     A GIF is a chain of blocks. Each has a header and pieces of data. A piece is a length of one byte and that many bytes. A
     length of 0 ends the block. If the frame does not end within `max_steps`, its end is 0.
     """
-    import tensorflow as tf
-
     length = tf.size(data)
 
     def at(place: tf.Tensor) -> tf.Tensor:
@@ -240,23 +214,17 @@ def _numbers(
     image_bytes: tf.Tensor, place: tf.Tensor | int, count: tf.Tensor | int, dtype: tf.DType, *, little_endian: bool = True
 ) -> tf.Tensor:
     """Return `count` numbers from a place in a header. If the bytes end before, the graph raises InvalidArgumentError."""
-    import tensorflow as tf
-
     return tf.io.decode_raw(tf.strings.substr(image_bytes, place, count * dtype.size), dtype, little_endian=little_endian)
 
 
 def _count(image_bytes: tf.Tensor, sought: bytes, limit: int) -> tf.Tensor:
     """Return how often some bytes occur, as an int32 scalar. To save memory, it stops counting at `limit` + 1."""
-    import tensorflow as tf
-
     # tf.strings.split does the same, and adds twenty operations for a ragged tensor.
     parts = tf.raw_ops.StringSplitV2(input=[image_bytes], sep=sought, maxsplit=limit + 1)
     return tf.size(parts.values) - 1
 
 
 def _to_square(image: tf.Tensor, size: int, resize: str) -> tf.Tensor:
-    import tensorflow as tf
-
     height, width = (tf.cast(side, tf.float32) for side in tf.unstack(tf.shape(image)[:2]))
     if resize == "squash":
         resized = _resample(image, (size, size), (size / height, size / width), (0.0, 0.0))
@@ -279,7 +247,6 @@ def _resample(image: tf.Tensor, size: _Pair, scale: _Pair, translation: _Pair) -
     `size`, `scale` and `translation` from input to output pixels are (y, x). Rows are resampled in bands, because TensorFlow
     needs 12 bytes of float32 for each of their pixels.
     """
-    import tensorflow as tf
 
     def along(axis: int, picture: tf.Tensor) -> tf.Tensor:
         sides, factors, offsets = list(tf.unstack(tf.shape(picture)[:2])), [1.0, 1.0], [0.0, 0.0]
@@ -299,8 +266,6 @@ def _resample(image: tf.Tensor, size: _Pair, scale: _Pair, translation: _Pair) -
 
 def _in_bands(image: tf.Tensor, function: Callable[[tf.Tensor], tf.Tensor], num_channels: int) -> tf.Tensor:
     """Apply a function to bands of rows, and join its uint8 results. So the function needs memory only for one band."""
-    import tensorflow as tf
-
     height, width = tf.unstack(tf.shape(image)[:2])
     num_rows = tf.maximum(1, _PIXELS_AT_ONCE // width)
 
@@ -315,7 +280,6 @@ def _in_bands(image: tf.Tensor, function: Callable[[tf.Tensor], tf.Tensor], num_
 
 def _over_white(image: tf.Tensor) -> tf.Tensor:
     """Return RGB pixels. RGBA pixels are laid over white, rounded as Pillow rounds."""
-    import tensorflow as tf
 
     def blended() -> tf.Tensor:
         rgba = tf.cast(image, tf.int32)

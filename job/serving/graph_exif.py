@@ -1,11 +1,6 @@
 """The EXIF orientation of JPEGs in the exported graph, with operations of TensorFlow only."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import tensorflow as tf
+import tensorflow as tf
 
 # The EXIF segment of a JPEG has at most 64 kB and comes before the picture. It is looked for in these first bytes.
 _BYTES_SEARCHED_FOR_EXIF = 1 << 18
@@ -14,8 +9,6 @@ _SEGMENTS_SEARCHED_FOR_EXIF = 500  # A colour profile may take 255 of them.
 
 def orientation(image_bytes: tf.Tensor) -> tf.Tensor:
     """Return the EXIF orientation of a JPEG, 1 to 8, as an int32 scalar; 1 if there is none or it cannot be read."""
-    import tensorflow as tf
-
     data = tf.cast(tf.io.decode_raw(tf.strings.substr(image_bytes, 0, _BYTES_SEARCHED_FOR_EXIF), tf.uint8), tf.int32)
     length = tf.size(data)
 
@@ -55,7 +48,6 @@ def orientation(image_bytes: tf.Tensor) -> tf.Tensor:
 
 def upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
     """Return a picture as its EXIF orientation wants it: 5 to 8 swap rows and columns, then others are mirrored."""
-    import tensorflow as tf
 
     def turned() -> tf.Tensor:
         swapped = tf.cond(orientation >= 5, lambda: tf.transpose(image, (1, 0, 2)), lambda: image)

@@ -28,9 +28,7 @@ from job.measure.predictions import PREDICTIONS
 from job.model.heads import Head
 from job.model.network import Network
 from job.runtime.context import Context
-from job.serving import graph as serving
 from job.serving import parity
-from job.serving.graph_decode import FORMATS, Limits
 from job.serving.parity import Parity
 from job.sources.base import Entry, Source
 from job.storage.files import digest_of_file, storage_failed
@@ -84,13 +82,16 @@ def export(
         GateNotMet: if the exported model disagrees with what was measured. Nothing is published then.
         StorageFailed, UsageError: if the photos cannot be read again for this check.
     """
+    from job.serving.graph import save  # These modules import TensorFlow.
+    from job.serving.graph_decode import FORMATS, Limits
+
     classifier = _classifier(network, chosen_head, tuned_weights, calibration, mirrors=mirrors)
     rules = DecodeRules.of(intake, bit_depth)
     limits = Limits(rules.max_pixels, rules.min_side_px, rules.max_aspect_ratio)
 
     def build(folder: Path) -> Parity:
         with _tensorflows_storage_errors(folder, sum(4 * int(np.prod(v.shape)) for v in classifier.variables)):
-            serving.save(
+            save(
                 classifier,
                 folder,
                 image_size=intake.image_size,
@@ -170,6 +171,8 @@ def _check_parity(
     entries: Mapping[str, Entry],
     context: Context,
 ) -> Parity:
+    from job.serving.graph import tensors
+
     file = context.workdir.path(PREDICTIONS)
     shipped = pq.read_table(file, columns=["shipped"])["shipped"][0].as_py()
     predictions = pq.read_table(file, columns=["path", f"{shipped}_probabilities"]).slice(0, config.parity_photos)
@@ -185,7 +188,7 @@ def _check_parity(
         np.save(expected, probabilities_NC)
         request = parity.Request(
             model=str(folder),
-            tensors=serving.tensors(folder),
+            tensors=tensors(folder),
             images=str(images.index_file),
             rows=[int(row_of_path[p]) for p in paths],
             expected=str(expected),
@@ -247,6 +250,8 @@ def _ask(checker: subprocess.Popen[str], request: parity.Request, context: Conte
 def _model_card(
     rules: DecodeRules, examples: Examples, network: Network, folder: Path, fine_tuned: bool
 ) -> dict[str, object]:
+    from job.serving.graph import OUTPUTS
+
     return {
         "schema": 1,
         "class_names": list(examples.class_names),
@@ -257,7 +262,7 @@ def _model_card(
         "bit_depth": rules.bit_depth,
         "decoder": {name: getattr(rules, name) for name in ("max_pixels", "min_side_px", "max_aspect_ratio")},
         "signatures": {"serving_default": "image_bytes: string (N)", "pixels": "uint8 (N, size, size, 3)"},
-        "outputs": serving.OUTPUTS,
+        "outputs": OUTPUTS,
         "versions": {
             "transfer-job": __version__,
             **{p: importlib.metadata.version(p) for p in ("keras", "numpy", "pillow")},
