@@ -135,14 +135,14 @@ def by_stem(names: Iterable[str]) -> dict[str, list[str]]:
     return stems
 
 
-class _Followed(NamedTuple):
-    """The target of a link. Its `path` contains no link."""
+class Target(NamedTuple):
+    """The target of a link, or the root of a source. Its `path` contains no link; that of the root is empty."""
 
     name: str
     path: str
 
     def is_dir(self) -> bool:
-        return os.path.isdir(self.path)  # noqa: PTH112
+        return not self.path or os.path.isdir(self.path)  # noqa: PTH112
 
     def is_symlink(self) -> bool:
         return False
@@ -197,7 +197,7 @@ class LocalFiles:
         else:
             if not self._is_reachable(real):
                 fault = LEAVING
-        return fault or _Followed(link.name, real)
+        return fault or Target(link.name, real)
 
     def real_path(self, file: Child, path: str) -> str:
         if not file.path.startswith(self._prefix):
@@ -211,7 +211,7 @@ class LocalFiles:
         if not path:
             return OUTSIDE if path is None else ""
         folder, _, name = path.rpartition("/")
-        file: Child = _Followed(name, f"{self._real_folder(folder)}/{name}")
+        file: Child = Target(name, f"{self._real_folder(folder)}/{name}")
         if not self._is_reachable(file.path):
             return "its folder is a link that leaves the source folder"
         try:

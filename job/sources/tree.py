@@ -4,24 +4,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from job.sources.local import Child, Files, is_named_like_a_photo, to_text
+from job.sources.local import Child, Files, Target, is_named_like_a_photo, to_text
 from job.sources.opening import raise_of_the_machine
 from job.sources.walk import is_folder, is_junk, is_junk_folder
 
 TABLE_EXTENSIONS = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson", ".xlsx", ".csv.gz", ".tsv.gz", ".jsonl.gz")
-
-
-class _Root(NamedTuple):
-    """The root of a source as a `Child`, so that it can be a `Folder`."""
-
-    name: str = ""
-    path: str = ""
-
-    def is_dir(self) -> bool:
-        return True
-
-    def is_symlink(self) -> bool:
-        return False
 
 
 class Folder(NamedTuple):
@@ -35,7 +22,7 @@ class Folder(NamedTuple):
         return to_text(self.child.name)
 
 
-ROOT = Folder(_Root(), "")
+ROOT = Folder(Target("", ""), "")
 
 
 @dataclass(frozen=True)
