@@ -52,14 +52,17 @@ def image_and_label(data_set: str, info: Any, labelled: bool) -> tuple[str, str 
     labels = [key for key, f in features.items() if type(f) is tfds.features.ClassLabel]
     image, label = _only(images, named), _only(labels, named)
     if image is None or (labelled and label is None):
-        kinds = {key: type(f).__name__ for key, f in sorted(features.items())}
-        kinds |= {key: f"Image of {np.dtype(features[key].np_dtype)}" for key, kind in kinds.items() if kind == "Image"}
-        has = ", ".join(f"{key or 'an example'}: {kind}" for key, kind in kinds.items())
+        has = ", ".join(f"{key or 'an example'}: {_kind(feature)}" for key, feature in sorted(features.items()))
         raise UsageError(
             f"{data_set} is not for image classification: an example needs one Image of whole numbers"
             f"{' and one ClassLabel' if labelled else ''}, and has {has}."
         )
     return image, label if labelled else None
+
+
+def _kind(feature: Any) -> str:
+    name = type(feature).__name__
+    return f"{name} of {np.dtype(feature.np_dtype)}" if name == "Image" else name
 
 
 def _only(keys: list[str], named: Collection[str]) -> str | None:
