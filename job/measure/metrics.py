@@ -87,8 +87,8 @@ def by_group(correct_N: np.ndarray, groups_N: np.ndarray, resamples: int, seed: 
     }
 
 
-def wilson(successes: int, trials: int, confidence: float = 0.95) -> list[float]:
-    """Return the lower and upper end of Wilson's interval of a proportion.
+def wilson(successes: int, trials: int) -> list[float]:
+    """Return the lower and upper end of Wilson's 95% interval of a proportion.
 
     Source: Wilson, "Probable inference, the law of succession, and statistical inference" (1927).
     """
@@ -97,7 +97,7 @@ def wilson(successes: int, trials: int, confidence: float = 0.95) -> list[float]
 
     if trials == 0:
         return [0.0, 1.0]
-    interval = binomtest(successes, trials).proportion_ci(confidence, method="wilson")
+    interval = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
     return [float(interval.low), float(interval.high)]
 
 
@@ -120,9 +120,9 @@ def per_class(
 
     The bootstrap resamples whole duplicate groups.
     """
-    matrix = confusion(labels_N, predicted_N, len(class_names))
-    given, predicted, hits = matrix.sum(1), matrix.sum(0), matrix.diagonal()
     num_classes = len(class_names)
+    matrix = confusion(labels_N, predicted_N, num_classes)
+    given, predicted, hits = matrix.sum(1), matrix.sum(0), matrix.diagonal()
     given_NC, predicted_NC = (_one_hot(classes_N, num_classes) for classes_N in (labels_N, predicted_N))
     counts = scipy.sparse.hstack([given_NC.multiply(predicted_NC), given_NC + predicted_NC])
 

@@ -26,10 +26,9 @@ Records = Mapping[str, Timing]
 
 OTHER = "other"
 PARTS = ("decode", "forward", "training", "waiting for data", "overhead", OTHER)
-_PART_OF = {"decode": "decode", "forward": "forward", "validation": "forward", "training": "training"}
-_PART_OF |= {"start": "training", "waiting for data": "waiting for data"}
+_PART_OF = {"decode": "decode", "waiting for data": "waiting for data"}
+_PART_OF |= dict.fromkeys(("forward", "validation"), "forward") | dict.fromkeys(("training", "start", "solving"), "training")
 _PART_OF |= dict.fromkeys(("imports", "building", "tracing", "export"), "overhead")
-_PART_OF |= {"solving": "training"}
 
 
 def spent(stage: str, record: Timing) -> dict[str, float]:

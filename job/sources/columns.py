@@ -150,9 +150,7 @@ class Columns:
 
     def _refuse_lists(self) -> None:
         for k, what in self.grid.odd.items():
-            if what.startswith("lists") and plain(self.grid.names[k]) in {
-                n for tier in _COLUMN_NAMES["label"] for n in tier
-            }:
+            if what.startswith("lists") and any(plain(self.grid.names[k]) in tier for tier in _COLUMN_NAMES["label"]):
                 raise several_labels(self.table, f"its column {self.grid.names[k]!r} holds {what}")
 
     def _refuse_boxes(self) -> None:
