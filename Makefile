@@ -33,14 +33,14 @@ demo: .venv/.cpu  ## run the whole job on pictures that it draws itself
 # Tests start hundreds of processes. Where this is set, each one compiles what it imports of job/.
 unexport PYTHONDONTWRITEBYTECODE
 
-PYTEST = .venv/bin/python -m pytest --dist loadfile --no-loadscope-reorder --numprocesses
-
+PROCESSES = 2
+LEFT_OUT = long or thorough
 test: .venv/.dev  ## run the tests that every change needs, in minutes
-	$(PYTEST) 2 -m "not long and not thorough"
+	.venv/bin/python -m pytest --dist loadfile --no-loadscope-reorder --numprocesses $(PROCESSES) -m "not ($(LEFT_OUT))"
 
 # Six processes on two cores: many tests mostly wait, for Slurm, the back-off of Kubernetes, or the deadline of a lost worker.
-test-all: .venv/.dev  ## run all tests except those marked long
-	$(PYTEST) 6 -m "not long"
+test-all:  ## run all tests except those marked long
+	$(MAKE) test PROCESSES=6 LEFT_OUT=long
 
 check: .venv/.dev .venv-lint/.done  ## check format, lint, types, imports, shell scripts, Dockerfile
 	.venv/bin/ruff format --check .
