@@ -11,14 +11,16 @@ ARG BASE=python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028
 FROM ${BASE} AS build
 ARG VARIANT=cpu
 
-# Dependencies come before the source, which changes more often. Files that the job never uses are removed (0.5 GB): tests,
-# C++ headers, libclang (TensorFlow requires it but never loads it), and data of AWS services other than S3 and sign-in.
-COPY requirements/${VARIANT}.txt /build/requirements.txt
+# For strip. Debian keeps only the newest version of a package, so a pinned one would soon be missing.
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install --yes --no-install-recommends binutils && rm -rf /var/lib/apt/lists/*
+
+# Dependencies come before the source, which changes more often. Files that no run needs are removed in the same layer.
+COPY image/slim.sh requirements/${VARIANT}.txt /build/
 RUN python -m venv --without-pip /opt/job \
     && python -m pip --python /opt/job/bin/python install --no-cache-dir --no-compile --require-hashes \
-       --requirement /build/requirements.txt \
-    && find /opt/job/lib -type d \
-       '(' -name tests -o -name include -o -path '*/clang/native' -o -path '*/botocore/data/[!s]*' ')' -prune -exec rm -r '{}' +
+       --requirement /build/${VARIANT}.txt \
+    && sh /build/slim.sh /opt/job/lib/python3*/site-packages
 
 COPY pyproject.toml README.md LICENSE /build/
 COPY job /build/job
@@ -36,7 +38,8 @@ ENV PATH=/opt/job/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONSAFEPATH=1 \
     HOME=/tmp \
-    KERAS_HOME=/opt/keras
+    KERAS_HOME=/opt/keras \
+    PIP_PYTHON=/opt/job/bin/python
 
 # The parts of the driver that the NVIDIA Container Toolkit mounts, and the folder in which GKE mounts them.
 ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility \
@@ -54,6 +57,7 @@ RUN python -c "import importlib, os, pkgutil, sys; \
     bytecode = map(lambda file: open(file, 'r+b'), filter(os.path.isfile, files)); \
     [(file.seek(4), file.write(b'\x01'), file.close()) for file in bytecode]"
 
+COPY THIRD_PARTY.md /opt/job/
 COPY weights /opt/keras/models
 
 ARG REVISION=unknown

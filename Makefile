@@ -47,7 +47,7 @@ check: .venv/.dev .venv-lint/.done  ## check format, lint, types, imports, shell
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
-	.venv-lint/bin/shellcheck .ci/* slurm/*
+	.venv-lint/bin/shellcheck .ci/* image/* slurm/*
 	.venv-lint/bin/hadolint Dockerfile
 
 fix: .venv/.dev  ## format the code, and repair what the linter can repair
@@ -89,11 +89,14 @@ image:  ## build the container image
 	.venv-lint/bin/python $(PIP_INSTALL) --quiet --require-hashes --requirement requirements/lint.txt
 	touch $@
 
-docs: .venv/.dev  ## write docs/configuration.md and docs/backbones.md from the code
+docs: .venv/.dev  ## write docs/configuration.md, docs/backbones.md and THIRD_PARTY.md
 	.venv/bin/python -m docs.make_reference
+	.venv/bin/python -m docs.make_third_party
 
 # Lock files contain hashes and no address of a package index. cpu.txt and gpu.txt have the same versions as dev.txt.
-LOCK = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header
+# Versions stay as they are, unless UPGRADE says otherwise: CONTRIBUTING.md.
+UPGRADE ?=
+LOCK = uv pip compile $(UPGRADE) --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header
 lock:  ## write the lock files in requirements/; needs uv
 	$(LOCK) pyproject.toml --extra cpu --extra s3 --extra heif --extra xlsx --extra dev --output-file requirements/dev.txt
 	$(LOCK) pyproject.toml --extra cpu --extra s3 --extra heif --extra xlsx --constraint requirements/dev.txt --output-file requirements/cpu.txt

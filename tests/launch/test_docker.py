@@ -11,6 +11,7 @@ from docker.models.images import Image
 from docker.models.volumes import Volume
 
 from job.runtime.cgroups import usable_cores
+from job.version import __version__
 from tests.clouds.fixtures import GoogleBed
 from tests.conftest import ROOT, WAIT_S, quick_settings, wait_until
 from tests.launch.docker_bed import HARDENED, build, ended, said, started
@@ -43,11 +44,36 @@ def wait_until_it_says(container: Container, text: str) -> None:
 
 def test_image_is_small_and_says_what_it_is(image: Image) -> None:
     about = image.attrs["Config"]
-    assert image.attrs["Size"] < 1.9e9
+    assert image.attrs["Size"] < 1.5e9
     assert about["Entrypoint"] == ["python", "-P", "-m", "job"]
     assert about["User"] == "10001"
     assert about["Labels"]["org.opencontainers.image.licenses"] == "Apache-2.0"
     assert not about.get("Healthcheck")
+
+
+def test_every_package_in_the_image_is_listed_with_its_licence(image: Image) -> None:
+    script = """from importlib.metadata import distributions
+for package in distributions():
+    print(package.name.lower().replace("_", "-"), package.version)"""
+    _, installed = ended(image, "-c", script, entrypoint="python", **HARDENED)
+    _, listed = ended(image, "/opt/job/THIRD_PARTY.md", entrypoint="cat", **HARDENED)
+    unlisted = [line for line in installed.splitlines() if f"| {line.replace(' ', ' | ')} |" not in listed]
+    assert unlisted == [f"transfer-job {__version__}"]
+
+
+def test_pip_adds_packages_to_those_of_the_job(image: Image, tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "more"\nversion = "1"\n')
+    (tmp_path / "more.py").write_text("import job, tensorflow\n")
+    script = """set -e
+        cp -r /more /tmp
+        pip install --no-index --no-build-isolation /tmp/more
+        pip check
+        python -c 'import more; print(more.__file__)'"""
+    code, text = ended(
+        image, "-c", script, entrypoint="sh", user="0", network_mode="none", volumes=read_only((tmp_path, "/more"))
+    )
+    assert code == 0, text
+    assert "/opt/job/lib/python3.11/site-packages/more.py" in text
 
 
 def test_without_arguments_it_says_how_it_is_used(image: Image) -> None:
@@ -144,9 +170,9 @@ def test_limits_of_the_container_are_known(image: Image, limits: dict[str, objec
 def test_weights_put_in_at_build_time_serve_a_node_without_a_network(
     docker_engine: docker.DockerClient, image: Image, volume: Volume, shared: Path, painted: Path, tmp_path: Path
 ) -> None:
-    for name in ("job", "requirements", "weights"):
+    for name in ("image", "job", "requirements", "weights"):
         shutil.copytree(ROOT / name, tmp_path / name)
-    for name in ("Dockerfile", ".dockerignore", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("Dockerfile", ".dockerignore", "pyproject.toml", "README.md", "LICENSE", "THIRD_PARTY.md"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copy(shared / "weights" / WEIGHTS, tmp_path / "weights")
     for name in ("account.json", ".config/gcloud/application_default_credentials.json", "weights/key.json", "job/key.json"):
