@@ -1,16 +1,23 @@
 """Changes of the data from one run to the next: photos and classes that are new, gone or relabelled."""
 
-from typing import Any
+from typing import TypedDict
 
 from job.data.examples import Examples
 from job.sources.base import some_classes
 
 
-def changes(earlier: Examples, now: Examples) -> dict[str, Any]:
-    """Return how many usable photos are new, gone or relabelled, and the names of classes that are new or gone.
+class Changes(TypedDict):
+    """Numbers of usable photos that are new, gone or relabelled, and the names of classes that are new or gone."""
 
-    Photos are known by the SHA-256 of their bytes.
-    """
+    new: int
+    gone: int
+    relabelled: int
+    new_classes: list[str]
+    gone_classes: list[str]
+
+
+def changes(earlier: Examples, now: Examples) -> Changes:
+    """Compare the tables of two runs. Photos are known by the SHA-256 of their bytes."""
     labels_then, labels_now = (dict(zip(e["sha256"][e.of()], e["label"][e.of()], strict=True)) for e in (earlier, now))
     in_both = labels_now.keys() & labels_then.keys()
     return {
@@ -22,7 +29,7 @@ def changes(earlier: Examples, now: Examples) -> dict[str, Any]:
     }
 
 
-def in_words(found: dict[str, Any], since: str) -> str:
+def in_words(found: Changes, since: str) -> str:
     """Return a line about the changes since, for example, "the last run"; empty if there are none."""
     counts = {"new": found["new"], "gone": found["gone"], "relabelled": found["relabelled"]}
     parts = [f"{count:,} {what}" for what, count in counts.items() if count]

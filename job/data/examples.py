@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Literal, Self, TypedDict, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,11 @@ SCHEMA = pa.schema(
 DEFAULTS: Mapping[str, int] = {"group": -1, "row": -1}
 _LABEL_CONFLICT = "label conflict: "  # Reasons begin with this if one picture, or one file, has two labels.
 USED_FOR = {"train": "used for training", "val": "used for validation", "test": "in the test set (held out)"}
+
+# Examples of a class in each split, and files of that class that were excluded or quarantined.
+ClassCounts = TypedDict(
+    "ClassCounts", {"class": str, "train": int, "val": int, "test": int, "excluded": int, "quarantined": int}
+)
 
 
 @dataclass(frozen=True)
@@ -124,11 +129,12 @@ class Examples:
         splits = ", ".join(f"{count:,} {name}" for name, count in self.splits().items())
         return f"{len(self):,} files: {statuses}. Splits: {splits}"
 
-    def by_class(self) -> list[dict[str, Any]]:
+    def by_class(self) -> list[ClassCounts]:
         """Return for each class the number of examples in each split, and of excluded and quarantined files."""
         counts = {name: Counter(self["label"][self.of(name)].tolist()) for name in ("train", "val", "test")}
         counts |= {s: Counter(self["label"][self["status"] == s].tolist()) for s in ("excluded", "quarantined")}
-        return [{"class": name, **{column: c[name] for column, c in counts.items()}} for name in self.class_names]
+        rows = [{"class": name, **{column: c[name] for column, c in counts.items()}} for name in self.class_names]
+        return cast(list[ClassCounts], rows)
 
     @cached_property
     def labels(self) -> np.ndarray:

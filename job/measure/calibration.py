@@ -1,7 +1,7 @@
 """Calibration: whether a classifier that says 80% is right in 80% of the cases. N examples, C classes."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import scipy.optimize
@@ -12,6 +12,15 @@ from job.measure.metrics import wilson
 _COLDEST, _HOTTEST = 0.05, 20.0
 _STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _DRAWS, _VALUES_AT_ONCE = 1000, 1_000_000
+
+
+class Bin(TypedDict):
+    """Photos of about the same confidence: their mean confidence, and the share of them that is right, with its interval."""
+
+    num_examples: int
+    confidence: float
+    accuracy: float
+    accuracy_ci95: list[float]
 
 
 def temperature(labels_N: np.ndarray, logits_NC: np.ndarray, missing: float | None = None) -> float:
@@ -98,7 +107,7 @@ def calibration_error_floor(confidence_N: np.ndarray, bins: int, seed: int) -> f
     return float(np.quantile(np.concatenate(errors), 0.95))
 
 
-def reliability(confidence_N: np.ndarray, correct_N: np.ndarray, bins: int) -> list[dict[str, Any]]:
+def reliability(confidence_N: np.ndarray, correct_N: np.ndarray, bins: int) -> list[Bin]:
     """Return the bins of the reliability diagram that hold examples, from low to high confidence."""
     bin_of = _bin_of(confidence_N, bins)
     return [

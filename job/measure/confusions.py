@@ -4,13 +4,22 @@ A confusion matrix has counts (C, C): a row for each label, a column for each pr
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
 from job.runtime.telemetry import spent_once
 
 _MIN_SHARE = 0.02  # Classes of a group are mistaken for each other at least this often, on average over its pairs.
+
+
+class Confusion(TypedDict):
+    """The number of photos of a class that are predicted as another one, and their share of all photos of the class."""
+
+    label: int
+    predicted: int
+    count: int
+    share: float
 
 
 @dataclass(frozen=True)
@@ -41,8 +50,8 @@ def row_shares(matrix_CC: np.ndarray) -> np.ndarray:
     return matrix_CC / np.maximum(matrix_CC.sum(axis=1, keepdims=True), 1)
 
 
-def confusions(matrix_CC: np.ndarray) -> list[dict[str, Any]]:
-    """Return all pairs of classes that are confused: the most photos first, then the largest share of the label's photos."""
+def confusions(matrix_CC: np.ndarray) -> list[Confusion]:
+    """Return all pairs of classes that are confused: the most photos first, then the largest share."""
     share_CC = row_shares(matrix_CC)
     label_P, predicted_P = np.nonzero(matrix_CC * (1 - np.eye(len(matrix_CC), dtype=matrix_CC.dtype)))
     order_P = np.lexsort((-share_CC[label_P, predicted_P], -matrix_CC[label_P, predicted_P]))

@@ -1,6 +1,6 @@
 """Comparison of an earlier model with a new one: their accuracies on the same photos, and the photos that flipped."""
 
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -9,14 +9,27 @@ from job.measure import metrics
 RIGHT_TO_WRONG, WRONG_TO_RIGHT = "right to wrong", "wrong to right"
 
 
+class Versus(TypedDict):
+    """The accuracies of two models on the same photos. `difference` is the new one's minus the earlier one's.
+
+    `right_to_wrong` photos are right by the earlier model and wrong by the new one, `wrong_to_right` photos the other way
+    round. `p_value` is from McNemar's exact test.
+    """
+
+    num_examples: int
+    earlier_accuracy: float
+    accuracy: float
+    difference: float
+    difference_ci95: list[float]
+    p_value: float
+    right_to_wrong: int
+    wrong_to_right: int
+
+
 def versus(
     labels_N: np.ndarray, earlier_N: np.ndarray, now_N: np.ndarray, groups_N: np.ndarray, resamples: int, seed: int
-) -> dict[str, Any] | None:
-    """Compare two models by their answers for the same photos. Return None if there are no photos.
-
-    `difference` is the accuracy of the new model minus that of the earlier one; `metrics.compare` has its interval and
-    p-value. `right_to_wrong` photos are right by the earlier model and wrong by the new one.
-    """
+) -> Versus | None:
+    """Compare two models by their answers for the same photos. Return None if there are no photos."""
     if not len(labels_N):
         return None
     found = metrics.compare(labels_N, earlier_N, now_N, groups_N, resamples, seed)

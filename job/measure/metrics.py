@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import scipy.sparse
@@ -13,6 +13,15 @@ from job.runtime.telemetry import spent_once
 
 _RESAMPLES_AT_ONCE = 100
 _MIN_STANDARD_ERRORS = 2  # A smaller difference is luck: it chose heads that were worse on other photos.
+
+
+class GroupScores(TypedDict):
+    """Accuracy in which each group (a patient, a camera) counts once, with intervals from a bootstrap over groups."""
+
+    num_groups: int
+    accuracy: float
+    accuracy_ci95: list[float]
+    photo_accuracy_ci95: list[float]
 
 
 class Scores(TypedDict):
@@ -31,7 +40,7 @@ class Scores(TypedDict):
     ece_bins: NotRequired[int]
     mean_confidence: NotRequired[float]
     used_for_choices: NotRequired[bool]
-    by_group: NotRequired[dict[str, Any]]
+    by_group: NotRequired[GroupScores]
 
 
 def summary(labels_N: np.ndarray, predicted_N: np.ndarray, probability_of_label_N: np.ndarray) -> Scores:
@@ -70,7 +79,7 @@ def preferred(losses_N: Mapping[str, np.ndarray]) -> str:
     return best
 
 
-def by_group(correct_N: np.ndarray, groups_N: np.ndarray, resamples: int, seed: int) -> dict[str, Any]:
+def by_group(correct_N: np.ndarray, groups_N: np.ndarray, resamples: int, seed: int) -> GroupScores:
     """Return the accuracy by group: the mean over groups of the share of their photos that are right.
 
     There is an interval of this accuracy and one of the accuracy by photo. Both are from the bootstrap over groups.

@@ -4,7 +4,7 @@ N examples, K components of their features, C classes. Nothing here influences t
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -67,6 +67,14 @@ def out_of_fold(
     return probabilities_NC
 
 
+class CurvePoint(TypedDict):
+    """Validation accuracies of heads trained on `num_examples` training photos, one for each draw of these photos."""
+
+    fraction: float
+    num_examples: int
+    accuracies: list[float]
+
+
 def learning_curve(
     train: tuple[np.ndarray, np.ndarray, np.ndarray],
     val: tuple[np.ndarray, np.ndarray],
@@ -74,7 +82,7 @@ def learning_curve(
     fractions: tuple[tuple[float, int], ...],
     seed: int,
     between: Callable[[], None],
-) -> list[dict[str, Any]]:
+) -> list[CurvePoint]:
     """Measure the validation accuracy of heads that are trained on parts of the training photos.
 
     `train` is (components, labels, groups), `val` is (components, labels), and `fractions` has pairs: a share of the
@@ -96,7 +104,7 @@ def learning_curve(
         probes = [probe(fraction, draw) for draw in range(num_draws)]
         accuracies = [float((one.at(strength).logits(val[0]).argmax(1) == val[1]).mean()) for one, _ in probes]
         num_examples = round(float(np.mean([size for _, size in probes])))
-        points.append({"fraction": fraction, "num_examples": num_examples, "accuracies": accuracies})
+        points.append(CurvePoint(fraction=fraction, num_examples=num_examples, accuracies=accuracies))
     return points
 
 

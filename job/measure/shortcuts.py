@@ -5,7 +5,7 @@ is right on held-out photos from the same collection, and wrong everywhere else 
 Neural Networks", 2020).
 """
 
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -24,12 +24,34 @@ _NUM_FOLDS = 5
 _MAX_PHOTOS = 20_000
 
 
-def shortcuts(examples: Examples, seed: int) -> dict[str, Any]:
-    """Measure how well the file and the light of a photo predict its class. Cross-validated; copies stay in one fold.
+class Telling(TypedDict):
+    """Predictability of the class from some facts, and the class that is easiest to predict (highest F1) with its recall."""
 
-    `facts` has each fact, of the kind "file" or "light", and `file` is about all file facts together. `best_class` is the
-    easiest class, by its F1. `largest_class` is the accuracy of always guessing the largest class.
-    """
+    accuracy: float
+    accuracy_ci95: list[float]
+    warning: bool
+    best_class: str
+    best_recall: float
+
+
+class Fact(Telling):
+    """Predictability of the class from one fact. `kind` is "file" or "light"."""
+
+    fact: str
+    kind: str
+
+
+class Shortcuts(TypedDict):
+    """Predictability of the class from each fact, and from all file facts. `largest_class` is the largest class' share."""
+
+    num_examples: int
+    largest_class: float
+    facts: list[Fact]
+    file: Telling
+
+
+def shortcuts(examples: Examples, seed: int) -> Shortcuts:
+    """Measure how well the file and the light of a photo predict its class. Cross-validated; copies stay in one fold."""
     indices = examples.of()
     indices = indices[np.argsort(examples.keys[indices], kind="stable")][:_MAX_PHOTOS]
     labels = examples.labels[indices]
@@ -38,7 +60,7 @@ def shortcuts(examples: Examples, seed: int) -> dict[str, Any]:
     kinds = {**dict.fromkeys(FILE_FACTS, "file"), **dict.fromkeys(LIGHT_FACTS, "light")}
     folds = folds_of_groups(examples.units[indices], labels, _NUM_FOLDS, seed)
 
-    def told_by(*facts: str) -> dict[str, Any]:
+    def told_by(*facts: str) -> Telling:
         predicted = _predicted(np.concatenate([columns[f] for f in facts], axis=1), labels, folds)
         matrix = confusion(labels, predicted, len(examples.class_names))
         hits, given, said = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
@@ -52,7 +74,7 @@ def shortcuts(examples: Examples, seed: int) -> dict[str, Any]:
             "best_recall": float(hits[best] / max(given[best], 1)),
         }
 
-    found: list[dict[str, Any]] = [{"fact": fact, "kind": kind, **told_by(fact)} for fact, kind in kinds.items()]
+    found: list[Fact] = [{"fact": fact, "kind": kind, **told_by(fact)} for fact, kind in kinds.items()]
     for fact in found:
         fact["warning"] = fact["warning"] and fact["kind"] == "file"
     return {"num_examples": len(labels), "largest_class": largest, "facts": found, "file": told_by(*FILE_FACTS)}

@@ -19,7 +19,7 @@ from hashlib import sha256
 from itertools import count
 from operator import eq
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
 import pyarrow.parquet as pq
 
@@ -28,7 +28,7 @@ from job.measure.seeds import Seeds
 from job.pipeline.records import Records, read_run
 from job.pipeline.table import STAGES
 from job.reporting import times
-from job.reporting.summaries import Evaluated, ModelScores, Shipped
+from job.reporting.summaries import ComparedWithEarlier, Evaluated, ModelScores, Shipped
 from job.runtime.context import Context
 from job.storage.files import (
     copy_file,
@@ -64,7 +64,7 @@ class Metrics(TypedDict):
     seeds: Seeds | None
     per_class: list[dict[str, object]]
     confusion: list[list[int]]
-    earlier: dict[str, Any] | None
+    earlier: ComparedWithEarlier | None
     timings: times.Records
     throughput: dict[str, float]
     share: dict[str, float]

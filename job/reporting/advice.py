@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from job.reporting.facts import Facts
-from job.reporting.summaries import Audited, Explored
+from job.reporting.facts import ClassFacts, Facts
+from job.reporting.summaries import Audited, Explored, Torn
 from job.text.numbers import counted, percent
 
 _THIN = 20  # With fewer photos of a class in the test set, its metrics are rough.
@@ -179,7 +178,7 @@ def _about_late_copies(facts: Facts, audit: Audited) -> Iterator[Advice]:
         )
 
 
-def _left_out(torn: dict[str, int]) -> str:
+def _left_out(torn: Torn) -> str:
     return f"{counted(torn['num_left_out'], 'photo was', 'photos were')} left out because of this."
 
 
@@ -200,7 +199,7 @@ def _quoted(name: str) -> str:
     return f"\N{LEFT DOUBLE QUOTATION MARK}{name}\N{RIGHT DOUBLE QUOTATION MARK}"
 
 
-def _listed(classes: list[dict[str, Any]]) -> str:
+def _listed(classes: list[ClassFacts]) -> str:
     shown = ", ".join(_quoted(row["class"]) for row in classes[:_NAMES_SHOWN])
     rest = len(classes) - _NAMES_SHOWN
     return shown + (f" and {counted(rest, 'more class', 'more classes')}" if rest > 0 else "")

@@ -5,13 +5,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from job.measure.confusions import Clusters, row_shares
 from job.reporting.figures import SERIES, Axis, Chart
 from job.reporting.summaries import Audited, Evaluated, HeadPath, Tuning
+
+if TYPE_CHECKING:
+    from job.measure.calibration import Bin
+    from job.measure.probes import CurvePoint
 
 _MEDIA_TYPES = {".jpg": "image/jpeg", ".png": "image/png", ".svg": "image/svg+xml"}
 _SIZE_PX = (326, 260)
@@ -46,7 +50,7 @@ def charts(
     return {name: _uri(".svg", chart.svg().encode()) for name, chart in drawn.items()}
 
 
-def _learning_curve_chart(points: Sequence[dict[str, Any]]) -> Chart:
+def _learning_curve_chart(points: "Sequence[CurvePoint]") -> Chart:
     draws = [(point["num_examples"], accuracy) for point in points for accuracy in point["accuracies"]]
     sizes, accuracies = zip(*draws, strict=True)
     x = Axis.logarithmic(sizes, {size: f"{size:,}" for size in sizes})
@@ -94,7 +98,7 @@ def _tuning_charts(history: Sequence[Mapping[str, float]]) -> Iterator[tuple[str
         yield f"tuning_{name}", chart
 
 
-def _reliability_chart(bins: Sequence[dict[str, Any]]) -> Chart:
+def _reliability_chart(bins: "Sequence[Bin]") -> Chart:
     """Draw accuracy against confidence: points with 95% intervals, larger where there are more photos."""
     shares = Axis.linear([0, 1], limits=(0, 1.02))
     chart = Chart((326, 308), shares, shares, "Share that is right", ("confidence", ""))

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from job.data.examples import ClassCounts
 from job.measure.metrics import wilson
-from job.reporting.summaries import Audited, Explored
+from job.reporting.summaries import Audited, ComparedWithEarlier, Copies, Explored
 from job.sources.base import some_classes
 from job.text.numbers import counted, percent, points
+
+if TYPE_CHECKING:
+    from job.measure.flips import Versus
+    from job.measure.shortcuts import Fact
+
+
+class ClassFacts(ClassCounts):
+    """The counts of a class, its number of usable photos, and half the width of the 95% interval of a recall of 90%."""
+
+    total: int
+    recall_known_to: float
 
 
 @dataclass(frozen=True)
@@ -25,11 +37,11 @@ class Facts:
     statuses: Mapping[str, int]
     conflicts: Mapping[str, int]
     splits: Mapping[str, int]
-    classes: list[dict[str, Any]]
+    classes: list[ClassFacts]
     splits_given: list[str]
     num_left_out_later: int
-    copies: list[dict[str, Any]]
-    shortcut: dict[str, Any] | None
+    copies: list[Copies]
+    shortcut: Fact | None
     metric: str
 
     @property
@@ -59,20 +71,19 @@ def facts(explore: Explored, audit: Audited | None, config: Mapping[str, Any]) -
     )
 
 
-def _shortcut(explore: Explored) -> dict[str, Any] | None:
+def _shortcut(explore: Explored) -> Fact | None:
     found = explore["shortcuts"]
-    every = {"fact": "size, shape, format and EXIF data", "kind": "file", **found["file"]}
+    every: Fact = {"fact": "size, shape, format and EXIF data", "kind": "file", **found["file"]}
     telling = [fact for fact in found["facts"] if fact["warning"]]
     return max(telling, key=lambda f: f["accuracy"]) if telling else every if every["warning"] else None
 
 
-def _of_class(row: dict[str, Any]) -> dict[str, Any]:
-    """Add the number of usable photos, and half the width of the 95% interval of a recall of 90%."""
+def _of_class(row: ClassCounts) -> ClassFacts:
     low, high = wilson(round(0.9 * row["test"]), row["test"])
     return {**row, "total": row["train"] + row["val"] + row["test"], "recall_known_to": (high - low) / 2}
 
 
-def _brought_up_to_date(group: dict[str, Any], left_out: Mapping[str, str]) -> dict[str, Any]:
+def _brought_up_to_date(group: Copies, left_out: Mapping[str, str]) -> Copies:
     photos = [
         {**photo, "status": "excluded", "reason": left_out[photo["path"]]} if photo["path"] in left_out else photo
         for photo in group["photos"]
@@ -80,7 +91,7 @@ def _brought_up_to_date(group: dict[str, Any], left_out: Mapping[str, str]) -> d
     return {**group, "photos": photos}
 
 
-def against_earlier(found: Mapping[str, Any]) -> str:
+def against_earlier(found: ComparedWithEarlier) -> str:
     """Return sentences about how the earlier model and the new one compare, on which photos, and why not on others."""
     told = ["The new model is not compared with the earlier one."]
     if result := found["all"]:
@@ -99,7 +110,7 @@ def against_earlier(found: Mapping[str, Any]) -> str:
     return " ".join(filter(None, [*told, found["note"]]))
 
 
-def _accuracies(result: Mapping[str, Any]) -> str:
+def _accuracies(result: Versus) -> str:
     low, high = result["difference_ci95"]
     then, now = percent(result["earlier_accuracy"]), percent(result["accuracy"])
     chance = ", so this may be chance" if low <= 0 <= high and result["difference"] else ""

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from PIL import Image
 
 from job.data.examples import Examples
 from job.measure.predicted import Predicted
+from job.reporting.summaries import Copies, Crossings, Pictured
 from job.storage.files import storage_errors
 from job.storage.workdir import Workdir
 from job.stores.arrays import ArrayStore
@@ -52,8 +53,8 @@ class Gallery:
             drawn.paste(tile, ((k % columns) * step, (k // columns) * step))
         return self.add(f"{name}.jpg", lambda path: drawn.save(path, "JPEG", quality=85))
 
-    def copies(self, examples: Examples, indices: Sequence[int], name: str) -> dict[str, Any]:
-        """Describe a group of copies, and draw the first of them side by side. `exact`: all have the same bytes."""
+    def copies(self, examples: Examples, indices: Sequence[int], name: str) -> Copies:
+        """Describe a group of copies, and draw the first of them side by side."""
         columns = ("path", "label", "given_split", "split", "status", "reason")
         return {
             "photos": [{column: examples[column][i] for column in columns} for i in indices],
@@ -71,7 +72,7 @@ def surest(
     predicted: Predicted,
     images: ArrayStore,
     workdir: Workdir,
-) -> list[dict[str, Any]]:
+) -> list[Pictured]:
     """Describe the `count` most confident predictions among those of the T test photos that `is_one_T` flags.
 
     The photos are drawn in `folder`.
@@ -91,7 +92,7 @@ def surest(
         ]
 
 
-def crossings(examples: Examples, indices: Sequence[int]) -> dict[str, bool]:
+def crossings(examples: Examples, indices: Sequence[int]) -> Crossings:
     """Return what a group of copies crosses: the splits of the job, the splits that the user has given, labels."""
     splits, given, labels = ({examples[c][i] for i in indices} - {None, ""} for c in ("split", "given_split", "label"))
     return {"crosses_splits": len(splits) > 1, "crosses_given": len(given) > 1, "crosses_labels": len(labels) > 1}

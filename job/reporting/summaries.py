@@ -1,16 +1,20 @@
-"""The JSON files that stages leave, which the report page and later stages read: their fields.
-
-The function of the stage that writes a field says what is in it.
-"""
+"""Types of the JSON files that stages leave. The report page and later stages read these files."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
+from job.data.changes import Changes
+from job.data.examples import ClassCounts
+
 if TYPE_CHECKING:  # These modules import libraries that only training needs.
+    from job.measure.calibration import Bin
+    from job.measure.flips import Versus
     from job.measure.metrics import Scores
+    from job.measure.probes import CurvePoint
     from job.measure.seeds import Seeds
+    from job.measure.shortcuts import Shortcuts
 
 
 class Run(TypedDict):
@@ -32,6 +36,48 @@ class Run(TypedDict):
     fingerprint: dict[str, object]
 
 
+class Crossings(TypedDict):
+    """Flags of a group of copies: its photos are in more than one split, in more than one given split, under two labels."""
+
+    crosses_splits: bool
+    crosses_given: bool
+    crosses_labels: bool
+
+
+class Copies(Crossings):
+    """A group of copies. `exact`: all have the same bytes. `strip`: a picture that shows the first of them."""
+
+    photos: list[dict[str, str]]
+    exact: bool
+    strip: str
+
+
+class Duplicates(TypedDict):
+    """Groups of copies, first those that cross splits or labels, and files with the same bytes under two labels.
+
+    A group that crosses labels is left out as a whole, so it is not counted among those that cross splits.
+    """
+
+    num_groups: int
+    num_photos: int
+    num_crossing_splits: int
+    num_crossing_labels: int
+    groups: list[Copies]
+    num_label_conflicts: int
+    label_conflicts: list[Copies]
+
+
+class Groups(TypedDict):
+    """The groups that the user has given: how many there are, and how many are in more than one given split."""
+
+    num_groups: int
+    num_crossing_splits: int
+
+
+# The number of photos of a class, a picture of their mean (None if there is only one photo) and a picture of some of them.
+ClassPictures = TypedDict("ClassPictures", {"class": str, "mean": str | None, "samples": str})
+
+
 class Explored(TypedDict):
     """The content of explore.json.
 
@@ -45,19 +91,89 @@ class Explored(TypedDict):
     splits: dict[str, int]
     splits_given: list[str]
     source_notes: list[str]
-    groups: dict[str, Any] | None
-    faults: list[dict[str, Any]]
-    conversions: list[dict[str, Any]]
-    ignored: list[dict[str, Any]]
-    remarks: list[dict[str, Any]]
-    classes: list[dict[str, Any]]
-    sizes: dict[str, Any]
-    light: dict[str, Any]
-    shortcuts: dict[str, Any]
-    duplicates: dict[str, Any]
+    groups: Groups | None
+    faults: list[dict[str, object]]
+    conversions: list[dict[str, object]]
+    ignored: list[dict[str, object]]
+    remarks: list[dict[str, object]]
+    classes: list[ClassCounts]
+    sizes: dict[str, object]
+    light: dict[str, object]
+    shortcuts: Shortcuts
+    duplicates: Duplicates
     suspicious: dict[str, Any]
-    class_pictures: list[dict[str, Any]]
+    class_pictures: list[ClassPictures]
     figures: dict[str, str]
+
+
+class Torn(TypedDict):
+    """Groups of copies in more than one split, and the photos that were left out because of it."""
+
+    num_groups: int
+    num_left_out: int
+
+
+class LateCopies(TypedDict):
+    """Groups of copies that were found only by their features, first those from which a photo was excluded.
+
+    `torn_by_user` are in more than one of the splits that the user gave, `torn_by_job` in more than one that the job drew.
+    `num_conflicts` photos were left out because one picture has two labels.
+    """
+
+    num_groups: int
+    torn_by_user: Torn
+    torn_by_job: Torn
+    num_conflicts: int
+    groups: list[Copies]
+
+
+Trust = Literal["good", "little", "none"]
+
+
+class Agreement(TypedDict):
+    """The share of all labels that are as predicted, and what it would be by chance.
+
+    With little trust, most of the likely label issues are errors of the prediction. With none, nearly all are.
+    """
+
+    agreement: float
+    chance: float
+    trust: Trust
+
+
+class LabelIssues(Agreement):
+    """Labels that are not as predicted (`num_listed`), those of them that are likely wrong, and how many to check first."""
+
+    num_examples: int
+    num_listed: int
+    num_likely: int
+    num_first: int
+    by_class: list[dict[str, object]]
+    shown: list[dict[str, object]]
+
+
+class Outliers(TypedDict):
+    """Photos whose mean similarity to their nearest neighbours is below a threshold. `shown` are the least similar ones.
+
+    `median` is the median of this similarity over all photos.
+    """
+
+    num_found: int
+    threshold: float
+    median: float
+    shown: list[dict[str, object]]
+
+
+class LearningCurve(TypedDict):
+    """Accuracy by the number of training photos.
+
+    `last_doubling` has the accuracy with half of the training photos and with all. A difference up to `noise` may be chance.
+    """
+
+    num_val: int
+    points: list[CurvePoint]
+    last_doubling: list[float]
+    noise: float
 
 
 class Audited(TypedDict):
@@ -67,11 +183,32 @@ class Audited(TypedDict):
     conflicts: dict[str, int]
     left_out: dict[str, str]
     splits: dict[str, int]
-    classes: list[dict[str, Any]]
-    late_copies: dict[str, Any]
-    label_issues: dict[str, Any]
-    outliers: dict[str, Any]
-    learning_curve: dict[str, Any]
+    classes: list[ClassCounts]
+    late_copies: LateCopies
+    label_issues: LabelIssues
+    outliers: Outliers
+    learning_curve: LearningCurve
+
+
+class Scored(TypedDict):
+    """Mean log loss and accuracy of a head on the validation photos."""
+
+    val_log_loss: float
+    val_accuracy: float
+
+
+class TriedStrength(Scored):
+    """The result of one regularisation strength."""
+
+    c: float
+    num_iterations: int
+    converged: bool
+
+
+class TriedHead(Scored):
+    """The result of one way to train a head: regression on views, regression on photos, or discriminant."""
+
+    kind: str
 
 
 class HeadPath(TypedDict):
@@ -82,9 +219,9 @@ class HeadPath(TypedDict):
     """
 
     chosen: str
-    heads: list[dict[str, Any]]
+    heads: list[TriedHead]
     c: float | None
-    path: list[dict[str, Any]]
+    path: list[TriedStrength]
 
 
 class Tuning(TypedDict):
@@ -106,35 +243,97 @@ class ModelScores(TypedDict):
     test_leak_free: Scores | None
 
 
+class Gate(TypedDict):
+    """The quality gate: the accuracy that was asked for, and whether the shipped model reaches it."""
+
+    min_accuracy: float | None
+    met: bool
+
+
 Shipped = Literal["head", "fine_tuned"]
 
 
-class Evaluated(TypedDict):
-    """The content of evaluation.json. `confusion`, `reliability` and `per_class` are of the shipped model on the test set.
+class Details(TypedDict):
+    """Details of the shipped model in evaluation.json. `confusion` has a row for each given label.
 
-    `earlier` compares it with the model that was published before, None if there was none. `flips` has some photos of each
-    kind of flip.
+    `reliability` has the bins of the reliability diagram on the held-out photos.
     """
+
+    confusion: list[list[int]]
+    reliability: list[Bin]
+    per_class: list[dict[str, Any]]
+    largest_class: dict[str, object]
+    head_against_fine_tuned: dict[str, object] | None
+
+
+class EarlierModel(TypedDict):
+    """The model that was published before. `model_sha256` is that of its model.json; None if it was not exported.
+
+    `changes` are those of the data since. `num_seen` test photos are not compared, because the earlier model was trained or
+    chosen on them or on copies of them. `note` says why others are not compared; it is empty if all others are.
+    """
+
+    model_sha256: str | None
+    class_names: list[str]
+    changes: Changes
+    num_seen: int
+    note: str
+
+
+class ComparedWithEarlier(EarlierModel):
+    """The earlier model and the shipped one on today's test photos, of which `num_new` are new to the test set.
+
+    `all` is about all photos that are compared, and None without any. `known_classes` leaves out photos of classes that the
+    earlier model does not have; None if there are none.
+    """
+
+    num_new: int
+    all: Versus | None
+    known_classes: Versus | None
+
+
+class Pictured(TypedDict):
+    """A prediction with its probability, that of the label, and a picture of the photo. `earlier` is the earlier model's."""
+
+    path: str
+    label: str
+    predicted: str
+    probability: float
+    probability_of_label: float
+    thumbnail: str
+    earlier: NotRequired[str]
+
+
+class AgainstEarlier(TypedDict):
+    """The comparison with the earlier model, None if nothing was published before, and some photos of each kind of flip."""
+
+    earlier: ComparedWithEarlier | None
+    flips: dict[str, list[Pictured]]
+
+
+class Choice(TypedDict):
+    """Why a model ships: the validation log loss of each model and a comparison of them, if there are two."""
+
+    reason: str
+    log_loss: NotRequired[dict[str, float]]
+    comparison: NotRequired[dict[str, object]]
+
+
+class Evaluated(Details, AgainstEarlier):
+    """The content of evaluation.json."""
 
     shipped: Shipped
     mirrors: bool
     metric: str
     temperatures: dict[str, float]
     offsets: dict[str, list[float]]
-    choice: dict[str, Any]
+    choice: Choice
     class_names: list[str]
     head: ModelScores
     fine_tuned: ModelScores | None
     seeds: Seeds | None
-    reliability: list[dict[str, Any]]
-    confusion: list[list[int]]
-    per_class: list[dict[str, Any]]
-    largest_class: dict[str, Any]
-    head_against_fine_tuned: dict[str, Any] | None
-    gate: dict[str, Any]
-    mistakes: list[dict[str, Any]]
-    earlier: dict[str, Any] | None
-    flips: dict[str, list[dict[str, Any]]]
+    gate: Gate
+    mistakes: list[Pictured]
 
 
 def of_shipped(evaluated: Evaluated) -> ModelScores:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -21,9 +21,10 @@ from job.data.changes import changes
 from job.data.examples import Examples
 from job.decoding.rules import DecodeRules
 from job.errors import StorageFailed, UsageError
-from job.measure.flips import RIGHT_TO_WRONG, WRONG_TO_RIGHT, flips, versus
+from job.measure.flips import RIGHT_TO_WRONG, WRONG_TO_RIGHT, Versus, flips, versus
 from job.measure.predicted import Predicted
 from job.reporting.gallery import surest
+from job.reporting.summaries import AgainstEarlier, EarlierModel, Pictured
 from job.runtime.context import Context
 from job.serving.folder import load
 from job.storage.files import digest_of_file
@@ -45,12 +46,8 @@ def against_earlier(
     images: ArrayStore,
     rules: DecodeRules,
     context: Context,
-) -> tuple[dict[str, Any] | None, dict[str, list[dict[str, Any]]]]:
+) -> AgainstEarlier:
     """Compare the model of this run with the published one, and write comparison.parquet. No other result depends on it.
-
-    Return the comparison, None if nothing is published, and some photos of each kind of flip, with the earlier answer. In
-    the comparison, `num_new` photos are new to the test set, `all` is about all photos that are compared, and
-    `known_classes` leaves out photos of classes that the earlier model does not have; it is None if there are none.
 
     `predicted` is of this run's test photos, whose predictions.parquet is written already. `rules` are those by which
     `images` were decoded.
@@ -60,44 +57,44 @@ def against_earlier(
     if earlier is None:
         for name in (f"{_STAGE}/{_COMPARISON}", *_FLIPS.values()):
             workdir.remove(name)
-        return None, {}
+        return {"earlier": None, "flips": {}}
     labels, then = examples["label"][test], earlier.predicted_T
     now = np.asarray(examples.class_names, object)[predicted.class_N]
     flip = flips(labels, then, now)
     with workdir.writing(f"{_STAGE}/{_COMPARISON}") as path:
         pq.write_table(earlier.table(examples, now, flip), path)
 
-    def on(chosen: np.ndarray) -> dict[str, Any] | None:
+    def on(chosen: np.ndarray) -> Versus | None:
         groups = examples.units[test[chosen]]
         return versus(labels[chosen], then[chosen], now[chosen], groups, config.bootstrap_samples, context.seed)
 
-    def shown(kind: str) -> list[dict[str, Any]]:
+    def shown(kind: str) -> list[Pictured]:
         count = (config.mistakes + 1) // 2
         return surest(_FLIPS[kind], flip == kind, count, examples, predicted, images, workdir)
 
     is_compared = then.astype(bool)
     is_known = is_compared & np.isin(labels.astype(str), earlier.about["class_names"])
     answer_of = dict(zip(examples["path"][test], then, strict=True))
-    comparison = {
-        **earlier.about,
-        "num_new": int((earlier.split_T != "test").sum()),
-        "all": on(is_compared),
-        "known_classes": on(is_known) if is_known.sum() < is_compared.sum() else None,
+    return {
+        "earlier": {
+            **earlier.about,
+            "num_new": int((earlier.split_T != "test").sum()),
+            "all": on(is_compared),
+            "known_classes": on(is_known) if is_known.sum() < is_compared.sum() else None,
+        },
+        "flips": {kind: [{**photo, "earlier": answer_of[photo["path"]]} for photo in shown(kind)] for kind in _FLIPS},
     }
-    return comparison, {kind: [{**photo, "earlier": answer_of[photo["path"]]} for photo in shown(kind)] for kind in _FLIPS}
 
 
 @dataclass(frozen=True)
 class Earlier:
     """The earlier model and today's T test photos, in the order of the examples.
 
-    `about` has the SHA-256 of its model.json (None if it was not exported), the changes of the data since, and `num_seen`:
-    test photos that are not compared, because it was trained or chosen on them or on copies of them. `note` says why others
-    are not compared. `split_T` has the split of each photo in the earlier run, and `predicted_T` the class that the earlier
-    model gives it; None for photos that it did not have, or that are not compared.
+    `split_T` has the split of each photo in the earlier run, and `predicted_T` the class that the earlier model gives it;
+    None for photos that it did not have, or that are not compared.
     """
 
-    about: dict[str, Any]
+    about: EarlierModel
     split_T: np.ndarray
     predicted_T: np.ndarray
 
@@ -144,7 +141,7 @@ def find(examples: Examples, images: ArrayStore, rules: DecodeRules, context: Co
     note = ""
     if len(unknown):
         predicted_T[unknown], note = _asked(published, examples["row"][test[unknown]], images, rules, context)
-    about = {
+    about: EarlierModel = {
         "model_sha256": published.files.get(_CARD),
         "class_names": list(then.class_names),
         "changes": changes(then, examples),

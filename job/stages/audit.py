@@ -7,7 +7,7 @@ nor fine_tune. Labels are only listed, never changed.
 
 import warnings
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
@@ -19,7 +19,17 @@ from job.data.registration import same_scene
 from job.errors import DataUnusable
 from job.measure.probes import learning_curve, out_of_fold
 from job.reporting.gallery import Gallery, crossings
-from job.reporting.summaries import Audited
+from job.reporting.summaries import (
+    Agreement,
+    Audited,
+    Crossings,
+    LabelIssues,
+    LateCopies,
+    LearningCurve,
+    Outliers,
+    Torn,
+    Trust,
+)
 from job.runtime.context import Context
 from job.runtime.telemetry import spent_once
 from job.storage.workdir import Workdir
@@ -121,24 +131,16 @@ def _check_classes(examples: Examples) -> None:
         )
 
 
-def _late_copies(config: AuditConfig, before: Examples, after: Examples, gallery: Gallery) -> dict[str, Any]:
-    """Return the groups that grew, first those from which a photo was excluded.
-
-    `torn_by_user` are in more than one of the splits that the user gave, `torn_by_job` in more than one that the job drew.
-    `num_conflicts` photos were left out because one picture has two labels.
-    """
+def _late_copies(config: AuditConfig, before: Examples, after: Examples, gallery: Gallery) -> LateCopies:
+    """Return the groups that grew, first those from which a photo was excluded."""
     grown = np.unique(after["group"][before["group"] != after["group"]])
     groups = [np.flatnonzero((after["group"] == group) & (after["row"] >= 0)).tolist() for group in grown]
     excluded = before["status"] != after["status"]
     groups.sort(key=lambda g: (-sum(excluded[g]), -len(g)))
     flags = [crossings(after, g) for g in groups]
 
-    def torn(*, by_user: bool) -> dict[str, int]:
-        counts = [
-            int(excluded[g].sum())
-            for g, flag in zip(groups, flags, strict=True)
-            if flag["crosses_splits"] and not flag["crosses_labels"] and flag["crosses_given"] == by_user
-        ]
+    def torn(*, by_user: bool) -> Torn:
+        counts = [int(excluded[g].sum()) for g, flag in zip(groups, flags, strict=True) if _is_torn(flag, by_user)]
         return {"num_groups": sum(count > 0 for count in counts), "num_left_out": sum(counts)}
 
     return {
@@ -148,6 +150,10 @@ def _late_copies(config: AuditConfig, before: Examples, after: Examples, gallery
         "num_conflicts": sum(after.conflicts().values()) - sum(before.conflicts().values()),
         "groups": [gallery.copies(after, g, f"late-{k:03d}") for k, g in enumerate(groups[: config.shown])],
     }
+
+
+def _is_torn(flags: Crossings, by_user: bool) -> bool:
+    return flags["crosses_splits"] and not flags["crosses_labels"] and flags["crosses_given"] == by_user
 
 
 def _probabilities(
@@ -180,12 +186,10 @@ def _label_issues(
     probabilities_NC: np.ndarray,
     gallery: Gallery,
     workdir: Workdir,
-) -> dict[str, Any]:
+) -> LabelIssues:
     """Write a table of the examples for which another class is predicted than their label, and describe it.
 
-    The issues that are likely come first, and among them the least likely label. `agreement` is the share of all labels
-    that are as predicted, and `chance` what it would be by chance. With little `trust`, most of the likely issues are errors
-    of the prediction; with none, nearly all are.
+    The issues that are likely come first, and among them the least likely label.
     """
     labels, suggested = examples.labels[indices], probabilities_NC.argmax(1)
     likely = _likely_issues(labels, probabilities_NC)
@@ -234,11 +238,11 @@ def _likely_issues(labels_N: np.ndarray, probabilities_NC: np.ndarray) -> np.nda
     return likely & (probabilities_NC.argmax(1) != labels_N)
 
 
-def _agreement(labels_N: np.ndarray, suggested_N: np.ndarray, num_classes: int) -> dict[str, Any]:
+def _agreement(labels_N: np.ndarray, suggested_N: np.ndarray, num_classes: int) -> Agreement:
     given, predicted = (np.bincount(found, minlength=num_classes) for found in (labels_N, suggested_N))
     agreement, chance = float((suggested_N == labels_N).mean()), float((given * predicted).sum() / len(labels_N) ** 2)
     kappa = (agreement - chance) / max(1 - chance, 1e-12)
-    trust = "good" if kappa >= _TRUSTED else "little" if kappa >= _OF_SOME_USE else "none"
+    trust: Trust = "good" if kappa >= _TRUSTED else "little" if kappa >= _OF_SOME_USE else "none"
     return {"agreement": agreement, "chance": chance, "trust": trust}
 
 
@@ -249,7 +253,7 @@ def _as_csv(rows: list[dict[str, object]]) -> bytes:
 
 def _outliers(
     config: AuditConfig, examples: Examples, looked_at: np.ndarray, neighbours: Neighbours, gallery: Gallery
-) -> dict[str, Any]:
+) -> Outliers:
     """Find the photos that are far less similar to their nearest neighbours than most photos are.
 
     The similarity of a photo is the mean cosine similarity to its neighbours. The threshold is three deviations below the
@@ -280,11 +284,7 @@ def _outliers(
     }
 
 
-def _curve(examples: Examples, indices: np.ndarray, components: np.ndarray, context: Context) -> dict[str, Any]:
-    """Return the learning curve; `last_doubling` has the accuracy with half of the training photos and with all.
-
-    A difference of the two up to `noise` may be chance.
-    """
+def _curve(examples: Examples, indices: np.ndarray, components: np.ndarray, context: Context) -> LearningCurve:
     labels, groups, split = examples.labels[indices], examples.units[indices], examples["split"][indices]
     train, val = split == "train", split == "val"
     points = learning_curve(

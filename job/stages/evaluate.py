@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import numpy as np
 
@@ -20,7 +20,6 @@ from job.measure.calibration import (
     reliability,
     temperature,
 )
-from job.measure.confusions import row_shares
 from job.measure.predicted import Predicted, StoredLogits, parts
 from job.measure.predictions import answers_of, write_predictions
 from job.measure.seeds import Seeds, compared_seeds
@@ -28,7 +27,7 @@ from job.model.heads import Head
 from job.model.inputs import MirroredInputs
 from job.model.network import Network
 from job.reporting.gallery import surest
-from job.reporting.summaries import Evaluated, ModelScores, Shipped
+from job.reporting.summaries import Choice, Details, Evaluated, ModelScores, Shipped
 from job.runtime.context import Context
 from job.runtime.telemetry import Telemetry
 from job.serving.earlier import against_earlier
@@ -111,11 +110,9 @@ def evaluate(
     plain = {name: Predicted.of(labels, x, Calibration()) for name, x in logits.items()}
     scores = _scores(config, examples, val, test, predicted, plain, context.seed)
     is_met = config.min_accuracy is None or scores[shipped]["test"]["accuracy"] >= config.min_accuracy
-    found, labels_T, units_T = on_test[shipped], examples.labels[test], examples.units[test]
-    answers = answers_of(examples, test, found, shipped, _leak_free(examples, test))
+    answers = answers_of(examples, test, on_test[shipped], shipped, _leak_free(examples, test))
     write_predictions(answers, logits, calibrations, context.workdir)
-    is_right_T, num_samples = found.class_N == labels_T, config.bootstrap_samples
-    earlier, flips = against_earlier(config, examples, found, images, rules, context)
+    is_wrong = on_test[shipped].class_N != examples.labels[test]
     numbers: Evaluated = {
         "shipped": shipped,
         "mirrors": config.mirror is True and shipped == "fine_tuned",
@@ -127,15 +124,10 @@ def evaluate(
         "head": scores["head"],
         "fine_tuned": scores.get("fine_tuned"),
         "seeds": seeds,
-        "reliability": reliability(found.confidence_N, is_right_T, config.ece_bins),
-        "confusion": metrics.confusion(labels_T, found.class_N, len(examples.class_names)).tolist(),
-        "per_class": metrics.per_class(labels_T, found.class_N, units_T, examples.class_names, num_samples, context.seed),
-        "largest_class": _largest_class(examples, test),
-        "head_against_fine_tuned": asdict(_compared(config, examples, test, on_test, context.seed)) if tuned else None,
+        **_details(config, examples, test, on_test, shipped, context.seed),
         "gate": {"min_accuracy": config.min_accuracy, "met": is_met},
-        "mistakes": surest(THUMBNAILS, ~is_right_T, config.mistakes, examples, found, images, context.workdir),
-        "earlier": earlier,
-        "flips": flips,
+        "mistakes": surest(THUMBNAILS, is_wrong, config.mistakes, examples, on_test[shipped], images, context.workdir),
+        **against_earlier(config, examples, on_test[shipped], images, rules, context),
     }
     _tell(context, numbers)
     context.workdir.write_json(SUMMARY, numbers)
@@ -211,7 +203,7 @@ def _calibration(config: EvaluateConfig, examples: Examples, logits: StoredLogit
 
 def _choose(
     config: EvaluateConfig, examples: Examples, val: np.ndarray, predicted: dict[str, Predicted], seed: int
-) -> tuple[Shipped, dict[str, Any]]:
+) -> tuple[Shipped, Choice]:
     """Choose the model with the lower log loss on the validation photos.
 
     Of few photos, log loss says more than the number of right answers: see docs/decisions/0035-which-model-ships.md.
@@ -220,7 +212,7 @@ def _choose(
         return "head", {"reason": "There is no fine-tuned model."}
     weights = _weights(config, examples, val)
     losses = {name: metrics.log_loss(p.of_label_N, weights) for name, p in predicted.items()}
-    comparison = _compared(config, examples, val, predicted, seed)
+    comparison = _compared(config, examples, val, {name: p.class_N for name, p in predicted.items()}, seed)
     shipped: Shipped = "fine_tuned" if losses["fine_tuned"] < losses["head"] else "head"
     reason = (
         f"The {'fine-tuned model' if shipped == 'fine_tuned' else 'head'} ships. On the {len(val):,} validation photos, the "
@@ -230,12 +222,13 @@ def _choose(
 
 
 def _compared(
-    config: EvaluateConfig, examples: Examples, photos: np.ndarray, predicted: dict[str, Predicted], seed: int
+    config: EvaluateConfig, examples: Examples, photos: np.ndarray, predicted: dict[str, np.ndarray], seed: int
 ) -> metrics.Comparison:
     """Compare the fine-tuned model with the head on these photos, by the metric that is set."""
     labels, groups, weights = examples.labels[photos], examples.units[photos], _weights(config, examples, photos)
-    head, fine_tuned = predicted["head"].class_N, predicted["fine_tuned"].class_N
-    return metrics.compare(labels, head, fine_tuned, groups, config.bootstrap_samples, seed, weights)
+    return metrics.compare(
+        labels, predicted["head"], predicted["fine_tuned"], groups, config.bootstrap_samples, seed, weights
+    )
 
 
 def _weights(config: EvaluateConfig, examples: Examples, photos: np.ndarray) -> np.ndarray | None:
@@ -289,15 +282,32 @@ def _leak_free(examples: Examples, test: np.ndarray) -> np.ndarray:
     return ~np.isin(examples.units[test], examples.units[given_for_training])
 
 
-def _largest_class(examples: Examples, test: np.ndarray) -> dict[str, object]:
-    """Return the largest class of the training photos, and the accuracy on the test set of always guessing it."""
-    largest = int(np.bincount(examples.labels[examples.of("train")]).argmax())
-    return {"class": examples.class_names[largest], "accuracy": float((examples.labels[test] == largest).mean())}
+def _details(
+    config: EvaluateConfig, examples: Examples, test: np.ndarray, on_test: dict[str, Predicted], shipped: Shipped, seed: int
+) -> Details:
+    labels, groups = examples.labels[test], examples.units[test]
+    predicted = {name: p.class_N for name, p in on_test.items()}
+    train_labels = examples.labels[examples.of("train")]
+    largest = int(np.bincount(train_labels).argmax())
+    sure, right = on_test[shipped].confidence_N, predicted[shipped] == labels
+    details: Details = {
+        "reliability": reliability(sure, right, config.ece_bins),
+        "confusion": metrics.confusion(labels, predicted[shipped], len(examples.class_names)).tolist(),
+        "per_class": metrics.per_class(
+            labels, predicted[shipped], groups, examples.class_names, config.bootstrap_samples, seed
+        ),
+        "largest_class": {"class": examples.class_names[largest], "accuracy": float((labels == largest).mean())},
+        "head_against_fine_tuned": None,
+    }
+    if "fine_tuned" in predicted:
+        details["head_against_fine_tuned"] = asdict(_compared(config, examples, test, predicted, seed))
+    return details
 
 
 def _tell(context: Context, numbers: Evaluated) -> None:
-    shares = row_shares(np.asarray(numbers["confusion"]))
-    side = min(24, max(1, _MAX_PICTURE_PX // len(shares)))
+    matrix = np.asarray(numbers["confusion"], np.float64)
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    side = min(24, max(1, _MAX_PICTURE_PX // len(matrix)))
     picture = (255 * (1 - shares)).astype(np.uint8).repeat(side, axis=0).repeat(side, axis=1)
     context.telemetry.image("evaluate/confusion_matrix", np.repeat(picture[:, :, None], 3, axis=2))
     for name, scores in (("head", numbers["head"]), ("fine_tuned", numbers["fine_tuned"])):

@@ -15,7 +15,7 @@ from job.data.examples import Examples, Status
 from job.measure.shortcuts import shortcuts
 from job.reporting.figures import SERIES, Axis, Chart
 from job.reporting.gallery import TILE_PX, Gallery, crossings
-from job.reporting.summaries import Explored
+from job.reporting.summaries import ClassPictures, Duplicates, Explored, Groups
 from job.runtime.context import Context
 from job.stores.arrays import ArrayStore
 
@@ -139,11 +139,8 @@ def _five_numbers(values: np.ndarray) -> dict[str, float] | None:
     return {n: round(float(v), 4) for n, v in zip(names, np.percentile(values, [0, 25, 50, 75, 100]), strict=True)}
 
 
-def _duplicates(examples: Examples, gallery: Gallery) -> dict[str, Any]:
-    """Return groups of copies, first those that cross splits or labels, and files with the same bytes under two labels.
-
-    A group that crosses labels is left out as a whole, so it is not counted among those that cross splits.
-    """
+def _duplicates(examples: Examples, gallery: Gallery) -> Duplicates:
+    """Return groups of copies, first those that cross splits or labels, and files with the same bytes under two labels."""
     decoded = examples["row"] >= 0
     copies = examples.grouped("group", np.flatnonzero((examples["group"] >= 0) & decoded))
     # Other files are quarantined before they are decoded.
@@ -163,7 +160,7 @@ def _duplicates(examples: Examples, gallery: Gallery) -> dict[str, Any]:
     }
 
 
-def _groups(examples: Examples) -> dict[str, int] | None:
+def _groups(examples: Examples) -> Groups | None:
     """Return how many groups the user gives, and how many of them are in more than one split; None without any."""
     if not examples.has_given_groups:
         return None
@@ -198,7 +195,7 @@ def _suspicious(examples: Examples, gallery: Gallery) -> dict[str, object]:
 
 def _class_pictures(
     config: ExploreConfig, examples: Examples, images: ArrayStore, gallery: Gallery, context: Context
-) -> list[dict[str, Any]]:
+) -> list[ClassPictures]:
     """Draw the mean picture and a sheet of samples of each class. Samples are chosen by a hash of their content.
 
     Pictures are smaller if there are many classes. A class with a single photo has no mean picture.
@@ -215,7 +212,7 @@ def _class_pictures(
         rows = in_order[start : start + _PHOTOS_AT_ONCE]
         for label in np.unique(label_of_row[rows]):
             sums[label] += images.rows(rows[label_of_row[rows] == label]).sum(axis=0, dtype=np.uint32)
-    pictures: list[dict[str, Any]] = []
+    pictures: list[ClassPictures] = []
     for label, name in enumerate(examples.class_names):
         members = usable[examples.labels[usable] == label]
         if not len(members):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from scipy.special import log_softmax
@@ -15,7 +15,7 @@ from job.measure.metrics import preferred
 from job.model.discriminant import Discriminant
 from job.model.heads import Head, class_weights
 from job.model.regression import LogisticRegression, Solution
-from job.reporting.summaries import HeadPath
+from job.reporting.summaries import HeadPath, Scored, TriedHead, TriedStrength
 from job.runtime.context import Context
 from job.stores.views import StoredRows, StoredViews
 from job.train.checkpoint import Checkpoints, TrainState, numbered
@@ -64,7 +64,7 @@ def head(
     chosen = validation.preferred(heads)
     with context.workdir.writing(ARRAYS) as file, file.open("wb") as stream:
         np.savez(stream, kernel_DC=heads[chosen].kernel_DC, bias_C=heads[chosen].bias_C)
-    tried = [{"kind": kind, **validation.scores(head)} for kind, head in heads.items()]
+    tried = [TriedHead(kind=kind, **validation.scores(head)) for kind, head in heads.items()]
     context.workdir.write_json(SUMMARY, HeadPath(chosen=chosen, heads=tried, c=c, path=search.path))
     return ChosenHead(heads[chosen])
 
@@ -117,7 +117,7 @@ class _Validation:
     features_VD: StoredRows
     labels_V: np.ndarray
 
-    def scores(self, tried: Head) -> dict[str, float]:
+    def scores(self, tried: Head) -> Scored:
         losses_V, correct_V = self._judged(tried)
         return {"val_log_loss": float(losses_V.mean()), "val_accuracy": float(correct_V.mean())}
 
@@ -149,13 +149,13 @@ class _Search:
         self._config, self._training, self._validation = config, training, validation
         self._checkpoints, self._context = checkpoints, context
         saved = checkpoints.newest()
-        self.path: list[dict[str, Any]] = saved.notes["path"] if saved else []
+        self.path: list[TriedStrength] = saved.notes["path"] if saved else []
         self._heads = list(map(Head, saved.listed("kernel_DC"), saved.listed("bias_C"))) if saved else []
 
     @property
     def c(self) -> float:
         """The strength with the lowest log loss on validation."""
-        return float(self.path[self._best]["c"])
+        return self.path[self._best]["c"]
 
     @property
     def _best(self) -> int:
@@ -192,8 +192,8 @@ class _Search:
         solution = self._solve(regression, c, start)
         self._heads.append(solution.head)
         scores = self._validation.scores(solution.head)
-        solved = {"num_iterations": solution.num_iterations, "converged": solution.converged}
-        self.path.append({"c": c, **scores, **solved})
+        result = TriedStrength(c=c, **scores, num_iterations=solution.num_iterations, converged=solution.converged)
+        self.path.append(result)
         self._context.telemetry.scalar("head/val_log_loss", scores["val_log_loss"], len(self.path))
 
     def _last(self, number: int, regression: Callable[[], LogisticRegression], start: Head) -> Head:
