@@ -55,6 +55,7 @@ class Threads:
     def _run(self) -> None:
         while (run := self._work.get()) is not None and not self._ended:
             run()
+            del run  # It holds the result, which may be large, and this thread may wait long for more work.
 
 
 def each(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
