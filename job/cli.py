@@ -1,6 +1,5 @@
-"""The command line: each command calls a function of `job.api`, and errors become exit codes here."""
+"""The command line: each command calls a function of `job.api`."""
 
-import io
 import json
 import os
 import shlex
@@ -8,19 +7,17 @@ import sys
 import tempfile
 from contextlib import suppress
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from job.cluster.environment import Cluster
-from job.cluster.variables import numbered
+from job.console.group import CommandGroup
 from job.console.log import LOG
 from job.console.options import PLACE, RunOptions, with_output_options, with_run_options
-from job.errors import OF_STORAGE, JobError, StorageFailed, UsageError
+from job.errors import JobError, UsageError
 from job.pipeline.table import STAGES
 from job.runtime.stop import STOP, ignore_signals
-from job.text.untrusted import escaped
 from job.version import __version__
 
 if TYPE_CHECKING:
@@ -30,61 +27,7 @@ if TYPE_CHECKING:
 # `job.api` is imported inside the commands: `--help` must not wait for pydantic, pyarrow or TensorFlow.
 
 
-class _Translating(click.Group):
-    """A group of commands that turns a JobError into its message and exit code. Other exceptions keep their traceback."""
-
-    def main(self, *arguments: Any, **settings: Any) -> Any:
-        """Run the program and exit with its exit code."""
-        try:
-            sys.argv[1:] = [numbered(word, os.environ) for word in sys.argv[1:]]
-            sys.exit(super().main(*arguments, **{**settings, "standalone_mode": False}) or 0)
-        except JobError as error:
-            LOG.end(error)
-        except click.ClickException as error:
-            shown = io.StringIO()
-            error.show(shown)
-            LOG.end(UsageError(*error.format_message().splitlines()), shown.getvalue())
-        except OSError as error:  # From a third-party library, in a place where the job does not expect one.
-            if error.errno not in OF_STORAGE:
-                raise
-            LOG.end(_of_storage(error))
-
-    def invoke(self, ctx: click.Context) -> object:
-        """Run a command."""
-        try:
-            return super().invoke(ctx)
-        except click.NoSuchOption as error:
-            raise click.UsageError(escaped(error.format_message() + _as_setting(error.option_name)), error.ctx) from None
-        except click.UsageError as error:  # It may quote file names that the shell put in place of a pattern.
-            raise click.UsageError(escaped(error.format_message()), error.ctx) from None
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        """Return the command that the first argument names. Raises: click.UsageError, with what may be meant."""
-        meant = _MEANT.get(args[0].lower())
-        if meant and self.get_command(ctx, args[0]) is None:
-            raise click.UsageError(f"No such command {args[0]!r}. Did you mean {meant!r}?", ctx)
-        return super().resolve_command(ctx, args)
-
-
-# Commands of other programs, and what they are here.
-_MEANT = {
-    **dict.fromkeys(("train", "fit", "finetune", "fine-tune", "start"), "run"),
-    **dict.fromkeys(("eda", "check", "analyze", "validate"), "explore"),
-    **dict.fromkeys(("infer", "inference", "classify"), "predict"),
-    **dict.fromkeys(("preflight", "diagnose"), "doctor"),
-}
-
-
-def _as_setting(option: str) -> str:
-    """Return how to set what somebody took for an option; empty if no setting has this name."""
-    from job.config import fields as settings
-
-    name = option.lstrip("-").replace("-", "_")
-    found = [dotted for dotted, _ in settings() if dotted.rpartition(".")[2] == name]
-    return f" It is a setting: --set {' or --set '.join(f'{dotted}=VALUE' for dotted in found)}" if found else ""
-
-
-@click.group(cls=_Translating, context_settings={"max_content_width": 120})
+@click.group(cls=CommandGroup, context_settings={"max_content_width": 120})
 @click.version_option(__version__, prog_name="transfer-job")
 def main() -> None:
     """Train an image classifier from labelled photos: check the data, train, measure, export, write a report.
@@ -319,17 +262,6 @@ def _dry_run(call: RunOptions, stop_after: str | None) -> None:
     if any(step.runs and STAGES[step.stage].needs_devices for step in steps):
         lines.append(cut_in_words(config))
     LOG.finish(*lines, config=config.model_dump(mode="json"), stages=[asdict(step) for step in steps])
-
-
-def _of_storage(error: OSError) -> JobError:
-    """Return the JobError for an error of the operating system."""
-    from job.storage.files import storage_failed
-
-    if isinstance(error.filename, str):
-        return storage_failed(error, Path(error.filename))
-    return StorageFailed(
-        f"Reading or writing a file failed ({error.strerror}); the system does not say which. Run the same command again."
-    )
 
 
 def _session(call: RunOptions | None = None) -> "Session":

@@ -38,6 +38,8 @@ from job.version import __version__
 if TYPE_CHECKING:
     import keras
 
+    from job.serving.graph_decode import Limits
+
 MODEL = "stages/export/model"
 PARITY = "stages/export/parity.json"
 _PARITY_TIMEOUT_S = 1800
@@ -82,25 +84,14 @@ def export(
         GateNotMet: if the exported model disagrees with what was measured. Nothing is published then.
         StorageFailed, UsageError: if the photos cannot be read again for this check.
     """
-    from job.serving.graph import save  # These modules import TensorFlow.
-    from job.serving.graph_decode import FORMATS, Limits
+    from job.serving.graph_decode import FORMATS, Limits  # It imports TensorFlow.
 
     classifier = _classifier(network, chosen_head, tuned_weights, calibration, mirrors=mirrors)
     rules = DecodeRules.of(intake, bit_depth)
     limits = Limits(rules.max_pixels, rules.min_side_px, rules.max_aspect_ratio)
 
     def build(folder: Path) -> Parity:
-        with _tensorflows_storage_errors(folder, sum(4 * int(np.prod(v.shape)) for v in classifier.variables)):
-            save(
-                classifier,
-                folder,
-                image_size=intake.image_size,
-                resize=intake.resize,
-                class_names=examples.class_names,
-                limits=limits,
-                bit_depth=bit_depth,
-            )
-            classifier.save(folder / "model.keras")
+        _save(classifier, folder, rules, examples.class_names, limits)
         context.stop.check()
         result = _check_parity(checker, config, folder, rules, examples, images, source, entries, context)
         (folder / "parity.json").write_text(json.dumps(result, indent=2) + "\n")
@@ -146,6 +137,25 @@ def _classifier(
             "exported. Check the weights of the backbone, or lower fine_tune.learning_rate."
         )
     return classifier
+
+
+def _save(
+    classifier: "keras.Model", folder: Path, rules: DecodeRules, class_names: tuple[str, ...], limits: "Limits"
+) -> None:
+    """Write the model in both forms, as a SavedModel and for Keras. Raises: StorageFailed."""
+    from job.serving.graph import save
+
+    with _tensorflows_storage_errors(folder, sum(4 * int(np.prod(v.shape)) for v in classifier.variables)):
+        save(
+            classifier,
+            folder,
+            image_size=rules.image_size,
+            resize=rules.resize,
+            class_names=class_names,
+            limits=limits,
+            bit_depth=rules.bit_depth,
+        )
+        classifier.save(folder / "model.keras")
 
 
 @contextmanager

@@ -10,8 +10,9 @@ import pytest
 from job.errors import StorageFailed, TryAgainLater, UsageError
 from job.storage.bucket import downloads as copies
 from job.storage.bucket import lease as object_lease
+from job.storage.bucket.manifest import NAME as MANIFEST
 from job.storage.bucket.open import open_objects
-from job.storage.bucket.workdir import MANIFEST, BucketWorkdir
+from job.storage.bucket.workdir import BucketWorkdir
 from job.storage.lease import Owner
 
 

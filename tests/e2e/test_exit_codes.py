@@ -123,7 +123,7 @@ def start(scene, command, *, powerless=False, shell="", **environment):
     )
 
 
-def holds(done, code, said):
+def assert_ends(done, code, said):
     assert done.returncode == code, (done.returncode, done.stderr)
     assert re.search(said, done.stderr), done.stderr
     assert "Traceback" not in done.stderr
@@ -189,7 +189,7 @@ PERMISSIONS = [
 @pytest.mark.parametrize(("command", "code", "said"), [row[1:] for row in PERMISSIONS], ids=[row[0] for row in PERMISSIONS])
 def test_who_may_not_read_or_write_what_is_said(scene, request, command, code, said):
     out = f"out-{abs(hash(request.node.name))}"
-    holds(start(scene, command.format(out=out), powerless=True), code, said)
+    assert_ends(start(scene, command.format(out=out), powerless=True), code, said)
 
 
 LONG_NUMBER = "9" * 5000  # Python makes no number of text as long as this.
@@ -313,7 +313,7 @@ MISTAKES = [
 @pytest.mark.parametrize(("command", "environ", "said"), [row[1:] for row in MISTAKES], ids=[row[0] for row in MISTAKES])
 def test_mistake_ends_with_2_and_one_line(scene, tmp_path, command, environ, said):
     done = start(scene, command.format(out=tmp_path / "out"), **environ)
-    holds(done, 2, said)
+    assert_ends(done, 2, said)
     assert "intake    runs" not in done.stderr and not (scene / "none").exists()
 
 
@@ -330,25 +330,25 @@ WEIGHTS = [
 def test_weights_that_cannot_be_used_end_with_2_and_one_line(scene, tmp_path, name, said):
     weights = scene / "weights" / f"{name}.weights.h5"
     done = run_job("run", "--data", scene / "photos", "--out", tmp_path / "out", "--weights", weights)
-    holds(done, 2, said)
+    assert_ends(done, 2, said)
     assert "intake    runs" not in done.stderr
 
 
 def test_model_without_a_graph_ends_with_2_and_one_line(scene, tmp_path):
     model = scene / "models" / "graphless"
     done = run_job("predict", "--model", model, "--data", scene / "photos", "--out", tmp_path / "a.csv")
-    holds(done, 2, "cannot load its graph")
+    assert_ends(done, 2, "cannot load its graph")
 
 
 def test_deleted_current_folder_ends_with_2(scene):
     done = start(scene, "", shell="mkdir gone && cd gone && rmdir ../gone && transfer-job explore --data /tmp --out out")
-    holds(done, 2, "current folder was deleted")
+    assert_ends(done, 2, "current folder was deleted")
 
 
 @pytest.mark.parametrize("limit", ["-v 300000", "-v 1000000", "-d 100000", "-d 500000", "-n 10", "-n 20"])
 def test_limit_in_which_no_run_can_finish_ends_with_2(scene, tmp_path, limit):
     line = f"ulimit {limit}; transfer-job run --data photos --out {tmp_path / 'out'}"
-    holds(start(scene, "", shell=line), 2, f"ulimit {limit[:2]}")
+    assert_ends(start(scene, "", shell=line), 2, f"ulimit {limit[:2]}")
 
 
 DRY = "transfer-job run --dry-run --data photos --out {out} --weights random --stop-after split"
@@ -364,14 +364,14 @@ STREAMS = [
 
 @pytest.mark.parametrize(("line", "code", "said"), [row[1:] for row in STREAMS], ids=[row[0] for row in STREAMS])
 def test_standard_streams_decide_no_more_than_they_must(scene, tmp_path, line, code, said):
-    holds(start(scene, "", shell=line.format(out=tmp_path / "out")), code, said)
+    assert_ends(start(scene, "", shell=line.format(out=tmp_path / "out")), code, said)
 
 
 def test_files_opened_later_do_not_get_what_is_printed(scene, tmp_path):
     """With descriptor 2 closed, the first file that the program opens would be its standard error."""
     out = tmp_path / "out"
     done = start(scene, "", shell=f"transfer-job explore --data photos --out {out} --set intake.image_size=32 2>&-")
-    holds(done, 0, "")
+    assert_ends(done, 0, "")
     assert not any(b"intake    runs" in file.read_bytes() for file in out.rglob("*.json") if file.is_file())
 
 
@@ -387,7 +387,7 @@ def test_names_are_utf_8_whatever_the_locale_is(scene, tmp_path, environ):
     photos = paint_classes(tmp_path / "föhre", per_class=6, kinds=("stripes", "checks"))
     (photos / "stripes").rename(photos / "Größe Ä")
     done = start(scene, f"explore --data {photos} --out {tmp_path / 'out'} --set intake.image_size=32", **environ)
-    holds(done, 0, "")
+    assert_ends(done, 0, "")
     assert "Größe Ä" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
@@ -419,16 +419,18 @@ def test_tilde_is_the_home_folder_everywhere(scene, tmp_path, command):
     (home / "labels.csv").write_text(f"path,label\n{rows}")
     before = sorted(scene.iterdir())
     done = start(scene, f"{command.format(out=tmp_path / 'out')} --set intake.image_size=32", HOME=str(home))
-    holds(done, 0, "")
+    assert_ends(done, 0, "")
     assert sorted(scene.iterdir()) == before, "no folder is called ~"
 
 
 def test_home_of_nobody_ends_with_2(scene):
-    holds(start(scene, "explore --data=~nobody-of-this-name/x --out none"), 2, NO_HOME)
+    assert_ends(start(scene, "explore --data=~nobody-of-this-name/x --out none"), 2, NO_HOME)
 
 
 def test_file_that_cannot_be_read_is_named(scene):
-    holds(start(scene, "explore --data photos --out none --config /proc/self/mem"), 74, "/proc/self/mem: Input/output error")
+    assert_ends(
+        start(scene, "explore --data photos --out none --config /proc/self/mem"), 74, "/proc/self/mem: Input/output error"
+    )
 
 
 def test_links_to_themselves_beside_class_folders_are_left_out(scene, tmp_path):
@@ -436,7 +438,7 @@ def test_links_to_themselves_beside_class_folders_are_left_out(scene, tmp_path):
     for name in ("loop", ".loop"):
         (photos / name).symlink_to(name)
     done = start(scene, f"explore --data {photos} --out {tmp_path / 'out'} --set intake.image_size=32")
-    holds(done, 0, "")
+    assert_ends(done, 0, "")
 
 
 def deeper_than_the_stack(folder):
@@ -449,7 +451,7 @@ def deeper_than_the_stack(folder):
 def test_foreign_folders_deeper_than_the_stack_are_refused(scene, tmp_path):
     deeper_than_the_stack(tmp_path / "out")
     try:
-        holds(start(scene, f"explore --data photos --out {tmp_path / 'out'}"), 2, "did not make: d.")
+        assert_ends(start(scene, f"explore --data photos --out {tmp_path / 'out'}"), 2, "did not make: d.")
     finally:
         remove_tree(tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -457,11 +459,11 @@ def test_foreign_folders_deeper_than_the_stack_are_refused(scene, tmp_path):
 
 def test_folders_deeper_than_the_stack_in_an_output_do_not_matter(scene, tmp_path):
     out = tmp_path / "out"
-    holds(start(scene, f"explore --data photos --out {out} --set intake.image_size=32"), 0, "")
+    assert_ends(start(scene, f"explore --data photos --out {out} --set intake.image_size=32"), 0, "")
     deeper_than_the_stack(out / ".tmp")
     deeper_than_the_stack(out / "model")
     try:
-        holds(start(scene, f"report {out}"), 0, "")
+        assert_ends(start(scene, f"report {out}"), 0, "")
         assert not (out / ".tmp").exists() and (out / "model").exists()
     finally:
         remove_tree(out)
@@ -473,7 +475,7 @@ def test_no_folder_for_temporary_files_ends_with_2(scene):
     read_only = 'mount --bind "$folder" "$folder" && mount -o remount,ro,bind "$folder"'
     line = f'for folder in /tmp /var/tmp "$PWD"; do {read_only} || exit 99; done; cd "$PWD"; "$0" "$@"'
     command = f"unshare -m bash -c {shlex.quote(line)} {shlex.quote(str(PROGRAM))} explore --data photos --out /dev/shm/none"
-    holds(start(scene, "", shell=command, TMPDIR="/proc"), 2, "Set TMPDIR to a folder")
+    assert_ends(start(scene, "", shell=command, TMPDIR="/proc"), 2, "Set TMPDIR to a folder")
 
 
 @pytest.mark.parametrize("ignored", [False, True], ids=["heard", "ignored at the start (nohup)"])
@@ -512,12 +514,12 @@ def test_imagenet_weights_are_looked_for_before_the_work_and_named(scene, tmp_pa
         file.write_bytes(content)
     done = start(scene, f"run --data photos --out {tmp_path / 'out'} {SMALLEST}", **keras_home)
     fault = "does not exist" if content is None else "is damaged"
-    holds(done, 74, f"ImageNet weights: {file} {fault}.*Copy https://.*/{IMAGENET} to {file}")
+    assert_ends(done, 74, f"ImageNet weights: {file} {fault}.*Copy https://.*/{IMAGENET} to {file}")
     assert "intake    runs" not in done.stderr
     assert content is None or file.read_bytes() == content
 
 
 def test_dry_run_downloads_nothing(scene, tmp_path, keras_home):
     done = start(scene, f"run --dry-run --data photos --out {tmp_path / 'out'} {SMALLEST}", **keras_home)
-    holds(done, 0, "")
+    assert_ends(done, 0, "")
     assert "extract    runs" in done.stdout and not list((tmp_path / "keras").rglob("*.h5"))

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from job.runtime import telemetry
+
 
 @pytest.fixture(autouse=True)
 def nothing_but_this_process(monkeypatch):
@@ -20,3 +22,19 @@ def nothing_but_this_process(monkeypatch):
     yield
     if not before and "tensorflow" in sys.modules:
         pytest.fail("a unit test does not import TensorFlow: move it to tests/parts")
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that goes on only when it is told to."""
+
+    class Clock:
+        seconds = 0.0
+
+        def wait(self, seconds):
+            self.seconds += seconds
+
+    at_hand = Clock()
+    monkeypatch.setattr("time.monotonic", lambda: at_hand.seconds)
+    monkeypatch.setattr(telemetry, "_once_s", {})
+    return at_hand

@@ -11,19 +11,6 @@ from job.runtime.forecast import Forecast, RunProgress
 from job.runtime.telemetry import Telemetry
 
 
-@pytest.fixture
-def clock(monkeypatch):
-    class Clock:
-        seconds = 0.0
-
-        def wait(self, seconds):
-            self.seconds += seconds
-
-    at_hand = Clock()
-    monkeypatch.setattr("job.runtime.forecast.time.monotonic", lambda: at_hand.seconds)
-    return at_hand
-
-
 def test_percentage_is_the_share_of_time_if_the_predictions_are_right(clock):
     forecast = Forecast({"intake": 20.0, "extract": 60.0, "export": 20.0})
     found = []

@@ -82,22 +82,6 @@ def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.fixture
-def clock(monkeypatch):
-    """A clock that goes on only when it is told to."""
-
-    class Clock:
-        seconds = 0.0
-
-        def wait(self, seconds):
-            self.seconds += seconds
-
-    at_hand = Clock()
-    monkeypatch.setattr(telemetry.time, "monotonic", lambda: at_hand.seconds)
-    monkeypatch.setattr(telemetry, "_once_s", {})
-    return at_hand
-
-
 def test_what_is_done_once_for_the_process_is_counted_once(clock):
     recorder = Telemetry(None, io.StringIO())
     with recorder.spent("forward"):

@@ -9,7 +9,6 @@ The job's own objects are those in the manifest, and those that have its mark in
 before it could commit has left them. No other object is ever replaced or removed.
 """
 
-import json
 import os
 import re
 import stat
@@ -17,42 +16,33 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import sha256
 from itertools import count
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-from job.errors import JobError, StorageFailed, TryAgainLater, UsageError
+from job.errors import JobError, TryAgainLater, UsageError
 from job.runtime.session import Session
 from job.storage import claim, lease
 from job.storage.bucket import lease as bucket_lease
+from job.storage.bucket import manifest
 from job.storage.bucket.downloads import fetch
+from job.storage.bucket.manifest import File
 from job.storage.bucket.objects import Conflict, NoSuchObject, Objects, join, remove_own
 from job.storage.bucket.parallel import each
 from job.storage.files import digest_of_file, own_mark, remove_tree, storage_errors
 from job.storage.lease import NAME as LEASE
-from job.storage.ledger import MARK, TEMPORARY, ScratchLedger, is_inside
+from job.storage.ledger import MARK, TEMPORARY, ScratchLedger
 from job.storage.workdir import Workdir
 
-MANIFEST = ".manifest.json"
 _LAST = "model/model.json"  # Uploaded last, so that a reader of it finds the files that it names.
 _EDITED = "label_issues.csv"  # Users may edit it, and their edits are kept.
 _OF_THIS_MACHINE = (LEASE, MARK, ".secret")
 _CHECKPOINTS, _LOGS = "checkpoints/", "logs/"
 _CHECKPOINT = re.compile(r"checkpoints/\w+/\d{10}-[0-9a-f]{64}/(arrays\.npy|state\.json)")
-_SCHEMA = 2
 _READ_WHOLE_BYTES = 32 * 2**20  # Logs may grow while they are read. Larger files never change.
 _Look = tuple[int, int, int]  # Size, modification time and inode of a file.
-
-
-@dataclass(frozen=True)
-class _File:
-    """A line of the manifest."""
-
-    version: str
-    sha256: str  # Empty if it is not known.
-    num_bytes: int
 
 
 class BucketWorkdir(Workdir):
@@ -70,7 +60,7 @@ class BucketWorkdir(Workdir):
     def __init__(self, root: Path, objects: Objects) -> None:
         super().__init__(root)
         self.objects, self.ledger = objects, ScratchLedger(root)
-        self._files: dict[str, _File] = {}
+        self._files: dict[str, File] = {}
         self._removed: dict[str, str] = {}  # Objects to remove, with their versions.
         self._absent: set[str] = set()  # Checkpoints in the manifest that were not downloaded yet.
         self._version = ""
@@ -91,7 +81,7 @@ class BucketWorkdir(Workdir):
     def is_version_1(self) -> bool:
         """Return whether version 0.1 has written a prefix without the mark. Raises: UsageError, if there is no bucket."""
         next(self.objects.list(), None)  # It raises if there is no bucket.
-        return self.objects.find(MANIFEST) is not None
+        return self.objects.find(manifest.NAME) is not None
 
     @contextmanager
     def glance(self) -> Iterator[Self]:
@@ -205,9 +195,9 @@ class BucketWorkdir(Workdir):
                 del self._files[name]
         return there
 
-    def _upload_all(self, names: Sequence[str]) -> dict[str, _File]:
+    def _upload_all(self, names: Sequence[str]) -> dict[str, File]:
         """Upload files, replacements last: if the run is killed before it commits, a replaced file no longer counts."""
-        uploaded: dict[str, _File] = {}
+        uploaded: dict[str, File] = {}
         replaced = [name for name in names if name in self._files and name != _LAST]
         new = [name for name in names if name not in self._files and name != _LAST]
         for part in (new, replaced, [_LAST] if _LAST in names else []):
@@ -233,14 +223,9 @@ class BucketWorkdir(Workdir):
                 del self._files[name]
 
     def _write_manifest(self) -> None:
-        manifest: dict[str, object] = {
-            "schema": _SCHEMA,
-            "owner": self._token,
-            "files": {name: vars(file) for name, file in sorted(self._files.items())},
-            "removed": self._removed,
-        }
+        text = manifest.encode(self._token, self._files, self._removed)
         try:
-            self._version = self.objects.write(MANIFEST, json.dumps(manifest, indent=1).encode(), self._version)
+            self._version = self.objects.write(manifest.NAME, text, self._version)
         except Conflict as error:
             raise self._taken_over() from error
         each(lambda name: remove_own(self.objects, name, self._removed[name]), list(self._removed))
@@ -248,21 +233,11 @@ class BucketWorkdir(Workdir):
 
     def _read_manifest(self) -> None:
         text = None
-        while text is None and (found := self.objects.find(MANIFEST)):
+        while text is None and (found := self.objects.find(manifest.NAME)):
             with suppress(NoSuchObject):  # It was replaced in the meantime.
-                text = self.objects.read(MANIFEST, found.version)
-        try:
-            manifest: Any = json.loads(text) if text else {"schema": _SCHEMA, "files": {}, "removed": {}}
-            if manifest["schema"] == 1:
-                raise claim.of_version_1(self.objects.uri)
-            if manifest["schema"] != _SCHEMA:
-                raise ValueError
-            self._files = {name: _File(**file) for name, file in manifest["files"].items() if is_inside(name)}
-            self._removed, self._version = dict(manifest["removed"]), found.version if found else ""
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise StorageFailed(
-                f"{join(self.objects.uri, MANIFEST)}: this is not a manifest that this version can read. Give another --out."
-            ) from error
+                text = self.objects.read(manifest.NAME, found.version)
+        self._files, self._removed = manifest.decode(text, self.objects.uri) if text else ({}, {})
+        self._version = found.version if found else ""
 
     def _fetch(self, name: str) -> bool:
         """Download a file if it is missing. Return False if its object was replaced."""
@@ -296,7 +271,7 @@ class BucketWorkdir(Workdir):
         except FileNotFoundError:  # It was removed since it was listed.
             return False
 
-    def _upload(self, name: str) -> _File | None:
+    def _upload(self, name: str) -> File | None:
         """Upload a file. Return None if it was removed in the meantime."""
         path = self.path(name)
         try:
@@ -306,7 +281,7 @@ class BucketWorkdir(Workdir):
             version = self._write(name, data, self._files[name].version if name in self._files else "")
         except FileNotFoundError:
             return None
-        return _File(version, digest, num_bytes)
+        return File(version, digest, num_bytes)
 
     def _write(self, name: str, data: bytes | Path, before: str) -> str:
         """Replace the version in the manifest, or the object of a run that was killed before it committed.
