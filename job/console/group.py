@@ -1,4 +1,4 @@
-"""What all commands share: errors become exit codes here, and mistakes in a command line get a hint."""
+"""The group of all commands. Errors become exit codes here, and mistakes in a command line get a hint."""
 
 import io
 import os

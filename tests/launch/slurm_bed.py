@@ -83,8 +83,14 @@ class Slurm:
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def finished(self, number: str) -> dict[str, str]:
-        """The job, when Slurm is done with it."""
-        self.wait_until(lambda: self.job(number)["JobState"] not in _UNFINISHED, number)
+        """The job, when Slurm is done with it: three looks, for one that starts again shows its last end for a moment."""
+        looks: list[bool] = []
+
+        def has_ended() -> bool:
+            looks.append(self.job(number)["JobState"] not in _UNFINISHED)
+            return looks[-3:] == [True] * 3
+
+        self.wait_until(has_ended, number)
         return self.job(number)
 
     def wait_until(self, holds: Callable[[], bool], number: str) -> None:

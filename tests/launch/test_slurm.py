@@ -298,7 +298,8 @@ def test_job_on_a_node_that_is_lost_starts_again_and_ends_the_same(slurm, one_wo
     slurm.wait_until(lambda: "extract   runs" in slurm.log(number), number)
     slurm("scontrol", "update", "nodename=n2", "state=down", "reason=test")
     slurm.wait_until(lambda: slurm.job(number)["Restarts"] == "1", number)
-    slurm("scontrol", "update", "nodename=n2", "state=resume")
+    with suppress(AssertionError):  # Slurm refuses if the node has come back by itself.
+        slurm("scontrol", "update", "nodename=n2", "state=resume")
     job, said = slurm.finished(number), slurm.log(number)
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), said
     assert_equal(tmp_path / "out", one_worker, tolerance=1e-6)
