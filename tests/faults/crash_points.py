@@ -22,7 +22,7 @@ from job.pipeline.publishing import publish
 from job.runtime.context import Context
 from job.runtime.session import Session
 from job.runtime.telemetry import Telemetry
-from job.storage.files import digest_of_file, digest_of_folder, storage_errors
+from job.storage.files import digest_of, digest_of_file, digest_of_folder, storage_errors
 from job.storage.lease import NAME as LEASE
 from job.storage.ledger import MARK, TEMPORARY
 from job.storage.published import Published
@@ -155,91 +155,94 @@ def content(out: Path) -> dict[str, Any]:
     }
 
 
+def state_of(out: Path) -> str:
+    """Return a digest of all names and bytes, temporary files included, but for logs, and who holds the lease."""
+    paths = [p for p in sorted(out.rglob("*")) if "logs" not in p.parts]
+    return digest_of([[str(p), p.read_bytes().hex() if p.is_file() and p.name != LEASE else p.is_dir()] for p in paths])
+
+
 def crash_everywhere(folder: Path) -> dict[str, Any]:
-    reference = folder / "reference"
-    disk = FaultyDisk(reference)
-
-    def counted() -> None:
-        disk.install()
-        work(reference)
-        (folder / "operations.json").write_text(json.dumps([disk.operations, disk.unsynced_renames]))
-
-    code, said = in_child(counted)
-    assert code == 0, said
-    operations, unsynced = json.loads((folder / "operations.json").read_text())
-    expected, problems, num_stops = content(reference), [f"renamed before it was synced: {path}" for path in unsynced], 0
-    num_same = 0
-    for number, operation in enumerate(operations):
+    reference = Reference(folder)
+    problems, num_stops, num_same = [f"renamed before it was synced: {path}" for path in reference.unsynced], 0, 0
+    for number, operation in enumerate(reference.operations):
         for moment in MOMENTS:
             if moment == "during" and not operation.startswith(("write", "pwrite")):
                 continue
             # Files are the same before and after a sync, so a process that ends leaves the same.
-            if moment == "before" and number and operations[number - 1].startswith("fsync"):
+            if moment == "before" and number and reference.operations[number - 1].startswith("fsync"):
                 num_same += 1
                 continue
-            out = folder / "out"
-            shutil.rmtree(out, ignore_errors=True)
-
-            def stopped(out: Path = out, number: int = number, moment: str = moment) -> None:
-                FaultyDisk(out, number, moment).install()
-                work(out)
-
+            out, code, said = reference.stopped(number, moment=moment)
             where = f"{moment} {operation} (operation {number})"
-            code, said = in_child(stopped)
             if code != KILLED:
                 problems.append(f"{where}: was not stopped ({code} {said})")
-            problems += [f"{where}: {fault}" for fault in faults(out)]
-            code, said = in_child(lambda out=out: work(out))  # type: ignore[misc]
-            if code != 0:
-                problems.append(f"{where}: the next start failed: {said}")
-            elif content(out) != expected:
-                names = [n for n in expected.keys() | content(out).keys() if expected.get(n) != content(out).get(n)]
-                problems.append(f"{where}: the next start ended otherwise: {names}")
-            if (out / TEMPORARY).exists() or (out / LEASE).exists():
-                problems.append(f"{where}: leftovers {[p.name for p in out.rglob('.*')]}")
+            problems += [f"{where}: {fault}" for fault in faults(out) + reference.next_start(out)]
             num_stops += 1
-    return {"operations": len(operations), "stops": num_stops, "same": num_same, "problems": problems}
+    return {"operations": len(reference.operations), "stops": num_stops, "same": num_same, "problems": problems}
 
 
 def fill_up_everywhere(folder: Path) -> dict[str, Any]:
     """The disk is full from the k-th operation on that needs room."""
-    reference = folder / "reference"
-    disk = FaultyDisk(reference)
-
-    def counted() -> None:
-        disk.install()
-        work(reference)
-        (folder / "operations.json").write_text(json.dumps(disk.operations))
-
-    code, said = in_child(counted)
-    assert code == 0, said
-    operations = json.loads((folder / "operations.json").read_text())
-    expected, problems, messages, num_stops = content(reference), [], set(), 0
-    for number, operation in enumerate(operations):
-        if not operation.startswith(
-            ("write", "pwrite", "create", "mkdir", "fsync", "replace", "link", "exchange", "truncate")
-        ):
+    reference = Reference(folder)
+    problems, messages, num_stops = [], set(), 0
+    for number, operation in enumerate(reference.operations):
+        if not operation.startswith(NEED_ROOM):
             continue
-        out = folder / "out"
-        shutil.rmtree(out, ignore_errors=True)
-
-        def full(out: Path = out, number: int = number) -> None:
-            FaultyDisk(out, number, error=FULL).install()
-            work(out)
-
-        code, said = in_child(full)
+        out, code, said = reference.stopped(number, error=FULL)
         where = f"full at {operation} (operation {number})"
         if code == 0:  # Where a folder that is there already was to be made, or the run was at its end.
-            problems += [] if content(out) == expected else [f"{where}: said nothing, and left something else"]
+            problems += [] if content(out) == reference.content else [f"{where}: said nothing, and left something else"]
         elif code != 1 or not said.startswith(StorageFailed.__name__) or "free there" not in said or str(out) not in said:
             problems.append(f"{where}: ended with {code}: {said}")
         messages |= {said} if said else set()
-        problems += [f"{where}: {fault}" for fault in faults(out)]
-        code, said = in_child(lambda out=out: work(out))  # type: ignore[misc]
-        if code != 0 or content(out) != expected:
-            problems.append(f"{where}: the next start failed or ended otherwise: {said}")
+        problems += [f"{where}: {fault}" for fault in faults(out) + reference.next_start(out)]
         num_stops += 1
-    return {"operations": len(operations), "stops": num_stops, "problems": problems, "message": min(messages)}
+    return {"operations": len(reference.operations), "stops": num_stops, "problems": problems, "message": min(messages)}
+
+
+class Reference:
+    """The work that nobody stops: its operations, and what it leaves. All runs that are stopped are held against it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._out = folder / "out"
+        self._continued: set[str] = set()
+        disk = FaultyDisk(folder / "reference")
+
+        def counted() -> None:
+            disk.install()
+            work(folder / "reference")
+            (folder / "operations.json").write_text(json.dumps([disk.operations, disk.unsynced_renames]))
+
+        code, said = in_child(counted)
+        assert code == 0, said
+        self.operations, self.unsynced = json.loads((folder / "operations.json").read_text())
+        self.content = content(folder / "reference")
+
+    def stopped(self, number: int, **fault: Any) -> tuple[Path, int, str]:
+        """Do the work from the start, with a fault at one operation. Return where, the exit code, and what it said."""
+        shutil.rmtree(self._out, ignore_errors=True)
+
+        def work_until() -> None:
+            FaultyDisk(self._out, number, **fault).install()
+            work(self._out)
+
+        return self._out, *in_child(work_until)
+
+    def next_start(self, out: Path) -> list[str]:
+        """Do the rest of the work. Return what is wrong then. It is done once for each state in which files are left."""
+        state = state_of(out)
+        if state in self._continued:
+            return []
+        self._continued.add(state)
+        code, said = in_child(lambda: work(out))
+        if code != 0:
+            return [f"the next start failed: {said}"]
+        left = content(out)
+        names = [n for n in self.content.keys() | left.keys() if self.content.get(n) != left.get(n)]
+        problems = [f"the next start ended otherwise: {names}"] if names else []
+        if (out / TEMPORARY).exists() or (out / LEASE).exists():
+            problems.append(f"leftovers {[p.name for p in out.rglob('.*')]}")
+        return problems
 
 
 if __name__ == "__main__":
