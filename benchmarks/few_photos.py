@@ -12,6 +12,8 @@ flowers takes part. Each run is a whole job up to `evaluate`, with the defaults.
 import argparse
 import csv
 import json
+import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -121,7 +123,9 @@ def main() -> None:
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     results: dict[str, list[dict[str, float]]] = {}
-    for seed, part in enumerate(parts()):
+    if options.torch_python:  # In a process of its own: `run_peer` takes all children of this one for those of the recipe.
+        subprocess.run([sys.executable, "-m", "benchmarks.few_photos", "--work", options.work], check=True)
+    for seed, part in sorted(enumerate(parts()), key=lambda numbered: numbered[0] % PARTS):
         out = options.work / f"run-{seed}"
         file = options.work / f"part-{seed}.json"
         if not file.exists():
