@@ -1,0 +1,124 @@
+"""Files of backbone weights: found on this machine or in a bucket, checked before they are read, and loaded."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from job.config import BackboneConfig
+from job.console.places import at_start
+from job.errors import UsageError
+from job.storage.bucket.downloads import local_copy
+from job.storage.bucket.objects import is_remote
+from job.storage.files import digest_of_file
+
+if TYPE_CHECKING:
+    import h5py
+    import keras
+
+
+def local_weights(config: BackboneConfig) -> Path:
+    """Return the path of the weights file on this machine. A file in a bucket is downloaded."""
+    return local_copy(config.weights) if is_remote(config.weights) else Path(config.weights)
+
+
+def digest_of_weights(path: Path) -> str:
+    """Return a digest of the content of weights that `local_weights` found."""
+    return digest_of_file(path)
+
+
+def load_weights(model: keras.Model, file: Path) -> None:
+    """Load weights from a file. Shapes are checked first, because Keras skips what does not fit, silently or vaguely."""
+    _refuse_links(file)
+    with _refused(file):
+        stored = _stored_shapes(file, model)
+    expected = [(layer.name, [tuple(w.shape) for w in layer.weights]) for layer in model.layers if layer.weights]
+    for (name, shapes), (stored_name, stored_shapes) in zip(expected, stored, strict=False):
+        if shapes != stored_shapes:
+            raise UsageError(
+                f"--weights {file}: layer {name} has weights of {_in_words(shapes)}, the file's {stored_name} of "
+                f"{_in_words(stored_shapes)}. Set backbone.name and backbone.alpha to those of the file."
+            )
+    if len(expected) != len(stored):
+        raise UsageError(
+            f"--weights {file}: {len(stored)} layers with weights in the file, {len(expected)} in {model.name}. "
+            "Give a file of this backbone, without its top."
+        )
+    with warnings.catch_warnings(), _refused(file):
+        warnings.simplefilter("ignore")  # Keras warns about groups that older files do not have.
+        model.load_weights(file)
+
+
+@contextmanager
+def _refused(file: Path) -> Iterator[None]:
+    """Turn errors in the block about the content of a weights file into a UsageError."""
+    try:
+        yield
+    except (MemoryError, UsageError):
+        raise
+    except Exception as error:  # For a file with other content, h5py and Keras raise many kinds of exceptions.
+        if isinstance(error, OSError) and error.errno:
+            raise at_start(error, f"--weights {file}", file) or error from None
+        said = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"--weights {file}: this is no file of Keras weights without top ({said}). Give a .weights.h5 that Keras saved."
+        ) from error
+
+
+def _refuse_links(file: Path) -> None:
+    """Refuse an HDF5 file that refers to other files, because its digest would not cover their content."""
+    import h5py
+
+    elsewhere: list[str] = []
+
+    def look(name: str, link: h5py.HardLink | h5py.SoftLink | h5py.ExternalLink) -> None:
+        found = content[name] if isinstance(link, h5py.HardLink) else None
+        if found is None or (isinstance(found, h5py.Dataset) and (found.is_virtual or found.external)):
+            elsewhere.append(name)
+
+    with _refused(file), h5py.File(file) as content:
+        content.visititems_links(look)
+    if elsewhere:
+        raise UsageError(
+            f"--weights {file}: {elsewhere[0]} in it is a link, or lies in another file. Save the weights again with Keras."
+        )
+
+
+def _stored_shapes(file: Path, model: keras.Model) -> list[tuple[str, list[tuple[int, ...]]]]:
+    """Return the name and weight shapes of each layer in the file that has weights, in the order of the model."""
+    import h5py
+
+    with h5py.File(file) as content:
+        if "layers" in content:
+            return _shapes_of_keras_3(content["layers"], model)
+        group = content.get("model_weights", content)
+        names = [_text(name) for name in group.attrs["layer_names"]]
+        weights = {name: [_text(w) for w in group[name].attrs["weight_names"]] for name in names}
+        return [(name, [tuple(group[name][w].shape) for w in weights[name]]) for name in names if weights[name]]
+
+
+def _shapes_of_keras_3(layers: h5py.Group, model: keras.Model) -> list[tuple[str, list[tuple[int, ...]]]]:
+    """Read the shapes from a file of Keras 3, which names layers by class and a counter: conv2d, conv2d_1, ..."""
+    counter: dict[str, int] = {}
+    found = []
+    for layer in model.layers:
+        kind = re.sub(r"([a-z])([A-Z])", r"\1_\2", re.sub(r"(.)([A-Z][a-z0-9]+)", r"\1_\2", type(layer).__name__)).lower()
+        number = counter.get(kind, 0)
+        counter[kind] = number + 1
+        if layer.weights:
+            name = f"{kind}_{number}" if number else kind
+            variables = layers[name]["vars"] if name in layers and "vars" in layers[name] else {}
+            found.append((name, [tuple(variables[str(k)].shape) for k in range(len(variables))]))
+    return found
+
+
+def _text(name: bytes | str) -> str:
+    return name.decode() if isinstance(name, bytes) else name
+
+
+def _in_words(shapes: list[tuple[int, ...]]) -> str:
+    return " and ".join("x".join(map(str, shape)) for shape in shapes) or "no shape"
