@@ -118,7 +118,7 @@ def _found(config: BackboneConfig, image_size: int) -> tuple[fetched.Weights, Ma
     if known := preset(config.name):
         source, path = known.handle, f"models/{inside_models(known.handle)}"
         folder = preset_folder(config.name, source)
-        files = {f"{path}/{name}": folder / name for name in FILES}
+        files = {f"{path}/{name}": folder / name for name in FILES if (folder / name).is_file()}
     else:
         import_tensorflow()
         source, file = backbones.imagenet_file(config, image_size)

@@ -1,12 +1,14 @@
 """Presets of KerasHub, which are folders with weights and their configuration: found in KERAS_HOME, or downloaded."""
 
 import os
+from http import HTTPStatus
 from pathlib import Path
 
 from job.console.places import place
 from job.errors import StorageFailed, UsageError
 
-CONFIG_FILE, WEIGHTS_FILE = FILES = ("config.json", "model.weights.h5")
+CONFIG_FILE, WEIGHTS_FILE, CONVERTER_FILE = FILES = ("config.json", "model.weights.h5", "image_converter.json")
+OPTIONAL_FILES = (CONVERTER_FILE,)
 
 
 def keras_home() -> Path:
@@ -60,13 +62,17 @@ def _downloaded(handle: str) -> Path:
     os.environ.setdefault("KAGGLEHUB_VERBOSITY", "error")
     scheme, _, path = handle.partition("://")
     if scheme == "hf":
-        from huggingface_hub import hf_hub_download
-
-        folder = Path(hf_hub_download(path, CONFIG_FILE)).parent  # Its name is the revision of the repository.
-        hf_hub_download(path, WEIGHTS_FILE, revision=folder.name)
+        from huggingface_hub import hf_hub_download as download
     else:
-        from kagglehub import model_download
-
-        folder = Path(model_download(path, CONFIG_FILE)).parent
-        model_download(path, WEIGHTS_FILE)
+        from kagglehub import model_download as download
+    folder = Path(download(path, CONFIG_FILE)).parent
+    # On Hugging Face, a repository may have changed since the first file. The folder has the name of its revision.
+    same = {"revision": folder.name} if scheme == "hf" else {}
+    for name in (CONVERTER_FILE, WEIGHTS_FILE):
+        try:
+            download(path, name, **same)
+        except Exception as error:  # The clients have many classes of errors.
+            missing = getattr(getattr(error, "response", None), "status_code", None) == HTTPStatus.NOT_FOUND
+            if not missing or name not in OPTIONAL_FILES:
+                raise
     return folder

@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from job.console.places import at_start
 from job.errors import UsageError
 from job.model.fetched import MANIFEST, read_manifest
 from job.model.hub.names import preset
-from job.model.presets import CONFIG_FILE, FILES, preset_folder
+from job.model.presets import CONFIG_FILE, FILES, OPTIONAL_FILES, preset_folder
 from job.storage.bucket.downloads import local_copy, local_folder
 from job.storage.bucket.objects import is_remote, join, parts_of
 from job.storage.bucket.open import is_there
@@ -62,7 +63,7 @@ def local_weights(config: BackboneConfig) -> Path:
     local = _brought(join(place, weights.path))
     for name, sha256 in weights.sha256.items():
         file = local / Path(name).relative_to(weights.path)
-        if digest_of_file(file) != sha256:
+        if not file.is_file() or _digest(file) != sha256:
             raise UsageError(f"--weights {place}: {name} has changed since it was fetched. Run transfer-job weights verify.")
     return local
 
@@ -77,7 +78,7 @@ def _brought(place: str) -> Path:
 def _checked(path: Path, place: str) -> Path:
     """Return the path of a file, or of a folder that has a whole preset. Raises: UsageError."""
     for file in (path / name for name in FILES if path.is_dir()):
-        if not file.is_file():
+        if not file.is_file() and file.name not in OPTIONAL_FILES:
             raise UsageError(f"--weights {place}: {file.name} is missing. Give a folder that save_to_preset has written.")
         if not file.resolve().is_relative_to(path.resolve()):
             raise UsageError(f"--weights {place}: {file.name} is a link out of the folder. Copy the file itself (cp -L).")
@@ -86,7 +87,20 @@ def _checked(path: Path, place: str) -> Path:
 
 def digest_of_weights(path: Path) -> str:
     """Return a digest of the content of weights that `local_weights` found: of a file, or of what is read of a preset."""
-    return digest_of([digest_of_file(path / name) for name in FILES]) if path.is_dir() else digest_of_file(path)
+    if not path.is_dir():
+        return _digest(path)
+    return digest_of({name: _digest(path / name) for name in FILES if (path / name).is_file()})
+
+
+def _digest(file: Path) -> str:
+    """Return the SHA-256 of a file. It is read once, although a run asks for it several times."""
+    status = file.stat()
+    return _digest_of_version(file, status.st_mtime_ns, status.st_size)
+
+
+@cache
+def _digest_of_version(file: Path, _mtime_ns: int, _num_bytes: int) -> str:
+    return digest_of_file(file)
 
 
 def load_weights(model: keras.Model, file: Path) -> None:

@@ -218,7 +218,12 @@ def test_containers_get_the_same_arguments_and_see_data_and_output(slurm, undist
     program = f"--container-image=/images/job.sqsh --container-mounts={mounts} python -P -m job run --data {photos}"
     assert program in said and f"--weights {tmp_path}/weights\n" in said
 
-    lines |= {"WEIGHTS": "gs://bucket/weights", "DATA": "gs://bucket/photos", "OUT": "gs://bucket/runs/first", "SCRATCH": tmp_path}
+    lines |= {
+        "WEIGHTS": "gs://bucket/weights",
+        "DATA": "gs://bucket/photos",
+        "OUT": "gs://bucket/runs/first",
+        "SCRATCH": tmp_path,
+    }
     number = before_others(slurm, srun).submit(edited("multi-node", tmp_path, **lines), *NOTHING)
     said = slurm.finished(number) and slurm.log(number)
     assert f"--container-mounts={tmp_path}:{tmp_path} python -P -m job run --data gs://bucket/photos" in said

@@ -92,6 +92,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(404 if content is None else 200)
         self.send_header("ETag", f'"{hashlib.sha256(content or b"").hexdigest()}"')
         self.send_header("X-Repo-Commit", REVISION)
+        if content is None:
+            self.send_header("X-Error-Code", "EntryNotFound")  # How Hugging Face tells a missing file.
         self.send_header("Content-Type", "application/octet-stream")
         self.send_header("Content-Length", str(len(content or b"")))
         self.end_headers()

@@ -25,7 +25,7 @@ def network(tmp_path_factory):
         legacy_h5_format.save_weights_to_hdf5_group(file, model)
     with hubs(folder) as found:
         found.files[KERAS, f"tensorflow/keras-applications/mobilenet_v2/{FILE}"] = (folder / FILE).read_bytes()
-        found.put_preset(HANDLE, **PRESET)
+        found.put_preset(HANDLE, **PRESET, **{"image_converter.json": b'{"b": 2}'})
         found.put_preset("hf://somebody/vit", **PRESET)
         yield found
 
@@ -52,6 +52,9 @@ def test_weights_of_all_hubs_are_fetched_once_and_verified(tmp_path, network, ma
     whole = contents(place)
     for folder in ("keras/dinov2/keras/dinov2_small/1", "hf/somebody/vit"):
         assert {name: whole[place / "models" / folder / name] for name in PRESET} == PRESET
+    assert [path.parts[-5:-1] for path in whole if path.name == "image_converter.json"] == [
+        ("dinov2", "keras", "dinov2_small", "1")
+    ]
     assert place / "models" / FILE in whole
     network.requests.clear()
     again = run_job("weights", "fetch", *names, "--to", place, **machine)

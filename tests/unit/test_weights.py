@@ -70,8 +70,10 @@ def test_digest_is_that_of_all_that_is_read_of_a_preset(home):
     before = digest_of_weights(home / PRESET)
     (home / PRESET / "README.md").write_text("not read")
     assert digest_of_weights(home / PRESET) == before
-    (home / PRESET / "config.json").write_text('{"a": 1}')
-    assert digest_of_weights(home / PRESET) != before
+    for name in ("image_converter.json", "config.json", "model.weights.h5"):
+        (home / PRESET / name).write_text('{"a": 1}')
+        assert digest_of_weights(home / PRESET) != before
+        before = digest_of_weights(home / PRESET)
 
 
 def test_preset_with_a_link_out_of_its_folder_is_refused(home, tmp_path):
