@@ -33,8 +33,8 @@ def digest_of_weights(path: Path) -> str:
 
 def load_weights(model: keras.Model, file: Path) -> None:
     """Load weights from a file. Shapes are checked first, because Keras skips what does not fit, silently or vaguely."""
-    _refuse_links(file)
-    with _refused(file):
+    refuse_links(file)
+    with refused(file):
         stored = _stored_shapes(file, model)
     expected = [(layer.name, [tuple(w.shape) for w in layer.weights]) for layer in model.layers if layer.weights]
     for (name, shapes), (stored_name, stored_shapes) in zip(expected, stored, strict=False):
@@ -48,13 +48,13 @@ def load_weights(model: keras.Model, file: Path) -> None:
             f"--weights {file}: {len(stored)} layers with weights in the file, {len(expected)} in {model.name}. "
             "Give a file of this backbone, without its top."
         )
-    with warnings.catch_warnings(), _refused(file):
+    with warnings.catch_warnings(), refused(file):
         warnings.simplefilter("ignore")  # Keras warns about groups that older files do not have.
         model.load_weights(file)
 
 
 @contextmanager
-def _refused(file: Path) -> Iterator[None]:
+def refused(file: Path) -> Iterator[None]:
     """Turn errors in the block about the content of a weights file into a UsageError."""
     try:
         yield
@@ -69,7 +69,7 @@ def _refused(file: Path) -> Iterator[None]:
         ) from error
 
 
-def _refuse_links(file: Path) -> None:
+def refuse_links(file: Path) -> None:
     """Refuse an HDF5 file that refers to other files, because its digest would not cover their content."""
     import h5py
 
@@ -80,7 +80,7 @@ def _refuse_links(file: Path) -> None:
         if found is None or (isinstance(found, h5py.Dataset) and (found.is_virtual or found.external)):
             elsewhere.append(name)
 
-    with _refused(file), h5py.File(file) as content:
+    with refused(file), h5py.File(file) as content:
         content.visititems_links(look)
     if elsewhere:
         raise UsageError(
