@@ -48,7 +48,7 @@ ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility \
 # Check that everything can be imported, which also compiles it: the user of the container cannot write bytecode. The packages
 # contain more code that the job never imports. A 1 in byte 4 keeps bytecode valid if the times of files change (PEP 552).
 RUN python -c "import importlib, os, pkgutil, sys; \
-    import boto3, cleanlab, faiss, google.cloud.storage, keras, openpyxl, pillow_heif, PIL.Image, pyarrow.dataset, \
+    import boto3, cleanlab, faiss, google.cloud.storage, kagglehub, keras, openpyxl, pillow_heif, PIL.Image, pyarrow.dataset, \
         sklearn.linear_model, tensorboardX, tensorflow, tensorflow_datasets, job; \
     PIL.Image.init(); \
     names = [module.name for module in pkgutil.walk_packages(job.__path__, 'job.')]; \
@@ -58,7 +58,7 @@ RUN python -c "import importlib, os, pkgutil, sys; \
     [(file.seek(4), file.write(b'\x01'), file.close()) for file in bytecode]"
 
 COPY THIRD_PARTY.md /opt/job/
-COPY weights /opt/keras/models
+COPY weights /opt/keras
 
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="transfer-job" \

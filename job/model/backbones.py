@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.metadata
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,8 @@ import numpy as np
 from job.config import BackboneConfig
 from job.errors import UsageError
 from job.model import imagenet
-from job.model.weight_files import digest_of_weights, load_weights, local_weights
-from job.storage.bucket.objects import is_remote, parts_of
+from job.model.hub.names import preset
+from job.model.weight_files import check_place, digest_of_weights, load_weights, local_weights
 from job.storage.files import digest_of
 
 if TYPE_CHECKING:
@@ -91,15 +91,7 @@ def check(config: BackboneConfig) -> list[str]:
     elif config.alpha is not None and not backbone.has_alpha:
         mistakes.append(f"backbone.alpha: got {config.alpha}; {config.name} has no width multiplier, leave it out")
     if config.weights not in ("imagenet", "random"):
-        file = Path(config.weights)
-        if is_remote(config.weights):
-            parts_of(config.weights)  # Refuses a URI with credentials before a message below could repeat it.
-        if not is_remote(config.weights) and not file.is_file():
-            mistakes.append(f"backbone.weights: got {config.weights!r}; allowed: imagenet, random, or an existing file")
-        elif file.suffix != ".h5":
-            mistakes.append(
-                f"backbone.weights: {config.weights} has an unknown format; give a .weights.h5, or a legacy .h5 without top"
-            )
+        mistakes += check_place(config.weights)
     return mistakes
 
 
@@ -118,6 +110,14 @@ def check_image_size(name: str, image_size: int) -> list[str]:
     return [f"image_size: got {image_size}; {name} needs at least {smallest} px"]
 
 
+def name_to_fetch(config: BackboneConfig, image_size: int) -> str:
+    """Return what `weights fetch` calls the weights of a backbone: its name, with what else decides which file it is."""
+    if preset(config.name) or not BACKBONES[config.name].has_alpha:
+        return config.name
+    alpha = "" if config.alpha is None else f":alpha={config.alpha:g}"
+    return f"{config.name}{alpha}:image_size={image_size}"
+
+
 def fingerprint(config: BackboneConfig) -> str:
     """Return a digest of everything that decides the output of the frozen backbone: name, width, content of the weights."""
     is_file = config.weights not in ("imagenet", "random")
@@ -132,12 +132,28 @@ def build(config: BackboneConfig, image_size: int, *, seed: int = 0) -> keras.Mo
         UsageError: if the image size or the weights do not fit.
         StorageFailed: if ImageNet weights can be neither found nor downloaded.
     """
+    model, _ = _of_keras(config, image_size, seed)
+    if config.weights == "random":
+        _calibrate(model, scaling_layers(config), image_size, seed)
+    elif config.weights != "imagenet":
+        load_weights(model, local_weights(config))
+    return model
+
+
+def imagenet_file(config: BackboneConfig, image_size: int) -> tuple[str, Path]:
+    """Return the address of a backbone's ImageNet weights, and the file of them. Raises as `build` does."""
+    _, files = _of_keras(config, image_size)
+    return next(iter(files.items()))
+
+
+def _of_keras(config: BackboneConfig, image_size: int, seed: int = 0) -> tuple[keras.Model, Mapping[str, Path]]:
+    """Return a backbone of keras.applications, and the files of its ImageNet weights, if it has some, by their address."""
     import keras
 
     backbone = BACKBONES[config.name]
     arguments: dict[str, float] = {"alpha": config.alpha} if config.alpha is not None else {}
     try:
-        with _weights_drawn_from(seed), imagenet.files_of_keras():
+        with _weights_drawn_from(seed), imagenet.files_of_keras(name_to_fetch(config, image_size)) as files:
             model = getattr(keras.applications, backbone.constructor)(
                 include_top=False,
                 input_shape=(image_size, image_size, 3),
@@ -147,11 +163,7 @@ def build(config: BackboneConfig, image_size: int, *, seed: int = 0) -> keras.Mo
             )
     except ValueError as error:
         raise UsageError(f"backbone {config.name} at intake.image_size = {image_size}: {error}") from error
-    if config.weights == "random":
-        _calibrate(model, scaling_layers(config), image_size, seed)
-    elif config.weights != "imagenet":
-        load_weights(model, local_weights(config))
-    return model
+    return model, files
 
 
 @contextmanager

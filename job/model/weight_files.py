@@ -12,23 +12,81 @@ from typing import TYPE_CHECKING
 from job.config import BackboneConfig
 from job.console.places import at_start
 from job.errors import UsageError
-from job.storage.bucket.downloads import local_copy
-from job.storage.bucket.objects import is_remote
-from job.storage.files import digest_of_file
+from job.model.fetched import MANIFEST, read_manifest
+from job.model.hub.names import preset
+from job.model.presets import CONFIG_FILE, FILES, preset_folder
+from job.storage.bucket.downloads import local_copy, local_folder
+from job.storage.bucket.objects import is_remote, join, parts_of
+from job.storage.bucket.open import is_there
+from job.storage.files import digest_of, digest_of_file
 
 if TYPE_CHECKING:
     import h5py
     import keras
 
 
+def check_place(weights: str) -> list[str]:
+    """Return the mistakes in a path or URI of weights that can be found without reading them. Raises: UsageError."""
+    if is_remote(weights):
+        parts_of(weights)  # Refuses a URI with credentials before a message below could repeat it.
+        return []
+    path = Path(weights)
+    if path.is_dir():
+        if any((path / name).is_file() for name in (MANIFEST, CONFIG_FILE)):
+            return []
+        return [
+            f"backbone.weights: {weights} is neither a preset ({CONFIG_FILE} is missing) nor a folder that transfer-job "
+            f"weights fetch has made ({MANIFEST} is missing); give one of these, or a file"
+        ]
+    if not path.is_file():
+        return [f"backbone.weights: got {weights!r}; allowed: imagenet, random, preset, or an existing file or folder"]
+    if path.suffix != ".h5":
+        return [f"backbone.weights: {weights} has an unknown format; give a .weights.h5, or a legacy .h5 without top"]
+    return []
+
+
 def local_weights(config: BackboneConfig) -> Path:
-    """Return the path of the weights file on this machine. A file in a bucket is downloaded."""
-    return local_copy(config.weights) if is_remote(config.weights) else Path(config.weights)
+    """Return the weights file, or the folder of the preset, on this machine. If it is elsewhere, it is downloaded.
+
+    Raises:
+        UsageError: if there is nothing of the name, or no weights of the backbone in the place.
+        StorageFailed: if the preset is not here and cannot be downloaded.
+    """
+    place = config.weights
+    if place == "preset" and (known := preset(config.name)):
+        return preset_folder(config.name, known.handle)
+    manifest = None if place.endswith(".h5") else read_manifest(place)
+    if manifest is None:
+        return _brought(place)
+    weights = manifest.of(config.name, config.alpha, place)
+    local = _brought(join(place, weights.path))
+    for name, sha256 in weights.sha256.items():
+        file = local / Path(name).relative_to(weights.path)
+        if digest_of_file(file) != sha256:
+            raise UsageError(f"--weights {place}: {name} has changed since it was fetched. Run transfer-job weights verify.")
+    return local
+
+
+def _brought(place: str) -> Path:
+    """Return a weights file, or the folder of a preset, on this machine."""
+    if is_remote(place):
+        return local_copy(place) if is_there(place) else _checked(local_folder(place), place)
+    return _checked(Path(place), place)
+
+
+def _checked(path: Path, place: str) -> Path:
+    """Return the path of a file, or of a folder that has a whole preset. Raises: UsageError."""
+    for file in (path / name for name in FILES if path.is_dir()):
+        if not file.is_file():
+            raise UsageError(f"--weights {place}: {file.name} is missing. Give a folder that save_to_preset has written.")
+        if not file.resolve().is_relative_to(path.resolve()):
+            raise UsageError(f"--weights {place}: {file.name} is a link out of the folder. Copy the file itself (cp -L).")
+    return path
 
 
 def digest_of_weights(path: Path) -> str:
-    """Return a digest of the content of weights that `local_weights` found."""
-    return digest_of_file(path)
+    """Return a digest of the content of weights that `local_weights` found: of a file, or of what is read of a preset."""
+    return digest_of([digest_of_file(path / name) for name in FILES]) if path.is_dir() else digest_of_file(path)
 
 
 def load_weights(model: keras.Model, file: Path) -> None:

@@ -99,7 +99,7 @@ def test_a_backbone_named_twice_is_one_candidate_and_weights_of_other_content_an
         ("mobilenet_v2:image_size=big", "'big' is not a number of pixels"),
         ("mobilenet_v2:image_size=16", "at least 32"),
         ("inception_v3:image_size=64", "inception_v3 needs at least 75 px"),
-        ("mobilenet_v2:weights=nowhere.h5", "got 'nowhere.h5'; allowed: imagenet, random, or an existing file"),
+        ("mobilenet_v2:weights=nowhere.h5", "got 'nowhere.h5'; allowed: imagenet, random, preset, or an existing file"),
         ("mobilenet_v2:weights=a:b.h5", "A path with a colon or a comma goes to --weights"),
         (" , ", "there is no name in it; expected NAME[:alpha=A]"),
     ],
