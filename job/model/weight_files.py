@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from job.config import BackboneConfig
+from job.config import PUBLISHED_WEIGHTS, BackboneConfig
 from job.console.places import at_start
 from job.errors import UsageError
 from job.model.fetched import MANIFEST, read_manifest
@@ -39,7 +39,7 @@ def check_place(weights: str) -> list[str]:
             f"weights fetch has made ({MANIFEST} is missing); give one of these, or a file"
         ]
     if not path.is_file():
-        return [f"backbone.weights: got {weights!r}; allowed: imagenet, random, preset, or an existing file or folder"]
+        return [f"backbone.weights: got {weights!r}; allowed: imagenet, preset, random, or an existing file or folder"]
     if path.suffix != ".h5":
         return [f"backbone.weights: {weights} has an unknown format; give a .weights.h5, or a legacy .h5 without top"]
     return []
@@ -53,7 +53,7 @@ def local_weights(config: BackboneConfig) -> Path:
         StorageFailed: if the preset is not here and cannot be downloaded.
     """
     place = config.weights
-    if place == "preset" and (known := preset(config.name)):
+    if place in PUBLISHED_WEIGHTS and (known := preset(config.name)):
         return preset_folder(config.name, known.handle)
     manifest = None if place.endswith(".h5") else read_manifest(place)
     if manifest is None:

@@ -92,7 +92,7 @@ class Architecture:
         return f"{self.family} of {self.depth} blocks, {self.width} wide, with patches of {self.patch_size} px"
 
     def size_mistake(self, image_size: int) -> str:
-        """Return what is wrong with the side of photos in pixels, and which ones can be used instead; empty if nothing is."""
+        """Return what is wrong with a side of photos in pixels, and what to take instead; empty if it can be used."""
         below = image_size // self.patch_size * self.patch_size
         if image_size == below:
             return ""

@@ -15,7 +15,8 @@ from pydantic import BaseModel, Field
 from job.config import BackboneConfig
 from job.errors import UsageError
 from job.model.hub.architecture import FAMILIES, Architecture, Features, from_config
-from job.model.hub.names import Preset, preset
+from job.model.hub.names import preset
+from job.model.presets import CONFIG_FILE, WEIGHTS_FILE
 from job.model.scaling import RESCALINGS, Channels
 from job.model.weight_files import digest_of_weights, local_weights
 from job.storage.files import digest_of
@@ -23,23 +24,11 @@ from job.storage.files import digest_of
 if TYPE_CHECKING:
     import keras
 
-CONFIG_FILE, CONVERTER_FILE, WEIGHTS_FILE = "config.json", "image_converter.json", "model.weights.h5"
-
-
-def check(config: BackboneConfig, known: Preset) -> list[str]:
-    """Return the mistakes in these settings that can be found without reading weights."""
-    mistakes = []
-    if config.alpha is not None:
-        mistakes.append(f"backbone.alpha: got {config.alpha}; {config.name} has no width multiplier, leave it out")
-    if known.architecture is None and config.weights == "random":
-        mistakes.append(
-            f"backbone.weights: got random; {config.name} is not in docs/backbones.md, so only its weights say how it is built"
-        )
-    return mistakes
+CONVERTER_FILE = "image_converter.json"
 
 
 def build(config: BackboneConfig, image_size: int) -> keras.Model:
-    """Build the model and load its weights, unless they are random. It turns scaled pixels (N, S, S, 3) into features (N, D).
+    """Build the model and load its weights, unless they are random. It turns scaled pixels (N, S, S, 3) into features.
 
     Raises:
         UsageError: if the image size or the weights do not fit.
@@ -49,27 +38,23 @@ def build(config: BackboneConfig, image_size: int) -> keras.Model:
 
     architecture, place = _found(config)
     if mistake := architecture.size_mistake(image_size):
-        raise UsageError(f"image_size: {config.name} {mistake}")
+        raise UsageError(f"backbone {config.name} at intake.image_size = {image_size}: it {mistake}")
     model = transformer.build(architecture, image_size, _features(config, architecture))
     if place is not None:
         weights.load(model, place / WEIGHTS_FILE if place.is_dir() else place, architecture)
     return model
 
 
-def scaling_layers(config: BackboneConfig) -> list[keras.Layer]:
-    """Return a layer that scales RGB pixels from 0 to 255 as the preset's image converter does."""
-    import keras
-
-    scale, offset = _scaling(*_found(config))
-    return [keras.layers.Rescaling(scale, offset=offset, name="scale_pixels")]
+def scaling(config: BackboneConfig) -> tuple[Channels, Channels]:
+    """Return the factors and summands of the channels of RGB pixels from 0 to 255, as in the preset's image converter."""
+    return _scaling(*_found(config))
 
 
 def fingerprint(config: BackboneConfig) -> str:
     """Return a digest of everything that decides the features: architecture, weights, pooling, and scaling of pixels."""
     architecture, place = _found(config)
     weights = digest_of_weights(place) if place is not None else config.weights
-    scaling = _scaling(architecture, place)
-    return digest_of([asdict(architecture), _features(config, architecture), list(scaling), weights])
+    return digest_of([asdict(architecture), _features(config, architecture), _scaling(architecture, place), weights])
 
 
 def _found(config: BackboneConfig) -> tuple[Architecture, Path | None]:
@@ -80,8 +65,8 @@ def _found(config: BackboneConfig) -> tuple[Architecture, Path | None]:
     if place is None or not place.is_dir():
         if known.architecture is None:
             raise UsageError(
-                f"backbone.name: {config.name} is not in docs/backbones.md, and a weights file does not say how it is built. "
-                f"Give --weights a folder that has {CONFIG_FILE}, too."
+                f"backbone.name: {config.name} is not in docs/backbones.md, and a weights file does not say how to build it; "
+                f"give --weights a folder that has {CONFIG_FILE}, too"
             )
         return known.architecture, place
     file = place / CONFIG_FILE

@@ -114,7 +114,9 @@ def load(model: keras.Model, file: Path, architecture: Architecture) -> None:
     for layer in layers:
         expected, found = [tuple(w.shape) for w in layer.weights], [w.shape for w in loaded[layer.name]]
         if expected != found:
-            raise UsageError(f"--weights {file}: {layer.name} of a {architecture} has the shapes {expected}, and here {found}.")
+            raise UsageError(
+                f"--weights {file}: {layer.name} of a {architecture} has the shapes {expected}, and here {found}."
+            )
     for layer in layers:
         layer.set_weights(loaded[layer.name])
 
