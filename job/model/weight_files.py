@@ -39,7 +39,7 @@ def check_place(weights: str) -> list[str]:
             f"weights fetch has made ({MANIFEST} is missing); give one of these, or a file"
         ]
     if not path.is_file():
-        return [f"backbone.weights: got {weights!r}; allowed: imagenet, preset, random, or an existing file or folder"]
+        return [f"backbone.weights: got {weights!r}; allowed: imagenet, random, preset, or an existing file or folder"]
     if path.suffix != ".h5":
         return [f"backbone.weights: {weights} has an unknown format; give a .weights.h5, or a legacy .h5 without top"]
     return []
@@ -98,8 +98,8 @@ def load_weights(model: keras.Model, file: Path) -> None:
     for (name, shapes), (stored_name, stored_shapes) in zip(expected, stored, strict=False):
         if shapes != stored_shapes:
             raise UsageError(
-                f"--weights {file}: layer {name} has weights of {_in_words(shapes)}, the file's {stored_name} of "
-                f"{_in_words(stored_shapes)}. Set backbone.name and backbone.alpha to those of the file."
+                f"--weights {file}: layer {name} has weights of {in_words(shapes)}, the file's {stored_name} of "
+                f"{in_words(stored_shapes)}. Set backbone.name and backbone.alpha to those of the file."
             )
     if len(expected) != len(stored):
         raise UsageError(
@@ -178,5 +178,5 @@ def _text(name: bytes | str) -> str:
     return name.decode() if isinstance(name, bytes) else name
 
 
-def _in_words(shapes: list[tuple[int, ...]]) -> str:
+def in_words(shapes: list[tuple[int, ...]]) -> str:
     return " and ".join("x".join(map(str, shape)) for shape in shapes) or "no shape"

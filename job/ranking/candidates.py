@@ -126,7 +126,7 @@ def _named(text: str, sizes: Sequence[int], base: Config, mistakes: list[str]) -
         except UsageError as error:
             mistakes += [f"{where}: {line.strip()}" for line in error.args[1:] or error.args]
             continue
-        wrong = [*backbones.check(checked.backbone), *backbones.check_image_size(checked.backbone, size)]
+        wrong = [*backbones.check(checked.backbone), *backbones.check_image_size(name, size)]
         mistakes += [f"{where}: {mistake}" for mistake in wrong]
         if not wrong:
             backbone = checked.backbone.model_copy(update={"unfreeze": base.backbone.unfreeze})

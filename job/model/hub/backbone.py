@@ -65,7 +65,7 @@ def _found(config: BackboneConfig) -> tuple[Architecture, Path | None]:
     if place is None or not place.is_dir():
         if known.architecture is None:
             raise UsageError(
-                f"backbone.name: {config.name} is not in docs/backbones.md, and a weights file does not say how to build it; "
+                f"backbone.name: {config.name} is not in docs/backbones.md, and a file does not say how to build it; "
                 f"give --weights a folder that has {CONFIG_FILE}, too"
             )
         return known.architecture, place

@@ -12,7 +12,7 @@ import numpy as np
 
 from job.errors import UsageError
 from job.model.hub.architecture import FAMILIES, Architecture, FamilyName
-from job.model.weight_files import refuse_links, refused
+from job.model.weight_files import in_words, refuse_links, refused
 
 if TYPE_CHECKING:
     import h5py
@@ -115,7 +115,8 @@ def load(model: keras.Model, file: Path, architecture: Architecture) -> None:
         expected, found = [tuple(w.shape) for w in layer.weights], [w.shape for w in loaded[layer.name]]
         if expected != found:
             raise UsageError(
-                f"--weights {file}: {layer.name} of a {architecture} has the shapes {expected}, and here {found}."
+                f"--weights {file}: {layer.name} has weights of {in_words(found)}, and in a {architecture} of "
+                f"{in_words(expected)}. Set backbone.name to that of the file."
             )
     for layer in layers:
         layer.set_weights(loaded[layer.name])
@@ -130,7 +131,8 @@ class _Stored:
 
     def _refusal(self, why: str) -> UsageError:
         return UsageError(
-            f"--weights {self.file}: {why}. Give a file of a {self.architecture} that KerasHub has saved, or another backbone.name."
+            f"--weights {self.file}: {why}. Give a file of a {self.architecture} that KerasHub has saved, or another "
+            "backbone.name."
         )
 
     def for_layers(self, grid: int) -> dict[str, list[np.ndarray]]:
