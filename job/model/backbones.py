@@ -1,4 +1,4 @@
-"""The pre-trained backbones of keras.applications: a table that needs no TensorFlow, and a function that builds one."""
+"""The pre-trained backbones: a table of those in keras.applications, which needs no TensorFlow, and functions for all."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from job.config import BackboneConfig
+from job.config import NAMED_WEIGHTS, PUBLISHED_WEIGHTS, BackboneConfig
 from job.errors import UsageError
 from job.model import imagenet
-from job.model.hub.names import preset
+from job.model.hub import backbone as hub
+from job.model.hub.names import PRESETS, preset
+from job.model.scaling import RESCALINGS
 from job.model.weight_files import check_place, digest_of_weights, load_weights, local_weights
 from job.storage.files import digest_of
 
@@ -85,25 +87,38 @@ BACKBONES: dict[str, Backbone] = {
 def check(config: BackboneConfig) -> list[str]:
     """Return the mistakes in these settings that can be found without TensorFlow."""
     mistakes = []
-    backbone = BACKBONES.get(config.name)
-    if backbone is None:
-        mistakes.append(f"backbone.name: got {config.name!r}; {suggestion(config.name)} Allowed: {', '.join(BACKBONES)}")
-    elif config.alpha is not None and not backbone.has_alpha:
+    backbone, known = BACKBONES.get(config.name), preset(config.name)
+    if backbone is None and known is None:
+        names = ", ".join((*BACKBONES, *PRESETS))
+        mistakes.append(f"backbone.name: got {config.name!r}; {suggestion(config.name)} Allowed: {names}, hub:PRESET")
+    elif config.alpha is not None and not (backbone and backbone.has_alpha):
         mistakes.append(f"backbone.alpha: got {config.alpha}; {config.name} has no width multiplier, leave it out")
-    if config.weights not in ("imagenet", "random"):
+    if backbone and config.features != "auto":
+        mistakes.append(f"backbone.features: got {config.features}; {config.name} has only the mean, leave it out")
+    if known and not known.architecture and config.weights == "random":
+        mistakes.append(f"backbone.weights: got random; only the weights of {config.name} say how it is built")
+    if config.weights not in NAMED_WEIGHTS:
         mistakes += check_place(config.weights)
     return mistakes
 
 
+def is_known(name: str) -> bool:
+    """Return whether a backbone of this name can be built, or is at least a preset that may exist."""
+    return name in BACKBONES or preset(name) is not None
+
+
 def suggestion(name: str) -> str:
     """Return what somebody may have meant who typed the name of a backbone that does not exist."""
-    plain = {known.replace("_", ""): known for known in BACKBONES}
+    plain = {known.replace("_", ""): known for known in (*BACKBONES, *PRESETS)}
     close = difflib.get_close_matches(name.lower().replace("_", "").replace("-", ""), plain, n=1, cutoff=0.5)
     return f"did you mean {plain[close[0]]}?" if close else "docs/backbones.md lists them."
 
 
 def check_image_size(name: str, image_size: int) -> list[str]:
-    """Return a mistake if the image size in pixels is too small for the backbone."""
+    """Return a mistake if a backbone is known not to take photos of this side in pixels."""
+    if known := preset(name):
+        mistake = known.architecture.size_mistake(image_size) if known.architecture else ""
+        return [f"image_size: got {image_size}; {name} {mistake}"] if mistake else []
     smallest = BACKBONES[name].min_image_size
     if image_size >= smallest:
         return []
@@ -120,8 +135,11 @@ def name_to_fetch(config: BackboneConfig, image_size: int) -> str:
 
 def fingerprint(config: BackboneConfig) -> str:
     """Return a digest of everything that decides the output of the frozen backbone: name, width, content of the weights."""
-    is_file = config.weights not in ("imagenet", "random")
-    weights = digest_of_weights(local_weights(config)) if is_file else [config.weights, importlib.metadata.version("keras")]
+    if preset(config.name):
+        return hub.fingerprint(config)
+    is_file = config.weights not in NAMED_WEIGHTS
+    named = "random" if config.weights == "random" else "imagenet"
+    weights = digest_of_weights(local_weights(config)) if is_file else [named, importlib.metadata.version("keras")]
     return digest_of([config.name, config.alpha, weights])
 
 
@@ -132,10 +150,13 @@ def build(config: BackboneConfig, image_size: int, *, seed: int = 0) -> keras.Mo
         UsageError: if the image size or the weights do not fit.
         StorageFailed: if ImageNet weights can be neither found nor downloaded.
     """
+    if preset(config.name):
+        with _weights_drawn_from(seed):
+            return hub.build(config, image_size)
     model, _ = _of_keras(config, image_size, seed)
     if config.weights == "random":
         _calibrate(model, scaling_layers(config), image_size, seed)
-    elif config.weights != "imagenet":
+    elif config.weights not in PUBLISHED_WEIGHTS:
         load_weights(model, local_weights(config))
     return model
 
@@ -158,7 +179,7 @@ def _of_keras(config: BackboneConfig, image_size: int, seed: int = 0) -> tuple[k
                 include_top=False,
                 input_shape=(image_size, image_size, 3),
                 pooling="avg",
-                weights="imagenet" if config.weights == "imagenet" else None,
+                weights="imagenet" if config.weights in PUBLISHED_WEIGHTS else None,
                 **arguments,
             )
     except ValueError as error:
@@ -187,13 +208,9 @@ def scaling_layers(config: BackboneConfig) -> list[keras.Layer]:
     """Return layers that scale RGB pixels from 0 to 255 as in the pre-training of the backbone."""
     import keras
 
-    scaling = BACKBONES[config.name].scaling
-    if scaling == "tf":
-        return [keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="scale_pixels")]
-    if scaling == "torch":
-        means, deviations = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-        scale = [1 / (255 * d) for d in deviations]
-        offset = [-m / d for m, d in zip(means, deviations, strict=True)]
+    scaling = None if preset(config.name) else BACKBONES[config.name].scaling
+    if scaling in (None, "tf", "torch"):
+        scale, offset = hub.scaling(config) if scaling is None else RESCALINGS[scaling]
         return [keras.layers.Rescaling(scale, offset=offset, name="scale_pixels")]
     if scaling == "caffe":
         # A fixed 1x1 convolution turns RGB into BGR and subtracts the means. Keras refuses to load a Lambda in safe mode.

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from job.config import BackboneConfig
+from job.config import PUBLISHED_WEIGHTS, BackboneConfig
 from job.console.places import at_start
 from job.errors import UsageError
 from job.model.fetched import MANIFEST, read_manifest
@@ -54,7 +54,7 @@ def local_weights(config: BackboneConfig) -> Path:
         StorageFailed: if the preset is not here and cannot be downloaded.
     """
     place = config.weights
-    if place == "preset" and (known := preset(config.name)):
+    if place in PUBLISHED_WEIGHTS and (known := preset(config.name)):
         return preset_folder(config.name, known.handle)
     manifest = None if place.endswith(".h5") else read_manifest(place)
     if manifest is None:
@@ -105,28 +105,28 @@ def _digest_of_version(file: Path, _mtime_ns: int, _num_bytes: int) -> str:
 
 def load_weights(model: keras.Model, file: Path) -> None:
     """Load weights from a file. Shapes are checked first, because Keras skips what does not fit, silently or vaguely."""
-    _refuse_links(file)
-    with _refused(file):
+    refuse_links(file)
+    with refused(file):
         stored = _stored_shapes(file, model)
     expected = [(layer.name, [tuple(w.shape) for w in layer.weights]) for layer in model.layers if layer.weights]
     for (name, shapes), (stored_name, stored_shapes) in zip(expected, stored, strict=False):
         if shapes != stored_shapes:
             raise UsageError(
-                f"--weights {file}: layer {name} has weights of {_in_words(shapes)}, the file's {stored_name} of "
-                f"{_in_words(stored_shapes)}. Set backbone.name and backbone.alpha to those of the file."
+                f"--weights {file}: layer {name} has weights of {in_words(shapes)}, the file's {stored_name} of "
+                f"{in_words(stored_shapes)}. Set backbone.name and backbone.alpha to those of the file."
             )
     if len(expected) != len(stored):
         raise UsageError(
             f"--weights {file}: {len(stored)} layers with weights in the file, {len(expected)} in {model.name}. "
             "Give a file of this backbone, without its top."
         )
-    with warnings.catch_warnings(), _refused(file):
+    with warnings.catch_warnings(), refused(file):
         warnings.simplefilter("ignore")  # Keras warns about groups that older files do not have.
         model.load_weights(file)
 
 
 @contextmanager
-def _refused(file: Path) -> Iterator[None]:
+def refused(file: Path) -> Iterator[None]:
     """Turn errors in the block about the content of a weights file into a UsageError."""
     try:
         yield
@@ -141,7 +141,7 @@ def _refused(file: Path) -> Iterator[None]:
         ) from error
 
 
-def _refuse_links(file: Path) -> None:
+def refuse_links(file: Path) -> None:
     """Refuse an HDF5 file that refers to other files, because its digest would not cover their content."""
     import h5py
 
@@ -152,7 +152,7 @@ def _refuse_links(file: Path) -> None:
         if found is None or (isinstance(found, h5py.Dataset) and (found.is_virtual or found.external)):
             elsewhere.append(name)
 
-    with _refused(file), h5py.File(file) as content:
+    with refused(file), h5py.File(file) as content:
         content.visititems_links(look)
     if elsewhere:
         raise UsageError(
@@ -192,5 +192,5 @@ def _text(name: bytes | str) -> str:
     return name.decode() if isinstance(name, bytes) else name
 
 
-def _in_words(shapes: list[tuple[int, ...]]) -> str:
+def in_words(shapes: list[tuple[int, ...]]) -> str:
     return " and ".join("x".join(map(str, shape)) for shape in shapes) or "no shape"

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, TypeAdapter
 from pydantic.dataclasses import dataclass as validated
 
-Scaling = Literal["tf", "torch"]
+from job.model.scaling import Rescaling
+
 Features = Literal["class", "mean", "both"]
 FamilyName = Literal["vit", "deit", "dinov2", "dinov3", "siglip"]
 
@@ -19,12 +20,12 @@ class Family:
     """Properties that all models of a family share.
 
     `tokens` are the tokens before the patches, without registers. `features` are those of the paper's linear classifier.
-    `scaling` is that of pixels in the pre-training, as in `backbones.Scaling`.
+    `scaling` is that of pixels in the pre-training, one of `RESCALINGS`.
     """
 
     backbone: str
     tokens: int
-    scaling: Scaling
+    scaling: Rescaling
     features: Features
     licence: str
     source: str
@@ -86,6 +87,17 @@ class Architecture:
     def prefix(self) -> int:
         """The number of tokens before those of the patches."""
         return FAMILIES[self.family].tokens + self.registers
+
+    def __str__(self) -> str:
+        return f"{self.family} of {self.depth} blocks, {self.width} wide, with patches of {self.patch_size} px"
+
+    def size_mistake(self, image_size: int) -> str:
+        """Return what is wrong with a side of photos in pixels, and what to take instead; empty if it can be used."""
+        below = image_size // self.patch_size * self.patch_size
+        if image_size == below:
+            return ""
+        near = " or ".join(str(size) for size in (below, below + self.patch_size) if size)
+        return f"needs a multiple of its patch size, {self.patch_size} px; take {near}"
 
 
 class _Saved(BaseModel):

@@ -20,15 +20,12 @@ if TYPE_CHECKING:
 def build(architecture: Architecture, image_size: int, features: Features) -> keras.Model:
     """Return the model with random weights. It turns scaled pixels (N, S, S, 3) into features: (N, D), or (N, 2D) for both.
 
-    Raises:
-        ValueError: if the image size is no multiple of the patch size.
+    The image size S must be a multiple of the patch size.
     """
     import keras
     from keras import layers
 
     a, patch = architecture, architecture.patch_size
-    if image_size % patch:
-        raise ValueError(f"the size of an image must be a multiple of the patch size, {patch} px")
     grid = image_size // patch
     tokens = a.prefix + grid**2
     pixels = keras.Input((image_size, image_size, 3), name="pixels")
@@ -50,7 +47,6 @@ def build(architecture: Architecture, image_size: int, features: Features) -> ke
         x = layers.Add(name=f"block_{k}_attended")([x, _attention(normalized, a, f"block_{k}", rotation)])
         normalized = layers.LayerNormalization(epsilon=a.epsilon, name=f"block_{k}_norm_2")(x)
         x = layers.Add(name=f"block_{k}")([x, _mlp(normalized, a, f"block_{k}")])
-    # The last normalization of SigLIP and DINOv2 has its own epsilon, which is 1e-6 for all presets.
     x = layers.LayerNormalization(epsilon=a.epsilon, name="norm")(x)
     return keras.Model(pixels, _pooled(x, a, features), name=a.family)
 

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from job.errors import UsageError
 from job.model.hub.architecture import FAMILIES, Architecture, FamilyName
+from job.model.weight_files import in_words, refuse_links, refused
 
 if TYPE_CHECKING:
     import h5py
@@ -100,34 +102,44 @@ def load(model: keras.Model, file: Path, architecture: Architecture) -> None:
     Position embeddings of another image size are resized with bicubic interpolation, as in KerasHub's DINOv2.
 
     Raises:
-        ValueError: if the file has other weights; its text names the first one.
-        OSError: if it is no HDF5 file.
+        UsageError: if the file has other weights; its text names the first one.
     """
     import h5py
 
-    with h5py.File(file) as content:
-        stored = _Stored(content, architecture)
-        loaded = stored.for_layers(int(math.isqrt(model.get_layer("embedding").output.shape[1] - architecture.prefix)))
+    refuse_links(file)
+    grid = math.isqrt(model.get_layer("embedding").output.shape[1] - architecture.prefix)
+    with refused(file), h5py.File(file) as content:
+        loaded = _Stored(file, content, architecture).for_layers(grid)
     layers = [layer for layer in model.layers if layer.weights]
     for layer in layers:
         expected, found = [tuple(w.shape) for w in layer.weights], [w.shape for w in loaded[layer.name]]
         if expected != found:
-            raise ValueError(f"the weights of {layer.name} have the shapes {found} instead of {expected}")
+            raise UsageError(
+                f"--weights {file}: {layer.name} has weights of {in_words(found)}, and in a {architecture} of "
+                f"{in_words(expected)}. Set backbone.name to that of the file."
+            )
     for layer in layers:
         layer.set_weights(loaded[layer.name])
 
 
 class _Stored:
-    """The content of a weights file of this architecture."""
+    """The content of a weights file, read as one of this architecture."""
 
-    def __init__(self, content: h5py.File, architecture: Architecture) -> None:
-        self.content, self.architecture, self.layout = content, architecture, _LAYOUTS[architecture.family]
+    def __init__(self, file: Path, content: h5py.File, architecture: Architecture) -> None:
+        self.file, self.content, self.architecture = file, content, architecture
+        self.layout = _LAYOUTS[architecture.family]
+
+    def _refusal(self, why: str) -> UsageError:
+        return UsageError(
+            f"--weights {self.file}: {why}. Give a file of a {self.architecture} that KerasHub has saved, or another "
+            "backbone.name."
+        )
 
     def for_layers(self, grid: int) -> dict[str, list[np.ndarray]]:
         """Return the weights of each layer of a model whose photos are `grid` patches wide."""
         layout, depth = self.layout, self.architecture.depth
         if f"{layout.block}_{depth}" in self.content:
-            raise ValueError(f"it has more than {depth} blocks")
+            raise self._refusal(f"it has more than {depth} blocks")
         found = {"embedding": self._embedding(grid), "norm": self._pair(layout.norm)}
         for k in range(depth):
             stored = f"{layout.block}_{k}" if k else layout.block
@@ -140,7 +152,7 @@ class _Stored:
 
     def _array(self, path: str) -> np.ndarray:
         if path not in self.content:
-            raise ValueError(f"{path} is missing in it")
+            raise self._refusal(f"{path} is missing in it")
         return np.asarray(self.content[path], np.float32)
 
     def _pair(self, path: str) -> list[np.ndarray]:
@@ -175,7 +187,7 @@ class _Stored:
         }
 
     def _embedding(self, grid: int) -> list[np.ndarray]:
-        """Return the kernel of the patches, and the bias (T, D): tokens before the patches, positions, bias of the patches."""
+        """Return the kernel of the patches, and a bias (T, D) that has the other tokens and all positions, too."""
         a = self.architecture
         kernel, bias_D = self._pair(f"{self.layout.embedding}/{self.layout.patches}")
         own = self.content.get(f"{self.layout.embedding}/vars", {})
@@ -187,7 +199,7 @@ class _Stored:
             separate = f"{self.layout.embedding}/position_embedding/vars/0"
             positions_TD = self._array(separate) if separate in self.content else variables[-1].reshape(-1, a.width)
             prefix_TD = prefix_TD + positions_TD[:tokens]
-            patches_TD += _resized(positions_TD[tokens:], grid, a.antialias)
+            patches_TD += _resized(positions_TD[tokens:], grid, antialias=a.antialias)
         registers_TD = variables[tokens + a.mask_token].reshape(-1, a.width) if a.registers else prefix_TD[:0]
         return [kernel.reshape(-1, a.width), np.concatenate([prefix_TD, registers_TD, patches_TD])]
 
@@ -212,13 +224,11 @@ class _Stored:
         }
 
 
-def _resized(positions_TD: np.ndarray, grid: int, antialias: bool) -> np.ndarray:
+def _resized(positions_TD: np.ndarray, grid: int, *, antialias: bool) -> np.ndarray:
     """Return the positions of a square of patches for another square, `grid` patches wide."""
     import keras
 
     stored = math.isqrt(len(positions_TD))
-    if stored**2 != len(positions_TD):
-        raise ValueError(f"its {len(positions_TD)} positions of patches are no square")
     if stored == grid:
         return positions_TD
     positions = positions_TD.reshape(stored, stored, -1)
