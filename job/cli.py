@@ -113,7 +113,7 @@ def doctor(call: RunOptions) -> None:
     required=True,
     multiple=True,
     metavar="LIST",
-    help="Backbones to compare, separated by commas: NAME[:alpha=A][:weights=imagenet|random|FILE][:image_size=S]. "
+    help="Backbones to compare, separated by commas: NAME[:alpha=A][:weights=imagenet|random|PATH][:image_size=S]. "
     "docs/backbones.md lists the names. Repeatable.",
 )
 @click.option(

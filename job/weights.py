@@ -19,10 +19,11 @@ from job.storage.files import digest_of_file
 
 
 class Known(NamedTuple):
-    """A name that weights can be fetched by."""
+    """A name that weights can be fetched by. `stated_in` is where the licence is stated."""
 
     name: str
     licence: str
+    stated_in: str
     source: str
 
 
@@ -46,8 +47,8 @@ class Verified(NamedTuple):
 
 def known_weights() -> list[Known]:
     """Return all names that `fetch_weights` knows. Presets that are not listed have names too: `hub:PRESET`."""
-    of_keras = [Known(name, licence(name), "keras.applications") for name in backbones.BACKBONES]
-    return of_keras + [Known(name, licence(name), known.handle) for name, known in PRESETS.items()]
+    of_keras = [Known(name, *licence(name), "keras.applications") for name in backbones.BACKBONES]
+    return of_keras + [Known(name, *licence(name), known.handle) for name, known in PRESETS.items()]
 
 
 def fetch_weights(names: Sequence[str], to: str | os.PathLike[str], *, session: Session | None = None) -> Iterator[Fetched]:
@@ -108,7 +109,7 @@ def _wanted(text: str) -> tuple[BackboneConfig, int]:
     assigned = [f"{'intake' if key == 'image_size' else 'backbone'}.{key}={value}" for key, value in values.items()]
     weights = "preset" if preset(name) else "imagenet"
     config = Config.load(None, assigned, {"backbone.name": name, "backbone.weights": weights})
-    if mistakes := [] if preset(name) else backbones.check(config.backbone):
+    if mistakes := backbones.check(config.backbone):
         raise UsageError(f"{text} has mistakes:", *(f"  {mistake}" for mistake in mistakes))
     return config.backbone, config.intake.image_size
 
@@ -129,7 +130,7 @@ def _found(config: BackboneConfig, image_size: int) -> tuple[fetched.Weights, Ma
         alpha=config.alpha,
         path=path,
         source=source,
-        licence=licence(config.name),
+        licence=licence(config.name)[0],
         sha256={name: digest_of_file(file) for name, file in files.items()},
     )
     return weights, files

@@ -47,7 +47,7 @@ def test_weights_of_all_hubs_are_fetched_once_and_verified(tmp_path, network, ma
     assert [(one["licence"], one["is_new"]) for one in found] == [
         ("Apache-2.0", True),
         ("Apache-2.0", True),
-        ("see the page of the preset", True),
+        ("see the preset's page", True),
     ]
     whole = contents(place)
     for folder in ("keras/dinov2/keras/dinov2_small/1", "hf/somebody/vit"):
