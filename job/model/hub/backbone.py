@@ -16,15 +16,13 @@ from job.config import BackboneConfig
 from job.errors import UsageError
 from job.model.hub.architecture import FAMILIES, Architecture, Features, from_config
 from job.model.hub.names import preset
-from job.model.presets import CONFIG_FILE, WEIGHTS_FILE
+from job.model.presets import CONFIG_FILE, CONVERTER_FILE, WEIGHTS_FILE
 from job.model.scaling import RESCALINGS, Channels
 from job.model.weight_files import digest_of_weights, local_weights
 from job.storage.files import digest_of
 
 if TYPE_CHECKING:
     import keras
-
-CONVERTER_FILE = "image_converter.json"
 
 
 def build(config: BackboneConfig, image_size: int) -> keras.Model:
