@@ -65,6 +65,7 @@ bench: .venv/.dev  ## run all benchmarks; takes hours
 	.venv/bin/python -m benchmarks.scale
 	.venv/bin/python -m benchmarks.checkpoints
 	.venv/bin/python -m benchmarks.buckets
+	.venv/bin/python -m benchmarks.transformers
 	.venv/bin/python -m benchmarks.gpu
 
 # VARIANT=gpu for the image with CUDA.

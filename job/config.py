@@ -132,7 +132,7 @@ class BackboneConfig(Section):
     features: Literal["auto", "class", "mean", "both"] = what(
         "auto",
         "Features of a vision transformer. class: its class token, or SigLIP's pooling. mean: mean of the patches. both: "
-        "side by side. auto: those of the linear classifier of its paper (docs/backbones.md).",
+        "side by side. auto: those of its authors' linear classifier (docs/backbones.md).",
     )
     unfreeze: Annotated[float | str, AfterValidator(settings.unfreeze)] = what(
         "auto",

@@ -19,7 +19,7 @@ FamilyName = Literal["vit", "deit", "dinov2", "dinov3", "siglip"]
 class Family:
     """Properties that all models of a family share.
 
-    `tokens` are the tokens before the patches, without registers. `features` are those of the paper's linear classifier.
+    `tokens` are the tokens before the patches, without registers. `features` are those of its authors' linear classifier.
     `scaling` is that of pixels in the pre-training, one of `RESCALINGS`.
     """
 
@@ -41,7 +41,7 @@ FAMILIES: Mapping[FamilyName, Family] = {
         "DINOV3Backbone",
         1,
         "torch",
-        "class",
+        "both",
         "DINOv3 License",
         "https://arxiv.org/abs/2508.10104",
         rotary=True,
