@@ -23,7 +23,7 @@ from job.train.recipe import Recipe
 from job.train.schedule import Schedule
 
 models = keras_hub.models
-TINY = {"depth": 2, "width": 12, "heads": 2, "mlp_width": 20}
+TINY = {"depth": 2, "width": 16, "heads": 2, "mlp_width": 20}
 
 
 def of_hub(a: Architecture, image_size: int) -> keras.Model:
@@ -204,7 +204,7 @@ def test_fingerprint_covers_features_scaling_and_weights(preset, tmp_path):
 def test_a_folder_of_another_model_is_refused(preset):
     folder, architecture = preset
     if architecture.family == "dinov2":
-        with pytest.raises(UsageError, match="this is a dinov2 of 2 blocks, 12 wide, .* and dinov2_small is a dinov2 of 12"):
+        with pytest.raises(UsageError, match="this is a dinov2 of 2 blocks, 16 wide, .* and dinov2_small is a dinov2 of 12"):
             backbones.build(BackboneConfig(name="dinov2_small", weights=str(folder)), 32)
     with pytest.raises(UsageError, match="needs a multiple of its patch size, 8 px; take 32 or 40"):
         backbones.build(BackboneConfig(name="hub:tiny", weights=str(folder)), 36)
@@ -226,6 +226,7 @@ def test_a_weights_file_that_does_not_fit_names_what_is_missing(preset):
         ({"registered_name": "keras_hub>ResNetBackbone"}, "it is a keras_hub>ResNetBackbone; known are"),
         ({"num_layers": 0}, "num_layers.*greater than 0"),
         ({"num_heads": 5}, "hidden_dim 12 is no multiple of num_heads 5"),
+        ({"registered_name": "keras_hub>DINOV3Backbone"}, "6 features of a head are no multiple of 4"),
         ({"use_swiglu_ffn": True}, "use_swiglu_ffn is True; only False can be built"),
         ({"position_embedding_shape": [32, 16]}, "is no square"),
         ({"hidden_dim": "__import__('os')"}, "valid integer"),

@@ -136,4 +136,6 @@ def from_config(content: bytes) -> Architecture:
     architecture = TypeAdapter(Architecture).validate_python({**saved.config, "family": family})
     if architecture.width % architecture.heads:
         raise ValueError(f"hidden_dim {architecture.width} is no multiple of num_heads {architecture.heads}")
+    if FAMILIES[family].rotary and (head := architecture.width // architecture.heads) % 4:
+        raise ValueError(f"{head} features of a head are no multiple of 4")
     return architecture
