@@ -48,14 +48,15 @@ ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility \
 # Check that everything can be imported, which also compiles it: the user of the container cannot write bytecode. The packages
 # contain more code that the job never imports. A 1 in byte 4 keeps bytecode valid if the times of files change (PEP 552).
 RUN python -c "import importlib, os, pkgutil, sys; \
-    import boto3, cleanlab, faiss, google.cloud.storage, kagglehub, keras, openpyxl, pillow_heif, PIL.Image, pyarrow.dataset, \
+    import boto3, cleanlab, faiss, google.cloud.storage, keras, openpyxl, pillow_heif, PIL.Image, pyarrow.dataset, \
         sklearn.linear_model, tensorboardX, tensorflow, tensorflow_datasets, job; \
     PIL.Image.init(); \
     names = [module.name for module in pkgutil.walk_packages(job.__path__, 'job.')]; \
     [importlib.import_module(name) for name in names if name != 'job.__main__']; \
     files = {getattr(module, '__cached__', None) or '' for module in sys.modules.values()}; \
     bytecode = map(lambda file: open(file, 'r+b'), filter(os.path.isfile, files)); \
-    [(file.seek(4), file.write(b'\x01'), file.close()) for file in bytecode]"
+    [(file.seek(4), file.write(b'\x01'), file.close()) for file in bytecode]" \
+    && python -B -c "import kagglehub" # Not compiled: only a download needs it.
 
 COPY THIRD_PARTY.md /opt/job/
 COPY weights /opt/keras
