@@ -55,10 +55,11 @@ RUN python -c "import importlib, os, pkgutil, sys; \
     [importlib.import_module(name) for name in names if name != 'job.__main__']; \
     files = {getattr(module, '__cached__', None) or '' for module in sys.modules.values()}; \
     bytecode = map(lambda file: open(file, 'r+b'), filter(os.path.isfile, files)); \
-    [(file.seek(4), file.write(b'\x01'), file.close()) for file in bytecode]"
+    [(file.seek(4), file.write(b'\x01'), file.close()) for file in bytecode]" \
+    && python -B -c "import kagglehub" # Not compiled: only a download needs it.
 
 COPY THIRD_PARTY.md /opt/job/
-COPY weights /opt/keras/models
+COPY weights /opt/keras
 
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="transfer-job" \

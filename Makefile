@@ -15,10 +15,11 @@ define ENVIRONMENT
 	test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
 endef
 
+# A lock file is complete, so --no-deps: otherwise pip would look for tensorflow-text, which is left out on purpose.
 define INSTALL
 	$(call ENVIRONMENT,$(1))
 	@echo "Installing $(2) into $(1): downloads about 550 MB unless pip has them in its cache; takes $(3) GB of disk."
-	$(1)/bin/python $(PIP_INSTALL) --require-hashes --requirement $(2)
+	$(1)/bin/python $(PIP_INSTALL) --no-deps --require-hashes --requirement $(2)
 	$(1)/bin/python $(PIP_INSTALL) --quiet --no-deps --no-build-isolation --editable .
 endef
 
@@ -64,6 +65,7 @@ bench: .venv/.dev  ## run all benchmarks; takes hours
 	.venv/bin/python -m benchmarks.scale
 	.venv/bin/python -m benchmarks.checkpoints
 	.venv/bin/python -m benchmarks.buckets
+	.venv/bin/python -m benchmarks.transformers
 	.venv/bin/python -m benchmarks.gpu
 
 # VARIANT=gpu for the image with CUDA.
@@ -98,9 +100,9 @@ docs: .venv/.dev  ## write docs/configuration.md, docs/backbones.md and THIRD_PA
 UPGRADE ?=
 LOCK = uv pip compile $(UPGRADE) --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header
 lock:  ## write the lock files in requirements/; needs uv
-	$(LOCK) pyproject.toml --extra cpu --extra s3 --extra heif --extra xlsx --extra dev --output-file requirements/dev.txt
-	$(LOCK) pyproject.toml --extra cpu --extra s3 --extra heif --extra xlsx --constraint requirements/dev.txt --output-file requirements/cpu.txt
-	$(LOCK) pyproject.toml --extra gpu --extra s3 --extra heif --extra xlsx --constraint requirements/dev.txt --output-file requirements/gpu.txt
+	$(LOCK) pyproject.toml --extra cpu --extra s3 --extra heif --extra xlsx --extra hub --extra dev --output-file requirements/dev.txt
+	$(LOCK) pyproject.toml --extra cpu --extra s3 --extra heif --extra xlsx --extra hub --constraint requirements/dev.txt --output-file requirements/cpu.txt
+	$(LOCK) pyproject.toml --extra gpu --extra s3 --extra heif --extra xlsx --extra hub --constraint requirements/dev.txt --output-file requirements/gpu.txt
 	$(LOCK) requirements/lint.in --output-file requirements/lint.txt
 
 clean:  ## remove the virtual environments and the demo

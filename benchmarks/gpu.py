@@ -21,7 +21,7 @@ from job.config import AugmentConfig, BackboneConfig
 from job.data.augment import Augmentation
 from job.runtime.telemetry import Telemetry
 
-BACKBONES = ("mobilenet_v2", "resnet50", "efficientnet_v2_b0", "convnext_tiny")
+BACKBONES = ("mobilenet_v2", "resnet50", "efficientnet_v2_b0", "convnext_tiny", "dinov2_small")
 BATCH_SIZES = (64, 256)
 PRECISIONS = ("float32", "mixed_bfloat16")
 NUM_BATCHES = 4

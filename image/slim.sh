@@ -18,6 +18,9 @@ rm -rf pyarrow/*flight* pyarrow/*_s3*
 # Descriptions of the AWS services other than S3 and signing in.
 find botocore/data -mindepth 1 -maxdepth 1 -type d ! -name s3 ! -name 'sso*' ! -name sts ! -name signin -exec rm -r '{}' +
 
+# kagglehub needs PyYAML, which works without its library. The data sets are examples of scikit-learn.
+rm -rf yaml/_yaml*.so sklearn/datasets/data sklearn/datasets/images sklearn/datasets/descr
+
 # Symbol tables serve debuggers, not the loader. In most other packages auditwheel has rewritten the libraries, and strip makes
 # them unloadable.
 find tensorflow pyarrow cryptography array_record -type f -name '*.so*' -exec strip --strip-unneeded '{}' +

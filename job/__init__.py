@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from job.api import doctor, explore, plan, predict, rank, report, run
     from job.config import Config
     from job.pipeline.results import Ranking, Result
+    from job.weights import fetch_weights, known_weights, verify_weights
 
 __all__ = [
     "Config",
@@ -43,16 +44,24 @@ __all__ = [
     "__version__",
     "doctor",
     "explore",
+    "fetch_weights",
+    "known_weights",
     "plan",
     "predict",
     "rank",
     "report",
     "run",
+    "verify_weights",
 ]
+
+_ELSEWHERE = {
+    "Config": "job.config",
+    **dict.fromkeys(("fetch_weights", "known_weights", "verify_weights"), "job.weights"),
+}
 
 
 def __getattr__(name: str) -> Any:
     """Import the attributes of the package when they are first used, because that takes time."""
     if name not in __all__:
         raise AttributeError(f"module 'job' has no attribute {name!r}")
-    return getattr(importlib.import_module("job.config" if name == "Config" else "job.api"), name)
+    return getattr(importlib.import_module(_ELSEWHERE.get(name, "job.api")), name)

@@ -14,7 +14,7 @@ from typing import overload
 import pyarrow as pa
 
 from job.cluster.environment import Cluster
-from job.config import PLACES, Config, with_dotted_names
+from job.config import NAMED_WEIGHTS, PLACES, Config, with_dotted_names
 from job.console.places import place
 from job.errors import UsageError
 from job.pipeline import output, publishing, quality, results
@@ -295,7 +295,7 @@ def _workdir(data: Place, out: Place, labels: Place | None, config: Config, sess
         [config.intake.tfds_dir, *config.intake.link_roots],
         [_place("--labels", labels), str(session.config_file or "") or None],
     )
-    if config.backbone.weights not in ("imagenet", "random"):
+    if config.backbone.weights not in NAMED_WEIGHTS:
         files.append(config.backbone.weights)
     if not source.startswith("tfds:"):
         (files if Path(source).is_file() or output.is_table(source) else folders).append(source)

@@ -15,6 +15,7 @@ from job.cluster.environment import Cluster
 from job.console.group import CommandGroup
 from job.console.log import LOG
 from job.console.options import PLACE, RunOptions, with_output_options, with_run_options
+from job.console.weights import weights
 from job.errors import JobError, UsageError
 from job.pipeline.table import STAGES
 from job.runtime.stop import STOP, ignore_signals
@@ -112,7 +113,7 @@ def doctor(call: RunOptions) -> None:
     required=True,
     multiple=True,
     metavar="LIST",
-    help="Backbones to compare, separated by commas: NAME[:alpha=A][:weights=imagenet|random|FILE][:image_size=S]. "
+    help="Backbones to compare, separated by commas: NAME[:alpha=A][:weights=imagenet|random|PATH][:image_size=S]. "
     "docs/backbones.md lists the names. Repeatable.",
 )
 @click.option(
@@ -231,6 +232,9 @@ def quickstart() -> None:
     from job.console.quickstart import TEXT
 
     click.echo(TEXT)
+
+
+main.add_command(weights)
 
 
 def _run(call: RunOptions, stop_after: str | None) -> None:

@@ -117,11 +117,22 @@ class ExploreConfig(Section):
     samples_per_class: int = what(10, "Number of example photos per class in the report.", ge=1, le=50)
 
 
+PUBLISHED_WEIGHTS = ("imagenet", "preset")  # Two words for those that are published under the name of the backbone.
+NAMED_WEIGHTS = (*PUBLISHED_WEIGHTS, "random")
+
+
 class BackboneConfig(Section):
-    name: str = what("mobilenet_v2", "The pre-trained model. docs/backbones.md lists all names.")
+    name: str = what("mobilenet_v2", "The pre-trained model: a name of docs/backbones.md, or hub:PRESET of KerasHub.")
     alpha: float | None = what(None, "Width multiplier of MobileNets; 1.0 if it is left out. Smaller is faster.", gt=0, le=2)
     weights: str = what(
-        "imagenet", "imagenet, random, or a file, local or in a bucket (.weights.h5, or a legacy .h5 without top)."
+        "imagenet",
+        "imagenet or preset: those published with the model. random. Or a place, local or in a bucket: a file (.weights.h5, "
+        "or a legacy .h5 without top), the folder of a preset, or what transfer-job weights fetch has written.",
+    )
+    features: Literal["auto", "class", "mean", "both"] = what(
+        "auto",
+        "Features of a vision transformer. class: its class token, or SigLIP's pooling. mean: mean of the patches. both: "
+        "side by side. auto: those of its authors' linear classifier (docs/backbones.md).",
     )
     unfreeze: Annotated[float | str, AfterValidator(settings.unfreeze)] = what(
         "auto",

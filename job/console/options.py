@@ -121,10 +121,10 @@ _RUN_OPTIONS = (
     ),
     click.option(
         "--weights",
-        metavar="imagenet|random|FILE",
+        metavar="imagenet|random|PATH",
         type=PLACE,
-        help="Initial weights of the backbone: ImageNet weights, which Keras downloads once; random ones; or a file. "
-        "Same as --set backbone.weights=...",
+        help="Initial weights of the backbone: the published ones, which are downloaded once; random ones; a file; or a "
+        "place that transfer-job weights fetch has filled. Same as --set backbone.weights=...",
     ),
     click.option(
         "--quality",

@@ -1,13 +1,11 @@
-"""The pre-trained backbones of keras.applications: a table that needs no TensorFlow, and a function that builds one."""
+"""The pre-trained backbones: a table of those in keras.applications, which needs no TensorFlow, and functions for all."""
 
 from __future__ import annotations
 
 import difflib
 import importlib.metadata
 import random
-import re
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +13,16 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from job.config import BackboneConfig
-from job.console.places import at_start
+from job.config import NAMED_WEIGHTS, PUBLISHED_WEIGHTS, BackboneConfig
 from job.errors import UsageError
 from job.model import imagenet
-from job.storage.bucket.downloads import local_copy
-from job.storage.bucket.objects import is_remote, parts_of
-from job.storage.files import digest_of, digest_of_file
+from job.model.hub import backbone as hub
+from job.model.hub.names import PRESETS, preset
+from job.model.scaling import RESCALINGS
+from job.model.weight_files import check_place, digest_of_weights, load_weights, local_weights
+from job.storage.files import digest_of
 
 if TYPE_CHECKING:
-    import h5py
     import keras
 
 # Scaling of RGB pixels from 0 to 255. tf: to -1 to 1. torch: standardised with the means and standard deviations of
@@ -89,43 +87,59 @@ BACKBONES: dict[str, Backbone] = {
 def check(config: BackboneConfig) -> list[str]:
     """Return the mistakes in these settings that can be found without TensorFlow."""
     mistakes = []
-    backbone = BACKBONES.get(config.name)
-    if backbone is None:
-        mistakes.append(f"backbone.name: got {config.name!r}; {suggestion(config.name)} Allowed: {', '.join(BACKBONES)}")
-    elif config.alpha is not None and not backbone.has_alpha:
+    backbone, known = BACKBONES.get(config.name), preset(config.name)
+    if backbone is None and known is None:
+        names = ", ".join((*BACKBONES, *PRESETS))
+        mistakes.append(f"backbone.name: got {config.name!r}; {suggestion(config.name)} Allowed: {names}, hub:PRESET")
+    elif config.alpha is not None and not (backbone and backbone.has_alpha):
         mistakes.append(f"backbone.alpha: got {config.alpha}; {config.name} has no width multiplier, leave it out")
-    if config.weights not in ("imagenet", "random"):
-        file = Path(config.weights)
-        if is_remote(config.weights):
-            parts_of(config.weights)  # Refuses a URI with credentials before a message below could repeat it.
-        if not is_remote(config.weights) and not file.is_file():
-            mistakes.append(f"backbone.weights: got {config.weights!r}; allowed: imagenet, random, or an existing file")
-        elif file.suffix != ".h5":
-            mistakes.append(
-                f"backbone.weights: {config.weights} has an unknown format; give a .weights.h5, or a legacy .h5 without top"
-            )
+    if backbone and config.features != "auto":
+        mistakes.append(f"backbone.features: got {config.features}; {config.name} has only the mean, leave it out")
+    if known and not known.architecture and config.weights == "random":
+        mistakes.append(f"backbone.weights: got random; only the weights of {config.name} say how it is built")
+    if config.weights not in NAMED_WEIGHTS:
+        mistakes += check_place(config.weights)
     return mistakes
+
+
+def is_known(name: str) -> bool:
+    """Return whether a backbone of this name can be built, or is at least a preset that may exist."""
+    return name in BACKBONES or preset(name) is not None
 
 
 def suggestion(name: str) -> str:
     """Return what somebody may have meant who typed the name of a backbone that does not exist."""
-    plain = {known.replace("_", ""): known for known in BACKBONES}
+    plain = {known.replace("_", ""): known for known in (*BACKBONES, *PRESETS)}
     close = difflib.get_close_matches(name.lower().replace("_", "").replace("-", ""), plain, n=1, cutoff=0.5)
     return f"did you mean {plain[close[0]]}?" if close else "docs/backbones.md lists them."
 
 
 def check_image_size(name: str, image_size: int) -> list[str]:
-    """Return a mistake if the image size in pixels is too small for the backbone."""
+    """Return a mistake if a backbone is known not to take photos of this side in pixels."""
+    if known := preset(name):
+        mistake = known.architecture.size_mistake(image_size) if known.architecture else ""
+        return [f"image_size: got {image_size}; {name} {mistake}"] if mistake else []
     smallest = BACKBONES[name].min_image_size
     if image_size >= smallest:
         return []
     return [f"image_size: got {image_size}; {name} needs at least {smallest} px"]
 
 
+def name_to_fetch(config: BackboneConfig, image_size: int) -> str:
+    """Return what `weights fetch` calls the weights of a backbone: its name, with what else decides which file it is."""
+    if preset(config.name) or not BACKBONES[config.name].has_alpha:
+        return config.name
+    alpha = "" if config.alpha is None else f":alpha={config.alpha:g}"
+    return f"{config.name}{alpha}:image_size={image_size}"
+
+
 def fingerprint(config: BackboneConfig) -> str:
     """Return a digest of everything that decides the output of the frozen backbone: name, width, content of the weights."""
-    is_file = config.weights not in ("imagenet", "random")
-    weights = digest_of_file(_weights_file(config)) if is_file else [config.weights, importlib.metadata.version("keras")]
+    if preset(config.name):
+        return hub.fingerprint(config)
+    is_file = config.weights not in NAMED_WEIGHTS
+    named = "random" if config.weights == "random" else "imagenet"
+    weights = digest_of_weights(local_weights(config)) if is_file else [named, importlib.metadata.version("keras")]
     return digest_of([config.name, config.alpha, weights])
 
 
@@ -136,26 +150,41 @@ def build(config: BackboneConfig, image_size: int, *, seed: int = 0) -> keras.Mo
         UsageError: if the image size or the weights do not fit.
         StorageFailed: if ImageNet weights can be neither found nor downloaded.
     """
+    if preset(config.name):
+        with _weights_drawn_from(seed):
+            return hub.build(config, image_size)
+    model, _ = _of_keras(config, image_size, seed)
+    if config.weights == "random":
+        _calibrate(model, scaling_layers(config), image_size, seed)
+    elif config.weights not in PUBLISHED_WEIGHTS:
+        load_weights(model, local_weights(config))
+    return model
+
+
+def imagenet_file(config: BackboneConfig, image_size: int) -> tuple[str, Path]:
+    """Return the address of a backbone's ImageNet weights, and the file of them. Raises as `build` does."""
+    _, files = _of_keras(config, image_size)
+    return next(iter(files.items()))
+
+
+def _of_keras(config: BackboneConfig, image_size: int, seed: int = 0) -> tuple[keras.Model, Mapping[str, Path]]:
+    """Return a backbone of keras.applications, and the files of its ImageNet weights, if it has some, by their address."""
     import keras
 
     backbone = BACKBONES[config.name]
     arguments: dict[str, float] = {"alpha": config.alpha} if config.alpha is not None else {}
     try:
-        with _weights_drawn_from(seed), imagenet.files_of_keras():
+        with _weights_drawn_from(seed), imagenet.files_of_keras(name_to_fetch(config, image_size)) as files:
             model = getattr(keras.applications, backbone.constructor)(
                 include_top=False,
                 input_shape=(image_size, image_size, 3),
                 pooling="avg",
-                weights="imagenet" if config.weights == "imagenet" else None,
+                weights="imagenet" if config.weights in PUBLISHED_WEIGHTS else None,
                 **arguments,
             )
     except ValueError as error:
         raise UsageError(f"backbone {config.name} at intake.image_size = {image_size}: {error}") from error
-    if config.weights == "random":
-        _calibrate(model, scaling_layers(config), image_size, seed)
-    elif config.weights != "imagenet":
-        _load_weights(model, _weights_file(config))
-    return model
+    return model, files
 
 
 @contextmanager
@@ -175,22 +204,13 @@ def _weights_drawn_from(seed: int) -> Iterator[None]:
         seed_generator.python_random = of_all
 
 
-def _weights_file(config: BackboneConfig) -> Path:
-    """Return the path of the weights file on this machine. A file in a bucket is downloaded."""
-    return local_copy(config.weights) if is_remote(config.weights) else Path(config.weights)
-
-
 def scaling_layers(config: BackboneConfig) -> list[keras.Layer]:
     """Return layers that scale RGB pixels from 0 to 255 as in the pre-training of the backbone."""
     import keras
 
-    scaling = BACKBONES[config.name].scaling
-    if scaling == "tf":
-        return [keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="scale_pixels")]
-    if scaling == "torch":
-        means, deviations = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-        scale = [1 / (255 * d) for d in deviations]
-        offset = [-m / d for m, d in zip(means, deviations, strict=True)]
+    scaling = None if preset(config.name) else BACKBONES[config.name].scaling
+    if scaling in (None, "tf", "torch"):
+        scale, offset = hub.scaling(config) if scaling is None else RESCALINGS[scaling]
         return [keras.layers.Rescaling(scale, offset=offset, name="scale_pixels")]
     if scaling == "caffe":
         # A fixed 1x1 convolution turns RGB into BGR and subtracts the means. Keras refuses to load a Lambda in safe mode.
@@ -236,96 +256,3 @@ def _calibrate(model: keras.Model, scaling: list[keras.Layer], image_size: int, 
     model(scaled, training=True)
     for layer, momentum in zip(normalizations, momenta, strict=True):
         layer.momentum = momentum
-
-
-def _load_weights(model: keras.Model, file: Path) -> None:
-    """Load weights from a file. Shapes are checked first, because Keras skips what does not fit, silently or vaguely."""
-    _refuse_links(file)
-    with _refused(file):
-        stored = _stored_shapes(file, model)
-    expected = [(layer.name, [tuple(w.shape) for w in layer.weights]) for layer in model.layers if layer.weights]
-    for (name, shapes), (stored_name, stored_shapes) in zip(expected, stored, strict=False):
-        if shapes != stored_shapes:
-            raise UsageError(
-                f"--weights {file}: layer {name} has weights of {_in_words(shapes)}, the file's {stored_name} of "
-                f"{_in_words(stored_shapes)}. Set backbone.name and backbone.alpha to those of the file."
-            )
-    if len(expected) != len(stored):
-        raise UsageError(
-            f"--weights {file}: {len(stored)} layers with weights in the file, {len(expected)} in {model.name}. "
-            "Give a file of this backbone, without its top."
-        )
-    with warnings.catch_warnings(), _refused(file):
-        warnings.simplefilter("ignore")  # Keras warns about groups that older files do not have.
-        model.load_weights(file)
-
-
-@contextmanager
-def _refused(file: Path) -> Iterator[None]:
-    """Turn errors in the block about the content of a weights file into a UsageError."""
-    try:
-        yield
-    except (MemoryError, UsageError):
-        raise
-    except Exception as error:  # For a file with other content, h5py and Keras raise many kinds of exceptions.
-        if isinstance(error, OSError) and error.errno:
-            raise at_start(error, f"--weights {file}", file) or error from None
-        said = " ".join(str(error).split())[:200]
-        raise UsageError(
-            f"--weights {file}: this is no file of Keras weights without top ({said}). Give a .weights.h5 that Keras saved."
-        ) from error
-
-
-def _refuse_links(file: Path) -> None:
-    """Refuse an HDF5 file that refers to other files, because its digest would not cover their content."""
-    import h5py
-
-    elsewhere: list[str] = []
-
-    def look(name: str, link: h5py.HardLink | h5py.SoftLink | h5py.ExternalLink) -> None:
-        found = content[name] if isinstance(link, h5py.HardLink) else None
-        if found is None or (isinstance(found, h5py.Dataset) and (found.is_virtual or found.external)):
-            elsewhere.append(name)
-
-    with _refused(file), h5py.File(file) as content:
-        content.visititems_links(look)
-    if elsewhere:
-        raise UsageError(
-            f"--weights {file}: {elsewhere[0]} in it is a link, or lies in another file. Save the weights again with Keras."
-        )
-
-
-def _stored_shapes(file: Path, model: keras.Model) -> list[tuple[str, list[tuple[int, ...]]]]:
-    """Return the name and weight shapes of each layer in the file that has weights, in the order of the model."""
-    import h5py
-
-    with h5py.File(file) as content:
-        if "layers" in content:
-            return _shapes_of_keras_3(content["layers"], model)
-        group = content.get("model_weights", content)
-        names = [_text(name) for name in group.attrs["layer_names"]]
-        weights = {name: [_text(w) for w in group[name].attrs["weight_names"]] for name in names}
-        return [(name, [tuple(group[name][w].shape) for w in weights[name]]) for name in names if weights[name]]
-
-
-def _shapes_of_keras_3(layers: h5py.Group, model: keras.Model) -> list[tuple[str, list[tuple[int, ...]]]]:
-    """Read the shapes from a file of Keras 3, which names layers by class and a counter: conv2d, conv2d_1, ..."""
-    counter: dict[str, int] = {}
-    found = []
-    for layer in model.layers:
-        kind = re.sub(r"([a-z])([A-Z])", r"\1_\2", re.sub(r"(.)([A-Z][a-z0-9]+)", r"\1_\2", type(layer).__name__)).lower()
-        number = counter.get(kind, 0)
-        counter[kind] = number + 1
-        if layer.weights:
-            name = f"{kind}_{number}" if number else kind
-            variables = layers[name]["vars"] if name in layers and "vars" in layers[name] else {}
-            found.append((name, [tuple(variables[str(k)].shape) for k in range(len(variables))]))
-    return found
-
-
-def _text(name: bytes | str) -> str:
-    return name.decode() if isinstance(name, bytes) else name
-
-
-def _in_words(shapes: list[tuple[int, ...]]) -> str:
-    return " and ".join("x".join(map(str, shape)) for shape in shapes) or "no shape"

@@ -6,6 +6,7 @@ model, not by the names of its layers, so this works for every functional model.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -53,7 +54,7 @@ def cut_points(backbone: keras.Model) -> list[CutPoint]:
     for k, operation in enumerate(operations):
         shape = tuple(operation.output.shape[1:]) if hasattr(operation.output, "shape") else ()
         inside = not isinstance(operation, keras.layers.InputLayer) and k < len(operations) - 1
-        if inside and furthest_use_before <= k and len(shape) == 3 and None not in shape:
+        if inside and furthest_use_before <= k and len(shape) in (2, 3) and None not in shape:
             points.append(CutPoint(operation.name, shape, float(share_above[k])))
         furthest_use_before = max(furthest_use_before, last_use[k])
     return points
@@ -100,11 +101,27 @@ def cut(backbone: keras.Model, point: CutPoint) -> tuple[keras.Model, keras.Mode
 
 
 def multiply_adds(backbone: keras.Model) -> int:
-    """Return the multiply-adds for one photo in the convolutions and dense layers of a backbone."""
+    """Return the multiply-adds for one photo in the convolutions, dense layers and attention of a backbone."""
     return sum(_multiply_adds(operation) for operation in backbone.operations)
 
 
 def _multiply_adds(operation: keras.Operation) -> int:
-    """Return the multiply-adds of a convolution or dense layer: the size of its kernel times the positions of its output."""
-    kernels = sum(int(np.prod(w.shape)) for w in getattr(operation, "weights", ()) if len(w.shape) >= 2)
-    return kernels * int(np.prod(operation.output.shape[1:-1])) if kernels else 0
+    """Return the multiply-adds of an operation.
+
+    For a convolution or a dense layer, they are the size of its kernels times the positions of its output. An einsum with a
+    kernel has positions only in axes that the kernel does not have. Attention compares each token with each, and then adds
+    them up.
+    """
+    from keras import layers
+
+    if type(operation).__name__ == "DotProductAttention":
+        tokens, heads, width = operation.output.shape[1:]
+        return int(2 * tokens**2 * heads * width)
+    kernels = sum(int(np.prod(w.shape)) for w in getattr(operation, "weights", ()) if w.name.endswith("kernel"))
+    if not kernels:
+        return 0
+    if isinstance(operation, layers.EinsumDense):
+        _, kernel, output = re.split(",|->", operation.equation)
+        axes = zip(output[1:], operation.output.shape[1:], strict=True)
+        return kernels * int(np.prod([size for axis, size in axes if axis not in kernel]))
+    return kernels * int(np.prod(operation.output.shape[1:-1]))

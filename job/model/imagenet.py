@@ -12,8 +12,9 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from job.console.places import place, refused_at_start
+from job.console.places import refused_at_start
 from job.errors import StorageFailed
+from job.model.presets import how_to_fetch, keras_home
 from job.storage.bucket.downloads import scratch
 from job.storage.files import beside, writing
 
@@ -21,30 +22,36 @@ _TIMEOUT_S = 60.0
 
 
 @contextmanager
-def files_of_keras() -> Iterator[None]:
-    """Replace Keras' download function by `_file` while the block lasts.
+def files_of_keras(asked_for: str) -> Iterator[dict[str, Path]]:
+    """Replace Keras' download function by `_file` while the block lasts. Yield the files that it gave, by their address.
 
     Keras itself downloads to the final name, accepts a truncated file, and ignores a KERAS_HOME that it cannot write to. The
-    name of the file that a backbone needs is known only while Keras builds it.
+    name of the file that a backbone needs is known only while Keras builds it. `asked_for` is what `weights fetch` calls it.
     """
     from keras.src.utils import file_utils
 
+    given: dict[str, Path] = {}
+
+    def get_file(name: str, origin: str, *, file_hash: str | None = None, **_: Any) -> str:
+        given[origin] = _file(name, origin, asked_for, file_hash)
+        return str(given[origin])
+
     of_keras = file_utils.get_file
-    file_utils.get_file = _file
+    file_utils.get_file = get_file
     try:
-        yield
+        yield given
     finally:
         file_utils.get_file = of_keras
 
 
-def _file(name: str, origin: str, *, file_hash: str | None = None, **_: Any) -> str:
-    """Return the path of a weights file. The arguments are those of `keras.utils.get_file`.
+def _file(name: str, origin: str, asked_for: str, file_hash: str | None = None) -> Path:
+    """Return the path of a weights file, by its name and address. `file_hash` is its MD5 or SHA-256.
 
     Raises:
         UsageError: if this user may not read the file.
         StorageFailed: if it is missing or damaged, and cannot be downloaded.
     """
-    home = Path(place("KERAS_HOME", os.environ.get("KERAS_HOME", "~/.keras"))) / "models" / name
+    home = keras_home() / "models" / name
     kept = scratch(origin) / name  # Used if KERAS_HOME is not writable, as in the container image.
     fault = f"{home} does not exist"
     for file in (home, kept):
@@ -52,17 +59,16 @@ def _file(name: str, origin: str, *, file_hash: str | None = None, **_: Any) -> 
             with refused_at_start(f"The ImageNet weights {file}", file):
                 damage = _damage(file, file_hash)
             if not damage:
-                return str(file)
+                return file
             fault = f"{file} is damaged ({damage})"
     file = home if _may_be_written(home) else kept
     try:
         _download(origin, file, file_hash)
     except (OSError, ValueError, HTTPException, StorageFailed) as error:
         raise StorageFailed(
-            f"ImageNet weights: {fault}, and it could not be downloaded ({error}). Copy {origin} to {home}, or give "
-            "--weights FILE."
+            f"ImageNet weights: {fault}, and {origin} could not be downloaded ({error}). {how_to_fetch(asked_for)}"
         ) from error
-    return str(file)
+    return file
 
 
 def _damage(file: Path, digest: str | None) -> str:

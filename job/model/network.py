@@ -201,9 +201,11 @@ def with_constant_weights(model: keras.Model, copies: int = 1) -> Inference:
     return lambda inputs: model.stateless_call(trainable, fixed, inputs, training=False)[0]
 
 
-def _clone(layer: keras.Layer, precision: str) -> keras.Layer:
+def _clone(layer: keras.Operation, precision: str) -> keras.Operation:
     import keras
 
+    if not isinstance(layer, keras.layers.Layer):  # An operation of keras.ops has neither weights nor a precision.
+        return type(layer).from_config(layer.get_config())
     # BatchNormalization stays frozen. Its statistics do not change, and training only gamma and beta takes a quarter of the
     # time of a step, without a measurable gain (docs/decisions/0009-speed.md).
     config = {**layer.get_config(), "trainable": not isinstance(layer, keras.layers.BatchNormalization)}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from job.cluster.devices import Devices
 from job.cluster.environment import Cluster
-from job.config import Config
+from job.config import PUBLISHED_WEIGHTS, Config
 from job.pipeline.job import Job
 from job.pipeline.table import STAGES
 
@@ -56,10 +56,12 @@ def stale(job: Job, stop_after: str | None) -> dict[str, Step]:
 
 def cut_in_words(config: Config) -> str:
     """Return a line about the cut point: how much is fine-tuned, and how much is stored for it. Downloads no weights."""
+    from job.model.hub.names import preset
     from job.model.network import Network
 
     backbone = config.backbone
-    if backbone.weights == "imagenet":  # Only the layers matter here.
+    known = preset(backbone.name)
+    if backbone.weights in PUBLISHED_WEIGHTS and (known is None or known.architecture):  # Only the layers matter here.
         backbone = backbone.model_copy(update={"weights": "random"})
     devices = Devices(Cluster(), logical_cpus=config.cluster.logical_cpus)
     point = Network(backbone, config.intake.image_size, devices, seed=config.seed).cut_point

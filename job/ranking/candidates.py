@@ -4,10 +4,10 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from job.config import Config
+from job.config import NAMED_WEIGHTS, Config
 from job.errors import UsageError
 from job.model import backbones
-from job.model.backbones import BACKBONES
+from job.model.hub.names import PREFIX
 
 _KEYS = ("alpha", "weights", "image_size")
 _BRIEF_EPOCHS = 2
@@ -39,9 +39,10 @@ class Candidate:
         """The folder name, which is the same in each call. Weights from a file are named by a digest of their content."""
         backbone = self.config.backbone
         weights = backbone.weights
-        if weights not in ("imagenet", "random"):
+        if weights not in NAMED_WEIGHTS:
             weights = backbones.fingerprint(backbone)[:8]
-        return "-".join([*self.label.split(), f"{self.image_size}px", weights, *(["fine_tuned"] if self.fine_tunes else [])])
+        label = re.sub(r"[^\w.-]+", "-", self.label)
+        return "-".join([label, f"{self.image_size}px", weights, *(["fine_tuned"] if self.fine_tunes else [])])
 
 
 def candidates(
@@ -99,9 +100,10 @@ def _image_sizes(text: str, where: str, mistakes: list[str]) -> Iterator[int]:
 
 def _named(text: str, sizes: Sequence[int], base: Config, mistakes: list[str]) -> list[Candidate]:
     """Return the candidates of one entry of the list, one for each image size; none if it has mistakes, which are added."""
-    name, *parts = text.split(":")
+    first, *parts = re.split(":(?!//)", text.removeprefix(PREFIX))
+    name = f"{PREFIX}{first}" if text.startswith(PREFIX) else first
     where, said = f"--backbones {text}", len(mistakes)
-    if name not in BACKBONES:
+    if not backbones.is_known(name):
         mistakes.append(f"{where}: there is no backbone {name!r}; {backbones.suggestion(name)}")
     values: dict[str, str] = {}
     for part in parts:

@@ -141,15 +141,25 @@ def _prepare(job: Job, data: str) -> None:
 
 
 def _extract(job: Job) -> Cost:
-    """Compute the features and return their cost, which is measured once and stored in the candidate's folder."""
+    """Compute the features and return their cost, which is measured once and stored in the candidate's folder.
+
+    It is measured before the features of all photos are computed, so that those who read it may stop the program.
+    """
+    images = job["intake"].images
     try:
+        known = read_sealed(job.workdir, "cost.json")
+        per_photo = None if known else measured(job.network, images, job.config.extract.batch_size)
+        if per_photo:
+            millions, seconds = per_photo["multiply_adds"] / 1e6, per_photo["forward_wall_ms"] / 1000 * len(images)
+            job.context.telemetry.line(
+                f"  {millions:,.0f} million multiply-adds for each photo; about {seconds:,.0f} s for all photos"
+            )
         bring_up_to_date(job, "extract")
         record = job.records["extract"]
         assert record is not None  # Just brought up to date.
         key = digest_of([record["key"], record["stores"]])
-        known = read_sealed(job.workdir, "cost.json")
         if known is None or known["key"] != key:
-            per_photo = measured(job.network, job["intake"].images, job.config.extract.batch_size)
+            per_photo = per_photo or measured(job.network, images, job.config.extract.batch_size)
             cost = Cost(**per_photo, extract_wall_s=record["wall_s"], extract_cpu_s=record["cpu_s"])
             write_sealed(job.workdir, "cost.json", {"key": key, "cost": asdict(cost)})
             return cost

@@ -142,8 +142,10 @@ def test_exported_model_is_proven_to_agree(finished_run):
     assert parity["exif"]["largest_difference"] <= 0.02 and parity["bytes"]["num_photos"] == parity["num_photos"] > 5
 
 
-def test_keras_file_loads_in_safe_mode_and_predicts_the_same(finished_run):
+def difference_of_keras_file(out: Path) -> float:
+    """The largest difference of model.keras, loaded in a process of its own without KerasHub, to predictions.parquet."""
     script = (
+        "import sys\nsys.modules['keras_hub'] = None\n"
         "import sys, json, keras, numpy as np, pyarrow.parquet as pq\n"
         "from pathlib import Path\n"
         "from job.stores.arrays import ArrayStore\n"
@@ -159,11 +161,31 @@ def test_keras_file_loads_in_safe_mode_and_predicts_the_same(finished_run):
         "expected = np.asarray([r[shipped + '_probabilities'] for r in rows])\n"
         "print(float(np.abs(model.predict(pixels, verbose=0) - expected).max()))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(finished_run)], capture_output=True, text=True, cwd=ROOT, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", script, str(out)], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout.splitlines()[-1]) < 1e-4
+    return float(done.stdout.splitlines()[-1])
+
+
+def test_keras_file_loads_in_safe_mode_and_predicts_the_same(finished_run):
+    assert difference_of_keras_file(finished_run) < 1e-4
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("family", ["DINOV2", "DINOV3"])
+def test_backbone_of_kerashub_goes_through_the_whole_job(tmp_path, painted, family):
+    import keras_hub
+
+    backbone = getattr(keras_hub.models, f"{family}Backbone")
+    sizes = {"patch_size": 16, "num_layers": 2, "hidden_dim": 24, "num_heads": 2, "intermediate_dim": 48}
+    backbone(image_shape=(48, 48, 3), num_register_tokens=2, **sizes).save_to_preset(str(tmp_path / "preset"))
+    settings = ["intake.image_size=48", "augment.views=2", "fine_tune.epochs=2", "backbone.unfreeze=block_1"]
+    words = [word for setting in (*settings, "backbone.name=hub:tiny") for word in ("--set", setting)]
+    out = tmp_path / "out"
+    done = run_job("run", "--data", painted, "--out", out, "--weights", tmp_path / "preset", *words)
+    assert done.returncode == 0, done.stderr
+    parity = json.loads((out / "model" / "parity.json").read_text())
+    assert parity["agrees"] and parity["arrays"]["largest_difference"] <= 1e-4
+    assert difference_of_keras_file(out) < 1e-4
 
 
 def test_finished_run_is_left_alone_without_importing_anything_heavy(finished_run, painted):

@@ -13,7 +13,7 @@ from docker.models.volumes import Volume
 from job.runtime.cgroups import usable_cores
 from job.version import __version__
 from tests.clouds.fixtures import GoogleBed
-from tests.conftest import ROOT, WAIT_S, quick_settings, wait_until
+from tests.conftest import ROOT, WAIT_S, quick_settings, run_job, wait_until
 from tests.launch.docker_bed import HARDENED, build, ended, said, started
 
 # Training long enough to be stopped in its middle.
@@ -168,13 +168,22 @@ def test_limits_of_the_container_are_known(image: Image, limits: dict[str, objec
 
 
 def test_weights_put_in_at_build_time_serve_a_node_without_a_network(
-    docker_engine: docker.DockerClient, image: Image, volume: Volume, shared: Path, painted: Path, tmp_path: Path
+    docker_engine: docker.DockerClient,
+    image: Image,
+    volume: Volume,
+    shared: Path,
+    painted: Path,
+    tmp_path: Path,
 ) -> None:
     for name in ("image", "job", "requirements", "weights"):
         shutil.copytree(ROOT / name, tmp_path / name)
     for name in ("Dockerfile", ".dockerignore", "pyproject.toml", "README.md", "LICENSE", "THIRD_PARTY.md"):
         shutil.copy(ROOT / name, tmp_path)
-    shutil.copy(shared / "weights" / WEIGHTS, tmp_path / "weights")
+    (tmp_path / "home/models").mkdir(parents=True)
+    shutil.copy(shared / "weights" / WEIGHTS, tmp_path / "home/models")
+    name, home = "mobilenet_v2:alpha=0.35:image_size=48", str(tmp_path / "home")
+    fetched = run_job("weights", "fetch", name, "--to", tmp_path / "weights", KERAS_HOME=home)
+    assert fetched.returncode == 0, fetched.stderr
     for name in ("account.json", ".config/gcloud/application_default_credentials.json", "weights/key.json", "job/key.json"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(CANARY)
@@ -185,6 +194,12 @@ def test_weights_put_in_at_build_time_serve_a_node_without_a_network(
     code, text = ended(with_weights, *command, *quick_settings(), volumes=mounts, **HARDENED)
     assert code == 0, text
     assert "head      done" in text
+    # The same weights, mounted into the image without them.
+    mounts |= read_only((tmp_path / "weights", "/weights"))
+    command[command.index("imagenet")] = "/weights"
+    code, text = ended(image, *command, *quick_settings(), volumes=mounts, **HARDENED)
+    assert code == 0, text
+    assert "extract   done" in text
     # What people keep beside a checkout stays there.
     everywhere = ["-rl", "--exclude-dir=proc", "--exclude-dir=sys", "-e", CANARY, "-e", "legacy .h5 without top", "/"]
     _, found = ended(with_weights, *everywhere, entrypoint="grep", user="0", network="none")

@@ -211,16 +211,23 @@ def test_containers_get_the_same_arguments_and_see_data_and_output(slurm, undist
     assert slurm.job(number)["JobState"] == "COMPLETED" and (tmp_path / "out/report.html").exists(), said
 
     srun = stand_in(tmp_path / "bin-of-pyxis/srun", 'echo "srun $*"')  # The real one has the plugin's options.
-    lines |= {"RUNTIME": "pyxis", "IMAGE": "/images/job.sqsh"}
+    lines |= {"RUNTIME": "pyxis", "IMAGE": "/images/job.sqsh", "WEIGHTS": tmp_path / "weights"}
     number = before_others(slurm, srun).submit(edited("multi-node", tmp_path, **lines), *NOTHING)
     said = slurm.finished(number) and slurm.log(number)
+    mounts += f",{tmp_path}/weights:{tmp_path}/weights"
     program = f"--container-image=/images/job.sqsh --container-mounts={mounts} python -P -m job run --data {photos}"
-    assert program in said
+    assert program in said and f"--weights {tmp_path}/weights\n" in said
 
-    lines |= {"DATA": "gs://bucket/photos", "OUT": "gs://bucket/runs/first", "SCRATCH": tmp_path}
+    lines |= {
+        "WEIGHTS": "gs://bucket/weights",
+        "DATA": "gs://bucket/photos",
+        "OUT": "gs://bucket/runs/first",
+        "SCRATCH": tmp_path,
+    }
     number = before_others(slurm, srun).submit(edited("multi-node", tmp_path, **lines), *NOTHING)
     said = slurm.finished(number) and slurm.log(number)
     assert f"--container-mounts={tmp_path}:{tmp_path} python -P -m job run --data gs://bucket/photos" in said
+    assert "--weights gs://bucket/weights\n" in said
     assert not (slurm.folder / "gs:").exists()
 
 

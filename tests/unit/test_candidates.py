@@ -47,6 +47,12 @@ def test_each_candidate_has_its_own_keys_and_the_rest_from_the_defaults(tmp_path
     ]
 
 
+def test_presets_of_kerashub_are_candidates_with_folders_of_their_own(tmp_path):
+    found = named("dinov2_small:image_size=56, hub:hf://keras/vit_x:weights=preset:image_size=32", tmp_path=tmp_path)
+    assert described(found) == [("dinov2_small", None, "random", 56), ("hub:hf://keras/vit_x", None, "preset", 32)]
+    assert [c.folder for c in found] == ["dinov2_small-56px-random", "hub-hf-keras-vit_x-32px-preset"]
+
+
 def test_without_any_size_it_is_that_of_the_configuration(tmp_path):
     assert [c.image_size for c in named("resnet50", tmp_path=tmp_path)] == [224]
     assert [c.image_size for c in named("resnet50", tmp_path=tmp_path, **{"intake.image_size": 100})] == [100]
@@ -99,7 +105,11 @@ def test_a_backbone_named_twice_is_one_candidate_and_weights_of_other_content_an
         ("mobilenet_v2:image_size=big", "'big' is not a number of pixels"),
         ("mobilenet_v2:image_size=16", "at least 32"),
         ("inception_v3:image_size=64", "inception_v3 needs at least 75 px"),
-        ("mobilenet_v2:weights=nowhere.h5", "got 'nowhere.h5'; allowed: imagenet, random, or an existing file"),
+        ("dinov2_small:image_size=160", "dinov2_small needs a multiple of its patch size, 14 px; take 154 or 168"),
+        ("dinov2_small:alpha=0.5:image_size=154", "dinov2_small has no width multiplier"),
+        ("hub:dinov2_large:image_size=154", "got random; only the weights of hub:dinov2_large say how it is built"),
+        ("dinov2_smal", "did you mean dinov2_small?"),
+        ("mobilenet_v2:weights=nowhere.h5", "got 'nowhere.h5'; allowed: imagenet, random, preset, or an existing file"),
         ("mobilenet_v2:weights=a:b.h5", "A path with a colon or a comma goes to --weights"),
         (" , ", "there is no name in it; expected NAME[:alpha=A]"),
     ],

@@ -1,0 +1,1 @@
+"""Vision transformers of KerasHub, built from layers of Keras alone, with the weights of KerasHub's presets."""
