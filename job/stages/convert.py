@@ -30,7 +30,7 @@ from job.text.numbers import percent
 FOLDER = "stages/convert/model"
 SUMMARY = "stages/convert/formats.json"
 _EXPORTED = "stages/export/model"
-_CALIBRATION_PHOTOS = 256  # docs/decisions/0043-formats.md
+_CALIBRATION_PHOTOS = 128  # docs/decisions/0043-formats.md
 _TIMED_PHOTOS = 32
 _PHOTOS_ARE_GONE = "the stored photos are gone"
 
