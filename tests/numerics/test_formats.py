@@ -12,7 +12,6 @@ from job.model.heads import Head
 from job.serving.formats import onnx as to_onnx
 from job.serving.formats.base import Classifier
 from job.serving.formats.table import FORMATS
-from tests.numerics.conftest import SIZE
 
 NAMES = ["rose", 'größe, "two"\nlines']
 
@@ -70,7 +69,3 @@ def test_class_names_travel_in_the_file(exact_gelu, tmp_path):
     (tmp_path / "m.tflite").write_bytes(FORMATS["litert"].convert(exact_gelu))
     with zipfile.ZipFile(tmp_path / "m.tflite") as archive:
         assert json.loads(archive.read("class_names.json")) == NAMES and b"(N, 8, 8, 3)" in archive.read("input.txt")
-
-
-def test_image_size_of_the_input_is_that_of_the_network(classifier):
-    assert classifier.image_size == SIZE

@@ -3,6 +3,7 @@
 Converters print, use much memory, and may crash, so each conversion has a process of its own.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,7 @@ class Request:
 
 def convert(request: Request) -> dict[str, object]:
     """Write the file. Raises: JobError, if the converter cannot hold this model."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # The process that asks may have taken the memory of the GPUs.
     import_tensorflow()
     import keras
 
