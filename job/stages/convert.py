@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from subprocess import Popen
-from typing import Self
+from typing import Self, cast
 
 import numpy as np
 
@@ -125,7 +125,8 @@ def _compared(
         answers = f"{scratch}/answers.npy"
         request = trial.Request(name, str(file), str(images.index_file) if images else "", rows, answers, one_core)
         with context.telemetry.spent("forward"), _child(trial.__name__) as child:
-            return ask(child, asdict(request), f"The trial of {name}", context.stop), np.load(answers)
+            answer = ask(child, asdict(request), f"The trial of {name}", context.stop)
+        return cast(Trial, answer), np.load(answers)
 
     with tempfile.TemporaryDirectory() as scratch:
         on_one_core, _ = run(rows[:_TIMED_PHOTOS], scratch, one_core=True)
