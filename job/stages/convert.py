@@ -104,7 +104,7 @@ def _convert(name: str, file: Path, examples: Examples, images: ArrayStore | Non
         format=name,
         file=str(file),
         class_names=list(examples.class_names),
-        images=str(images.index_file) if images else "",
+        images=str(images.index_file) if images is not None else "",
         rows=rows,
     )
     with context.telemetry.spent("building"), _child(conversion.__name__) as child:
@@ -119,11 +119,13 @@ def _compared(
     Raises: JobError, if the runtime cannot run it.
     """
     measured = Measured.read(context.workdir, config.parity_photos)
-    rows = examples.rows_of(measured.paths) if images else []
+    rows = examples.rows_of(measured.paths) if images is not None else []
 
     def run(rows: list[int], scratch: str, *, one_core: bool = False) -> tuple[Trial, np.ndarray]:
         answers = f"{scratch}/answers.npy"
-        request = trial.Request(name, str(file), str(images.index_file) if images else "", rows, answers, one_core)
+        request = trial.Request(
+            name, str(file), str(images.index_file) if images is not None else "", rows, answers, one_core
+        )
         with context.telemetry.spent("forward"), _child(trial.__name__) as child:
             answer = ask(child, asdict(request), f"The trial of {name}", context.stop)
         return cast(Trial, answer), np.load(answers)

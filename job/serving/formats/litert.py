@@ -55,7 +55,8 @@ def _with_about(model: bytes, classifier: Classifier) -> bytes:
     content = io.BytesIO(model)
     with zipfile.ZipFile(content, "a") as archive:
         for name, text in classifier.about.items():
-            archive.writestr(f"{name}.{'json' if name == 'class_names' else 'txt'}", text)
+            file = zipfile.ZipInfo(f"{name}.{'json' if name == 'class_names' else 'txt'}")  # Without the time of today.
+            archive.writestr(file, text)
     return content.getvalue()
 
 
