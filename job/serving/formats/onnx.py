@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from job.serving.formats.base import Classifier
+from job.serving.formats.base import OUTPUTS, Classifier
 
 if TYPE_CHECKING:
     from tf2onnx.graph import Graph, Node
@@ -18,12 +18,15 @@ _OPSET = 18  # The newest that tf2onnx 1.17 knows. onnxruntime reads it since 1.
 def convert(classifier: Classifier) -> bytes:
     """Return the model as ONNX. The class names are in its metadata."""
     import onnx
+    import tensorflow as tf
     import tf2onnx
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-    answer = classifier.answer
-    model, _ = tf2onnx.convert.from_function(
-        answer, answer.input_signature, opset=_OPSET, custom_op_handlers={"Erfc": (_erfc, [])}
-    )
+    # tf2onnx takes tensors that a function has captured, such as the statistics of Keras' Normalization, for inputs.
+    frozen = convert_variables_to_constants_v2(classifier.answer.get_concrete_function())
+    signature = classifier.answer.input_signature
+    answer = tf.function(lambda pixels: dict(zip(sorted(OUTPUTS), frozen(pixels), strict=True)), signature, autograph=False)
+    model, _ = tf2onnx.convert.from_function(answer, signature, opset=_OPSET, custom_op_handlers={"Erfc": (_erfc, [])})
     onnx.helper.set_model_props(model, classifier.about)
     return bytes(model.SerializeToString())
 
