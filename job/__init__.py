@@ -24,7 +24,7 @@ from job.errors import (
 from job.version import __version__
 
 if TYPE_CHECKING:
-    from job.api import doctor, explore, plan, predict, rank, report, run
+    from job.api import doctor, explore, export, plan, predict, rank, report, run
     from job.config import Config
     from job.pipeline.results import Ranking, Result
     from job.weights import fetch_weights, known_weights, verify_weights
@@ -44,6 +44,7 @@ __all__ = [
     "__version__",
     "doctor",
     "explore",
+    "export",
     "fetch_weights",
     "known_weights",
     "plan",
