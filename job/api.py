@@ -6,7 +6,8 @@ beside its options is in a `Session`.
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
 from typing import overload
@@ -19,15 +20,17 @@ from job.console.places import place
 from job.errors import UsageError
 from job.pipeline import output, publishing, quality, results
 from job.pipeline.job import Job
-from job.pipeline.plan import Step
+from job.pipeline.plan import Step, wanted
 from job.pipeline.plan import plan as plan_of
-from job.pipeline.records import Records, read_run
+from job.pipeline.records import Records, read_run, write_run
 from job.pipeline.results import Ranking, Result
 from job.preflight.base import Finding, Planned
 from job.preflight.checks import examine
+from job.reporting.summaries import Run
 from job.runtime.context import Context
 from job.runtime.session import Session
 from job.runtime.telemetry import Telemetry
+from job.serving.formats.table import require
 from job.sources.base import Source
 from job.sources.open import open_source
 from job.storage.bucket.objects import is_remote, refuse_credentials
@@ -61,6 +64,8 @@ def run(
 
     session = session or Session()
     settings = _config(config)
+    if "convert" in wanted(stop_after):
+        require(settings.export.formats)
     cluster = Cluster.from_environ(session.environ)
     workdir = _workdir(data, out, labels, settings, session, cluster.index)
     with _context(workdir, settings, session, logs=cluster.is_chief) as context:
@@ -222,23 +227,73 @@ def report(out: Place, *, session: Session | None = None) -> Result:
     refuse_credentials(out)
     workdir = output.existing_workdir(_place("--out", out))
     with _context(workdir, Config(), session) as context, output.owned(context, session):
-        described = read_run(workdir)
-        if described is None:
-            raise UsageError(f"{out}/run.json is missing or damaged. Give the --out of a run, or run the job on it again.")
-        records = Records(workdir)
-        made = [name for name in records.made_with(described["settings_of_stages"]) if name != "report"]
-        if mixed := records.contradictions(made):
-            raise UsageError(
-                f"{out} holds results that do not belong together:",
-                *(f"  {line}" for line in mixed),
-                "Run the job on it again to repair this.",
-            )
+        described, made = _finished(workdir)
         settings = Config.model_validate(described["config"])
         publishing.finish(workdir)
         described["config"] = settings.model_dump(mode="json")  # With the settings that are newer than the run.
-        draw(settings.report, run=described, timings=records.timings(made), context=context)
+        draw(settings.report, run=described, timings=Records(workdir).timings(made), context=context)
         publishing.publish(workdir, [*made, "report"])
         return Result(workdir, [f"Report: {workdir.shown(f'{publishing.place(workdir)}report.html')}"])
+
+
+def export(out: Place, formats: Sequence[str], *, session: Session | None = None) -> Result:
+    """Add formats (`onnx`, `litert`, `litert-int8`) to the published model of a finished run, and compare them.
+
+    Nothing is trained again, and the photos of the run are not needed: the held-out ones are taken from its store. Formats
+    that the model has already stay. run.json then lists all of them.
+
+    Raises:
+        UsageError: `out` is not the output of a run that has exported a model, or packages are missing.
+        GateNotMet: a format disagrees with what was measured, and is not published.
+        TryAgainLater, StorageFailed, Stopped.
+    """
+    from job.pipeline.run import bring_up_to_date
+    from job.pipeline.settings import settings_digest
+
+    session = session or Session()
+    refuse_credentials(out)
+    workdir = output.existing_workdir(_place("--out", out))
+    with _context(workdir, Config(), session) as context, output.owned(context, session):
+        publishing.finish(workdir)
+        described, made = _finished(workdir)
+        if "export" not in made or publishing.place(workdir):
+            raise UsageError(f"{out}: the last run there has exported no model. Give the --out of a run that has.")
+        given = dict(with_dotted_names(described["config"]))
+        before = Config.model_validate(described["config"]).export.formats
+        settings = Config.load(None, (), given | {"export.formats": (*before, *formats)})
+        require(settings.export.formats)
+        job = Job(settings, None, replace(context, caching=settings.cache), labels=described["labels"])
+        job.done = [name for name in made if name not in ("convert", "report")]
+        described["config"] = settings.model_dump(mode="json")
+        described["settings_of_stages"]["convert"] = settings_digest("convert", settings)
+        write_run(workdir, described)
+        with closing(job.context.cache) as cache:
+            cache.claim()
+            bring_up_to_date(job, "convert", "report")
+        publishing.publish(workdir, job.done)
+        results.raise_if_formats_disagree(job)
+        return Result(workdir, results.headline(job))
+
+
+def _finished(workdir: Workdir) -> tuple[Run, list[str]]:
+    """Return run.json, and the stages that were made with its settings, without report.
+
+    Raises:
+        UsageError: if it is missing, or the directory holds results of several runs or versions.
+    """
+    described, records = read_run(workdir), Records(workdir)
+    if described is None:
+        raise UsageError(
+            f"{workdir.shown('run.json')} is missing or damaged. Give the --out of a run, or run the job again."
+        )
+    made = [name for name in records.made_with(described["settings_of_stages"]) if name != "report"]
+    if mixed := records.contradictions(made):
+        raise UsageError(
+            f"{workdir.uri} holds results that do not belong together:",
+            *(f"  {line}" for line in mixed),
+            "Run the job on it again to repair this.",
+        )
+    return described, made
 
 
 def demo(out: Place, *, seed: int = 0, session: Session | None = None) -> Result:

@@ -14,7 +14,7 @@ import click
 from job.cluster.environment import Cluster
 from job.console.group import CommandGroup
 from job.console.log import LOG
-from job.console.options import PLACE, RunOptions, with_output_options, with_run_options
+from job.console.options import PLACE, RunOptions, comma_separated, with_output_options, with_run_options
 from job.errors import JobError, UsageError
 from job.pipeline.table import STAGES
 from job.runtime.stop import STOP, ignore_signals
@@ -208,6 +208,28 @@ def report(directory: str) -> None:
     from job import api
 
     result = api.report(directory, session=_session())
+    _finish(result, **result.facts())
+
+
+@main.command()
+@click.argument("directory", metavar="DIR", type=PLACE)
+@click.option(
+    "--to",
+    "formats",
+    required=True,
+    metavar="FORMAT[,FORMAT]",
+    callback=comma_separated,
+    help="onnx, litert, or litert-int8 (8-bit numbers).",
+)
+@with_output_options
+def export(directory: str, formats: tuple[str, ...]) -> None:
+    """Add formats to the model of a finished run, and compare them on its held-out photos. DIR is the --out of the run.
+
+    Nothing is trained again. A format that disagrees with what was measured is not published, and the exit code is 3.
+    """
+    from job import api
+
+    result = api.export(directory, formats, session=_session())
     _finish(result, **result.facts())
 
 

@@ -8,7 +8,7 @@ import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -285,11 +285,32 @@ class EvaluateConfig(Section):
     )
 
 
+ModelFormat = Literal["savedmodel", "keras", "onnx", "litert", "litert-int8"]
+
+
+def _with_those_always_written(formats: tuple[ModelFormat, ...]) -> tuple[ModelFormat, ...]:
+    """Return the formats in one order, so that the order in which they were given changes nothing."""
+    return tuple(name for name in get_args(ModelFormat) if name in (*formats, "savedmodel", "keras"))
+
+
 class ExportConfig(Section):
+    formats: Annotated[tuple[ModelFormat, ...], AfterValidator(_with_those_always_written)] = what(
+        ("savedmodel", "keras"),
+        "Formats of the exported model; docs/formats.md compares them. savedmodel and keras are always written: predict "
+        "reads the first, and the others are made from the second.",
+    )
     parity_photos: int = what(1000, "Largest number of test photos on which the exported model is checked.", ge=1)
     max_changed_fraction: float = what(
         0.03, "Share of checked photos whose label may change if the model decodes the file; else exit code 3.", ge=0, le=1
     )
+    max_changed_float: float = what(
+        0.005,
+        "Share of checked photos whose label may change in onnx and litert; else that format is not published, and the run "
+        "ends with exit code 3.",
+        ge=0,
+        le=1,
+    )
+    max_changed_int8: float = what(0.05, "Like max_changed_float, for litert-int8, whose numbers have 8 bits.", ge=0, le=1)
 
 
 class ReportConfig(Section):

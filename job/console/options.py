@@ -50,6 +50,7 @@ class RunOptions:
     quality: str | None
     budget: str | None
     seeds: int | None
+    formats: tuple[str, ...] | None
     tfds_dir: str | None
     path_column: str | None
     label_column: str | None
@@ -73,10 +74,10 @@ class RunOptions:
         columns = (f"{kind}_column" for kind in _COLUMNS)
         of_intake = {f"intake.{name}": getattr(self, name) for name in (*columns, "test_values", "val_values", "tfds_dir")}
         of_training = {"train.quality": self.quality, "train.budget_s": self.budget, "train.seeds": self.seeds}
-        return {"backbone.weights": self.weights, **of_training, **of_intake}
+        return {"backbone.weights": self.weights, **of_training, "export.formats": self.formats, **of_intake}
 
 
-def _values(_: click.Context, __: click.Parameter, given: str | None) -> tuple[str, ...] | None:
+def comma_separated(_: click.Context, __: click.Parameter, given: str | None) -> tuple[str, ...] | None:
     """Return values that are separated by commas; None if the option is not given."""
     return None if given is None else tuple(value.strip() for value in given.split(","))
 
@@ -145,6 +146,14 @@ _RUN_OPTIONS = (
         "weights. Same as --set train.seeds=...",
     ),
     click.option(
+        "--export",
+        "formats",
+        metavar="FORMAT[,FORMAT]",
+        callback=comma_separated,
+        help="Formats of the exported model beside savedmodel and keras: onnx, litert, litert-int8. Same as --set "
+        "export.formats=...",
+    ),
+    click.option(
         "--tfds-dir",
         metavar="DIR",
         type=PLACE,
@@ -157,11 +166,14 @@ _RUN_OPTIONS = (
     click.option(
         "--test-values",
         metavar="VALUE[,VALUE]",
-        callback=_values,
+        callback=comma_separated,
         help="Values of the split column that mean the test set, for example a fold. Other rows are training photos.",
     ),
     click.option(
-        "--val-values", metavar="VALUE[,VALUE]", callback=_values, help="Values of the split column that mean validation."
+        "--val-values",
+        metavar="VALUE[,VALUE]",
+        callback=comma_separated,
+        help="Values of the split column that mean validation.",
     ),
 )
 

@@ -97,6 +97,11 @@ class Examples:
             chosen &= np.isin(self["split"], splits)
         return np.flatnonzero(chosen)
 
+    def rows_of(self, paths: Iterable[str]) -> list[int]:
+        """Return the rows in the image store of the photos with these paths."""
+        row_of_path = dict(zip(self["path"], self["row"], strict=True))
+        return [int(row_of_path[path]) for path in paths]
+
     def grouped(self, column: str, indices: Iterable[int]) -> list[list[int]]:
         """Return these indices in groups with one value in a column, in the order of the first of each group."""
         members: dict[object, list[int]] = {}

@@ -1,5 +1,8 @@
 """The file predictions.parquet: what the models say about the test photos."""
 
+from dataclasses import dataclass
+from typing import Self
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,6 +15,26 @@ from job.storage.workdir import Workdir
 PREDICTIONS = "stages/evaluate/predictions.parquet"
 # With many classes, most probabilities are tiny and their digits are noise, which no file format makes small.
 _EXACT_CLASSES, _ROUNDING_STEPS = 100, 2**15
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Answers of the shipped model to N test photos: their paths, labels, predicted classes, and probabilities."""
+
+    paths: list[str]
+    labels: list[str]
+    predicted: list[str]
+    probabilities_NC: np.ndarray
+
+    @classmethod
+    def read(cls, workdir: Workdir, num_photos: int) -> Self:
+        """Read the first rows of predictions.parquet."""
+        file = workdir.path(PREDICTIONS)
+        shipped = pq.read_table(file, columns=["shipped"])["shipped"][0].as_py()
+        names = ["path", "label", "predicted", f"{shipped}_probabilities"]
+        *texts, lists = pq.read_table(file, columns=names).slice(0, num_photos).select(names).columns
+        paths, labels, predicted = (text.to_pylist() for text in texts)
+        return cls(paths, labels, predicted, lists.combine_chunks().flatten().to_numpy().reshape(len(lists), -1))
 
 
 def answers_of(

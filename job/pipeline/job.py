@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from job.model.inputs import Inputs
     from job.model.network import Network
     from job.stages.audit import Audit
+    from job.stages.convert import Converted
     from job.stages.evaluate import Evaluation
     from job.stages.export import Exported
     from job.stages.extract import Extraction
@@ -48,14 +49,20 @@ class Job:
     """The state of a run. `done` are the stages of this run that are up to date, in order.
 
     `given` is the configuration that was given, and `config` the one in use, without auto where the quality decides.
-    `exports` says whether this run is meant to export a model.
+    `exports` says whether this run is meant to export a model. `source` may be None if the stages that run read no photos.
     """
 
     def __init__(
-        self, config: Config, source: Source, context: Context, *, labels: str | None = None, cluster: Cluster | None = None
+        self,
+        config: Config,
+        source: Source | None,
+        context: Context,
+        *,
+        labels: str | None = None,
+        cluster: Cluster | None = None,
     ) -> None:
         self.given, self.config = config, with_quality(config)
-        self.source, self.context, self.labels = source, context, labels
+        self._source, self.context, self.labels = source, context, labels
         self.cluster = cluster or Cluster()
         self.devices = Devices(
             self.cluster, logical_cpus=config.cluster.logical_cpus, require_gpu=config.cluster.require_gpu
@@ -79,6 +86,11 @@ class Job:
         if "network" in vars(self):
             self.network = self.network.recut(config.backbone.unfreeze)
         self.config = config
+
+    @property
+    def source(self) -> Source:
+        assert self._source is not None  # Only a job whose stages read no photos has none.
+        return self._source
 
     @cached_property
     def listing(self) -> Listing:
@@ -173,6 +185,8 @@ class Job:
     def __getitem__(self, stage: Literal["evaluate"]) -> Evaluation: ...
     @overload
     def __getitem__(self, stage: Literal["export"]) -> Exported: ...
+    @overload
+    def __getitem__(self, stage: Literal["convert"]) -> Converted: ...
     def __getitem__(self, stage: str) -> Artifact:
         """Return the artifact of a stage, from this run or an earlier one."""
         if stage not in self._artifacts:

@@ -93,16 +93,16 @@ def publish(workdir: Workdir, done: Collection[str]) -> None:
     workdir.commit()
 
 
-def keep_room(context: Context, num_parameters: int) -> None:
+def keep_room(context: Context, num_parameters: int, num_formats: int) -> None:
     """Check before the work that the disk has room for the model, and keep the stores from taking that room.
 
-    The model is in `stages/export`, in the set and at the root of the output, each time as SavedModel and as .keras, with
-    four bytes for each parameter. If the file system has links, the first two share their bytes.
+    The model is in `stages/`, in the set and at the root of the output, each time in all formats, with four bytes for each
+    parameter. If the file system has links, the first two share their bytes.
 
     Raises:
         StorageFailed: if the disk does not have so much room.
     """
-    root, needed = context.workdir.root, 3 * 2 * 4 * num_parameters
+    root, needed = context.workdir.root, 3 * num_formats * 4 * num_parameters
     if needed > free_bytes(root):
         raise StorageFailed(
             f"The model of this run needs {in_units(needed)} under {root}, where {in_units(free_bytes(root))} are free. "

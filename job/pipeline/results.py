@@ -115,7 +115,8 @@ def headline(job: Job) -> list[str]:
             found += f" {notice}"
         found += page
         compared = against_earlier(numbers["earlier"]) if numbers["earlier"] else ""
-    return list(filter(None, (publishing.new_model(job.workdir), found, compared, publishing.in_service(job.workdir))))
+    lines = (publishing.new_model(job.workdir), *of_formats(job), found, compared, publishing.in_service(job.workdir))
+    return list(filter(None, lines))
 
 
 def raise_if_refused(job: Job) -> None:
@@ -127,6 +128,24 @@ def raise_if_refused(job: Job) -> None:
         lines = [line for refusal in refusals for line in refusal.lines]
         lines.append(f"Every file is listed in {table}. The report shows all of it: {page}")
         raise DataUnusable(*lines, *filter(None, [publishing.in_service(job.workdir)]))
+
+
+def of_formats(job: Job) -> list[str]:
+    """Return a line for each format that the exported model was converted to."""
+    from job.stages.convert import in_words
+
+    found = job["convert"].formats if "convert" in job.done else {}
+    return [f"{name}: {in_words(numbers)}." for name, numbers in found.items()]
+
+
+def raise_if_formats_disagree(job: Job) -> None:
+    """Raise GateNotMet if a format of the exported model was not published."""
+    found = job["convert"].formats if "convert" in job.done else {}
+    if failed := [name for name, numbers in found.items() if numbers["faults"]]:
+        raise GateNotMet(
+            f"The model is published without {' and '.join(failed)}. Leave them out of --export, or allow more changes.",
+            *headline(job),
+        )
 
 
 def raise_if_gate_not_met(job: Job) -> None:

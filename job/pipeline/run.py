@@ -58,6 +58,7 @@ def run(job: Job, stop_after: str | None, session: Session, command: Sequence[st
             if failure:
                 raise failure
             results.raise_if_gate_not_met(job)
+            results.raise_if_formats_disagree(job)
 
 
 def _run_stages(job: Job, steps: list[Step], stop_after: str | None, command: Sequence[str]) -> GateNotMet | None:
@@ -84,10 +85,10 @@ def _run_stages(job: Job, steps: list[Step], stop_after: str | None, command: Se
                 take_choice(telemetry.forecast, job.budget)
             write_run(job.workdir, describe(job, command))
             something_ran = True
-        if stage.needs_gate and not job.gate_met:
+        if stage.needs_gate and (failure or not job.gate_met):
             if not job.records.exists(step.stage):
                 job.workdir.remove(*stage.outputs)  # A failed export left them, and the report would show them.
-            telemetry.line(f"{step.stage:<10}skipped: the quality gate was not met")
+            telemetry.line(f"{step.stage:<10}skipped: {'the export failed' if failure else 'the quality gate was not met'}")
             continue
         stale = job.why_stale(step.stage, job.done) or (step.runs and not job.records.stores_intact(step.stage))
         if not stale:

@@ -62,7 +62,7 @@ def _extract(job: Job) -> Artifact | None:
 
     job.devices.join(job.context.peers, job.context.stop, job.config.cluster.start_timeout_s)
     if job.exports:
-        publishing.keep_room(job.context, job.network.backbone.count_params())
+        publishing.keep_room(job.context, job.network.backbone.count_params(), len(job.config.export.formats))
     return extract(
         job.config.extract,
         job.config.augment,
@@ -158,6 +158,17 @@ def _export(job: Job) -> Artifact | None:
     )
 
 
+def _convert(job: Job) -> Artifact | None:
+    from job.stages.convert import convert
+
+    return convert(
+        job.config.export,
+        examples=job["audit"].examples,
+        images=job["intake"].images if job.records.stores_intact("intake") else None,
+        context=job.context,
+    )
+
+
 def _report(job: Job) -> Artifact | None:
     from job.stages.report import report
 
@@ -181,5 +192,6 @@ WIRING: Mapping[str, Wiring] = {
     "fine_tune": Wiring(_fine_tune, count=_num_trained_examples),
     "evaluate": Wiring(_evaluate, count=lambda job: len(job["audit"].examples.of("val", "test"))),
     "export": Wiring(_export),
+    "convert": Wiring(_convert),
     "report": Wiring(_report),
 }

@@ -29,6 +29,7 @@ from job.pipeline.job import Job
 from job.preflight import gpus
 from job.preflight.base import Finding, Planned, ok, warning
 from job.runtime.cgroups import cpu_quota, memory_bytes, usable_cores
+from job.serving.formats.table import require
 from job.storage import lease
 from job.storage.bucket.objects import is_remote
 from job.storage.claim import probing
@@ -179,7 +180,7 @@ def _disk(run: Run) -> Iterator[Finding]:
     if config.fine_tune.inputs == "stored" and network.cut_point:
         needed += num_views * 2 * network.cut_point.values_per_view
     there = sum(path.stat().st_size for path in everything_below(cache.root) if path.is_file())
-    publishing.keep_room(run.context, network.backbone.count_params())
+    publishing.keep_room(run.context, network.backbone.count_params(), len(config.export.formats))
     cache.reserve(needed, max(0, needed - there))
     yield ok(f"{in_units(free_bytes(cache.root))} free; stores of {in_units(needed)} are needed under {cache.root}")
 
@@ -187,6 +188,11 @@ def _disk(run: Run) -> Iterator[Finding]:
 def _weights(run: Run) -> Iterator[Finding]:
     backbone, config = run.network.backbone, run.config.backbone
     yield ok(f"{config.name}, {config.weights}: {backbone.count_params():,} parameters")
+
+
+def _formats(run: Run) -> Iterator[Finding]:
+    require(run.config.export.formats)
+    yield ok(", ".join(run.config.export.formats))
 
 
 def _shared_memory(run: Run) -> Iterator[Finding]:
@@ -299,6 +305,7 @@ CHECKS = (
     Check("shared memory", _shared_memory, in_run=True, of_devices=True),
     Check("gpus", _gpus, in_run=True, of_devices=True),
     Check("weights", _weights),
+    Check("formats", _formats),
     Check("memory", _memory, in_run=True, of_devices=True),
     Check("disk", _disk),
 )

@@ -106,6 +106,36 @@ class Explored(TypedDict):
     figures: dict[str, str]
 
 
+class Compared(TypedDict):
+    """The answers of a format on the held-out photos, compared with the measured ones.
+
+    Milliseconds are medians for one photo at a time. The memory is the most that a process with the runtime alone had.
+    """
+
+    largest_difference: float
+    mean_difference: float
+    changed_labels: int
+    accuracy: float
+    accuracy_ci95: list[float]
+    measured_accuracy: float
+    ms_one_core: float
+    ms_all_cores: float
+    peak_memory_bytes: int
+
+
+class FormatParity(TypedDict):
+    """A format of the exported model. `file` is its name in model/. With `faults`, in words, it is not published.
+
+    `compared` is None if the runtime cannot run it, or if there are no photos to compare it on.
+    """
+
+    file: str
+    file_bytes: int
+    num_photos: int
+    compared: Compared | None
+    faults: list[str]
+
+
 class Torn(TypedDict):
     """Groups of copies in more than one split, and the photos that were left out because of it."""
 

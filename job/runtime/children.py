@@ -1,9 +1,23 @@
-"""Child processes of multiprocessing in a program that may be called from any script or notebook."""
+"""Child processes: those of multiprocessing in any script or notebook, and those that answer one request each."""
 
+import json
+import os
+import signal
+import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any, TypeVar
+
+from job.errors import JobError, TryAgainLater, code_of, of_code
+from job.runtime.stop import StopRequest, ignore_signals
+
+_TIMEOUT_S = 1800
+_LOOKS_EVERY_S = 0.5
+_LAST_CHARACTERS = 4000
+Request = TypeVar("Request")
 
 
 @contextmanager
@@ -19,3 +33,67 @@ def without_main() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
+
+
+def start(module: str) -> subprocess.Popen[str]:
+    """Start a module of this package that calls `answer`. It loads its libraries while this process goes on."""
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-P", "-m", module]
+    return subprocess.Popen(command, env=environment, text=True, stdin=pipe, stdout=pipe, stderr=pipe)
+
+
+def ask(child: subprocess.Popen[str], request: Mapping[str, object], what: str, stop: StopRequest) -> Any:
+    """Send the request to a process that `start` has started, and return its answer. `what` it does is for messages.
+
+    Raises:
+        JobError: the one with which the process has ended.
+        TryAgainLater: if the system has killed it, because memory is short.
+        Stopped: if the job was asked to stop. End the process then.
+    """
+    deadline = time.monotonic() + _TIMEOUT_S
+    unsent: str | None = json.dumps(request)
+    while True:
+        try:
+            answer, said = child.communicate(unsent, timeout=_LOOKS_EVERY_S)
+            break
+        except subprocess.TimeoutExpired:
+            unsent = None  # The request is already being sent.
+            stop.check()
+            if time.monotonic() > deadline:
+                raise JobError(f"{what} took over {_TIMEOUT_S} s. Lower export.parity_photos.") from None
+    if child.returncode != 0:
+        stop.check()
+        if child.returncode == -signal.SIGKILL:
+            raise TryAgainLater(
+                f"{what} was killed by the system: two processes with TensorFlow need more memory than there is. "
+                "Give the job more memory and run the same command again."
+            )
+        raise JobError(f"{what} failed:", *said[-_LAST_CHARACTERS:].splitlines())
+    result = json.loads(answer.splitlines()[-1])
+    if "code" in result:
+        raise of_code(result["code"], result["message"])
+    return result
+
+
+def answer(
+    request: Callable[..., Request], respond: Callable[[Request], object], prepare: Callable[[], object] | None = None
+) -> None:
+    """Be a process that answers one request: what `respond` returns for it, or its JobError, as JSON on standard output.
+
+    `request` is a dataclass. `prepare` is called before the request comes. What libraries print goes to standard error.
+    """
+    ignore_signals()
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    if prepare:
+        prepare()
+    sent = sys.stdin.read()
+    if not sent:  # The job ended before it sent one.
+        return
+    try:
+        result: object = respond(request(**json.loads(sent)))
+    except JobError as error:
+        result = {"code": code_of(error), "message": str(error)}
+    with answers:
+        print(json.dumps(result), file=answers)

@@ -1,17 +1,14 @@
 """The check that the exported model gives the measured probabilities. It runs as `python -m job.serving.parity`.
 
-This process loads TensorFlow's C library, reads a request as JSON from standard input, and writes the result as JSON to
-standard output. For a JobError the result is its exit code and message. The model is read from the disk, and runs as in a
-server: without TensorFlow's Python code.
+This process loads TensorFlow's C library and answers one request (`job.runtime.children`). The model is read from the disk,
+and runs as in a server: without TensorFlow's Python code.
 """
 
 from __future__ import annotations
 
 import io
-import json
 import math
 import pickle
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -22,8 +19,7 @@ import numpy as np
 
 from job.decoding.decode import decode
 from job.decoding.rules import DecodeRules
-from job.errors import JobError, code_of
-from job.runtime.stop import ignore_signals
+from job.runtime.children import answer
 from job.serving.runtime import SavedModel, library
 from job.stores.arrays import ArrayStore
 
@@ -151,15 +147,7 @@ def _exif(request: Request, pixels_HWC: np.ndarray, model: SavedModel) -> dict[s
 
 
 def main() -> None:
-    ignore_signals()
-    library()
-    request = sys.stdin.read()
-    if not request:  # The export stage ended before it sent one.
-        return
-    try:
-        print(json.dumps(check(Request(**json.loads(request)))))
-    except JobError as error:
-        print(json.dumps({"code": code_of(error), "message": str(error)}))
+    answer(Request, check, prepare=library)
 
 
 if __name__ == "__main__":

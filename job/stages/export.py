@@ -5,11 +5,8 @@ import importlib.metadata
 import json
 import os
 import pickle
-import signal
 import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -17,16 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from job.config import ExportConfig, IntakeConfig
 from job.data.examples import Examples
 from job.decoding.rules import DecodeRules
-from job.errors import Diverged, GateNotMet, JobError, TryAgainLater, of_code
+from job.errors import Diverged, GateNotMet
 from job.measure.calibration import Calibration
-from job.measure.predictions import PREDICTIONS
+from job.measure.predictions import Measured
 from job.model.heads import Head
 from job.model.network import Network
+from job.runtime.children import ask, start
 from job.runtime.context import Context
 from job.serving import parity
 from job.serving.parity import Parity
@@ -42,8 +39,6 @@ if TYPE_CHECKING:
 
 MODEL = "stages/export/model"
 PARITY = "stages/export/parity.json"
-_PARITY_TIMEOUT_S = 1800
-_LOOKS_EVERY_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -109,7 +104,7 @@ def export(
             )
         return result
 
-    with _start_checker() as checker:  # It loads TensorFlow's library while this process saves the model.
+    with start(parity.__name__) as checker:  # It loads TensorFlow's library while this process saves the model.
         try:
             with context.workdir.writing_folder(MODEL) as folder:
                 result = build(folder)
@@ -183,29 +178,22 @@ def _check_parity(
 ) -> Parity:
     from job.serving.graph import tensors
 
-    file = context.workdir.path(PREDICTIONS)
-    shipped = pq.read_table(file, columns=["shipped"])["shipped"][0].as_py()
-    predictions = pq.read_table(file, columns=["path", f"{shipped}_probabilities"]).slice(0, config.parity_photos)
-    probabilities_NC = (
-        predictions[f"{shipped}_probabilities"].combine_chunks().flatten().to_numpy().reshape(len(predictions), -1)
-    )
-    row_of_path = dict(zip(examples["path"], examples["row"], strict=True))
-    paths = predictions["path"].to_pylist()
+    measured = Measured.read(context.workdir, config.parity_photos)
     with tempfile.TemporaryDirectory() as scratch:
         expected = Path(scratch) / "expected.npy"
         photos = Path(scratch) / "photos.pickle"
-        photos.write_bytes(pickle.dumps((source, [entries[p] for p in paths])))
-        np.save(expected, probabilities_NC)
+        photos.write_bytes(pickle.dumps((source, [entries[path] for path in measured.paths])))
+        np.save(expected, measured.probabilities_NC)
         request = parity.Request(
             model=str(folder),
             tensors=tensors(folder),
             images=str(images.index_file),
-            rows=[int(row_of_path[p]) for p in paths],
+            rows=examples.rows_of(measured.paths),
             expected=str(expected),
             photos=str(photos),
             rules=asdict(rules),
         )
-        result = _ask(checker, request, context)
+        result: Parity = ask(checker, asdict(request), "The parity check", context.stop)
     faults = _faults(config, result)
     return {**result, "faults": faults, "agrees": not faults}
 
@@ -222,39 +210,6 @@ def _faults(config: ExportConfig, result: Parity) -> list[str]:
     if not exif["largest_difference"] <= exif["tolerance"]:
         faults.append("the EXIF orientation is ignored")
     return faults
-
-
-def _start_checker() -> subprocess.Popen[str]:
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    pipe = subprocess.PIPE
-    command = [sys.executable, "-P", "-m", "job.serving.parity"]
-    return subprocess.Popen(command, env=environment, text=True, stdin=pipe, stdout=pipe, stderr=pipe)
-
-
-def _ask(checker: subprocess.Popen[str], request: parity.Request, context: Context) -> Parity:
-    deadline = time.monotonic() + _PARITY_TIMEOUT_S
-    unsent: str | None = json.dumps(asdict(request))
-    while True:
-        try:
-            answer, said = checker.communicate(unsent, timeout=_LOOKS_EVERY_S)
-            break
-        except subprocess.TimeoutExpired:
-            unsent = None  # The request is already being sent.
-            context.stop.check()
-            if time.monotonic() > deadline:
-                raise JobError(f"The parity check took over {_PARITY_TIMEOUT_S} s. Lower export.parity_photos.") from None
-    if checker.returncode != 0:
-        context.stop.check()
-        if checker.returncode == -signal.SIGKILL:
-            raise TryAgainLater(
-                "The parity check was killed by the system: two processes with TensorFlow need more memory than there is. "
-                "Give the job more memory and run the same command again."
-            )
-        raise JobError("The parity check failed:", *said[-4000:].splitlines())
-    result = json.loads(answer.splitlines()[-1])
-    if "code" in result:
-        raise of_code(result["code"], result["message"])
-    return result
 
 
 def _model_card(

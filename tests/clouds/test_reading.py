@@ -12,9 +12,10 @@ import pytest
 from job.config import ExportConfig, IntakeConfig
 from job.decoding.rules import DecodeRules
 from job.errors import UsageError
+from job.runtime.children import start
 from job.runtime.context import Context
 from job.runtime.telemetry import Telemetry
-from job.serving import answers
+from job.serving import answers, parity
 from job.serving import folder as model_folder
 from job.serving.predict import predict
 from job.sources.open import open_source
@@ -99,7 +100,7 @@ def test_photo_that_has_changed_since_it_was_listed_is_not_counted_as_undecodabl
     rules = DecodeRules(**{name: getattr(intake, name) for name in DecodeRules.__dataclass_fields__})
     changed = pq.read_table(finished_run / "predictions.parquet")["path"].to_pylist()[1]
     google.put(f"{uri}/{changed}", (painted / changed).read_bytes())
-    with export._start_checker() as checker:
+    with start(parity.__name__) as checker:
         model = (finished_run / "model").resolve()
         found = export._check_parity(
             checker, ExportConfig(), model, rules, taken_in.examples, taken_in.images, source, entries, context

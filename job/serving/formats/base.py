@@ -1,0 +1,89 @@
+"""The model as converters take it, and as runtimes give it back."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import keras
+    import tensorflow as tf
+
+# The outputs of every converted model. N pictures, C classes. These formats hold no strings that depend on the input.
+OUTPUTS = {
+    "probabilities": "float32 (N, C), in the order of the class names",
+    "label_index": "int32 (N), the number of the most probable class",
+}
+
+
+class Runtime(Protocol):
+    """A converted model in memory."""
+
+    def probabilities(self, pixels_NHWC: np.ndarray) -> np.ndarray:
+        """Return probabilities (N, C) of uint8 pixels."""
+        ...
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """The exported network, from uint8 pixels (N, size, size, 3) to calibrated probabilities.
+
+    `photos_NHWC` are some training photos, for formats that set the ranges of their numbers by them.
+    """
+
+    model: keras.Model
+    class_names: Sequence[str]
+    photos_NHWC: np.ndarray
+
+    @property
+    def about(self) -> Mapping[str, str]:
+        """A few words to store in the file: the class names as JSON, and what the input is."""
+        return {
+            "class_names": json.dumps(self.class_names, ensure_ascii=False),
+            "input": f"pixels: uint8 RGB (N, {self.image_size}, {self.image_size}, 3), not scaled",
+        }
+
+    @property
+    def image_size(self) -> int:
+        return int(self.model.input_shape[1])
+
+    @cached_property
+    def answer(self) -> tf.types.experimental.GenericFunction:
+        """The network as a function with `OUTPUTS`. Its weights are constants, which converters can fold."""
+        import tensorflow as tf
+
+        from job.model.network import with_constant_weights
+
+        forward = with_constant_weights(self.model)
+
+        @tf.function(
+            autograph=False, input_signature=[tf.TensorSpec([None, *self.model.input_shape[1:]], tf.uint8, "pixels")]
+        )
+        def answer(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
+            probabilities = forward(pixels)
+            return {
+                "probabilities": probabilities,
+                "label_index": tf.argmax(probabilities, axis=1, output_type=tf.int32),
+            }
+
+        return answer
+
+    @cached_property
+    def _folder(self) -> tempfile.TemporaryDirectory[str]:
+        return tempfile.TemporaryDirectory()
+
+    @cached_property
+    def saved_model(self) -> str:
+        """A temporary folder with `answer` as SavedModel, which lasts as long as this object."""
+        import tensorflow as tf
+
+        module = tf.Module()
+        module.weights, module.answer = [variable.value for variable in self.model.variables], self.answer
+        tf.saved_model.save(module, self._folder.name, signatures={"serving_default": self.answer})
+        return self._folder.name
