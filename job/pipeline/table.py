@@ -144,7 +144,7 @@ _ROWS = (
     ),
     Stage(
         name="export",
-        schema=6,
+        schema=7,
         after=("audit", "extract", "head", "fine_tune", "evaluate"),
         settings=("export.parity_photos", "export.max_changed_fraction", "decoding"),
         artifact="Exported",
