@@ -124,9 +124,13 @@ def check_image_size(name: str, image_size: int) -> list[str]:
 
 def fingerprint(config: BackboneConfig) -> str:
     """Return a digest of everything that decides the output of the frozen backbone: name, width, content of the weights."""
-    is_file = config.weights not in ("imagenet", "random")
-    weights = digest_of_file(_weights_file(config)) if is_file else [config.weights, importlib.metadata.version("keras")]
+    weights = weights_digest(config) or [config.weights, importlib.metadata.version("keras")]
     return digest_of([config.name, config.alpha, weights])
+
+
+def weights_digest(config: BackboneConfig) -> str | None:
+    """Return the SHA-256 of the file of weights; None for imagenet and random, which are no file of the user."""
+    return None if config.weights in ("imagenet", "random") else digest_of_file(_weights_file(config))
 
 
 def build(config: BackboneConfig, image_size: int, *, seed: int = 0) -> keras.Model:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 _CARD = "model.json"
+_ABOUT = {"README.md", "manifest.json"}  # Written after model.json. Nothing here reads them.
 _SHOWN = 5
 _WAY_OUT = "Copy the whole folder again, or run the job again."
 
@@ -186,7 +187,7 @@ def _checked(model: str, folder: Path, sha256: str | None) -> ModelCard:
         raise UsageError(f"--model {model}: its model.json is incomplete or not from this job. {_WAY_OUT}") from error
     if changed := [name for name, digest in card.sha256.items() if _digest(folder / name) != digest]:
         raise UsageError(f"--model {model}: missing or changed since the export: {', '.join(changed)}. {_WAY_OUT}")
-    foreign = sorted(_files(folder) - card.sha256.keys() - {_CARD})
+    foreign = sorted(_files(folder) - card.sha256.keys() - {_CARD} - _ABOUT)
     if foreign and sha256 is not None:
         raise UsageError(
             f"--model {model}: files that its model.json does not name: {', '.join(foreign[:_SHOWN])}. "
