@@ -62,7 +62,7 @@ def test_openssf_model_signing_signs_and_verifies_the_folder(finished_run, tmp_p
 
     def call(action, *options):
         command = [sys.executable, "-m", "model_signing", action, "key", finished_run / "model", "--signature", signature]
-        return subprocess.run([*map(str, (*command, *options))], capture_output=True, text=True)
+        return subprocess.run([*map(str, (*command, *options))], capture_output=True, text=True, check=False)
 
     assert call("sign", "--private_key", private).returncode == 0
     assert call("verify", "--public_key", public).returncode == 0
