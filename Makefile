@@ -98,7 +98,7 @@ docs: .venv/.dev  ## write docs/configuration.md, docs/backbones.md and THIRD_PA
 UPGRADE ?=
 LOCK = uv pip compile $(UPGRADE) --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header
 lock:  ## write the lock files in requirements/; needs uv
-	$(LOCK) pyproject.toml --extra cpu --extra s3 --extra heif --extra xlsx --extra dev --output-file requirements/dev.txt
+	$(LOCK) pyproject.toml --extra cpu --extra s3 --extra heif --extra xlsx --extra onnx --extra litert --extra dev --output-file requirements/dev.txt
 	$(LOCK) pyproject.toml --extra cpu --extra s3 --extra heif --extra xlsx --constraint requirements/dev.txt --output-file requirements/cpu.txt
 	$(LOCK) pyproject.toml --extra gpu --extra s3 --extra heif --extra xlsx --constraint requirements/dev.txt --output-file requirements/gpu.txt
 	$(LOCK) requirements/lint.in --output-file requirements/lint.txt

@@ -49,6 +49,7 @@ _ARTIFACTS = {
     "tuning": "stages/fine_tune/fine_tune.json",
     "evaluation": "stages/evaluate/evaluation.json",
     "parity": "stages/export/parity.json",
+    "formats": "stages/convert/formats.json",
 }
 # The sections in the order of the page: id, heading, and the artifact that it is made from. The id is the name of the
 # template in templates/sections/. Results come before the data because the data of many classes fills most of the page.

@@ -82,7 +82,8 @@ def _written(
     except (Stopped, StorageFailed, TryAgainLater):
         raise
     except JobError as error:
-        found = FormatParity(file=file.name, file_bytes=0, num_photos=0, compared=None, faults=[str(error)])
+        said = error.args[0] if len(error.args) == 1 else f"{error.args[0]} {error.args[-1]}"  # Without a traceback.
+        found = FormatParity(file=file.name, file_bytes=0, num_photos=0, compared=None, faults=[said])
     if found["faults"]:
         file.unlink(missing_ok=True)
     context.telemetry.line(f"  {name}: {in_words(found)}")
