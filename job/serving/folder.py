@@ -106,6 +106,19 @@ def load(model: str, sha256: str | None, tell: Callable[[str], None]) -> Exporte
     return exported
 
 
+@contextmanager
+def verified(model: str) -> Iterator[tuple[Path, ModelCard]]:
+    """Give the folder of a model, after a check of its files, and its model.json. `model` is as in `load`.
+
+    Raises:
+        UsageError: if there is no model, or it is incomplete or damaged.
+        StorageFailed: if it cannot be read.
+    """
+    place = _in_service(_of_run(model))
+    with _opened(model, place) as folder:
+        yield folder, _checked(model, folder, None)
+
+
 def is_below(file: str, model: str) -> bool:
     """Return whether a file is in the folder of a model, after links are resolved."""
     if is_remote(file) or is_remote(model):
