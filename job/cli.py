@@ -65,7 +65,9 @@ def main() -> None:
 @click.option("--dry-run", is_flag=True, help="Only print the resolved configuration, and which stages would run, and why.")
 @with_output_options
 def run(call: RunOptions, stop_after: str | None, dry_run: bool) -> None:
-    """Train a model. Runs the stages intake, split, explore, extract, audit, head, fine_tune, evaluate, export, report.
+    """Train a model.
+
+    Runs the stages intake, split, explore, extract, audit, head, fine_tune, evaluate, export, convert, report.
 
     The same command resumes an interrupted run. After a change, only the stages that depend on it run again.
     """

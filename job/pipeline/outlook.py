@@ -8,16 +8,17 @@ from collections.abc import Sequence
 from job.pipeline.budget import Budget, percent_before
 from job.pipeline.job import Job
 from job.pipeline.plan import Step, wanted
-from job.pipeline.quality import AUDIT_S_PER_PHOTO, HEAD_S_PER_VALUE, LATER_S
+from job.pipeline.quality import AUDIT_S_PER_PHOTO, CONVERT_S, HEAD_S_PER_VALUE, LATER_S
 from job.runtime.cgroups import usable_cores
 from job.runtime.forecast import Forecast
+from job.serving.formats.table import FORMATS
 from job.storage.workdir import LOG
 from job.train.recipe import Recipe
 
 _DECODE_S, _TABLES_S = 2.7e-3, 50e-6  # For each photo, on one core.
 _PIXELS_PER_S = 300 * 160**2  # Of forward passes, on one core.
 _FEATURE_WIDTH = 1280
-_SHARES_LATER = {"evaluate": 0.2, "export": 0.7, "convert": 0.0, "report": 0.1}  # Of the seconds after fine_tune.
+_SHARES_LATER = {"evaluate": 0.2, "export": 0.7, "report": 0.1}  # Of the seconds after fine_tune.
 _SHARE_ABOVE = {"none": 0.0, "all": 1.0}
 _MEASURED = {"extract", "fine_tune"}  # Their seconds depend on the backbone and the device: nothing but a rate tells them.
 
@@ -39,7 +40,8 @@ def take_choice(forecast: Forecast, budget: Budget) -> None:
         return
     expected = {"fine_tune": chosen.tuning_s, **{stage: share * chosen.later_s for stage, share in _SHARES_LATER.items()}}
     if budget.settled_s is not None:
-        before_s = chosen.seconds - budget.settled_s - chosen.tuning_s - chosen.later_s
+        after_s = chosen.later_s + forecast.expected_s.get("convert", 0.0)
+        before_s = chosen.seconds - budget.settled_s - chosen.tuning_s - after_s
         expected["extract"] = max(0.0, before_s - sum(forecast.expected_s.get(stage, 0.0) for stage in ("audit", "head")))
     forecast.expect(expected)
 
@@ -59,5 +61,6 @@ def _guesses(job: Job) -> dict[str, float]:
         "audit": 2.0 + num_photos * AUDIT_S_PER_PHOTO,
         "head": 1.5 + values * HEAD_S_PER_VALUE,
         "fine_tune": 3.0 + recipe.forward_passes(num_train, share, stored=True) * pass_s,
+        "convert": CONVERT_S * len(FORMATS.keys() & set(config.export.formats)),
         **{stage: share * LATER_S for stage, share in _SHARES_LATER.items()},
     }

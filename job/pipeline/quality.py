@@ -22,6 +22,7 @@ from job.pipeline.settings import settings_digest
 from job.pipeline.table import STAGES
 from job.runtime.cgroups import memory_bytes
 from job.runtime.telemetry import Telemetry
+from job.serving.formats.table import FORMATS
 from job.storage.files import digest_of, in_units
 from job.storage.sealed import read_sealed, write_sealed
 from job.text.numbers import about, seconds
@@ -41,6 +42,7 @@ MARGIN = 1.1  # A quality fits if it does with so many times its prediction.
 # CPU seconds, on two cores, of audit and head with few photos, of the stages after fine_tune, and what mirrored photos add
 # to these (docs/decisions/0036-time-budget.md).
 _BEFORE_S, LATER_S, _MIRRORING_S = 3.5, 10.0, 4.0
+CONVERT_S = 20.0  # CPU seconds of each further format with 700 photos (docs/decisions/0043-formats.md).
 AUDIT_S_PER_PHOTO, HEAD_S_PER_VALUE = 15 / 60_000, 20e-9
 
 
@@ -148,6 +150,7 @@ def _estimate(job: Job, name: str, config: Config, network: Network, forward: Ti
     values = recipe.views * num_train * network.feature_width * len(examples.class_names)
     before_s = _BEFORE_S + num_photos * AUDIT_S_PER_PHOTO + values * HEAD_S_PER_VALUE
     later_s = forward.slowdown * LATER_S
+    convert_s = forward.slowdown * CONVERT_S * len(FORMATS.keys() & set(config.export.formats))
     if point and config.evaluate.mirror is True:  # By each seed and, if there are several, by the mean of their weights.
         num_models = recipe.seeds + (recipe.seeds > 1)
         later_s += forward.slowdown * _MIRRORING_S + num_models * (num_photos - num_train) * forward.per_example_s
@@ -155,7 +158,7 @@ def _estimate(job: Job, name: str, config: Config, network: Network, forward: Ti
     stored_values = point.values_per_view * 2 if point and is_stored else 0
     return Estimate(
         name,
-        seconds=extract_s + forward.slowdown * before_s + tuning_s + later_s,
+        seconds=extract_s + forward.slowdown * before_s + tuning_s + later_s + convert_s,
         tuning_s=tuning_s,
         later_s=later_s,
         disk_bytes=num_views * (4 * network.feature_width + stored_values),

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from job.errors import JobError, TryAgainLater, code_of, of_code
 from job.runtime.stop import StopRequest, ignore_signals
@@ -43,7 +43,7 @@ def start(module: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, text=True, stdin=pipe, stdout=pipe, stderr=pipe)
 
 
-def ask(child: subprocess.Popen[str], request: Mapping[str, object], what: str, stop: StopRequest) -> Any:
+def ask(child: subprocess.Popen[str], request: Mapping[str, object], what: str, stop: StopRequest) -> object:
     """Send the request to a process that `start` has started, and return its answer. `what` it does is for messages.
 
     Raises:
@@ -70,9 +70,9 @@ def ask(child: subprocess.Popen[str], request: Mapping[str, object], what: str, 
                 "Give the job more memory and run the same command again."
             )
         raise JobError(f"{what} failed:", *said[-_LAST_CHARACTERS:].splitlines())
-    result = json.loads(answer.splitlines()[-1])
-    if "code" in result:
-        raise of_code(result["code"], result["message"])
+    code, message, result = json.loads(answer)
+    if code:
+        raise of_code(code, message)
     return result
 
 
@@ -92,8 +92,8 @@ def answer(
     if not sent:  # The job ended before it sent one.
         return
     try:
-        result: object = respond(request(**json.loads(sent)))
+        said: tuple[int, str, object] = (0, "", respond(request(**json.loads(sent))))
     except JobError as error:
-        result = {"code": code_of(error), "message": str(error)}
+        said = (code_of(error), str(error), None)
     with answers:
-        print(json.dumps(result), file=answers)
+        print(json.dumps(said), file=answers)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from subprocess import Popen
-from typing import Self
+from typing import Self, cast
 
 import numpy as np
 
@@ -30,7 +30,7 @@ from job.text.numbers import percent
 FOLDER = "stages/convert/model"
 SUMMARY = "stages/convert/formats.json"
 _EXPORTED = "stages/export/model"
-_CALIBRATION_PHOTOS = 256  # docs/decisions/0043-formats.md
+_CALIBRATION_PHOTOS = 128  # docs/decisions/0043-formats.md
 _TIMED_PHOTOS = 32
 _PHOTOS_ARE_GONE = "the stored photos are gone"
 
@@ -104,7 +104,7 @@ def _convert(name: str, file: Path, examples: Examples, images: ArrayStore | Non
         format=name,
         file=str(file),
         class_names=list(examples.class_names),
-        images=str(images.index_file) if images else "",
+        images=str(images.index_file) if images is not None else "",
         rows=rows,
     )
     with context.telemetry.spent("building"), _child(conversion.__name__) as child:
@@ -119,13 +119,16 @@ def _compared(
     Raises: JobError, if the runtime cannot run it.
     """
     measured = Measured.read(context.workdir, config.parity_photos)
-    rows = examples.rows_of(measured.paths) if images else []
+    rows = examples.rows_of(measured.paths) if images is not None else []
 
     def run(rows: list[int], scratch: str, *, one_core: bool = False) -> tuple[Trial, np.ndarray]:
         answers = f"{scratch}/answers.npy"
-        request = trial.Request(name, str(file), str(images.index_file) if images else "", rows, answers, one_core)
+        request = trial.Request(
+            name, str(file), str(images.index_file) if images is not None else "", rows, answers, one_core
+        )
         with context.telemetry.spent("forward"), _child(trial.__name__) as child:
-            return ask(child, asdict(request), f"The trial of {name}", context.stop), np.load(answers)
+            answer = ask(child, asdict(request), f"The trial of {name}", context.stop)
+        return cast(Trial, answer), np.load(answers)
 
     with tempfile.TemporaryDirectory() as scratch:
         on_one_core, _ = run(rows[:_TIMED_PHOTOS], scratch, one_core=True)

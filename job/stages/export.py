@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, cast
 
 import numpy as np
 
@@ -195,7 +195,7 @@ def _check_parity(
             photos=str(photos),
             rules=asdict(rules),
         )
-        result: Parity = ask(checker, asdict(request), "The parity check", context.stop)
+        result = cast(Parity, ask(checker, asdict(request), "The parity check", context.stop))
     faults = _faults(config, result)
     return {**result, "faults": faults, "agrees": not faults}
 

@@ -142,6 +142,20 @@ def test_predict_takes_model_photos_and_answer_in_buckets(google, photos, in_buc
     assert len(lines) == 1 + 82 and "broken.jpg" in "".join(lines)
 
 
+def test_formats_are_added_to_a_run_in_a_bucket_from_another_node(google, photos, tmp_path):
+    out = f"{google.bucket()}/runs/x"
+    ran = run_job("run", "--data", photos, "--out", out, *quick_settings(), **node(tmp_path / "a"))
+    assert ran.returncode == 0, ran.stderr
+    before = json.loads(google.get(f"{out}/model/model.json"))["sha256"]
+    google.requests()  # Those since the last call are returned.
+    done = run_job("export", out, "--to", "litert", **node(tmp_path / "b"))
+    assert done.returncode == 0 and "litert: 0 of" in done.stdout, done.stderr
+    card = json.loads(google.get(f"{out}/model/model.json"))
+    assert hashlib.sha256(google.get(f"{out}/model/model.tflite")).hexdigest() == card["sha256"]["model.tflite"]
+    assert card["sha256"]["saved_model.pb"] == before["saved_model.pb"]
+    assert not [path for _, path, _ in google.requests() if "alt=media" in path and "/photos%2F" in path]
+
+
 def test_weights_may_lie_in_a_bucket(google, photos, tmp_path, shared):
     file = next(Path(shared / "weights").glob("mobilenet_v2_*_0.35_224_no_top.h5"))
     weights = f"{google.bucket()}/{file.name}"

@@ -31,7 +31,13 @@ def runs(tmp_path_factory):
 
 def test_seeds_share_everything_before_fine_tuning_and_the_first_is_that_of_a_single_run(runs):
     folder, single, done = runs
-    assert re.findall(r"^(\w+) +runs$", done.stderr, re.MULTILINE) == ["fine_tune", "evaluate", "export", "report"]
+    assert re.findall(r"^(\w+) +runs$", done.stderr, re.MULTILINE) == [
+        "fine_tune",
+        "evaluate",
+        "export",
+        "convert",
+        "report",
+    ]
     assert re.findall(r"^  seed (\d), epoch 3 of 3:", done.stderr, re.MULTILINE) == ["0", "1", "2"]
     with np.load(folder / "out/stages/fine_tune/weights.npz") as weights:
         for name, values in single.items():

@@ -12,7 +12,6 @@ from job.model.heads import Head
 from job.serving.formats import onnx as to_onnx
 from job.serving.formats.base import Classifier
 from job.serving.formats.table import FORMATS
-from tests.numerics.conftest import SIZE
 
 NAMES = ["rose", 'größe, "two"\nlines']
 
@@ -56,6 +55,13 @@ def test_exact_gelu_is_converted(name, exact_gelu, tmp_path):
     assert np.abs(runtime.probabilities(pixels) - exact_gelu.model.predict(pixels, verbose=0)).max() < 1e-4
 
 
+@pytest.mark.parametrize("name", ["onnx", "litert"])
+def test_same_model_gives_the_same_bytes(name, exact_gelu):
+    """So that a format that is made again with another one is not another file."""
+    again = Classifier(exact_gelu.model, NAMES, np.empty(0))
+    assert FORMATS[name].convert(exact_gelu) == FORMATS[name].convert(again)
+
+
 def test_runtime_refuses_the_file_that_tf2onnx_writes_for_an_operation_it_does_not_know(exact_gelu, tmp_path, monkeypatch):
     monkeypatch.setattr(to_onnx, "_erfc", lambda *_: None)
     with pytest.raises(Exception, match="Erfc"):
@@ -70,7 +76,3 @@ def test_class_names_travel_in_the_file(exact_gelu, tmp_path):
     (tmp_path / "m.tflite").write_bytes(FORMATS["litert"].convert(exact_gelu))
     with zipfile.ZipFile(tmp_path / "m.tflite") as archive:
         assert json.loads(archive.read("class_names.json")) == NAMES and b"(N, 8, 8, 3)" in archive.read("input.txt")
-
-
-def test_image_size_of_the_input_is_that_of_the_network(classifier):
-    assert classifier.image_size == SIZE

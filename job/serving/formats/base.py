@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,14 +43,11 @@ class Classifier:
     @property
     def about(self) -> Mapping[str, str]:
         """A few words to store in the file: the class names as JSON, and what the input is."""
+        size = self.model.input_shape[1]
         return {
             "class_names": json.dumps(self.class_names, ensure_ascii=False),
-            "input": f"pixels: uint8 RGB (N, {self.image_size}, {self.image_size}, 3), not scaled",
+            "input": f"pixels: uint8 RGB (N, {size}, {size}, 3), not scaled",
         }
-
-    @property
-    def image_size(self) -> int:
-        return int(self.model.input_shape[1])
 
     @cached_property
     def answer(self) -> tf.types.experimental.GenericFunction:
@@ -73,17 +69,3 @@ class Classifier:
             }
 
         return answer
-
-    @cached_property
-    def _folder(self) -> tempfile.TemporaryDirectory[str]:
-        return tempfile.TemporaryDirectory()
-
-    @cached_property
-    def saved_model(self) -> str:
-        """A temporary folder with `answer` as SavedModel, which lasts as long as this object."""
-        import tensorflow as tf
-
-        module = tf.Module()
-        module.weights, module.answer = [variable.value for variable in self.model.variables], self.answer
-        tf.saved_model.save(module, self._folder.name, signatures={"serving_default": self.answer})
-        return self._folder.name

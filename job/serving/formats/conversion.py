@@ -3,6 +3,7 @@
 Converters print, use much memory, and may crash, so each conversion has a process of its own.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from job.errors import JobError
 from job.runtime.children import answer
 from job.serving.formats.base import Classifier
 from job.serving.formats.table import FORMATS
+from job.storage.files import storage_errors
 from job.stores.arrays import ArrayStore
 
 _SAID = 300
@@ -33,8 +35,9 @@ class Request:
     rows: list[int]
 
 
-def convert(request: Request) -> dict[str, object]:
-    """Write the file. Raises: JobError, if the converter cannot hold this model."""
+def convert(request: Request) -> None:
+    """Write the file. Raises: JobError, if the converter cannot take this model; StorageFailed."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # The process that asks may have taken the memory of the GPUs.
     import_tensorflow()
     import keras
 
@@ -45,8 +48,9 @@ def convert(request: Request) -> dict[str, object]:
     except Exception as error:  # Converters raise many kinds of exceptions for an operation that they do not know.
         said = " ".join(str(error).split())[:_SAID]
         raise JobError(f"the converter failed ({type(error).__name__}: {said})") from error
-    Path(request.file).write_bytes(content)
-    return {}
+    file = Path(request.file)
+    with storage_errors(file):
+        file.write_bytes(content)
 
 
 if __name__ == "__main__":

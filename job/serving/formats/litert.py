@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
 
 def convert(classifier: Classifier) -> bytes:
-    """Return the model for LiteRT, with float32 numbers."""
-    return _with_about(_converter(classifier).convert(), classifier)
+    """Return the model for LiteRT, with float32 numbers. The class names are in a ZIP archive at its end."""
+    return _converted(classifier, lambda _: None)
 
 
 def convert_int8(classifier: Classifier) -> bytes:
@@ -28,20 +29,25 @@ def convert_int8(classifier: Classifier) -> bytes:
     """
     import tensorflow as tf
 
-    def photos() -> Iterator[list[np.ndarray]]:
-        return ([pixels_HWC[None]] for pixels_HWC in classifier.photos_NHWC)
+    def quantize(converter: tf.lite.TFLiteConverter) -> None:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.representative_dataset = lambda: ([pixels_HWC[None]] for pixels_HWC in classifier.photos_NHWC)
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
 
-    converter = _converter(classifier)
-    converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.representative_dataset = photos
-    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-    return _with_about(converter.convert(), classifier)
+    return _converted(classifier, quantize)
 
 
-def _converter(classifier: Classifier) -> tf.lite.TFLiteConverter:
+def _converted(classifier: Classifier, configure: Callable[[tf.lite.TFLiteConverter], None]) -> bytes:
+    """Convert by way of a SavedModel with one signature, whose names of inputs and outputs stay."""
     import tensorflow as tf
 
-    return tf.lite.TFLiteConverter.from_saved_model(classifier.saved_model)
+    module = tf.Module()
+    module.weights, module.answer = [variable.value for variable in classifier.model.variables], classifier.answer
+    with tempfile.TemporaryDirectory() as folder:
+        tf.saved_model.save(module, folder, signatures={"serving_default": classifier.answer})
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        configure(converter)
+        return _with_about(converter.convert(), classifier)
 
 
 def _with_about(model: bytes, classifier: Classifier) -> bytes:
@@ -49,7 +55,8 @@ def _with_about(model: bytes, classifier: Classifier) -> bytes:
     content = io.BytesIO(model)
     with zipfile.ZipFile(content, "a") as archive:
         for name, text in classifier.about.items():
-            archive.writestr(f"{name}.{'json' if name == 'class_names' else 'txt'}", text)
+            file = zipfile.ZipInfo(f"{name}.{'json' if name == 'class_names' else 'txt'}")  # Without the time of today.
+            archive.writestr(file, text)
     return content.getvalue()
 
 
