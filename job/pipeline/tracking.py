@@ -161,8 +161,10 @@ class _Tracker:
         if "fine_tune" not in self._job.done:
             return []
         times = {(epoch["seed"], epoch["epoch"]): epoch["time"] for epoch in epochs}
-        history = self._job["fine_tune"].history
-        return [{**entry, "time": times.get((entry["seed"], entry["epoch"]), time.time())} for entry in history]
+        start = min(times.values(), default=time.time())  # For the entry from before training, which is in no log.
+        return [
+            {**entry, "time": times.get((entry["seed"], entry["epoch"]), start)} for entry in self._job["fine_tune"].history
+        ]
 
     def _metrics(self, epochs: list[dict[str, float]]) -> list["Metric"]:
         from mlflow.entities import Metric
