@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric
 
 SECONDS_BETWEEN_MESSAGES = 10.0
-LAST_WITHIN_S = 300.0  # A large model needs a while. A server that is away is given up after some 30 seconds.
+LAST_WITHIN_S = 300.0  # A large model needs a while. A server that hangs is given up after a minute.
 _PARAMS_AT_ONCE = 100  # A limit of MLflow.
 _KEY, _SET = "transfer_job.key", "transfer_job.set"
 _OF_EPOCHS = ("train_loss", "train_accuracy", "val_log_loss", "val_accuracy", "learning_rate")
 _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # By default, it tries for minutes.
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }

@@ -37,7 +37,7 @@ def report(config: ReportConfig, *, run: Run, timings: Records, context: Context
         StorageFailed: if explore's summary cannot be read, or the page cannot be written.
     """
     context.workdir.write_bytes(PAGE, page(config, run=run, timings=timings, context=context))
-    if "export" in timings:
+    if {"evaluate", "export"} <= timings.keys():
         context.workdir.write_bytes(CARD, card(title=title(config, run), run=run, context=context))
     else:
         context.workdir.remove(CARD)
