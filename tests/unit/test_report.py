@@ -582,6 +582,23 @@ def test_photos_that_could_not_be_read_again_are_not_called_undecodable(context)
     )
 
 
+def test_formats_have_a_table_with_those_that_were_compared_and_the_reasons_for_the_others(context):
+    everything(context)
+    compared = {"largest_difference": 4e-4, "mean_difference": 1e-5, "changed_labels": 1, "accuracy": 0.875}
+    compared |= {"accuracy_ci95": [0.7, 0.95], "measured_accuracy": 0.9, "ms_one_core": 7.04, "ms_all_cores": 3.96}
+    onnx = {"file": "model.onnx", "file_bytes": 1_632_178, "num_photos": 24, "faults": []}
+    onnx["compared"] = {**compared, "peak_memory_bytes": 78_000_000}
+    litert = {"file": "model.tflite", "file_bytes": 9, "num_photos": 0, "faults": [], "compared": None}
+    int8 = {"file": "model_int8.tflite", "file_bytes": 0, "num_photos": 0, "faults": ["<b>it cannot</b>"], "compared": None}
+    context.workdir.write_json("stages/convert/formats.json", {"onnx": onnx, "litert": litert, "litert-int8": int8})
+    timings = {**TIMINGS, "convert": {"wall_s": 1.5, "cpu_s": 1.0}}
+    page = report(ReportConfig(), run=RUN, timings=timings, context=context).path.read_text(encoding="utf-8")
+    text = " ".join(Elements(page).text.split())
+    assert "1.7 MB1 of 240.00041e-0587.5% (70.0% to 95.0%)7.0 ms4.0 ms78.0 MB" in text
+    assert "litert-int8 was not published: <b>it cannot</b>." in text and "litert was not compared:" in text
+    assert "Other formats" not in Elements(drawn(context)).text
+
+
 def test_run_that_ended_before_the_export_says_so(context):
     explored(context)
     trained(context)
