@@ -73,8 +73,10 @@ VARIANT ?= cpu
 image:  ## build the container image
 	docker build --build-arg VARIANT=$(VARIANT) --build-arg REVISION=$$(git rev-parse HEAD) --tag transfer-job:$(VARIANT) .
 
-.venv/.dev: requirements/dev.txt pyproject.toml
+# tensorflow-serving-api, for tests: it requires tensorflow, so it comes without its dependencies, which are all there.
+.venv/.dev: requirements/dev.txt requirements/serving.txt pyproject.toml
 	$(call INSTALL,.venv,requirements/dev.txt,2.6)
+	.venv/bin/python $(PIP_INSTALL) --quiet --no-deps --require-hashes --requirement requirements/serving.txt
 	touch .venv/.cpu $@
 
 .venv/.cpu: requirements/cpu.txt pyproject.toml
@@ -100,7 +102,7 @@ docs: .venv/.dev  ## write docs/configuration.md, docs/backbones.md and THIRD_PA
 UPGRADE ?=
 LOCK = uv pip compile $(UPGRADE) --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header
 lock:  ## write the lock files in requirements/; needs uv
-	$(LOCK) pyproject.toml --extra cpu --extra s3 --extra heif --extra xlsx --extra hub --extra onnx --extra litert --extra dev --output-file requirements/dev.txt
+	$(LOCK) pyproject.toml --extra cpu --extra s3 --extra heif --extra xlsx --extra hub --extra onnx --extra litert --extra mlflow --extra dev --output-file requirements/dev.txt
 	$(LOCK) pyproject.toml --extra cpu --extra s3 --extra heif --extra xlsx --extra hub --constraint requirements/dev.txt --output-file requirements/cpu.txt
 	$(LOCK) pyproject.toml --extra gpu --extra s3 --extra heif --extra xlsx --extra hub --constraint requirements/dev.txt --output-file requirements/gpu.txt
 	$(LOCK) requirements/lint.in --output-file requirements/lint.txt

@@ -24,7 +24,7 @@ from job.errors import (
 from job.version import __version__
 
 if TYPE_CHECKING:
-    from job.api import doctor, explore, export, plan, predict, rank, report, run
+    from job.api import doctor, explore, export, lay_out, plan, predict, rank, report, run
     from job.config import Config
     from job.pipeline.results import Ranking, Result
     from job.weights import fetch_weights, known_weights, verify_weights
@@ -47,6 +47,7 @@ __all__ = [
     "export",
     "fetch_weights",
     "known_weights",
+    "lay_out",
     "plan",
     "predict",
     "rank",

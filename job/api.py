@@ -275,6 +275,26 @@ def export(out: Place, formats: Sequence[str], *, session: Session | None = None
         return Result(workdir, results.headline(job))
 
 
+def lay_out(out: Place, base: Place) -> str:
+    """Copy the model of a finished run as the next version below `base`, as TensorFlow Serving expects it.
+
+    `base` is a folder or a prefix of a bucket, and its name is that of the model. What is there already is never changed.
+    Return the place of the version.
+
+    Raises:
+        UsageError: `out` is not the output of a run that has exported a model, or `base` is inside of it.
+        StorageFailed.
+    """
+    from job.serving.folder import is_below
+    from job.serving.tensorflow_serving import lay_out as copy
+
+    refuse_credentials(out, base)
+    model, place = _place("--out", out), _place("--to serving", base)
+    if is_below(place, model):
+        raise UsageError(f"--to serving {place}: it is inside of {model}, where only the run writes. Give another folder.")
+    return copy(model, place)
+
+
 def _finished(workdir: Workdir) -> tuple[Run, list[str]]:
     """Return run.json, and the stages that were made with its settings, without report.
 

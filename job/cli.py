@@ -216,22 +216,34 @@ def report(directory: str) -> None:
 
 @main.command()
 @click.argument("directory", metavar="DIR", type=PLACE)
+@click.argument("base", metavar="[BASE]", required=False, type=PLACE)
 @click.option(
     "--to",
     "formats",
     required=True,
     metavar="FORMAT[,FORMAT]",
     callback=comma_separated,
-    help="onnx, litert, or litert-int8 (8-bit numbers).",
+    help="onnx, litert, or litert-int8 (8-bit numbers). Or serving: copy the model to BASE/VERSION for TensorFlow Serving.",
 )
 @with_output_options
-def export(directory: str, formats: tuple[str, ...]) -> None:
+def export(directory: str, base: str | None, formats: tuple[str, ...]) -> None:
     """Add formats to the model of a finished run, and compare them on its held-out photos. DIR is the --out of the run.
 
     Nothing is trained again. A format that disagrees with what was measured is not published, and the exit code is 3.
+
+    --to serving changes nothing in DIR. BASE is a folder, or gs:// or s3:// prefix, with the name of the model. The version
+    is the next number that is free there.
     """
     from job import api
 
+    if (base is not None) != (formats == ("serving",)):
+        raise UsageError(
+            "Give a folder for TensorFlow Serving with --to serving, and only there: export DIR --to serving BASE"
+        )
+    if base is not None:
+        place = api.lay_out(directory, base)
+        LOG.finish(f"TensorFlow Serving loads this version: {place}", out=place)
+        return
     result = api.export(directory, formats, session=_session())
     _finish(result, **result.facts())
 

@@ -328,6 +328,25 @@ class ReportConfig(Section):
     title: str = what("", "Heading of the report. If it is left out, the name of the data.")
 
 
+def _without_credentials(uri: str | None) -> str | None:
+    """Return the URI of a server. Raises: UsageError, which does not repeat it, if it may contain credentials."""
+    if uri and ("@" in uri or "?" in uri):
+        raise UsageError(
+            "tracking.mlflow: neither credentials nor '@' nor '?' are allowed in a URI. Set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, instead."
+        )
+    return uri
+
+
+class TrackingConfig(Section):
+    mlflow: Annotated[str | None, AfterValidator(_without_credentials)] = how(
+        None,
+        "Server that gets settings, metrics, report and model of the run: http://HOST:PORT or sqlite:///FILE. Needs the "
+        "extra mlflow. User name and password are read from MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.",
+    )
+    name: str = how("transfer-job", "Name of the experiment and of the registered model in MLflow.", min_length=1)
+
+
 class ClusterConfig(Section):
     start_timeout_s: float = how(300.0, "Seconds that the workers of a run wait for each other at the start.", gt=0)
     require_gpu: bool = how(False, "Stop with exit code 2 if there is no GPU, instead of computing on the CPU.")
@@ -355,6 +374,7 @@ class Config(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     export: ExportConfig = ExportConfig()
     report: ReportConfig = ReportConfig()
+    tracking: TrackingConfig = TrackingConfig()
     cluster: ClusterConfig = ClusterConfig()
 
     @model_validator(mode="before")

@@ -64,7 +64,9 @@ class RunOptions:
         from job.config import Config
         from job.storage.bucket.objects import refuse_credentials
 
-        assigned = (assignment.partition("=")[2].strip("\"' ") for assignment in self.assignments)
+        # The address of a tracking server is no place in a bucket. Its own check refuses credentials.
+        places = (assignment for assignment in self.assignments if not assignment.lstrip().startswith("tracking."))
+        assigned = (assignment.partition("=")[2].strip("\"' ") for assignment in places)
         refuse_credentials(self.data, self.labels, self.out, self.weights, self.tfds_dir, *assigned)
         return Config.load(self.config_file, self.assignments, self.flags)
 

@@ -1,5 +1,6 @@
 """The table of all files that were found: a row for each file with its properties, its status and the reason for it."""
 
+import hashlib
 import io
 import json
 from collections import Counter
@@ -12,6 +13,7 @@ from typing import Literal, Self, TypedDict, cast, get_args
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 Status = Literal["used", "converted", "quarantined", "ignored", "excluded"]
@@ -47,6 +49,19 @@ USED_FOR = {"train": "used for training", "val": "used for validation", "test": 
 ClassCounts = TypedDict(
     "ClassCounts", {"class": str, "train": int, "val": int, "test": int, "excluded": int, "quarantined": int}
 )
+
+
+def split_digests(table: Path) -> dict[str, str]:
+    """Return for each split a SHA-256 of its photos: of the sorted lines with the SHA-256 of each file.
+
+    So it depends on the bytes of the photos alone, not on their names, labels or order. `table` is an examples.parquet.
+    """
+    used = pq.read_table(table, columns=["split", "sha256"], filters=[("status", "in", ["used", "converted"])])
+    found = {}
+    for split in USED_FOR:
+        lines = sorted(f"{digest}\n" for digest in used.filter(pc.equal(used["split"], split))["sha256"].to_pylist())
+        found[split] = hashlib.sha256("".join(lines).encode()).hexdigest()
+    return found
 
 
 @dataclass(frozen=True)

@@ -137,10 +137,16 @@ def fingerprint(config: BackboneConfig) -> str:
     """Return a digest of everything that decides the output of the frozen backbone: name, width, content of the weights."""
     if preset(config.name):
         return hub.fingerprint(config)
-    is_file = config.weights not in NAMED_WEIGHTS
     named = "random" if config.weights == "random" else "imagenet"
-    weights = digest_of_weights(local_weights(config)) if is_file else [named, importlib.metadata.version("keras")]
+    weights = weights_digest(config) or [named, importlib.metadata.version("keras")]
     return digest_of([config.name, config.alpha, weights])
+
+
+def weights_digest(config: BackboneConfig) -> str | None:
+    """Return the SHA-256 of the files of weights; None for random ones, and for those that keras.applications names."""
+    if config.weights == "random" or (config.weights in PUBLISHED_WEIGHTS and not preset(config.name)):
+        return None
+    return digest_of_weights(local_weights(config))
 
 
 def build(config: BackboneConfig, image_size: int, *, seed: int = 0) -> keras.Model:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from job.config import Config
+from job.model import backbones
 from job.pipeline.job import Job
 from job.pipeline.records import read_run
 from job.pipeline.settings import settings_digest
@@ -18,6 +19,9 @@ from job.reporting.summaries import Run
 from job.runtime.cgroups import usable_cores
 from job.storage.bucket.objects import is_remote
 from job.version import __version__
+
+# A container does not know from which image it was started, so whoever starts it says so: NAME@sha256:DIGEST.
+IMAGE = "TRANSFER_JOB_IMAGE"
 
 
 def describe(job: Job, command: Sequence[str]) -> Run:
@@ -41,6 +45,8 @@ def describe(job: Job, command: Sequence[str]) -> Run:
         "config": job.config.model_dump(mode="json"),
         "settings_of_stages": {name: settings_digest(name, job.config) for name in STAGES},
         "versions": versions,
+        "image": os.environ.get(IMAGE, ""),
+        "weights_sha256": backbones.weights_digest(job.config.backbone),
         "fingerprint": fingerprint(job.context.peers.count),
     }
 

@@ -23,8 +23,10 @@ from typing import NotRequired, TypedDict
 
 import pyarrow.parquet as pq
 
+from job.data.examples import split_digests
 from job.errors import StorageFailed
 from job.measure.seeds import Seeds
+from job.pipeline.manifest import manifest
 from job.pipeline.records import Records, read_run
 from job.pipeline.table import STAGES
 from job.reporting import times
@@ -79,6 +81,11 @@ def publish(workdir: Workdir, done: Collection[str]) -> None:
     """
     sources, before = _sources(workdir, done), Published.load(workdir)
     digests = {name: _digest(source) for name, source in sources.items()}
+    if "model/model.json" in sources and (run := read_run(workdir)):
+        files = {name.removeprefix("model/"): digest for name, digest in digests.items() if name.startswith("model/")}
+        splits = split_digests(workdir.path("stages/audit/examples.parquet"))
+        sources["model/manifest.json"] = to_json(manifest(run, files, splits))
+        digests["model/manifest.json"] = _digest(sources["model/manifest.json"])
     if {"evaluate", "export", "report"} <= set(done) or not before.has_model:
         _publish_set(workdir, sources, digests, before)
         finish(workdir)
@@ -216,7 +223,7 @@ def in_service(workdir: Workdir) -> str:
     return f"{line}, accuracy {accuracy} on {counted(len(then), 'held-out photo', 'held-out photos')} of its run."
 
 
-def _sources(workdir: Workdir, done: Collection[str]) -> _Sources:
+def _sources(workdir: Workdir, done: Collection[str]) -> dict[str, Path | bytes]:
     """Return the files to publish, by name in a set: a file of a stage, or the content of a file."""
     found: dict[str, Path | bytes] = {}
     for stage in (stage for name, stage in STAGES.items() if name in done):

@@ -15,6 +15,7 @@ from job.pipeline.provenance import describe, warn_of_the_run_before
 from job.pipeline.records import Record, read_run, write_run
 from job.pipeline.table import STAGES
 from job.pipeline.team import led
+from job.pipeline.tracking import tracked
 from job.pipeline.wiring import WIRING
 from job.preflight.checks import before_run
 from job.runtime.kubeflow import reported
@@ -35,7 +36,7 @@ def run(job: Job, stop_after: str | None, session: Session, command: Sequence[st
         JobError: if a stage fails.
     """
     telemetry = job.context.telemetry
-    with reported(telemetry, session.environ), owned(job.context, session, lambda: results.outcome(job)):
+    with reported(telemetry, session.environ), owned(job.context, session, lambda: results.outcome(job)), tracked(job):
         publishing.finish(job.workdir)
         if job.budget:
             quality.resume(job, job.budget)

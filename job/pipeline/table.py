@@ -144,7 +144,7 @@ _ROWS = (
     ),
     Stage(
         name="export",
-        schema=6,
+        schema=7,
         after=("audit", "extract", "head", "fine_tune", "evaluate"),
         settings=("export.parity_photos", "export.max_changed_fraction", "decoding"),
         artifact="Exported",
@@ -168,12 +168,12 @@ _ROWS = (
     ),
     Stage(
         name="report",
-        schema=4,
+        schema=5,
         after=("explore", "audit", "head", "fine_tune", "evaluate", "export", "convert"),
         settings=("report",),
         artifact="Report",
         outputs=("stages/report",),
-        public={"report.html": "stages/report/report.html"},
+        public={"report.html": "stages/report/report.html", "model/README.md": "stages/report/README.md"},
         looks_only=True,
     ),
 )

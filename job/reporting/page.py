@@ -121,7 +121,7 @@ def page(config: ReportConfig, *, run: Run, timings: times.Records, context: Con
     text = template.render(
         made,
         sections=[(id_, heading) for id_, heading, needed in _SECTIONS if made[needed]],
-        title=config.title or run["data"].rstrip("/").rsplit("/", 1)[-1] or run["data"],
+        title=title(config, run),
         style=style,
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         refusals=workdir.read_json("stages/split/refusals.json") or [],
@@ -143,6 +143,11 @@ def page(config: ReportConfig, *, run: Run, timings: times.Records, context: Con
         picture=lambda name: data_uri(workdir.path(name)),
     )
     return text.encode("utf-8", "backslashreplace")
+
+
+def title(config: ReportConfig, run: Run) -> str:
+    """Return the heading of the page: the one that was given, or the name of the data."""
+    return config.title or run["data"].rstrip("/").rsplit("/", 1)[-1] or run["data"]
 
 
 @cache

@@ -20,7 +20,8 @@ if TYPE_CHECKING:  # These modules import libraries that only training needs.
 class Run(TypedDict):
     """The content of run.json: the inputs, settings, versions and machine of a run.
 
-    `run_id` is the id of the start that wrote it, as in events.jsonl. Versions before 0.5 wrote none.
+    `run_id` is the id of the start that wrote it, as in events.jsonl; `image` the container image that its environment
+    named; `weights_sha256` is of the file of initial weights, if one was given. Earlier versions wrote none of them.
     """
 
     schema: int
@@ -33,6 +34,8 @@ class Run(TypedDict):
     config: dict[str, Any]
     settings_of_stages: dict[str, str]
     versions: dict[str, str]
+    image: NotRequired[str]
+    weights_sha256: NotRequired[str | None]
     fingerprint: dict[str, object]
 
 

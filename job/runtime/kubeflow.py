@@ -6,7 +6,6 @@ and of a token. The token is replaced now and then, so it is read for every mess
 
 import json
 import ssl
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -14,6 +13,7 @@ from http.client import HTTPSConnection
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from job.runtime.sending import sending
 from job.runtime.telemetry import Telemetry
 
 SECONDS_BETWEEN_MESSAGES = 5.0
@@ -33,44 +33,29 @@ def reported(telemetry: Telemetry, environ: Mapping[str, str]) -> Iterator[None]
     if not (url and certificate and token):
         yield
         return
-    sender = _Sender(telemetry, url, Path(certificate), Path(token))
-    sender.start()
-    try:
+    trainer = _Trainer(telemetry, url, Path(certificate), Path(token))
+    with sending(trainer.send, trainer.tell, every_s=SECONDS_BETWEEN_MESSAGES, last_within_s=_LAST_WITHIN_S):
         yield
-        sender.sends_last = True
-    finally:
-        sender.over.set()
-    sender.join(_LAST_WITHIN_S)
 
 
-class _Sender(threading.Thread):
-    """Sends the progress every few seconds until `over` is set, and then once more if `sends_last`."""
+class _Trainer:
+    """The server of Kubeflow Trainer."""
 
     def __init__(self, telemetry: Telemetry, url: str, certificate: Path, token: Path) -> None:
-        super().__init__(daemon=True)  # A server that hangs must not keep the process alive.
         self._telemetry, self._url, self._certificate, self._token = telemetry, url, certificate, token
-        self._has_failed = self.sends_last = False
-        self.over = threading.Event()
 
-    def run(self) -> None:
-        """Send until the run is over."""
-        while not self.over.wait(SECONDS_BETWEEN_MESSAGES):
-            self._try()
-        if self.sends_last:
-            self._try()
+    def send(self, _: bool | None) -> None:
+        """Send the progress. Raises whatever is wrong with the server."""
+        if status := self._status():
+            self._send(status)
 
-    def _try(self) -> None:
-        try:
-            if status := self._status():
-                self._send(status)
-        except Exception as error:
-            if not self._has_failed:
-                self._has_failed = True
-                self._telemetry.line(
-                    f"Kubeflow Trainer at {self._url} does not take the progress of this run: {error}. The run goes on. "
-                    "Check that the NetworkPolicy of this pod lets it connect there.",
-                    level="warning",
-                )
+    def tell(self, error: Exception) -> None:
+        """Print a line about the first fault."""
+        self._telemetry.line(
+            f"Kubeflow Trainer at {self._url} does not take the progress of this run: {error}. The run goes on. "
+            "Check that the NetworkPolicy of this pod lets it connect there.",
+            level="warning",
+        )
 
     def _status(self) -> dict[str, object] | None:
         """Return the message; None before the run has a forecast."""

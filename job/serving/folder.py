@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 _CARD = "model.json"
+_ABOUT = {"README.md", "manifest.json"}  # Written after model.json. Nothing here reads them.
 _SHOWN = 5
 _WAY_OUT = "Copy the whole folder again, or run the job again."
 
@@ -103,6 +104,19 @@ def load(model: str, sha256: str | None, tell: Callable[[str], None]) -> Exporte
     if place != model:
         tell(f"{model} is being replaced, or damaged: using the published model in {place} instead.")
     return exported
+
+
+@contextmanager
+def verified(model: str) -> Iterator[tuple[Path, ModelCard]]:
+    """Give the folder of a model, after a check of its files, and its model.json. `model` is as in `load`.
+
+    Raises:
+        UsageError: if there is no model, or it is incomplete or damaged.
+        StorageFailed: if it cannot be read.
+    """
+    place = _in_service(_of_run(model))
+    with _opened(model, place) as folder:
+        yield folder, _checked(model, folder, None)
 
 
 def is_below(file: str, model: str) -> bool:
@@ -186,7 +200,7 @@ def _checked(model: str, folder: Path, sha256: str | None) -> ModelCard:
         raise UsageError(f"--model {model}: its model.json is incomplete or not from this job. {_WAY_OUT}") from error
     if changed := [name for name, digest in card.sha256.items() if _digest(folder / name) != digest]:
         raise UsageError(f"--model {model}: missing or changed since the export: {', '.join(changed)}. {_WAY_OUT}")
-    foreign = sorted(_files(folder) - card.sha256.keys() - {_CARD})
+    foreign = sorted(_files(folder) - card.sha256.keys() - {_CARD} - _ABOUT)
     if foreign and sha256 is not None:
         raise UsageError(
             f"--model {model}: files that its model.json does not name: {', '.join(foreign[:_SHOWN])}. "

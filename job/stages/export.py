@@ -27,6 +27,7 @@ from job.runtime.children import ask, start
 from job.runtime.context import Context
 from job.serving import parity
 from job.serving.parity import Parity
+from job.serving.reference import preprocessing
 from job.sources.base import Entry, Source
 from job.storage.files import digest_of_file, storage_failed
 from job.stores.arrays import ArrayStore
@@ -87,6 +88,7 @@ def export(
 
     def build(folder: Path) -> Parity:
         _save(classifier, folder, rules, examples.class_names, limits)
+        (folder / "preprocess.py").write_text(preprocessing(rules))
         context.stop.check()
         result = _check_parity(checker, config, folder, rules, examples, images, source, entries, context)
         (folder / "parity.json").write_text(json.dumps(result, indent=2) + "\n")

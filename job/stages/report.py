@@ -1,16 +1,18 @@
-"""report: draw the report page of the run from the files that earlier stages left."""
+"""report: draw the report page of the run, and write the model card, from the files that earlier stages left."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from job.config import ReportConfig
-from job.reporting.page import page
+from job.reporting.card import card
+from job.reporting.page import page, title
 from job.reporting.summaries import Run
 from job.reporting.times import Records
 from job.runtime.context import Context
 
 PAGE = "stages/report/report.html"
+CARD = "stages/report/README.md"
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Report:
 
 
 def report(config: ReportConfig, *, run: Run, timings: Records, context: Context) -> Report:
-    """Draw the page and write it.
+    """Draw the page and write it, with the model card if the run has exported a model.
 
     `run` is the content of run.json; `timings` are the records of the stages that are up to date, as
     `job.reporting.times` reads them. Other stages are not shown.
@@ -35,4 +37,8 @@ def report(config: ReportConfig, *, run: Run, timings: Records, context: Context
         StorageFailed: if explore's summary cannot be read, or the page cannot be written.
     """
     context.workdir.write_bytes(PAGE, page(config, run=run, timings=timings, context=context))
+    if {"evaluate", "export"} <= timings.keys():
+        context.workdir.write_bytes(CARD, card(title=title(config, run), run=run, context=context))
+    else:
+        context.workdir.remove(CARD)
     return Report.load(context)

@@ -17,6 +17,9 @@ _UNSEEN = re.compile(
 # Spreadsheets run cells that begin like this as formulas. A leading apostrophe tells them that the cell is text.
 _FORMULA = re.compile("'*[=+\\-@\t\r\n\uff0b\uff0d\uff1d\uff20]")
 
+# Signs that begin a link, a mention, markup, HTML or a cell in GitHub's and Hugging Face's Markdown.
+_MARKDOWN = re.compile(r"[\\`*_{}\[\]<>()#+|~$&@!]|:(?=//)|(?<=www)\.", re.IGNORECASE)
+
 
 def escaped(text: str) -> str:
     r"""Escape characters that a terminal would obey or not show: a line break becomes `\n`. The result is one line.
@@ -24,6 +27,11 @@ def escaped(text: str) -> str:
     Escaping twice gives the same text as escaping once, so every place that shows text may do it.
     """
     return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def in_markdown(text: str) -> str:
+    r"""Escape text so that Markdown shows it as it is, on one line: `<b>` becomes `\<b\>`."""
+    return _MARKDOWN.sub(r"\\\g<0>", escaped(text))
 
 
 def guarded(cell: str) -> str:

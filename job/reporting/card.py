@@ -1,0 +1,69 @@
+"""The model card, model/README.md: what the model is, how good it is, where its limits are, how to use and to verify it.
+
+Its head of YAML is that of the model cards of Hugging Face. Class names are text from the data, so everything that the
+template inserts is escaped for Markdown.
+"""
+
+import json
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from job.data.examples import split_digests
+from job.reporting.advice import advice
+from job.reporting.facts import facts
+from job.reporting.summaries import Run, of_shipped
+from job.runtime.context import Context
+from job.storage.files import in_units
+from job.text.numbers import counted, percent
+from job.text.untrusted import escaped, in_markdown
+
+TEMPLATE = "model_card.md.j2"
+
+
+def card(*, title: str, run: Run, context: Context) -> bytes:
+    """Return the model card of a run that has exported a model. `run` is the content of run.json."""
+    read = context.workdir.read_json
+    explore, audit = read("stages/explore/explore.json"), read("stages/audit/audit.json")
+    evaluation = read("stages/evaluate/evaluation.json")
+    formats = read("stages/convert/formats.json") or {}
+    known = facts(explore, audit, run["config"])
+    text = template().render(
+        title=title,
+        run=run,
+        config=run["config"],
+        evaluation=evaluation,
+        test=of_shipped(evaluation)["test"],
+        leak_free=of_shipped(evaluation)["test_leak_free"],
+        temperature=evaluation["temperatures"][evaluation["shipped"]],
+        classes=list(zip(known.classes, evaluation["per_class"], strict=True)),
+        splits=known.splits,
+        digests=split_digests(context.workdir.path("stages/audit/examples.parquet")),
+        limits=advice(known, explore, audit),
+        outliers=audit["outliers"],
+        parity=read("stages/export/parity.json"),
+        formats={name: found for name, found in formats.items() if not found["faults"]},
+    )
+    return text.encode("utf-8", "backslashreplace")
+
+
+@cache
+def template() -> Template:
+    """Return the template of the card. It is compiled once in a process."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=False,  # noqa: S701  # It would escape for HTML. What is inserted is escaped by `finalize`.
+        finalize=lambda value: in_markdown(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "bytes": in_units, "counted": counted, "quoted": _quoted}
+    return environment.get_template(TEMPLATE)
+
+
+def _quoted(text: str) -> Markup:
+    """Return text as a string of YAML."""
+    return Markup(json.dumps(escaped(text), ensure_ascii=False))  # noqa: S704  # For YAML, not for HTML.
