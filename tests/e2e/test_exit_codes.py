@@ -514,7 +514,8 @@ def test_imagenet_weights_are_looked_for_before_the_work_and_named(scene, tmp_pa
         file.write_bytes(content)
     done = start(scene, f"run --data photos --out {tmp_path / 'out'} {SMALLEST}", **keras_home)
     fault = "does not exist" if content is None else "is damaged"
-    assert_ends(done, 74, f"ImageNet weights: {file} {fault}.*Copy https://.*/{IMAGENET} to {file}")
+    way_out = "run transfer-job weights fetch mobilenet_v2:alpha="
+    assert_ends(done, 74, f"ImageNet weights: {file} {fault}.*https://.*/{IMAGENET} could not be downloaded.*{way_out}")
     assert "intake    runs" not in done.stderr
     assert content is None or file.read_bytes() == content
 
