@@ -3,12 +3,13 @@
 import json
 from pathlib import Path
 
+from job.weights import known_weights
+
 from job.config import fields
 from job.model.backbones import BACKBONES
 from job.model.hub.architecture import FAMILIES
 from job.model.hub.names import PRESETS
 from job.text.wording import allowed
-from job.weights import known_weights
 
 HERE = Path(__file__).parent
 

@@ -26,8 +26,8 @@ from job.version import __version__
 if TYPE_CHECKING:
     from job.api import doctor, explore, export, lay_out, plan, predict, rank, report, run
     from job.config import Config
+    from job.model.weights import fetch_weights, known_weights, verify_weights
     from job.pipeline.results import Ranking, Result
-    from job.weights import fetch_weights, known_weights, verify_weights
 
 __all__ = [
     "Config",
@@ -58,7 +58,7 @@ __all__ = [
 
 _ELSEWHERE = {
     "Config": "job.config",
-    **dict.fromkeys(("fetch_weights", "known_weights", "verify_weights"), "job.weights"),
+    **dict.fromkeys(("fetch_weights", "known_weights", "verify_weights"), "job.model.weights"),
 }
 
 

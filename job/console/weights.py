@@ -21,7 +21,7 @@ def weights() -> None:
 @with_output_options
 def list_weights() -> None:
     """List all names with their licences, and where the weights come from."""
-    from job.weights import known_weights
+    from job.model.weights import known_weights
 
     known = known_weights()
     lines = [f"{one.name:<26}{one.licence:<22}{one.source}" for one in known]
@@ -43,9 +43,9 @@ def fetch(names: tuple[str, ...], to: str) -> None:
 
     NAME is one of those that weights list prints, or hub:PRESET; for MobileNets NAME[:alpha=A][:image_size=S].
     """
+    from job.model.weights import fetch_weights
     from job.runtime.session import Session
     from job.runtime.stop import STOP
-    from job.weights import fetch_weights
 
     found = []
     for one in fetch_weights(names, to, session=Session(STOP)):
@@ -59,7 +59,7 @@ def fetch(names: tuple[str, ...], to: str) -> None:
 @with_output_options
 def verify(directory: str) -> None:
     """Compare weights with the digests that were written when they were fetched. DIR is the --to of weights fetch."""
-    from job.weights import verify_weights
+    from job.model.weights import verify_weights
 
     found = verify_weights(directory)
     LOG.show(*(f"{one.state:<8}{one.path}" for one in found))
