@@ -24,6 +24,7 @@ from typing import NotRequired, TypedDict
 import pyarrow.parquet as pq
 
 from job.errors import StorageFailed
+from job.measure.corrected import Corrected
 from job.measure.seeds import Seeds
 from job.pipeline.records import Records, read_run
 from job.pipeline.table import STAGES
@@ -65,6 +66,7 @@ class Metrics(TypedDict):
     per_class: list[dict[str, object]]
     confusion: list[list[int]]
     earlier: ComparedWithEarlier | None
+    corrections: Corrected | None
     timings: times.Records
     throughput: dict[str, float]
     share: dict[str, float]
@@ -184,6 +186,7 @@ def metrics(workdir: Workdir, numbers: Evaluated, done: Collection[str]) -> Metr
         per_class=numbers["per_class"],
         confusion=numbers["confusion"],
         earlier=numbers["earlier"],
+        corrections=numbers["corrections"],
         timings=records,
         throughput=times.throughput(records),
         share=times.shares(records),
