@@ -458,11 +458,11 @@ def test_labels_are_shown_in_an_order_that_is_explained_with_what_to_do(context)
 
 
 def test_corrected_labels_have_a_table_of_accuracies_before_and_after(context):
-    everything(context)
+    everything(context, with_earlier=True)
     page = drawn(context)
     said = "1,201 labels were corrected: 1,200 for training, 1 in the test set. 1 photo was left out."
     assert said in top_of(page) and said in section(page, "corrections")
-    assert "80.0% 87.5% +7.5 (" in section(page, "corrections") and "may be chance" in top_of(page)
+    assert "80.0%87.5%+7.5 (" in section(page, "corrections") and "may be chance" in top_of(page)
 
 
 def test_good_predictions_name_the_labels_to_look_at_first(context):
