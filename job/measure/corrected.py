@@ -1,4 +1,4 @@
-"""What corrected labels change: the accuracy before and after, by the labels of the source and by the corrected ones."""
+"""Effects of corrected labels: the accuracy before and after, by the labels of the source and by the corrected ones."""
 
 from typing import Literal, TypedDict
 
