@@ -117,7 +117,7 @@ _VERDICTS: Mapping[Verdict, str] = {
     "may be chance": "By the corrected labels, the difference may be chance.",
     "only the test set changed": "Of the data, only the test set has changed since the earlier run. So the accuracy is "
     "measured better now, and the model is not called better.",
-    "nothing to compare with": "There is no earlier model to compare with.",
+    "nothing to compare with": "There is no other model to compare with.",
 }
 
 

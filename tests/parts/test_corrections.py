@@ -9,6 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import contents, paint_classes, run_job
+from tests.faults import killer
+from tests.faults.several import Run
 
 SMALL = ("--set", "intake.image_size=48")
 
@@ -168,3 +170,15 @@ def test_where_decisions_lie_is_in_run_json(photos, out, tmp_path):
     assert split(photos, out, "--corrections", file).returncode == 0
     run = json.loads((out / "run.json").read_text())
     assert run["config"]["intake"]["corrections"] == str(file) and "--corrections" in run["command"]
+
+
+def test_two_workers_leave_what_one_leaves(photos, tmp_path):
+    file = table(tmp_path, {photos / "stripes/stripes-000.jpg": "checks", photos / "checks/checks-000.jpg": "drop"})
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    several = Run(photos, tmp_path / "two/out", stop_after="split", options=("--corrections", str(file)))
+    assert several.codes() == [0, 0], several.said(0) + several.said(1)
+    alone = run_job(*killer.command(photos, tmp_path / "one/out")[3:], "--stop-after", "split", "--corrections", file)
+    assert alone.returncode == 0, alone.stderr
+    assert examples(tmp_path / "two/out") == examples(tmp_path / "one/out")
+    assert examples(tmp_path / "two/out")["stripes/stripes-000.jpg"]["label"] == "checks"
