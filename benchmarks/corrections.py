@@ -1,4 +1,4 @@
-"""Accuracy against the number of labels that a person looks at, in the order of label_issues.csv. Flowers, the head alone.
+"""Accuracy against the number of labels that a person looks at, in the order of label_issues.csv, on flowers.
 
 Labels are moved to a random other class, in all splits. A person who knows the truth then decides about the first rows of
 the list, and the run is repeated with these corrections. Features are computed once, because they do not depend on labels.
@@ -17,7 +17,6 @@ from benchmarks.measured import SHARED, WEIGHTS
 from job.text.untrusted import csv_of
 
 PHOTOS = SHARED / "data" / "flowers"
-LOOKED_AT = (0, 25, 100, 200, 400)
 Truth = dict[str, str]  # The right label of each photo, by the SHA-256 of its file.
 
 
@@ -36,9 +35,9 @@ def planted(share: float, seed: int, file: Path) -> Truth:
     return {hashlib.sha256(photo.read_bytes()).hexdigest(): photo.parent.name for photo in photos}
 
 
-def measured(out: Path, labels: Path, cache: Path, corrections: Path | None) -> job.Result:
+def measured(out: Path, labels: Path, cache: Path, corrections: Path | None, *, fine_tunes: bool) -> job.Result:
     config: dict[str, object] = {"intake.image_size": 128, "backbone.alpha": 0.35, "backbone.weights": str(WEIGHTS)}
-    config |= {"augment.views": 1, "fine_tune.epochs": 0, "cache.dir": str(cache)}
+    config |= {"cache.dir": str(cache)} | ({} if fine_tunes else {"augment.views": 1, "fine_tune.epochs": 0})
     config |= {"intake.corrections": str(corrections)} if corrections else {}
     return job.run(PHOTOS, out, labels=labels, config=config, stop_after="evaluate")
 
@@ -51,7 +50,7 @@ def line(share: float, seed: int, looked_at: int, result: job.Result, truth: Tru
     true = np.mean([row["predicted"] == truth[row["sha256"]] for row in answers])
     assert result.metrics
     found = result.metrics["corrections"]
-    by_corrected = result.metrics["head"]["test"]["accuracy"]
+    by_corrected = result.metrics[result.metrics["shipped"]]["test"]["accuracy"]
     by_given = found["by_given_labels"]["accuracy"] if found else by_corrected
     return f"| {share:.0%} | {seed} | {looked_at} | {left} | {by_given:.3f} | {by_corrected:.3f} | {true:.3f} |"
 
@@ -60,6 +59,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shares", type=float, nargs="*", default=[0.05, 0.1])
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--looked-at", type=int, nargs="*", default=[25, 100, 200, 400])
+    parser.add_argument("--fine-tune", action="store_true", help="fine-tune, instead of training the head alone")
     chosen = parser.parse_args()
     print("| Wrong | Seed | Looked at | Wrong labels left | By given labels | By corrected labels | By the truth |")
     print("|---|---|---|---|---|---|---|")
@@ -69,17 +70,16 @@ def main() -> None:
             for seed in chosen.seeds:
                 labels, out = here / f"labels-{share}-{seed}.csv", here / f"out-{share}-{seed}"
                 truth = planted(share, seed, labels)
-                first = measured(out, labels, here / "cache", None)
+                first = measured(out, labels, here / "cache", None, fine_tunes=chosen.fine_tune)
                 print(line(share, seed, 0, first, truth), flush=True)
                 with (out / "label_issues.csv").open(encoding="utf-8-sig", newline="") as file:
                     listed = [row["sha256"] for row in csv.DictReader(file)]
-                for looked_at in LOOKED_AT[1:]:
+                for looked_at in chosen.looked_at:
                     corrections = here / f"corrections-{share}-{seed}-{looked_at}.csv"
                     rows = [(digest, truth[digest]) for digest in listed[:looked_at]]
                     corrections.write_bytes(csv_of([("sha256", "decision"), *rows]))
-                    print(
-                        line(share, seed, looked_at, measured(out, labels, here / "cache", corrections), truth), flush=True
-                    )
+                    again = measured(out, labels, here / "cache", corrections, fine_tunes=chosen.fine_tune)
+                    print(line(share, seed, looked_at, again, truth), flush=True)
 
 
 if __name__ == "__main__":
