@@ -368,7 +368,7 @@ def _workdir(data: Place, out: Place, labels: Place | None, config: Config, sess
     source = _place("--data", data)
     folders, files = (
         [config.intake.tfds_dir, *config.intake.link_roots],
-        [_place("--labels", labels), str(session.config_file or "") or None],
+        [_place("--labels", labels), config.intake.corrections, str(session.config_file or "") or None],
     )
     if config.backbone.weights not in NAMED_WEIGHTS:
         files.append(config.backbone.weights)

@@ -19,7 +19,7 @@ from job.text import settings
 from job.text.settings import how, what
 from job.text.wording import explain
 
-PLACES = ("backbone.weights", "intake.tfds_dir", "cache.dir")  # Settings that are paths.
+PLACES = ("backbone.weights", "intake.corrections", "intake.tfds_dir", "cache.dir")  # Settings that are paths.
 _BY_SIZE = "auto depends on the number of training photos: see docs/defaults.md."
 _BY_QUALITY = "auto depends on the number of training photos and on train.quality: see docs/defaults.md."
 _SEED = "If it is left out, the value of seed is used."
@@ -82,6 +82,11 @@ class IntakeConfig(Section):
     link_roots: tuple[str, ...] = how((), "Folders outside of --data that links may lead to, with follow_links.")
     tfds_dir: str | None = how(
         None, "Folder or bucket with data sets for --data tfds:NAME. If left out, the default of tensorflow-datasets."
+    )
+    corrections: str | None = how(
+        None,
+        "Table with decisions about labels (keep, drop, or a class) by the sha256 of the photos, such as an edited copy of "
+        "label_issues.csv; local or in a bucket. See docs/data.md.",
     )
     workers: Annotated[int, Field(ge=1)] | Literal["auto"] = how(
         "auto", "Number of processes that decode photos. auto: one per usable CPU core."

@@ -43,6 +43,7 @@ class RunOptions:
 
     data: str
     labels: str | None
+    corrections: str | None
     out: str
     config_file: Path | None
     assignments: tuple[str, ...]
@@ -67,14 +68,15 @@ class RunOptions:
         # The address of a tracking server is no place in a bucket. Its own check refuses credentials.
         places = (assignment for assignment in self.assignments if not assignment.lstrip().startswith("tracking."))
         assigned = (assignment.partition("=")[2].strip("\"' ") for assignment in places)
-        refuse_credentials(self.data, self.labels, self.out, self.weights, self.tfds_dir, *assigned)
+        refuse_credentials(self.data, self.labels, self.corrections, self.out, self.weights, self.tfds_dir, *assigned)
         return Config.load(self.config_file, self.assignments, self.flags)
 
     @property
     def flags(self) -> dict[str, object]:
         """The values of options that stand for one setting, by the setting; None where the option is not given."""
         columns = (f"{kind}_column" for kind in _COLUMNS)
-        of_intake = {f"intake.{name}": getattr(self, name) for name in (*columns, "test_values", "val_values", "tfds_dir")}
+        names = (*columns, "test_values", "val_values", "tfds_dir", "corrections")
+        of_intake = {f"intake.{name}": getattr(self, name) for name in names}
         of_training = {"train.quality": self.quality, "train.budget_s": self.budget, "train.seeds": self.seeds}
         return {"backbone.weights": self.weights, **of_training, "export.formats": self.formats, **of_intake}
 
@@ -105,6 +107,13 @@ _RUN_OPTIONS = (
         metavar="FILE",
         type=PLACE,
         help="Labels for the photos in --data: a table with columns path,label[,split].",
+    ),
+    click.option(
+        "--corrections",
+        metavar="FILE",
+        type=PLACE,
+        help="Correct labels: an edited copy of label_issues.csv, or a table with columns sha256,decision (keep, drop, or a "
+        "class). The source is not touched. Same as --set intake.corrections=...",
     ),
     click.option(
         "--out",

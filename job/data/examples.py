@@ -22,6 +22,7 @@ SCHEMA = pa.schema(
     [
         ("path", pa.string()),
         ("label", pa.string()),
+        ("given_label", pa.string()),
         ("given_split", pa.string()),
         ("given_group", pa.string()),
         ("split", pa.string()),
@@ -69,6 +70,7 @@ class Examples:
     """A table of E rows in the order of the listing, stored as columns of NumPy arrays.
 
     `status`: rows that are "used" or "converted" are examples. All other rows must be neither trained on nor counted.
+    `given_label`: the label in the source, if a correction decides about the photo, else None; `label` is the corrected one.
     `group`: id of the duplicate group, -1 if there is none yet. `row`: row in the image store, -1 if there are no pixels.
     """
 
@@ -86,6 +88,8 @@ class Examples:
     def load(cls, path: Path) -> Self:
         table = pq.read_table(path)
         class_names = json.loads((table.schema.metadata or {})[b"class_names"])
+        if "given_label" not in table.column_names:  # Versions before 0.12 knew no corrections.
+            table = table.append_column("given_label", pa.nulls(len(table), pa.string()))
         columns = {f.name: _array(table[f.name], f.type) for f in SCHEMA}
         return cls(columns, tuple(class_names))
 
@@ -161,6 +165,21 @@ class Examples:
         """Class number of each row, -1 if its label is not one of the classes. Shape (E,)."""
         number = {name: k for k, name in enumerate(self.class_names)}
         return np.asarray([number.get(label, -1) for label in self["label"]], np.int64)
+
+    @property
+    def is_decided(self) -> np.ndarray:
+        """True for each row about which a correction decides. Boolean, shape (E,)."""
+        return np.asarray([label is not None for label in self["given_label"]], bool)
+
+    @property
+    def is_relabelled(self) -> np.ndarray:
+        """True for each row whose label is not that of the source, because a correction changed it. Boolean, shape (E,)."""
+        return self.is_decided & (self["given_label"] != self["label"])
+
+    @property
+    def source_labels(self) -> np.ndarray:
+        """The label of each row in the source, also where a correction changed it. Text, shape (E,)."""
+        return np.where(self.is_decided, self["given_label"], self["label"])
 
     @cached_property
     def units(self) -> np.ndarray:

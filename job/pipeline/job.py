@@ -19,9 +19,11 @@ from job.pipeline.table import STAGES
 from job.runtime.context import Context
 from job.runtime.stop import StopRequest
 from job.sources.base import Listing, Source
+from job.storage.files import digest_of
 from job.train.recipe import Recipe, with_quality
 
 if TYPE_CHECKING:
+    from job.data.corrections import Corrections
     from job.model.inputs import Inputs
     from job.model.network import Network
     from job.stages.audit import Audit
@@ -97,6 +99,14 @@ class Job:
         """The files of the source."""
         return self.source.listing()
 
+    @cached_property
+    def corrections(self) -> Corrections:
+        """The decisions about labels that the run was given; none without a table. Raises: UsageError, DataUnusable."""
+        from job.data.corrections import Corrections, read_corrections
+
+        place = self.config.intake.corrections
+        return read_corrections(place, self.listing.class_names) if place else Corrections()
+
     @property
     def stop(self) -> StopRequest:
         return self.context.stop
@@ -154,6 +164,8 @@ class Job:
             from job.data.known import source_digest
 
             made_from["the source"] = source_digest(self.source, self.listing, self.context)
+        if stage == "split" and self.corrections.decisions:
+            made_from["the corrections"] = digest_of(self.corrections.decisions)
         outcomes = {before: self.records.outcome(before) for before in STAGES[stage].after if before in done}
         return made_from | {before: outcome for before, outcome in outcomes.items() if outcome}
 

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from job.data.examples import split_digests
 from job.errors import StorageFailed
+from job.measure.corrected import Corrected
 from job.measure.seeds import Seeds
 from job.pipeline.manifest import manifest
 from job.pipeline.records import Records, read_run
@@ -67,6 +68,7 @@ class Metrics(TypedDict):
     per_class: list[dict[str, object]]
     confusion: list[list[int]]
     earlier: ComparedWithEarlier | None
+    corrections: Corrected | None
     timings: times.Records
     throughput: dict[str, float]
     share: dict[str, float]
@@ -191,6 +193,7 @@ def metrics(workdir: Workdir, numbers: Evaluated, done: Collection[str]) -> Metr
         per_class=numbers["per_class"],
         confusion=numbers["confusion"],
         earlier=numbers["earlier"],
+        corrections=numbers["corrections"],
         timings=records,
         throughput=times.throughput(records),
         share=times.shares(records),

@@ -12,7 +12,7 @@ from job.config import Config
 from job.errors import DataUnusable, GateNotMet
 from job.pipeline import publishing
 from job.pipeline.job import Job
-from job.reporting.facts import against_earlier
+from job.reporting.facts import against_earlier, corrected
 from job.reporting.summaries import num_correct, num_wanted, of_shipped
 from job.storage.published import Published
 from job.storage.workdir import Workdir
@@ -101,7 +101,7 @@ def headline(job: Job) -> list[str]:
     """Return the last lines of a run: its model, its accuracy, and where the report is; then the earlier model."""
     place = publishing.place(job.workdir)
     page = f" Report: {job.workdir.shown(f'{place}report.html')}" if job.workdir.exists(f"{place}report.html") else ""
-    compared = ""
+    compared = corrections = ""
     if "evaluate" not in job.done:
         found = f"{len(job['intake'].examples):,} files looked at.{page}"
     else:
@@ -115,7 +115,9 @@ def headline(job: Job) -> list[str]:
             found += f" {notice}"
         found += page
         compared = against_earlier(numbers["earlier"]) if numbers["earlier"] else ""
-    lines = (publishing.new_model(job.workdir), *of_formats(job), found, compared, publishing.in_service(job.workdir))
+        corrections = corrected(numbers["corrections"]) if numbers["corrections"] else ""
+    model, formats = publishing.new_model(job.workdir), of_formats(job)
+    lines = (model, *formats, found, compared, corrections, publishing.in_service(job.workdir))
     return list(filter(None, lines))
 
 

@@ -42,6 +42,7 @@ def run(job: Job, stop_after: str | None, session: Session, command: Sequence[st
             quality.resume(job, job.budget)
         for line in job.listing.summary():
             telemetry.line(line)
+        _ = job.corrections  # A mistake in them ends the run before photos are decoded.
         steps = plan(job, stop_after)
         if any(step.runs for step in steps):
             before_run(job, computes=any(step.runs and STAGES[step.stage].needs_devices for step in steps))

@@ -60,7 +60,7 @@ _ROWS = (
     ),
     Stage(
         name="split",
-        schema=4,
+        schema=5,
         after=("intake",),
         settings=("split", "intake.max_quarantined_fraction", "intake.drop_small_classes"),
         artifact="SplitExamples",
@@ -96,7 +96,7 @@ _ROWS = (
     ),
     Stage(
         name="audit",
-        schema=6,
+        schema=7,
         after=("split", "extract"),
         settings=("audit", "seed"),
         artifact="Audit",
@@ -130,7 +130,7 @@ _ROWS = (
     ),
     Stage(
         name="evaluate",
-        schema=7,
+        schema=8,
         after=("audit", "extract", "head", "fine_tune"),
         settings=("evaluate", "seed"),
         artifact="Evaluation",
@@ -168,7 +168,7 @@ _ROWS = (
     ),
     Stage(
         name="report",
-        schema=5,
+        schema=6,
         after=("explore", "audit", "head", "fine_tune", "evaluate", "export", "convert"),
         settings=("report",),
         artifact="Report",

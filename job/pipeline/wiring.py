@@ -39,6 +39,7 @@ def _split(job: Job) -> Artifact | None:
         job.config.split,
         examples=found.examples,
         images=found.images,
+        corrections=job.corrections,
         max_quarantined_fraction=job.config.intake.max_quarantined_fraction,
         drop_small_classes=job.config.intake.drop_small_classes,
         context=job.context,
@@ -52,7 +53,11 @@ def _explore(job: Job) -> Artifact | None:
         job.config.explore,
         examples=job["split"].examples,
         images=job["intake"].images,
-        source_notes=(*job.listing.summary(), *job["intake"].notes),
+        source_notes=(
+            *job.listing.summary(),
+            *job["intake"].notes,
+            *job["split"].corrections.notes(job["split"].examples),
+        ),
         context=job.context,
     )
 
@@ -85,6 +90,7 @@ def _audit(job: Job) -> Artifact | None:
         examples=job["split"].examples,
         images=job["intake"].images,
         features=job["extract"].features.plain,
+        corrections=job["split"].corrections,
         context=job.context,
     )
 

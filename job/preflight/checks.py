@@ -85,6 +85,11 @@ def before_run(job: Job, *, computes: bool) -> None:
 
 def _data(run: Run) -> Iterator[Finding]:
     yield ok(f"{_num_photos(run):,} files in {len(run.listing.class_names):,} classes, in {run.source.uri}")
+    if place := run.config.intake.corrections:
+        from job.data.corrections import read_corrections
+
+        decisions = read_corrections(place, run.listing.class_names).decisions
+        yield ok(f"{len(decisions):,} decisions about labels, in {place}")
 
 
 def _photos(run: Run) -> Iterator[Finding]:

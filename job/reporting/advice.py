@@ -138,6 +138,9 @@ def _about_shortcuts(facts: Facts, explore: Explored) -> Iterator[Advice]:
         )
 
 
+_HOW_TO_CORRECT = "write the right class into the column decision of a copy, and run again with --corrections COPY."
+
+
 def _about_labels(audit: Audited) -> Iterator[Advice]:
     issues = audit["label_issues"]
     likely, first = issues["num_likely"], issues["num_first"]
@@ -147,7 +150,7 @@ def _about_labels(audit: Audited) -> Iterator[Advice]:
     rows = f"the first {first} rows" if first > 1 else "the first row"
     if issues["trust"] == "good":
         harm, finding = likely, f"{counted(likely, 'label', 'labels')} may be wrong: another class was predicted."
-        action = f"{look}: {rows} of label_issues.csv. Correct those that are wrong."
+        action = f"{look}: {rows} of label_issues.csv. Correct those that are wrong: {_HOW_TO_CORRECT}"
     else:
         harm = first
         finding = (

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from job.data.examples import ClassCounts
+from job.measure.corrected import Corrected, Verdict
 from job.measure.metrics import wilson
 from job.reporting.summaries import Audited, ComparedWithEarlier, Copies, Explored
 from job.sources.base import some_classes
@@ -108,6 +109,27 @@ def against_earlier(found: ComparedWithEarlier) -> str:
         they = "held-out photos are left out: the earlier run used them, or copies of them,"
         told.append(f"{counted(found['num_seen'], it, they)} for training or validation.")
     return " ".join(filter(None, [*told, found["note"]]))
+
+
+_VERDICTS: Mapping[Verdict, str] = {
+    "better": "By the corrected labels, the new model is better.",
+    "worse": "By the corrected labels, the new model is worse.",
+    "may be chance": "By the corrected labels, the difference may be chance.",
+    "only the test set changed": "Of the data, only the test set has changed since the earlier run. So the accuracy is "
+    "measured better now, and the model is not called better.",
+    "nothing to compare with": "There is no other model to compare with.",
+}
+
+
+def corrected(found: Corrected) -> str:
+    """Return sentences about the labels that were corrected, and whether the model became better by it."""
+    in_words = {"train": "for training", "val": "for validation", "test": "in the test set"}
+    counts = [f"{count:,} {in_words[name]}" for name, count in found["changed"].items() if count]
+    changed = counted(sum(found["changed"].values()), "label was", "labels were")
+    told = [f"{changed} corrected{': ' if counts else ''}{', '.join(counts)}."]
+    if found["num_dropped"]:
+        told.append(f"{counted(found['num_dropped'], 'photo was', 'photos were')} left out.")
+    return " ".join([*told, _VERDICTS[found["verdict"]]])
 
 
 def _accuracies(result: Versus) -> str:

@@ -28,7 +28,7 @@ from job.pipeline.table import STAGES
 from job.reporting import times
 from job.reporting.advice import advice
 from job.reporting.charts import FRAMED_GROUPS, charts, data_uri
-from job.reporting.facts import Facts, against_earlier, facts
+from job.reporting.facts import Facts, against_earlier, corrected, facts
 from job.reporting.figures import SERIES
 from job.reporting.summaries import Evaluated, Explored, Run, Shipped, num_correct, num_wanted, of_shipped
 from job.runtime.context import Context
@@ -56,6 +56,7 @@ _ARTIFACTS = {
 _SECTIONS = (
     ("results", "Results", "evaluation"),
     ("earlier", "Comparison with the earlier model", "earlier"),
+    ("corrections", "Corrected labels", "corrections"),
     ("each-class", "Results of each class", "evaluation"),
     ("confusion", "Confusion of classes", "evaluation"),
     ("mistakes", "Most confident mistakes", "evaluation"),
@@ -110,6 +111,7 @@ def page(config: ReportConfig, *, run: Run, timings: times.Records, context: Con
     if made["explore"] is None:
         raise StorageFailed(f"{workdir.path(_ARTIFACTS['explore'])}: missing or damaged. Run the same command again.")
     made["earlier"] = made["evaluation"] and made["evaluation"]["earlier"]
+    made["corrections"] = made["evaluation"] and made["evaluation"]["corrections"]
     known = {name: record for name, record in timings.items() if name != "report"}  # The report is still being made.
     found = _clusters(made["evaluation"])
     with context.telemetry.spent("drawing"):
@@ -132,6 +134,7 @@ def page(config: ReportConfig, *, run: Run, timings: times.Records, context: Con
         pictured=_pictured(workdir, made["explore"], data["order"]),
         advice=advice(known_facts, made["explore"], made["audit"]),
         compared=against_earlier(made["earlier"]) if made["earlier"] else None,
+        corrected=corrected(made["corrections"]) if made["corrections"] else None,
         changed=in_words(made["earlier"]["changes"], "the earlier model") if made["earlier"] else None,
         results=_results(made["evaluation"], found.groups if found else []) if made["evaluation"] else None,
         charts=drawn,

@@ -10,6 +10,7 @@ from job.data.examples import ClassCounts
 
 if TYPE_CHECKING:  # These modules import libraries that only training needs.
     from job.measure.calibration import Bin
+    from job.measure.corrected import Corrected
     from job.measure.flips import Versus
     from job.measure.metrics import Scores
     from job.measure.probes import CurvePoint
@@ -302,13 +303,15 @@ class Details(TypedDict):
 class EarlierModel(TypedDict):
     """The model that was published before. `model_sha256` is that of its model.json; None if it was not exported.
 
-    `changes` are those of the data since. `num_seen` test photos are not compared, because the earlier model was trained or
-    chosen on them or on copies of them. `note` says why others are not compared; it is empty if all others are.
+    `changes` are those of the data since. `only_test_changed`: the test set or its labels changed, and the other splits did
+    not. `num_seen` test photos are not compared, because the earlier model was trained or chosen on them, or on copies of
+    them. `note` says why others are not compared; it is empty if all others are.
     """
 
     model_sha256: str | None
     class_names: list[str]
     changes: Changes
+    only_test_changed: bool
     num_seen: int
     note: str
 
@@ -338,10 +341,14 @@ class Pictured(TypedDict):
 
 
 class AgainstEarlier(TypedDict):
-    """The comparison with the earlier model, None if nothing was published before, and some photos of each kind of flip."""
+    """The comparison with the earlier model, None if nothing was published before, and some photos of each kind of flip.
+
+    `corrections` has the accuracies by given and by corrected labels, None if no correction applies.
+    """
 
     earlier: ComparedWithEarlier | None
     flips: dict[str, list[Pictured]]
+    corrections: Corrected | None
 
 
 class Choice(TypedDict):

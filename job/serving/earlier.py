@@ -7,6 +7,7 @@ run. If the published predictions are those of this run, which is evaluated once
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from job.data.changes import changes
 from job.data.examples import Examples
 from job.decoding.rules import DecodeRules
 from job.errors import StorageFailed, UsageError
+from job.measure.corrected import corrected
 from job.measure.flips import RIGHT_TO_WRONG, WRONG_TO_RIGHT, Versus, flips, versus
 from job.measure.predicted import Predicted
 from job.reporting.gallery import surest
@@ -54,12 +56,21 @@ def against_earlier(
     """
     workdir, test = context.workdir, examples.of("test")
     earlier = find(examples, images, rules, context)
+    now = np.asarray(examples.class_names, object)[predicted.class_N]
+    then = earlier.predicted_T if earlier else np.full(len(test), None, object)
+    corrections = corrected(
+        examples,
+        then,
+        now,
+        only_test_changed=earlier is not None and earlier.about["only_test_changed"],
+        resamples=config.bootstrap_samples,
+        seed=context.seed,
+    )
     if earlier is None:
         for name in (f"{_STAGE}/{_COMPARISON}", *_FLIPS.values()):
             workdir.remove(name)
-        return {"earlier": None, "flips": {}}
-    labels, then = examples["label"][test], earlier.predicted_T
-    now = np.asarray(examples.class_names, object)[predicted.class_N]
+        return {"earlier": None, "flips": {}, "corrections": corrections}
+    labels = examples["label"][test]
     flip = flips(labels, then, now)
     with workdir.writing(f"{_STAGE}/{_COMPARISON}") as path:
         pq.write_table(earlier.table(examples, now, flip), path)
@@ -83,6 +94,7 @@ def against_earlier(
             "known_classes": on(is_known) if is_known.sum() < is_compared.sum() else None,
         },
         "flips": {kind: [{**photo, "earlier": answer_of[photo["path"]]} for photo in shown(kind)] for kind in _FLIPS},
+        "corrections": corrections,
     }
 
 
@@ -105,7 +117,9 @@ class Earlier:
         split_T, predicted_T = (
             np.asarray(found[name].to_pylist(), object) for name in ("earlier_split", "earlier_predicted")
         )
-        return cls(json.loads(found.schema.metadata[b"earlier"]), split_T, predicted_T)
+        about = json.loads(found.schema.metadata[b"earlier"])
+        about.setdefault("only_test_changed", False)  # Versions before 0.12 did not look at this.
+        return cls(about, split_T, predicted_T)
 
     def table(self, examples: Examples, now_T: np.ndarray, flip_T: np.ndarray) -> pa.Table:
         """Return a row for each test photo. `now_T` are the classes that today's model gives."""
@@ -145,10 +159,18 @@ def find(examples: Examples, images: ArrayStore, rules: DecodeRules, context: Co
         "model_sha256": published.files.get(_CARD),
         "class_names": list(then.class_names),
         "changes": changes(then, examples),
+        "only_test_changed": _labels_of(then, "train", "val") == _labels_of(examples, "train", "val")
+        and _labels_of(then, "test") != _labels_of(examples, "test"),
         "num_seen": int(was_seen_T.sum()),
         "note": note,
     }
     return Earlier(about, np.asarray([split_of.get(digest) for digest in digests], object), predicted_T)
+
+
+def _labels_of(examples: Examples, *splits: str) -> Counter[tuple[str, str]]:
+    """Return the photos in these splits, by SHA-256 and label, with the number of copies of each."""
+    indices = examples.of(*splits)
+    return Counter(zip(examples["sha256"][indices], examples["label"][indices], strict=True))
 
 
 def _has_copy_in(examples: Examples, indices: np.ndarray, digests: Collection[str]) -> np.ndarray:

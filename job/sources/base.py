@@ -1,6 +1,7 @@
 """The interface of a source of photos: it lists entries in a fixed order, and reads the bytes of an entry."""
 
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -90,6 +91,11 @@ class Listing:
                 others = f"; {len(reasons) - 3} more reasons" if len(reasons) > 3 else ""
                 lines.append(f"{verdict.capitalize()}: {reasons.total():,} ({listed}{others}).")
         return (*lines, *self.notes)
+
+
+def folded(name: str) -> str:
+    """Return the name of a class in one spelling. No two classes of a data set have the same one."""
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def split_names(names: Iterable[str]) -> dict[str, Split]:

@@ -5,13 +5,16 @@ wrong, photos unlike all others, and the gain to expect from more photos. Photos
 nor fine_tune. Labels are only listed, never changed.
 """
 
+import codecs
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 
 from job.config import AuditConfig
+from job.data.corrections import Corrections
 from job.data.duplicates import group_ids, without_conflicts, without_leaks
 from job.data.examples import Examples
 from job.data.neighbours import Neighbours, nearest, principal_components
@@ -65,7 +68,15 @@ class Audit:
         return cls(Examples.load(context.workdir.path(TABLE)), context.workdir.read_json(SUMMARY))
 
 
-def audit(config: AuditConfig, *, examples: Examples, images: ArrayStore, features: ArrayStore, context: Context) -> Audit:
+def audit(
+    config: AuditConfig,
+    *,
+    examples: Examples,
+    images: ArrayStore,
+    features: ArrayStore,
+    context: Context,
+    corrections: Corrections = Corrections(),
+) -> Audit:
     """Exclude copies that only features find, list suspicious labels and photos, and measure the learning curve.
 
     Raises:
@@ -89,7 +100,7 @@ def audit(config: AuditConfig, *, examples: Examples, images: ArrayStore, featur
             "splits": result.splits(),
             "classes": result.by_class(),
             "late_copies": _late_copies(config, examples, result, gallery),
-            "label_issues": _label_issues(config, result, indices, probabilities, gallery, context.workdir),
+            "label_issues": _label_issues(config, result, indices, probabilities, corrections, gallery, context.workdir),
             "outliers": _outliers(config, result, looked_at, neighbours, gallery),
             "learning_curve": _curve(result, indices, components, context),
         }
@@ -184,30 +195,35 @@ def _label_issues(
     examples: Examples,
     indices: np.ndarray,
     probabilities_NC: np.ndarray,
+    corrections: Corrections,
     gallery: Gallery,
     workdir: Workdir,
 ) -> LabelIssues:
     """Write a table of the examples for which another class is predicted than their label, and describe it.
 
-    The issues that are likely come first, and among them the least likely label.
+    The issues that are likely come first, and among them the least likely label. Then come the decisions of the corrections,
+    so that the table has all that was ever decided. Nobody needs to look at these photos again.
     """
     labels, suggested = examples.labels[indices], probabilities_NC.argmax(1)
-    likely = _likely_issues(labels, probabilities_NC)
+    is_open = ~examples.is_decided[indices]
+    likely = _likely_issues(labels, probabilities_NC) & is_open
     score = probabilities_NC[np.arange(len(labels)), labels]
-    listed = np.flatnonzero(suggested != labels)
+    listed = np.flatnonzero((suggested != labels) & is_open)
     listed = listed[np.lexsort((score[listed], ~likely[listed]))]
     rows: list[dict[str, object]] = [
         {
             "path": examples["path"][indices[k]],
             "given_label": examples.class_names[labels[k]],
             "suggested_label": examples.class_names[suggested[k]],
+            "decision": "",
             "score": round(float(score[k]), 6),
             "likely": bool(likely[k]),
             "split": examples["split"][indices[k]],
+            "sha256": examples["sha256"][indices[k]],
         }
         for k in listed
     ]
-    workdir.write_bytes(LABEL_ISSUES, _as_csv(rows))
+    workdir.write_bytes(LABEL_ISSUES, _as_csv([*rows, *_decided(examples, corrections)]))
     shown = [
         {**row, "thumbnail": gallery.photo(examples["row"][indices[k]], f"label-{number:03d}")}
         for number, (row, k) in enumerate(zip(rows[: config.shown], listed, strict=False))
@@ -246,9 +262,21 @@ def _agreement(labels_N: np.ndarray, suggested_N: np.ndarray, num_classes: int) 
     return {"agreement": agreement, "chance": chance, "trust": trust}
 
 
+def _decided(examples: Examples, corrections: Corrections) -> Iterator[dict[str, object]]:
+    """Yield a row for each photo about which a correction decides, then for each decision about a photo that is not here."""
+    here = np.flatnonzero(examples.is_decided)
+    for k in here:
+        digest = examples["sha256"][k]
+        about = {"path": examples["path"][k], "given_label": examples["given_label"][k], "split": examples["split"][k]}
+        yield {**about, "sha256": digest, "decision": corrections.decisions[digest]}
+    for digest in sorted(corrections.decisions.keys() - set(examples["sha256"][here])):
+        yield {"sha256": digest, "decision": corrections.decisions[digest]}
+
+
 def _as_csv(rows: list[dict[str, object]]) -> bytes:
-    columns = ("path", "given_label", "suggested_label", "score", "likely", "split")
-    return csv_of([columns, *([row[column] for column in columns] for row in rows)])
+    """Return the table as CSV with a byte order mark, without which Excel does not read it as UTF-8."""
+    columns = ("path", "given_label", "suggested_label", "decision", "score", "likely", "split", "sha256")
+    return codecs.BOM_UTF8 + csv_of([columns, *([row.get(column, "") for column in columns] for row in rows)])
 
 
 def _outliers(

@@ -3,7 +3,6 @@
 It is the only reader of untrusted bytes, and it never writes to the source.
 """
 
-import unicodedata
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,7 +23,7 @@ from job.errors import DataUnusable
 from job.runtime.cgroups import usable_cores
 from job.runtime.context import Context
 from job.runtime.peers import told
-from job.sources.base import Entry, Listing, Source
+from job.sources.base import Entry, Listing, Source, folded
 from job.stores.arrays import ArrayStore
 from job.stores.cache import Cache
 from job.stores.exchange import Exchange, open_store
@@ -264,12 +263,11 @@ def _by_content(records: Sequence[Record]) -> list[int]:
 def _check_class_names(listing: Listing) -> None:
     seen: dict[str, str] = {}
     for name in listing.class_names:
-        folded = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
-        if folded in seen:
+        if folded(name) in seen:
             raise DataUnusable(
-                f"The classes {seen[folded]!r} and {name!r} differ only by case, spaces or Unicode form. "
+                f"The classes {seen[folded(name)]!r} and {name!r} differ only by case, spaces or Unicode form. "
                 "Rename one of them, or give their photos the same class."
             )
-        seen[folded] = name
+        seen[folded(name)] = name
     if len(listing.class_names) < 2:
         raise DataUnusable(f"There is one class, {listing.class_names[0]!r}: a classifier needs two or more.")

@@ -17,6 +17,7 @@ import numpy as np
 
 from job.config import SplitConfig
 from job.data.changes import changes, in_words
+from job.data.corrections import Corrections
 from job.data.duplicates import confirmed, conflicts, exact_pairs, group_ids, near_pairs, without_conflicts, without_leaks
 from job.data.examples import Examples, Status
 from job.errors import DataUnusable
@@ -26,6 +27,7 @@ from job.stores.arrays import ArrayStore
 
 TABLE = "stages/split/examples.parquet"
 REFUSALS = "stages/split/refusals.json"
+CORRECTIONS = "stages/split/corrections.json"
 DRAWN_WITH = "stages/split/drawn_with.json"
 
 
@@ -47,11 +49,14 @@ class SplitExamples:
 
     examples: Examples
     refusals: tuple[Refusal, ...]  # If there are any, the data can be explored but not trained on.
+    corrections: Corrections = Corrections()  # Those that are applied in the table.
 
     @classmethod
     def load(cls, context: Context) -> Self:
         return cls(
-            Examples.load(context.workdir.path(TABLE)), tuple(Refusal(*r) for r in context.workdir.read_json(REFUSALS))
+            Examples.load(context.workdir.path(TABLE)),
+            tuple(Refusal(*r) for r in context.workdir.read_json(REFUSALS)),
+            Corrections(context.workdir.read_json(CORRECTIONS)),
         )
 
 
@@ -63,13 +68,14 @@ def split(
     max_quarantined_fraction: float,
     drop_small_classes: bool,
     context: Context,
+    corrections: Corrections = Corrections(),
 ) -> SplitExamples:
-    """Group copies and assign every group to a split.
+    """Correct labels, group copies, and assign every group to a split. No later stage sees a label that is not corrected.
 
     Raises:
         DataUnusable: if there is no usable photo at all. Other reasons against training are returned in `refusals`.
     """
-    draft = _Draft(_with_groups(examples, config.group_from))
+    draft = _Draft(corrections.applied(_with_groups(examples, config.group_from)))
     draft.quarantine_label_conflicts()
     draft.check_budget(max_quarantined_fraction)
     draft.group(config.near_duplicate_bits, images)
@@ -84,12 +90,14 @@ def split(
     draft.assign(config, _splits(earlier))
     result = without_leaks(draft.examples())
     context.workdir.write_json(REFUSALS, draft.refusals)
+    context.workdir.write_json(CORRECTIONS, corrections.decisions)
     context.workdir.write_bytes(TABLE, result.to_parquet())
     context.workdir.write_json(DRAWN_WITH, drawn_with)  # Last: with the table of other settings, it would keep their split.
-    context.telemetry.line(f"  {result.in_words()}")
+    for line in (*corrections.notes(result), result.in_words()):
+        context.telemetry.line(f"  {line}")
     if earlier and (changed := in_words(changes(earlier, result), "the last run")):
         context.telemetry.line(f"  {changed}")
-    return SplitExamples(result, tuple(draft.refusals))
+    return SplitExamples(result, tuple(draft.refusals), corrections)
 
 
 def _earlier(context: Context) -> Examples | None:

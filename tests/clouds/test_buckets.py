@@ -1,5 +1,6 @@
 """Photos in a bucket: listed by the rules of local folders and tables, read in order, in bounded memory, through faults."""
 
+import hashlib
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import job
 from job.config import IntakeConfig
 from job.data.known import source_digest
 from job.decoding.processes import Limits, ShardTask, decode_shards
@@ -410,6 +412,18 @@ def test_intake_from_a_bucket_gives_what_intake_from_the_folder_gives(bed, tmp_p
     bed.requests()
     assert source_digest(source, source.listing(), context)
     assert not any(".jpg" in path for _, path, _ in bed.requests()), "no photo is read again"
+
+
+def test_labels_of_a_bucket_are_corrected_by_a_table_in_a_bucket(bed, tmp_path):
+    folder, uri = paint_classes(tmp_path / "photos", per_class=4), bed.bucket()
+    for file in folder.rglob("*.jpg"):
+        bed.put(f"{uri}/photos/{file.relative_to(folder)}", file.read_bytes())
+    digest = hashlib.sha256((folder / "checks/checks-001.jpg").read_bytes()).hexdigest()
+    bed.put(f"{uri}/checked.csv", f"sha256,decision\n{digest},stripes\n".encode())
+    config = {"intake.image_size": 48, "intake.corrections": f"{uri}/checked.csv"}
+    result = job.run(f"{uri}/photos", tmp_path / "out", config=config, stop_after="split")
+    label = dict(zip(*(result.examples[name].to_pylist() for name in ("path", "label")), strict=True))
+    assert label["checks/checks-001.jpg"] == "stripes"
 
 
 def test_photo_that_changes_between_listing_and_reading_is_quarantined(bed, tmp_path, context):

@@ -132,7 +132,7 @@ def test_secrets_are_refused_before_anything_else_is_said(tmp_path, arguments):
 
 def test_secrets_in_the_configuration_are_not_repeated(tmp_path, painted):
     file = tmp_path / "config.toml"
-    for section, key in (("cache", "dir"), ("backbone", "weights"), ("intake", "tfds_dir")):
+    for section, key in (("cache", "dir"), ("backbone", "weights"), ("intake", "corrections"), ("intake", "tfds_dir")):
         file.write_text(f'[{section}]\n{key} = "{URI}"\n')
         done = run_job("run", "--data", painted, "--out", tmp_path / "out", "--config", file)
         assert done.returncode == 2 and "credentials are not allowed in a URI" in done.stderr, done.stderr

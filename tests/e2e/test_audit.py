@@ -58,7 +58,7 @@ def audited(planted, shared, tmp_path_factory):
 
 def test_seven_in_ten_moved_labels_are_within_twice_as_many_rows(planted, audited):
     moved = planted[1]
-    with (audited / "label_issues.csv").open(encoding="utf-8", newline="") as file:
+    with (audited / "label_issues.csv").open(encoding="utf-8-sig", newline="") as file:
         first = list(csv.DictReader(file))[: 2 * len(moved)]
     found = {row["path"]: row["suggested_label"] for row in first if row["path"] in moved}
     assert len(found) >= 0.7 * len(moved), f"{len(found)} of {len(moved)}"

@@ -259,7 +259,9 @@ def test_table_of_doubtful_labels_that_its_user_edited_is_kept_beside_the_new_on
     table.write_text("edited")
     done = run_job("run", "--data", painted, "--out", copy_of_run, *quick_settings("fine_tune.epochs=1"))
     assert done.returncode == 0, done.stderr
-    assert (copy_of_run / "label_issues.edited.csv").read_text() == "edited" and table.read_text().startswith("path,")
+    assert (copy_of_run / "label_issues.edited.csv").read_text() == "edited" and table.read_text("utf-8-sig").startswith(
+        "path,"
+    )
 
 
 def test_damaged_output_is_made_again(copy_of_run, painted):

@@ -96,6 +96,7 @@ def _stages(workdir: Workdir, number: int, weights: np.ndarray) -> None:
         "per_class": [],
         "confusion": [],
         "earlier": None,
+        "corrections": None,
         "seeds": None,
         "head": {"round": number, "weights": weights.tolist()},
     }

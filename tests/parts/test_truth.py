@@ -213,7 +213,7 @@ def test_metric_that_is_set_is_not_advised(drawn):
 
 def test_labels_that_may_be_wrong_are_as_many_as_the_table_marks(looked):
     issues = looked.numbers["label_issues"]
-    with looked.context.workdir.path("stages/audit/label_issues.csv").open(encoding="utf-8", newline="") as file:
+    with looked.context.workdir.path("stages/audit/label_issues.csv").open(encoding="utf-8-sig", newline="") as file:
         likely = [row["likely"] == "True" for row in csv.DictReader(file)]
     assert (issues["num_listed"], issues["num_likely"]) == (len(likely), sum(likely))
     assert issues["num_first"] <= 25 and all(likely[: issues["num_first"]])

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from job.config import AuditConfig
+from job.data.corrections import Corrections
 from job.errors import DataUnusable
 from job.stages.audit import Audit, audit
 from job.stores.arrays import StoreWriter
@@ -14,7 +15,7 @@ from tests.conftest import examples_of
 from tests.unit.test_registration import SIDE, scene
 
 PER_CLASS, WIDTH = 40, 16
-NAMES = ("daisy", "rose")
+NAMES, NONE = ("daisy", "rose"), Corrections()
 
 
 class Drawn:
@@ -31,6 +32,7 @@ class Drawn:
             self.records.append(
                 {"path": f"{k:03d}.jpg", "label": NAMES[k % 2], "split": split, "status": "used", "group": k, "row": k}
                 | {"sha256": rng.bytes(32).hex(), "reason": "", "format": "JPEG", "mode": "RGB", "width": 9, "height": 9}
+                | {"given_label": None}
                 | {"num_bytes": 1, "phash": 0, "brightness": 0.5, "contrast": 0.2, "has_exif": False}
             )
 
@@ -39,11 +41,12 @@ class Drawn:
         self.photos[copy] = np.asarray(ImageOps.mirror(Image.fromarray(self.photos[source])))
         self.features[copy] = self.features[source] + 0.01
 
-    def audit(self, context, **config):
+    def audit(self, context, corrections=NONE, **config):
         images = self._store(context, "images", np.stack(self.photos), (SIDE, SIDE, 3), "uint8")
         features = self._store(context, "features", np.stack(self.features), (WIDTH,), "float32")
         examples = examples_of(self.records, NAMES)
-        return audit(AuditConfig(**config), examples=examples, images=images, features=features, context=context)
+        given = {"images": images, "features": features, "corrections": corrections, "context": context}
+        return audit(AuditConfig(**config), examples=examples, **given)
 
     def _store(self, context, name, values, shape, dtype):
         writer = StoreWriter(context.workdir.path(f"cache/{name}"), shape, dtype)
@@ -114,7 +117,7 @@ def test_wrong_labels_are_listed_first_and_nothing_is_relabelled(drawn, context)
     for index in planted:
         drawn.records[index]["label"] = NAMES[1 - index % 2]
     found = drawn.audit(context, shown=2)
-    with context.workdir.path("stages/audit/label_issues.csv").open(encoding="utf-8", newline="") as file:
+    with context.workdir.path("stages/audit/label_issues.csv").open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {r["path"] for r in rows[:4]} >= {f"{k:03d}.jpg" for k in planted}
     wrong = next(r for r in rows if r["path"] == "001.jpg")
@@ -122,6 +125,25 @@ def test_wrong_labels_are_listed_first_and_nothing_is_relabelled(drawn, context)
     order = [(r["likely"] != "True", float(r["score"])) for r in rows]
     assert order == sorted(order), "the likely issues come first, then those with the lowest score"
     assert found.examples["label"][1] == "daisy" and len(found.numbers["label_issues"]["shown"]) == 2
+
+
+def test_decided_photos_are_listed_at_the_end_with_their_decision_and_count_no_more(drawn, context):
+    before = drawn.audit(context).numbers["label_issues"]
+    for index in (1, 16):
+        drawn.records[index]["label"] = NAMES[1 - index % 2]
+    drawn.records[16] |= {"given_label": drawn.records[16]["label"]}
+    digest, gone = drawn.records[16]["sha256"], "0" * 64
+    found = drawn.audit(context, corrections=Corrections({digest: "keep", gone: "drop"}))
+    with context.workdir.path("stages/audit/label_issues.csv").open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["path"], row["sha256"], row["decision"]) for row in rows[-2:]] == [
+        ("016.jpg", digest, "keep"),
+        ("", gone, "drop"),
+    ]
+    assert "001.jpg" in {row["path"] for row in rows[:-2]} and not any(row["decision"] for row in rows[:-2])
+    issues = found.numbers["label_issues"]
+    assert issues["num_listed"] == len(rows) - 2 and issues["num_likely"] <= before["num_likely"] + 1
+    assert "016.jpg" not in {photo["path"] for photo in issues["shown"]}
 
 
 def test_labels_to_look_at_first_are_the_likely_ones_and_at_most_25(drawn, context):
@@ -151,7 +173,7 @@ def test_agreement_that_a_large_class_gives_by_chance_earns_no_trust(drawn, cont
 def test_path_that_a_spreadsheet_would_compute_is_kept_from_it(drawn, context):
     drawn.records[1] |= {"label": "daisy", "path": '=HYPERLINK("x")\n,"'}
     drawn.audit(context)
-    with context.workdir.path("stages/audit/label_issues.csv").open(encoding="utf-8", newline="") as file:
+    with context.workdir.path("stages/audit/label_issues.csv").open(encoding="utf-8-sig", newline="") as file:
         paths = [r["path"] for r in csv.DictReader(file)]
     assert '\'=HYPERLINK("x")\n,"' in paths
 

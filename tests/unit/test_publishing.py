@@ -29,6 +29,7 @@ def run(out, number, done=ALL):
         "per_class": [],
         "confusion": [],
         "earlier": None,
+        "corrections": None,
         "head": {"number": number},
         "fine_tuned": None,
         "seeds": None,

@@ -206,6 +206,7 @@ def evaluated(context, names=("daisy", "rose"), met=True, with_fine_tuned=True, 
         "mistakes": [mistake],
         "earlier": None,
         "flips": {},
+        "corrections": None,
     }
     if with_earlier:
         numbers |= against_earlier(names, num, mistake)
@@ -217,10 +218,16 @@ def against_earlier(names, num, mistake):
     versus |= {"difference_ci95": [-0.05, 0.2], "right_to_wrong": 3, "wrong_to_right": 1}
     changes = {"new": 9, "gone": 0, "relabelled": 1, "new_classes": [names[0]], "gone_classes": ["moss"]}
     earlier = {"model_sha256": "4f0c", "class_names": [*names[1:], "moss"], "changes": changes, "num_seen": 2, "note": ""}
+    earlier["only_test_changed"] = False
+    judged = {"num_examples": num, "accuracy": 0.875, "versus": versus}
+    unchanged = {"num_examples": 0, "accuracy": None, "versus": None}
     known = {**versus, "num_examples": num - 12, "earlier_accuracy": 0.9}
     return {
         "earlier": {**earlier, "num_new": 5, "all": versus, "known_classes": known},
         "flips": {"right to wrong": [{**mistake, "earlier": names[0]}], "wrong to right": [{**mistake, "earlier": "moss"}]},
+        "corrections": {"changed": {"train": 1200, "val": 0, "test": 1}, "num_kept": 3, "num_dropped": 1}
+        | {"by_given_labels": judged, "by_corrected_labels": {**judged, "versus": None}, "unchanged_labels": unchanged}
+        | {"verdict": "may be chance"},
     }
 
 
@@ -441,6 +448,21 @@ def with_label_issues(context, **changed):
     context.workdir.write_json("stages/audit/audit.json", numbers)
     page = drawn(context)
     return top_of(page), section(page, "labels")
+
+
+def test_labels_are_shown_in_an_order_that_is_explained_with_what_to_do(context):
+    everything(context)
+    labels = section(drawn(context), "labels")
+    assert "The score is the probability that the prediction gives to the label." in labels and "score 0.010" in labels
+    assert "--corrections FILE" in labels and "decision" in labels
+
+
+def test_corrected_labels_have_a_table_of_accuracies_before_and_after(context):
+    everything(context, with_earlier=True)
+    page = drawn(context)
+    said = "1,201 labels were corrected: 1,200 for training, 1 in the test set. 1 photo was left out."
+    assert said in top_of(page) and said in section(page, "corrections")
+    assert "80.0%87.5%+7.5 (" in section(page, "corrections") and "may be chance" in top_of(page)
 
 
 def test_good_predictions_name_the_labels_to_look_at_first(context):
