@@ -11,7 +11,7 @@ from job.model.hub.names import PREFIX
 
 _KEYS = ("alpha", "weights", "image_size")
 _BRIEF_EPOCHS = 2
-_SYNTAX = "NAME[:alpha=A][:weights=imagenet|random|FILE][:image_size=S], separated by commas"
+_SYNTAX = "NAME[:alpha=A][:weights=imagenet|preset|random|PLACE][:image_size=S], separated by commas"
 
 
 @dataclass(frozen=True)
