@@ -24,7 +24,7 @@ from job.errors import (
 from job.version import __version__
 
 if TYPE_CHECKING:
-    from job.api import doctor, explore, plan, predict, rank, report, run
+    from job.api import compare, doctor, explore, plan, predict, rank, report, run
     from job.config import Config
     from job.pipeline.results import Ranking, Result
 
@@ -41,6 +41,7 @@ __all__ = [
     "TryAgainLater",
     "UsageError",
     "__version__",
+    "compare",
     "doctor",
     "explore",
     "plan",
