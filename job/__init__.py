@@ -24,7 +24,7 @@ from job.errors import (
 from job.version import __version__
 
 if TYPE_CHECKING:
-    from job.api import doctor, explore, export, lay_out, plan, predict, rank, report, run
+    from job.api import compare, doctor, explore, export, lay_out, plan, predict, rank, report, run
     from job.config import Config
     from job.model.weights import fetch_weights, known_weights, verify_weights
     from job.pipeline.results import Ranking, Result
@@ -42,6 +42,7 @@ __all__ = [
     "TryAgainLater",
     "UsageError",
     "__version__",
+    "compare",
     "doctor",
     "explore",
     "export",

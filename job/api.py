@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 import pyarrow as pa
 
@@ -35,6 +35,9 @@ from job.sources.base import Source
 from job.sources.open import open_source
 from job.storage.bucket.objects import is_remote, refuse_credentials
 from job.storage.workdir import Workdir
+
+if TYPE_CHECKING:
+    from job.comparing.compare import Comparison
 
 Settings = Config | Mapping[str, object] | str | os.PathLike[str] | None
 Place = str | os.PathLike[str]
@@ -212,6 +215,22 @@ def predict(
         overwrite=overwrite,
         probabilities=probabilities,
     )
+
+
+def compare(*runs: Place, out: Place | None = None) -> "Comparison":
+    """Compare finished runs on the test photos that they share. `runs` are outputs, each a folder or a prefix of a bucket.
+
+    Runs that differ only by seed are one group; the other groups are compared with that of the first run. With `out`, an
+    HTML page is written, which may replace only a page that compare wrote.
+
+    Raises:
+        UsageError: if a run is not finished or cannot be read, if they share no photo, or if `out` must not be written.
+        StorageFailed.
+    """
+    from job.comparing.compare import compare as compare_runs
+
+    refuse_credentials(*runs)
+    return compare_runs([_place("RUN", run) for run in runs], _place("--out", out))
 
 
 def report(out: Place, *, session: Session | None = None) -> Result:

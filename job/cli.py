@@ -204,6 +204,21 @@ def predict(model: str, data: str, out: str, **options: Any) -> None:
 
 
 @main.command()
+@click.argument("runs", metavar="RUN_A RUN_B...", nargs=-1, required=True, type=PLACE)
+@click.option("--out", metavar="FILE.html", type=PLACE, help="Write a page, too, with the photos that flipped.")
+@with_output_options
+def compare(runs: tuple[str, ...], out: str | None) -> None:
+    """Compare finished runs on the test photos that they share. RUN is the --out of a run, local or in a bucket.
+
+    Runs that differ only by seed are taken together, so give several seeds of each if you have them: runs/a-* runs/b-*.
+    """
+    from job import api
+
+    compared = api.compare(*runs, out=out)
+    LOG.finish(*compared.lines, out=out, **compared.numbers)
+
+
+@main.command()
 @click.argument("directory", metavar="DIR", type=PLACE)
 @with_output_options
 def report(directory: str) -> None:

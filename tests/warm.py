@@ -203,15 +203,15 @@ def import_libraries() -> None:
     import sklearn.linear_model  # noqa: F401
     import tensorboardX  # noqa: F401
 
-    from job.reporting import card, page
+    from job.reporting import card, rendering
 
     for module in pkgutil.walk_packages(job.__path__, "job."):
         if module.name != "job.__main__":
             importlib.import_module(module.name)
     PIL.Image.init()
     card.template()
-    for name in page.templates().list_templates(filter_func=lambda name: name != card.TEMPLATE):
-        page.templates().get_template(name)
+    for name in rendering.templates().list_templates(filter_func=lambda name: name != card.TEMPLATE):
+        rendering.templates().get_template(name)
     gc.freeze()  # So that fewer pages are copied after a fork.
 
 

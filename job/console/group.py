@@ -55,6 +55,7 @@ _MEANT = {
     **dict.fromkeys(("train", "fit", "finetune", "fine-tune", "start"), "run"),
     **dict.fromkeys(("eda", "check", "analyze", "validate"), "explore"),
     **dict.fromkeys(("infer", "inference", "classify"), "predict"),
+    **dict.fromkeys(("diff", "versus"), "compare"),
     **dict.fromkeys(("preflight", "diagnose"), "doctor"),
 }
 

@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -120,6 +120,11 @@ class Examples:
         """Return the rows in the image store of the photos with these paths."""
         row_of_path = dict(zip(self["path"], self["row"], strict=True))
         return [int(row_of_path[path]) for path in paths]
+
+    def are_copies_of(self, indices: np.ndarray, digests: Collection[str]) -> np.ndarray:
+        """Return which of the examples are, or are copies of, files with these SHA-256. Boolean, shape (len(indices),)."""
+        is_of_E = np.asarray([digest in digests for digest in self["sha256"]], bool) & (self["group"] >= 0)
+        return np.isin(self["group"][indices], self["group"][is_of_E])
 
     def grouped(self, column: str, indices: Iterable[int]) -> list[list[int]]:
         """Return these indices in groups with one value in a column, in the order of the first of each group."""

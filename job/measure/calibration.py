@@ -85,7 +85,7 @@ def balanced(labels_N: np.ndarray, logits_NC: np.ndarray, temperature: float, co
 
 def expected_calibration_error(confidence_N: np.ndarray, correct_N: np.ndarray, bins: int) -> float:
     """Return the mean distance of confidence and accuracy over equally wide bins of confidence (Guo et al., 2017)."""
-    gaps = np.bincount(_bin_of(confidence_N, bins), confidence_N - correct_N, bins)
+    gaps = np.bincount(bin_of(confidence_N, bins), confidence_N - correct_N, bins)
     return float(np.abs(gaps).sum() / len(confidence_N))
 
 
@@ -95,7 +95,7 @@ def calibration_error_floor(confidence_N: np.ndarray, bins: int, seed: int) -> f
     Even such a classifier has an error above 0 on few examples. The quantile is that of 1,000 draws of which are correct.
     """
     generator, sorted_N = np.random.default_rng(seed), np.sort(confidence_N)
-    starts_B = np.flatnonzero(np.diff(_bin_of(sorted_N, bins), prepend=-1))
+    starts_B = np.flatnonzero(np.diff(bin_of(sorted_N, bins), prepend=-1))
     sums_B = np.add.reduceat(sorted_N, starts_B)
     num_at_once = max(1, _VALUES_AT_ONCE // len(sorted_N))
     errors = []
@@ -109,7 +109,7 @@ def calibration_error_floor(confidence_N: np.ndarray, bins: int, seed: int) -> f
 
 def reliability(confidence_N: np.ndarray, correct_N: np.ndarray, bins: int) -> list[Bin]:
     """Return the bins of the reliability diagram that hold examples, from low to high confidence."""
-    bin_of = _bin_of(confidence_N, bins)
+    number_N = bin_of(confidence_N, bins)
     return [
         {
             "num_examples": int(inside.sum()),
@@ -117,9 +117,10 @@ def reliability(confidence_N: np.ndarray, correct_N: np.ndarray, bins: int) -> l
             "accuracy": float(correct_N[inside].mean()),
             "accuracy_ci95": wilson(int(correct_N[inside].sum()), int(inside.sum())),
         }
-        for inside in (bin_of == number for number in np.unique(bin_of))
+        for inside in (number_N == number for number in np.unique(number_N))
     ]
 
 
-def _bin_of(confidence_N: np.ndarray, bins: int) -> np.ndarray:
+def bin_of(confidence_N: np.ndarray, bins: int) -> np.ndarray:
+    """Return the number of the bin of each confidence. The bins are equally wide, and the last one includes 1."""
     return np.minimum((confidence_N * bins).astype(int), bins - 1)

@@ -11,6 +11,7 @@ from job.runtime.telemetry import spent_once
 
 # scikit-learn and scipy.stats take half a second to import, so functions import them only when they compute something.
 
+LARGEST_LOG_LOSS = float(-np.log(np.finfo(np.float64).eps))  # Of a label with probability 0.
 _RESAMPLES_AT_ONCE = 100
 _MIN_STANDARD_ERRORS = 2  # A smaller difference is luck: it chose heads that were worse on other photos.
 
@@ -62,8 +63,12 @@ def summary(labels_N: np.ndarray, predicted_N: np.ndarray, probability_of_label_
 
 def log_loss(probability_of_label_N: np.ndarray, weights_N: np.ndarray | None = None) -> float:
     """Return the mean negative logarithm, perhaps weighted, of the probability that each example's own label got."""
-    logarithms_N = np.log(np.maximum(probability_of_label_N, np.finfo(np.float64).eps))
-    return -float(np.average(logarithms_N, weights=weights_N))
+    return float(np.average(log_losses(probability_of_label_N), weights=weights_N))
+
+
+def log_losses(probability_of_label_N: np.ndarray) -> np.ndarray:
+    """Return the negative logarithm of the probability that each example's own label got, at most 36.04."""
+    return -np.log(np.maximum(probability_of_label_N, np.finfo(np.float64).eps))
 
 
 def preferred(losses_N: Mapping[str, np.ndarray]) -> str:
@@ -190,18 +195,28 @@ def compare(
 
     With weights, the differences are those of weighted accuracies.
     """
+    gain_N = (second_N == labels_N).astype(np.float64) - (first_N == labels_N)
+    return compare_gains(gain_N, groups_N, resamples, seed, weights_N)
+
+
+def compare_gains(
+    gain_N: np.ndarray, groups_N: np.ndarray, resamples: int, seed: int, weights_N: np.ndarray | None = None
+) -> Comparison:
+    """Compare two classifiers by how much more the second one is right about each example, from -1 to 1.
+
+    A gain between these is a mean over several classifiers of each kind. The exact test is then the sign test.
+    """
     from scipy.stats import binomtest
 
-    gain = (second_N == labels_N).astype(np.float64) - (first_N == labels_N)
-    only_first, only_second = int((gain < 0).sum()), int((gain > 0).sum())
-    weights = np.ones(len(gain)) if weights_N is None else weights_N
-    counts = np.stack([gain * weights, weights], axis=1)
+    only_first, only_second = int((gain_N < 0).sum()), int((gain_N > 0).sum())
+    weights = np.ones(len(gain_N)) if weights_N is None else weights_N
+    counts = np.stack([gain_N * weights, weights], axis=1)
     low, high = bootstrap(counts, groups_N, lambda s: s[:, :1] / s[:, 1:], resamples, seed, limits=(-1.0, 1.0))
     disagreements = only_first + only_second
     p_value = float(binomtest(only_second, disagreements).pvalue) if disagreements else 1.0
     interval = [float(low[0]), float(high[0])]
-    difference = float(np.average(gain, weights=weights))
-    return Comparison(len(gain), only_first, only_second, difference, interval, p_value)
+    difference = float(np.average(gain_N, weights=weights))
+    return Comparison(len(gain_N), only_first, only_second, difference, interval, p_value)
 
 
 def bootstrap(

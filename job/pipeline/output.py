@@ -11,7 +11,6 @@ from job.errors import DataUnusable, Diverged, GateNotMet, Stopped, UsageError
 from job.runtime.context import Context
 from job.runtime.session import Session
 from job.sources.tree import is_table as names_a_table
-from job.storage import claim
 from job.storage.bucket.downloads import scratch
 from job.storage.bucket.objects import is_remote
 from job.storage.bucket.open import open_objects
@@ -68,7 +67,7 @@ def existing_workdir(out: str) -> Workdir:
     workdir = _workdir(out)
     if not workdir.is_claimed():
         if workdir.is_version_1():
-            raise claim.of_version_1(out)
+            raise UsageError(f"{out} is the output of transfer-job 0.1, which this version cannot read. Run the job again.")
         raise UsageError(f"{out}: this is not the output of a run. Give the --out of one.")
     return workdir
 

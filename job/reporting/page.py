@@ -1,23 +1,11 @@
-"""The report: one self-contained HTML page about the run, made from the files that the stages left.
+"""The report: one self-contained HTML page about the run, made from the files that the stages left."""
 
-The page has no script and loads nothing; its content security policy forbids both. Names of files and classes are
-untrusted text: Jinja escapes them, and invisible characters and those that change the writing direction are written out.
-"""
-
-import base64
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from functools import cache
 from itertools import accumulate
-from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from job.config import Config, ReportConfig, with_dotted_names
 from job.data.changes import in_words
@@ -29,13 +17,10 @@ from job.reporting import times
 from job.reporting.advice import advice
 from job.reporting.charts import FRAMED_GROUPS, charts, data_uri
 from job.reporting.facts import Facts, against_earlier, corrected, facts
-from job.reporting.figures import SERIES
+from job.reporting.rendering import HEAT_LEVELS, rendered
 from job.reporting.summaries import Evaluated, Explored, Run, Shipped, num_correct, num_wanted, of_shipped
 from job.runtime.context import Context
-from job.storage.files import in_units
 from job.storage.workdir import Workdir
-from job.text.numbers import percent, points, seconds
-from job.text.untrusted import escaped
 from job.train.recipe import with_quality
 
 if TYPE_CHECKING:
@@ -74,9 +59,7 @@ _SECTIONS = (
     ("times", "Run time", "explore"),
     ("again", "Run it again", "explore"),
 )
-_HEAT_LEVELS = 20
 _LEAST_TOLD_S = 0.05
-_LONGEST_EXTENSION, _KEPT_WITH_EXTENSION = 6, 3
 # These limits keep the page readable, and with the default settings below three megabytes, however large the data is.
 LIMITS = {
     "advice": 8,
@@ -116,16 +99,13 @@ def page(config: ReportConfig, *, run: Run, timings: times.Records, context: Con
     found = _clusters(made["evaluation"])
     with context.telemetry.spent("drawing"):
         drawn = charts(made["audit"], made["head"], made["tuning"], made["evaluation"], found)
-    style = templates().get_template("report.css.j2").render(heat_levels=_HEAT_LEVELS, series=SERIES)
     known_facts = facts(made["explore"], made["audit"], run["config"])
     data = _data(known_facts, made["evaluation"])
-    template = templates().get_template("report.html.j2")
-    text = template.render(
-        made,
+    return rendered(
+        "report.html.j2",
+        **made,
         sections=[(id_, heading) for id_, heading, needed in _SECTIONS if made[needed]],
         title=title(config, run),
-        style=style,
-        style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         refusals=workdir.read_json("stages/split/refusals.json") or [],
         state=_state(made["evaluation"], made["parity"]),
         facts=known_facts,
@@ -145,30 +125,11 @@ def page(config: ReportConfig, *, run: Run, timings: times.Records, context: Con
         limits=LIMITS,
         picture=lambda name: data_uri(workdir.path(name)),
     )
-    return text.encode("utf-8", "backslashreplace")
 
 
 def title(config: ReportConfig, run: Run) -> str:
     """Return the heading of the page: the one that was given, or the name of the data."""
     return config.title or run["data"].rstrip("/").rsplit("/", 1)[-1] or run["data"]
-
-
-@cache
-def templates() -> Environment:
-    """Return the templates of the page. Each is compiled once in a process."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        finalize=_with_unseen_written_out,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "points": points, "bytes": in_units}
-    environment.filters |= {"seconds": seconds, "when": _when, "short": _short}
-    environment.filters["breakable"] = _breakable
-    environment.filters["setting"] = lambda value: json.dumps(value, ensure_ascii=False)
-    return environment
 
 
 def _state(evaluation: Evaluated | None, parity: Mapping[str, object] | None) -> str:
@@ -271,7 +232,7 @@ def _shaded(matrix_CC: np.ndarray) -> list[list[tuple[int, int]]]:
 
     A shade grows with the square root of the share of the row, so that rare confusions are visible.
     """
-    shades_CC = np.ceil(_HEAT_LEVELS * np.sqrt(row_shares(matrix_CC))).astype(int)
+    shades_CC = np.ceil(HEAT_LEVELS * np.sqrt(row_shares(matrix_CC))).astype(int)
     return [list(zip(*rows, strict=True)) for rows in zip(matrix_CC.tolist(), shades_CC.tolist(), strict=True)]
 
 
@@ -320,28 +281,3 @@ def _times(records: times.Records) -> dict[str, object]:
             }
         )
     return {"rows": rows, "shares": times.shares(records), "parts": times.PARTS}
-
-
-def _with_unseen_written_out(value: object) -> object:
-    """Escape invisible characters in a value for the page. Markup comes from a template and is not changed."""
-    return escaped(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-def _breakable(path: str) -> list[tuple[str, bool]]:
-    """Return the parts of a path between which a line may break, and whether a part must stay whole.
-
-    Lines break behind slashes, or inside of long names, but not inside of an extension or just before it.
-    """
-    *folders, name = path.split("/")
-    end = len(PurePosixPath(name).stem)
-    end = max(0, end - _KEPT_WITH_EXTENSION) if len(name) - end <= _LONGEST_EXTENSION else len(name)
-    return [*((f"{folder}/", False) for folder in folders), (name[:end], False), (name[end:], True)]
-
-
-def _when(iso_time: str) -> str:
-    return f"{datetime.fromisoformat(iso_time).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
-
-
-def _short(name: str) -> str:
-    """Shorten a long name. Use it only if the full name is shown elsewhere on the page, or in the title."""
-    return name if len(name) <= 40 else f"{name[:26]}\N{HORIZONTAL ELLIPSIS}{name[-12:]}"

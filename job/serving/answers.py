@@ -114,7 +114,7 @@ def place(out: str, *, overwrite: bool, model: str, data: str) -> Place:
         raise UsageError(f"--out {out}: give a name that ends in .parquet or .csv.")
     if is_below(out, model):
         raise UsageError(f"--out {out} lies in --model {model}, which predict does not change. Give a name elsewhere.")
-    if (owner := _output_around(out)) is not None:
+    if (owner := output_around(out)) is not None:
         raise UsageError(
             f"--out {out} lies in the output of a run, {owner}, under a name that the job writes itself. Give another name."
         )
@@ -131,11 +131,11 @@ def place(out: str, *, overwrite: bool, model: str, data: str) -> Place:
             return Place(out, overwrite, is_foreign=False, version="")
         version = found.version
     else:
-        _try_to_write(out)
+        try_to_write(out)
     return Place(out, overwrite, _is_foreign(out, overwrite), version)
 
 
-def _try_to_write(out: str) -> None:
+def try_to_write(out: str) -> None:
     """Write an unnamed temporary file to the nearest existing folder of `out`. Raises: UsageError, StorageFailed."""
     file = Path(out).resolve()
     with storage_errors(file), refused_at_start(f"--out {out}", file, writing=True):
@@ -159,7 +159,7 @@ def _is_foreign(out: str, overwrite: bool) -> bool:
     return True
 
 
-def _output_around(out: str) -> str | None:
+def output_around(out: str) -> str | None:
     """Return the output folder of a run in which `out` has a name that the job uses itself; None otherwise."""
     if is_remote(out):
         parts = out.split("/")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -147,7 +146,7 @@ def find(examples: Examples, images: ArrayStore, rules: DecodeRules, context: Co
     test = examples.of("test")
     digests = examples["sha256"][test]
     split_of = dict(zip(then["sha256"][then.of()], then["split"][then.of()], strict=True))
-    was_seen_T = _has_copy_in(examples, test, {digest for digest, split in split_of.items() if split != "test"})
+    was_seen_T = examples.are_copies_of(test, {digest for digest, split in split_of.items() if split != "test"})
     answer_of = dict(zip(answers["sha256"], answers["predicted"], strict=True))
     predicted_T = np.asarray([answer_of.get(digest) for digest in digests], object)
     predicted_T[was_seen_T] = None
@@ -171,12 +170,6 @@ def _labels_of(examples: Examples, *splits: str) -> Counter[tuple[str, str]]:
     """Return the photos in these splits, by SHA-256 and label, with the number of copies of each."""
     indices = examples.of(*splits)
     return Counter(zip(examples["sha256"][indices], examples["label"][indices], strict=True))
-
-
-def _has_copy_in(examples: Examples, indices: np.ndarray, digests: Collection[str]) -> np.ndarray:
-    """Return which of the examples are, or are copies of, files with these SHA-256. Boolean, shape (len(indices),)."""
-    is_of = np.asarray([digest in digests for digest in examples["sha256"]], bool) & (examples["group"] >= 0)
-    return np.isin(examples["group"][indices], examples["group"][is_of])
 
 
 def _asked(

@@ -69,8 +69,8 @@ class Workdir:
         """Return whether version 0.1 has written a directory without the mark."""
         return claim.is_version_1(self.root)
 
-    def glance(self) -> AbstractContextManager[Self]:
-        """Give the directory, or a copy of it, for reading only."""
+    def glance(self, *only: str) -> AbstractContextManager[Self]:  # noqa: ARG002
+        """Give the directory, or a copy of it, for reading only. With names, a copy may have `only` these files."""
         return nullcontext(self)
 
     def probe(self) -> float:

@@ -279,6 +279,11 @@ class ArrayStore:
         """Return the positions of these row numbers in the order in which reading the rows is fastest."""
         return np.argsort(self._places[numbers], kind="stable")
 
+    def shards_of(self, numbers: Sequence[int]) -> list[Shard]:
+        """Return the shards in which these rows are."""
+        places = self._places[np.asarray(numbers, np.int64)]
+        return [self.shards[k] for k in np.unique(np.searchsorted(self._starts, places, side="right") - 1)]
+
     def rows(self, numbers: np.ndarray | Sequence[int]) -> np.ndarray:
         """Return these rows, in this order. They are read in the order on the disk, and near ones at once."""
         places = self._places[np.asarray(numbers, np.int64)]

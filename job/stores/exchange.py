@@ -103,30 +103,34 @@ class Exchange:
                     self._indexes[index] = written
 
 
-def open_store(cache: Cache, name: str) -> ArrayStore:
+def open_store(cache: Cache, name: str, rows: Sequence[int] | None = None) -> ArrayStore:
     """Open the store whose index has this name in the cache. Missing files are downloaded first, if there is a bucket.
+
+    With `rows`, only these rows can be read.
 
     Raises:
         FileNotFoundError: if there is no such store.
     """
-    complete(cache, name)
+    complete(cache, name, rows)
     return ArrayStore(cache.path(name))
 
 
-def complete(cache: Cache, name: str) -> None:
-    """Download the missing files of a store, if the bucket has them."""
+def complete(cache: Cache, name: str, rows: Sequence[int] | None = None) -> None:
+    """Download the missing files of a store, or with `rows` only those with these rows, if the bucket has them."""
     if cache.objects is None or name in cache.complete:
         return
     index = cache.path(name)
     try:
         if not index.exists():
             fetch(cache.objects, name, index)
-        folder = name.rpartition("/")[0]
-        if missing := [s.key for s in ArrayStore(index).shards if not _has(cache.path(folder), s.key)]:
+        folder, store = name.rpartition("/")[0], ArrayStore(index)
+        shards = store.shards if rows is None else store.shards_of(rows)
+        if missing := [s.key for s in shards if not _has(cache.path(folder), s.key)]:
             _bring(cache, folder, missing, _names(cache.objects, folder))
     except (NoSuchObject, ValueError, KeyError, TypeError):  # An error follows when the store is opened.
         return
-    cache.complete.add(name)
+    if rows is None:
+        cache.complete.add(name)
 
 
 def is_listed(cache: Cache, name: str) -> bool:

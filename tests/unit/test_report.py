@@ -13,7 +13,7 @@ from job.config import AuditConfig, Config, EvaluateConfig, ReportConfig
 from job.data.examples import USED_FOR
 from job.errors import StorageFailed
 from job.pipeline.table import STAGES
-from job.reporting.page import _breakable
+from job.reporting.rendering import breakable
 from job.reporting.summaries import num_correct, num_wanted
 from job.reporting.times import PARTS
 from job.stages.report import Report, report
@@ -766,8 +766,8 @@ def test_file_names_do_not_break_inside_of_their_extension(context):
     everything(context)
     page = drawn(context)
     assert '<code class="path">val/<wbr>daisy/<wbr><wbr><span class="nowrap">odd.jpg</span></code>' in page
-    assert _breakable("a/IMG_20240101.jpeg") == [("a/", False), ("IMG_20240", False), ("101.jpeg", True)]
-    assert _breakable("v1.a long end") == [("v1.a long end", False), ("", True)]
+    assert breakable("a/IMG_20240101.jpeg") == [("a/", False), ("IMG_20240", False), ("101.jpeg", True)]
+    assert breakable("v1.a long end") == [("v1.a long end", False), ("", True)]
 
 
 def test_text_has_one_size_in_all_charts_and_no_chart_is_wider_than_a_phone(context):

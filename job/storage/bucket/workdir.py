@@ -84,11 +84,12 @@ class BucketWorkdir(Workdir):
         return self.objects.find(manifest.NAME) is not None
 
     @contextmanager
-    def glance(self) -> Iterator[Self]:
-        """Give a copy in a temporary folder, without checkpoints and stores, for reading only."""
+    def glance(self, *only: str) -> Iterator[Self]:
+        """Give a copy in a temporary folder, without checkpoints and stores, for reading only. With names, `only` these."""
         with tempfile.TemporaryDirectory() as folder:
             copy = type(self)(Path(folder), self.objects)
-            copy.refresh()
+            copy._read_manifest()
+            copy._bring_all(only)
             yield copy
 
     def probe(self) -> float:
@@ -205,7 +206,7 @@ class BucketWorkdir(Workdir):
             uploaded |= {name: file for name, file in zip(part, files, strict=True) if file}
         return uploaded
 
-    def _bring_all(self) -> None:
+    def _bring_all(self, only: Sequence[str] = ()) -> None:
         with storage_errors(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             for name in set(self._local_names()) - self._files.keys():
@@ -213,7 +214,7 @@ class BucketWorkdir(Workdir):
             for path in sorted(self.root.glob(f"{_CHECKPOINTS}*/*"), reverse=True):
                 if not any(path.iterdir()):
                     path.rmdir()
-            self._absent = {name for name in self._files if name.startswith(_CHECKPOINTS)}
+            self._absent = {n for n in self._files if n.startswith(_CHECKPOINTS) or (only and n not in only)}
             self._fetch_all([name for name in self._files if name not in self._absent])
 
     def _fetch_all(self, names: Sequence[str]) -> None:

@@ -1,0 +1,146 @@
+"""The page of a comparison: one HTML file in the style of the report, with the photos that flipped."""
+
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+
+from job.comparing import words
+from job.comparing.differences import Group
+from job.comparing.numbers import Numbers
+from job.comparing.photos import SharedPhotos
+from job.comparing.runs import IMAGES, FinishedRun
+from job.config import CacheConfig
+from job.errors import JobError, UsageError
+from job.measure.flips import RIGHT_TO_WRONG, WRONG_TO_RIGHT
+from job.reporting.charts import data_uri
+from job.reporting.gallery import Gallery
+from job.reporting.rendering import rendered
+from job.runtime.context import Context
+from job.runtime.telemetry import Telemetry
+from job.serving.answers import output_around, try_to_write
+from job.storage.bucket.objects import is_remote
+from job.storage.files import beside, storage_errors, writing
+from job.stores.cache import Cache
+from job.stores.exchange import open_store
+
+MOST_PHOTOS = 24  # Of each kind of flip.
+_MARK = b'<meta name="generator" content="transfer-job compare">'
+_HEAD_BYTES = 1000
+_LIMITS = {"open_classes": 10}
+
+
+class Flip(TypedDict):
+    """A photo about which one group is right more often than the other, and what both answer."""
+
+    path: str
+    label: str
+    first: str
+    other: str
+
+
+def check(out: str) -> None:
+    """Check that compare may write a page. Nothing is left there.
+
+    Raises:
+        UsageError: if `out` is not a local .html file, is a file that compare did not write, or lies in the output of a run
+            under a name that the job writes itself.
+        StorageFailed.
+    """
+    if not out.endswith(".html") or is_remote(out):
+        raise UsageError(f"--out {out}: give the name of a file on this machine that ends in .html.")
+    if (owner := output_around(out)) is not None:
+        raise UsageError(
+            f"--out {out} lies in the output of a run, {owner}, under a name that the job writes itself. Give another name."
+        )
+    _refuse_foreign(out)
+    try_to_write(out)
+
+
+def write(out: str, numbers: Numbers, groups: Sequence[Group], photos: SharedPhotos) -> Path:
+    """Write the page and return its path. Raises as `check` does."""
+    flips = [_flips(photos, groups[0], group) for group in groups[1:]]
+    digests = list(dict.fromkeys(digest for of_group in flips for kind in of_group.values() for digest in kind))
+    html = rendered(
+        "comparison.html.j2",
+        title=f"{groups[0].name} compared with {', '.join(group.name for group in groups[1:])}",
+        numbers=numbers,
+        flips=flips,
+        pictures=_pictures([run for group in groups for run in group.runs], digests),
+        words=words,
+        limits=_LIMITS,
+        picture=str,
+    )
+    _refuse_foreign(out)
+    final = Path(out).resolve()
+    with writing(final, beside(final), len(html)) as part:
+        part.write_bytes(html)
+    return final
+
+
+def _flips(photos: SharedPhotos, first: Group, group: Group) -> dict[str, dict[str, Flip]]:
+    """Return the photos that flipped, by kind and SHA-256: those about which the runs agree most, and the surest, first."""
+    of_first, of_group = photos.answers(first.runs), photos.answers(group.runs)
+    gain_N = of_group.share_right - of_first.share_right
+    sure_N = (of_first.confidence_SN.mean(0) + of_group.confidence_SN.mean(0)) / 2
+    found: dict[str, dict[str, Flip]] = {}
+    for kind, sign in ((RIGHT_TO_WRONG, -1), (WRONG_TO_RIGHT, 1)):
+        order = np.lexsort((-sure_N, -gain_N * sign))
+        chosen = [k for k in order if gain_N[k] * sign > 0][:MOST_PHOTOS]
+        found[kind] = {
+            photos.digests_N[k]: {
+                "path": photos.paths_N[k],
+                "label": photos.labels_N[k],
+                "first": _answer(photos, first, k),
+                "other": _answer(photos, group, k),
+            }
+            for k in chosen
+        }
+    return found
+
+
+def _answer(photos: SharedPhotos, group: Group, k: int) -> str:
+    """Return the most frequent answer of a group to a photo, and how many of its runs give it if not all do."""
+    answers = Counter(run.predicted_T[run.row_of[photos.digests_N[k]]] for run in group.runs)
+    answer, count = answers.most_common(1)[0]
+    return str(answer) if count == len(group.runs) else f"{answer} ({count} of {len(group.runs)})"
+
+
+def _pictures(runs: Sequence[FinishedRun], digests: Sequence[str]) -> dict[str, str]:
+    """Return pictures of these photos as data: URIs, by SHA-256, from the first run that still has them; else none."""
+    for run in runs:
+        with suppress(JobError, OSError, ValueError, KeyError, TypeError):  # Stores may be gone, or of another version.
+            return _drawn(run, digests)
+    return {}
+
+
+def _drawn(run: FinishedRun, digests: Sequence[str]) -> dict[str, str]:
+    test = run.examples.of("test")
+    row_of = dict(zip(run.examples["sha256"][test], run.examples["row"][test].tolist(), strict=True))
+    caching = CacheConfig.model_validate(run.described["config"]["cache"])
+    cache = Context(run.workdir, Telemetry(None), caching=caching).cache
+    with tempfile.TemporaryDirectory() as folder:
+        if cache.objects:
+            cache = Cache(Path(folder, "cache"), is_shared=True, objects=cache.objects)
+        store = open_store(cache, run.workdir.read_json(IMAGES)["images"], [row_of[digest] for digest in digests])
+        gallery, drawn = Gallery(Path(folder), "", store), {}
+        for number, digest in enumerate(digests):
+            gallery.photo(row_of[digest], f"{number:03d}")
+            drawn[digest] = data_uri(Path(folder, f"{number:03d}.jpg"))
+        return drawn
+
+
+def _refuse_foreign(out: str) -> None:
+    """Refuse to replace anything but a page that compare wrote. Raises: UsageError, StorageFailed."""
+    file = Path(out).resolve()
+    if not os.path.lexists(file):
+        return
+    with storage_errors(file):
+        is_own = file.is_file() and _MARK in file.open("rb").read(_HEAD_BYTES)
+    if not is_own:
+        raise UsageError(f"--out {out}: there is such a file, and compare did not write it. Give another name.")
