@@ -3,12 +3,11 @@
 import json
 from pathlib import Path
 
-from job.weights import known_weights
-
 from job.config import fields
 from job.model.backbones import BACKBONES
 from job.model.hub.architecture import FAMILIES
 from job.model.hub.names import PRESETS
+from job.model.weights import known_weights
 from job.text.wording import allowed
 
 HERE = Path(__file__).parent
