@@ -1,15 +1,19 @@
 """Metrics of a classifier, with confidence intervals. N examples, C classes."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NotRequired, TypedDict
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 import numpy as np
-import scipy.sparse
 
 from job.runtime.telemetry import spent_once
 
-# scikit-learn and scipy.stats take half a second to import, so functions import them only when they compute something.
+if TYPE_CHECKING:
+    import scipy.sparse
+
+# scikit-learn and SciPy take half a second to import, so functions import them only when they compute something.
 
 LARGEST_LOG_LOSS = float(-np.log(np.finfo(np.float64).eps))  # Of a label with probability 0.
 _RESAMPLES_AT_ONCE = 100
@@ -134,11 +138,13 @@ def per_class(
 
     The bootstrap resamples whole duplicate groups.
     """
+    from scipy.sparse import hstack
+
     num_classes = len(class_names)
     matrix = confusion(labels_N, predicted_N, num_classes)
     given, predicted, hits = matrix.sum(1), matrix.sum(0), matrix.diagonal()
     given_NC, predicted_NC = (_one_hot(classes_N, num_classes) for classes_N in (labels_N, predicted_N))
-    counts = scipy.sparse.hstack([given_NC.multiply(predicted_NC), given_NC + predicted_NC])
+    counts = hstack([given_NC.multiply(predicted_NC), given_NC + predicted_NC])
 
     def f1(sums_RK: np.ndarray) -> np.ndarray:
         hits_RC, either_RC = np.hsplit(sums_RK, 2)
@@ -161,9 +167,9 @@ def per_class(
 
 
 def _one_hot(classes_N: np.ndarray, num_classes: int) -> scipy.sparse.csr_array:
-    return scipy.sparse.csr_array(
-        (np.ones(len(classes_N)), (np.arange(len(classes_N)), classes_N)), (len(classes_N), num_classes)
-    )
+    from scipy.sparse import csr_array
+
+    return csr_array((np.ones(len(classes_N)), (np.arange(len(classes_N)), classes_N)), (len(classes_N), num_classes))
 
 
 @dataclass(frozen=True)
@@ -232,10 +238,12 @@ def bootstrap(
     `statistic` gets the sums of some resamples, (R, K), and returns its S values for each of them, (R, S). A single group
     says nothing about other groups. Then the interval is that between the `limits` of the statistic.
     """
+    from scipy.sparse import csr_array
+
     _, group_N = np.unique(groups_N, return_inverse=True)
     num_groups = int(group_N.max()) + 1
-    members_GN = scipy.sparse.csr_array((np.ones(len(group_N)), (group_N, np.arange(len(group_N)))))
-    sums_GK = members_GN @ scipy.sparse.csr_array(counts_NK)  # Of many classes, a photo counts for two.
+    members_GN = csr_array((np.ones(len(group_N)), (group_N, np.arange(len(group_N)))))
+    sums_GK = members_GN @ csr_array(counts_NK)  # Of many classes, a photo counts for two.
     if num_groups == 1:
         return np.repeat(np.asarray(limits)[:, None], statistic(sums_GK.toarray()).shape[1], axis=1)
     drawn = [statistic(times @ sums_GK) for times in _draws(num_groups, resamples, seed)]

@@ -19,14 +19,12 @@ from hashlib import sha256
 from itertools import count
 from operator import eq
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 import pyarrow.parquet as pq
 
 from job.data.examples import split_digests
 from job.errors import StorageFailed
-from job.measure.corrected import Corrected
-from job.measure.seeds import Seeds
 from job.pipeline.manifest import manifest
 from job.pipeline.records import Records, read_run
 from job.pipeline.table import STAGES
@@ -48,6 +46,10 @@ from job.storage.files import (
 from job.storage.published import Published
 from job.storage.workdir import Workdir
 from job.text.numbers import counted, percent
+
+if TYPE_CHECKING:  # They import SciPy, which takes as long as all else that a start imports.
+    from job.measure.corrected import Corrected
+    from job.measure.seeds import Seeds
 
 ATTEMPT = "attempt"
 _EDITED = "label_issues.csv"  # Users may edit it, and their edits are kept.

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from job.data.examples import ClassCounts
-from job.measure.corrected import Corrected, Verdict
 from job.measure.metrics import wilson
 from job.reporting.summaries import Audited, ComparedWithEarlier, Copies, Explored
 from job.sources.base import some_classes
 from job.text.numbers import counted, percent, points
 
 if TYPE_CHECKING:
+    from job.measure.corrected import Corrected, Verdict
     from job.measure.flips import Versus
     from job.measure.shortcuts import Fact
 
