@@ -87,6 +87,12 @@ def heavy_after(code, *words):
     return done.stdout.splitlines()[-1].split()
 
 
+def test_commands_start_without_scipy_and_what_is_as_heavy():
+    code = f"import sys, job.api; print({{'scipy', *{HEAVY}}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
 def test_explore_imports_no_tensorflow_and_no_pandas(painted, tmp_path):
     words = ["explore", "--data", painted, "--out", tmp_path / "out", *quick_settings()]
     assert heavy_after("from job.__main__ import start; start()", *words) == ["sklearn"]
