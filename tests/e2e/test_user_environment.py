@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import shlex
 import subprocess
 
@@ -43,12 +44,14 @@ def project(tmp_path_factory, user):
 
 
 def test_every_import_that_waits_until_it_is_needed_is_installed(user, tmp_path):
-    """Packages of other extras apart: their absence has a message of its own."""
+    """Packages of extras that are not in the image apart: their absence has a message of its own."""
+    extras = ("ai_edge_litert", "huggingface_hub", "mlflow", "onnx", "onnxruntime", "tf2onnx")
     statements = set()
     for file in (ROOT / "job").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             inner = ast.walk(node) if isinstance(node, ast.FunctionDef) else ()
             statements |= {ast.unparse(n) for n in inner if isinstance(n, (ast.Import, ast.ImportFrom))}
+    statements = {said for said in statements if re.split(r"[ .]", said)[1] not in extras}
     assert len(statements) > 60
     done = user(tmp_path, USER / "python", "-c", "\n".join(sorted(statements)))
     assert done.returncode == 0, done.stderr
