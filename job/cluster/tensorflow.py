@@ -10,6 +10,10 @@ from types import ModuleType
 from job.runtime.cgroups import usable_cores
 from job.runtime.telemetry import spent_once
 
+# TensorFlow's switch for the kernels of oneDNN. Without it, they are off on CPUs that have no AVX-512 VNNI. There, they take
+# half the time, and the other kernels give a photo other last bits at another place in a batch (docs/decisions/0028).
+ONEDNN = "TF_ENABLE_ONEDNN_OPTS"
+
 
 def leave_out_keras() -> None:
     """Make this process import TensorFlow without Keras, which halves the time. An exported graph runs without it.
@@ -24,6 +28,7 @@ def import_tensorflow() -> ModuleType:
     if "tensorflow" in sys.modules:
         return sys.modules["tensorflow"]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault(ONEDNN, "1")
     sys.stderr.flush()
     standard_error = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from job.cluster.tensorflow import ONEDNN
 from job.config import Config
 from job.model import backbones
 from job.pipeline.job import Job
@@ -53,12 +54,13 @@ def describe(job: Job, command: Sequence[str]) -> Run:
 
 def fingerprint(num_workers: int) -> dict[str, object]:
     """Return what else the last bits of a result depend on, beside the configuration and the versions."""
-    variables = ("TF_ENABLE_ONEDNN_OPTS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
+    variables = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
     return {
         "cpu": _cpu_model(),
         "cores": usable_cores(),
         "gpus": len(list(Path("/dev").glob("nvidia[0-9]*"))),  # There, bits may also depend on the rest of a batch.
         "platform": platform.platform(),
+        "onednn": os.environ.get(ONEDNN, "1"),
         "environment": {name: os.environ[name] for name in variables if name in os.environ},
         "op_determinism": True,
         "workers": num_workers,
