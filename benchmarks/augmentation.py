@@ -19,8 +19,8 @@ from PIL import Image
 from benchmarks.measured import SHARED, machine
 from job.cluster.devices import Devices
 from job.cluster.tensorflow import import_tensorflow
-from job.config import AugmentConfig
 from job.data.augment import Augmentation, draw
+from job.sections import AugmentConfig
 
 ROOT = Path(__file__).parent.parent
 FLOWERS = SHARED / "data" / "flowers"

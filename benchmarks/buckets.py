@@ -73,9 +73,9 @@ def intake(data: str, threads: int) -> Numbers:
 
 
 def intake_part(data: str, out: str, threads: str) -> Numbers:
-    from job.config import IntakeConfig
     from job.runtime.context import Context
     from job.runtime.telemetry import Telemetry
+    from job.sections import IntakeConfig
     from job.stages.intake import intake
     from job.storage.workdir import Workdir
 

@@ -16,11 +16,11 @@ import numpy as np
 
 from benchmarks.measured import ROOT, machine
 from job.cluster.devices import Devices
-from job.config import BackboneConfig, CheckpointConfig
 from job.model.heads import Head
 from job.model.network import Network
 from job.runtime.context import Context
 from job.runtime.telemetry import Telemetry
+from job.sections import BackboneConfig, CheckpointConfig
 from job.storage.workdir import Workdir
 from job.train.checkpoint import Checkpoints, TrainState
 from job.train.loop import Trainer

@@ -19,13 +19,13 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.measured import ROOT, SHARED, WEIGHTS, machine
-from job.config import IntakeConfig
 from job.data.examples import Examples
 from job.data.neighbours import principal_components
 from job.measure.probes import out_of_fold
 from job.measure.shortcuts import shortcuts
 from job.runtime.context import Context
 from job.runtime.telemetry import Telemetry
+from job.sections import IntakeConfig
 from job.sources.folders import FolderSource
 from job.stages.intake import intake
 from job.storage.workdir import Workdir

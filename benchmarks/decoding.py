@@ -96,9 +96,9 @@ def _bare(stored_px: int) -> Callable[[bytes], object]:
 
 
 def _digest_and_decode(stored_px: int) -> Callable[[bytes], object]:
-    from job.config import IntakeConfig
     from job.decoding.decode import decode
     from job.decoding.rules import DecodeRules
+    from job.sections import IntakeConfig
 
     config = IntakeConfig(image_size=stored_px)
     rules = DecodeRules(**{name: getattr(config, name) for name in DecodeRules.__dataclass_fields__})
@@ -122,9 +122,9 @@ def _intake_cpu_ms(folder: Path, stored_px: int) -> float:
 
 
 def _intake(folder: str, out: str, stored_px: str) -> float:
-    from job.config import IntakeConfig
     from job.runtime.context import Context
     from job.runtime.telemetry import Telemetry
+    from job.sections import IntakeConfig
     from job.sources.folders import FolderSource
     from job.stages.intake import intake
     from job.storage.workdir import Workdir

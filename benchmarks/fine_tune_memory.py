@@ -26,11 +26,11 @@ BATCH_SIZE, NUM_CLASSES, NUM_STEPS = 64, 5, 150
 def train(count: int, folder: Path) -> dict[str, float]:
     """Train on random rows of the store. Return the growth of memory after the tenth step."""
     from job.cluster.devices import Devices
-    from job.config import BackboneConfig
     from job.model.heads import Head, smoothed_one_hot
     from job.model.inputs import StoredInputs
     from job.model.network import Network
     from job.runtime.telemetry import Telemetry
+    from job.sections import BackboneConfig
     from job.stores.arrays import StoreWriter
     from job.stores.views import StoredViews
     from job.train.loop import Trainer

@@ -17,9 +17,9 @@ import numpy as np
 
 from benchmarks.limits import activations_of, bare_forward, bare_step, in_turn, job_forward, job_step
 from benchmarks.measured import ROOT, machine, median_and_spread
-from job.config import AugmentConfig, BackboneConfig
 from job.data.augment import Augmentation
 from job.runtime.telemetry import Telemetry
+from job.sections import AugmentConfig, BackboneConfig
 
 BACKBONES = ("mobilenet_v2", "resnet50", "efficientnet_v2_b0", "convnext_tiny", "dinov2_small")
 BATCH_SIZES = (64, 256)

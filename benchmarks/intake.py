@@ -61,9 +61,9 @@ def subset(crops: list[Path], folder: Path, count: int) -> Path:
 
 def bare_part(folder: str, part: str) -> Numbers:
     """Read and decode every second file, after a line has arrived on standard input."""
-    from job.config import IntakeConfig
     from job.decoding.decode import decode
     from job.decoding.rules import DecodeRules
+    from job.sections import IntakeConfig
 
     config = IntakeConfig(image_size=IMAGE_SIZE)
     rules = DecodeRules(**{name: getattr(config, name) for name in DecodeRules.__dataclass_fields__})
@@ -78,10 +78,10 @@ def bare_part(folder: str, part: str) -> Numbers:
 
 
 def intake_part(folder: str, out: str) -> Numbers:
-    from job.config import IntakeConfig
     from job.decoding import processes as workers
     from job.runtime.context import Context
     from job.runtime.telemetry import Telemetry
+    from job.sections import IntakeConfig
     from job.sources.folders import FolderSource
     from job.stages.intake import intake
     from job.storage.workdir import Workdir

@@ -20,11 +20,12 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from job.config import BackboneConfig, Config, ExtractConfig, FineTuneConfig, IntakeConfig
+from job.config import Config
 from job.decoding.decode import decode
 from job.decoding.jpeg import reduction_for
 from job.decoding.rules import DecodeRules
 from job.runtime.telemetry import Telemetry
+from job.sections import BackboneConfig, ExtractConfig, FineTuneConfig, IntakeConfig
 from job.train.recipe import Recipe
 
 PARTS = ("forward", "step", "decode")

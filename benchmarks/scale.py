@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measured import ROOT, machine
-from job.config import EvaluateConfig, HeadConfig, SplitConfig
 from job.data.examples import Examples
 from job.runtime.context import Context
 from job.runtime.telemetry import Telemetry
+from job.sections import EvaluateConfig, HeadConfig, SplitConfig
 from job.storage.workdir import Workdir
 from job.stores.arrays import ArrayStore, StoreWriter
 from job.stores.views import StoredViews

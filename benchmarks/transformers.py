@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.limits import activations_of, bare_forward, bare_step, in_turn, job_forward, job_step
 from benchmarks.measured import ROOT, machine
-from job.config import BackboneConfig
+from job.sections import BackboneConfig
 
 IMAGE_SIZE, BATCH_SIZE, NUM_BATCHES = 224, 16, 2
 SMALL = {"patch_size": 16, "num_layers": 4, "num_heads": 6, "hidden_dim": 384, "mlp_dim": 1536}

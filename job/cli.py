@@ -4,7 +4,6 @@ import json
 import os
 import shlex
 import sys
-import tempfile
 from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from job.cluster.environment import Cluster
 from job.console.group import CommandGroup
 from job.console.log import LOG
 from job.console.options import PLACE, RunOptions, comma_separated, with_output_options, with_run_options
+from job.console.places import check_current_folder, check_temporary_folder
 from job.console.weights import weights
 from job.errors import JobError, UsageError
 from job.pipeline.table import STAGES
@@ -51,7 +51,7 @@ def main() -> None:
       75  in use by another run, or a worker is missing: try again later
       143 stopped by a signal: the same command resumes
     """
-    _check_surroundings()
+    check_current_folder()
     with suppress(JobError):  # A command that needs the workers says what is wrong with their variables.
         LOG.worker = Cluster.from_environ(os.environ).index
 
@@ -323,30 +323,9 @@ def _session(call: RunOptions | None = None) -> "Session":
     from job.pipeline.provenance import program
     from job.runtime.session import Session
 
-    _check_temporary_folder()
+    check_temporary_folder()
     command = [*shlex.split(program()), *sys.argv[1:]]
     if call is None:
         return Session(STOP, os.environ, command, run_id=LOG.run_id)
     assignments = [f"{name}={json.dumps(value)}" for name, value in call.flags.items() if value is not None]
     return Session(STOP, os.environ, command, call.config_file, (*call.assignments, *assignments), LOG.run_id)
-
-
-def _check_temporary_folder() -> None:
-    """Check that there is a folder for temporary files. Raises: UsageError."""
-    try:
-        tempfile.gettempdir()
-    except FileNotFoundError:
-        raise UsageError(
-            "There is no folder for temporary files: /tmp, /var/tmp and the current folder are not writable or are full. "
-            "Set TMPDIR to a folder that you can write to."
-        ) from None
-
-
-def _check_surroundings() -> None:
-    """Check that the current folder exists. Raises: UsageError."""
-    try:
-        os.getcwd()  # noqa: PTH109
-    except FileNotFoundError:
-        raise UsageError(
-            "The current folder was deleted. Change to an existing folder (cd) and run the same command again."
-        ) from None

@@ -285,3 +285,18 @@ def _reserve(port: int) -> None:
     file = (folder / str(port)).open("w")
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     _RESERVED.append(file)
+
+
+PRESET = "models/keras/dinov2/keras/dinov2_small/1"  # In KERAS_HOME.
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """KERAS_HOME of a machine that has a preset."""
+    folder = tmp_path / "home" / PRESET
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.weights.h5").write_bytes(b"weights")
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    return tmp_path / "home"

@@ -15,7 +15,6 @@ from job.comparing.differences import Group
 from job.comparing.numbers import Numbers
 from job.comparing.photos import SharedPhotos
 from job.comparing.runs import IMAGES, FinishedRun
-from job.config import CacheConfig
 from job.errors import JobError, UsageError
 from job.measure.flips import RIGHT_TO_WRONG, WRONG_TO_RIGHT
 from job.reporting.charts import data_uri
@@ -23,6 +22,7 @@ from job.reporting.gallery import Gallery
 from job.reporting.rendering import rendered
 from job.runtime.context import Context
 from job.runtime.telemetry import Telemetry
+from job.sections import CacheConfig
 from job.serving.answers import output_around, try_to_write
 from job.storage.bucket.objects import is_remote
 from job.storage.files import beside, storage_errors, writing

@@ -5,6 +5,7 @@ import os
 import pwd
 import select
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -149,3 +150,24 @@ def _name(uid: int) -> str:
         return f"{pwd.getpwuid(uid).pw_name} ({uid})"
     except KeyError:
         return str(uid)
+
+
+def check_temporary_folder() -> None:
+    """Check that there is a folder for temporary files. Raises: UsageError."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        raise UsageError(
+            "There is no folder for temporary files: /tmp, /var/tmp and the current folder are not writable or are full. "
+            "Set TMPDIR to a folder that you can write to."
+        ) from None
+
+
+def check_current_folder() -> None:
+    """Check that the current folder exists. Raises: UsageError."""
+    try:
+        os.getcwd()  # noqa: PTH109
+    except FileNotFoundError:
+        raise UsageError(
+            "The current folder was deleted. Change to an existing folder (cd) and run the same command again."
+        ) from None

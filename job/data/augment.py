@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from job.config import AugmentConfig
+from job.sections import AugmentConfig
 
 if TYPE_CHECKING:
     import tensorflow as tf

@@ -8,12 +8,12 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 
-from job.config import IntakeConfig
 from job.decoding.decode import SCHEMA, can_read_heic
 from job.decoding.deep import FULL_BIT_DEPTH, MIN_BIT_DEPTH, needed_bit_depth
 from job.decoding.processes import ShardTask, is_outdated, is_passing, lacks_plugin
 from job.decoding.rules import DecodeRules
 from job.decoding.worker import Record
+from job.sections import IntakeConfig
 from job.sources.base import Entry
 from job.storage.files import digest_of
 from job.stores.arrays import ArrayStore, Shard, StoreWriter

@@ -5,8 +5,8 @@ from typing import Literal, Self
 
 import numpy as np
 
-from job.config import IntakeConfig
 from job.decoding.deep import FULL_BIT_DEPTH
+from job.sections import IntakeConfig
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ import numpy as np
 from job.cluster.devices import Devices
 from job.cluster.replicas import Replicas, Tensors
 from job.cluster.tensorflow import import_tensorflow
-from job.config import BackboneConfig
 from job.data.augment import Augmentation
 from job.model import backbones, cut
 from job.model.heads import Head
 from job.runtime.telemetry import spent_once
+from job.sections import BackboneConfig
 
 if TYPE_CHECKING:
     import keras

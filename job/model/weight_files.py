@@ -10,12 +10,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from job.config import PUBLISHED_WEIGHTS, BackboneConfig
 from job.console.places import at_start
 from job.errors import UsageError
 from job.model.fetched import MANIFEST, read_manifest
 from job.model.hub.names import preset
 from job.model.presets import CONFIG_FILE, FILES, OPTIONAL_FILES, preset_folder
+from job.sections import PUBLISHED_WEIGHTS, BackboneConfig
 from job.storage.bucket.downloads import local_copy, local_folder
 from job.storage.bucket.objects import is_remote, join, parts_of
 from job.storage.bucket.open import is_there

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from job.cluster.tensorflow import import_tensorflow
-from job.config import BackboneConfig, Config
+from job.config import Config
 from job.console.places import place as checked_place
 from job.errors import UsageError
 from job.model import backbones, fetched
@@ -14,6 +14,7 @@ from job.model.hub.names import PREFIX, PRESETS, preset
 from job.model.licences import licence
 from job.model.presets import FILES, inside_models, preset_folder
 from job.runtime.session import Session
+from job.sections import BackboneConfig
 from job.storage.bucket.objects import join, refuse_credentials
 from job.storage.files import digest_of_file
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from job.cluster.devices import Devices
 from job.cluster.environment import Cluster
-from job.config import PUBLISHED_WEIGHTS, Config
+from job.config import Config
 from job.pipeline.job import Job
 from job.pipeline.table import STAGES
+from job.sections import PUBLISHED_WEIGHTS
 
 
 @dataclass(frozen=True)

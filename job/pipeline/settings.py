@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping
 from operator import attrgetter
 
-from job.config import Config, Section
+from job.config import Config
 from job.pipeline.table import STAGES
+from job.sections import Section
 from job.storage.files import digest_of
 
 

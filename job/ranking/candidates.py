@@ -4,10 +4,11 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from job.config import NAMED_WEIGHTS, Config
+from job.config import Config
 from job.errors import UsageError
 from job.model import backbones
 from job.model.hub.names import PREFIX
+from job.sections import NAMED_WEIGHTS
 
 _KEYS = ("alpha", "weights", "image_size")
 _BRIEF_EPOCHS = 2

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from job.reporting.data_summaries import Audited, Explored, Torn
 from job.reporting.facts import ClassFacts, Facts
-from job.reporting.summaries import Audited, Explored, Torn
 from job.text.numbers import counted, percent
 
 _THIN = 20  # With fewer photos of a class in the test set, its metrics are rough.

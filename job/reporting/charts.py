@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from job.measure.confusions import Clusters, row_shares
+from job.reporting.data_summaries import Audited
 from job.reporting.figures import SERIES, Axis, Chart
-from job.reporting.summaries import Audited, Evaluated, HeadPath, Tuning
+from job.reporting.summaries import Evaluated, HeadPath, Tuning
 
 if TYPE_CHECKING:
     from job.measure.calibration import Bin

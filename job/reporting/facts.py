@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from job.data.examples import ClassCounts
 from job.measure.metrics import wilson
-from job.reporting.summaries import Audited, ComparedWithEarlier, Copies, Explored
+from job.reporting.data_summaries import Audited, Copies, Explored
+from job.reporting.summaries import ComparedWithEarlier
 from job.sources.base import some_classes
 from job.text.numbers import counted, percent, points
 

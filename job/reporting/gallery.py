@@ -10,7 +10,8 @@ from PIL import Image
 
 from job.data.examples import Examples
 from job.measure.predicted import Predicted
-from job.reporting.summaries import Copies, Crossings, Pictured
+from job.reporting.data_summaries import Copies, Crossings
+from job.reporting.summaries import Pictured
 from job.storage.files import storage_errors
 from job.storage.workdir import Workdir
 from job.stores.arrays import ArrayStore

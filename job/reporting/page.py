@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from job.config import Config, ReportConfig, with_dotted_names
+from job.config import Config, with_dotted_names
 from job.data.changes import in_words
 from job.data.examples import USED_FOR
 from job.errors import StorageFailed
@@ -16,10 +16,12 @@ from job.pipeline.table import STAGES
 from job.reporting import times
 from job.reporting.advice import advice
 from job.reporting.charts import FRAMED_GROUPS, charts, data_uri
+from job.reporting.data_summaries import Explored
 from job.reporting.facts import Facts, against_earlier, corrected, facts
 from job.reporting.rendering import HEAT_LEVELS, rendered
-from job.reporting.summaries import Evaluated, Explored, Run, Shipped, num_correct, num_wanted, of_shipped
+from job.reporting.summaries import Evaluated, Run, Shipped, num_correct, num_wanted, of_shipped
 from job.runtime.context import Context
+from job.sections import ReportConfig
 from job.storage.workdir import Workdir
 from job.train.recipe import with_quality
 

@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from job.config import CacheConfig, CheckpointConfig
 from job.runtime.peers import Alone, Peers
 from job.runtime.stop import StopRequest
 from job.runtime.telemetry import Telemetry
+from job.sections import CacheConfig, CheckpointConfig
 from job.storage.bucket.downloads import scratch
 from job.storage.bucket.objects import is_remote
 from job.storage.bucket.open import open_objects

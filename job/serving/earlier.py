@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from job.config import EvaluateConfig
 from job.data.changes import changes
 from job.data.examples import Examples
 from job.decoding.rules import DecodeRules
@@ -25,8 +24,9 @@ from job.measure.corrected import corrected
 from job.measure.flips import RIGHT_TO_WRONG, WRONG_TO_RIGHT, Versus, flips, versus
 from job.measure.predicted import Predicted
 from job.reporting.gallery import surest
-from job.reporting.summaries import AgainstEarlier, EarlierModel, Pictured
+from job.reporting.summaries import AgainstEarlier, ComparedWithEarlier, EarlierModel, Pictured
 from job.runtime.context import Context
+from job.sections import EvaluateConfig
 from job.serving.folder import load
 from job.storage.files import digest_of_file
 from job.storage.published import Published
@@ -69,31 +69,38 @@ def against_earlier(
         for name in (f"{_STAGE}/{_COMPARISON}", *_FLIPS.values()):
             workdir.remove(name)
         return {"earlier": None, "flips": {}, "corrections": corrections}
-    labels = examples["label"][test]
-    flip = flips(labels, then, now)
+    flip = flips(examples["label"][test], then, now)
     with workdir.writing(f"{_STAGE}/{_COMPARISON}") as path:
         pq.write_table(earlier.table(examples, now, flip), path)
-
-    def on(chosen: np.ndarray) -> Versus | None:
-        groups = examples.units[test[chosen]]
-        return versus(labels[chosen], then[chosen], now[chosen], groups, config.bootstrap_samples, context.seed)
 
     def shown(kind: str) -> list[Pictured]:
         count = (config.mistakes + 1) // 2
         return surest(_FLIPS[kind], flip == kind, count, examples, predicted, images, workdir)
 
-    is_compared = then.astype(bool)
-    is_known = is_compared & np.isin(labels.astype(str), earlier.about["class_names"])
     answer_of = dict(zip(examples["path"][test], then, strict=True))
     return {
-        "earlier": {
-            **earlier.about,
-            "num_new": int((earlier.split_T != "test").sum()),
-            "all": on(is_compared),
-            "known_classes": on(is_known) if is_known.sum() < is_compared.sum() else None,
-        },
+        "earlier": _scores(earlier, examples, now, config.bootstrap_samples, context.seed),
         "flips": {kind: [{**photo, "earlier": answer_of[photo["path"]]} for photo in shown(kind)] for kind in _FLIPS},
         "corrections": corrections,
+    }
+
+
+def _scores(earlier: Earlier, examples: Examples, now_T: np.ndarray, resamples: int, seed: int) -> ComparedWithEarlier:
+    """Compare the classes that both models give to the T test photos: on all of them, and on those of known classes."""
+    test, then_T = examples.of("test"), earlier.predicted_T
+    labels_T = examples["label"][test]
+
+    def on(chosen_T: np.ndarray) -> Versus | None:
+        groups = examples.units[test[chosen_T]]
+        return versus(labels_T[chosen_T], then_T[chosen_T], now_T[chosen_T], groups, resamples, seed)
+
+    is_compared_T = then_T.astype(bool)
+    is_known_T = is_compared_T & np.isin(labels_T.astype(str), earlier.about["class_names"])
+    return {
+        **earlier.about,
+        "num_new": int((earlier.split_T != "test").sum()),
+        "all": on(is_compared_T),
+        "known_classes": on(is_known_T) if is_known_T.sum() < is_compared_T.sum() else None,
     }
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from job.config import IntakeConfig
 from job.decoding.processes import Limits, ShardTask, decode_shards
 from job.errors import DataUnusable
 from job.runtime.cgroups import usable_cores
 from job.runtime.stop import StopRequest
 from job.runtime.telemetry import Telemetry
+from job.sections import IntakeConfig
 from job.serving import answers
 from job.serving import folder as model_folder
 from job.serving.answers import Row

@@ -9,8 +9,8 @@ from operator import attrgetter
 from posixpath import normpath
 from typing import NamedTuple
 
-from job.config import IntakeConfig
 from job.errors import UsageError
+from job.sections import IntakeConfig
 from job.sources.base import Entry, Listing
 from job.sources.fetch import PATIENCE_S, THREADS, limit_arenas, read_ordered
 from job.sources.folders import list_files

@@ -4,8 +4,8 @@ import shlex
 from collections import defaultdict
 from collections.abc import Collection
 
-from job.config import IntakeConfig
 from job.errors import DataUnusable, UsageError
+from job.sections import IntakeConfig
 from job.sources.base import SPLITS
 from job.sources.grids import Grid, plain
 from job.sources.local import is_named_like_a_photo

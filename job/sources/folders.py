@@ -7,9 +7,9 @@ from operator import attrgetter
 from pathlib import Path, PurePath
 from typing import ClassVar
 
-from job.config import IntakeConfig
 from job.console.places import refused_at_start
 from job.errors import UsageError
+from job.sections import IntakeConfig
 from job.sources.base import Entry, Listing, split_names
 from job.sources.layout import class_folders
 from job.sources.local import IMAGE_EXTENSIONS, Files, LocalFiles, from_text, to_text

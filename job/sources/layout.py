@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from job.config import IntakeConfig
 from job.errors import DataUnusable
+from job.sections import IntakeConfig
 from job.sources.base import SPLITS, Split, in_words, split_names
 from job.sources.doubts import ANNOTATIONS, PICTURES, Doubts
 from job.sources.local import Child, to_text

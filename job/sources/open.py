@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from job.config import IntakeConfig
 from job.console.places import check_readable
 from job.errors import UsageError
+from job.sections import IntakeConfig
 from job.sources.base import PhotoFolder, Source
 from job.sources.folders import FileSource, FolderSource
 from job.sources.tree import TABLE_EXTENSIONS, is_table

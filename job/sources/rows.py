@@ -6,8 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from job.config import IntakeConfig
 from job.errors import DataUnusable
+from job.sections import IntakeConfig
 from job.sources.columns import KNOWN_NAMES, TRUE, WAY_OUT, Columns, several_labels
 from job.sources.grids import Grid, read_grid
 

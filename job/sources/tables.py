@@ -8,9 +8,9 @@ from operator import attrgetter
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from job.config import IntakeConfig
 from job.console.places import refused_at_start
 from job.errors import DataUnusable
+from job.sections import IntakeConfig
 from job.sources.base import Entry, Listing, PhotoFolder, Split, split_names
 from job.sources.columns import is_unassigned, several_labels
 from job.sources.folders import list_files

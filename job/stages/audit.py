@@ -13,7 +13,6 @@ from typing import Self
 
 import numpy as np
 
-from job.config import AuditConfig
 from job.data.corrections import Corrections
 from job.data.duplicates import group_ids, without_conflicts, without_leaks
 from job.data.examples import Examples
@@ -21,8 +20,7 @@ from job.data.neighbours import Neighbours, nearest, principal_components
 from job.data.registration import same_scene
 from job.errors import DataUnusable
 from job.measure.probes import learning_curve, out_of_fold
-from job.reporting.gallery import Gallery, crossings
-from job.reporting.summaries import (
+from job.reporting.data_summaries import (
     Agreement,
     Audited,
     Crossings,
@@ -33,8 +31,10 @@ from job.reporting.summaries import (
     Torn,
     Trust,
 )
+from job.reporting.gallery import Gallery, crossings
 from job.runtime.context import Context
 from job.runtime.telemetry import spent_once
+from job.sections import AuditConfig
 from job.storage.workdir import Workdir
 from job.stores.arrays import ArrayStore
 from job.text.untrusted import csv_of

@@ -11,7 +11,6 @@ from typing import Self, cast
 
 import numpy as np
 
-from job.config import ExportConfig
 from job.data.examples import Examples
 from job.errors import JobError, Stopped, StorageFailed, TryAgainLater
 from job.measure.metrics import wilson
@@ -19,6 +18,7 @@ from job.measure.predictions import Measured
 from job.reporting.summaries import Compared, FormatParity
 from job.runtime.children import ask, start
 from job.runtime.context import Context
+from job.sections import ExportConfig
 from job.serving.formats import conversion, trial
 from job.serving.formats.base import OUTPUTS
 from job.serving.formats.table import FORMATS, Format, require

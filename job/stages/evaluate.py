@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 import numpy as np
 
-from job.config import EvaluateConfig
 from job.data.examples import Examples
 from job.decoding.rules import DecodeRules
 from job.measure import metrics
@@ -30,6 +29,7 @@ from job.reporting.gallery import surest
 from job.reporting.summaries import Choice, Details, Evaluated, ModelScores, Shipped
 from job.runtime.context import Context
 from job.runtime.telemetry import Telemetry
+from job.sections import EvaluateConfig
 from job.serving.earlier import against_earlier
 from job.stores.arrays import ArrayStore
 from job.train.feed import run_batches

@@ -10,13 +10,13 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
-from job.config import ExploreConfig
 from job.data.examples import Examples, Status
 from job.measure.shortcuts import shortcuts
+from job.reporting.data_summaries import ClassPictures, Duplicates, Explored, Groups
 from job.reporting.figures import SERIES, Axis, Chart
 from job.reporting.gallery import TILE_PX, Gallery, crossings
-from job.reporting.summaries import ClassPictures, Duplicates, Explored, Groups
 from job.runtime.context import Context
+from job.sections import ExploreConfig
 from job.stores.arrays import ArrayStore
 
 PICTURES = "stages/explore/pictures"

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Self, cast
 
 import numpy as np
 
-from job.config import ExportConfig, IntakeConfig
 from job.data.examples import Examples
 from job.decoding.rules import DecodeRules
 from job.errors import Diverged, GateNotMet
@@ -25,6 +24,7 @@ from job.model.heads import Head
 from job.model.network import Network
 from job.runtime.children import ask, start
 from job.runtime.context import Context
+from job.sections import ExportConfig, IntakeConfig
 from job.serving import parity
 from job.serving.parity import Parity
 from job.serving.reference import preprocessing
@@ -80,7 +80,7 @@ def export(
         GateNotMet: if the exported model disagrees with what was measured. Nothing is published then.
         StorageFailed, UsageError: if the photos cannot be read again for this check.
     """
-    from job.serving.graph_decode import FORMATS, Limits  # It imports TensorFlow.
+    from job.serving.graph_decode import Limits  # It imports TensorFlow.
 
     classifier = _classifier(network, chosen_head, tuned_weights, calibration, mirrors=mirrors)
     rules = DecodeRules.of(intake, bit_depth)
@@ -92,11 +92,8 @@ def export(
         context.stop.check()
         result = _check_parity(checker, config, folder, rules, examples, images, source, entries, context)
         (folder / "parity.json").write_text(json.dumps(result, indent=2) + "\n")
-        card = _model_card(rules, examples, network, folder, tuned_weights is not None)
-        card |= {"temperature": calibration.temperature, "class_offsets": calibration.offsets_C.tolist(), "mirrors": mirrors}
-        # What `serving_default` decodes. Other pictures are not `valid`; see docs/security.md.
-        held_out = {name: result["bytes"][name] for name in ("num_photos", "not_decodable_in_graph", "notice")}
-        card["image_bytes"] = {"formats": list(FORMATS), "limits": asdict(limits), "held_out": held_out}
+        card = _described(folder, rules, limits, examples, network, calibration, result)
+        card |= {"shipped": "head" if tuned_weights is None else "fine_tuned", "mirrors": mirrors}
         (folder / "model.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         if not result["agrees"]:
             context.workdir.write_json(PARITY, result)
@@ -214,22 +211,34 @@ def _faults(config: ExportConfig, result: Parity) -> list[str]:
     return faults
 
 
-def _model_card(
-    rules: DecodeRules, examples: Examples, network: Network, folder: Path, fine_tuned: bool
+def _described(
+    folder: Path,
+    rules: DecodeRules,
+    limits: "Limits",
+    examples: Examples,
+    network: Network,
+    calibration: Calibration,
+    found: Parity,
 ) -> dict[str, object]:
+    """Return the content of model.json: what the model takes and gives, how it was made, and the digests of its files."""
     from job.serving.graph import OUTPUTS
+    from job.serving.graph_decode import FORMATS
 
+    held_out = {name: found["bytes"][name] for name in ("num_photos", "not_decodable_in_graph", "notice")}
     return {
         "schema": 1,
         "class_names": list(examples.class_names),
         "image_size": rules.image_size,
         "resize": rules.resize,
-        "shipped": "fine_tuned" if fine_tuned else "head",
         "backbone": network.config.name,
         "bit_depth": rules.bit_depth,
         "decoder": {name: getattr(rules, name) for name in ("max_pixels", "min_side_px", "max_aspect_ratio")},
         "signatures": {"serving_default": "image_bytes: string (N)", "pixels": "uint8 (N, size, size, 3)"},
         "outputs": OUTPUTS,
+        # What `serving_default` decodes. Other pictures are not `valid`; see docs/security.md.
+        "image_bytes": {"formats": list(FORMATS), "limits": asdict(limits), "held_out": held_out},
+        "temperature": calibration.temperature,
+        "class_offsets": calibration.offsets_C.tolist(),
         "versions": {
             "transfer-job": __version__,
             **{p: importlib.metadata.version(p) for p in ("keras", "numpy", "pillow")},

@@ -8,7 +8,6 @@ from typing import Literal, Self
 
 import numpy as np
 
-from job.config import AugmentConfig, ExtractConfig
 from job.data.augment import Augmentation
 from job.data.examples import Examples
 from job.errors import Diverged
@@ -18,6 +17,7 @@ from job.model.network import CUT_DTYPE, Network
 from job.runtime.cgroups import memory_bytes
 from job.runtime.context import Context
 from job.runtime.peers import told
+from job.sections import AugmentConfig, ExtractConfig
 from job.storage.files import digest_of
 from job.storage.sealed import read_sealed, write_sealed
 from job.stores.arrays import ArrayStore, Shard, StoreWriter

@@ -7,7 +7,6 @@ from typing import Any, Self
 
 import numpy as np
 
-from job.config import FineTuneConfig
 from job.data.examples import Examples
 from job.measure.calibration import Calibration, temperature
 from job.measure.metrics import log_loss
@@ -18,6 +17,7 @@ from job.model.inputs import Inputs
 from job.model.network import Network
 from job.reporting.summaries import Tuning
 from job.runtime.context import Context
+from job.sections import FineTuneConfig
 from job.stores.views import StoredViews
 from job.text.numbers import percent
 from job.train.checkpoint import Checkpoints, TrainState, numbered

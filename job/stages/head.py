@@ -7,7 +7,6 @@ from typing import Self
 import numpy as np
 from scipy.special import log_softmax
 
-from job.config import HeadConfig
 from job.data.examples import Examples
 from job.data.moments import Moments, parts
 from job.measure.calibration import temperature
@@ -17,6 +16,7 @@ from job.model.heads import Head, class_weights
 from job.model.regression import LogisticRegression, Solution
 from job.reporting.summaries import HeadPath, Scored, TriedHead, TriedStrength
 from job.runtime.context import Context
+from job.sections import HeadConfig
 from job.stores.views import StoredRows, StoredViews
 from job.train.checkpoint import Checkpoints, TrainState, numbered
 

@@ -11,7 +11,6 @@ from typing import Self
 
 import numpy as np
 
-from job.config import IntakeConfig
 from job.data.examples import Examples
 from job.data.known import TABLE, Known
 from job.decoding.deep import FULL_BIT_DEPTH
@@ -23,6 +22,7 @@ from job.errors import DataUnusable
 from job.runtime.cgroups import usable_cores
 from job.runtime.context import Context
 from job.runtime.peers import told
+from job.sections import IntakeConfig
 from job.sources.base import Entry, Listing, Source, folded
 from job.stores.arrays import ArrayStore
 from job.stores.cache import Cache

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from job.config import ReportConfig
 from job.reporting.card import card
 from job.reporting.page import page, title
 from job.reporting.summaries import Run
 from job.reporting.times import Records
 from job.runtime.context import Context
+from job.sections import ReportConfig
 
 PAGE = "stages/report/report.html"
 CARD = "stages/report/README.md"

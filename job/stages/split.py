@@ -15,13 +15,13 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from job.config import SplitConfig
 from job.data.changes import changes, in_words
 from job.data.corrections import Corrections
 from job.data.duplicates import confirmed, conflicts, exact_pairs, group_ids, near_pairs, without_conflicts, without_leaks
 from job.data.examples import Examples, Status
 from job.errors import DataUnusable
 from job.runtime.context import Context
+from job.sections import SplitConfig
 from job.sources.unlabelled import named_part
 from job.stores.arrays import ArrayStore
 

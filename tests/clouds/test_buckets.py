@@ -18,13 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import job
-from job.config import IntakeConfig
 from job.data.known import source_digest
 from job.decoding.processes import Limits, ShardTask, decode_shards
 from job.decoding.rules import DecodeRules
 from job.errors import DataUnusable, StorageFailed, UsageError
 from job.runtime.context import Context
 from job.runtime.telemetry import Telemetry
+from job.sections import IntakeConfig
 from job.sources import fetch
 from job.sources.buckets import ObjectFiles
 from job.sources.fetch import read_ordered

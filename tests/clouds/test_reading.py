@@ -9,12 +9,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from job.config import ExportConfig, IntakeConfig
 from job.decoding.rules import DecodeRules
 from job.errors import UsageError
 from job.runtime.children import start
 from job.runtime.context import Context
 from job.runtime.telemetry import Telemetry
+from job.sections import ExportConfig, IntakeConfig
 from job.serving import answers, parity
 from job.serving import folder as model_folder
 from job.serving.predict import predict

@@ -5,24 +5,11 @@ import numpy as np
 import pytest
 
 import job
-from job.config import BackboneConfig
 from job.errors import UsageError
 from job.model import backbones
 from job.model.weight_files import digest_of_weights, local_weights
-
-PRESET = "models/keras/dinov2/keras/dinov2_small/1"
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    """KERAS_HOME of a machine that has a preset."""
-    folder = tmp_path / "home" / PRESET
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text("{}")
-    (folder / "model.weights.h5").write_bytes(b"weights")
-    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    return tmp_path / "home"
+from job.sections import BackboneConfig
+from tests.conftest import PRESET
 
 
 def test_weights_are_fetched_to_a_bucket_and_taken_from_it(bed, home):

@@ -8,10 +8,11 @@ import sys
 import pytest
 
 import job
-from job.config import CacheConfig, Config
+from job.config import Config
 from job.errors import Diverged
 from job.pipeline.records import read_run, write_run
 from job.ranking import rank
+from job.sections import CacheConfig
 from job.storage.workdir import Workdir
 from tests.conftest import QUICK, ROOT, paint_classes
 

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from job.config import CheckpointConfig
 from job.errors import StorageFailed
 from job.pipeline.output import owned
 from job.pipeline.publishing import publish
 from job.runtime.context import Context
 from job.runtime.session import Session
 from job.runtime.telemetry import Telemetry
+from job.sections import CheckpointConfig
 from job.storage.files import digest_of, digest_of_file, digest_of_folder, storage_errors
 from job.storage.lease import NAME as LEASE
 from job.storage.ledger import MARK, TEMPORARY

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from job.cluster.devices import Devices
-from job.config import BackboneConfig
 from job.model.network import Network
+from job.sections import BackboneConfig
 
 SIZE = 48
 

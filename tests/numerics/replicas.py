@@ -12,12 +12,12 @@ import numpy as np
 
 from job.cluster.devices import Devices
 from job.cluster.environment import Cluster
-from job.config import BackboneConfig
 from job.model.heads import Head, smoothed_one_hot
 from job.model.network import Network
 from job.runtime.peers import Alone
 from job.runtime.stop import STOP
 from job.runtime.telemetry import Telemetry
+from job.sections import BackboneConfig
 from job.train.feed import all_rows, run_batches
 from job.train.loop import Trainer
 from job.train.recipe import Recipe

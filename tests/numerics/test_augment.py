@@ -7,8 +7,8 @@ import pytest
 import tensorflow as tf
 from scipy.stats import ks_2samp
 
-from job.config import REFUSED, AugmentConfig
 from job.data.augment import Augmentation, Transforms, draw
+from job.sections import REFUSED, AugmentConfig
 from tests.conftest import ROOT
 
 RealClass = tf.keras.preprocessing.image.ImageDataGenerator

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from keras.src.legacy.saving import legacy_h5_format
 
-from job.config import BackboneConfig
 from job.errors import UsageError
 from job.model import backbones
 from job.model.backbones import BACKBONES
 from job.model.cut import choose, cut, cut_points, multiply_adds
+from job.sections import BackboneConfig
 from tests.conftest import ROOT
 
 

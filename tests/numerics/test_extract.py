@@ -5,7 +5,6 @@ import io
 import numpy as np
 import pytest
 
-from job.config import AugmentConfig, BackboneConfig, ExtractConfig, IntakeConfig, SplitConfig
 from job.data.augment import Augmentation
 from job.errors import Diverged, StorageFailed
 from job.model.network import Network
@@ -13,6 +12,7 @@ from job.runtime import telemetry
 from job.runtime.context import Context
 from job.runtime.forecast import Forecast
 from job.runtime.telemetry import Telemetry
+from job.sections import AugmentConfig, BackboneConfig, ExtractConfig, IntakeConfig, SplitConfig
 from job.sources.folders import FolderSource
 from job.stages.extract import Extraction, extract
 from job.stages.intake import intake

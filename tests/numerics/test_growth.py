@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from job.cluster.devices import Devices
-from job.config import AugmentConfig, BackboneConfig, ExtractConfig, IntakeConfig
 from job.data.augment import Augmentation
 from job.model.network import Network
 from job.runtime.context import Context
 from job.runtime.telemetry import Telemetry
+from job.sections import AugmentConfig, BackboneConfig, ExtractConfig, IntakeConfig
 from job.sources.folders import FolderSource
 from job.stages.extract import extract
 from job.stages.intake import intake

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from job.cluster.devices import Devices
-from job.config import BackboneConfig
 from job.errors import UsageError
 from job.model import backbones
 from job.model.cut import choose, cut, cut_points, multiply_adds
@@ -18,6 +17,7 @@ from job.model.hub.architecture import FAMILIES, Architecture
 from job.model.hub.names import PRESETS
 from job.model.network import Network, _clone
 from job.runtime.telemetry import Telemetry
+from job.sections import BackboneConfig
 from job.train.loop import Trainer
 from job.train.recipe import Recipe
 from job.train.schedule import Schedule

@@ -7,13 +7,13 @@ import pytest
 from scipy.special import softmax
 
 from job.cluster.devices import Devices
-from job.config import AugmentConfig, BackboneConfig
 from job.data.augment import Augmentation
 from job.errors import UsageError
 from job.model.heads import Head, smoothed_one_hot
 from job.model.inputs import OnlineInputs, StoredInputs, choose_inputs
 from job.model.network import Network
 from job.runtime.telemetry import Telemetry
+from job.sections import AugmentConfig, BackboneConfig
 from job.stores.arrays import StoreWriter
 from job.stores.views import StoredViews
 from job.train.feed import all_rows, run_batches

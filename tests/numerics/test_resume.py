@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from job.config import CheckpointConfig
 from job.errors import Diverged
 from job.model.heads import Head, smoothed_one_hot
 from job.runtime.context import Context
 from job.runtime.telemetry import Telemetry
+from job.sections import CheckpointConfig
 from job.storage.workdir import Workdir
 from job.train.checkpoint import Checkpoints
 from tests.numerics.test_training import batch_of, trainer_of

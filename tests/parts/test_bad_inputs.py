@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from job.config import IntakeConfig, SplitConfig
 from job.reporting.gallery import Gallery
+from job.sections import IntakeConfig, SplitConfig
 from job.sources.folders import FolderSource
 from job.stages.explore import _suspicious
 from job.stages.intake import intake

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from job.config import IntakeConfig
 from job.errors import Stopped
 from job.runtime.context import Context
 from job.runtime.peers import part
 from job.runtime.telemetry import Telemetry
+from job.sections import IntakeConfig
 from job.sources.folders import FolderSource
 from job.stages import intake as stage
 from job.stages.intake import Intake, intake

@@ -6,11 +6,11 @@ import pytest
 from click.testing import CliRunner
 
 from job.cli import main
-from job.config import ExportConfig, IntakeConfig
 from job.decoding.rules import DecodeRules
 from job.errors import JobError
 from job.runtime.context import Context
 from job.runtime.telemetry import Telemetry
+from job.sections import ExportConfig, IntakeConfig
 from job.sources.open import open_source
 from job.stages import export
 from job.stages.intake import Intake

@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from job.config import IntakeConfig
 from job.data.examples import Examples
 from job.decoding.deep import FULL_BIT_DEPTH
 from job.decoding.rules import DecodeRules
 from job.runtime.context import Context
 from job.runtime.telemetry import Telemetry
+from job.sections import IntakeConfig
 from job.serving.earlier import find
 from job.stages.intake import Intake
 from job.storage.files import digest_of_file

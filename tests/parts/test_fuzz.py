@@ -17,7 +17,7 @@ from importlib.util import find_spec
 import pytest
 from PIL import Image, features
 
-from job.config import IntakeConfig
+from job.sections import IntakeConfig
 from job.sources.base import Entry, Listing
 from job.stages.intake import intake
 from tests.conftest import ROOT

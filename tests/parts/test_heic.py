@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from job.config import IntakeConfig
 from job.data.known import source_digest
 from job.decoding import decode
 from job.runtime.context import Context
 from job.runtime.telemetry import Telemetry
+from job.sections import IntakeConfig
 from job.sources.folders import FolderSource
 from job.stages.intake import intake
 from job.storage.workdir import Workdir

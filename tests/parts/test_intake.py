@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from job.config import IntakeConfig
 from job.data.known import source_digest
 from job.decoding import processes as workers
 from job.decoding.decode import decode
@@ -26,6 +25,7 @@ from job.runtime.cgroups import usable_cores
 from job.runtime.context import Context
 from job.runtime.session import Session
 from job.runtime.telemetry import Telemetry
+from job.sections import IntakeConfig
 from job.sources.folders import FolderSource
 from job.stages.intake import Intake, intake
 from job.storage.workdir import Workdir

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from job.config import IntakeConfig
 from job.data.known import source_digest
 from job.decoding.decode import decode
 from job.decoding.processes import Limits, ShardTask, decode_shards
 from job.decoding.rules import DecodeRules
 from job.errors import DataUnusable, StorageFailed, UsageError
+from job.sections import IntakeConfig
 from job.sources.folders import FolderSource
 from job.sources.tfds import open_named
 from job.stages.intake import intake

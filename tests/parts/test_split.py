@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import job
-from job.config import IntakeConfig, SplitConfig
 from job.data.duplicates import confirmed, exact_pairs, group_ids, near_pairs
 from job.data.examples import Examples
 from job.errors import DataUnusable
 from job.pipeline.records import read_run, write_run
 from job.runtime.context import Context
 from job.runtime.telemetry import Telemetry
+from job.sections import IntakeConfig, SplitConfig
 from job.sources.folders import FolderSource
 from job.stages.intake import intake
 from job.stages.split import SplitExamples, split

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from job.config import IntakeConfig, SplitConfig
 from job.data.known import source_digest
 from job.errors import DataUnusable, UsageError
+from job.sections import IntakeConfig, SplitConfig
 from job.serving import parity
 from job.sources.folders import FolderSource
 from job.sources.local import to_text

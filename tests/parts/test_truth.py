@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from job.config import AuditConfig, Config, ExploreConfig, IntakeConfig, ReportConfig, SplitConfig
+from job.config import Config
 from job.data.examples import USED_FOR
 from job.runtime.context import Context
 from job.runtime.telemetry import Telemetry
+from job.sections import AuditConfig, ExploreConfig, IntakeConfig, ReportConfig, SplitConfig
 from job.sources.folders import FolderSource
 from job.stages.audit import audit
 from job.stages.explore import explore

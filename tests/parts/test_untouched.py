@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from job.config import IntakeConfig, SplitConfig
+from job.sections import IntakeConfig, SplitConfig
 from job.sources.folders import FolderSource
 from job.stages.intake import intake
 from job.stages.split import split

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from job.config import AuditConfig
 from job.data.corrections import Corrections
 from job.errors import DataUnusable
+from job.sections import AuditConfig
 from job.stages.audit import Audit, audit
 from job.stores.arrays import StoreWriter
 from tests.conftest import examples_of

@@ -7,10 +7,10 @@ import shutil
 import numpy as np
 import pytest
 
-from job.config import CheckpointConfig
 from job.errors import Stopped, StorageFailed
 from job.runtime.context import Context
 from job.runtime.telemetry import Telemetry
+from job.sections import CheckpointConfig
 from job.storage.ledger import TEMPORARY
 from job.storage.workdir import Workdir
 from job.train.checkpoint import Checkpoints, TrainState, numbered

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from job.config import IntakeConfig
 from job.errors import DataUnusable, UsageError
+from job.sections import IntakeConfig
 from job.sources.open import open_source
 
 PHOTOS = tuple(f"a{k:02d}.jpg" for k in range(12))

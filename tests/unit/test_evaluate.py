@@ -4,10 +4,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from job.config import EvaluateConfig
 from job.measure import predictions
 from job.measure.calibration import Calibration
 from job.measure.predicted import Predicted, StoredLogits
+from job.sections import EvaluateConfig
 from job.stages import evaluate
 from job.storage.workdir import Workdir
 from tests.conftest import examples_of

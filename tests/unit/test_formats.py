@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from job.config import Config, ExportConfig
+from job.config import Config
 from job.errors import UsageError
 from job.measure.predictions import Measured
+from job.sections import ExportConfig
 from job.serving.formats import table
 from job.serving.formats.table import FORMATS
 from job.stages.convert import compared, faults, in_words

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from job.config import HeadConfig
 from job.errors import Stopped
 from job.runtime.context import Context
 from job.runtime.telemetry import Telemetry
+from job.sections import HeadConfig
 from job.stages.head import ChosenHead, head
 from job.storage.workdir import Workdir
 from job.stores.arrays import StoreWriter

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from job.config import IntakeConfig
 from job.runtime.context import Context
 from job.runtime.telemetry import Telemetry
+from job.sections import IntakeConfig
 from job.sources.folders import FolderSource
 from job.stages.intake import intake
 from job.storage.workdir import Workdir

@@ -1,8 +1,8 @@
 import pytest
 
-from job.config import BackboneConfig
 from job.model import backbones
 from job.model.hub.names import PRESETS, preset
+from job.sections import BackboneConfig
 
 
 @pytest.mark.parametrize(

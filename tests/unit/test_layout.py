@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from job.config import IntakeConfig
 from job.errors import DataUnusable
+from job.sections import IntakeConfig
 from job.sources.open import open_source
 
 

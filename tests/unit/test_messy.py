@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from job.config import IntakeConfig, SplitConfig
 from job.runtime.context import Context
 from job.runtime.telemetry import Telemetry
+from job.sections import IntakeConfig, SplitConfig
 from job.sources.folders import FolderSource
 from job.stages.intake import intake
 from job.stages.split import split

@@ -6,9 +6,9 @@ import re
 import pytest
 import yaml
 
-from job.config import ReportConfig
 from job.data.examples import Examples
 from job.reporting.card import card
+from job.sections import ReportConfig
 from job.stages.report import CARD, report
 from job.text.untrusted import in_markdown
 from tests.unit.test_report import HOSTILE, RUN, TIMINGS, audited, evaluated, explored, trained

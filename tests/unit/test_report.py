@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from job.config import AuditConfig, Config, EvaluateConfig, ReportConfig
+from job.config import Config
 from job.data.examples import USED_FOR
 from job.errors import StorageFailed
 from job.pipeline.table import STAGES
 from job.reporting.rendering import breakable
 from job.reporting.summaries import num_correct, num_wanted
 from job.reporting.times import PARTS
+from job.sections import AuditConfig, EvaluateConfig, ReportConfig
 from job.stages.report import Report, report
 from job.text.numbers import percent, points, rate, seconds
 

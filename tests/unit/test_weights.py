@@ -5,22 +5,10 @@ import json
 import pytest
 
 import job
-from job.config import BackboneConfig
 from job.errors import UsageError
 from job.model.weight_files import check_place, digest_of_weights, local_weights
-
-PRESET = "models/keras/dinov2/keras/dinov2_small/1"
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    """KERAS_HOME of a machine that has a preset."""
-    folder = tmp_path / "home" / PRESET
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text("{}")
-    (folder / "model.weights.h5").write_bytes(b"weights")
-    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
+from job.sections import BackboneConfig
+from tests.conftest import PRESET
 
 
 @pytest.fixture
