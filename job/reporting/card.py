@@ -12,10 +12,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from job.data.examples import split_digests
+from job.model.licences import licence
 from job.reporting.advice import advice
 from job.reporting.facts import facts
 from job.reporting.summaries import Run, of_shipped
 from job.runtime.context import Context
+from job.sections import PUBLISHED_WEIGHTS
 from job.storage.files import in_units
 from job.text.numbers import counted, percent
 from job.text.untrusted import escaped, in_markdown
@@ -43,6 +45,8 @@ def card(*, title: str, run: Run, context: Context) -> bytes:
         digests=split_digests(context.workdir.path("stages/audit/examples.parquet")),
         limits=advice(known, explore, audit),
         outliers=audit["outliers"],
+        published_weights=PUBLISHED_WEIGHTS,
+        licence=licence(run["config"]["backbone"]["name"]),
         parity=read("stages/export/parity.json"),
         formats={name: found for name, found in formats.items() if not found["faults"]},
     )

@@ -57,6 +57,21 @@ def test_card_says_what_the_model_is_how_good_and_where_its_limits_are(exported)
     assert f"| train | 59 | {of_train} |" in text
 
 
+@pytest.mark.parametrize(
+    ("name", "weights", "said"),
+    [
+        ("mobilenet_v2", "imagenet", "the published weights of mobilenet"),
+        ("mobilenet_v2", "imagenet", "Their licence: Apache"),
+        ("dinov3_small", "preset", "Their licence: DINOv3 License"),
+        ("mobilenet_v2", "random", "It started from\nrandom weights."),
+        ("mobilenet_v2", "mine.weights.h5", "a file of weights that the owner of the run gave"),
+    ],
+)
+def test_card_states_the_licence_of_the_weights_that_training_started_from(exported, monkeypatch, name, weights, said):
+    monkeypatch.setitem(RUN["config"], "backbone", {**RUN["config"]["backbone"], "name": name, "weights": weights})
+    assert said in exported()
+
+
 @pytest.mark.parametrize("name", EVIL)
 def test_names_from_the_data_are_text_and_nothing_else(exported, name):
     text = exported((name, "rose"), title=name)
