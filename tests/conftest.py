@@ -20,11 +20,14 @@ import pytest
 from PIL import Image
 
 import job
+from job.cluster.tensorflow import ONEDNN
 from job.data.examples import Examples
 from job.runtime.context import Context
 from job.runtime.telemetry import Telemetry
 from job.storage.workdir import Workdir
 from tests.warm import WarmStart
+
+os.environ.setdefault(ONEDNN, "1")  # Some tests import TensorFlow themselves, before the job would.
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"

@@ -15,6 +15,14 @@ from job.runtime.telemetry import spent_once
 ONEDNN = "TF_ENABLE_ONEDNN_OPTS"
 
 
+def onednn() -> str:
+    """Return the value of `ONEDNN` with which this process has imported TensorFlow, or will import it.
+
+    In Python, TensorFlow may have been imported before the job was called. It is too late for the switch then.
+    """
+    return os.environ.get(ONEDNN, "default" if "tensorflow" in sys.modules else "1")
+
+
 def leave_out_keras() -> None:
     """Make this process import TensorFlow without Keras, which halves the time. An exported graph runs without it.
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from job.cluster.tensorflow import ONEDNN
+from job.cluster.tensorflow import onednn
 from job.config import Config
 from job.model import backbones
 from job.pipeline.job import Job
@@ -60,7 +60,7 @@ def fingerprint(num_workers: int) -> dict[str, object]:
         "cores": usable_cores(),
         "gpus": len(list(Path("/dev").glob("nvidia[0-9]*"))),  # There, bits may also depend on the rest of a batch.
         "platform": platform.platform(),
-        "onednn": os.environ.get(ONEDNN, "1"),
+        "onednn": onednn(),
         "environment": {name: os.environ[name] for name in variables if name in os.environ},
         "op_determinism": True,
         "workers": num_workers,

@@ -203,6 +203,6 @@ def test_weights_put_in_at_build_time_serve_a_node_without_a_network(
     # What people keep beside a checkout stays there.
     everywhere = ["-rl", "--exclude-dir=proc", "--exclude-dir=sys", "-e", CANARY, "-e", "legacy .h5 without top", "/"]
     _, found = ended(with_weights, *everywhere, entrypoint="grep", user="0", network="none")
-    assert "job/config.py" in found  # The search finds what is there.
+    assert "job/sections.py" in found  # The search finds what is there.
     assert not [line for line in found.splitlines() if "key.json" in line or "account" in line or "credentials" in line]
     assert CANARY not in str(with_weights.history())

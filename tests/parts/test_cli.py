@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -117,6 +118,17 @@ def test_program_imports_keras_without_what_it_only_would_like_to_have():
         "pandas"
     ]  # Whoever asks without a name may have it.
     assert "sklearn" in heavy_after(KERAS)  # In the process of somebody who uses the Python API, Keras stays whole.
+
+
+@pytest.mark.parametrize(("given", "found"), [({}, "1 1"), ({"TF_ENABLE_ONEDNN_OPTS": "0"}, "0 0")])
+def test_tensorflow_uses_onednn_on_every_cpu_unless_the_user_has_switched_it_off(given, found):
+    code = (
+        "import os; from job.cluster.tensorflow import import_tensorflow, onednn; before = onednn(); import_tensorflow(); "
+    )
+    code += "print(before, os.environ['TF_ENABLE_ONEDNN_OPTS'])"
+    environ = {name: value for name, value in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"} | given
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == found.split()
 
 
 def test_garbage_collector_runs_after_the_import_of_tensorflow_and_not_at_the_end_of_the_program():
