@@ -59,9 +59,9 @@ def _licence(name: str) -> str:
     if name.startswith("nvidia-"):
         return "LicenseRef-NVIDIA-Proprietary"
     metadata = distribution(_installed(name)).metadata
-    if expression := metadata["License-Expression"]:
+    if expression := metadata.get("License-Expression"):
         return expression
-    stated = (metadata["License"] or "").strip().partition("\n")[0]  # Some packages give the whole text.
+    stated = metadata.get("License", "").strip().partition("\n")[0]  # Some packages give the whole text.
     if stated and not stated.startswith(("Copyright", "Dual")):
         return stated
     classifiers = [line.rpartition(" :: ")[2] for line in metadata.get_all("Classifier", []) if line.startswith("License")]

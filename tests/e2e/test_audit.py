@@ -49,9 +49,7 @@ def audited(planted, shared, tmp_path_factory):
     settings = ("intake.image_size=128", "backbone.alpha=0.35", "augment.views=1")
     assignments = [word for setting in settings for word in ("--set", setting)]
     weights = shared / "weights" / WEIGHTS
-    done = run_job(
-        "run", "--data", planted[0], "--out", out, "--weights", weights, "--stop-after", "audit", *assignments, timeout_s=600
-    )
+    done = run_job("run", "--data", planted[0], "--out", out, "--weights", weights, "--stop-after", "audit", *assignments)
     assert done.returncode == 0, done.stderr
     return out
 

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from job.stores.arrays import ArrayStore
-from tests.conftest import paint_classes, quick_settings, run_job, start_job
+from tests.conftest import WAIT_S, paint_classes, quick_settings, run_job, start_job
 
 pytestmark = pytest.mark.thorough
 
@@ -43,7 +43,7 @@ def test_two_runs_at_once_share_stores_and_a_third_with_another_seed_begins_at_t
     outs = [tmp_path / name for name in ("a", "b", "c")]
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     both = [start_job(*evaluated(photos, out, f"cache.dir={cache}"), text=True, **pipes) for out in outs[:2]]
-    ended = [process.communicate(timeout=300)[1] for process in both]
+    ended = [process.communicate(timeout=WAIT_S)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], ended
     records = [records_of(out) for out in outs[:2]]
     for name in ("intake", "extract"):

@@ -10,7 +10,7 @@ import subprocess
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import run_job, start_job
+from tests.conftest import WAIT_S, run_job, start_job
 
 SMALL, LARGE = "mobilenet_v2-0.35-48px-random", "mobilenet_v2-0.5-48px-random"
 
@@ -33,7 +33,7 @@ def ranked(painted, tmp_path_factory):
             if line.startswith("extract   done"):
                 process.send_signal(signal.SIGTERM)
                 break
-        process.communicate(timeout=120)
+        process.communicate(timeout=WAIT_S)
     stopped = process.returncode
     done = run_job(*words)
     assert done.returncode == 0, done.stderr

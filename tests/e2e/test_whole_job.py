@@ -15,6 +15,7 @@ import pytest
 from job.pipeline.table import STAGES
 from tests.conftest import (
     ROOT,
+    WAIT_S,
     contents,
     linked_files,
     paint,
@@ -321,7 +322,7 @@ def test_stop_signal_ends_with_143_and_the_same_command_goes_on(painted, tmp_pat
     log = out / "logs" / "events.jsonl"
     wait_until(lambda: log.exists() and '"epoch"' in log.read_text(), is_alive=lambda: process.poll() is None)
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=WAIT_S)
     assert process.returncode == 143, errors
     assert re.search(r"^SIGTERM received in fine_tune: stopping", errors, re.MULTILINE)
     assert re.search(r"^  epoch 1 of 500: training loss \d\.\d{3}, validation accuracy \d+\.\d%$", errors, re.MULTILINE)
@@ -435,7 +436,7 @@ def test_two_logical_devices_run_the_whole_job(painted, tmp_path):
 
 
 def test_demo_draws_runs_and_says_where_the_report_is(tmp_path):
-    done = run_job("demo", "--out", tmp_path / "demo", timeout_s=600)
+    done = run_job("demo", "--out", tmp_path / "demo")
     assert done.returncode == 0, done.stderr
     report = Path(done.stdout.split("Report: ")[1].strip())
     assert report.exists()

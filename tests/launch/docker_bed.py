@@ -23,7 +23,7 @@ from docker.models.containers import Container
 from docker.models.images import Image
 
 from tests.beds import missing
-from tests.conftest import ROOT
+from tests.conftest import ROOT, WAIT_S
 
 BASE = "python:3.11-slim-bookworm"
 # As little as a container can have: what a cluster with the strictest rules leaves to it.
@@ -74,7 +74,7 @@ def _connected(daemon: subprocess.Popen[bytes], address: str, log: Path) -> dock
     deadline = time.monotonic() + _START_TIMEOUT_S
     while True:
         try:
-            return docker.DockerClient(address, timeout=600)
+            return docker.DockerClient(address, timeout=WAIT_S)
         except DockerException:  # Until it listens.
             if daemon.poll() is not None or time.monotonic() > deadline:
                 missing(f"dockerd does not start:\n{log.read_text()[-2000:]}")
@@ -158,8 +158,8 @@ def said(container: Container) -> str:
     return container.logs().decode()
 
 
-def ended(image: Image, *arguments: str, timeout_s: float = 300, **options: Any) -> tuple[int, str]:
+def ended(image: Image, *arguments: str, **options: Any) -> tuple[int, str]:
     """The exit code of a container that ran to its end, and what it said."""
     with started(image, *arguments, **options) as container:
-        code = container.wait(timeout=timeout_s)["StatusCode"]
+        code = container.wait(timeout=WAIT_S)["StatusCode"]
         return code, said(container)

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT, free_ports
+from tests.conftest import ROOT, WAIT_S, free_ports
 from tests.warm import WarmStart
 
 pytestmark = pytest.mark.thorough
@@ -28,7 +28,7 @@ def run(folder, num_workers=1, logical_cpus=0):
         for k, file in enumerate(files)
     ]
     for process in started:
-        _, said = process.communicate(timeout=300)
+        _, said = process.communicate(timeout=WAIT_S)
         assert process.returncode == 0 and "tf.function retracing" not in said, said
     return [dict(np.load(file)) for file in files]
 

@@ -13,7 +13,7 @@ from job.errors import TryAgainLater, UsageError
 from job.storage import lease
 from job.storage.ledger import MARK
 from job.storage.workdir import Workdir
-from tests.conftest import ROOT, run_job, wait_until
+from tests.conftest import ROOT, WAIT_S, run_job, wait_until
 
 # Takes the lease, says so, and tries to publish whenever it is told to.
 HOLDER = """
@@ -239,6 +239,6 @@ def test_of_many_that_start_at_once_one_gets_the_lease(tmp_path):
     script = HOLDER.replace("for line in sys.stdin:", "import time\ntime.sleep(1.5)\nfor line in ():")
     command, pipe = [sys.executable, "-c", script, str(tmp_path)], subprocess.PIPE
     processes = [subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe) for _ in range(6)]
-    ends = [(p.communicate(timeout=60), p.returncode) for p in processes]
+    ends = [(p.communicate(timeout=WAIT_S), p.returncode) for p in processes]
     assert sorted(code for _, code in ends) == [0, 1, 1, 1, 1, 1]
     assert all(b"TryAgainLater" in said for (_, said), code in ends if code)
