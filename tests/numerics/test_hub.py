@@ -18,6 +18,8 @@ from job.model.hub.names import PRESETS
 from job.model.network import Network, _clone
 from job.runtime.telemetry import Telemetry
 from job.sections import BackboneConfig
+from job.serving.formats.base import Classifier
+from job.serving.formats.table import FORMATS
 from job.train.loop import Trainer
 from job.train.recipe import Recipe
 from job.train.schedule import Schedule
@@ -154,6 +156,21 @@ def test_halves_their_copy_and_a_saved_file_are_the_whole(preset, tmp_path):
     assert all(type(layer).__module__.startswith("keras.") for layer in saved.operations)
     for found in (above(below(pixels)), copy(below(pixels)), saved(pixels)):
         assert np.allclose(np.asarray(found), whole, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["onnx", "litert"])
+def test_classifier_on_a_vision_transformer_travels(preset, name, tmp_path):
+    network = Network(BackboneConfig(name="hub:tiny", weights=str(preset[0]), unfreeze="block_1"), 32, Devices(), seed=0)
+    head = Head(
+        np.random.default_rng(0).normal(0, 0.3, (network.feature_width, 3)).astype(np.float32), np.zeros(3, np.float32)
+    )
+    model = network.assembled(network.tuned(head))
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3)).astype(np.uint8)
+    file = tmp_path / FORMATS[name].file
+    file.write_bytes(FORMATS[name].convert(Classifier(model, ["a", "b", "c"], np.empty(0))))
+    runtime = FORMATS[name].open(file, 1)
+    found = np.concatenate([runtime.probabilities(pixels[k : k + 1]) for k in range(len(pixels))])
+    assert np.abs(found - model.predict(pixels, verbose=0)).max() < 1e-4
 
 
 def test_each_kind_of_features_is_that_of_kerashub(preset, tmp_path):

@@ -87,8 +87,7 @@ def _mlp(x: keras.KerasTensor, a: Architecture, name: str) -> keras.KerasTensor:
     from keras import layers, ops
 
     x = layers.Dense(a.mlp_width, name=f"{name}_mlp_1")(x)
-    # Exact GELU is written with erf because Keras' own has no valid form in ONNX.
-    x = ops.gelu(x) if FAMILIES[a.family].tanh_gelu else x * (0.5 * (1 + ops.erf(x * math.sqrt(0.5))))
+    x = ops.gelu(x, approximate=FAMILIES[a.family].tanh_gelu)
     return layers.Dense(a.width, name=f"{name}_mlp_2")(x)
 
 
