@@ -172,7 +172,10 @@ class ComparedWithEarlier(EarlierModel):
 
 
 class Pictured(TypedDict):
-    """A prediction with its probability, that of the label, and a picture of the photo. `earlier` is the earlier model's."""
+    """A prediction with its probability, that of the label, and a picture of the photo.
+
+    `earlier` is the earlier model's prediction. `familiarity` is that of the photo.
+    """
 
     path: str
     label: str
@@ -181,6 +184,7 @@ class Pictured(TypedDict):
     probability_of_label: float
     thumbnail: str
     earlier: NotRequired[str]
+    familiarity: NotRequired[float]
 
 
 class AgainstEarlier(TypedDict):
@@ -192,6 +196,25 @@ class AgainstEarlier(TypedDict):
     earlier: ComparedWithEarlier | None
     flips: dict[str, list[Pictured]]
     corrections: Corrected | None
+
+
+class MeasuredFamiliarity(TypedDict):
+    """How familiarity works on the held-out photos, of which `num_rejected` of `num_photos` are below `min_familiarity`.
+
+    `share_added` is the share of the backbone's multiply-adds that it costs once more in the exported model.
+    """
+
+    source: Literal["frozen", "tuned"]
+    min_familiarity: float
+    num_prototypes: int
+    num_validation: int
+    num_photos: int
+    num_rejected: int
+    rejected: float
+    rejected_ci95: list[float]
+    accuracy_of_rejected: float | None
+    share_added: float
+    least_familiar: list[Pictured]
 
 
 class Choice(TypedDict):
@@ -217,6 +240,8 @@ class Evaluated(Details, AgainstEarlier):
     seeds: Seeds | None
     gate: Gate
     mistakes: list[Pictured]
+    min_probability: float
+    familiarity: MeasuredFamiliarity | None
 
 
 def of_shipped(evaluated: Evaluated) -> ModelScores:
