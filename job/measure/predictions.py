@@ -31,6 +31,12 @@ class Measured:
     accepted_N: np.ndarray
     familiarity_N: np.ndarray | None
 
+    @property
+    def outputs(self) -> dict[str, np.ndarray]:
+        """What an exported model must give, by the names of its outputs."""
+        found = {"probabilities": self.probabilities_NC, "accepted": self.accepted_N}
+        return found if self.familiarity_N is None else {**found, "familiarity": self.familiarity_N}
+
     @classmethod
     def read(cls, workdir: Workdir, num_photos: int) -> Self:
         """Read the first rows of predictions.parquet."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Literal, Self, cast
 
 import numpy as np
 
@@ -103,6 +103,10 @@ class Acceptance:
     min_probability: float = 0.0
     target_precision: float | None = None
 
+    @property
+    def limits(self) -> dict[str, float]:
+        return {"min_probability": self.min_probability, "min_familiarity": self.min_familiarity}
+
 
 def chosen_for_fitting(labels_N: np.ndarray) -> np.ndarray:
     """Return the positions of the photos that `fit` uses of a large set, evenly spaced in each class. Ascending."""
@@ -125,11 +129,11 @@ def _prototypes(features_ND: np.ndarray, labels_N: np.ndarray, seed: int) -> np.
     for label, count in zip(classes.tolist(), counts.tolist(), strict=True):
         vectors_BD = unit(features_ND[labels_N == label])
         clusters = min(_num_prototypes(count, len(classes)), count)
-        kmeans: Any = faiss.Kmeans(
+        kmeans = faiss.Kmeans(
             vectors_BD.shape[1], clusters, niter=_ROUNDS, spherical=True, seed=seed % 2**31, min_points_per_centroid=1
         )
         kmeans.train(vectors_BD)
-        found.append(unit(kmeans.centroids))
+        found.append(unit(np.asarray(kmeans.centroids)))
     return np.concatenate(found)
 
 

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
 from job.data.changes import Changes
+from job.measure.accepted import ComparedAcceptance
 
 if TYPE_CHECKING:  # These modules import libraries that only training needs.
     from job.measure.calibration import Bin
@@ -37,7 +38,7 @@ class Run(TypedDict):
     fingerprint: dict[str, object]
 
 
-class Compared(TypedDict):
+class Compared(ComparedAcceptance):
     """The answers of a format on the held-out photos, compared with the measured ones.
 
     Milliseconds are medians for one photo at a time. The memory is the most that a process with the runtime alone had.

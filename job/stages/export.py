@@ -18,6 +18,7 @@ import numpy as np
 from job.data.examples import Examples
 from job.decoding.rules import DecodeRules
 from job.errors import Diverged, GateNotMet
+from job.measure import accepted
 from job.measure.calibration import Calibration
 from job.measure.predictions import Measured
 from job.model.familiarity import Acceptance
@@ -92,7 +93,7 @@ def export(
         _save(classifier, folder, rules, examples.class_names, limits)
         (folder / "preprocess.py").write_text(preprocessing(rules))
         context.stop.check()
-        result = _check_parity(checker, config, folder, rules, examples, images, source, entries, context)
+        result = _check_parity(checker, config, folder, rules, acceptance, examples, images, source, entries, context)
         (folder / "parity.json").write_text(json.dumps(result, indent=2) + "\n")
         card = _described(folder, rules, limits, examples, network, calibration, acceptance, result)
         card |= {"shipped": "head" if tuned_weights is None else "fine_tuned", "mirrors": mirrors}
@@ -177,6 +178,7 @@ def _check_parity(
     config: ExportConfig,
     folder: Path,
     rules: DecodeRules,
+    acceptance: Acceptance,
     examples: Examples,
     images: ArrayStore,
     source: Source,
@@ -187,18 +189,16 @@ def _check_parity(
 
     measured = Measured.read(context.workdir, config.parity_photos)
     with tempfile.TemporaryDirectory() as scratch:
-        expected = Path(scratch) / "expected.npy"
         photos = Path(scratch) / "photos.pickle"
-        photos.write_bytes(pickle.dumps((source, [entries[path] for path in measured.paths])))
-        np.save(expected, measured.probabilities_NC)
+        photos.write_bytes(pickle.dumps((measured.outputs, source, [entries[path] for path in measured.paths])))
         request = parity.Request(
             model=str(folder),
             tensors=tensors(folder),
             images=str(images.index_file),
             rows=examples.rows_of(measured.paths),
-            expected=str(expected),
             photos=str(photos),
             rules=asdict(rules),
+            limits=acceptance.limits,
         )
         result = cast(Parity, ask(checker, asdict(request), "The parity check", context.stop))
     faults = _faults(config, result)
@@ -214,6 +214,9 @@ def _faults(config: ExportConfig, result: Parity) -> list[str]:
         faults.append(f"{by_bytes['changed_labels_with_clear_margin']} confident labels change when predicted from bytes")
     if by_bytes["changed_labels"] > config.max_changed_fraction * by_bytes["num_photos"]:
         faults.append(f"{by_bytes['changed_labels']} of {by_bytes['num_photos']} labels change when predicted from bytes")
+    faults += accepted.faults(arrays)
+    if by_bytes["changed_accepted"] > config.max_changed_fraction * by_bytes["num_photos"]:
+        faults.append(f"{by_bytes['changed_accepted']} photos are accepted from bytes and not from pixels, or reverse")
     if not exif["largest_difference"] <= exif["tolerance"]:
         faults.append("the EXIF orientation is ignored")
     return faults
@@ -249,9 +252,7 @@ def _described(
             for name, signature in signatures.items()
         },
         "outputs": {name: text for name, text in OUTPUTS.items() if name in given},
-        "acceptance": {
-            name: getattr(acceptance, name) for name in ("min_probability", "min_familiarity", "target_precision")
-        },
+        "acceptance": {**acceptance.limits, "target_precision": acceptance.target_precision},
         # What `serving_default` decodes. Other pictures are not `valid`; see docs/security.md.
         "image_bytes": {"formats": list(FORMATS), "limits": asdict(limits), "held_out": held_out},
         "temperature": calibration.temperature,
