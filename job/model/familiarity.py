@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, cast
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from job.data.neighbours import unit
 from job.runtime.telemetry import spent_once
@@ -50,10 +51,11 @@ class Familiarity:
         cls, features_ND: np.ndarray, labels_N: np.ndarray, validation_VD: np.ndarray, source: Source, seed: int
     ) -> Self:
         """Cluster the training photos of each class, and take the percentiles of the validation photos."""
-        prototypes_PD = _prototypes(features_ND, labels_N, seed)
-        shares_K = np.linspace(0, 1, _SEGMENTS + 1)
+        with threadpool_limits(1):  # Several threads wait for each other, which takes five times the CPU time.
+            prototypes_PD = _prototypes(features_ND, labels_N, seed)
+            similarities_V = _similarities(validation_VD, prototypes_PD)
         # Weibull's positions: of new photos from the same source, the expected share below the quantile q is q.
-        knots_K = np.quantile(_similarities(validation_VD, prototypes_PD), shares_K, method="weibull")
+        knots_K = np.quantile(similarities_V, np.linspace(0, 1, _SEGMENTS + 1), method="weibull")
         return cls(prototypes_PD, _apart(knots_K).astype(np.float32), source)
 
     @classmethod
