@@ -177,6 +177,14 @@ def rank(call: RunOptions, backbones: tuple[str, ...], image_sizes: tuple[str, .
 )
 @click.option("--overwrite", is_flag=True, help="Replace --out even if predict did not write it.")
 @click.option("--probabilities", is_flag=True, help="Add a column probability:NAME for each class.")
+@click.option("--accepted-only", is_flag=True, help="Leave out photos whose answer is not accepted.")
+@click.option(
+    "--neighbours",
+    default=0,
+    metavar="N",
+    type=click.IntRange(0, 100),
+    help="Add a column with the N most similar training photos. --model must lie in the output of its run.",
+)
 @click.option(
     "--tfds-dir",
     metavar="DIR",
@@ -188,7 +196,9 @@ def rank(call: RunOptions, backbones: tuple[str, ...], image_sizes: tuple[str, .
 def predict(model: str, data: str, out: str, **options: Any) -> None:
     """Label photos with an exported model. Writes one row per photo.
 
-    The columns are path, label, probability, top_3 (the three most likely classes), and error if it could not be read.
+    The columns are path, label, probability, familiarity (0 to 1: how similar it is to the training photos), accepted
+    (whether both are high enough to rely on the label), top_3 (the three most likely classes), and error if it could not be
+    read.
 
     A model is code: it can read and write files with your rights. docs/security.md explains how to check that it is the
     model that your run exported.

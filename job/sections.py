@@ -286,6 +286,12 @@ class EvaluateConfig(Section):
         "The fine-tuned model answers with the mean over a photo and its mirror image, which takes twice as long. auto: if "
         "train.quality is balanced or best, and augment.horizontal_flip is on.",
     )
+    familiarity: Literal["frozen", "tuned", "off"] = what(
+        "frozen",
+        "The model tells how similar a photo is to the training photos. frozen: by features of the frozen backbone, which "
+        "costs its layers above backbone.unfreeze once more. tuned: by features of the fine-tuned network, at no cost, but "
+        "it finds fewer foreign photos. off: every photo is familiar. See docs/familiarity.md.",
+    )
     mistakes: int = what(
         24,
         "Largest number of wrong predictions in the report, and of photos that flipped; the most confident ones.",

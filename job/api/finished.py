@@ -33,19 +33,25 @@ def predict(
     model_sha256: str | None = None,
     overwrite: bool = False,
     probabilities: bool = False,
+    accepted_only: bool = False,
+    neighbours: int = 0,
     tfds_dir: Place | None = None,
     batch_size: int = 64,
     session: Session | None = None,
 ) -> pa.Table:
     """Label photos with an exported model, write the predictions to `out` (.parquet or .csv), and return them.
 
-    Each photo has one row: path, label, probability, top_3 (JSON), and error if it could not be read. With `probabilities`,
-    a column `probability:NAME` for each class follows. `batch_size` is the number of photos in one forward pass. A model is
-    code: its graph can read and write files as the user of this process. With `model_sha256`, the SHA-256 of its model.json,
-    only that model is loaded. With `overwrite`, `out` may replace a file that predict did not write.
+    Each photo has one row: path, label, probability, familiarity, accepted, top_3 (JSON), and error if it could not be read.
+    An older model leaves familiarity and accepted empty. With `accepted_only`, photos whose answer is not accepted are left
+    out. With `neighbours`, a column of this name has so many of the most similar training photos (JSON); `model` must be
+    in the output of its run then. With `probabilities`, a column `probability:NAME` for each class follows. `batch_size` is
+    the number of photos in one forward pass. A model is code: its graph can read and write files as the user of this
+    process. With `model_sha256`, the SHA-256 of its model.json, only that model is loaded. With `overwrite`, `out` may
+    replace a file that predict did not write.
 
     Raises:
-        UsageError: if there is no such model, or `out` must not be written. This is checked before any photo is read.
+        UsageError: if there is no such model, it cannot give what is asked for, or `out` must not be written. This is
+            checked before any photo is read.
         DataUnusable: if there is not a single photo.
         StorageFailed, Stopped.
     """
@@ -64,6 +70,8 @@ def predict(
         model_sha256=model_sha256,
         overwrite=overwrite,
         probabilities=probabilities,
+        accepted_only=accepted_only,
+        neighbours=neighbours,
     )
 
 

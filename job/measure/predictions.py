@@ -19,30 +19,53 @@ _EXACT_CLASSES, _ROUNDING_STEPS = 100, 2**15
 
 @dataclass(frozen=True)
 class Measured:
-    """Answers of the shipped model to N test photos: their paths, labels, predicted classes, and probabilities."""
+    """Answers of the shipped model to N test photos: their paths, labels, predicted classes, and probabilities.
+
+    `accepted_N`: whether an answer may be relied on. `familiarity_N` is None if it was not measured.
+    """
 
     paths: list[str]
     labels: list[str]
     predicted: list[str]
     probabilities_NC: np.ndarray
+    accepted_N: np.ndarray
+    familiarity_N: np.ndarray | None
+
+    @property
+    def outputs(self) -> dict[str, np.ndarray]:
+        """What an exported model must give, by the names of its outputs."""
+        found = {"probabilities": self.probabilities_NC, "accepted": self.accepted_N}
+        return found if self.familiarity_N is None else {**found, "familiarity": self.familiarity_N}
 
     @classmethod
     def read(cls, workdir: Workdir, num_photos: int) -> Self:
         """Read the first rows of predictions.parquet."""
         file = workdir.path(PREDICTIONS)
         shipped = pq.read_table(file, columns=["shipped"])["shipped"][0].as_py()
-        names = ["path", "label", "predicted", f"{shipped}_probabilities"]
-        *texts, lists = pq.read_table(file, columns=names).slice(0, num_photos).select(names).columns
-        paths, labels, predicted = (text.to_pylist() for text in texts)
-        return cls(paths, labels, predicted, lists.combine_chunks().flatten().to_numpy().reshape(len(lists), -1))
+        names = ["path", "label", "predicted", "accepted", "familiarity", f"{shipped}_probabilities"]
+        *columns, lists = pq.read_table(file, columns=names).slice(0, num_photos).select(names).columns
+        paths, labels, predicted, accepted, familiarity = (column.to_pylist() for column in columns)
+        return cls(
+            *(paths, labels, predicted),
+            lists.combine_chunks().flatten().to_numpy().reshape(len(lists), -1),
+            np.asarray(accepted, bool),
+            None if familiarity[0] is None else np.asarray(familiarity, np.float32),
+        )
 
 
 def answers_of(
-    examples: Examples, test_T: np.ndarray, predicted: Predicted, shipped: str, leak_free_T: np.ndarray
+    examples: Examples,
+    test_T: np.ndarray,
+    predicted: Predicted,
+    shipped: str,
+    leak_free_T: np.ndarray,
+    familiarity_T: np.ndarray | None,
+    accepted_T: np.ndarray,
 ) -> pa.Table:
     """Return the table of predictions for T test photos, without the lists of probabilities.
 
     `predicted` is of the shipped model. `leak_free_T` says which photos have no copy in the training split that was given.
+    `familiarity_T` is None if it is off. `accepted_T` says which answers may be relied on.
     """
     columns = {
         "path": examples["path"][test_T],
@@ -51,6 +74,8 @@ def answers_of(
         "predicted": np.asarray(examples.class_names, object)[predicted.class_N],
         "shipped": np.full(len(test_T), shipped, object),
         "leak_free": leak_free_T,
+        "familiarity": pa.nulls(len(test_T), pa.float32()) if familiarity_T is None else familiarity_T.astype(np.float32),
+        "accepted": accepted_T,
     }
     return pa.table(columns, metadata={"class_names": "\n".join(examples.class_names)})
 

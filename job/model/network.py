@@ -20,6 +20,7 @@ from job.cluster.replicas import Replicas, Tensors
 from job.cluster.tensorflow import import_tensorflow
 from job.data.augment import Augmentation
 from job.model import backbones, cut
+from job.model.familiarity import Acceptance
 from job.model.heads import Head
 from job.runtime.telemetry import spent_once
 from job.sections import BackboneConfig
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 Inference: TypeAlias = "Callable[[tf.Tensor], tf.Tensor]"
 CUT_DTYPE = "float16"
+_ALWAYS = Acceptance()
 _MAX_CONSTANT_BYTES = 500_000_000
 
 
@@ -154,10 +156,14 @@ class Network:
             dense.set_weights([head.kernel_DC, head.bias_C])
             return model
 
-    def assembled(self, tuned: keras.Model, *, mirrors: bool = False) -> keras.Model:
-        """Return the whole classifier as one Keras model of built-in layers: uint8 pixels to probabilities (B, C).
+    def assembled(
+        self, tuned: keras.Model, *, mirrors: bool = False, acceptance: Acceptance = _ALWAYS, tuned_is_frozen: bool = False
+    ) -> keras.Model:
+        """Return the whole classifier as one Keras model of built-in layers, from uint8 pixels to a dictionary of outputs.
 
-        With `mirrors`, its logits are the mean of those of a photo and of its mirror image.
+        They are `probabilities` (B, C) and `accepted` (B,), with a familiarity also `familiarity` (B,), and `features`
+        (B, D) of the frozen backbone if it runs anyway. With `mirrors`, the logits are the mean of those of a photo and of
+        its mirror image. `tuned_is_frozen`: only the head of `tuned` was trained.
         """
         import keras
 
@@ -171,10 +177,23 @@ class Network:
         x = frozen(x, training=False)
         if above is not None:
             x = keras.ops.cast(keras.ops.cast(x, CUT_DTYPE), "float32")
-        logits = tuned(x, training=False)
+        logits, below_head = keras.Model(tuned.input, [tuned.output, tuned.get_layer("head").input])(x, training=False)
         if mirrors:
             logits = keras.layers.Average()(keras.ops.split(logits, 2, axis=0))
-        return keras.Model(pixels, keras.layers.Softmax(name="probabilities")(logits), name="classifier")
+            x, below_head = (keras.ops.split(both, 2, axis=0)[0] for both in (x, below_head))
+        probabilities = keras.layers.Softmax(name="probabilities")(logits)
+        accepted = keras.ops.max(probabilities, axis=1) >= acceptance.min_probability
+        outputs = {"probabilities": probabilities}
+        known = acceptance.familiarity
+        if tuned_is_frozen or above is None:
+            outputs["features"] = below_head
+        elif known and known.source == "frozen":
+            outputs["features"] = above(x, training=False)
+        if known:
+            features = outputs["features"] if known.source == "frozen" else below_head
+            outputs["familiarity"] = known.layers(features)
+            accepted = keras.ops.logical_and(accepted, outputs["familiarity"] >= acceptance.min_familiarity)
+        return keras.Model(pixels, {**outputs, "accepted": accepted}, name="classifier")
 
 
 def fit_as_constants(model: keras.Model, copies: int = 1) -> bool:

@@ -29,7 +29,7 @@ from job.pipeline.manifest import manifest
 from job.pipeline.records import Records, read_run
 from job.pipeline.table import STAGES
 from job.reporting import times
-from job.reporting.summaries import ComparedWithEarlier, Evaluated, ModelScores, Shipped
+from job.reporting.summaries import ComparedWithEarlier, Evaluated, MeasuredFamiliarity, ModelScores, Shipped
 from job.runtime.context import Context
 from job.storage.files import (
     copy_file,
@@ -71,6 +71,7 @@ class Metrics(TypedDict):
     confusion: list[list[int]]
     earlier: ComparedWithEarlier | None
     corrections: Corrected | None
+    familiarity: MeasuredFamiliarity | None
     timings: times.Records
     throughput: dict[str, float]
     share: dict[str, float]
@@ -196,6 +197,7 @@ def metrics(workdir: Workdir, numbers: Evaluated, done: Collection[str]) -> Metr
         confusion=numbers["confusion"],
         earlier=numbers["earlier"],
         corrections=numbers["corrections"],
+        familiarity=numbers["familiarity"],
         timings=records,
         throughput=times.throughput(records),
         share=times.shares(records),

@@ -130,7 +130,7 @@ _ROWS = (
     ),
     Stage(
         name="evaluate",
-        schema=8,
+        schema=9,
         after=("audit", "extract", "head", "fine_tune"),
         settings=("evaluate", "seed"),
         artifact="Evaluation",
@@ -144,7 +144,7 @@ _ROWS = (
     ),
     Stage(
         name="export",
-        schema=7,
+        schema=8,
         after=("audit", "extract", "head", "fine_tune", "evaluate"),
         settings=("export.parity_photos", "export.max_changed_fraction", "decoding"),
         artifact="Exported",
@@ -156,7 +156,7 @@ _ROWS = (
     ),
     Stage(
         name="convert",
-        schema=1,
+        schema=2,
         after=("audit", "evaluate", "export"),
         settings=("export.formats", "export.parity_photos", "export.max_changed_float", "export.max_changed_int8"),
         artifact="Converted",

@@ -158,6 +158,7 @@ def _export(job: Job) -> Artifact | None:
         chosen_head=job["head"].head,
         tuned_weights=job["fine_tune"].models[job["evaluate"].chosen_seed] if job["evaluate"].ships_fine_tuned else None,
         calibration=job["evaluate"].calibration,
+        acceptance=job["evaluate"].acceptance,
         mirrors=job["evaluate"].mirrors,
         network=job.network,
         context=job.context,

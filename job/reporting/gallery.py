@@ -78,7 +78,16 @@ def surest(
 
     The photos are drawn in `folder`.
     """
-    test, found = examples.of("test"), np.flatnonzero(is_one_T)
+    found = np.flatnonzero(is_one_T)
+    order = found[np.argsort(-predicted.confidence_N[found], kind="stable")]
+    return pictured(folder, order[:count], examples, predicted, images, workdir)
+
+
+def pictured(
+    folder: str, chosen: np.ndarray, examples: Examples, predicted: Predicted, images: ArrayStore, workdir: Workdir
+) -> list[Pictured]:
+    """Describe the predictions for these test photos, given by their positions among them, and draw them in `folder`."""
+    test = examples.of("test")
     with Gallery.drawing(workdir, folder, images) as gallery:
         return [
             {
@@ -89,7 +98,7 @@ def surest(
                 "probability_of_label": float(predicted.of_label_N[k]),
                 "thumbnail": gallery.photo(examples["row"][test[k]], f"{number:03d}"),
             }
-            for number, k in enumerate(found[np.argsort(-predicted.confidence_N[found], kind="stable")][:count])
+            for number, k in enumerate(chosen)
         ]
 
 

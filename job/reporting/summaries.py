@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
 from job.data.changes import Changes
+from job.measure.accepted import ComparedAcceptance
 
 if TYPE_CHECKING:  # These modules import libraries that only training needs.
     from job.measure.calibration import Bin
@@ -37,7 +38,7 @@ class Run(TypedDict):
     fingerprint: dict[str, object]
 
 
-class Compared(TypedDict):
+class Compared(ComparedAcceptance):
     """The answers of a format on the held-out photos, compared with the measured ones.
 
     Milliseconds are medians for one photo at a time. The memory is the most that a process with the runtime alone had.
@@ -172,7 +173,10 @@ class ComparedWithEarlier(EarlierModel):
 
 
 class Pictured(TypedDict):
-    """A prediction with its probability, that of the label, and a picture of the photo. `earlier` is the earlier model's."""
+    """A prediction with its probability, that of the label, and a picture of the photo.
+
+    `earlier` is the earlier model's prediction. `familiarity` is that of the photo.
+    """
 
     path: str
     label: str
@@ -181,6 +185,7 @@ class Pictured(TypedDict):
     probability_of_label: float
     thumbnail: str
     earlier: NotRequired[str]
+    familiarity: NotRequired[float]
 
 
 class AgainstEarlier(TypedDict):
@@ -192,6 +197,25 @@ class AgainstEarlier(TypedDict):
     earlier: ComparedWithEarlier | None
     flips: dict[str, list[Pictured]]
     corrections: Corrected | None
+
+
+class MeasuredFamiliarity(TypedDict):
+    """How familiarity works on the held-out photos, of which `num_rejected` of `num_photos` are below `min_familiarity`.
+
+    `share_added` is the share of the backbone's multiply-adds that it costs once more in the exported model.
+    """
+
+    source: Literal["frozen", "tuned"]
+    min_familiarity: float
+    num_prototypes: int
+    num_validation: int
+    num_photos: int
+    num_rejected: int
+    rejected: float
+    rejected_ci95: list[float]
+    accuracy_of_rejected: float | None
+    share_added: float
+    least_familiar: list[Pictured]
 
 
 class Choice(TypedDict):
@@ -217,6 +241,8 @@ class Evaluated(Details, AgainstEarlier):
     seeds: Seeds | None
     gate: Gate
     mistakes: list[Pictured]
+    min_probability: float
+    familiarity: MeasuredFamiliarity | None
 
 
 def of_shipped(evaluated: Evaluated) -> ModelScores:

@@ -29,20 +29,27 @@ from job.storage.files import beside, storage_errors, writing
 from job.storage.ledger import MARK, is_reserved
 from job.text.untrusted import guarded
 
-_COLUMNS = ("path", "label", "probability", "top_3", "error")
+_COLUMNS = ("path", "label", "probability", "familiarity", "accepted", "top_3", "error")
+_BEFORE_0_13 = ("path", "label", "probability", "top_3", "error")
 _OF_A_CLASS = "probability:"  # Before the name of the class, which may be anything, so that no two columns have one name.
 _METADATA = {b"transfer-job": b"predict"}
 _MAX_HEADER_CHARACTERS = 1000
 
 
 class Row(TypedDict):
-    """The prediction for one photo; only `error` if it could not be read. `probabilities_C` has one value for each class."""
+    """The prediction for one photo; only `error` if it could not be read.
+
+    `probabilities_C` has one value for each class. `neighbours` are paths of training photos with their similarities.
+    """
 
     path: str
     label: NotRequired[str]
     probability: NotRequired[float]
+    familiarity: NotRequired[float]
+    accepted: NotRequired[bool]
     top_3: NotRequired[dict[str, float]]
     probabilities_C: NotRequired[np.ndarray]
+    neighbours: NotRequired[dict[str, float]]
     error: str
 
 
@@ -64,16 +71,18 @@ class Place:
         if self.is_foreign and any(_is_same(self.out, source.location(entry)) for entry in entries):
             raise UsageError(f"--out {self.out}: this is one of the files of --data. Give another name.")
 
-    def write(self, rows: Sequence[Row], stop: StopRequest, class_names: Sequence[str] = ()) -> pa.Table:
+    def write(
+        self, rows: Sequence[Row], stop: StopRequest, class_names: Sequence[str] = (), *, with_neighbours: bool = False
+    ) -> pa.Table:
         """Write and return the table. If that fails, keep it in scratch space; the error then says where.
 
-        It has a column with the probabilities of each of `class_names`.
+        It has a column with the probabilities of each of `class_names` and, `with_neighbours`, one with similar photos.
 
         Raises:
             StorageFailed: if it cannot be written.
             UsageError: if another file or object has got this name in the meantime.
         """
-        table, kept = _table(rows, class_names), scratch(self.out) / split_object(self.out)[1]
+        table, kept = _table(rows, class_names, with_neighbours), scratch(self.out) / split_object(self.out)[1]
         kept_in = f"The photos are labelled; the answer is in {kept}."
         if is_remote(self.out):
             _write_file(table, kept)
@@ -184,26 +193,36 @@ def _is_answer(file: Path, called: str) -> bool:
         if called.endswith(".parquet"):
             return (pq.read_schema(stream).metadata or {}).items() >= _METADATA.items()
         header = stream.read(_MAX_HEADER_CHARACTERS).partition(b"\n")[0].decode(errors="replace")
-        return tuple(next(csv.reader([header])))[: len(_COLUMNS)] == _COLUMNS
+        found = tuple(next(csv.reader([header])))
+        return any(found[: len(columns)] == columns for columns in (_COLUMNS, _BEFORE_0_13))
     return False
 
 
-def _table(rows: Sequence[Row], class_names: Sequence[str]) -> pa.Table:
-    best = [json.dumps(row["top_3"], ensure_ascii=False) if "top_3" in row else None for row in rows]
+def _table(rows: Sequence[Row], class_names: Sequence[str], with_neighbours: bool) -> pa.Table:
     columns = (
-        [row["path"] for row in rows],
+        pa.array([row["path"] for row in rows], pa.string()),
         pa.array([row.get("label") for row in rows], pa.string()),
         pa.array([row.get("probability") for row in rows], pa.float64()),
-        pa.array(best, pa.string()),
-        [row["error"] for row in rows],
+        pa.array([row.get("familiarity") for row in rows], pa.float64()),
+        pa.array([row.get("accepted") for row in rows], pa.bool_()),
+        _as_json([row.get("top_3") for row in rows]),
+        pa.array([row["error"] for row in rows], pa.string()),
     )
     found = dict(zip(_COLUMNS, columns, strict=True))
+    if with_neighbours:
+        found["neighbours"] = _as_json([row.get("neighbours") for row in rows])
     if class_names:
         unknown_C = np.full(len(class_names), np.nan)
-        probabilities_NC = np.stack([row.get("probabilities_C", unknown_C) for row in rows])
+        probabilities_NC = np.stack([unknown_C, *(row.get("probabilities_C", unknown_C) for row in rows)])[
+            1:
+        ]  # No rows, too.
         for name, column_N in zip(class_names, probabilities_NC.T, strict=True):
             found[_OF_A_CLASS + name] = pa.array(column_N, pa.float64(), from_pandas=True)  # NaN becomes null.
     return pa.table(found).replace_schema_metadata(_METADATA)
+
+
+def _as_json(values: Iterable[dict[str, float] | None]) -> pa.Array:
+    return pa.array([None if of is None else json.dumps(of, ensure_ascii=False) for of in values], pa.string())
 
 
 def _write_file(table: pa.Table, final: Path, called: str = "") -> None:

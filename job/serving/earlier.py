@@ -197,5 +197,5 @@ def _asked(
         return unknown, f"The earlier model takes photos in another size or shape, so {photos} new to it cannot be compared."
     with context.telemetry.spent("forward"):
         batches = [rows[k : k + _BATCH_SIZE] for k in range(0, len(rows), _BATCH_SIZE)]
-        best = [model.probabilities(images.rows(batch)).argmax(1) for batch in batches]
+        best = [model.answers(images.rows(batch))["probabilities"].argmax(1) for batch in batches]
     return [model.card.class_names[k] for k in np.concatenate(best)], ""

@@ -69,18 +69,30 @@ class ModelCard(BaseModel):
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """A model in memory. `loaded` keeps the variables of `signature` alive."""
+    """A model in memory. `place` is the folder that it was asked for. `loaded` keeps its variables alive."""
 
+    place: str
     card: ModelCard
     loaded: "tf.Module"
-    signature: Callable[..., dict[str, "tf.Tensor"]]
 
-    def probabilities(self, pixels_NHWC: np.ndarray) -> np.ndarray:
-        """Return probabilities (N, C) of uint8 pixels."""
+    def gives(self, output: str) -> bool:
+        """Return whether a signature that takes pixels has this output. Models before version 0.13 have fewer."""
+        names = ("pixels", "features")
+        return any(output in self.loaded.signatures[n].structured_outputs for n in names if n in self.loaded.signatures)
+
+    def answers(self, pixels_NHWC: np.ndarray) -> dict[str, np.ndarray]:
+        """Return probabilities (N, C) of uint8 pixels and, if the model has them, accepted (N,) and familiarity (N,)."""
+        return self._run("pixels", pixels_NHWC, "probabilities", "accepted", "familiarity")
+
+    def features(self, pixels_NHWC: np.ndarray) -> np.ndarray:
+        """Return the features (N, D) of uint8 pixels in the frozen backbone, if the model `gives` them."""
+        return self._run("features", pixels_NHWC, "features")["features"]
+
+    def _run(self, signature: str, pixels_NHWC: np.ndarray, *outputs: str) -> dict[str, np.ndarray]:
         import tensorflow as tf
 
-        result: np.ndarray = self.signature(pixels=tf.constant(pixels_NHWC))["probabilities"].numpy()
-        return result
+        found = self.loaded.signatures[signature](pixels=tf.constant(pixels_NHWC))
+        return {name: found[name].numpy() for name in outputs if name in found}
 
 
 def load(model: str, sha256: str | None, tell: Callable[[str], None]) -> ExportedModel:
@@ -266,4 +278,4 @@ def _loaded(model: str, folder: Path, card: ModelCard) -> ExportedModel:
         said, has = next(pair for pair in zip_longest(card.class_names, names) if pair[0] != pair[1])
         fault = f"{said!r}, but its graph has {has!r}"
         raise UsageError(f"--model {model}: the class names of its model.json have {fault}. {_WAY_OUT}")
-    return ExportedModel(card, loaded, signature)
+    return ExportedModel(model, card, loaded)

@@ -16,13 +16,16 @@ if TYPE_CHECKING:
 # A limit, because decoding one picture can take some hundred megabytes (docs/decisions/0018-hostile-bytes.md).
 _DECODED_AT_ONCE = 8
 
-# The outputs of the signatures, as described in model.json. N pictures, C classes.
+# The outputs of the signatures, as described in model.json. N pictures, C classes, D features.
 OUTPUTS = {
     "probabilities": "float32 (N, C)",
     "class_names": "string (N, C), in the order of the probabilities",
     "probability": "float32 (N), the largest of the probabilities",
     "label": "string (N), the most probable class",
+    "familiarity": "float32 (N), from 0 to 1: the share of validation photos that are less similar to the training photos",
+    "accepted": "bool (N), true if probability and familiarity reach the limits of `acceptance`",
     "valid": "bool (N), only serving_default: false if a picture was not decoded; probabilities are then 0, the label empty",
+    "features": "float32 (N, D), only the signature features: of the frozen backbone, for finding similar photos",
 }
 
 
@@ -38,7 +41,8 @@ def save(
 ) -> None:
     """Write a SavedModel with the signatures `serving_default` (bytes of photo files) and `pixels` (uint8 arrays).
 
-    `classifier` maps uint8 pixels (N, size, size, 3) to probabilities (N, C). `OUTPUTS` describes the outputs.
+    `classifier` is from `Network.assembled`. `OUTPUTS` describes the outputs. If the classifier gives features, they have a
+    signature of their own, `features`, which takes pixels. What a signature does not return is not computed for it.
     """
     names = tf.constant(class_names)
     forward = with_constant_weights(classifier)
@@ -46,17 +50,21 @@ def save(
     pixels_spec = tf.TensorSpec([None, image_size, image_size, 3], tf.uint8, name="pixels")
 
     @tf.function(input_signature=[pixels_spec], autograph=False)
-    def answer(pixels: tf.Tensor) -> dict[str, tf.Tensor]:  # Traced once, for both signatures.
+    def everything(pixels: tf.Tensor) -> dict[str, tf.Tensor]:  # Traced once, for all signatures.
         count = tf.shape(pixels)[0]
         # oneDNN's depthwise convolution fails on an empty batch, so a black picture is added to it and removed again.
         spare = tf.zeros((tf.cast(count == 0, tf.int32), image_size, image_size, 3), tf.uint8)
-        probabilities = forward(tf.concat([pixels, spare], axis=0))[:count]
+        found = {name: values[:count] for name, values in forward(tf.concat([pixels, spare], axis=0)).items()}
+        probabilities = found["probabilities"]
         return {
-            "probabilities": probabilities,
+            **found,
             "probability": tf.reduce_max(probabilities, axis=1),
             "class_names": tf.broadcast_to(names[None, :], (count, len(class_names))),
             "label": tf.gather(names, tf.argmax(probabilities, axis=1)),
         }
+
+    def answer(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {name: values for name, values in everything(pixels).items() if name != "features"}
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")], autograph=False)
     def from_bytes(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -66,12 +74,10 @@ def save(
         def in_place(values: tf.Tensor, *shape: int) -> tf.Tensor:  # Zeros or empty strings for pictures not decoded.
             return tf.scatter_nd(places[:, None], values, tf.concat([[count], tf.constant(shape, tf.int64)], axis=0))
 
-        found = answer(pixels)
+        found = {name: in_place(values, *values.shape[1:]) for name, values in answer(pixels).items()}
         return {
-            "probabilities": in_place(found["probabilities"], len(class_names)),
-            "probability": in_place(found["probability"]),
+            **found,
             "class_names": tf.broadcast_to(names[None, :], (count, len(class_names))),
-            "label": in_place(found["label"]),
             "valid": in_place(tf.ones_like(places, tf.bool)),
         }
 
@@ -79,10 +85,17 @@ def save(
     def from_pixels(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
         return answer(pixels)
 
+    @tf.function(input_signature=[pixels_spec], autograph=False)
+    def features(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"features": everything(pixels)["features"]}
+
+    signatures = {"serving_default": from_bytes, "pixels": from_pixels}
+    if "features" in classifier.output:
+        signatures["features"] = features
     module = tf.Module()
     module.weights = [] if fit_as_constants(classifier) else [variable.value for variable in classifier.variables]
-    module.from_bytes, module.from_pixels = from_bytes, from_pixels
-    tf.saved_model.save(module, folder, signatures={"serving_default": from_bytes, "pixels": from_pixels})
+    module.functions = list(signatures.values())
+    tf.saved_model.save(module, folder, signatures=signatures)
 
 
 def tensors(folder: Path) -> dict[str, dict[str, str]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy as np
 
 from job.decoding.decode import decode
 from job.decoding.rules import DecodeRules
+from job.measure.accepted import FAMILIARITY_TOLERANCE, ComparedAcceptance, compared
 from job.runtime.children import answer
 from job.serving.runtime import SavedModel, library
 from job.stores.arrays import ArrayStore
@@ -39,24 +40,34 @@ class Request:
     """The model to check, and what to compare it with.
 
     `tensors` are the names of its tensors, as `graph.tensors` returns them.
-    `expected` is a .npy file with the probabilities of the photos in `rows` of the image store. `photos` is a file with the
-    source and the entries of their original bytes, pickled by the process that sends the request.
+    `photos` is a file that the process that sends the request has pickled. It has, for the photos in `rows` of the image
+    store, what was measured (see `Measured.outputs`), and the source and the entries of their original bytes. `limits` are
+    `min_probability` and `min_familiarity`.
     """
 
     model: str
     tensors: dict[str, dict[str, str]]
     images: str
     rows: list[int]
-    expected: str
     photos: str
     rules: dict[str, Any]
+    limits: dict[str, float]
+
+
+class ByPixels(ComparedAcceptance):
+    """The comparison of answers to the stored pixels."""
+
+    largest_difference: float
+    tolerance: float
+    changed_labels: int
+    familiarity_tolerance: float
 
 
 class Parity(TypedDict):
     """The content of parity.json. The export stage adds `faults`, in words, and the verdict `agrees`."""
 
     num_photos: int
-    arrays: dict[str, float]
+    arrays: ByPixels
     bytes: dict[str, Any]
     exif: dict[str, float]
     faults: NotRequired[list[str]]
@@ -66,21 +77,26 @@ class Parity(TypedDict):
 def check(request: Request) -> Parity:
     """Compare the exported model with the request. Return the content of parity.json without the verdict."""
     model = SavedModel(request.model, request.tensors)
-    expected = np.load(request.expected, allow_pickle=False)
+    measured, source, entries = pickle.loads(Path(request.photos).read_bytes())  # noqa: S301  # The exporting process wrote it.
+    source.prepare()
+    expected, outputs = measured["probabilities"], list(measured)
     pixels = ArrayStore(Path(request.images)).rows(request.rows)
-    by_array = np.concatenate([_by_pixels(model, pixels[k : k + _BATCH_SIZE]) for k in range(0, len(pixels), _BATCH_SIZE)])
-    by_bytes, valid, readable = _by_bytes(request, model)
-    difference = np.abs(by_bytes - expected)[valid]
+    by_pixels = _by_pixels(model, pixels, outputs)
+    by_bytes, valid, readable = _by_bytes(model, source.read(entries), outputs)
+    of_pixels, of_bytes = by_pixels["probabilities"], by_bytes["probabilities"][valid]
+    difference = np.abs(of_bytes - expected[valid])
     # Expected probabilities of many classes are rounded, so those from pixels tell which class is first.
-    best_two = np.sort(by_array[valid], axis=1)[:, -2:]
-    changed = by_bytes[valid].argmax(1) != by_array[valid].argmax(1)
+    best_two = np.sort(of_pixels[valid], axis=1)[:, -2:]
+    changed = of_bytes.argmax(1) != of_pixels[valid].argmax(1)
     not_decodable = int((readable & ~valid).sum())
     return {
         "num_photos": len(expected),
         "arrays": {
-            "largest_difference": float(np.abs(by_array - expected).max()),
+            "largest_difference": float(np.abs(of_pixels - expected).max()),
             "tolerance": ARRAY_TOLERANCE,
-            "changed_labels": int((by_array.argmax(1) != expected.argmax(1)).sum()),
+            "changed_labels": int((of_pixels.argmax(1) != expected.argmax(1)).sum()),
+            "familiarity_tolerance": FAMILIARITY_TOLERANCE,
+            **compared(measured, by_pixels, request.limits, ARRAY_TOLERANCE),
         },
         "bytes": {
             "num_photos": int(valid.sum()),
@@ -92,6 +108,7 @@ def check(request: Request) -> Parity:
             "changed_labels": int(changed.sum()),
             "changed_labels_with_clear_margin": int((changed & (best_two[:, 1] - best_two[:, 0] > CLEAR_MARGIN)).sum()),
             "clear_margin": CLEAR_MARGIN,
+            "changed_accepted": int((by_bytes["accepted"] != measured["accepted"])[valid].sum()),
         },
         "exif": _exif(request, pixels[0], model),
     }
@@ -107,26 +124,23 @@ def _notice(not_decodable: int, num_photos: int) -> str:
     )
 
 
-def _by_pixels(model: SavedModel, pixels_NHWC: np.ndarray) -> np.ndarray:
-    return model.run("pixels", {"pixels": pixels_NHWC}, "probabilities")[0]
+def _by_pixels(model: SavedModel, pixels_NHWC: np.ndarray, outputs: Sequence[str]) -> dict[str, np.ndarray]:
+    batches = (pixels_NHWC[k : k + _BATCH_SIZE] for k in range(0, len(pixels_NHWC), _BATCH_SIZE))
+    found = [model.run("pixels", {"pixels": batch}, *outputs) for batch in batches]
+    return {name: np.concatenate(of) for name, of in zip(outputs, zip(*found, strict=True), strict=True)}
 
 
-def _by_bytes(request: Request, model: SavedModel) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return for each photo its probabilities, whether the graph decoded it, and whether its file could be read."""
-    payloads = _payloads(request)
+def _by_bytes(
+    model: SavedModel, payloads: Iterator[bytes | OSError], outputs: Sequence[str]
+) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """Return the outputs for all photos, whether the graph decoded each, and whether its file could be read."""
     results, readable = [], []
     while batch := list(islice(payloads, _BATCH_SIZE)):
         readable += [isinstance(payload, bytes) for payload in batch]
         image_bytes = [payload if isinstance(payload, bytes) else b"" for payload in batch]
-        results.append(model.run("serving_default", {"image_bytes": image_bytes}, "probabilities", "valid"))
-    probabilities, valid = (np.concatenate(found) for found in zip(*results, strict=True))
-    return probabilities, valid, np.asarray(readable)
-
-
-def _payloads(request: Request) -> Iterator[bytes | OSError]:
-    source, entries = pickle.loads(Path(request.photos).read_bytes())  # noqa: S301  # The exporting process wrote it.
-    source.prepare()
-    yield from source.read(entries)
+        results.append(model.run("serving_default", {"image_bytes": image_bytes}, *outputs, "valid"))
+    *found, valid = (np.concatenate(of) for of in zip(*results, strict=True))
+    return dict(zip(outputs, found, strict=True)), valid, np.asarray(readable)
 
 
 def _exif(request: Request, pixels_HWC: np.ndarray, model: SavedModel) -> dict[str, float]:
@@ -141,7 +155,7 @@ def _exif(request: Request, pixels_HWC: np.ndarray, model: SavedModel) -> dict[s
     lying = Image.fromarray(pixels_HWC).transpose(Image.Transpose.ROTATE_90).resize((side, side))
     lying.save(buffer, "JPEG", quality=95, exif=exif)
     upright = decode(buffer.getvalue(), rules).pixels_HWC
-    by_array = _by_pixels(model, upright[None])
+    by_array = _by_pixels(model, upright[None], ["probabilities"])["probabilities"]
     by_bytes = model.run("serving_default", {"image_bytes": [buffer.getvalue()]}, "probabilities")[0]
     return {"largest_difference": float(np.abs(by_array - by_bytes).max()), "tolerance": EXIF_TOLERANCE}
 

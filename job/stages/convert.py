@@ -13,6 +13,7 @@ import numpy as np
 
 from job.data.examples import Examples
 from job.errors import JobError, Stopped, StorageFailed, TryAgainLater
+from job.measure import accepted
 from job.measure.metrics import wilson
 from job.measure.predictions import Measured
 from job.reporting.summaries import Compared, FormatParity
@@ -121,31 +122,39 @@ def _compared(
     measured = Measured.read(context.workdir, config.parity_photos)
     rows = examples.rows_of(measured.paths) if images is not None else []
 
-    def run(rows: list[int], scratch: str, *, one_core: bool = False) -> tuple[Trial, np.ndarray]:
-        answers = f"{scratch}/answers.npy"
+    def run(rows: list[int], scratch: str, *, one_core: bool = False) -> tuple[Trial, dict[str, np.ndarray]]:
+        answers = f"{scratch}/answers.npz"
         request = trial.Request(
             name, str(file), str(images.index_file) if images is not None else "", rows, answers, one_core
         )
         with context.telemetry.spent("forward"), _child(trial.__name__) as child:
             answer = ask(child, asdict(request), f"The trial of {name}", context.stop)
-        return cast(Trial, answer), np.load(answers)
+        with np.load(answers) as arrays:
+            return cast(Trial, answer), dict(arrays)
 
     with tempfile.TemporaryDirectory() as scratch:
         on_one_core, _ = run(rows[:_TIMED_PHOTOS], scratch, one_core=True)
-        on_all, found_NC = run(rows, scratch)
+        on_all, found = run(rows, scratch)
     numbers = FormatParity(file=file.name, file_bytes=file.stat().st_size, num_photos=len(rows), compared=None, faults=[])
     if rows:
-        answers = compared(measured, found_NC, examples.class_names, on_one_core, on_all)
+        limits = context.workdir.read_json(f"{_EXPORTED}/model.json")["acceptance"]
+        answers = compared(FORMATS[name], measured, found, limits, examples.class_names, on_one_core, on_all)
         numbers |= {"compared": answers, "faults": faults(FORMATS[name], answers, len(rows), config)}
     return numbers
 
 
 def compared(
-    measured: Measured, found_NC: np.ndarray, class_names: Sequence[str], on_one_core: Trial, on_all: Trial
+    row: Format,
+    measured: Measured,
+    found: Mapping[str, np.ndarray],
+    limits: Mapping[str, float],
+    class_names: Sequence[str],
+    on_one_core: Trial,
+    on_all: Trial,
 ) -> Compared:
-    """Return how the probabilities that a format gives, shape (N, C), differ from the measured ones."""
-    difference_NC = np.abs(found_NC - measured.probabilities_NC)
-    labels_N = [class_names[k] for k in found_NC.argmax(1)]
+    """Return how the outputs of a format differ from the measured ones. `limits` are those of acceptance."""
+    difference_NC = np.abs(found["probabilities"] - measured.probabilities_NC)
+    labels_N = [class_names[k] for k in found["probabilities"].argmax(1)]
     num_correct = sum(map(str.__eq__, labels_N, measured.labels))
     return {
         "largest_difference": float(difference_NC.max()),
@@ -154,6 +163,7 @@ def compared(
         "accuracy": num_correct / len(labels_N),
         "accuracy_ci95": wilson(num_correct, len(labels_N)),
         "measured_accuracy": sum(map(str.__eq__, measured.predicted, measured.labels)) / len(labels_N),
+        **accepted.compared(measured.outputs, found, limits, row.tolerance or 0.0),
         "ms_one_core": on_one_core["ms"],
         "ms_all_cores": on_all["ms"],
         "peak_memory_bytes": on_all["peak_memory_bytes"],
@@ -165,10 +175,13 @@ def faults(row: Format, numbers: Compared, num_photos: int, config: ExportConfig
     found = []
     if row.tolerance is not None and not numbers["largest_difference"] <= row.tolerance:
         found.append(f"probabilities differ by up to {numbers['largest_difference']:.2g}; {row.tolerance:g} is allowed")
+    if row.tolerance is not None:
+        found += accepted.faults(numbers)
     limit = config.max_changed_int8 if row.tolerance is None else config.max_changed_float
-    if numbers["changed_labels"] > limit * num_photos:
-        setting = "export.max_changed_int8" if row.tolerance is None else "export.max_changed_float"
-        found.append(f"{numbers['changed_labels']} of {num_photos:,} labels change; {setting} = {limit:g} is allowed")
+    setting = "export.max_changed_int8" if row.tolerance is None else "export.max_changed_float"
+    for what, changed in (("labels", numbers["changed_labels"]), ("values of accepted", numbers["changed_accepted"])):
+        if changed > limit * num_photos:
+            found.append(f"{changed} of {num_photos:,} {what} change; {setting} = {limit:g} is allowed")
     return found
 
 
@@ -180,7 +193,8 @@ def in_words(found: FormatParity) -> str:
     if numbers is None:
         return f"not proven: its runtime loads it, but {_PHOTOS_ARE_GONE}. Run the job again to compare it"
     return (
-        f"{numbers['changed_labels']} of {found['num_photos']:,} labels changed, accuracy {percent(numbers['accuracy'])} "
+        f"of {found['num_photos']:,} photos, {numbers['changed_labels']} labels and {numbers['changed_accepted']} values of "
+        f"accepted changed, accuracy {percent(numbers['accuracy'])} "
         f"(measured: {percent(numbers['measured_accuracy'])})"
     )
 
@@ -189,8 +203,9 @@ def _complete(folder: Path, found: Mapping[str, FormatParity], context: Context)
     """Write parity.json and model.json of the export again, with the formats added."""
     card, parity = (context.workdir.read_json(f"{_EXPORTED}/{name}") for name in ("model.json", "parity.json"))
     (folder / "parity.json").write_text(json.dumps(parity | {"formats": found}, indent=2) + "\n")
+    outputs = {name: text for name, text in OUTPUTS.items() if name != "familiarity" or name in card["outputs"]}
     card["formats"] = {
-        name: {"file": numbers["file"], "input": "pixels: uint8 (N, size, size, 3)", "outputs": OUTPUTS}
+        name: {"file": numbers["file"], "input": "pixels: uint8 (N, size, size, 3)", "outputs": outputs}
         for name, numbers in found.items()
         if not numbers["faults"]
     }

@@ -22,6 +22,7 @@ from job.measure.calibration import (
 from job.measure.predicted import Predicted, StoredLogits, parts
 from job.measure.predictions import answers_of, write_predictions
 from job.measure.seeds import Seeds, compared_seeds
+from job.model.familiarity import MIN_FAMILIARITY, Acceptance, Familiarity
 from job.model.heads import Head
 from job.model.inputs import MirroredInputs
 from job.model.network import Network
@@ -30,7 +31,9 @@ from job.reporting.summaries import Choice, Details, Evaluated, ModelScores, Shi
 from job.runtime.context import Context
 from job.runtime.telemetry import Telemetry
 from job.sections import EvaluateConfig
+from job.serving import familiar
 from job.serving.earlier import against_earlier
+from job.serving.familiar import Known
 from job.stores.arrays import ArrayStore
 from job.train.feed import run_batches
 from job.train.loop import Inputs
@@ -48,13 +51,30 @@ _MAX_PICTURE_PX = 1200
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The content of stages/evaluate/evaluation.json: `head`, `fine_tuned`, `shipped` and details for the report."""
+    """The content of stages/evaluate/evaluation.json: `head`, `fine_tuned`, `shipped` and details for the report.
+
+    `familiarity` is that of the shipped model; None if it is off.
+    """
 
     numbers: Evaluated
+    familiarity: Familiarity | None
 
     @classmethod
     def load(cls, context: Context) -> Self:
-        return cls(context.workdir.read_json(SUMMARY))
+        numbers: Evaluated = context.workdir.read_json(SUMMARY)
+        file = context.workdir.path(familiar.FAMILIARITY)
+        return cls(numbers, Familiarity.load(file) if numbers["familiarity"] else None)
+
+    @property
+    def min_probability(self) -> float:
+        """Answers with a lower probability are not accepted."""
+        return self.numbers["min_probability"]
+
+    @property
+    def acceptance(self) -> Acceptance:
+        """What an answer of the shipped model must reach to be accepted."""
+        known = self.numbers["familiarity"]
+        return Acceptance(self.familiarity, known["min_familiarity"] if known else 0.0, self.min_probability)
 
     @property
     def ships_fine_tuned(self) -> bool:
@@ -110,7 +130,17 @@ def evaluate(
     plain = {name: Predicted.of(labels, x, Calibration()) for name, x in logits.items()}
     scores = _scores(config, examples, val, test, predicted, plain, context.seed)
     is_met = config.min_accuracy is None or scores[shipped]["test"]["accuracy"] >= config.min_accuracy
-    answers = answers_of(examples, test, on_test[shipped], shipped, _leak_free(examples, test))
+    weights = tuned[seeds["chosen"]] if seeds and shipped == "fine_tuned" else None
+    known = _familiarity(
+        config, examples, on_test[shipped], images, features, inputs, chosen_head, weights, network, context
+    )
+    min_probability = 0.0
+    accepted_T = on_test[shipped].confidence_N >= min_probability
+    if known:
+        accepted_T &= known.of_T >= MIN_FAMILIARITY
+    is_leak_free = _leak_free(examples, test)
+    familiarity_T = known.of_T if known else None
+    answers = answers_of(examples, test, on_test[shipped], shipped, is_leak_free, familiarity_T, accepted_T)
     write_predictions(answers, logits, calibrations, context.workdir)
     is_wrong = on_test[shipped].class_N != examples.labels[test]
     numbers: Evaluated = {
@@ -127,11 +157,13 @@ def evaluate(
         **_details(config, examples, test, on_test, shipped, context.seed),
         "gate": {"min_accuracy": config.min_accuracy, "met": is_met},
         "mistakes": surest(THUMBNAILS, is_wrong, config.mistakes, examples, on_test[shipped], images, context.workdir),
+        "min_probability": min_probability,
+        "familiarity": known.numbers if known else None,
         **against_earlier(config, examples, on_test[shipped], images, rules, context),
     }
     _tell(context, numbers)
     context.workdir.write_json(SUMMARY, numbers)
-    return Evaluation(numbers)
+    return Evaluation(numbers, known.familiarity if known else None)
 
 
 def _best(of_models: dict[str, OfModel], seeds: Seeds | None) -> dict[str, OfModel]:
@@ -166,16 +198,26 @@ def _logits(
 
 
 def tuned_logits(
-    network: Network, start: Head, weights: list[np.ndarray], inputs: Inputs, rows: np.ndarray, telemetry: Telemetry
+    network: Network,
+    start: Head,
+    weights: list[np.ndarray],
+    inputs: Inputs,
+    rows: np.ndarray,
+    telemetry: Telemetry,
+    *,
+    below_head: bool = False,
 ) -> Iterator[np.ndarray]:
     """Yield the logits of a fine-tuned model for the photos in these rows of its inputs, float32 (B, C) for each batch.
 
-    They are computed in float32, like those of the exported model.
+    They are computed in float32, like those of the exported model. With `below_head`, yield the features (B, D) instead.
     """
+    import keras
     import tensorflow as tf
 
     model = network.tuned(start)
     model.set_weights(weights)
+    if below_head:
+        model = keras.Model(model.input, model.get_layer("head").input)
 
     def on_replica(*arrays: tf.Tensor) -> tuple[tf.Tensor]:
         return (model(tf.cast(inputs.on_device(arrays, training=False), tf.float32), training=False),)
@@ -187,6 +229,34 @@ def tuned_logits(
             network.replicas, forward, lambda numbers: inputs.plain(rows[numbers]), len(rows), _BATCH_SIZE, telemetry
         )
     )
+
+
+def _familiarity(
+    config: EvaluateConfig,
+    examples: Examples,
+    predicted: Predicted,
+    images: ArrayStore,
+    features: ArrayStore,
+    inputs: Inputs,
+    chosen_head: Head,
+    weights: list[np.ndarray] | None,
+    network: Network,
+    context: Context,
+) -> Known | None:
+    """Fit and measure the familiarity of the model with these fine-tuned weights, or of the head; None if it is off."""
+    if config.familiarity == "off":
+        for name in (familiar.FAMILIARITY, familiar.PICTURES):
+            context.workdir.remove(name)
+        return None
+    if config.familiarity == "tuned" and weights:
+
+        def features_of(rows: np.ndarray) -> np.ndarray:
+            batches = tuned_logits(network, chosen_head, weights, inputs, rows, context.telemetry, below_head=True)
+            return np.concatenate(list(batches))
+
+        return familiar.measured(features_of, "tuned", 0.0, config.mistakes, examples, predicted, images, context)
+    share_added = network.cut_point.share_above if weights and network.cut_point else 0.0
+    return familiar.measured(features.rows, "frozen", share_added, config.mistakes, examples, predicted, images, context)
 
 
 def _calibration(config: EvaluateConfig, examples: Examples, logits: StoredLogits) -> Calibration:

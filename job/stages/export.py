@@ -18,8 +18,10 @@ import numpy as np
 from job.data.examples import Examples
 from job.decoding.rules import DecodeRules
 from job.errors import Diverged, GateNotMet
+from job.measure import accepted
 from job.measure.calibration import Calibration
 from job.measure.predictions import Measured
+from job.model.familiarity import Acceptance
 from job.model.heads import Head
 from job.model.network import Network
 from job.runtime.children import ask, start
@@ -65,6 +67,7 @@ def export(
     chosen_head: Head,
     tuned_weights: list[np.ndarray] | None,
     calibration: Calibration,
+    acceptance: Acceptance,
     mirrors: bool,
     network: Network,
     context: Context,
@@ -72,8 +75,8 @@ def export(
     """Save the shipped model, check it in a fresh process, and publish it.
 
     `bit_depth` is that of the data set. `entries` are the source's entries by path. `tuned_weights` are the shipped model's;
-    None if the head alone ships. `calibration` goes into the weights of its last layer. With `mirrors`, the model answers
-    with the mean over a photo and its mirror image.
+    None if the head alone ships. `calibration` goes into the weights of its last layer. `acceptance` becomes part of the
+    model. With `mirrors`, the model answers with the mean over a photo and its mirror image.
 
     Raises:
         Diverged: if a weight is not finite.
@@ -82,7 +85,7 @@ def export(
     """
     from job.serving.graph_decode import Limits  # It imports TensorFlow.
 
-    classifier = _classifier(network, chosen_head, tuned_weights, calibration, mirrors=mirrors)
+    classifier = _classifier(network, chosen_head, tuned_weights, calibration, acceptance, mirrors=mirrors)
     rules = DecodeRules.of(intake, bit_depth)
     limits = Limits(rules.max_pixels, rules.min_side_px, rules.max_aspect_ratio)
 
@@ -90,9 +93,9 @@ def export(
         _save(classifier, folder, rules, examples.class_names, limits)
         (folder / "preprocess.py").write_text(preprocessing(rules))
         context.stop.check()
-        result = _check_parity(checker, config, folder, rules, examples, images, source, entries, context)
+        result = _check_parity(checker, config, folder, rules, acceptance, examples, images, source, entries, context)
         (folder / "parity.json").write_text(json.dumps(result, indent=2) + "\n")
-        card = _described(folder, rules, limits, examples, network, calibration, result)
+        card = _described(folder, rules, limits, examples, network, calibration, acceptance, result)
         card |= {"shipped": "head" if tuned_weights is None else "fine_tuned", "mirrors": mirrors}
         (folder / "model.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         if not result["agrees"]:
@@ -114,16 +117,22 @@ def export(
 
 
 def _classifier(
-    network: Network, chosen_head: Head, tuned_weights: list[np.ndarray] | None, calibration: Calibration, *, mirrors: bool
+    network: Network,
+    chosen_head: Head,
+    tuned_weights: list[np.ndarray] | None,
+    calibration: Calibration,
+    acceptance: Acceptance,
+    *,
+    mirrors: bool,
 ) -> "keras.Model":
-    """Return the shipped model from pixels to calibrated probabilities. Raises: Diverged, if a weight is not finite."""
+    """Return the shipped model, with calibrated probabilities. Raises: Diverged, if a weight is not finite."""
     tuned = network.tuned(chosen_head)
     if tuned_weights is not None:
         tuned.set_weights(tuned_weights)
     last = tuned.get_layer("head")
     kernel_DC, bias_C = last.get_weights()
     last.set_weights([kernel_DC / calibration.temperature, bias_C / calibration.temperature + calibration.offsets_C])
-    classifier = network.assembled(tuned, mirrors=mirrors)
+    classifier = network.assembled(tuned, mirrors=mirrors, acceptance=acceptance, tuned_is_frozen=tuned_weights is None)
     bad = [v.path for v in classifier.variables if not np.isfinite(np.asarray(v)).all()]
     if bad:
         raise Diverged(
@@ -169,6 +178,7 @@ def _check_parity(
     config: ExportConfig,
     folder: Path,
     rules: DecodeRules,
+    acceptance: Acceptance,
     examples: Examples,
     images: ArrayStore,
     source: Source,
@@ -179,18 +189,16 @@ def _check_parity(
 
     measured = Measured.read(context.workdir, config.parity_photos)
     with tempfile.TemporaryDirectory() as scratch:
-        expected = Path(scratch) / "expected.npy"
         photos = Path(scratch) / "photos.pickle"
-        photos.write_bytes(pickle.dumps((source, [entries[path] for path in measured.paths])))
-        np.save(expected, measured.probabilities_NC)
+        photos.write_bytes(pickle.dumps((measured.outputs, source, [entries[path] for path in measured.paths])))
         request = parity.Request(
             model=str(folder),
             tensors=tensors(folder),
             images=str(images.index_file),
             rows=examples.rows_of(measured.paths),
-            expected=str(expected),
             photos=str(photos),
             rules=asdict(rules),
+            limits=acceptance.limits,
         )
         result = cast(Parity, ask(checker, asdict(request), "The parity check", context.stop))
     faults = _faults(config, result)
@@ -206,6 +214,9 @@ def _faults(config: ExportConfig, result: Parity) -> list[str]:
         faults.append(f"{by_bytes['changed_labels_with_clear_margin']} confident labels change when predicted from bytes")
     if by_bytes["changed_labels"] > config.max_changed_fraction * by_bytes["num_photos"]:
         faults.append(f"{by_bytes['changed_labels']} of {by_bytes['num_photos']} labels change when predicted from bytes")
+    faults += accepted.faults(arrays)
+    if by_bytes["changed_accepted"] > config.max_changed_fraction * by_bytes["num_photos"]:
+        faults.append(f"{by_bytes['changed_accepted']} photos are accepted from bytes and not from pixels, or reverse")
     if not exif["largest_difference"] <= exif["tolerance"]:
         faults.append("the EXIF orientation is ignored")
     return faults
@@ -218,12 +229,15 @@ def _described(
     examples: Examples,
     network: Network,
     calibration: Calibration,
+    acceptance: Acceptance,
     found: Parity,
 ) -> dict[str, object]:
     """Return the content of model.json: what the model takes and gives, how it was made, and the digests of its files."""
-    from job.serving.graph import OUTPUTS
+    from job.serving.graph import OUTPUTS, tensors
     from job.serving.graph_decode import FORMATS
 
+    signatures = tensors(folder)
+    given = {name for signature in signatures.values() for name in signature}
     held_out = {name: found["bytes"][name] for name in ("num_photos", "not_decodable_in_graph", "notice")}
     return {
         "schema": 1,
@@ -233,8 +247,12 @@ def _described(
         "backbone": network.config.name,
         "bit_depth": rules.bit_depth,
         "decoder": {name: getattr(rules, name) for name in ("max_pixels", "min_side_px", "max_aspect_ratio")},
-        "signatures": {"serving_default": "image_bytes: string (N)", "pixels": "uint8 (N, size, size, 3)"},
-        "outputs": OUTPUTS,
+        "signatures": {
+            name: "image_bytes: string (N)" if "image_bytes" in signature else "uint8 (N, size, size, 3)"
+            for name, signature in signatures.items()
+        },
+        "outputs": {name: text for name, text in OUTPUTS.items() if name in given},
+        "acceptance": {**acceptance.limits, "target_precision": acceptance.target_precision},
         # What `serving_default` decodes. Other pictures are not `valid`; see docs/security.md.
         "image_bytes": {"formats": list(FORMATS), "limits": asdict(limits), "held_out": held_out},
         "temperature": calibration.temperature,

@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 import pytest
 
+from job.measure.accepted import FAMILIARITY_TOLERANCE
+from job.model.familiarity import Acceptance, Familiarity
 from job.model.heads import Head
 from job.serving.formats import onnx as to_onnx
 from job.serving.formats.base import Classifier
@@ -21,7 +23,10 @@ def classifier(request, network, pixels):
     """The assembled network, with the cast to float16 at the cut, and without or with the mean over mirror images."""
     rng = np.random.default_rng(0)
     head = Head(rng.normal(0, 0.3, (network.feature_width, 2)).astype(np.float32), np.zeros(2, np.float32))
-    return Classifier(network.assembled(network.tuned(head), mirrors=request.param), NAMES, pixels)
+    features = np.asarray(network.activations_and_features(pixels)[1])
+    familiarity = Familiarity.fit(features[:12], np.arange(12) % 2, features[12:], "frozen", seed=0)
+    acceptance = Acceptance(familiarity, 0.05, 0.0)
+    return Classifier(network.assembled(network.tuned(head), mirrors=request.param, acceptance=acceptance), NAMES, pixels)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +36,8 @@ def exact_gelu():
     x = keras.layers.Normalization(mean=[0.5, 0.4, 0.3], variance=[0.2, 0.1, 0.2])(keras.layers.Rescaling(1 / 255)(pixels))
     x = keras.layers.LayerNormalization()(x)
     x = keras.layers.GlobalAveragePooling2D()(keras.layers.Activation("gelu")(keras.layers.Conv2D(8, 3)(x)))
-    return Classifier(keras.Model(pixels, keras.layers.Dense(2, activation="softmax")(x)), NAMES, np.empty(0))
+    probabilities = keras.layers.Dense(2, activation="softmax")(x)
+    return Classifier(keras.Model(pixels, {"probabilities": probabilities}), NAMES, np.empty(0))
 
 
 def loaded(name, content, tmp_path):
@@ -44,17 +50,25 @@ def loaded(name, content, tmp_path):
 def test_format_gives_the_answers_of_the_network(name, classifier, pixels, tmp_path):
     expected = classifier.model.predict(pixels, verbose=0)
     runtime = loaded(name, FORMATS[name].convert(classifier), tmp_path)
-    one_by_one = np.concatenate([runtime.probabilities(pixels[k : k + 1]) for k in range(len(pixels))])
-    difference, tolerance = np.abs(one_by_one - expected), FORMATS[name].tolerance
-    assert one_by_one.dtype == np.float32
+    answers = [runtime.answers(pixels[k : k + 1]) for k in range(len(pixels))]
+    found = {output: np.concatenate([answer[output] for answer in answers]) for output in answers[0]}
+    tolerance = FORMATS[name].tolerance
+    assert {output: values.dtype.name for output, values in found.items()} == {
+        **{"probabilities": "float32", "label_index": "int32", "familiarity": "float32", "accepted": "bool"}
+    }
+    difference = np.abs(found["probabilities"] - expected["probabilities"])
     assert difference.max() <= tolerance if tolerance else difference.mean() < 0.05
+    difference = np.abs(found["familiarity"] - expected["familiarity"])
+    assert difference.max() <= FAMILIARITY_TOLERANCE if tolerance else difference.mean() < 0.2
+    assert np.array_equal(found["accepted"], found["familiarity"] >= 0.05)
 
 
 @pytest.mark.parametrize("name", ["onnx", "litert"])
 def test_exact_gelu_is_converted(name, exact_gelu, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3)).astype(np.uint8)
     runtime = loaded(name, FORMATS[name].convert(exact_gelu), tmp_path)
-    assert np.abs(runtime.probabilities(pixels) - exact_gelu.model.predict(pixels, verbose=0)).max() < 1e-4
+    found, expected = runtime.answers(pixels), exact_gelu.model.predict(pixels, verbose=0)
+    assert np.abs(found["probabilities"] - expected["probabilities"]).max() < 1e-4
 
 
 def test_same_model_gives_the_same_bytes(exact_gelu):

@@ -106,7 +106,7 @@ def test_unfreeze_all_trains_every_layer_from_photos(pixels, images, targets):
     moved = [not np.array_equal(before[v.path], np.asarray(v)) for v in trainer.model.trainable_variables]
     fixed = sum(4 for layer in network.backbone.layers if type(layer).__name__ == "BatchNormalization")
     assert len(moved) == len(network.backbone.variables) - fixed + 2 and all(moved)
-    served = np.asarray(network.assembled(trainer.model)(pixels[:8], training=False))
+    served = np.asarray(network.assembled(trainer.model)(pixels[:8], training=False)["probabilities"])
     assert np.allclose(served, softmax(trainer.logits(np.arange(8), BATCH), axis=1), atol=1e-3)
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from job.decoding.decode import decode
 from job.decoding.rules import BadPhoto, DecodeRules
+from job.model.familiarity import Acceptance, Familiarity
 from job.model.heads import Head
 from job.serving import graph as serving
 from job.serving import graph_decode
@@ -25,13 +26,21 @@ LIMITS = Limits(max_pixels=1_000_000, min_side_px=8, max_aspect_ratio=20)
 RULES = DecodeRules(SIZE, "squash", LIMITS.max_pixels, LIMITS.min_side_px, LIMITS.max_aspect_ratio)
 
 
+def familiar_features(network):
+    """Features of some training photos, their labels, and features of validation photos."""
+    photos = np.random.default_rng(5).integers(0, 256, (60, SIZE, SIZE, 3)).astype(np.uint8)
+    features = np.asarray(network.activations_and_features(photos)[1])
+    return features[:30], np.arange(30) % 3, features[30:]
+
+
 @pytest.fixture(scope="module")
 def saved(network, tmp_path_factory):
     """The folder of a saved model with a head of random weights."""
     rng = np.random.default_rng(1)
     head = Head(rng.normal(size=(network.feature_width, len(NAMES))).astype("float32"), np.zeros(len(NAMES), "float32"))
     folder = tmp_path_factory.mktemp("served") / "model"
-    classifier = network.assembled(network.tuned(head))
+    familiarity = Familiarity.fit(*familiar_features(network), "frozen", seed=0)
+    classifier = network.assembled(network.tuned(head), acceptance=Acceptance(familiarity, 0.05, 0.5))
     serving.save(classifier, folder, image_size=SIZE, resize="squash", class_names=NAMES, limits=LIMITS)
     return folder
 
@@ -178,8 +187,30 @@ def test_class_names_are_read_from_the_graph(model):
 
 
 def test_outputs_are_those_that_model_json_describes(model):
-    assert set(model.signatures["serving_default"].structured_outputs) == set(serving.OUTPUTS)
-    assert set(model.signatures["pixels"].structured_outputs) == set(serving.OUTPUTS) - {"valid"}
+    assert set(model.signatures["serving_default"].structured_outputs) == set(serving.OUTPUTS) - {"features"}
+    assert set(model.signatures["pixels"].structured_outputs) == set(serving.OUTPUTS) - {"features", "valid"}
+    assert set(model.signatures["features"].structured_outputs) == {"features"}
+
+
+def test_signature_features_gives_those_of_the_frozen_backbone(model, network, pixels):
+    found = model.signatures["features"](pixels=pixels)["features"].numpy()
+    assert np.allclose(found, network.activations_and_features(pixels)[1], atol=0.01)  # Rounded to float16 at the cut.
+
+
+def test_answer_is_accepted_if_its_probability_and_its_familiarity_reach_the_limits(model, network):
+    photos = np.random.default_rng(6).integers(0, 256, (40, SIZE, SIZE, 3)).astype(np.uint8)
+    photos[::2] //= 8
+    found = {name: value.numpy() for name, value in model.signatures["pixels"](pixels=photos).items()}
+    expected = Familiarity.fit(*familiar_features(network), "frozen", seed=0)
+    familiarity_N = expected.of(np.asarray(network.activations_and_features(photos)[1]))
+    assert found["familiarity"] == pytest.approx(familiarity_N, abs=1e-3)
+    assert found["accepted"].any() and not found["accepted"][::2].any()  # None of the dark ones is familiar.
+    assert np.array_equal(found["accepted"], (found["probability"] >= 0.5) & (found["familiarity"] >= 0.05))
+
+
+def test_picture_that_is_not_decoded_is_neither_familiar_nor_accepted(answer):
+    found = answer([b"no picture"])
+    assert not found["accepted"][0] and found["familiarity"][0] == 0
 
 
 # What is just allowed, and the limit with which it is not.

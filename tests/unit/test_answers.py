@@ -9,6 +9,7 @@ from job.runtime.stop import StopRequest
 from job.serving.answers import place
 from job.storage.ledger import MARK
 
+COLUMNS = ["path", "label", "probability", "familiarity", "accepted", "top_3", "error"]
 ODD = ["path", "error", "probability", "a,b", 'say "hi"', "two\nlines", r"two\nlines", "=1+1", "'=1+1", "@x", ""]
 ODD += ["\u200b", "ü" * 999]
 
@@ -40,7 +41,7 @@ def test_columns_of_classes_have_their_names_whatever_these_are_and_the_answer_m
     if kind == "csv":
         with out.open(encoding="utf-8", newline="") as file:
             header, first, second = csv.reader(file)
-        assert [float(cell) for cell in first[5:]] == list(probabilities_C) and set(second[5:]) == {""}
+        assert [float(cell) for cell in first[7:]] == list(probabilities_C) and set(second[7:]) == {""}
     else:
         header = pq.read_table(out).column_names
-    assert header == ["path", "label", "probability", "top_3", "error", *(f"probability:{name}" for name in ODD)]
+    assert header == [*COLUMNS, *(f"probability:{name}" for name in ODD)]

@@ -33,9 +33,8 @@ def written(folder, num_photos, num_classes):
     calibration = Calibration(1.5, np.zeros(num_classes))
     found = Predicted.of(labels, logits, calibration)
     workdir = Workdir(folder)
-    answers = predictions.answers_of(
-        examples_with(labels, names, "test"), np.arange(num_photos), found, "head", np.ones(num_photos, bool)
-    )
+    examples, all_of_them = examples_with(labels, names, "test"), np.ones(num_photos, bool)
+    answers = predictions.answers_of(examples, np.arange(num_photos), found, "head", all_of_them, None, all_of_them)
     of_val_too = [np.zeros((7, num_classes)), logits]
     stored = StoredLogits(of_val_too, num_classes, folder)
     predictions.write_predictions(answers, {"head": stored}, {"head": calibration}, workdir)

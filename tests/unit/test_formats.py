@@ -12,13 +12,35 @@ from job.serving.formats.table import FORMATS
 from job.stages.convert import compared, faults, in_words
 
 NAMES = ("cat", "dog")
-MEASURED = Measured(list("abcd"), ["cat", "cat", "dog", "dog"], ["cat", "dog", "dog", "dog"], np.zeros((4, 2)))
-MEASURED.probabilities_NC[:] = [[0.9, 0.1], [0.49, 0.51], [0.2, 0.8], [0.4, 0.6]]
+PROBABILITIES = np.asarray([[0.9, 0.1], [0.49, 0.51], [0.2, 0.8], [0.4, 0.6]])
+ACCEPTED, FAMILIARITY = np.asarray([True, False, True, True]), np.asarray([0.9, 0.02, 0.5, 0.052])
+MEASURED = Measured(
+    list("abcd"), ["cat", "cat", "dog", "dog"], ["cat", "dog", "dog", "dog"], PROBABILITIES, ACCEPTED, FAMILIARITY
+)
+LIMITS = {"min_probability": 0.0, "min_familiarity": 0.05}
 ON_ONE, ON_ALL = {"ms": 4.0, "peak_memory_bytes": 1}, {"ms": 2.0, "peak_memory_bytes": 9}
 
 
-def answers(*first):
-    return compared(MEASURED, np.asarray([[p, 1 - p] for p in first]), NAMES, ON_ONE, ON_ALL)
+def answers(*first, name="onnx", familiarity=FAMILIARITY):
+    found = {"probabilities": np.asarray([[p, 1 - p] for p in first]), "familiarity": np.asarray(familiarity)}
+    found["accepted"] = found["familiarity"] >= 0.05
+    return compared(FORMATS[name], MEASURED, found, LIMITS, NAMES, ON_ONE, ON_ALL)
+
+
+def test_change_of_accepted_is_a_fault_unless_rounding_decides():
+    same = (0.9, 0.49, 0.2, 0.4)
+    at_the_limit = answers(*same, familiarity=[0.9, 0.02, 0.5, 0.0499])
+    assert (at_the_limit["changed_accepted"], at_the_limit["changed_accepted_clearly"]) == (1, 0)
+    assert faults(FORMATS["onnx"], at_the_limit, 400, ExportConfig()) == []
+    other = answers(*same, familiarity=[0.04, 0.02, 0.5, 0.052])
+    assert faults(FORMATS["onnx"], other, 400, ExportConfig()) == [
+        "the familiarity differs by up to 0.86",
+        "1 photos are accepted that were not, or the other way round",
+    ]
+    assert faults(FORMATS["litert-int8"], other, 400, ExportConfig()) == []
+    assert faults(FORMATS["litert-int8"], other, 4, ExportConfig()) == [
+        "1 of 4 values of accepted change; export.max_changed_int8 = 0.05 is allowed"
+    ]
 
 
 def test_comparison_by_hand():
@@ -46,7 +68,7 @@ def test_format_that_differs_too_much_has_a_fault(name, first, said):
 
 def test_line_about_a_format_says_what_is_not_proven():
     found = {"file": "model.onnx", "file_bytes": 9, "num_photos": 4, "compared": answers(0.9, 0.4, 0.2, 0.4), "faults": []}
-    assert in_words(found) == "0 of 4 labels changed, accuracy 75.0% (measured: 75.0%)"
+    assert in_words(found) == ("of 4 photos, 0 labels and 0 values of accepted changed, accuracy 75.0% (measured: 75.0%)")
     assert "not proven" in in_words({**found, "compared": None})
     assert in_words({**found, "faults": ["no", "never"]}) == "not published: no; never"
 

@@ -14,24 +14,26 @@ if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
-# The outputs of every converted model. N pictures, C classes. These formats hold no strings that depend on the input.
+# The outputs of converted models. N pictures, C classes. These formats hold no strings that depend on the input.
 OUTPUTS = {
     "probabilities": "float32 (N, C), in the order of the class names",
     "label_index": "int32 (N), the number of the most probable class",
+    "familiarity": "float32 (N), from 0 to 1: the share of validation photos that are less similar to the training photos",
+    "accepted": "bool (N), true if probability and familiarity reach the limits of `acceptance`",
 }
 
 
 class Runtime(Protocol):
     """A converted model in memory."""
 
-    def probabilities(self, pixels_NHWC: np.ndarray) -> np.ndarray:
-        """Return probabilities (N, C) of uint8 pixels."""
+    def answers(self, pixels_NHWC: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Return the outputs for uint8 pixels, by name."""
         ...
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """The exported network, from uint8 pixels (N, size, size, 3) to calibrated probabilities.
+    """The exported network, from uint8 pixels (N, size, size, 3) to the outputs of `Network.assembled`.
 
     `photos_NHWC` are some training photos, for formats that set the ranges of their numbers by them.
     """
@@ -51,7 +53,7 @@ class Classifier:
 
     @cached_property
     def answer(self) -> tf.types.experimental.GenericFunction:
-        """The network as a function with `OUTPUTS`. Its weights are constants, which converters can fold."""
+        """The network as a function with its `OUTPUTS`. Its weights are constants, which converters can fold."""
         import tensorflow as tf
 
         from job.model.network import with_constant_weights
@@ -62,10 +64,8 @@ class Classifier:
             autograph=False, input_signature=[tf.TensorSpec([None, *self.model.input_shape[1:]], tf.uint8, "pixels")]
         )
         def answer(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
-            probabilities = forward(pixels)
-            return {
-                "probabilities": probabilities,
-                "label_index": tf.argmax(probabilities, axis=1, output_type=tf.int32),
-            }
+            found = forward(pixels)
+            found["label_index"] = tf.argmax(found["probabilities"], axis=1, output_type=tf.int32)
+            return {name: found[name] for name in OUTPUTS if name in found}
 
         return answer

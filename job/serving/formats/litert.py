@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,6 +68,6 @@ class Interpreter:
 
         self._runner = Loaded(str(file), num_threads=threads).get_signature_runner()
 
-    def probabilities(self, pixels_NHWC: np.ndarray) -> np.ndarray:
-        """Return probabilities (N, C) of uint8 pixels."""
-        return np.asarray(self._runner(pixels=pixels_NHWC)["probabilities"])
+    def answers(self, pixels_NHWC: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Return the outputs for uint8 pixels, by name."""
+        return dict(self._runner(pixels=pixels_NHWC))

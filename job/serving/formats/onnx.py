@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from job.serving.formats.base import OUTPUTS, Classifier
+from job.serving.formats.base import Classifier
 
 if TYPE_CHECKING:
     from tf2onnx.graph import Graph, Node
@@ -23,9 +24,10 @@ def convert(classifier: Classifier) -> bytes:
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     # tf2onnx takes tensors that a function has captured, such as the statistics of Keras' Normalization, for inputs.
-    frozen = convert_variables_to_constants_v2(classifier.answer.get_concrete_function())
+    concrete = classifier.answer.get_concrete_function()
+    frozen, names = convert_variables_to_constants_v2(concrete), sorted(concrete.structured_outputs)
     signature = classifier.answer.input_signature
-    answer = tf.function(lambda pixels: dict(zip(sorted(OUTPUTS), frozen(pixels), strict=True)), signature, autograph=False)
+    answer = tf.function(lambda pixels: dict(zip(names, frozen(pixels), strict=True)), signature, autograph=False)
     model, _ = tf2onnx.convert.from_function(answer, signature, opset=_OPSET, custom_op_handlers={"Erfc": (_erfc, [])})
     onnx.helper.set_model_props(model, classifier.about)
     return bytes(model.SerializeToString())
@@ -51,6 +53,7 @@ class Session:
         options.intra_op_num_threads = threads
         self._session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
-    def probabilities(self, pixels_NHWC: np.ndarray) -> np.ndarray:
-        """Return probabilities (N, C) of uint8 pixels."""
-        return np.asarray(self._session.run(["probabilities"], {"pixels": pixels_NHWC})[0])
+    def answers(self, pixels_NHWC: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Return the outputs for uint8 pixels, by name."""
+        names = [output.name for output in self._session.get_outputs()]
+        return dict(zip(names, self._session.run(names, {"pixels": pixels_NHWC}), strict=True))

@@ -26,7 +26,7 @@ _SAID = 300
 class Request:
     """The format and the file to load, and the photos to label: rows of the image store with the index file `images`.
 
-    `answers` is the .npy file to write with their probabilities. With `one_core`, the process uses a single core.
+    `answers` is the .npz file to write with the outputs for them. With `one_core`, the process uses a single core.
     """
 
     format: str
@@ -53,13 +53,14 @@ def try_out(request: Request) -> Trial:
         model = FORMATS[request.format].open(Path(request.file), len(cores))
         for pixels_NHWC in _photos(request):
             begin = time.perf_counter()
-            found.append(model.probabilities(pixels_NHWC)[0])
+            found.append(model.answers(pixels_NHWC))
             seconds.append(time.perf_counter() - begin)
     except Exception as error:  # Runtimes have exceptions of their own.
         said = " ".join(str(error).split())[:_SAID]
         raise JobError(f"its runtime cannot run it ({type(error).__name__}: {said})") from error
     first = len(found) - len(request.rows)
-    np.save(request.answers, np.asarray(found[first:], np.float32))
+    outputs = {name: np.concatenate([answer[name] for answer in found[first:]]) for name in (found[0] if found else ())}
+    np.savez(request.answers, **outputs)  # type: ignore[arg-type]  # NumPy's stubs take any name for `allow_pickle`.
     ms = 1000 * float(np.median(seconds[first:])) if request.rows else 0.0
     return {"ms": ms, "peak_memory_bytes": _peak_memory_bytes()}
 
