@@ -95,7 +95,7 @@ def nearest(vectors_NK: np.ndarray, num_neighbours: int) -> Neighbours:
     similarity_NM = np.empty((len(vectors_NK), num_found), np.float32)
     position_NM = np.empty((len(vectors_NK), num_found), np.int64)
     for part in _parts(len(vectors_NK)):
-        similarity, position = index.search(_unit(vectors_NK[part]), num_found + 1)
+        similarity, position = index.search(unit(vectors_NK[part]), num_found + 1)
         itself = position == np.arange(part.start, part.stop)[:, None]
         itself[~itself.any(axis=1), -1] = True  # A photo with many exact copies may be missing from its own list.
         shape = (len(position), num_found)
@@ -119,13 +119,14 @@ def _index(vectors_NK: np.ndarray) -> object:
         families.nprobe, index.nprobe = _FAMILIES, _CELLS
         for level in (families, index):
             level.cp.niter, level.cp.min_points_per_centroid = _ROUNDS, 1
-        index.train(_unit(vectors_NK[::_TRAINED_SHARE]))
+        index.train(unit(vectors_NK[::_TRAINED_SHARE]))
     for part in _parts(num_vectors):
-        index.add(_unit(vectors_NK[part]))
+        index.add(unit(vectors_NK[part]))
     return index
 
 
-def _unit(vectors_NK: np.ndarray) -> np.ndarray:
+def unit(vectors_NK: np.ndarray) -> np.ndarray:
+    """Return the vectors scaled to length 1, float32 (N, K). Zeros stay zeros."""
     lengths_N1 = np.maximum(np.linalg.norm(vectors_NK, axis=1, keepdims=True), 1e-12)
     return np.ascontiguousarray(vectors_NK / lengths_N1, np.float32)
 
