@@ -154,6 +154,27 @@ class Network:
             dense.set_weights([head.kernel_DC, head.bias_C])
             return model
 
+    def shipped(
+        self,
+        start: Head,
+        tuned_weights: list[np.ndarray] | None,
+        temperature: float,
+        offsets_C: np.ndarray,
+        *,
+        mirrors: bool,
+    ) -> keras.Model:
+        """Return the shipped model, as `assembled` makes it, with the calibration in the weights of its last layer.
+
+        It has the `tuned_weights`, or if they are None the pre-trained ones with the head `start` on top.
+        """
+        tuned = self.tuned(start)
+        if tuned_weights is not None:
+            tuned.set_weights(tuned_weights)
+        last = tuned.get_layer("head")
+        kernel_DC, bias_C = last.get_weights()
+        last.set_weights([kernel_DC / temperature, bias_C / temperature + offsets_C])
+        return self.assembled(tuned, mirrors=mirrors)
+
     def assembled(self, tuned: keras.Model, *, mirrors: bool = False) -> keras.Model:
         """Return the whole classifier as one Keras model of built-in layers: uint8 pixels to probabilities (B, C).
 

@@ -117,13 +117,7 @@ def _classifier(
     network: Network, chosen_head: Head, tuned_weights: list[np.ndarray] | None, calibration: Calibration, *, mirrors: bool
 ) -> "keras.Model":
     """Return the shipped model from pixels to calibrated probabilities. Raises: Diverged, if a weight is not finite."""
-    tuned = network.tuned(chosen_head)
-    if tuned_weights is not None:
-        tuned.set_weights(tuned_weights)
-    last = tuned.get_layer("head")
-    kernel_DC, bias_C = last.get_weights()
-    last.set_weights([kernel_DC / calibration.temperature, bias_C / calibration.temperature + calibration.offsets_C])
-    classifier = network.assembled(tuned, mirrors=mirrors)
+    classifier = network.shipped(chosen_head, tuned_weights, calibration.temperature, calibration.offsets_C, mirrors=mirrors)
     bad = [v.path for v in classifier.variables if not np.isfinite(np.asarray(v)).all()]
     if bad:
         raise Diverged(
