@@ -29,6 +29,7 @@ from job.sections import (
     ExtractConfig,
     FineTuneConfig,
     HeadConfig,
+    HeatmapsConfig,
     IntakeConfig,
     ReportConfig,
     Section,
@@ -59,6 +60,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     fine_tune: FineTuneConfig = FineTuneConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    heatmaps: HeatmapsConfig = HeatmapsConfig()
     export: ExportConfig = ExportConfig()
     report: ReportConfig = ReportConfig()
     tracking: TrackingConfig = TrackingConfig()

@@ -300,6 +300,22 @@ class EvaluateConfig(Section):
     )
 
 
+class HeatmapsConfig(Section):
+    photos: int = what(
+        60,
+        "Largest number of held-out photos with a heatmap in the report: the mistakes that it shows, then right photos of "
+        "each class. 0: none.",
+        ge=0,
+        le=500,
+    )
+    checked: int = what(
+        40,
+        "Number of held-out photos on which heatmaps are tested, and whether the background decides. 0: neither.",
+        ge=0,
+        le=10_000,
+    )
+
+
 ModelFormat = Literal["savedmodel", "keras", "onnx", "litert", "litert-int8"]
 
 

@@ -156,6 +156,28 @@ class Network:
             dense.set_weights([head.kernel_DC, head.bias_C])
             return model
 
+    def shipped(
+        self,
+        start: Head,
+        tuned_weights: list[np.ndarray] | None,
+        temperature: float,
+        offsets_C: np.ndarray,
+        *,
+        mirrors: bool,
+        acceptance: Acceptance = _ALWAYS,
+    ) -> keras.Model:
+        """Return the shipped model, as `assembled` makes it, with the calibration in the weights of its last layer.
+
+        It has the `tuned_weights`, or if they are None the pre-trained ones with the head `start` on top.
+        """
+        tuned = self.tuned(start)
+        if tuned_weights is not None:
+            tuned.set_weights(tuned_weights)
+        last = tuned.get_layer("head")
+        kernel_DC, bias_C = last.get_weights()
+        last.set_weights([kernel_DC / temperature, bias_C / temperature + offsets_C])
+        return self.assembled(tuned, mirrors=mirrors, acceptance=acceptance, tuned_is_frozen=tuned_weights is None)
+
     def assembled(
         self, tuned: keras.Model, *, mirrors: bool = False, acceptance: Acceptance = _ALWAYS, tuned_is_frozen: bool = False
     ) -> keras.Model:

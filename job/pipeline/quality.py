@@ -41,7 +41,7 @@ HEAD = "head"  # The choice where no quality fits: nothing is fine-tuned.
 MARGIN = 1.1  # A quality fits if it does with so many times its prediction.
 # CPU seconds, on two cores, of audit and head with few photos, of the stages after fine_tune, and what mirrored photos add
 # to these (docs/decisions/0036-time-budget.md).
-_BEFORE_S, LATER_S, _MIRRORING_S = 3.5, 10.0, 4.0
+_BEFORE_S, LATER_S, _MIRRORING_S = 3.5, 12.0, 4.0
 CONVERT_S = 20.0  # CPU seconds of each further format with 700 photos (docs/decisions/0043-formats.md).
 AUDIT_S_PER_PHOTO, HEAD_S_PER_VALUE = 15 / 60_000, 20e-9
 

@@ -143,6 +143,15 @@ _ROWS = (
         unit="photos",
     ),
     Stage(
+        name="heatmaps",
+        schema=1,
+        after=("audit", "extract", "head", "fine_tune", "evaluate"),
+        settings=("heatmaps", "seed"),
+        artifact="Heatmaps",
+        outputs=("stages/heatmaps",),
+        reads_stores_of=("intake", "extract"),
+    ),
+    Stage(
         name="export",
         schema=8,
         after=("audit", "extract", "head", "fine_tune", "evaluate"),
@@ -169,7 +178,7 @@ _ROWS = (
     Stage(
         name="report",
         schema=6,
-        after=("explore", "audit", "head", "fine_tune", "evaluate", "export", "convert"),
+        after=("explore", "audit", "head", "fine_tune", "evaluate", "heatmaps", "export", "convert"),
         settings=("report",),
         artifact="Report",
         outputs=("stages/report",),

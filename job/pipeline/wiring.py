@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from job.pipeline import publishing
 from job.pipeline.job import Artifact, Job
 from job.pipeline.records import read_run
@@ -144,6 +146,29 @@ def _evaluate(job: Job) -> Artifact | None:
     )
 
 
+def _heatmaps(job: Job) -> Artifact | None:
+    from job.stages.heatmaps import heatmaps
+
+    return heatmaps(
+        job.config.heatmaps,
+        examples=job["audit"].examples,
+        images=job["intake"].images,
+        features=job["extract"].features.plain,
+        chosen_head=job["head"].head,
+        tuned_weights=_shipped_weights(job),
+        calibration=job["evaluate"].calibration,
+        evaluated=job["evaluate"].numbers,
+        network=job.network,
+        context=job.context,
+    )
+
+
+def _shipped_weights(job: Job) -> list[np.ndarray] | None:
+    """Return the weights of the fine-tuned model if it ships, and None if the head alone does."""
+    evaluation = job["evaluate"]
+    return job["fine_tune"].models[evaluation.chosen_seed] if evaluation.ships_fine_tuned else None
+
+
 def _export(job: Job) -> Artifact | None:
     from job.stages.export import export
 
@@ -156,7 +181,7 @@ def _export(job: Job) -> Artifact | None:
         source=job.source,
         entries={entry.path: entry for entry in job.listing.entries},
         chosen_head=job["head"].head,
-        tuned_weights=job["fine_tune"].models[job["evaluate"].chosen_seed] if job["evaluate"].ships_fine_tuned else None,
+        tuned_weights=_shipped_weights(job),
         calibration=job["evaluate"].calibration,
         acceptance=job["evaluate"].acceptance,
         mirrors=job["evaluate"].mirrors,
@@ -198,6 +223,7 @@ WIRING: Mapping[str, Wiring] = {
     "head": Wiring(_head),
     "fine_tune": Wiring(_fine_tune, count=_num_trained_examples),
     "evaluate": Wiring(_evaluate, count=lambda job: len(job["audit"].examples.of("val", "test"))),
+    "heatmaps": Wiring(_heatmaps),
     "export": Wiring(_export),
     "convert": Wiring(_convert),
     "report": Wiring(_report),

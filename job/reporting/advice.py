@@ -8,10 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from job.reporting.data_summaries import Audited, Explored, Torn
 from job.reporting.facts import ClassFacts, Facts
+from job.reporting.summaries import Explained
 from job.text.numbers import counted, percent
+
+if TYPE_CHECKING:
+    from job.measure.occlusion import Background
 
 _THIN = 20  # With fewer photos of a class in the test set, its metrics are rough.
 _IMBALANCE = 3  # Ratio of the largest class to the smallest.
@@ -29,12 +34,14 @@ class Advice:
     section: str
 
 
-def advice(facts: Facts, explore: Explored, audit: Audited | None) -> list[Advice]:
-    """Return all advice, most harmful first. `audit` is None if the audit has not run."""
+def advice(facts: Facts, explore: Explored, audit: Audited | None, heatmaps: Explained | None) -> list[Advice]:
+    """Return all advice, most harmful first. `audit` and `heatmaps` are None if these stages have not run."""
     found = [*_about_files(facts, explore), *_about_splits(facts, explore), *_about_classes(facts)]
     found += _about_shortcuts(facts, explore)
     if audit:
         found += [*_about_labels(audit), *_about_late_copies(facts, audit), *_about_more_photos(audit)]
+    if heatmaps and heatmaps["background"]:
+        found += _about_background(heatmaps["background"])
     return sorted(found, key=lambda a: -a.harm)
 
 
@@ -135,6 +142,18 @@ def _about_shortcuts(facts: Facts, explore: Explored) -> Iterator[Advice]:
             "Find out how the classes were collected, and convert all photos to one size and format. Otherwise a model may "
             "learn this instead of what the photos show, and no accuracy on this page would reveal it.",
             "shortcuts",
+        )
+
+
+def _about_background(background: Background) -> Iterator[Advice]:
+    if background["decides"]:
+        yield Advice(
+            background["outer"] - background["inner"],
+            f"The background may decide: {percent(background['outer'], 0)} of right answers stay the same if the middle of "
+            f"the photo is hidden, and {percent(background['inner'], 0)} if everything else is.",
+            "Look at the heatmaps. If each class was photographed in another place, add photos of every class in many "
+            "places. Otherwise the model fails elsewhere, and no accuracy on this page would reveal it.",
+            "heatmaps",
         )
 
 

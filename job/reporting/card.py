@@ -43,7 +43,7 @@ def card(*, title: str, run: Run, context: Context) -> bytes:
         classes=list(zip(known.classes, evaluation["per_class"], strict=True)),
         splits=known.splits,
         digests=split_digests(context.workdir.path("stages/audit/examples.parquet")),
-        limits=advice(known, explore, audit),
+        limits=advice(known, explore, audit, read("stages/heatmaps/heatmaps.json")),
         outliers=audit["outliers"],
         published_weights=PUBLISHED_WEIGHTS,
         licence=licence(run["config"]["backbone"]["name"]),

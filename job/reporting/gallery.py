@@ -11,6 +11,7 @@ from PIL import Image
 from job.data.examples import Examples
 from job.measure.predicted import Predicted
 from job.reporting.data_summaries import Copies, Crossings
+from job.reporting.heatmaps import with_heatmap
 from job.reporting.summaries import Pictured
 from job.storage.files import storage_errors
 from job.storage.workdir import Workdir
@@ -53,6 +54,11 @@ class Gallery:
             tile = Image.fromarray(photo).resize((side_px, side_px), Image.Resampling.LANCZOS)
             drawn.paste(tile, ((k % columns) * step, (k // columns) * step))
         return self.add(f"{name}.jpg", lambda path: drawn.save(path, "JPEG", quality=85))
+
+    def heatmap(self, row: int, heatmap_GG: np.ndarray, name: str) -> str:
+        """Add one photo under its heatmap."""
+        drawn = with_heatmap(self._images.rows([row])[0], heatmap_GG, TILE_PX)
+        return self.add(f"{name}.jpg", lambda path: drawn.save(path, "JPEG", quality=75))
 
     def copies(self, examples: Examples, indices: Sequence[int], name: str) -> Copies:
         """Describe a group of copies, and draw the first of them side by side."""

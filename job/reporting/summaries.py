@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # These modules import libraries that only training needs.
     from job.measure.corrected import Corrected
     from job.measure.flips import Versus
     from job.measure.metrics import Scores
+    from job.measure.occlusion import Background, Deletion
     from job.measure.seeds import Seeds
 
 
@@ -243,6 +244,41 @@ class Evaluated(Details, AgainstEarlier):
     mistakes: list[Pictured]
     min_probability: float
     familiarity: MeasuredFamiliarity | None
+
+
+class SimilarPhoto(TypedDict):
+    """A training photo, and the cosine similarity of its features to those of a mistake."""
+
+    path: str
+    label: str
+    cosine: float
+
+
+class ExplainedMistake(TypedDict):
+    """Pictures of the heatmap of a mistake and of the training photos that are most similar to it, which are then listed."""
+
+    heatmap: str
+    similar: str
+    similar_photos: list[SimilarPhoto]
+
+
+class ExplainedPhoto(TypedDict):
+    """A photo that is classified correctly, the probability of its class, and pictures of it and of its heatmap."""
+
+    path: str
+    label: str
+    probability: float
+    thumbnail: str
+    heatmap: str
+
+
+class Explained(TypedDict):
+    """The content of heatmaps.json. `mistakes` are by path. The tests are None if there were too few photos for them."""
+
+    mistakes: dict[str, ExplainedMistake]
+    right: list[ExplainedPhoto]
+    deletion: Deletion | None
+    background: Background | None
 
 
 def of_shipped(evaluated: Evaluated) -> ModelScores:

@@ -126,13 +126,14 @@ def _classifier(
     mirrors: bool,
 ) -> "keras.Model":
     """Return the shipped model, with calibrated probabilities. Raises: Diverged, if a weight is not finite."""
-    tuned = network.tuned(chosen_head)
-    if tuned_weights is not None:
-        tuned.set_weights(tuned_weights)
-    last = tuned.get_layer("head")
-    kernel_DC, bias_C = last.get_weights()
-    last.set_weights([kernel_DC / calibration.temperature, bias_C / calibration.temperature + calibration.offsets_C])
-    classifier = network.assembled(tuned, mirrors=mirrors, acceptance=acceptance, tuned_is_frozen=tuned_weights is None)
+    classifier = network.shipped(
+        chosen_head,
+        tuned_weights,
+        calibration.temperature,
+        calibration.offsets_C,
+        mirrors=mirrors,
+        acceptance=acceptance,
+    )
     bad = [v.path for v in classifier.variables if not np.isfinite(np.asarray(v)).all()]
     if bad:
         raise Diverged(

@@ -40,8 +40,8 @@ AUDITED = {
 }
 
 
-def said(facts=FACTS, explored=EXPLORED, audited=AUDITED):
-    return " ".join(f"{item.finding} {item.action}" for item in advice(facts, explored, audited))
+def said(facts=FACTS, explored=EXPLORED, audited=AUDITED, heatmaps=None):
+    return " ".join(f"{item.finding} {item.action}" for item in advice(facts, explored, audited, heatmaps))
 
 
 def test_nothing_is_said_of_data_without_a_problem():
