@@ -33,7 +33,7 @@ class Measured:
 
     @property
     def outputs(self) -> dict[str, np.ndarray]:
-        """What an exported model must give, by the names of its outputs."""
+        """The outputs that an exported model must give, by their names."""
         found = {"probabilities": self.probabilities_NC, "accepted": self.accepted_N}
         return found if self.familiarity_N is None else {**found, "familiarity": self.familiarity_N}
 

@@ -95,7 +95,7 @@ class Familiarity:
 
 @dataclass(frozen=True)
 class Acceptance:
-    """What an answer must reach to be accepted. `familiarity` is None if it is off: every photo is familiar then.
+    """The limits that an answer must reach to be accepted. `familiarity` is None if it is off: every photo is familiar then.
 
     `target_precision` is the precision that `min_probability` was chosen for; None if there is none.
     """

@@ -50,6 +50,7 @@ _SECTIONS = (
     ("mistakes", "Most confident mistakes", "evaluation"),
     ("heatmaps", "Heatmaps and background", "heatmaps"),
     ("calibration", "Calibration", "evaluation"),
+    ("familiarity", "Familiarity: photos of something else", "familiarity"),
     ("training", "Training", "head"),
     ("export", "Exported model", "parity"),
     ("data", "Data", "explore"),
@@ -99,6 +100,7 @@ def page(config: ReportConfig, *, run: Run, timings: times.Records, context: Con
         raise StorageFailed(f"{workdir.path(_ARTIFACTS['explore'])}: missing or damaged. Run the same command again.")
     made["earlier"] = made["evaluation"] and made["evaluation"]["earlier"]
     made["corrections"] = made["evaluation"] and made["evaluation"]["corrections"]
+    made["familiarity"] = made["evaluation"] and made["evaluation"]["familiarity"]
     known = {name: record for name, record in timings.items() if name != "report"}  # The report is still being made.
     found = _clusters(made["evaluation"])
     with context.telemetry.spent("drawing"):

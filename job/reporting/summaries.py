@@ -201,7 +201,7 @@ class AgainstEarlier(TypedDict):
 
 
 class MeasuredFamiliarity(TypedDict):
-    """How familiarity works on the held-out photos, of which `num_rejected` of `num_photos` are below `min_familiarity`.
+    """The familiarity of the held-out photos, of which `num_rejected` of `num_photos` are below `min_familiarity`.
 
     `share_added` is the share of the backbone's multiply-adds that it costs once more in the exported model.
     """

@@ -72,7 +72,7 @@ class Evaluation:
 
     @property
     def acceptance(self) -> Acceptance:
-        """What an answer of the shipped model must reach to be accepted."""
+        """The limits that an answer of the shipped model must reach to be accepted."""
         known = self.numbers["familiarity"]
         return Acceptance(self.familiarity, known["min_familiarity"] if known else 0.0, self.min_probability)
 

@@ -41,7 +41,7 @@ def test_example_of_the_page_runs_as_a_plain_script(project):
     done = run_script(project, quick)
     assert done.returncode == 0, done.stderr
     assert re.match(r"Accuracy \d+\.\d%", done.stdout)
-    assert "['path', 'label', 'probability', 'top_3', 'error']" in done.stdout
+    assert "['path', 'label', 'probability', 'familiarity', 'accepted', 'top_3', 'error']" in done.stdout
     assert done.stderr.count("intake    runs") == 1, "the script ran once"
     again = run_script(project, quick)
     assert again.returncode == 0 and " runs\n" not in again.stderr

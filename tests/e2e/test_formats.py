@@ -29,13 +29,16 @@ def test_formats_are_added_to_a_finished_run_and_nothing_else_changes(copy_of_ru
     done = run_job("export", copy_of_run, "--to", "onnx,litert,litert-int8", "--json")
     assert done.returncode == 0, done.stderr
     *lines, result = done.stdout.splitlines()
-    assert json.loads(result)["result"] == "ok" and any("labels changed" in line for line in lines)
+    assert json.loads(result)["result"] == "ok" and any("values of accepted changed" in line for line in lines)
     assert not any(word in done.stdout for word in ("Saved", "INFO", "fully_quantize")), "converters print"
     card, parity = card_of(copy_of_run), json.loads((copy_of_run / "model" / "parity.json").read_text())
     assert card["formats"].keys() == parity["formats"].keys() == FORMATS.keys()
     for name, numbers in parity["formats"].items():
         file = copy_of_run / "model" / card["formats"][name]["file"]
         assert card["sha256"][file.name] == digest_of_file(file)
+        outputs = {"probabilities", "label_index", "familiarity", "accepted"}
+        assert card["formats"][name]["outputs"].keys() == outputs
+        assert numbers["compared"]["changed_accepted_clearly"] == 0 or name == "litert-int8"
         assert numbers["compared"]["ms_one_core"] > 0 and numbers["num_photos"] == parity["num_photos"] > 5
     assert {name: digest for name, digest in card["sha256"].items() if name in before and name != "parity.json"} == {
         name: digest for name, digest in before.items() if name != "parity.json"

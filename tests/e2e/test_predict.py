@@ -9,15 +9,17 @@ from pathlib import Path
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
+from job.data.examples import Examples
 from job.errors import DataUnusable, StorageFailed, UsageError
 from job.serving import answers
 from job.serving import folder as model_folder
 from job.serving.predict import predict
-from job.storage.files import swap
+from job.storage.files import digest_of_file, swap
 from job.storage.published import Published
 from job.storage.workdir import Workdir
-from tests.conftest import contents, paint
+from tests.conftest import contents, paint, quick_settings, run_job
 
 
 @pytest.fixture
@@ -295,3 +297,104 @@ def test_every_class_gets_a_column_if_probabilities_are_asked_for(finished_run, 
         assert row["probability:checks"] + row["probability:stripes"] == pytest.approx(1)
     assert broken["path"] == "broken.jpg" and broken["probability:checks"] is broken["probability:stripes"] is None
     assert "probability:checks" not in labelled(finished_run, photos, out, context).column_names
+
+
+def rows_of(table):
+    return {row["path"]: row for row in table.to_pylist()}
+
+
+@pytest.fixture
+def odd_photos(finished_run, painted, tmp_path):
+    """Two training photos of the run, and a grey picture."""
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    examples = Examples.load(finished_run / "examples.parquet")
+    for k, index in enumerate(examples.of("train")[:2]):
+        shutil.copy(painted / examples["path"][index], folder / f"known{k}.jpg")
+    Image.new("RGB", (72, 60), (128, 128, 128)).save(folder / "grey.png")
+    return folder
+
+
+def test_grey_picture_is_not_accepted_and_left_out_if_only_accepted_ones_are_wanted(finished_run, odd_photos, tmp_path):
+    done = run_job("predict", "--model", finished_run, "--data", odd_photos, "--out", tmp_path / "all.csv", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = rows_of(pyarrow.csv.read_csv(tmp_path / "all.csv"))
+    assert rows["grey.png"]["familiarity"] == 0 and rows["grey.png"]["accepted"] is False
+    assert rows["known0.jpg"]["familiarity"] > 0.05 and rows["known0.jpg"]["accepted"] is True
+    (odd_photos / "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
+    done = run_job(
+        *("predict", "--model", finished_run, "--data", odd_photos, "--out", tmp_path / "all.csv", "--accepted-only")
+    )
+    assert done.returncode == 0 and "Left out because the answer is not accepted: 1 photo of 4." in done.stderr
+    assert rows_of(pyarrow.csv.read_csv(tmp_path / "all.csv")).keys() == {"known0.jpg", "known1.jpg", "broken.jpg"}
+
+
+def test_neighbours_are_the_most_similar_training_photos_of_the_run(finished_run, odd_photos, tmp_path, context):
+    examples = Examples.load(finished_run / "examples.parquet")
+    table = labelled(finished_run, odd_photos, tmp_path / "a.parquet", context, neighbours=3)
+    rows = rows_of(table)
+    train = examples["path"][examples.of("train")]
+    for k in range(2):
+        found = json.loads(rows[f"known{k}.jpg"]["neighbours"])
+        assert next(iter(found)) == train[k] and len(found) == 3 and found.keys() <= set(train)
+        assert list(found.values()) == sorted(found.values(), reverse=True) and found[train[k]] == pytest.approx(1, abs=1e-3)
+    assert labelled(finished_run, odd_photos, tmp_path / "a.parquet", context).column_names == table.column_names[:-1]
+
+
+def test_neighbours_are_refused_before_any_work_if_the_run_does_not_have_them(out, model, photos, tmp_path, context):
+    answer = tmp_path / "a.csv"
+    refused(tmp_path, model, photos, answer, context, match="does not lie in the output of its run", neighbours=3)
+    (record := out / "stages" / "export.json").rename(tmp_path / "kept.json")
+    refused(tmp_path, out, photos, answer, context, match="holds results of another run", neighbours=3)
+    (tmp_path / "kept.json").rename(record)
+    shutil.rmtree(out / "cache")
+    match = r"the features of the training photos are gone from .*cache\. Run the job again"
+    refused(tmp_path, out / "model", photos, answer, context, match=match, neighbours=3)
+
+
+def as_of_0_12(model):
+    """Save the model again with the outputs that models had before version 0.13."""
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(str(model))
+    pixels = loaded.signatures["pixels"]
+
+    @tf.function(input_signature=[tf.TensorSpec(pixels.structured_input_signature[1]["pixels"].shape, tf.uint8, "pixels")])
+    def before(pixels):
+        found = loaded.signatures["pixels"](pixels=pixels)
+        return {name: found[name] for name in ("probabilities", "probability", "class_names", "label")}
+
+    loaded.before = before
+    tf.saved_model.save(loaded, model, signatures={"pixels": before})
+    digests = {p.relative_to(model).as_posix(): digest_of_file(p) for p in model.rglob("*") if p.is_file()}
+    changed_card(model, sha256={name: digest for name, digest in digests.items() if name != "model.json"})
+
+
+def test_older_model_labels_photos_but_neither_accepts_nor_compares_them(out, photos, tmp_path, context):
+    shutil.rmtree(out / "versions")
+    as_of_0_12(out / "model")
+    table = labelled(out / "model", photos, tmp_path / "a.parquet", context)
+    assert set(table["familiarity"].to_pylist()) == set(table["accepted"].to_pylist()) == {None}
+    assert set(table["label"].to_pylist()) <= {"checks", "stripes"}
+    for option, words in (("accepted_only", "--accepted-only.*of version 0.13"), ("neighbours", "gives no features")):
+        refused(tmp_path, out / "model", photos, tmp_path / "b.csv", context, match=words, **{option: 1})
+
+
+def test_answer_of_an_earlier_version_may_be_replaced(finished_run, photos, tmp_path, context):
+    (tmp_path / "a.csv").write_text('"path","label","probability","top_3","error"\n')
+    assert len(labelled(finished_run, photos, tmp_path / "a.csv", context)) == 2
+
+
+def test_familiarity_can_be_taken_from_the_tuned_features_or_turned_off(out, painted, photos, tmp_path, context):
+    for source in ("tuned", "off"):
+        done = run_job("run", "--data", painted, "--out", out, *quick_settings(f"evaluate.familiarity={source}"))
+        assert done.returncode == 0, done.stderr
+        found = json.loads((out / "metrics.json").read_text())["familiarity"]
+        outputs = json.loads((out / "model" / "model.json").read_text())["outputs"]
+        table = labelled(out, photos, tmp_path / "a.parquet", context)
+        assert None not in table["accepted"].to_pylist()
+        if source == "tuned":
+            assert found["share_added"] == 0 and "familiarity" in outputs and table["familiarity"].null_count == 0
+        else:
+            assert found is None and "familiarity" not in outputs and table["familiarity"].null_count == len(table)
+            assert all(table["accepted"].to_pylist()) and 'id="familiarity"' not in (out / "report.html").read_text()

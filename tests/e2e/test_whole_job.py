@@ -160,7 +160,10 @@ def difference_of_keras_file(out: Path) -> float:
         "name = json.loads((out / 'stages' / 'intake' / 'intake.json').read_text())['images']\n"
         "pixels = ArrayStore(out / 'cache' / name).rows([place[r['path']] for r in rows])\n"
         "expected = np.asarray([r[shipped + '_probabilities'] for r in rows])\n"
-        "print(float(np.abs(model.predict(pixels, verbose=0) - expected).max()))"
+        "found = model.predict(pixels, verbose=0)\n"
+        "assert found.keys() == {'probabilities', 'familiarity', 'accepted', 'features'}, found.keys()\n"
+        "assert (found['accepted'] == [r['accepted'] for r in rows]).all()\n"
+        "print(float(np.abs(found['probabilities'] - expected).max()))"
     )
     done = subprocess.run([sys.executable, "-c", script, str(out)], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr

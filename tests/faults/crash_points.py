@@ -97,6 +97,7 @@ def _stages(workdir: Workdir, number: int, weights: np.ndarray) -> None:
         "confusion": [],
         "earlier": None,
         "corrections": None,
+        "familiarity": None,
         "seeds": None,
         "head": {"round": number, "weights": weights.tolist()},
     }

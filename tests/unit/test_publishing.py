@@ -30,6 +30,7 @@ def run(out, number, done=ALL):
         "confusion": [],
         "earlier": None,
         "corrections": None,
+        "familiarity": None,
         "head": {"number": number},
         "fine_tuned": None,
         "seeds": None,

@@ -208,10 +208,17 @@ def evaluated(context, names=("daisy", "rose"), met=True, with_fine_tuned=True, 
         "earlier": None,
         "flips": {},
         "corrections": None,
+        "familiarity": familiarity(num, mistake),
     }
     if with_earlier:
         numbers |= against_earlier(names, num, mistake)
     context.workdir.write_json("stages/evaluate/evaluation.json", numbers)
+
+
+def familiarity(num, mistake):
+    found = {"source": "frozen", "min_familiarity": 0.05, "num_prototypes": 40, "num_validation": 16, "num_photos": num}
+    found |= {"num_rejected": 1, "rejected": 1 / num, "rejected_ci95": [0.01, 0.2], "accuracy_of_rejected": 0.0}
+    return found | {"share_added": 0.4, "least_familiar": [{**mistake, "familiarity": 0.003}]}
 
 
 def against_earlier(names, num, mistake):
@@ -233,10 +240,10 @@ def against_earlier(names, num, mistake):
 
 
 def exported(context, faults=(), notice=""):
-    arrays = {"largest_difference": 4e-7, "tolerance": 1e-4, "changed_labels": 0}
+    arrays = {"largest_difference": 4e-7, "tolerance": 1e-4, "changed_labels": 0, "changed_accepted": 0}
     by_bytes = {"num_photos": 24, "not_decodable_in_graph": 1, "largest_difference": 0.05, "mean_difference": 0.001}
     by_bytes |= {"changed_labels": 1, "changed_labels_with_clear_margin": 0, "clear_margin": 0.2}
-    by_bytes |= {"notice": notice}
+    by_bytes |= {"notice": notice, "changed_accepted": 2}
     verdict = {"faults": list(faults), "agrees": not faults}
     exif = {"largest_difference": 0.0, "tolerance": 0.02}
     context.workdir.write_json(
@@ -382,7 +389,7 @@ def test_results_come_before_the_data_and_the_contents_have_the_same_order(conte
     elements = Elements(drawn(context))
     sections = [attributes["id"] for attributes in elements.of("section")]
     assert sections == [
-        "results", "each-class", "confusion", "mistakes", "calibration", "training", "export", "data", "classes",
+        "results", "each-class", "confusion", "mistakes", "calibration", "familiarity", "training", "export", "data", "classes",
         "more-photos", "shortcuts", "faults", "duplicates", "suspicious", "labels", "times", "again"
     ]  # fmt: skip
     links = [link["href"] for link in Elements(contents(drawn(context))).of("a")]
@@ -608,6 +615,7 @@ def test_photos_that_could_not_be_read_again_are_not_called_undecodable(context)
 def test_formats_have_a_table_with_those_that_were_compared_and_the_reasons_for_the_others(context):
     everything(context)
     compared = {"largest_difference": 4e-4, "mean_difference": 1e-5, "changed_labels": 1, "accuracy": 0.875}
+    compared["changed_accepted"] = 1
     compared |= {"accuracy_ci95": [0.7, 0.95], "measured_accuracy": 0.9, "ms_one_core": 7.04, "ms_all_cores": 3.96}
     onnx = {"file": "model.onnx", "file_bytes": 1_632_178, "num_photos": 24, "faults": []}
     onnx["compared"] = {**compared, "peak_memory_bytes": 78_000_000}
@@ -617,7 +625,7 @@ def test_formats_have_a_table_with_those_that_were_compared_and_the_reasons_for_
     timings = {**TIMINGS, "convert": {"wall_s": 1.5, "cpu_s": 1.0}}
     page = report(ReportConfig(), run=RUN, timings=timings, context=context).path.read_text(encoding="utf-8")
     text = " ".join(Elements(page).text.split())
-    assert "1.7 MB1 of 240.00041e-0587.5% (70.0% to 95.0%)7.0 ms4.0 ms78.0 MB" in text
+    assert "1.7 MB1 of 2410.00041e-0587.5% (70.0% to 95.0%)7.0 ms4.0 ms78.0 MB" in text
     assert "litert-int8 was not published: <b>it cannot</b>." in text and "litert was not compared:" in text
     assert "Other formats" not in Elements(drawn(context)).text
 
@@ -965,3 +973,10 @@ def test_page_says_why_the_log_loss_is_not_the_lowest(context):
     for head, fine_tuned in ((0.3, 0.3), (0.3, 0.2), (0.5, 0.5)):
         page = text(head, fine_tuned)
         assert (other in page, worse in page) == (fine_tuned < head, head > 0.4)
+
+
+def test_page_says_how_many_held_out_photos_are_not_familiar_and_what_it_costs(context):
+    everything(context)
+    text = section(drawn(context), "familiarity")
+    assert "Of the held-out photos, 4.2% are (1 of 24; 95% interval 1.0% to 20.0%)" in text
+    assert "40% more multiply-adds" in text and "familiarity 0.003" in text
