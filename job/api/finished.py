@@ -33,6 +33,8 @@ def predict(
     model_sha256: str | None = None,
     overwrite: bool = False,
     probabilities: bool = False,
+    explain: Place | None = None,
+    explain_photos: int = 200,
     tfds_dir: Place | None = None,
     batch_size: int = 64,
     session: Session | None = None,
@@ -44,15 +46,18 @@ def predict(
     code: its graph can read and write files as the user of this process. With `model_sha256`, the SHA-256 of its model.json,
     only that model is loaded. With `overwrite`, `out` may replace a file that predict did not write.
 
+    `explain` is a folder for a PNG with the heatmap of each photo and a table of them, heatmaps.csv, or the name of an HTML
+    page. Only the first `explain_photos` photos are explained.
+
     Raises:
-        UsageError: if there is no such model, or `out` must not be written. This is checked before any photo is read.
+        UsageError: if there is no such model, or `out` or `explain` must not be written. This is checked first.
         DataUnusable: if there is not a single photo.
         StorageFailed, Stopped.
     """
     from job.serving.predict import predict as label_photos
 
     session = session or Session()
-    refuse_credentials(model, data, out, tfds_dir)
+    refuse_credentials(model, data, out, explain, tfds_dir)
     return label_photos(
         checked_place("--model", model),
         checked_place("--data", data),
@@ -64,6 +69,8 @@ def predict(
         model_sha256=model_sha256,
         overwrite=overwrite,
         probabilities=probabilities,
+        explain=checked_place("--explain", explain),
+        explain_photos=explain_photos,
     )
 
 

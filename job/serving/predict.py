@@ -2,6 +2,7 @@
 
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,11 @@ from job.sources.base import Entry, Source
 from job.sources.open import open_source
 from job.stores.arrays import HEADER_BYTES, StoreWriter
 
+if TYPE_CHECKING:
+    from job.serving.explanations import Explanations
+
 _BEST, _PHOTOS_AT_ONCE = 3, 256
+_DECODED = ("used", "converted")
 _DECODE_TIMEOUT_S, _WORKER_MEMORY_MB = 30.0, 2048
 
 
@@ -36,11 +41,14 @@ def predict(
     model_sha256: str | None = None,
     overwrite: bool = False,
     probabilities: bool = False,
+    explain: str | None = None,
+    explain_photos: int = 200,
 ) -> pa.Table:
     """Label photos with an exported model. Write and return a table with one row per photo.
 
     Its columns are path, label, probability, `top_3` (JSON), and `error` if the photo could not be read. With
-    `probabilities`, a column `probability:NAME` for each class follows.
+    `probabilities`, a column `probability:NAME` for each class follows. With `explain`, heatmaps of the first
+    `explain_photos` photos are written to that place: see `job.serving.explanations`.
 
     The model's graph runs with all rights of this process. `model_sha256`, the SHA-256 of model.json, makes sure that it is
     the graph that was exported. With `overwrite`, `out` may replace a file that predict did not write.
@@ -52,6 +60,11 @@ def predict(
         StorageFailed: if the table cannot be written. It is then kept in scratch space.
     """
     place = answers.place(out, overwrite=overwrite, model=model, data=data)
+    explanations = None
+    if explain:
+        from job.serving.explanations import Explanations
+
+        explanations = Explanations(explain, explain_photos, model=model, out=out)
     source = open_source(data, labelled=False, settings=IntakeConfig(tfds_dir=tfds_dir))
     exported = model_folder.load(model, model_sha256, telemetry.line)
     listing = source.listing()
@@ -60,14 +73,19 @@ def predict(
     entries = [e for e in listing.entries if e.verdict != "ignored"]
     readable = [e for e in entries if e.verdict is None]
     place.refuse_inputs(source, readable)
+    if explanations:
+        explanations.begin([e.path for e in readable], model, model_sha256, exported.card, telemetry)
     with stop.during(next_time="Nothing was written: the same command begins again."):
         rows: dict[str, Row | None] = {e.path: {"path": e.path, "error": e.reason} for e in entries if e.verdict}
-        rows |= _labelled(readable, source, exported, batch_size, telemetry, stop, probabilities)
+        rows |= _labelled(readable, source, exported, batch_size, telemetry, stop, probabilities, explanations)
         answered = {path: row for path, row in rows.items() if row}
         if not answered:
             raise DataUnusable(f"--data {data}: there are no photos in it. Give a folder or table with photos.")
         class_names = exported.card.class_names if probabilities else ()
-        return place.write([answered[path] for path in sorted(answered)], stop, class_names)
+        table = place.write([answered[path] for path in sorted(answered)], stop, class_names)
+        if explanations:
+            explanations.write()
+        return table
 
 
 def _labelled(
@@ -78,6 +96,7 @@ def _labelled(
     telemetry: Telemetry,
     stop: StopRequest,
     keeps_all: bool,
+    explanations: "Explanations | None",
 ) -> dict[str, Row | None]:
     """Return the row of each entry by its path; None for files that are not photos and do not have a photo's name.
 
@@ -98,6 +117,9 @@ def _labelled(
             pixels = values.reshape(-1, *writer.row_shape)
             probabilities = [exported.probabilities(pixels[k : k + batch_size]) for k in range(0, len(pixels), batch_size)]
             rows |= _rows(task, np.concatenate(probabilities or [np.empty((0, 0))]), exported.card.class_names, keeps_all)
+            if explanations:
+                pairs = zip(task.entries, task.records, strict=True)
+                explanations.add([entry.path for entry, record in pairs if record["status"] in _DECODED], pixels)
             task.file.unlink()
             progress.advance(len(task.entries))
     return rows
@@ -108,7 +130,7 @@ def _rows(task: ShardTask, probabilities: np.ndarray, class_names: list[str], ke
     found: dict[str, Row | None] = {}
     good = iter(probabilities)
     for entry, record in zip(task.entries, task.records, strict=True):
-        if record["status"] in ("used", "converted"):
+        if record["status"] in _DECODED:
             found[entry.path] = _row(entry, next(good), class_names, keeps_all)
         else:
             found[entry.path] = None if record["status"] == "ignored" else {"path": entry.path, "error": record["reason"]}
