@@ -186,6 +186,19 @@ def rank(call: RunOptions, backbones: tuple[str, ...], image_sizes: tuple[str, .
     help="Add a column with the N most similar training photos. --model must lie in the output of its run.",
 )
 @click.option(
+    "--explain",
+    metavar="PLACE",
+    type=PLACE,
+    help="Also show where the model looks: a folder that gets a picture of each photo with its heatmap, or FILE.html.",
+)
+@click.option(
+    "--explain-photos",
+    default=200,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Largest number of photos that --explain takes, the first ones.",
+)
+@click.option(
     "--tfds-dir",
     metavar="DIR",
     type=PLACE,
@@ -206,7 +219,8 @@ def predict(model: str, data: str, out: str, **options: Any) -> None:
     from job import api
     from job.cluster.tensorflow import leave_out_keras
 
-    leave_out_keras()
+    if not options["explain"]:
+        leave_out_keras()
     errors = api.predict(model, data, out, session=_session(), **options)["error"].to_pylist()
     failed = sum(map(bool, errors))
     said = f"{len(errors) - failed:,} photos labelled, {failed:,} could not be read: {out}"

@@ -35,6 +35,8 @@ def predict(
     probabilities: bool = False,
     accepted_only: bool = False,
     neighbours: int = 0,
+    explain: Place | None = None,
+    explain_photos: int = 200,
     tfds_dir: Place | None = None,
     batch_size: int = 64,
     session: Session | None = None,
@@ -49,29 +51,32 @@ def predict(
     process. With `model_sha256`, the SHA-256 of its model.json, only that model is loaded. With `overwrite`, `out` may
     replace a file that predict did not write.
 
+    `explain` is a folder for a PNG with the heatmap of each photo and a table of them, heatmaps.csv, or the name of an HTML
+    page. Only the first `explain_photos` photos are explained.
+
     Raises:
-        UsageError: if there is no such model, it cannot give what is asked for, or `out` must not be written. This is
-            checked before any photo is read.
+        UsageError: if there is no such model, it cannot give what is asked for, or `out` or `explain` must not be written.
+            This is checked before any photo is read.
         DataUnusable: if there is not a single photo.
         StorageFailed, Stopped.
     """
+    from job.serving.predict import Wanted
     from job.serving.predict import predict as label_photos
 
     session = session or Session()
-    refuse_credentials(model, data, out, tfds_dir)
+    refuse_credentials(model, data, out, explain, tfds_dir)
+    wanted = Wanted(probabilities, accepted_only, neighbours, checked_place("--explain", explain), explain_photos)
     return label_photos(
         checked_place("--model", model),
         checked_place("--data", data),
         checked_place("--out", out),
+        wanted,
         tfds_dir=checked_place("--tfds-dir", tfds_dir),
         batch_size=batch_size,
         telemetry=Telemetry(None),
         stop=session.stop,
         model_sha256=model_sha256,
         overwrite=overwrite,
-        probabilities=probabilities,
-        accepted_only=accepted_only,
-        neighbours=neighbours,
     )
 
 

@@ -14,6 +14,7 @@ from job.comparing.photos import SharedPhotos, shared_photos
 from job.comparing.runs import FinishedRun, finished
 from job.comparing.words import in_words
 from job.errors import UsageError
+from job.serving.pages import check_page
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def compare(places: Sequence[str], out: str | None) -> Comparison:
     if len(set(places)) < max(2, len(places)):
         raise UsageError("compare needs at least two different runs: transfer-job compare RUN_A RUN_B")
     if out:
-        pages.check(out)
+        check_page(out, "--out", "compare")
     with ExitStack() as opened:
         runs = [opened.enter_context(finished(place)) for place in places]
         photos, groups = shared_photos(runs), grouped(runs)

@@ -1,6 +1,5 @@
 """The page of a comparison: one HTML file in the style of the report, with the photos that flipped."""
 
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from job.comparing.differences import Group
 from job.comparing.numbers import Numbers
 from job.comparing.photos import SharedPhotos
 from job.comparing.runs import IMAGES, FinishedRun
-from job.errors import JobError, UsageError
+from job.errors import JobError
 from job.measure.flips import RIGHT_TO_WRONG, WRONG_TO_RIGHT
 from job.reporting.charts import data_uri
 from job.reporting.gallery import Gallery
@@ -23,15 +22,11 @@ from job.reporting.rendering import rendered
 from job.runtime.context import Context
 from job.runtime.telemetry import Telemetry
 from job.sections import CacheConfig
-from job.serving.answers import output_around, try_to_write
-from job.storage.bucket.objects import is_remote
-from job.storage.files import beside, storage_errors, writing
+from job.serving.pages import write_page
 from job.stores.cache import Cache
 from job.stores.exchange import open_store
 
 MOST_PHOTOS = 24  # Of each kind of flip.
-_MARK = b'<meta name="generator" content="transfer-job compare">'
-_HEAD_BYTES = 1000
 _LIMITS = {"open_classes": 10}
 
 
@@ -44,26 +39,8 @@ class Flip(TypedDict):
     other: str
 
 
-def check(out: str) -> None:
-    """Check that compare may write a page. Nothing is left there.
-
-    Raises:
-        UsageError: if `out` is not a local .html file, is a file that compare did not write, or lies in the output of a run
-            under a name that the job writes itself.
-        StorageFailed.
-    """
-    if not out.endswith(".html") or is_remote(out):
-        raise UsageError(f"--out {out}: give the name of a file on this machine that ends in .html.")
-    if (owner := output_around(out)) is not None:
-        raise UsageError(
-            f"--out {out} lies in the output of a run, {owner}, under a name that the job writes itself. Give another name."
-        )
-    _refuse_foreign(out)
-    try_to_write(out)
-
-
 def write(out: str, numbers: Numbers, groups: Sequence[Group], photos: SharedPhotos) -> Path:
-    """Write the page and return its path. Raises as `check` does."""
+    """Write the page and return its path. Raises as `check_page` does."""
     flips = [_flips(photos, groups[0], group) for group in groups[1:]]
     digests = list(dict.fromkeys(digest for of_group in flips for kind in of_group.values() for digest in kind))
     html = rendered(
@@ -76,11 +53,7 @@ def write(out: str, numbers: Numbers, groups: Sequence[Group], photos: SharedPho
         limits=_LIMITS,
         picture=str,
     )
-    _refuse_foreign(out)
-    final = Path(out).resolve()
-    with writing(final, beside(final), len(html)) as part:
-        part.write_bytes(html)
-    return final
+    return write_page(out, html, "--out", "compare")
 
 
 def _flips(photos: SharedPhotos, first: Group, group: Group) -> dict[str, dict[str, Flip]]:
@@ -133,14 +106,3 @@ def _drawn(run: FinishedRun, digests: Sequence[str]) -> dict[str, str]:
             gallery.photo(row_of[digest], f"{number:03d}")
             drawn[digest] = data_uri(Path(folder, f"{number:03d}.jpg"))
         return drawn
-
-
-def _refuse_foreign(out: str) -> None:
-    """Refuse to replace anything but a page that compare wrote. Raises: UsageError, StorageFailed."""
-    file = Path(out).resolve()
-    if not os.path.lexists(file):
-        return
-    with storage_errors(file):
-        is_own = file.is_file() and _MARK in file.open("rb").read(_HEAD_BYTES)
-    if not is_own:
-        raise UsageError(f"--out {out}: there is such a file, and compare did not write it. Give another name.")

@@ -60,7 +60,9 @@ def _parts(classifier: keras.Model, copies: int) -> tuple[Inference, Inference]:
 
     logits = classifier.get_layer("probabilities").input
     classifier = keras.Model(classifier.input, logits)  # Without its other outputs, and the layers for them.
-    nested = [(layer, keras.Model(layer.input, layer.outputs[0])) for layer in classifier.layers if isinstance(layer, keras.Model)]
+    nested = [
+        (layer, keras.Model(layer.input, layer.outputs[0])) for layer in classifier.layers if isinstance(layer, keras.Model)
+    ]
     holder, model, point = next((layer, model, point) for layer, model in reversed(nested) if (point := _last_grid(model)))
     call = next(node for nodes in classifier._nodes_by_depth.values() for node in nodes if node.operation is holder)
     before = keras.Model(classifier.input, call.input_tensors[0])

@@ -144,10 +144,10 @@ def place(out: str, *, overwrite: bool, model: str, data: str) -> Place:
     return Place(out, overwrite, _is_foreign(out, overwrite), version)
 
 
-def try_to_write(out: str) -> None:
+def try_to_write(out: str, option: str = "--out") -> None:
     """Write an unnamed temporary file to the nearest existing folder of `out`. Raises: UsageError, StorageFailed."""
     file = Path(out).resolve()
-    with storage_errors(file), refused_at_start(f"--out {out}", file, writing=True):
+    with storage_errors(file), refused_at_start(f"{option} {out}", file, writing=True):
         folder = next(folder for folder in file.parents if os.path.lexists(folder))
         with tempfile.TemporaryFile(dir=folder) as stream:
             stream.write(b"\0")

@@ -119,8 +119,8 @@ def load(model: str, sha256: str | None, tell: Callable[[str], None]) -> Exporte
 
 
 @contextmanager
-def verified(model: str) -> Iterator[tuple[Path, ModelCard]]:
-    """Give the folder of a model, after a check of its files, and its model.json. `model` is as in `load`.
+def verified(model: str, sha256: str | None = None) -> Iterator[tuple[Path, ModelCard]]:
+    """Give the folder of a model, after a check of its files, and its model.json. The arguments are as in `load`.
 
     Raises:
         UsageError: if there is no model, or it is incomplete or damaged.
@@ -128,7 +128,7 @@ def verified(model: str) -> Iterator[tuple[Path, ModelCard]]:
     """
     place = _in_service(_of_run(model))
     with _opened(model, place) as folder:
-        yield folder, _checked(model, folder, None)
+        yield folder, _checked(model, folder, sha256)
 
 
 def is_below(file: str, model: str) -> bool:

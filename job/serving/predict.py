@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -25,14 +26,35 @@ from job.sources.open import open_source
 from job.stores.arrays import HEADER_BYTES, StoreWriter
 from job.text.numbers import counted
 
+if TYPE_CHECKING:
+    from job.serving.explanations import Explanations
+
 _BEST, _PHOTOS_AT_ONCE = 3, 256
 _DECODE_TIMEOUT_S, _WORKER_MEMORY_MB = 30.0, 2048
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to tell about photos besides their labels.
+
+    `probabilities`: a column `probability:NAME` for each class. `accepted_only`: photos whose answer is not accepted are
+    left out. `neighbours`: a column `neighbours` with so many of the most similar training photos of the model's run, and
+    their cosine similarities (JSON). `explain`: heatmaps of the first `explain_photos` photos, written to this place (see
+    `job.serving.explanations`).
+    """
+
+    probabilities: bool = False
+    accepted_only: bool = False
+    neighbours: int = 0
+    explain: str | None = None
+    explain_photos: int = 200
 
 
 def predict(
     model: str,
     data: str,
     out: str,
+    wanted: Wanted,
     *,
     tfds_dir: str | None,
     batch_size: int,
@@ -40,54 +62,62 @@ def predict(
     stop: StopRequest,
     model_sha256: str | None = None,
     overwrite: bool = False,
-    probabilities: bool = False,
-    accepted_only: bool = False,
-    neighbours: int = 0,
 ) -> pa.Table:
     """Label photos with an exported model. Write and return a table with one row per photo.
 
     Its columns are path, label, probability, familiarity, accepted, `top_3` (JSON), and `error` if the photo could not be
-    read. An older model leaves familiarity and accepted empty. With `accepted_only`, photos whose answer is not accepted are
-    left out. With `neighbours`, a column `neighbours` follows: so many of the most similar training photos of the model's
-    run, with their cosine similarities (JSON). With `probabilities`, a column `probability:NAME` for each class follows.
+    read; then come those that are `wanted`. An older model leaves familiarity and accepted empty.
 
     The model's graph runs with all rights of this process. `model_sha256`, the SHA-256 of model.json, makes sure that it is
     the graph that was exported. With `overwrite`, `out` may replace a file that predict did not write.
 
     Raises:
-        UsageError: if `model` is not an exported model, is incomplete, does not match `model_sha256`, or cannot give what
-            `accepted_only` and `neighbours` need; or if `out` must not be written (see `answers.place`). No photo has been
-            read then.
+        UsageError: if `model` is not an exported model, is incomplete, does not match `model_sha256`, or cannot give what is
+            `wanted`; or if `out` or the place of heatmaps must not be written (see `answers.place`). No photo has been read
+            then.
         DataUnusable: if there are no photos.
         StorageFailed: if the table cannot be written. It is then kept in scratch space.
     """
     place = answers.place(out, overwrite=overwrite, model=model, data=data)
+    explanations = _explanations(wanted, model, out)
     source = open_source(data, labelled=False, settings=IntakeConfig(tfds_dir=tfds_dir))
     exported = model_folder.load(model, model_sha256, telemetry.line)
-    if accepted_only and not exported.gives("accepted"):
+    if wanted.accepted_only and not exported.gives("accepted"):
         raise UsageError(
             f"--accepted-only: {model} does not say which answers it accepts; models of version 0.13 and later do. Run the "
             "job again, or leave out --accepted-only."
         )
-    with training_photos(exported, telemetry) if neighbours else nullcontext() as training:
+    with training_photos(exported, telemetry) if wanted.neighbours else nullcontext() as training:
         listing = source.listing()
         for note in listing.notes:
             telemetry.line(note)
         entries = [e for e in listing.entries if e.verdict != "ignored"]
         readable = [e for e in entries if e.verdict is None]
         place.refuse_inputs(source, readable)
+        if explanations:
+            explanations.begin([e.path for e in readable], model, model_sha256, exported.card, telemetry)
         with stop.during(next_time="Nothing was written: the same command begins again."):
             rows: dict[str, Row | None] = {e.path: {"path": e.path, "error": e.reason} for e in entries if e.verdict}
-            labeller = _Labeller(exported, batch_size, probabilities, training, neighbours)
+            labeller = _Labeller(exported, batch_size, wanted, training, explanations)
             rows |= _labelled(readable, source, labeller, telemetry, stop)
-            answered = [rows[path] for path in sorted(rows)]
-            found = [row for row in answered if row]
+            found = [row for _, row in sorted(rows.items()) if row]
             if not found:
                 raise DataUnusable(f"--data {data}: there are no photos in it. Give a folder or table with photos.")
-            if accepted_only:
+            if wanted.accepted_only:
                 found = _accepted(found, telemetry)
-            class_names = exported.card.class_names if probabilities else ()
-            return place.write(found, stop, class_names, with_neighbours=neighbours > 0)
+            class_names = exported.card.class_names if wanted.probabilities else ()
+            table = place.write(found, stop, class_names, with_neighbours=wanted.neighbours > 0)
+            if explanations:
+                explanations.write()
+            return table
+
+
+def _explanations(wanted: Wanted, model: str, out: str) -> "Explanations | None":
+    if wanted.explain is None:
+        return None
+    from job.serving.explanations import Explanations  # It imports TensorFlow with Keras.
+
+    return Explanations(wanted.explain, wanted.explain_photos, model=model, out=out)
 
 
 def _accepted(rows: list[Row], telemetry: Telemetry) -> list[Row]:
@@ -100,20 +130,22 @@ def _accepted(rows: list[Row], telemetry: Telemetry) -> list[Row]:
 
 @dataclass(frozen=True)
 class _Labeller:
-    """A model, and what to say about each photo: with `keeps_all` the probabilities of all classes, and its neighbours."""
+    """A model, and what else tells something about photos."""
 
     exported: ExportedModel
     batch_size: int
-    keeps_all: bool
+    wanted: Wanted
     training: TrainingPhotos | None
-    num_neighbours: int
+    explanations: "Explanations | None"
 
     def rows(self, paths: list[str], pixels_NHWC: np.ndarray) -> Iterator[Row]:
         """Yield the row of each photo. `pixels_NHWC` are uint8."""
+        if self.explanations:
+            self.explanations.add(paths, pixels_NHWC)
         for k in range(0, len(paths), self.batch_size):
             batch, part = pixels_NHWC[k : k + self.batch_size], paths[k : k + self.batch_size]
             found = self.exported.answers(batch)
-            neighbours = self.training.neighbours(batch, self.num_neighbours) if self.training else None
+            neighbours = self.training.neighbours(batch, self.wanted.neighbours) if self.training else None
             for n, path in enumerate(part):
                 row = self._row(path, found["probabilities"][n])
                 if "accepted" in found:
@@ -130,7 +162,7 @@ class _Labeller:
         top = {class_names[k]: round(float(probabilities_C[k]), 6) for k in best}
         most = float(probabilities_C[best[0]])
         row: Row = {"path": path, "label": class_names[best[0]], "probability": most, "top_3": top, "error": ""}
-        return {**row, "probabilities_C": probabilities_C} if self.keeps_all else row
+        return {**row, "probabilities_C": probabilities_C} if self.wanted.probabilities else row
 
 
 def _labelled(

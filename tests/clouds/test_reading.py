@@ -17,7 +17,7 @@ from job.runtime.telemetry import Telemetry
 from job.sections import ExportConfig, IntakeConfig
 from job.serving import answers, parity
 from job.serving import folder as model_folder
-from job.serving.predict import predict
+from job.serving.predict import Wanted, predict
 from job.sources.open import open_source
 from job.stages import export
 from job.stages.intake import Intake
@@ -111,7 +111,9 @@ def test_photo_that_has_changed_since_it_was_listed_is_not_counted_as_undecodabl
 
 
 def labelled(model, data, out, context):
-    return predict(str(model), data, out, tfds_dir=None, batch_size=64, telemetry=context.telemetry, stop=context.stop)
+    return predict(
+        str(model), data, out, Wanted(), tfds_dir=None, batch_size=64, telemetry=context.telemetry, stop=context.stop
+    )
 
 
 @pytest.mark.parametrize(
