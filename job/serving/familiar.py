@@ -40,7 +40,7 @@ def measured(
     """Fit the familiarity, write it for the export, and measure on the test photos how many are rejected.
 
     `features_of` returns the features (N, D) of photos, given by their rows in the image store. `share_added` is the share
-    of the backbone that the exported model runs once more for them. `predicted` is of the test photos.
+    of multiply-adds that they cost in the exported model. `predicted` is of the test photos.
     """
     train, val, test = (examples.of(split) for split in ("train", "val", "test"))
     train = train[chosen_for_fitting(examples.labels[train])]

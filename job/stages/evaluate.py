@@ -256,6 +256,8 @@ def _familiarity(
 
         return familiar.measured(features_of, "tuned", 0.0, config.mistakes, examples, predicted, images, context)
     share_added = network.cut_point.share_above if weights and network.cut_point else 0.0
+    if config.mirror is True:
+        share_added /= 2  # The model runs on the mirror image, too, for which no familiarity is computed.
     return familiar.measured(features.rows, "frozen", share_added, config.mistakes, examples, predicted, images, context)
 
 
