@@ -203,7 +203,7 @@ class AgainstEarlier(TypedDict):
 class MeasuredFamiliarity(TypedDict):
     """The familiarity of the held-out photos, of which `num_rejected` of `num_photos` are below `min_familiarity`.
 
-    `share_added` is the share of the backbone's multiply-adds that it costs once more in the exported model.
+    `share_added` is what it costs in the exported model, as a share of the multiply-adds of an answer without it.
     """
 
     source: Literal["frozen", "tuned"]

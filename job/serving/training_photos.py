@@ -24,7 +24,6 @@ from job.storage.files import digest_of_file
 from job.stores.arrays import ArrayStore
 
 _EXAMPLES, _EXPORTED = "stages/audit/examples.parquet", "stages/export/model/saved_model.pb"
-_AGAIN = "Run the job again with the same command and --out: what is missing is made again. Or leave out --neighbours."
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,10 @@ def training_photos(exported: ExportedModel, telemetry: Telemetry) -> Iterator[T
         made = Records(seen).made_with(run["settings_of_stages"]) if run else []
         same = file.is_file() and digest_of_file(file) == exported.card.sha256.get("saved_model.pb")
         if run is None or "export" not in made or not same:
-            raise UsageError(f"--neighbours: {out} holds results of another run than the one that made this model. {_AGAIN}")
+            raise UsageError(
+                f"--neighbours: {out} holds results of another run than the one that made this model. Run the job on it "
+                "again."
+            )
         context = Context(seen, telemetry, caching=Config.model_validate(run["config"]).cache)
         try:
             features = Extraction.load(context).features.plain
@@ -81,7 +83,8 @@ def training_photos(exported: ExportedModel, telemetry: Telemetry) -> Iterator[T
             is_intact = False
         if not is_intact:
             raise UsageError(
-                f"--neighbours: the features of the training photos are missing in {context.cache.root}. {_AGAIN}"
+                f"--neighbours: the features of the training photos are not in {context.cache.root} any more. Run the job "
+                "again into a new --out, or leave out --neighbours."
             )
         examples = Examples.load(seen.path(_EXAMPLES))
         train = examples.of("train")

@@ -33,7 +33,6 @@ from job.runtime.telemetry import Telemetry
 from job.sections import EvaluateConfig
 from job.serving import familiar
 from job.serving.earlier import against_earlier
-from job.serving.familiar import Known
 from job.stores.arrays import ArrayStore
 from job.train.feed import run_batches
 from job.train.loop import Inputs
@@ -131,9 +130,16 @@ def evaluate(
     scores = _scores(config, examples, val, test, predicted, plain, context.seed)
     is_met = config.min_accuracy is None or scores[shipped]["test"]["accuracy"] >= config.min_accuracy
     weights = tuned[seeds["chosen"]] if seeds and shipped == "fine_tuned" else None
-    known = _familiarity(
-        config, examples, on_test[shipped], images, features, inputs, chosen_head, weights, network, context
-    )
+
+    def tuned_features(rows: np.ndarray) -> np.ndarray:
+        assert weights is not None
+        return np.concatenate(
+            list(tuned_logits(network, chosen_head, weights, inputs, rows, context.telemetry, below_head=True))
+        )
+
+    features_of = {"frozen": features.rows, "tuned": tuned_features if weights else features.rows}
+    share_above = network.cut_point.share_above if weights and network.cut_point else 0.0
+    known = familiar.measured(config, features_of, share_above, examples, on_test[shipped], images, context)
     min_probability = 0.0
     accepted_T = on_test[shipped].confidence_N >= min_probability
     if known:
@@ -229,34 +235,6 @@ def tuned_logits(
             network.replicas, forward, lambda numbers: inputs.plain(rows[numbers]), len(rows), _BATCH_SIZE, telemetry
         )
     )
-
-
-def _familiarity(
-    config: EvaluateConfig,
-    examples: Examples,
-    predicted: Predicted,
-    images: ArrayStore,
-    features: ArrayStore,
-    inputs: Inputs,
-    chosen_head: Head,
-    weights: list[np.ndarray] | None,
-    network: Network,
-    context: Context,
-) -> Known | None:
-    """Fit and measure the familiarity of the model with these fine-tuned weights, or of the head; None if it is off."""
-    if config.familiarity == "off":
-        for name in (familiar.FAMILIARITY, familiar.PICTURES):
-            context.workdir.remove(name)
-        return None
-    if config.familiarity == "tuned" and weights:
-
-        def features_of(rows: np.ndarray) -> np.ndarray:
-            batches = tuned_logits(network, chosen_head, weights, inputs, rows, context.telemetry, below_head=True)
-            return np.concatenate(list(batches))
-
-        return familiar.measured(features_of, "tuned", 0.0, config.mistakes, examples, predicted, images, context)
-    share_added = network.cut_point.share_above if weights and network.cut_point else 0.0
-    return familiar.measured(features.rows, "frozen", share_added, config.mistakes, examples, predicted, images, context)
 
 
 def _calibration(config: EvaluateConfig, examples: Examples, logits: StoredLogits) -> Calibration:

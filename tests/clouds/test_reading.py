@@ -20,6 +20,7 @@ from job.serving import folder as model_folder
 from job.serving.predict import Wanted, predict
 from job.sources.open import open_source
 from job.stages import export
+from job.stages.evaluate import Evaluation
 from job.stages.intake import Intake
 from job.storage.workdir import Workdir
 from tests.clouds.test_runs import node, started, wait_for
@@ -103,7 +104,16 @@ def test_photo_that_has_changed_since_it_was_listed_is_not_counted_as_undecodabl
     with start(parity.__name__) as checker:
         model = (finished_run / "model").resolve()
         found = export._check_parity(
-            checker, ExportConfig(), model, rules, taken_in.examples, taken_in.images, source, entries, context
+            checker,
+            ExportConfig(),
+            model,
+            rules,
+            Evaluation.load(context).acceptance,
+            taken_in.examples,
+            taken_in.images,
+            source,
+            entries,
+            context,
         )
     counts = {name: found["bytes"][name] for name in ("num_photos", "not_decodable_in_graph", "not_readable")}
     assert counts == {"num_photos": found["num_photos"] - 1, "not_decodable_in_graph": 0, "not_readable": 1}

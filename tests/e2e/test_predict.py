@@ -305,21 +305,21 @@ def rows_of(table):
 
 @pytest.fixture
 def odd_photos(finished_run, painted, tmp_path):
-    """Two training photos of the run, and a grey picture."""
+    """Two training photos of the run, and a red picture, which is unlike them, even with random weights."""
     folder = tmp_path / "odd"
     folder.mkdir()
     examples = Examples.load(finished_run / "examples.parquet")
     for k, index in enumerate(examples.of("train")[:2]):
         shutil.copy(painted / examples["path"][index], folder / f"known{k}.jpg")
-    Image.new("RGB", (72, 60), (128, 128, 128)).save(folder / "grey.png")
+    Image.new("RGB", (72, 60), (255, 0, 0)).save(folder / "red.png")
     return folder
 
 
-def test_grey_picture_is_not_accepted_and_left_out_if_only_accepted_ones_are_wanted(finished_run, odd_photos, tmp_path):
+def test_picture_unlike_the_photos_is_not_accepted_and_can_be_left_out(finished_run, odd_photos, tmp_path):
     done = run_job("predict", "--model", finished_run, "--data", odd_photos, "--out", tmp_path / "all.csv", "--json")
     assert done.returncode == 0, done.stderr
     rows = rows_of(pyarrow.csv.read_csv(tmp_path / "all.csv"))
-    assert rows["grey.png"]["familiarity"] == 0 and rows["grey.png"]["accepted"] is False
+    assert rows["red.png"]["familiarity"] == 0 and rows["red.png"]["accepted"] is False
     assert rows["known0.jpg"]["familiarity"] > 0.05 and rows["known0.jpg"]["accepted"] is True
     (odd_photos / "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
     done = run_job(
@@ -348,7 +348,7 @@ def test_neighbours_are_refused_before_any_work_if_the_run_does_not_have_them(ou
     refused(tmp_path, out, photos, answer, context, match="holds results of another run", neighbours=3)
     (tmp_path / "kept.json").rename(record)
     shutil.rmtree(out / "cache")
-    match = r"the features of the training photos are gone from .*cache\. Run the job again"
+    match = r"the features of the training photos are not in .*cache any more\. Run the job again into a new --out"
     refused(tmp_path, out / "model", photos, answer, context, match=match, neighbours=3)
 
 

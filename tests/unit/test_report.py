@@ -389,8 +389,8 @@ def test_results_come_before_the_data_and_the_contents_have_the_same_order(conte
     elements = Elements(drawn(context))
     sections = [attributes["id"] for attributes in elements.of("section")]
     assert sections == [
-        "results", "each-class", "confusion", "mistakes", "calibration", "familiarity", "training", "export", "data", "classes",
-        "more-photos", "shortcuts", "faults", "duplicates", "suspicious", "labels", "times", "again"
+        "results", "each-class", "confusion", "mistakes", "calibration", "familiarity", "training", "export", "data",
+        "classes", "more-photos", "shortcuts", "faults", "duplicates", "suspicious", "labels", "times", "again"
     ]  # fmt: skip
     links = [link["href"] for link in Elements(contents(drawn(context))).of("a")]
     assert links == [f"#{section}" for section in sections]
