@@ -130,7 +130,7 @@ _ROWS = (
     ),
     Stage(
         name="evaluate",
-        schema=8,
+        schema=9,
         after=("audit", "extract", "head", "fine_tune"),
         settings=("evaluate", "seed"),
         artifact="Evaluation",

@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # These modules import libraries that only training needs.
     from job.measure.flips import Versus
     from job.measure.metrics import Scores
     from job.measure.seeds import Seeds
+    from job.measure.thresholds import Thresholds
 
 
 class Run(TypedDict):
@@ -203,7 +204,7 @@ class Choice(TypedDict):
 
 
 class Evaluated(Details, AgainstEarlier):
-    """The content of evaluation.json."""
+    """The content of evaluation.json. Answers with a probability of at least `min_probability` are accepted: at 0, all."""
 
     shipped: Shipped
     mirrors: bool
@@ -216,6 +217,8 @@ class Evaluated(Details, AgainstEarlier):
     fine_tuned: ModelScores | None
     seeds: Seeds | None
     gate: Gate
+    min_probability: float
+    thresholds: Thresholds
     mistakes: list[Pictured]
 
 

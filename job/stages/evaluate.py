@@ -22,6 +22,7 @@ from job.measure.calibration import (
 from job.measure.predicted import Predicted, StoredLogits, parts
 from job.measure.predictions import answers_of, write_predictions
 from job.measure.seeds import Seeds, compared_seeds
+from job.measure.thresholds import out_of_fold_answers, thresholds
 from job.model.heads import Head
 from job.model.inputs import MirroredInputs
 from job.model.network import Network
@@ -112,6 +113,15 @@ def evaluate(
     is_met = config.min_accuracy is None or scores[shipped]["test"]["accuracy"] >= config.min_accuracy
     answers = answers_of(examples, test, on_test[shipped], shipped, _leak_free(examples, test))
     write_predictions(answers, logits, calibrations, context.workdir)
+    found = thresholds(
+        config.target_precision,
+        labels_N=labels,
+        predicted=predicted[shipped],
+        groups_N=examples.units[both],
+        num_val=len(val),
+        num_classes=len(examples.class_names),
+        of_training=lambda: out_of_fold_answers(examples, features, calibrations[shipped].offsets_C, context),
+    )
     is_wrong = on_test[shipped].class_N != examples.labels[test]
     numbers: Evaluated = {
         "shipped": shipped,
@@ -126,6 +136,8 @@ def evaluate(
         "seeds": seeds,
         **_details(config, examples, test, on_test, shipped, context.seed),
         "gate": {"min_accuracy": config.min_accuracy, "met": is_met},
+        "min_probability": (found["chosen"] and found["chosen"]["min_probability"]) or 0.0,
+        "thresholds": found,
         "mistakes": surest(THUMBNAILS, is_wrong, config.mistakes, examples, on_test[shipped], images, context.workdir),
         **against_earlier(config, examples, on_test[shipped], images, rules, context),
     }
