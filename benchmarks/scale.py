@@ -145,7 +145,10 @@ def head(num_photos: int, num_classes: int, folder: Path) -> Callable[[], object
 def evaluate(num_photos: int, num_classes: int, folder: Path) -> Callable[[], object]:
     """The stage evaluate with two models, and predictions.parquet. The second model is a head as well, not a network."""
     from job.data.moments import Moments
+    from job.measure.models import Models
+    from job.measure.predicted import StoredLogits
     from job.model.discriminant import Discriminant
+    from job.model.heads import Head
     from job.stages import evaluate as stage
 
     examples, context = examples_of(num_photos, num_classes, are_split=True), context_in(folder)
@@ -155,19 +158,16 @@ def evaluate(num_photos: int, num_classes: int, folder: Path) -> Callable[[], ob
     discriminant = Discriminant(Moments.of(features.rows(some), examples.labels[some], np.ones(len(some)), num_classes))
     heads = discriminant.head(0.5), discriminant.head(0.1)
 
-    def logits(*_: object) -> list[Iterator[np.ndarray]]:
-        return [stage._head_logits(heads[1], features, examples["row"][np.r_[examples.of("val"), examples.of("test")]])]
+    class TwoHeads(Models):
+        def logits(self, rows_N: np.ndarray, *, scratch: Path, telemetry: Telemetry, **_: object) -> dict[str, StoredLogits]:
+            def stored(head: Head) -> StoredLogits:
+                batches = self.features_of("head", rows_N, telemetry)
+                return StoredLogits((head.logits(batch_BD) for batch_BD in batches), num_classes, scratch)
 
-    stage.tuned_logits = logits  # type: ignore[assignment]
-    given: dict[str, Any] = {
-        "rules": None,
-        "inputs": None,
-        "network": None,
-        "tuned": {"seed 0": []},
-        "images": images,
-        "features": features,
-    }
-    return lambda: stage.evaluate(EvaluateConfig(), examples=examples, chosen_head=heads[0], context=context, **given)
+            return dict(zip(("head", "seed 0"), map(stored, heads), strict=True))
+
+    given: dict[str, Any] = {"rules": None, "models": TwoHeads(None, heads[0], {"seed 0": []}, features, None, images)}  # type: ignore[arg-type]
+    return lambda: stage.evaluate(EvaluateConfig(familiarity="off"), examples=examples, context=context, **given)
 
 
 def predictions(num_photos: int, num_classes: int, folder: Path) -> Callable[[], object]:

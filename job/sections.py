@@ -286,6 +286,13 @@ class EvaluateConfig(Section):
         "The fine-tuned model answers with the mean over a photo and its mirror image, which takes twice as long. auto: if "
         "train.quality is balanced or best, and augment.horizontal_flip is on.",
     )
+    target_precision: float | None = what(
+        None,
+        "Share of the accepted answers that must be right, for example 0.98. The job looks for the lowest probability from "
+        "which on this is proven, on validation photos; docs/thresholds.md. If it is left out, all answers are accepted.",
+        gt=0.5,
+        lt=1,
+    )
     familiarity: Literal["frozen", "tuned", "off"] = what(
         "frozen",
         "The model tells how similar a photo is to the training photos. frozen: by features of the frozen backbone, which "

@@ -1,12 +1,26 @@
 """The comparison of what a form of the exported model accepts with what was measured."""
 
 from collections.abc import Mapping
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 import numpy as np
 
 # Largest difference of familiarities from the same pixels. It magnifies rounding where percentiles are close.
 FAMILIARITY_TOLERANCE = 5e-3
+
+
+class Rejections(TypedDict):
+    """The number of held-out photos with a familiarity below `min_familiarity`, and the accuracy of the answers to them."""
+
+    source: Literal["frozen", "tuned"]
+    min_familiarity: float
+    num_prototypes: int
+    num_validation: int
+    num_photos: int
+    num_rejected: int
+    rejected: float
+    rejected_ci95: list[float]
+    accuracy_of_rejected: float | None
 
 
 class ComparedAcceptance(TypedDict):

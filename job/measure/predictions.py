@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from job.data.examples import Examples
 from job.measure.calibration import Calibration
+from job.measure.familiar import Known
 from job.measure.predicted import Predicted, StoredLogits, parts
 from job.storage.workdir import Workdir
 
@@ -59,14 +60,18 @@ def answers_of(
     predicted: Predicted,
     shipped: str,
     leak_free_T: np.ndarray,
-    familiarity_T: np.ndarray | None,
-    accepted_T: np.ndarray,
+    familiarity: Known | None,
+    min_probability: float,
 ) -> pa.Table:
     """Return the table of predictions for T test photos, without the lists of probabilities.
 
     `predicted` is of the shipped model. `leak_free_T` says which photos have no copy in the training split that was given.
-    `familiarity_T` is None if it is off. `accepted_T` says which answers may be relied on.
+    `familiarity` is that of the T photos; None if it is off. An answer is accepted if the photo is familiar, and if its
+    probability is at least `min_probability`.
     """
+    accepted_T = predicted.confidence_N >= min_probability
+    if familiarity:
+        accepted_T &= familiarity.is_familiar
     columns = {
         "path": examples["path"][test_T],
         "sha256": examples["sha256"][test_T],
@@ -74,7 +79,7 @@ def answers_of(
         "predicted": np.asarray(examples.class_names, object)[predicted.class_N],
         "shipped": np.full(len(test_T), shipped, object),
         "leak_free": leak_free_T,
-        "familiarity": pa.nulls(len(test_T), pa.float32()) if familiarity_T is None else familiarity_T.astype(np.float32),
+        "familiarity": familiarity.of_N.astype(np.float32) if familiarity else pa.nulls(len(test_T), pa.float32()),
         "accepted": accepted_T,
     }
     return pa.table(columns, metadata={"class_names": "\n".join(examples.class_names)})

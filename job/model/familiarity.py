@@ -23,7 +23,7 @@ Source = Literal["frozen", "tuned"]
 MIN_FAMILIARITY = 0.05  # Of validation photos, this share is below it.
 _MIN_PROTOTYPES, _MAX_PROTOTYPES, _PHOTOS_PER_PROTOTYPE = 5, 20, 25
 _MAX_IN_ALL = 2_000  # With 1,280 features they take 10 MB of the model.
-_MAX_PHOTOS_PER_PROTOTYPE = 64
+_MAX_PHOTOS_PER_PROTOTYPE, _MAX_PHOTOS = 64, 20_000
 _ROUNDS = 15
 _SEGMENTS = 20  # So that MIN_FAMILIARITY is a knot.
 # A cosine differs by 1e-5 between runtimes. So the familiarity differs by at most 1e-5 / _MIN_GAP / _SEGMENTS = 0.0005.
@@ -113,7 +113,9 @@ class Acceptance:
 def chosen_for_fitting(labels_N: np.ndarray) -> np.ndarray:
     """Return the positions of the photos that `fit` uses of a large set, evenly spaced in each class. Ascending."""
     counts_C = np.bincount(labels_N)
-    most = _MAX_PHOTOS_PER_PROTOTYPE * _num_prototypes(int(counts_C.max()), int((counts_C > 0).sum()))
+    num_classes = int((counts_C > 0).sum())
+    of_prototypes = _MAX_PHOTOS_PER_PROTOTYPE * _num_prototypes(int(counts_C.max()), num_classes)
+    most = max(1, min(of_prototypes, _MAX_PHOTOS // num_classes))
     of_classes = (np.flatnonzero(labels_N == k) for k in np.flatnonzero(counts_C))
     return np.sort(np.concatenate([of[:: -(-len(of) // most)] for of in of_classes]))
 

@@ -50,6 +50,7 @@ from job.text.numbers import counted, percent
 if TYPE_CHECKING:  # They import SciPy, which takes as long as all else that a start imports.
     from job.measure.corrected import Corrected
     from job.measure.seeds import Seeds
+    from job.measure.thresholds import Thresholds
 
 ATTEMPT = "attempt"
 _EDITED = "label_issues.csv"  # Users may edit it, and their edits are kept.
@@ -69,6 +70,8 @@ class Metrics(TypedDict):
     seeds: Seeds | None
     per_class: list[dict[str, object]]
     confusion: list[list[int]]
+    min_probability: float
+    thresholds: Thresholds
     earlier: ComparedWithEarlier | None
     corrections: Corrected | None
     familiarity: MeasuredFamiliarity | None
@@ -195,6 +198,8 @@ def metrics(workdir: Workdir, numbers: Evaluated, done: Collection[str]) -> Metr
         seeds=numbers["seeds"],
         per_class=numbers["per_class"],
         confusion=numbers["confusion"],
+        min_probability=numbers["min_probability"],
+        thresholds=numbers["thresholds"],
         earlier=numbers["earlier"],
         corrections=numbers["corrections"],
         familiarity=numbers["familiarity"],

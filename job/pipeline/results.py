@@ -12,7 +12,7 @@ from job.config import Config
 from job.errors import DataUnusable, GateNotMet
 from job.pipeline import publishing
 from job.pipeline.job import Job
-from job.reporting.facts import against_earlier, corrected
+from job.reporting.facts import accepted, against_earlier, corrected
 from job.reporting.summaries import num_correct, num_wanted, of_shipped
 from job.storage.published import Published
 from job.storage.workdir import Workdir
@@ -101,7 +101,7 @@ def headline(job: Job) -> list[str]:
     """Return the last lines of a run: its model, its accuracy, and where the report is; then the earlier model."""
     place = publishing.place(job.workdir)
     page = f" Report: {job.workdir.shown(f'{place}report.html')}" if job.workdir.exists(f"{place}report.html") else ""
-    compared = corrections = ""
+    promised = compared = corrections = ""
     if "evaluate" not in job.done:
         found = f"{len(job['intake'].examples):,} files looked at.{page}"
     else:
@@ -114,10 +114,11 @@ def headline(job: Job) -> list[str]:
         if "export" in job.done and (notice := job["export"].parity["bytes"]["notice"]):
             found += f" {notice}"
         found += page
+        promised = accepted(chosen) if (chosen := numbers["thresholds"]["chosen"]) else ""
         compared = against_earlier(numbers["earlier"]) if numbers["earlier"] else ""
         corrections = corrected(numbers["corrections"]) if numbers["corrections"] else ""
     model, formats = publishing.new_model(job.workdir), of_formats(job)
-    lines = (model, *formats, found, compared, corrections, publishing.in_service(job.workdir))
+    lines = (model, *formats, found, promised, compared, corrections, publishing.in_service(job.workdir))
     return list(filter(None, lines))
 
 

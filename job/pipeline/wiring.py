@@ -130,18 +130,15 @@ def _fine_tune(job: Job) -> Artifact | None:
 
 def _evaluate(job: Job) -> Artifact | None:
     from job.decoding.rules import DecodeRules
+    from job.measure.models import Models
     from job.stages.evaluate import evaluate
 
+    images, features = job["intake"].images, job["extract"].features.plain
     return evaluate(
         job.config.evaluate,
         examples=job["audit"].examples,
-        images=job["intake"].images,
-        features=job["extract"].features.plain,
+        models=Models(job.network, job["head"].head, job["fine_tune"].models, features, job.inputs, images),
         rules=DecodeRules.of(job.config.intake, job["intake"].bit_depth),
-        inputs=job.inputs,
-        chosen_head=job["head"].head,
-        tuned=job["fine_tune"].models,
-        network=job.network,
         context=job.context,
     )
 

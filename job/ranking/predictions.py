@@ -61,7 +61,7 @@ def fine_tune(job: Job) -> None:
     key = job.records.outcome("fine_tune")
     if (known := read_sealed(job.workdir, _TUNED)) is not None and known["key"] == key:
         return
-    from job.stages.evaluate import tuned_logits
+    from job.measure.models import tuned_logits
 
     (weights,) = job["fine_tune"].weights.values()  # `candidates` refuses settings that train nothing, and sets one seed.
     examples = job["audit"].examples

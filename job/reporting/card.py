@@ -14,7 +14,7 @@ from markupsafe import Markup
 from job.data.examples import split_digests
 from job.model.licences import licence
 from job.reporting.advice import advice
-from job.reporting.facts import facts
+from job.reporting.facts import accepted, facts
 from job.reporting.summaries import Run, of_shipped
 from job.runtime.context import Context
 from job.sections import PUBLISHED_WEIGHTS
@@ -46,6 +46,7 @@ def card(*, title: str, run: Run, context: Context) -> bytes:
         limits=advice(known, explore, audit, read("stages/heatmaps/heatmaps.json")),
         outliers=audit["outliers"],
         published_weights=PUBLISHED_WEIGHTS,
+        promised=accepted(chosen) if (chosen := evaluation["thresholds"]["chosen"]) else "",
         licence=licence(run["config"]["backbone"]["name"]),
         parity=read("stages/export/parity.json"),
         formats={name: found for name, found in formats.items() if not found["faults"]},

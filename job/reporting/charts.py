@@ -17,6 +17,7 @@ from job.reporting.summaries import Evaluated, HeadPath, Tuning
 if TYPE_CHECKING:
     from job.measure.calibration import Bin
     from job.measure.probes import CurvePoint
+    from job.measure.thresholds import Thresholds
 
 _MEDIA_TYPES = {".jpg": "image/jpeg", ".png": "image/png", ".svg": "image/svg+xml"}
 _SIZE_PX = (326, 260)
@@ -46,6 +47,7 @@ def charts(
         drawn |= _tuning_charts(tuning["history"])
     if evaluation:
         drawn["reliability"] = _reliability_chart(evaluation["reliability"])
+        drawn |= _threshold_charts(evaluation["thresholds"])
     if evaluation and clusters:
         drawn["confusion"] = _confusion_chart(np.asarray(evaluation["confusion"]), clusters)
     return {name: _uri(".svg", chart.svg().encode()) for name, chart in drawn.items()}
@@ -110,6 +112,25 @@ def _reliability_chart(bins: "Sequence[Bin]") -> Chart:
     chart.intervals(confidences, lows, highs, SERIES[0])
     chart.dots(confidences, accuracies, SERIES[0], [2 + 4.5 * (found["num_examples"] / most) ** 0.5 for found in bins])
     return chart
+
+
+def _threshold_charts(thresholds: "Thresholds") -> Iterator[tuple[str, Chart]]:
+    """Yield precision and coverage by threshold, with a ring at the threshold that was asked for.
+
+    The axis is logarithmic in the distance from 1, because most thresholds of interest are close to 1.
+    """
+    curves, chosen = thresholds["curves"], thresholds["chosen"]
+    ticks = {1 - threshold: f"{threshold:g}" for threshold in (0, 0.5, 0.8, 0.95, 0.99, 0.999)}
+    distances = [1 - threshold for threshold in curves["thresholds"]]
+    x = Axis(1.2, min([*ticks, *distances]) / 1.2, ticks, is_log=True)
+    for name, values, colour in (("precision", curves["precision"], SERIES[0]), ("coverage", curves["coverage"], SERIES[2])):
+        shares = [share or 0.0 for share in values]
+        chart = Chart(_SIZE_PX, x, Axis.linear(shares), name.capitalize(), ("threshold", ""))
+        chart.line(distances, shares, colour)
+        chart.dots(distances, shares, colour, 2.5)
+        used = [k for k, threshold in enumerate(curves["thresholds"]) if chosen and threshold == chosen["min_probability"]]
+        chart.dots([distances[k] for k in used], [shares[k] for k in used], colour, 7, are_rings=True)
+        yield f"threshold_{name}", chart
 
 
 def _confusion_chart(matrix_CC: np.ndarray, clusters: Clusters) -> Chart:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from job.measure.corrected import Corrected, Verdict
     from job.measure.flips import Versus
     from job.measure.shortcuts import Fact
+    from job.measure.thresholds import Promise
 
 
 class ClassFacts(ClassCounts):
@@ -141,3 +142,29 @@ def _accuracies(result: Versus) -> str:
         f"the earlier model has an accuracy of {then} and the new one {now}: {points(result['difference'])} points "
         f"(95% interval {points(low)} to {points(high)}{chance})."
     )
+
+
+def accepted(made: Promise) -> str:
+    """Return sentences about the answers that are accepted for evaluate.target_precision, or why no threshold is proven."""
+    wanted = f"{100 * made['target_precision']:g}%"
+    if (threshold := made["min_probability"]) is None:
+        return f"No threshold is proven to keep a precision of {wanted}, so all answers are accepted. {more_photos(made)}"
+    found = made["held_out"]
+    assert found is not None
+    if found["precision"] is None:
+        return (
+            f"At {wanted} precision the model answers none of the held-out photos: none has a probability of {threshold:g}."
+        )
+    low, high = map(percent, found["precision_ci95"])
+    return (
+        f"At {wanted} precision the model answers {percent(found['coverage'])} of photos: those with a probability of at "
+        f"least {threshold:g}. Of these answers to held-out photos, {percent(found['precision'])} are right (95% interval "
+        f"{low} to {high})."
+    )
+
+
+def more_photos(made: Promise) -> str:
+    """Return a sentence about the number of photos that would prove a threshold."""
+    if (more := made["more_photos"]) is None:
+        return "Even its surest answers seem to be wrong too often, so more validation photos would hardly prove one."
+    return f"About {counted(more, 'more validation photo', 'more validation photos')} would probably prove one."

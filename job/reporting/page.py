@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -17,7 +18,7 @@ from job.reporting import times
 from job.reporting.advice import advice
 from job.reporting.charts import FRAMED_GROUPS, charts, data_uri
 from job.reporting.data_summaries import Explored
-from job.reporting.facts import Facts, against_earlier, corrected, facts
+from job.reporting.facts import Facts, accepted, against_earlier, corrected, facts, more_photos
 from job.reporting.rendering import HEAT_LEVELS, rendered
 from job.reporting.summaries import Evaluated, Run, Shipped, num_correct, num_wanted, of_shipped
 from job.runtime.context import Context
@@ -27,6 +28,7 @@ from job.train.recipe import with_quality
 
 if TYPE_CHECKING:
     from job.measure.metrics import Scores
+    from job.measure.thresholds import Thresholds
 
 _ARTIFACTS = {
     "explore": "stages/explore/explore.json",
@@ -43,6 +45,7 @@ _ARTIFACTS = {
 # template in templates/sections/. Results come before the data because the data of many classes fills most of the page.
 _SECTIONS = (
     ("results", "Results", "evaluation"),
+    ("thresholds", "Thresholds: answer only what is sure", "evaluation"),
     ("earlier", "Comparison with the earlier model", "earlier"),
     ("corrections", "Corrected labels", "corrections"),
     ("each-class", "Results of each class", "evaluation"),
@@ -123,6 +126,8 @@ def page(config: ReportConfig, *, run: Run, timings: times.Records, context: Con
         corrected=corrected(made["corrections"]) if made["corrections"] else None,
         changed=in_words(made["earlier"]["changes"], "the earlier model") if made["earlier"] else None,
         results=_results(made["evaluation"], found.groups if found else []) if made["evaluation"] else None,
+        promises=_promises(made["evaluation"]["thresholds"]) if made["evaluation"] else None,
+        more_photos=more_photos,
         charts=drawn,
         run=run,
         settings=_settings(run["config"]),
@@ -220,6 +225,24 @@ def _results(evaluation: Evaluated, found: Sequence[Group]) -> dict[str, Any]:
         "confusions": confusions(matrix_CC),
         "confused_groups": [(group.num_confused, [names[k] for k in group.members]) for group in found],
         "matrix": _shaded(matrix_CC) if len(names) <= LIMITS["matrix_classes"] else None,
+    }
+
+
+def _promises(thresholds: "Thresholds") -> dict[str, object]:
+    """Return the promises in the order of their precision, the one that was asked for in words, and a place in the curves.
+
+    The classes are shown at this place: the threshold that was asked for, else the highest one that is proven.
+    """
+    chosen, curves = thresholds["chosen"], thresholds["curves"]
+    others = [made for made in thresholds["offered"] if not chosen or made["target_precision"] != chosen["target_precision"]]
+    rows = sorted([*others, *([chosen] if chosen else ())], key=itemgetter("target_precision"))
+    used = [chosen] if chosen else rows
+    proven = [made["min_probability"] for made in used if made["min_probability"] in curves["thresholds"]]
+    return {
+        "rows": rows,
+        "chosen": chosen,
+        "in_words": accepted(chosen) if chosen else "",
+        "place": curves["thresholds"].index(proven[-1]) if proven else None,
     }
 
 

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
 from job.data.changes import Changes
-from job.measure.accepted import ComparedAcceptance
+from job.measure.accepted import ComparedAcceptance, Rejections
 
 if TYPE_CHECKING:  # These modules import libraries that only training needs.
     from job.measure.calibration import Bin
@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # These modules import libraries that only training needs.
     from job.measure.metrics import Scores
     from job.measure.occlusion import Background, Deletion
     from job.measure.seeds import Seeds
+    from job.measure.thresholds import Thresholds
 
 
 class Run(TypedDict):
@@ -200,21 +201,12 @@ class AgainstEarlier(TypedDict):
     corrections: Corrected | None
 
 
-class MeasuredFamiliarity(TypedDict):
-    """The familiarity of the held-out photos, of which `num_rejected` of `num_photos` are below `min_familiarity`.
+class MeasuredFamiliarity(Rejections):
+    """The familiarity of the held-out photos, with the least familiar ones.
 
     `share_added` is what it costs in the exported model, as a share of the multiply-adds of an answer without it.
     """
 
-    source: Literal["frozen", "tuned"]
-    min_familiarity: float
-    num_prototypes: int
-    num_validation: int
-    num_photos: int
-    num_rejected: int
-    rejected: float
-    rejected_ci95: list[float]
-    accuracy_of_rejected: float | None
     share_added: float
     least_familiar: list[Pictured]
 
@@ -228,7 +220,7 @@ class Choice(TypedDict):
 
 
 class Evaluated(Details, AgainstEarlier):
-    """The content of evaluation.json."""
+    """The content of evaluation.json. Answers with a probability of at least `min_probability` are accepted: at 0, all."""
 
     shipped: Shipped
     mirrors: bool
@@ -241,6 +233,7 @@ class Evaluated(Details, AgainstEarlier):
     fine_tuned: ModelScores | None
     seeds: Seeds | None
     gate: Gate
+    thresholds: Thresholds
     mistakes: list[Pictured]
     min_probability: float
     familiarity: MeasuredFamiliarity | None

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 
@@ -19,31 +18,23 @@ from job.measure.calibration import (
     reliability,
     temperature,
 )
-from job.measure.predicted import Predicted, StoredLogits, parts
+from job.measure.familiar import Known, known
+from job.measure.models import Models
+from job.measure.predicted import Predicted, StoredLogits
 from job.measure.predictions import answers_of, write_predictions
 from job.measure.seeds import Seeds, compared_seeds
-from job.model.familiarity import MIN_FAMILIARITY, Acceptance, Familiarity
-from job.model.heads import Head
-from job.model.inputs import MirroredInputs
-from job.model.network import Network
-from job.reporting.gallery import surest
-from job.reporting.summaries import Choice, Details, Evaluated, ModelScores, Shipped
+from job.measure.thresholds import Thresholds, out_of_fold_answers, thresholds
+from job.model.familiarity import Acceptance, Familiarity, Source
+from job.reporting.gallery import pictured, surest
+from job.reporting.summaries import Choice, Details, Evaluated, MeasuredFamiliarity, ModelScores, Shipped
 from job.runtime.context import Context
-from job.runtime.telemetry import Telemetry
 from job.sections import EvaluateConfig
-from job.serving import familiar
 from job.serving.earlier import against_earlier
-from job.stores.arrays import ArrayStore
-from job.train.feed import run_batches
-from job.train.loop import Inputs
-
-if TYPE_CHECKING:
-    import tensorflow as tf
 
 OfModel = TypeVar("OfModel")
 SUMMARY = "stages/evaluate/evaluation.json"
-THUMBNAILS = "stages/evaluate/mistakes"
-_BATCH_SIZE = 256
+THUMBNAILS, LEAST_FAMILIAR = "stages/evaluate/mistakes", "stages/evaluate/least_familiar"
+FAMILIARITY = "stages/evaluate/familiarity.npz"
 _CALIBRATION_PHOTOS = 10_000  # So many validation photos suffice for two numbers.
 _MAX_PICTURE_PX = 1200
 
@@ -61,19 +52,16 @@ class Evaluation:
     @classmethod
     def load(cls, context: Context) -> Self:
         numbers: Evaluated = context.workdir.read_json(SUMMARY)
-        file = context.workdir.path(familiar.FAMILIARITY)
+        file = context.workdir.path(FAMILIARITY)
         return cls(numbers, Familiarity.load(file) if numbers["familiarity"] else None)
-
-    @property
-    def min_probability(self) -> float:
-        """Answers with a lower probability are not accepted."""
-        return self.numbers["min_probability"]
 
     @property
     def acceptance(self) -> Acceptance:
         """The limits that an answer of the shipped model must reach to be accepted."""
-        known = self.numbers["familiarity"]
-        return Acceptance(self.familiarity, known["min_familiarity"] if known else 0.0, self.min_probability)
+        known, thresholds = self.numbers["familiarity"], self.numbers["thresholds"]
+        asked = thresholds["chosen"]["target_precision"] if thresholds["chosen"] else None
+        least = known["min_familiarity"] if known else 0.0
+        return Acceptance(self.familiarity, least, self.numbers["min_probability"], asked)
 
     @property
     def ships_fine_tuned(self) -> bool:
@@ -98,30 +86,21 @@ class Evaluation:
 
 
 def evaluate(
-    config: EvaluateConfig,
-    *,
-    examples: Examples,
-    images: ArrayStore,
-    features: ArrayStore,
-    rules: DecodeRules,
-    inputs: Inputs,
-    chosen_head: Head,
-    tuned: Mapping[str, list[np.ndarray]],
-    network: Network,
-    context: Context,
+    config: EvaluateConfig, *, examples: Examples, models: Models, rules: DecodeRules, context: Context
 ) -> Evaluation:
-    """Score both models, choose the one to ship, and compare it with the one that is published.
+    """Score the head and the fine-tuned model, choose the one to ship, and compare it with the one that is published.
 
-    `tuned` has the weights of each seed, and their mean, by name; `compared_seeds` chooses the one that takes part. It is
-    empty if nothing was fine-tuned. `rules` are those by which `images` were decoded.
+    `compared_seeds` chooses the fine-tuned model that takes part. `rules` are those by which the photos were decoded.
     """
     val, test = examples.of("val"), examples.of("test")
     both = np.concatenate([val, test])
-    labels, rows = examples.labels[both], examples["row"][both]
-    logits = _logits(config, rows, examples, images, features, inputs, chosen_head, tuned, network, context)
+    labels, scratch = examples.labels[both], context.workdir.temporary().parent
+    logits = models.logits(
+        examples["row"][both], mirrors=config.mirror is True, scratch=scratch, telemetry=context.telemetry
+    )
     calibrations = {name: _calibration(config, examples, x) for name, x in logits.items()}
     predicted = {name: Predicted.of(labels, x, calibrations[name]) for name, x in logits.items()}
-    seeds = compared_seeds({name: predicted[name] for name in tuned}, labels, len(val)) if tuned else None
+    seeds = compared_seeds({name: predicted[name] for name in models.tuned}, labels, len(val)) if models.tuned else None
     logits, calibrations, predicted = (_best(logits, seeds), _best(calibrations, seeds), _best(predicted, seeds))
     on_val = {name: p[: len(val)] for name, p in predicted.items()}
     shipped, choice = _choose(config, examples, val, on_val, context.seed)
@@ -129,26 +108,14 @@ def evaluate(
     plain = {name: Predicted.of(labels, x, Calibration()) for name, x in logits.items()}
     scores = _scores(config, examples, val, test, predicted, plain, context.seed)
     is_met = config.min_accuracy is None or scores[shipped]["test"]["accuracy"] >= config.min_accuracy
-    weights = tuned[seeds["chosen"]] if seeds and shipped == "fine_tuned" else None
-
-    def tuned_features(rows: np.ndarray) -> np.ndarray:
-        assert weights is not None
-        return np.concatenate(
-            list(tuned_logits(network, chosen_head, weights, inputs, rows, context.telemetry, below_head=True))
-        )
-
-    features_of = {"frozen": features.rows, "tuned": tuned_features if weights else features.rows}
-    share_above = network.cut_point.share_above if weights and network.cut_point else 0.0
-    known = familiar.measured(config, features_of, share_above, examples, on_test[shipped], images, context)
-    min_probability = 0.0
-    accepted_T = on_test[shipped].confidence_N >= min_probability
-    if known:
-        accepted_T &= known.of_T >= MIN_FAMILIARITY
-    is_leak_free = _leak_free(examples, test)
-    familiarity_T = known.of_T if known else None
-    answers = answers_of(examples, test, on_test[shipped], shipped, is_leak_free, familiarity_T, accepted_T)
+    name = seeds["chosen"] if seeds and shipped == "fine_tuned" else "head"
+    familiarity = _familiarity(config, examples, models, name, both, context)
+    found = _thresholds(config, examples, both, predicted[shipped], calibrations[shipped], familiarity, models, context)
+    min_probability = (found["chosen"] and found["chosen"]["min_probability"]) or 0.0
+    of_test = familiarity and familiarity[len(val) :]
+    answers = answers_of(examples, test, on_test[shipped], shipped, _leak_free(examples, test), of_test, min_probability)
     write_predictions(answers, logits, calibrations, context.workdir)
-    is_wrong = on_test[shipped].class_N != examples.labels[test]
+    is_right = on_test[shipped].class_N == examples.labels[test]
     numbers: Evaluated = {
         "shipped": shipped,
         "mirrors": config.mirror is True and shipped == "fine_tuned",
@@ -162,14 +129,17 @@ def evaluate(
         "seeds": seeds,
         **_details(config, examples, test, on_test, shipped, context.seed),
         "gate": {"min_accuracy": config.min_accuracy, "met": is_met},
-        "mistakes": surest(THUMBNAILS, is_wrong, config.mistakes, examples, on_test[shipped], images, context.workdir),
+        "mistakes": surest(
+            THUMBNAILS, ~is_right, config.mistakes, examples, on_test[shipped], models.images, context.workdir
+        ),
         "min_probability": min_probability,
-        "familiarity": known.numbers if known else None,
-        **against_earlier(config, examples, on_test[shipped], images, rules, context),
+        "thresholds": found,
+        "familiarity": _described(config, examples, models, name, on_test[shipped], of_test, is_right, context),
+        **against_earlier(config, examples, on_test[shipped], models.images, rules, context),
     }
     _tell(context, numbers)
     context.workdir.write_json(SUMMARY, numbers)
-    return Evaluation(numbers, known.familiarity if known else None)
+    return Evaluation(numbers, familiarity.familiarity if familiarity else None)
 
 
 def _best(of_models: dict[str, OfModel], seeds: Seeds | None) -> dict[str, OfModel]:
@@ -177,64 +147,68 @@ def _best(of_models: dict[str, OfModel], seeds: Seeds | None) -> dict[str, OfMod
     return {"head": of_models["head"], **({"fine_tuned": of_models[seeds["chosen"]]} if seeds else {})}
 
 
-def _logits(
-    config: EvaluateConfig,
-    rows: np.ndarray,
-    examples: Examples,
-    images: ArrayStore,
-    features: ArrayStore,
-    inputs: Inputs,
-    chosen_head: Head,
-    tuned: Mapping[str, list[np.ndarray]],
-    network: Network,
-    context: Context,
-) -> dict[str, StoredLogits]:
-    """Return the logits of the head and of each fine-tuned model for the photos in these rows."""
-    num_classes, scratch = len(examples.class_names), context.workdir.temporary().parent
-    of_head = (chosen_head.logits(features.rows(rows[part])) for part in parts(len(rows), features.row_shape[0]))
-    found = {"head": StoredLogits(of_head, num_classes, scratch)}
-    mirrored = MirroredInputs(images, network)
-    for name, weights in tuned.items():
-        batches = tuned_logits(network, chosen_head, weights, inputs, rows, context.telemetry)
-        found[name] = StoredLogits(batches, num_classes, scratch)
-        if config.mirror is True:
-            of_mirrored = tuned_logits(network, chosen_head, weights, mirrored, rows, context.telemetry)
-            found[name] = found[name].mean_with(of_mirrored)
+def _familiarity(
+    config: EvaluateConfig, examples: Examples, models: Models, name: str, photos: np.ndarray, context: Context
+) -> Known | None:
+    """Fit the familiarity of the shipped model, which has this name, and write it for the export; None if it is off."""
+    if config.familiarity == "off":
+        context.workdir.remove(FAMILIARITY)
+        return None
+    source: Source = "tuned" if config.familiarity == "tuned" and name != "head" else "frozen"
+    of = name if source == "tuned" else "head"
+    found = known(lambda rows: models.features_of(of, rows, context.telemetry), source, photos, examples, context.seed)
+    with context.workdir.writing(FAMILIARITY) as path:
+        found.familiarity.save(path)
     return found
 
 
-def tuned_logits(
-    network: Network,
-    start: Head,
-    weights: list[np.ndarray],
-    inputs: Inputs,
-    rows: np.ndarray,
-    telemetry: Telemetry,
-    *,
-    below_head: bool = False,
-) -> Iterator[np.ndarray]:
-    """Yield the logits of a fine-tuned model for the photos in these rows of its inputs, float32 (B, C) for each batch.
-
-    They are computed in float32, like those of the exported model. With `below_head`, yield the features (B, D) instead.
-    """
-    import keras
-    import tensorflow as tf
-
-    model = network.tuned(start)
-    model.set_weights(weights)
-    if below_head:
-        model = keras.Model(model.input, model.get_layer("head").input)
-
-    def on_replica(*arrays: tf.Tensor) -> tuple[tf.Tensor]:
-        return (model(tf.cast(inputs.on_device(arrays, training=False), tf.float32), training=False),)
-
-    forward = network.replicas.compiled(on_replica)
-    yield from (
-        logits
-        for (logits,) in run_batches(
-            network.replicas, forward, lambda numbers: inputs.plain(rows[numbers]), len(rows), _BATCH_SIZE, telemetry
-        )
+def _thresholds(
+    config: EvaluateConfig,
+    examples: Examples,
+    photos: np.ndarray,
+    predicted: Predicted,
+    calibration: Calibration,
+    familiarity: Known | None,
+    models: Models,
+    context: Context,
+) -> Thresholds:
+    """Choose thresholds on the validation photos among `photos`, and measure them on the others."""
+    return thresholds(
+        config.target_precision,
+        labels_N=examples.labels[photos],
+        predicted=predicted,
+        groups_N=examples.units[photos],
+        num_val=len(examples.of("val")),
+        num_classes=len(examples.class_names),
+        of_training=lambda: out_of_fold_answers(examples, models.features, calibration.offsets_C, context),
+        familiar_N=familiarity.is_familiar if familiarity else None,
     )
+
+
+def _described(
+    config: EvaluateConfig,
+    examples: Examples,
+    models: Models,
+    name: str,
+    predicted: Predicted,
+    familiarity: Known | None,
+    is_right: np.ndarray,
+    context: Context,
+) -> MeasuredFamiliarity | None:
+    """Return what the report says about the familiarity, with pictures of the least familiar test photos."""
+    if familiarity is None:
+        context.workdir.remove(LEAST_FAMILIAR)
+        return None
+    of_T = familiarity.of_N
+    least = np.argsort(of_T, kind="stable")[: config.mistakes]
+    pictures = pictured(LEAST_FAMILIAR, least, examples, predicted, models.images, context.workdir)
+    runs_again = name != "head" and familiarity.familiarity.source == "frozen" and models.network.cut_point
+    return {
+        **familiarity.rejections(is_right),
+        # With a mirror image, the rest of the model runs twice, but not this.
+        "share_added": runs_again.share_above / (2 if config.mirror is True else 1) if runs_again else 0.0,
+        "least_familiar": [{**picture, "familiarity": float(of_T[k])} for picture, k in zip(pictures, least, strict=True)],
+    }
 
 
 def _calibration(config: EvaluateConfig, examples: Examples, logits: StoredLogits) -> Calibration:

@@ -8,6 +8,7 @@ import numpy as np
 
 from job.config import Config
 from job.demo import drawings
+from job.measure.models import Models
 from job.model.heads import Head
 from job.pipeline.records import Records, read_run
 from job.reporting.page import LIMITS
@@ -58,13 +59,8 @@ def _evaluated_only(folder: Path, *, num_classes: int) -> None:
     evaluate(
         config.evaluate,
         examples=examples,
-        images=Intake.load(context).images,
-        features=features,
+        models=Models(None, features.head, {}, features, None, Intake.load(context).images),
         rules=None,
-        inputs=None,
-        chosen_head=features.head,
-        tuned={},
-        network=None,
         context=context,
     )
     timings = Records(context.workdir).timings(("intake", "split", "explore"))

@@ -11,7 +11,7 @@ from job.reporting.card import card
 from job.sections import ReportConfig
 from job.stages.report import CARD, report
 from job.text.untrusted import in_markdown
-from tests.unit.test_report import HOSTILE, RUN, TIMINGS, audited, evaluated, explored, trained
+from tests.unit.test_report import HOSTILE, RUN, TIMINGS, audited, evaluated, explored, promised, trained
 
 EVIL = (
     *HOSTILE,
@@ -55,6 +55,14 @@ def test_card_says_what_the_model_is_how_good_and_where_its_limits_are(exported)
     assert "- The test set has fewer than 20 photos of" in text and "- 31 photos are unlike all others." in text
     of_train = hashlib.sha256(b"11\n22\n").hexdigest()  # printf '11\n22\n' | sha256sum
     assert f"| train | 59 | {of_train} |" in text
+
+
+def test_card_says_what_is_answered_at_the_precision_that_was_asked_for(context, exported):
+    assert "precision the model answers" not in exported()
+    path = "stages/evaluate/evaluation.json"
+    context.workdir.write_json(path, {**context.workdir.read_json(path), "thresholds": promised(2, 0.97)})
+    text = card(title="flowers", run=RUN, context=context).decode()
+    assert "\n\nAt 97% precision the model answers 87.5% of photos: those with a probability of at least 0.999." in text
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,8 @@ def run(out, number, done=ALL):
         "class_names": ["a"],
         "per_class": [],
         "confusion": [],
+        "min_probability": 0.0,
+        "thresholds": {},
         "earlier": None,
         "corrections": None,
         "familiarity": None,

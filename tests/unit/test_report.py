@@ -12,6 +12,8 @@ from PIL import Image
 from job.config import Config
 from job.data.examples import USED_FOR
 from job.errors import StorageFailed
+from job.measure.predicted import Predicted
+from job.measure.thresholds import Answers, thresholds
 from job.pipeline.table import STAGES
 from job.reporting.rendering import breakable
 from job.reporting.summaries import num_correct, num_wanted
@@ -204,6 +206,8 @@ def evaluated(context, names=("daisy", "rose"), met=True, with_fine_tuned=True, 
         "largest_class": {"class": names[0], "accuracy": 1 / len(names)},
         "head_against_fine_tuned": pair if with_fine_tuned else None,
         "gate": {"min_accuracy": 0.5 if met else 0.95, "met": met},
+        "min_probability": 0.0,
+        "thresholds": promised(len(names), None),
         "mistakes": [mistake],
         "earlier": None,
         "flips": {},
@@ -219,6 +223,15 @@ def familiarity(num, mistake):
     found = {"source": "frozen", "min_familiarity": 0.05, "num_prototypes": 40, "num_validation": 16, "num_photos": num}
     found |= {"num_rejected": 1, "rejected": 1 / num, "rejected_ci95": [0.01, 0.2], "accuracy_of_rejected": 0.0}
     return found | {"share_added": 0.4, "least_familiar": [{**mistake, "familiarity": 0.003}]}
+
+
+def promised(num_classes, target, num_val=200):
+    """What the stage says about thresholds. The model is 99.9% sure and right, but for every eighth photo: 50% and wrong."""
+    number = np.arange(num_val + 12 * num_classes)
+    labels, is_sure = number % num_classes, number % 8 != 7
+    predicted = Predicted(np.where(is_sure, labels, (labels + 1) % num_classes), np.where(is_sure, 0.999, 0.5), number)
+    told = {"labels_N": labels, "predicted": predicted, "groups_N": number, "num_val": num_val, "num_classes": num_classes}
+    return thresholds(target, **told, of_training=lambda: Answers(np.zeros(1), np.zeros(1, bool), np.full(1, -1)))
 
 
 def against_earlier(names, num, mistake):
@@ -389,8 +402,8 @@ def test_results_come_before_the_data_and_the_contents_have_the_same_order(conte
     elements = Elements(drawn(context))
     sections = [attributes["id"] for attributes in elements.of("section")]
     assert sections == [
-        "results", "each-class", "confusion", "mistakes", "calibration", "familiarity", "training", "export", "data",
-        "classes", "more-photos", "shortcuts", "faults", "duplicates", "suspicious", "labels", "times", "again"
+        "results", "thresholds", "each-class", "confusion", "mistakes", "calibration", "familiarity", "training", "export",
+        "data", "classes", "more-photos", "shortcuts", "faults", "duplicates", "suspicious", "labels", "times", "again"
     ]  # fmt: skip
     links = [link["href"] for link in Elements(contents(drawn(context))).of("a")]
     assert links == [f"#{section}" for section in sections]
@@ -784,7 +797,7 @@ def test_text_has_one_size_in_all_charts_and_no_chart_is_wider_than_a_phone(cont
     page = drawn(context)
     pictures = [base64.b64decode(image["src"].split(",")[1]) for image in Elements(page).of("img")]
     charts = [picture.decode() for picture in pictures if picture.startswith(b"<svg xmlns")]
-    assert len(charts) == 7
+    assert len(charts) == 9
     for svg in charts:
         assert set(re.findall(r"font:(\d+)px", svg)) == {"13"}
         width, units = (float(re.search(rf'{name}="(?:0 0 )?([\d.]+)', svg)[1]) for name in ("width", "viewBox"))
@@ -945,6 +958,39 @@ def test_page_says_which_way_the_confidence_errs(context, on_test, said):
     evaluated(context, **on_test)
     text = Elements(drawn(context)).text
     assert said in text and "divided by a temperature of 0.80" in text
+
+
+def with_promise(context, target, num_val=200):
+    """Ask for a precision, and return the texts of the page and of its section about thresholds."""
+    path = "stages/evaluate/evaluation.json"
+    numbers = context.workdir.read_json(path)
+    context.workdir.write_json(path, {**numbers, "thresholds": promised(2, target, num_val)})
+    page = drawn(context)
+    return page, Elements(section(page, "thresholds")).text
+
+
+def test_page_tells_without_being_asked_how_many_photos_are_answered_at_some_precisions(context):
+    everything(context)
+    page, text = with_promise(context, None)
+    assert "At 95% precision the model answers" not in page
+    assert "--set evaluate.target_precision=0.98" in text and "0.99987.5%100.0%" in text
+    assert "Not proven. About" in text and "more validation photos would probably prove one." in text  # 99%
+    assert "Each class at a threshold of 0.999" in text
+
+
+def test_results_begin_with_the_precision_that_was_asked_for(context):
+    everything(context)
+    page, text = with_promise(context, 0.97)
+    said = "At 97% precision the model answers 87.5% of photos: those with a probability of at least 0.999."
+    assert Elements(section(page, "results")).text.startswith(f"Results {said}") and said in text
+    assert "97% asked for" in text
+
+
+def test_page_says_how_many_photos_are_missing_to_a_proof(context):
+    everything(context)
+    page, _ = with_promise(context, 0.97, num_val=30)
+    said = "No threshold is proven to keep a precision of 97%, so all answers are accepted. About"
+    assert said in Elements(section(page, "results")).text
 
 
 def test_page_says_how_much_rare_classes_are_favoured(context):

@@ -1,0 +1,101 @@
+"""The models of a run, and what they answer to stored photos: the head, and the fine-tuned models that began with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from job.measure.predicted import StoredLogits, parts
+from job.model.heads import Head
+from job.model.inputs import MirroredInputs
+from job.model.network import Network
+from job.runtime.telemetry import Telemetry
+from job.stores.arrays import ArrayStore
+from job.train.feed import run_batches
+from job.train.loop import Inputs
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+_BATCH_SIZE = 256
+
+
+@dataclass(frozen=True)
+class Models:
+    """A head, and the weights of the fine-tuned models by name: those of each seed, and their mean.
+
+    `features` are the stored ones of the frozen backbone, `inputs` those of the tuned layers, and `images` the photos.
+    """
+
+    network: Network
+    head: Head
+    tuned: Mapping[str, list[np.ndarray]]
+    features: ArrayStore
+    inputs: Inputs
+    images: ArrayStore
+
+    def logits(self, rows_N: np.ndarray, *, mirrors: bool, scratch: Path, telemetry: Telemetry) -> dict[str, StoredLogits]:
+        """Return the logits (N, C) of the head, as `head`, and of each fine-tuned model, for the photos in these rows.
+
+        With `mirrors`, those of fine-tuned models are the mean over a photo and its mirror image. They lie in files in the
+        folder `scratch`.
+        """
+        num_classes = len(self.head.bias_C)
+        of_head = (self.head.logits(batch_BD) for batch_BD in self.features_of("head", rows_N, telemetry))
+        found = {"head": StoredLogits(of_head, num_classes, scratch)}
+        mirrored = MirroredInputs(self.images, self.network)
+        for name, weights in self.tuned.items():
+            batches = tuned_logits(self.network, self.head, weights, self.inputs, rows_N, telemetry)
+            found[name] = StoredLogits(batches, num_classes, scratch)
+            if mirrors:
+                of_mirrored = tuned_logits(self.network, self.head, weights, mirrored, rows_N, telemetry)
+                found[name] = found[name].mean_with(of_mirrored)
+        return found
+
+    def features_of(self, name: str, rows_N: np.ndarray, telemetry: Telemetry) -> Iterator[np.ndarray]:
+        """Yield what the last layer of this model gets for the photos in these rows, float32 (B, D) for each batch.
+
+        For `head`, these are the stored features.
+        """
+        if name in self.tuned:
+            args = self.network, self.head, self.tuned[name], self.inputs, rows_N, telemetry
+            return tuned_logits(*args, below_head=True)
+        return (self.features.rows(rows_N[part]) for part in parts(len(rows_N), self.features.row_shape[0]))
+
+
+def tuned_logits(
+    network: Network,
+    start: Head,
+    weights: list[np.ndarray],
+    inputs: Inputs,
+    rows: np.ndarray,
+    telemetry: Telemetry,
+    *,
+    below_head: bool = False,
+) -> Iterator[np.ndarray]:
+    """Yield the logits of a fine-tuned model for the photos in these rows of its inputs, float32 (B, C) for each batch.
+
+    They are computed in float32, like those of the exported model. With `below_head`, yield the features (B, D) instead.
+    """
+    import keras
+    import tensorflow as tf
+
+    model = network.tuned(start)
+    model.set_weights(weights)
+    if below_head:
+        model = keras.Model(model.input, model.get_layer("head").input)
+
+    def on_replica(*arrays: tf.Tensor) -> tuple[tf.Tensor]:
+        return (model(tf.cast(inputs.on_device(arrays, training=False), tf.float32), training=False),)
+
+    forward = network.replicas.compiled(on_replica)
+    yield from (
+        found
+        for (found,) in run_batches(
+            network.replicas, forward, lambda numbers: inputs.plain(rows[numbers]), len(rows), _BATCH_SIZE, telemetry
+        )
+    )
