@@ -24,7 +24,7 @@ class Known:
 
     @property
     def is_familiar(self) -> np.ndarray:
-        """Whether each photo is familiar, boolean (N,)."""
+        """True for each photo that is familiar, boolean (N,)."""
         return self.of_N >= MIN_FAMILIARITY
 
     def __getitem__(self, photos: slice) -> Self:

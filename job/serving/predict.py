@@ -35,7 +35,7 @@ _DECODE_TIMEOUT_S, _WORKER_MEMORY_MB = 30.0, 2048
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to tell about photos besides their labels.
+    """The things to tell about photos besides their labels.
 
     `probabilities`: a column `probability:NAME` for each class. `accepted_only`: photos whose answer is not accepted are
     left out. `neighbours`: a column `neighbours` with so many of the most similar training photos of the model's run, and
