@@ -14,6 +14,7 @@ from job.reporting.summaries import MeasuredFamiliarity
 from job.runtime.context import Context
 from job.sections import EvaluateConfig
 from job.stores.arrays import ArrayStore
+from job.text.numbers import percent
 
 FAMILIARITY, PICTURES = "stages/evaluate/familiarity.npz", "stages/evaluate/least_familiar"
 _VALIDATION_PHOTOS = 10_000  # So many give the percentiles exactly enough.
@@ -76,4 +77,8 @@ def measured(
         "share_added": share_added,
         "least_familiar": [{**picture, "familiarity": float(of_T[k])} for picture, k in zip(pictures, least, strict=True)],
     }
+    rejected, added = percent(numbers["rejected"]), percent(share_added, 0)
+    context.telemetry.line(
+        f"  familiarity: {rejected} of the held-out photos are rejected; a photo costs {added} more multiply-adds"
+    )
     return Known(found, of_T, numbers)
