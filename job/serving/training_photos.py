@@ -15,15 +15,17 @@ from job.errors import UsageError
 from job.measure.similar import most_similar
 from job.pipeline.output import existing_workdir
 from job.pipeline.records import Records, read_run
+from job.pipeline.table import STAGES
 from job.runtime.context import Context
 from job.runtime.telemetry import Telemetry
 from job.serving.folder import ExportedModel
-from job.stages.extract import Extraction
+from job.stages.extract import SUMMARY, Extraction
 from job.storage.bucket.objects import is_remote, split_object
 from job.storage.files import digest_of_file
 from job.stores.arrays import ArrayStore
 
 _EXAMPLES, _EXPORTED = "stages/audit/examples.parquet", "stages/export/model/saved_model.pb"
+_READ = (_EXAMPLES, _EXPORTED, SUMMARY, "run.json", *(f"stages/{name}.json" for name in STAGES))
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def training_photos(exported: ExportedModel, telemetry: Telemetry) -> Iterator[T
             f"--neighbours: {place} does not lie in the output of its run, which has the features of the training photos. "
             "Give the --out of the run as --model."
         ) from error
-    with workdir.glance() as seen:
+    with workdir.glance(*_READ) as seen:
         run, file = read_run(seen), seen.path(_EXPORTED)
         made = Records(seen).made_with(run["settings_of_stages"]) if run else []
         same = file.is_file() and digest_of_file(file) == exported.card.sha256.get("saved_model.pb")

@@ -30,6 +30,7 @@ from job.reporting.summaries import Choice, Details, Evaluated, MeasuredFamiliar
 from job.runtime.context import Context
 from job.sections import EvaluateConfig
 from job.serving.earlier import against_earlier
+from job.text.numbers import percent
 
 OfModel = TypeVar("OfModel")
 SUMMARY = "stages/evaluate/evaluation.json"
@@ -203,12 +204,17 @@ def _described(
     least = np.argsort(of_T, kind="stable")[: config.mistakes]
     pictures = pictured(LEAST_FAMILIAR, least, examples, predicted, models.images, context.workdir)
     runs_again = name != "head" and familiarity.familiarity.source == "frozen" and models.network.cut_point
-    return {
+    numbers: MeasuredFamiliarity = {
         **familiarity.rejections(is_right),
         # With a mirror image, the rest of the model runs twice, but not this.
         "share_added": runs_again.share_above / (2 if config.mirror is True else 1) if runs_again else 0.0,
         "least_familiar": [{**picture, "familiarity": float(of_T[k])} for picture, k in zip(pictures, least, strict=True)],
     }
+    rejected, added = percent(numbers["rejected"]), percent(numbers["share_added"], 0)
+    context.telemetry.line(
+        f"  familiarity: {rejected} of the held-out photos are rejected; a photo costs {added} more multiply-adds"
+    )
+    return numbers
 
 
 def _calibration(config: EvaluateConfig, examples: Examples, logits: StoredLogits) -> Calibration:

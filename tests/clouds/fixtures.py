@@ -225,3 +225,25 @@ def bed(request: pytest.FixtureRequest) -> Bed:
     """Each of them: the test runs on both."""
     found: Bed = request.getfixturevalue(request.param)
     return found
+
+
+@pytest.fixture
+def in_bucket(bed: Bed, finished_run: Path) -> str:
+    """A finished run with its stores, as one that was made in a bucket."""
+    from job.pipeline import output
+    from job.runtime.session import Session
+    from tests.conftest import contents
+
+    uri = f"{bed.bucket()}/runs/x"
+    workdir = output.make_workdir(uri)
+    workdir.acquire(lambda _: None, Session())
+    for path, content in contents(finished_run).items():
+        name = path.relative_to(finished_run).as_posix()
+        if not name.startswith((".", "cache/", "checkpoints/")):
+            workdir.path(name).parent.mkdir(parents=True, exist_ok=True)
+            workdir.path(name).write_bytes(content)
+    workdir.settle()
+    workdir.close()
+    workdir.discard()
+    bed.put_folder(finished_run / "cache", f"{uri}/cache")
+    return uri

@@ -1,31 +1,9 @@
 """The command compare on runs in a bucket."""
 
 import pyarrow.parquet as pq
-import pytest
 
 import job
-from job.pipeline import output
-from job.runtime.session import Session
-from tests.conftest import contents
 from tests.variants import other_answers, variant
-
-
-@pytest.fixture
-def in_bucket(bed, finished_run):
-    """A finished run with its stores, as one that was made in a bucket."""
-    uri = f"{bed.bucket()}/runs/x"
-    workdir = output.make_workdir(uri)
-    workdir.acquire(lambda _: None, Session())
-    for path, content in contents(finished_run).items():
-        name = path.relative_to(finished_run).as_posix()
-        if not name.startswith((".", "cache/", "checkpoints/")):
-            workdir.path(name).parent.mkdir(parents=True, exist_ok=True)
-            workdir.path(name).write_bytes(content)
-    workdir.settle()
-    workdir.close()
-    workdir.discard()
-    bed.put_folder(finished_run / "cache", f"{uri}/cache")
-    return uri
 
 
 def test_run_in_a_bucket_is_compared_with_pictures_and_only_what_is_needed_is_read(bed, in_bucket, finished_run, tmp_path):

@@ -231,3 +231,10 @@ def test_stopped_while_the_bucket_does_not_take_its_answer_predict_says_where_it
             assert process.wait(30) == 143
     kept = Path(re.search(r"the answer is in (\S+)\.$", said, re.MULTILINE)[1])
     assert len(kept.read_text().splitlines()) == 1 + 82
+
+
+def test_neighbours_come_from_the_features_of_a_run_in_a_bucket(in_bucket, finished_run, painted, tmp_path, context):
+    given = {"tfds_dir": None, "batch_size": 64, "telemetry": context.telemetry, "stop": context.stop, "neighbours": 2}
+    found = predict(in_bucket, str(painted), str(tmp_path / "a.parquet"), **given)
+    local = predict(str(finished_run), str(painted), str(tmp_path / "b.parquet"), **given)
+    assert found["neighbours"].to_pylist() == local["neighbours"].to_pylist() and found["neighbours"].null_count < len(found)

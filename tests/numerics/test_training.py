@@ -5,6 +5,8 @@ import pytest
 from scipy.special import softmax
 
 from job.errors import Diverged
+from job.measure.accepted import FAMILIARITY_TOLERANCE
+from job.model.familiarity import Acceptance, Familiarity
 from job.model.heads import Head, smoothed_one_hot
 from job.runtime.telemetry import Telemetry
 from job.train.loop import Trainer
@@ -85,6 +87,31 @@ def test_classifier_that_mirrors_has_the_mean_logits_of_both_images(network, pix
     found, of_mirrored = (classifier(p)["probabilities"] for p in (pixels, pixels[:, :, ::-1]))
     assert np.allclose(found, softmax(np.mean(logits, axis=0), axis=1), atol=1e-6)
     assert np.allclose(found, of_mirrored, atol=1e-6)
+
+
+@pytest.mark.parametrize("mirrors", [False, True])
+@pytest.mark.parametrize("source", ["frozen", "tuned"])
+def test_familiarity_of_a_fine_tuned_model_is_that_of_the_photo_itself_in_numpy(network, pixels, head, source, mirrors):
+    import keras
+    import tensorflow as tf
+
+    tuned = network.tuned(head)
+    tuned.set_weights([1.05 * weight for weight in tuned.get_weights()])
+    below_head = keras.Model(tuned.input, tuned.get_layer("head").input)
+    activations, frozen = network.activations_and_features(pixels)
+    features = np.asarray({"frozen": frozen, "tuned": below_head(tf.cast(activations, tf.float32), training=False)}[source])
+    known = Familiarity.fit(features[:12], np.arange(12) % 2, features[12:], source, seed=0)
+    model = network.assembled(tuned, mirrors=mirrors, acceptance=Acceptance(known, 0.05))
+    found = model(pixels, training=False)
+    assert np.allclose(found["familiarity"], known.of(features), atol=FAMILIARITY_TOLERANCE)
+    assert np.array_equal(found["accepted"], np.asarray(found["familiarity"]) >= 0.05)
+    assert ("features" in found) == (source == "frozen")
+
+
+def test_features_are_free_if_the_head_alone_ships_and_everything_is_accepted_without_limits(network, pixels, head):
+    found = network.assembled(network.tuned(head), tuned_is_frozen=True)(pixels, training=False)
+    assert found.keys() == {"probabilities", "features", "accepted"} and np.asarray(found["accepted"]).all()
+    assert np.allclose(found["features"], network.activations_and_features(pixels)[1], atol=0.01)
 
 
 def keras_below(network):
