@@ -73,7 +73,7 @@ def marked(heatmap_GG: np.ndarray) -> np.ndarray:
     return is_marked.reshape(heatmap_GG.shape)
 
 
-def tested(before_NC: np.ndarray, after_NKC: np.ndarray) -> tuple[Deletion, Background]:
+def verdicts(before_NC: np.ndarray, after_NKC: np.ndarray) -> tuple[Deletion, Background]:
     """Return what the probabilities of at least `FEWEST` photos, and of their copies in the order of `COPIES`, say.
 
     The deletion test is that of RISE (Petsiuk et al., 2018) with a single step, compared with random cells.
