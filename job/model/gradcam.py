@@ -78,7 +78,8 @@ def _last_grid(models: Sequence[keras.Model]) -> tuple[keras.Model, CutPoint | N
 
     It is a cut point of a model, or with None the output of the model. In a transformer, it is below the last attention.
     """
-    last = below_attention = None
+    last: tuple[keras.Model, CutPoint | None] | None = None
+    below_attention = last
     for model in models:
         points = {point.name: point for point in cut_points(model)}
         for operation in model.operations:
