@@ -68,7 +68,8 @@ def main() -> None:
 def run(call: RunOptions, stop_after: str | None, dry_run: bool) -> None:
     """Train a model.
 
-    Runs the stages intake, split, explore, extract, audit, head, fine_tune, evaluate, export, convert, report.
+    Runs the stages intake, split, explore, extract, audit, head, fine_tune, evaluate, heatmaps, export, convert,
+    report.
 
     The same command resumes an interrupted run. After a change, only the stages that depend on it run again.
     """

@@ -309,7 +309,7 @@ class EvaluateConfig(Section):
 
 class HeatmapsConfig(Section):
     photos: int = what(
-        60,
+        40,
         "Largest number of held-out photos with a heatmap in the report: the mistakes that it shows, then right photos of "
         "each class. 0: none.",
         ge=0,

@@ -8,7 +8,7 @@ from typing import Literal, TypedDict
 
 import numpy as np
 from PIL import Image, ImageFilter
-from scipy import stats
+from scipy.special import stdtrit
 
 Copy = Literal["without_marked", "without_random", "inner", "outer", "shuffled"]
 COPIES: tuple[Copy, ...] = ("without_marked", "without_random", "without_random", "inner", "outer", "shuffled")
@@ -73,7 +73,7 @@ def marked(heatmap_GG: np.ndarray) -> np.ndarray:
     return is_marked.reshape(heatmap_GG.shape)
 
 
-def tested(before_NC: np.ndarray, after_NKC: np.ndarray) -> tuple[Deletion, Background]:
+def verdicts(before_NC: np.ndarray, after_NKC: np.ndarray) -> tuple[Deletion, Background]:
     """Return what the probabilities of at least `FEWEST` photos, and of their copies in the order of `COPIES`, say.
 
     The deletion test is that of RISE (Petsiuk et al., 2018) with a single step, compared with random cells.
@@ -115,5 +115,5 @@ def _shuffled(photo_SSD: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def _interval(values_N: np.ndarray) -> list[float]:
     """Return the 95% interval of a mean by Student's t."""
-    half = stats.t.ppf(0.975, len(values_N) - 1) * values_N.std(ddof=1) / math.sqrt(len(values_N))
+    half = stdtrit(len(values_N) - 1, 0.975) * values_N.std(ddof=1) / math.sqrt(len(values_N))
     return [float(values_N.mean() - half), float(values_N.mean() + half)]

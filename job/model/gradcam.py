@@ -60,15 +60,15 @@ def _parts(classifier: keras.Model, copies: int) -> tuple[Inference, Inference]:
 
     logits = classifier.get_layer("probabilities").input
     classifier = keras.Model(classifier.input, logits)  # Without its other outputs, and the layers for them.
-    nested = [
-        (layer, keras.Model(layer.input, layer.outputs[0])) for layer in classifier.layers if isinstance(layer, keras.Model)
-    ]
-    holder, model, point = next((layer, model, point) for layer, model in reversed(nested) if (point := _last_grid(model)))
+    nested = [layer for layer in classifier.layers if isinstance(layer, keras.Model)]
+    models = [keras.Model(layer.input, layer.outputs[0]) for layer in nested]
+    model, point = _last_grid(models)
+    holder = nested[models.index(model)]
     call = next(node for nodes in classifier._nodes_by_depth.values() for node in nodes if node.operation is holder)
     before = keras.Model(classifier.input, call.input_tensors[0])
     after = [] if call.outputs[0] is logits else [keras.Model(call.outputs[0], logits)]
-    lower, upper = cut(model, point)
-    return _chained([before, lower], copies), _chained([upper, *after], copies)
+    lower, *upper = cut(model, point) if point else [model]
+    return _chained([before, lower], copies), _chained([*upper, *after], copies)
 
 
 def _chained(models: Sequence[keras.Model], copies: int) -> Inference:
@@ -77,13 +77,26 @@ def _chained(models: Sequence[keras.Model], copies: int) -> Inference:
     return lambda inputs: reduce(lambda values, step: step(values), steps, inputs)
 
 
-def _last_grid(model: keras.Model) -> CutPoint | None:
-    """Return the last cut point with more than one place. In a transformer, it is below the last attention."""
-    operations = list(model.operations)
-    attentions = [k for k, operation in enumerate(operations) if type(operation).__name__ == "DotProductAttention"]
-    usable = {operation.name for operation in operations[: attentions[-1] if attentions else len(operations)]}
-    points = [p for p in cut_points(model) if p.name in usable and math.prod(p.shape[:-1]) > 1]
-    return points[-1] if points else None
+def _last_grid(models: Sequence[keras.Model]) -> tuple[keras.Model, CutPoint | None]:
+    """Return the last place where one model, or one of these in their order, can be cut and a tensor has a grid.
+
+    It is a cut point of a model, or with None the output of the model. In a transformer, it is below the last attention.
+    """
+    last: tuple[keras.Model, CutPoint | None] | None = None
+    below_attention = last
+    for model in models:
+        points = {point.name: point for point in cut_points(model)}
+        for operation in model.operations:
+            if type(operation).__name__ == "DotProductAttention":
+                below_attention = last
+            point = points.get(operation.name)
+            if point and math.prod(point.shape[:-1]) > 1:
+                last = model, point
+        if math.prod(model.output.shape[1:-1]) > 1:
+            last = model, None
+    found = below_attention or last
+    assert found is not None  # Photos have more than one place, and the first layers keep it.
+    return found
 
 
 def _on_grid(values: tf.Tensor) -> tf.Tensor:

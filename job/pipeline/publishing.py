@@ -49,6 +49,7 @@ from job.text.numbers import counted, percent
 
 if TYPE_CHECKING:  # They import SciPy, which takes as long as all else that a start imports.
     from job.measure.corrected import Corrected
+    from job.measure.occlusion import Background, Deletion
     from job.measure.seeds import Seeds
     from job.measure.thresholds import Thresholds
 
@@ -58,7 +59,10 @@ _Sources = Mapping[str, Path | bytes]  # A file or its content, by name in a set
 
 
 class Metrics(TypedDict):
-    """The content of metrics.json. `shipped` names the model that was exported. `run_id` is that of run.json."""
+    """The content of metrics.json. `shipped` names the model that was exported. `run_id` is that of run.json.
+
+    `deletion` and `background` are the tests of the stage heatmaps, if it has run.
+    """
 
     schema: int
     run_id: NotRequired[str]
@@ -75,6 +79,8 @@ class Metrics(TypedDict):
     earlier: ComparedWithEarlier | None
     corrections: Corrected | None
     familiarity: MeasuredFamiliarity | None
+    deletion: NotRequired[Deletion | None]
+    background: NotRequired[Background | None]
     timings: times.Records
     throughput: dict[str, float]
     share: dict[str, float]
@@ -207,6 +213,9 @@ def metrics(workdir: Workdir, numbers: Evaluated, done: Collection[str]) -> Metr
         throughput=times.throughput(records),
         share=times.shares(records),
     )
+    if "heatmaps" in done:
+        tests = workdir.read_json("stages/heatmaps/heatmaps.json")
+        found["deletion"], found["background"] = tests["deletion"], tests["background"]
     if (described := read_run(workdir)) and "run_id" in described:
         found["run_id"] = described["run_id"]
     return found

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from job.data.examples import Examples
 from job.measure.calibration import Calibration
-from job.measure.occlusion import COPIES, FEWEST, Background, Deletion, copy_of, tested
+from job.measure.occlusion import COPIES, FEWEST, Background, Deletion, copy_of, verdicts
 from job.measure.predictions import PREDICTIONS
 from job.measure.similar import most_similar
 from job.model.gradcam import grad_cam
@@ -165,4 +165,4 @@ def _tested(
 
     after = look(copies, len(checked) * len(COPIES))[1]
     before_NC = np.stack([seen[index][1] for index in checked.tolist()])
-    return tested(before_NC, after.reshape(len(checked), len(COPIES), -1))
+    return verdicts(before_NC, after.reshape(len(checked), len(COPIES), -1))

@@ -34,6 +34,7 @@ def test_seeds_share_everything_before_fine_tuning_and_the_first_is_that_of_a_si
     assert re.findall(r"^(\w+) +runs$", done.stderr, re.MULTILINE) == [
         "fine_tune",
         "evaluate",
+        "heatmaps",
         "export",
         "convert",
         "report",

@@ -210,10 +210,13 @@ def test_finished_run_is_left_alone_without_importing_anything_heavy(finished_ru
 @pytest.mark.parametrize(
     ("setting", "runs"),
     [
-        ("fine_tune.epochs=3", {"fine_tune", "evaluate", "export", "convert", "report"}),
-        ("train.seed=9", {"fine_tune", "evaluate", "export", "convert", "report"}),
-        ("head.c_grid=[0.01]", {"head", "fine_tune", "evaluate", "export", "convert", "report"}),
-        ("augment.views=3", {"extract", "audit", "head", "fine_tune", "evaluate", "export", "convert", "report"}),
+        ("fine_tune.epochs=3", {"fine_tune", "evaluate", "heatmaps", "export", "convert", "report"}),
+        ("train.seed=9", {"fine_tune", "evaluate", "heatmaps", "export", "convert", "report"}),
+        ("head.c_grid=[0.01]", {"head", "fine_tune", "evaluate", "heatmaps", "export", "convert", "report"}),
+        (
+            "augment.views=3",
+            {"extract", "audit", "head", "fine_tune", "evaluate", "heatmaps", "export", "convert", "report"},
+        ),
         ("explore.samples_per_class=3", {"explore", "report"}),
         ("report.title=Other", {"report"}),
         ("intake.image_size=64", set(STAGES)),
@@ -230,14 +233,14 @@ def test_changed_epochs_run_only_fine_tune_and_what_follows(copy_of_run, painted
     done = run_job("run", "--data", painted, "--out", copy_of_run, *changed)
     assert done.returncode == 0, done.stderr
     touched = {p.stem for p, mtime in records.items() if p.stat().st_mtime_ns != mtime}
-    assert touched == {"fine_tune", "evaluate", "export", "convert", "report"}
+    assert touched == {"fine_tune", "evaluate", "heatmaps", "export", "convert", "report"}
 
 
 def test_missing_store_is_made_again_only_when_it_is_needed(copy_of_run, painted):
     shutil.rmtree(copy_of_run / "cache")
     assert would_run(painted, copy_of_run) == set()
     needed = would_run(painted, copy_of_run, "fine_tune.epochs=1")
-    assert needed == {"intake", "extract", "fine_tune", "evaluate", "export", "convert", "report"}
+    assert needed == {"intake", "extract", "fine_tune", "evaluate", "heatmaps", "export", "convert", "report"}
 
 
 def test_run_that_stops_early_leaves_the_model_in_service_and_what_it_saw_beside_it(copy_of_run, painted):

@@ -12,7 +12,7 @@ from job.storage.workdir import Workdir
 from tests.conftest import paint, quick_settings, run_job, would_run
 
 ALL = set(STAGES)
-FROM_EXTRACT = {"extract", "audit", "head", "fine_tune", "evaluate", "export", "convert", "report"}
+FROM_EXTRACT = {"extract", "audit", "head", "fine_tune", "evaluate", "heatmaps", "export", "convert", "report"}
 FROM_HEAD = FROM_EXTRACT - {"extract", "audit"}
 
 
@@ -82,7 +82,7 @@ def cut_output(folder):
         (older_code, FROM_HEAD),
         (flip_a_bit_of_a_record, FROM_HEAD),
         (flip_a_bit_of_the_run, set()),
-        (cut_output, {"fine_tune", "evaluate", "export", "convert", "report"}),
+        (cut_output, {"fine_tune", "evaluate", "heatmaps", "export", "convert", "report"}),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

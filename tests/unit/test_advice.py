@@ -99,3 +99,17 @@ def test_more_photos_are_advised_only_if_the_gain_is_no_chance(gain, noise, advi
 def test_only_splits_of_the_user_are_called_your_splits():
     found = said(explored=EXPLORED | {"duplicates": {"num_crossing_splits": 2}})
     assert "2 pictures are in more than one of your splits. Keep one copy of each." in found
+
+
+def test_background_that_decides_is_advice_with_both_shares():
+    background = {
+        "num_photos": 40,
+        "inner": 0.41,
+        "outer": 0.9,
+        "shuffled": 0.5,
+        "difference_ci95": [0.3, 0.6],
+        "decides": True,
+    }
+    text = said(heatmaps={"background": background})
+    assert "90% of right answers stay the same if the middle" in text and "41% if everything else is" in text
+    assert said(heatmaps={"background": {**background, "decides": False}}) == "" == said(heatmaps={"background": None})

@@ -15,10 +15,11 @@ from job.errors import StorageFailed
 from job.measure.predicted import Predicted
 from job.measure.thresholds import Answers, thresholds
 from job.pipeline.table import STAGES
+from job.reporting.heatmaps import with_heatmap
 from job.reporting.rendering import breakable
 from job.reporting.summaries import num_correct, num_wanted
 from job.reporting.times import PARTS
-from job.sections import AuditConfig, EvaluateConfig, ReportConfig
+from job.sections import AuditConfig, EvaluateConfig, HeatmapsConfig, ReportConfig
 from job.stages.report import Report, report
 from job.text.numbers import percent, points, rate, seconds
 
@@ -44,7 +45,9 @@ RUN = {
     "started": "2026-11-23T15:31:00+00:00",
 }
 TIMINGS = {"intake": {"wall_s": 9.3, "cpu_s": 15.2}, "explore": {"wall_s": 2.1, "cpu_s": 2.0}}
-TIMINGS |= {name: {"wall_s": 1.5, "cpu_s": 1.0} for name in ("extract", "audit", "head", "fine_tune", "evaluate")}
+TIMINGS |= {
+    name: {"wall_s": 1.5, "cpu_s": 1.0} for name in ("extract", "audit", "head", "fine_tune", "evaluate", "heatmaps")
+}
 
 
 def explored(context, names=("daisy", "rose"), **changed):
@@ -264,11 +267,34 @@ def exported(context, faults=(), notice=""):
     )
 
 
+DELETION = {"num_photos": 40, "drop_marked": 0.21, "drop_random": 0.05, "difference_ci95": [0.08, 0.24], "verdict": "passed"}
+BACKGROUND = {"num_photos": 40, "inner": 0.875, "outer": 0.725, "shuffled": 0.75, "difference_ci95": [-0.32, 0.02]}
+
+
+def with_heatmaps(context, names=("daisy", "rose"), verdict="passed", decides=False):
+    folder = context.workdir.path("stages/heatmaps/pictures")
+    folder.mkdir(parents=True, exist_ok=True)
+    for picture in ("mistake", "similar", "right", "right_heatmap"):
+        Image.new("RGB", (16, 16)).save(folder / f"{picture}.jpg")
+    similar = [{"path": f"train/{name}/near.jpg", "label": name, "cosine": 0.9} for name in names[:2]]
+    pictures = {name: f"stages/heatmaps/pictures/{name}.jpg" for name in ("mistake", "similar", "right", "right_heatmap")}
+    mistake = {"heatmap": pictures["mistake"], "similar": pictures["similar"], "similar_photos": similar}
+    right = {"path": f"val/{names[0]}/good.jpg", "label": names[0], "probability": 0.97, "thumbnail": pictures["right"]}
+    numbers = {
+        "mistakes": {f"val/{names[0]}/odd.jpg": mistake},
+        "right": [{**right, "heatmap": pictures["right_heatmap"]}],
+        "deletion": DELETION | {"verdict": verdict},
+        "background": BACKGROUND | ({"decides": True, "inner": 0.4} if decides else {"decides": False}),
+    }
+    context.workdir.write_json("stages/heatmaps/heatmaps.json", numbers)
+
+
 def everything(context, names=("daisy", "rose"), **evaluation):
     explored(context, names)
     audited(context, names)
     trained(context)
     evaluated(context, names, **evaluation)
+    with_heatmaps(context, names)
     exported(context)
 
 
@@ -402,8 +428,9 @@ def test_results_come_before_the_data_and_the_contents_have_the_same_order(conte
     elements = Elements(drawn(context))
     sections = [attributes["id"] for attributes in elements.of("section")]
     assert sections == [
-        "results", "thresholds", "each-class", "confusion", "mistakes", "calibration", "familiarity", "training", "export",
-        "data", "classes", "more-photos", "shortcuts", "faults", "duplicates", "suspicious", "labels", "times", "again"
+        "results", "thresholds", "each-class", "confusion", "mistakes", "heatmaps", "calibration", "familiarity", "training",
+        "export", "data", "classes", "more-photos", "shortcuts", "faults", "duplicates", "suspicious", "labels", "times",
+        "again"
     ]  # fmt: skip
     links = [link["href"] for link in Elements(contents(drawn(context))).of("a")]
     assert links == [f"#{section}" for section in sections]
@@ -899,6 +926,9 @@ def with_full_galleries(context, rng):
         context.workdir.read_json(f"stages/{name}.json")
         for name in ("evaluate/evaluation", "explore/explore", "audit/audit")
     )
+    heatmaps = context.workdir.read_json("stages/heatmaps/heatmaps.json")
+    num_right = HeatmapsConfig().photos - EvaluateConfig().mistakes
+    context.workdir.write_json("stages/heatmaps/heatmaps.json", heatmaps | {"right": heatmaps["right"] * num_right})
     evaluation["mistakes"] *= EvaluateConfig().mistakes
     evaluation["flips"] = {kind: photos * (EvaluateConfig().mistakes // 2) for kind, photos in evaluation["flips"].items()}
     explore["duplicates"]["groups"] *= 40
@@ -912,7 +942,11 @@ def with_full_galleries(context, rng):
     for file in context.workdir.path("stages").rglob("*.jpg"):
         width, height = {"group": (2, 1), "samples": (6, 1)}.get(file.stem, (1, 1))
         details = Image.fromarray(rng.integers(0, 256, (30 * height, 30 * width, 3), np.uint8))
-        details.resize((112 * width, 112 * height), Image.Resampling.BICUBIC).save(file, quality=85)
+        size = (152, 48) if file.stem == "similar" else (112 * width, 112 * height)
+        photo = details.resize(size, Image.Resampling.BICUBIC)
+        if file.stem in ("mistake", "right_heatmap"):
+            photo = with_heatmap(np.asarray(photo), rng.random((5, 5)), 112)
+        photo.save(file, quality=75 if file.stem in ("mistake", "right_heatmap") else 85)
 
 
 def test_page_of_1000_classes_is_below_three_megabytes(context):
@@ -1026,3 +1060,38 @@ def test_page_says_how_many_held_out_photos_are_not_familiar_and_what_it_costs(c
     text = section(drawn(context), "familiarity")
     assert "Of the held-out photos, 4.2% are (1 of 24; 95% interval 1.0% to 20.0%)" in text
     assert "40% more multiply-adds" in text and "familiarity 0.003" in text
+
+
+def test_mistakes_stand_beside_their_heatmaps_and_the_most_similar_training_photos(context):
+    everything(context)
+    page = drawn(context)
+    mistakes = page[page.index('<section id="mistakes">') : page.index('<section id="heatmaps">')]
+    assert mistakes.count("data:image/jpeg") == 3 and 'title="train/rose/near.jpg"' in mistakes
+    assert "similar: daisy, rose" in section(page, "mistakes") and "daisy 97%" in section(page, "heatmaps")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "said"),
+    [("passed", "can be trusted"), ("failed", "are not to be trusted"), ("unclear", "Do not rely on these heatmaps")],
+)
+def test_page_says_whether_heatmaps_can_be_trusted(context, verdict, said):
+    everything(context)
+    with_heatmaps(context, verdict=verdict)
+    text = section(drawn(context), "heatmaps")
+    assert said in text and "falls by 21.0 percentage points" in text and "+8.0 to +24.0; 40 held-out photos" in text
+
+
+def test_page_warns_if_the_background_decides(context):
+    everything(context)
+    assert "no sign that the background decides" in section(drawn(context), "heatmaps")
+    with_heatmaps(context, decides=True)
+    page = drawn(context)
+    assert "The background may decide" in section(page, "heatmaps") and "The background may decide" in top_of(page)
+
+
+def test_page_of_a_run_without_heatmaps_says_how_to_get_them(context):
+    everything(context)
+    context.workdir.write_json(
+        "stages/heatmaps/heatmaps.json", {"mistakes": {}, "right": [], "deletion": None, "background": None}
+    )
+    assert "heatmaps.photos" in section(drawn(context), "heatmaps") and "similar" not in section(drawn(context), "mistakes")
