@@ -74,7 +74,7 @@ LIMITS = {
     "open_classes": 10,  # Tables and pictures of more classes are folded.
     "matrix_classes": 30,  # The confusion matrix of more classes is a picture.
     "classes": 100,
-    "class_pictures_bytes": 700_000,
+    "class_pictures_bytes": 650_000,
     "confusions": 20,
     "confused_groups": FRAMED_GROUPS,
     "reasons": 60,
