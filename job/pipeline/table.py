@@ -177,7 +177,7 @@ _ROWS = (
     ),
     Stage(
         name="report",
-        schema=6,
+        schema=7,
         after=("explore", "audit", "head", "fine_tune", "evaluate", "heatmaps", "export", "convert"),
         settings=("report",),
         artifact="Report",
