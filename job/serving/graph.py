@@ -42,7 +42,7 @@ def save(
     """Write a SavedModel with the signatures `serving_default` (bytes of photo files) and `pixels` (uint8 arrays).
 
     `classifier` is from `Network.assembled`. `OUTPUTS` describes the outputs. If the classifier gives features, they have a
-    signature of their own, `features`, which takes pixels. What a signature does not return is not computed for it.
+    signature of their own, `features`, which takes pixels. All signatures share one function, so weights are there once.
     """
     names = tf.constant(class_names)
     forward = with_constant_weights(classifier)
