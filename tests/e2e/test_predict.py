@@ -15,7 +15,7 @@ from job.data.examples import Examples
 from job.errors import DataUnusable, StorageFailed, UsageError
 from job.serving import answers
 from job.serving import folder as model_folder
-from job.serving.predict import predict
+from job.serving.predict import Wanted, predict
 from job.storage.files import digest_of_file, swap
 from job.storage.published import Published
 from job.storage.workdir import Workdir
@@ -46,16 +46,18 @@ def digest_of(model):
     return hashlib.sha256((model / "model.json").read_bytes()).hexdigest()
 
 
-def labelled(model, data, out, context, **options):
+def labelled(model, data, out, context, model_sha256=None, overwrite=False, **wanted):
     return predict(
         str(model),
         str(data),
         str(out),
+        Wanted(**wanted),
         tfds_dir=None,
         batch_size=64,
         telemetry=context.telemetry,
         stop=context.stop,
-        **options,
+        model_sha256=model_sha256,
+        overwrite=overwrite,
     )
 
 

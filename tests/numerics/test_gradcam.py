@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from job.cluster.devices import Devices
+from job.model.familiarity import Acceptance, Familiarity
 from job.model.gradcam import grad_cam
 from job.model.heads import Head
 from job.model.hub import transformer
@@ -25,7 +26,7 @@ def answers(network, pixels, *, mirrors=False):
     """Heatmaps and probabilities of the shipped model, and its probabilities as it is exported."""
     classifier = network.shipped(head_of(network), None, 2.0, np.asarray([0.1, 0.0, 0.2]), mirrors=mirrors)
     maps, probabilities = map(np.asarray, grad_cam(classifier)(pixels))
-    return maps, probabilities, np.asarray(classifier(pixels)), classifier
+    return maps, probabilities, np.asarray(classifier(pixels)["probabilities"]), classifier
 
 
 def class_activation_map(network, pixels, classes):
@@ -74,3 +75,16 @@ def test_heatmap_of_a_saved_model_is_that_of_the_model(network, pixels, tmp_path
     classifier.save(tmp_path / "model.keras")
     again = grad_cam(keras.models.load_model(tmp_path / "model.keras"))(pixels[:4])
     assert np.allclose(again[0], maps, rtol=1e-4, atol=1e-6) and np.allclose(again[1], probabilities, atol=1e-6)
+
+
+def test_other_outputs_of_the_exported_model_do_not_change_the_heatmap(network, pixels):
+    """With frozen features, it has the layers above the cut twice."""
+    features = np.asarray(network.activations_and_features(pixels)[1])
+    known = Familiarity.fit(features[:8], np.arange(8) % 2, features[8:], "frozen", seed=0)
+    tuned = network.tuned(head_of(network)).get_weights()
+    given = head_of(network), tuned, 2.0, np.zeros(CLASSES)
+    plain, full = (
+        grad_cam(network.shipped(*given, mirrors=False, acceptance=acceptance))(pixels[:4])
+        for acceptance in (Acceptance(), Acceptance(known, 0.05))
+    )
+    assert np.array_equal(plain[0], full[0]) and np.array_equal(plain[1], full[1])
