@@ -210,10 +210,8 @@ def _described(
         "share_added": runs_again.share_above / (2 if config.mirror is True else 1) if runs_again else 0.0,
         "least_familiar": [{**picture, "familiarity": float(of_T[k])} for picture, k in zip(pictures, least, strict=True)],
     }
-    rejected, added = percent(numbers["rejected"]), percent(numbers["share_added"], 0)
-    context.telemetry.line(
-        f"  familiarity: {rejected} of the held-out photos are rejected; a photo costs {added} more multiply-adds"
-    )
+    added = f"; a photo costs {percent(numbers['share_added'], 0)} more multiply-adds" if numbers["share_added"] else ""
+    context.telemetry.line(f"  familiarity: {percent(numbers['rejected'])} of the held-out photos are rejected{added}")
     return numbers
 
 

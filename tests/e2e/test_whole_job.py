@@ -78,7 +78,7 @@ def test_tensorflow_prints_nothing_in_whichever_stage_it_is_first_used(copy_of_r
     done = run_installed("run", "--data", painted, "--out", copy_of_run, *quick_settings(setting), "--stop-after", first)
     begun = done.stderr.partition(f"{first:<10}runs\n")[2].splitlines()
     assert done.returncode == 0 and begun, done.stderr
-    known = re.compile(r"(\w+ +(runs|skipped|done in) ?.*|  (epoch|fine.tune).*)")
+    known = re.compile(r"(\w+ +(runs|skipped|done in) ?.*|  (epoch|fine.tune|familiarity).*)")
     assert [line for line in begun if not known.fullmatch(line)] == []
 
 
