@@ -148,7 +148,7 @@ def accepted(made: Promise) -> str:
     """Return sentences about the answers that are accepted for evaluate.target_precision, or why no threshold is proven."""
     wanted = f"{100 * made['target_precision']:g}%"
     if (threshold := made["min_probability"]) is None:
-        return f"No threshold is proven to keep a precision of {wanted}, so all answers are accepted. {more_photos(made)}"
+        return f"No threshold is proven to keep a precision of {wanted}, so the model has none. {more_photos(made)}"
     found = made["held_out"]
     assert found is not None
     if found["precision"] is None:

@@ -37,7 +37,7 @@ def test_run_proves_the_precision_that_was_asked_for_and_tells_how_many_photos_i
         return done.stdout
 
     said = run(0.999, "--stop-after", "evaluate")
-    assert "No threshold is proven to keep a precision of 99.9%, so all answers are accepted." in said
+    assert "No threshold is proven to keep a precision of 99.9%, so the model has none." in said
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["thresholds"]["chosen"]["min_probability"] is None and metrics["min_probability"] == 0
 

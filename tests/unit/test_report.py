@@ -1023,7 +1023,7 @@ def test_results_begin_with_the_precision_that_was_asked_for(context):
 def test_page_says_how_many_photos_are_missing_to_a_proof(context):
     everything(context)
     page, _ = with_promise(context, 0.97, num_val=30)
-    said = "No threshold is proven to keep a precision of 97%, so all answers are accepted. About"
+    said = "No threshold is proven to keep a precision of 97%, so the model has none. About"
     assert said in Elements(section(page, "results")).text
 
 
