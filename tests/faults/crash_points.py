@@ -95,6 +95,8 @@ def _stages(workdir: Workdir, number: int, weights: np.ndarray) -> None:
         "class_names": [],
         "per_class": [],
         "confusion": [],
+        "min_probability": 0.0,
+        "thresholds": {},
         "earlier": None,
         "corrections": None,
         "familiarity": None,
