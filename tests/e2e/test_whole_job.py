@@ -85,7 +85,8 @@ def test_tensorflow_prints_nothing_in_whichever_stage_it_is_first_used(copy_of_r
 @pytest.mark.thorough
 def test_tensorflow_prints_nothing_in_predict(finished_run, painted, tmp_path):
     done = run_installed("predict", "--model", finished_run, "--data", painted / "checks", "--out", tmp_path / "a.csv")
-    assert (done.returncode, done.stderr) == (0, "")
+    said = [line for line in done.stderr.splitlines() if not line.startswith("  predict: ")]  # A busy machine tells how far.
+    assert (done.returncode, said) == (0, [])
 
 
 def test_run_json_that_a_kill_has_left_out_is_written_by_the_next_run(copy_of_run, painted):
