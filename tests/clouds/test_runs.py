@@ -149,7 +149,7 @@ def test_formats_are_added_to_a_run_in_a_bucket_from_another_node(google, photos
     before = json.loads(google.get(f"{out}/model/model.json"))["sha256"]
     google.requests()  # Those since the last call are returned.
     done = run_job("export", out, "--to", "litert", **node(tmp_path / "b"))
-    assert done.returncode == 0 and "litert: 0 of" in done.stdout, done.stderr
+    assert done.returncode == 0 and "litert: of 14 photos, 0 labels" in done.stdout, done.stderr
     card = json.loads(google.get(f"{out}/model/model.json"))
     assert hashlib.sha256(google.get(f"{out}/model/model.tflite")).hexdigest() == card["sha256"]["model.tflite"]
     assert card["sha256"]["saved_model.pb"] == before["saved_model.pb"]
