@@ -120,10 +120,9 @@ def test_photo_that_has_changed_since_it_was_listed_is_not_counted_as_undecodabl
     assert found["agrees"]
 
 
-def labelled(model, data, out, context):
-    return predict(
-        str(model), data, out, Wanted(), tfds_dir=None, batch_size=64, telemetry=context.telemetry, stop=context.stop
-    )
+def labelled(model, data, out, context, **wanted):
+    told = {"telemetry": context.telemetry, "stop": context.stop}
+    return predict(str(model), data, out, Wanted(**wanted), tfds_dir=None, batch_size=64, **told)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +233,6 @@ def test_stopped_while_the_bucket_does_not_take_its_answer_predict_says_where_it
 
 
 def test_neighbours_come_from_the_features_of_a_run_in_a_bucket(in_bucket, finished_run, painted, tmp_path, context):
-    given = {"tfds_dir": None, "batch_size": 64, "telemetry": context.telemetry, "stop": context.stop, "neighbours": 2}
-    found = predict(in_bucket, str(painted), str(tmp_path / "a.parquet"), **given)
-    local = predict(str(finished_run), str(painted), str(tmp_path / "b.parquet"), **given)
+    found = labelled(in_bucket, str(painted), str(tmp_path / "a.parquet"), context, neighbours=2)
+    local = labelled(finished_run, str(painted), str(tmp_path / "b.parquet"), context, neighbours=2)
     assert found["neighbours"].to_pylist() == local["neighbours"].to_pylist() and found["neighbours"].null_count < len(found)
