@@ -48,6 +48,8 @@ QUICK = (
     "fine_tune.epochs=2",
     "fine_tune.learning_rate=1e-3",
     "head.c_grid=[0.01,0.1,1.0]",
+    "heatmaps.photos=0",  # A tenth of a run. tests/e2e/test_heatmaps.py turns them on.
+    "heatmaps.checked=0",
 )
 
 # Files of minutes, the longest first. If one of them came last, other processes of pytest-xdist would have nothing to do

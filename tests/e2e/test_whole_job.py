@@ -176,7 +176,7 @@ def test_keras_file_loads_in_safe_mode_and_predicts_the_same(finished_run):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("family", ["DINOV2", "DINOV3"])
+@pytest.mark.parametrize("family", [pytest.param("DINOV2", marks=pytest.mark.long), "DINOV3"])
 def test_backbone_of_kerashub_goes_through_the_whole_job(tmp_path, painted, family):
     import keras_hub
 

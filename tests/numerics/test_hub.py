@@ -103,7 +103,7 @@ def test_features_of_one_block_are_those_of_kerashub(tmp_path, name, patches):
     check_parity("hub:short", architecture, patches * architecture.patch_size, tmp_path, "class")
 
 
-@pytest.mark.thorough
+@pytest.mark.long
 @pytest.mark.parametrize("name", PRESETS)
 def test_features_of_the_whole_model_are_those_of_kerashub(tmp_path, name):
     architecture = PRESETS[name].architecture
