@@ -14,6 +14,7 @@ from job.runtime.telemetry import Telemetry
 from job.sections import ExportConfig, IntakeConfig
 from job.sources.open import open_source
 from job.stages import export
+from job.stages.evaluate import Evaluation
 from job.stages.intake import Intake
 from job.storage.workdir import Workdir
 from tests.conftest import ROOT, quick_settings, run_job
@@ -148,9 +149,9 @@ def test_parity_check_runs_the_model_without_tensorflows_python_package(finished
     pipe = subprocess.PIPE
     command = [sys.executable, "-c", code, tmp_path / "modules"]
     with subprocess.Popen(command, cwd=ROOT, text=True, stdin=pipe, stdout=pipe, stderr=pipe) as checker:
-        model = (finished_run / "model").resolve()
+        model, acceptance = (finished_run / "model").resolve(), Evaluation.load(context).acceptance
         found = export._check_parity(
-            checker, ExportConfig(), model, rules, taken_in.examples, taken_in.images, source, entries, context
+            checker, ExportConfig(), model, rules, acceptance, taken_in.examples, taken_in.images, source, entries, context
         )
     assert found["agrees"] and found["bytes"]["num_photos"] == found["num_photos"] > 5
     assert not {"tensorflow", "keras", "matplotlib"} & set((tmp_path / "modules").read_text().split())
