@@ -169,8 +169,8 @@ def test_classifier_on_a_vision_transformer_travels(preset, name, tmp_path):
     file = tmp_path / FORMATS[name].file
     file.write_bytes(FORMATS[name].convert(Classifier(model, ["a", "b", "c"], np.empty(0))))
     runtime = FORMATS[name].open(file, 1)
-    found = np.concatenate([runtime.probabilities(pixels[k : k + 1]) for k in range(len(pixels))])
-    assert np.abs(found - model.predict(pixels, verbose=0)).max() < 1e-4
+    found = np.concatenate([runtime.answers(pixels[k : k + 1])["probabilities"] for k in range(len(pixels))])
+    assert np.abs(found - model.predict(pixels, verbose=0)["probabilities"]).max() < 1e-4
 
 
 def test_each_kind_of_features_is_that_of_kerashub(preset, tmp_path):

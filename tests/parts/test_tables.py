@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from job.data.known import source_digest
 from job.errors import DataUnusable, UsageError
 from job.sections import IntakeConfig, SplitConfig
-from job.serving import parity
 from job.sources.folders import FolderSource
 from job.sources.local import to_text
 from job.sources.open import open_source
@@ -519,7 +518,7 @@ def test_class_folder_that_is_a_link_to_elsewhere_is_not_followed(tmp_path):
     assert verdicts(found)["cat"] == ("quarantined", "a link that leaves the source folder")
 
 
-def test_export_check_reads_the_photos_of_a_table_through_its_source(photos, tmp_path):
+def test_export_check_reads_the_photos_of_a_table_through_its_source(photos):
     (photos / "sub").mkdir()
     (photos / "a00.jpg").rename(photos / "sub" / "b.jpg")
     (photos / "sub" / "labels.csv").write_text("id,label\nb,cat\n")
@@ -528,9 +527,9 @@ def test_export_check_reads_the_photos_of_a_table_through_its_source(photos, tmp
         open_source(str(photos / "sub"), str(photos / "sub" / "labels.csv")),
     ):
         entries = [e for e in source.listing().entries if e.verdict is None]
-        (tmp_path / "photos.pickle").write_bytes(pickle.dumps((source, entries)))
-        request = parity.Request("", {}, "", [], "", str(tmp_path / "photos.pickle"), {})
-        assert [e.path for e in entries] == ["b.jpg"] and list(parity._payloads(request)) == [b"x"]
+        sent, listed = pickle.loads(pickle.dumps((source, entries)))  # To another process.
+        sent.prepare()
+        assert [e.path for e in listed] == ["b.jpg"] and list(sent.read(listed)) == [b"x"]
 
 
 def test_columns_and_folds_are_named_on_the_command_line_and_what_was_understood_comes_first(painted_table, tmp_path):
