@@ -289,7 +289,7 @@ class EvaluateConfig(Section):
     target_precision: float | None = what(
         None,
         "Share of the accepted answers that must be right, for example 0.98. The job looks for the lowest probability from "
-        "which on this is proven, on validation photos; docs/thresholds.md. If it is left out, the probability does not matter.",
+        "which on this is proven, on validation photos; docs/thresholds.md. If it is left out, any probability will do.",
         gt=0.5,
         lt=1,
     )
