@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from job.measure.calibration import Calibration
 from job.measure.predicted import StoredLogits, parts
+from job.model.familiarity import ALWAYS, Acceptance
 from job.model.heads import Head
 from job.model.inputs import MirroredInputs
 from job.model.network import Network
@@ -19,6 +21,7 @@ from job.train.feed import run_batches
 from job.train.loop import Inputs
 
 if TYPE_CHECKING:
+    import keras
     import tensorflow as tf
 
 _BATCH_SIZE = 256
@@ -65,6 +68,29 @@ class Models:
             args = self.network, self.head, self.tuned[name], self.inputs, rows_N, telemetry
             return tuned_logits(*args, below_head=True)
         return (self.features.rows(rows_N[part]) for part in parts(len(rows_N), self.features.row_shape[0]))
+
+
+@dataclass(frozen=True)
+class ShippedModel:
+    """The model that evaluate has chosen: a head on the frozen backbone, or on layers with the weights `tuned`.
+
+    With `mirrors`, it answers with the mean over a photo and its mirror image.
+    """
+
+    head: Head
+    tuned: list[np.ndarray] | None
+    calibration: Calibration
+    mirrors: bool
+
+    def classifier(self, network: Network, acceptance: Acceptance = ALWAYS) -> keras.Model:
+        """Return the model as `Network.assembled` makes it, with the calibration in the weights of its last layer."""
+        model = network.tuned(self.head)
+        if self.tuned is not None:
+            model.set_weights(self.tuned)
+        last, temperature = model.get_layer("head"), self.calibration.temperature
+        kernel_DC, bias_C = last.get_weights()
+        last.set_weights([kernel_DC / temperature, bias_C / temperature + self.calibration.offsets_C])
+        return network.assembled(model, mirrors=self.mirrors, acceptance=acceptance, tuned_is_frozen=self.tuned is None)
 
 
 def tuned_logits(

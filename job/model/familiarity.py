@@ -110,6 +110,9 @@ class Acceptance:
         return {"min_probability": self.min_probability, "min_familiarity": self.min_familiarity}
 
 
+ALWAYS = Acceptance()
+
+
 def chosen_for_fitting(labels_N: np.ndarray) -> np.ndarray:
     """Return the positions of the photos that `fit` uses of a large set, evenly spaced in each class. Ascending."""
     counts_C = np.bincount(labels_N)

@@ -20,7 +20,7 @@ from job.cluster.replicas import Replicas, Tensors
 from job.cluster.tensorflow import import_tensorflow
 from job.data.augment import Augmentation
 from job.model import backbones, cut
-from job.model.familiarity import Acceptance
+from job.model.familiarity import ALWAYS, Acceptance
 from job.model.heads import Head
 from job.runtime.telemetry import spent_once
 from job.sections import BackboneConfig
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 Inference: TypeAlias = "Callable[[tf.Tensor], tf.Tensor]"
 CUT_DTYPE = "float16"
-_ALWAYS = Acceptance()
 _MAX_CONSTANT_BYTES = 500_000_000
 
 
@@ -156,30 +155,8 @@ class Network:
             dense.set_weights([head.kernel_DC, head.bias_C])
             return model
 
-    def shipped(
-        self,
-        start: Head,
-        tuned_weights: list[np.ndarray] | None,
-        temperature: float,
-        offsets_C: np.ndarray,
-        *,
-        mirrors: bool,
-        acceptance: Acceptance = _ALWAYS,
-    ) -> keras.Model:
-        """Return the shipped model, as `assembled` makes it, with the calibration in the weights of its last layer.
-
-        It has the `tuned_weights`, or if they are None the pre-trained ones with the head `start` on top.
-        """
-        tuned = self.tuned(start)
-        if tuned_weights is not None:
-            tuned.set_weights(tuned_weights)
-        last = tuned.get_layer("head")
-        kernel_DC, bias_C = last.get_weights()
-        last.set_weights([kernel_DC / temperature, bias_C / temperature + offsets_C])
-        return self.assembled(tuned, mirrors=mirrors, acceptance=acceptance, tuned_is_frozen=tuned_weights is None)
-
     def assembled(
-        self, tuned: keras.Model, *, mirrors: bool = False, acceptance: Acceptance = _ALWAYS, tuned_is_frozen: bool = False
+        self, tuned: keras.Model, *, mirrors: bool = False, acceptance: Acceptance = ALWAYS, tuned_is_frozen: bool = False
     ) -> keras.Model:
         """Return the whole classifier as one Keras model of built-in layers, from uint8 pixels to a dictionary of outputs.
 

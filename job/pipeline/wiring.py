@@ -3,8 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from job.pipeline import publishing
 from job.pipeline.job import Artifact, Job
@@ -12,6 +11,9 @@ from job.pipeline.records import read_run
 from job.pipeline.settings import backbone_weights, fine_tunes
 from job.pipeline.table import STAGES
 from job.storage.files import digest_of
+
+if TYPE_CHECKING:
+    from job.measure.models import ShippedModel
 
 
 @dataclass(frozen=True)
@@ -151,19 +153,19 @@ def _heatmaps(job: Job) -> Artifact | None:
         examples=job["audit"].examples,
         images=job["intake"].images,
         features=job["extract"].features.plain,
-        chosen_head=job["head"].head,
-        tuned_weights=_shipped_weights(job),
-        calibration=job["evaluate"].calibration,
+        shipped=_shipped(job),
         evaluated=job["evaluate"].numbers,
         network=job.network,
         context=job.context,
     )
 
 
-def _shipped_weights(job: Job) -> list[np.ndarray] | None:
-    """Return the weights of the fine-tuned model if it ships, and None if the head alone does."""
+def _shipped(job: Job) -> "ShippedModel":
+    from job.measure.models import ShippedModel
+
     evaluation = job["evaluate"]
-    return job["fine_tune"].models[evaluation.chosen_seed] if evaluation.ships_fine_tuned else None
+    weights = job["fine_tune"].models[evaluation.chosen_seed] if evaluation.ships_fine_tuned else None
+    return ShippedModel(job["head"].head, weights, evaluation.calibration, evaluation.mirrors)
 
 
 def _export(job: Job) -> Artifact | None:
@@ -177,11 +179,8 @@ def _export(job: Job) -> Artifact | None:
         images=job["intake"].images,
         source=job.source,
         entries={entry.path: entry for entry in job.listing.entries},
-        chosen_head=job["head"].head,
-        tuned_weights=_shipped_weights(job),
-        calibration=job["evaluate"].calibration,
+        shipped=_shipped(job),
         acceptance=job["evaluate"].acceptance,
-        mirrors=job["evaluate"].mirrors,
         network=job.network,
         context=job.context,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,23 +46,8 @@ def save(
     signature of their own, `features`, which takes pixels. All signatures share one function, so weights are there once.
     """
     names = tf.constant(class_names)
-    forward = with_constant_weights(classifier)
-
     pixels_spec = tf.TensorSpec([None, image_size, image_size, 3], tf.uint8, name="pixels")
-
-    @tf.function(input_signature=[pixels_spec], autograph=False)
-    def everything(pixels: tf.Tensor) -> dict[str, tf.Tensor]:  # Traced once, for all signatures.
-        count = tf.shape(pixels)[0]
-        # oneDNN's depthwise convolution fails on an empty batch, so a black picture is added to it and removed again.
-        spare = tf.zeros((tf.cast(count == 0, tf.int32), image_size, image_size, 3), tf.uint8)
-        found = {name: values[:count] for name, values in forward(tf.concat([pixels, spare], axis=0)).items()}
-        probabilities = found["probabilities"]
-        return {
-            **found,
-            "probability": tf.reduce_max(probabilities, axis=1),
-            "class_names": tf.broadcast_to(names[None, :], (count, len(class_names))),
-            "label": tf.gather(names, tf.argmax(probabilities, axis=1)),
-        }
+    everything = _everything(classifier, pixels_spec, names)
 
     def answer(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
         return {name: values for name, values in everything(pixels).items() if name != "features"}
@@ -96,6 +82,29 @@ def save(
     module.weights = [] if fit_as_constants(classifier) else [variable.value for variable in classifier.variables]
     module.functions = list(signatures.values())
     tf.saved_model.save(module, folder, signatures=signatures)
+
+
+def _everything(
+    classifier: keras.Model, pixels_spec: tf.TensorSpec, names: tf.Tensor
+) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+    """Return a function from pixels to all outputs, which is traced once for all signatures."""
+    forward = with_constant_weights(classifier)
+
+    @tf.function(input_signature=[pixels_spec], autograph=False)
+    def everything(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
+        count = tf.shape(pixels)[0]
+        # oneDNN's depthwise convolution fails on an empty batch, so a black picture is added to it and removed again.
+        spare = tf.zeros((tf.cast(count == 0, tf.int32), *pixels_spec.shape[1:]), tf.uint8)
+        found = {name: values[:count] for name, values in forward(tf.concat([pixels, spare], axis=0)).items()}
+        probabilities = found["probabilities"]
+        return {
+            **found,
+            "probability": tf.reduce_max(probabilities, axis=1),
+            "class_names": tf.broadcast_to(names[None, :], (count, len(names))),
+            "label": tf.gather(names, tf.argmax(probabilities, axis=1)),
+        }
+
+    return everything
 
 
 def tensors(folder: Path) -> dict[str, dict[str, str]]:

@@ -109,8 +109,8 @@ def evaluate(
     plain = {name: Predicted.of(labels, x, Calibration()) for name, x in logits.items()}
     scores = _scores(config, examples, val, test, predicted, plain, context.seed)
     is_met = config.min_accuracy is None or scores[shipped]["test"]["accuracy"] >= config.min_accuracy
-    name = seeds["chosen"] if seeds and shipped == "fine_tuned" else "head"
-    familiarity = _familiarity(config, examples, models, name, both, context)
+    chosen = seeds["chosen"] if seeds and shipped == "fine_tuned" else "head"
+    familiarity = _familiarity(config, examples, models, chosen, both, context)
     found = _thresholds(config, examples, both, predicted[shipped], calibrations[shipped], familiarity, models, context)
     min_probability = (found["chosen"] and found["chosen"]["min_probability"]) or 0.0
     of_test = familiarity and familiarity[len(val) :]
@@ -135,7 +135,7 @@ def evaluate(
         ),
         "min_probability": min_probability,
         "thresholds": found,
-        "familiarity": _described(config, examples, models, name, on_test[shipped], of_test, is_right, context),
+        "familiarity": _described(config, examples, models, chosen, on_test[shipped], of_test, is_right, context),
         **against_earlier(config, examples, on_test[shipped], models.images, rules, context),
     }
     _tell(context, numbers)

@@ -20,9 +20,9 @@ from job.decoding.rules import DecodeRules
 from job.errors import Diverged, GateNotMet
 from job.measure import accepted
 from job.measure.calibration import Calibration
+from job.measure.models import ShippedModel
 from job.measure.predictions import Measured
 from job.model.familiarity import Acceptance
-from job.model.heads import Head
 from job.model.network import Network
 from job.runtime.children import ask, start
 from job.runtime.context import Context
@@ -64,19 +64,14 @@ def export(
     images: ArrayStore,
     source: Source,
     entries: Mapping[str, Entry],
-    chosen_head: Head,
-    tuned_weights: list[np.ndarray] | None,
-    calibration: Calibration,
+    shipped: ShippedModel,
     acceptance: Acceptance,
-    mirrors: bool,
     network: Network,
     context: Context,
 ) -> Exported:
     """Save the shipped model, check it in a fresh process, and publish it.
 
-    `bit_depth` is that of the data set. `entries` are the source's entries by path. `tuned_weights` are the shipped model's;
-    None if the head alone ships. `calibration` goes into the weights of its last layer. `acceptance` becomes part of the
-    model. With `mirrors`, the model answers with the mean over a photo and its mirror image.
+    `bit_depth` is that of the data set. `entries` are the source's entries by path. `acceptance` becomes part of the model.
 
     Raises:
         Diverged: if a weight is not finite.
@@ -85,7 +80,8 @@ def export(
     """
     from job.serving.graph_decode import Limits  # It imports TensorFlow.
 
-    classifier = _classifier(network, chosen_head, tuned_weights, calibration, acceptance, mirrors=mirrors)
+    classifier = shipped.classifier(network, acceptance)
+    _check_numbers(classifier)
     rules = DecodeRules.of(intake, bit_depth)
     limits = Limits(rules.max_pixels, rules.min_side_px, rules.max_aspect_ratio)
 
@@ -95,8 +91,8 @@ def export(
         context.stop.check()
         result = _check_parity(checker, config, folder, rules, acceptance, examples, images, source, entries, context)
         (folder / "parity.json").write_text(json.dumps(result, indent=2) + "\n")
-        card = _described(folder, rules, limits, examples, network, calibration, acceptance, result)
-        card |= {"shipped": "head" if tuned_weights is None else "fine_tuned", "mirrors": mirrors}
+        card = _described(folder, rules, limits, examples, network, shipped.calibration, acceptance, result)
+        card |= {"shipped": "head" if shipped.tuned is None else "fine_tuned", "mirrors": shipped.mirrors}
         (folder / "model.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         if not result["agrees"]:
             context.workdir.write_json(PARITY, result)
@@ -116,31 +112,14 @@ def export(
     return Exported(result)
 
 
-def _classifier(
-    network: Network,
-    chosen_head: Head,
-    tuned_weights: list[np.ndarray] | None,
-    calibration: Calibration,
-    acceptance: Acceptance,
-    *,
-    mirrors: bool,
-) -> "keras.Model":
-    """Return the shipped model, with calibrated probabilities. Raises: Diverged, if a weight is not finite."""
-    classifier = network.shipped(
-        chosen_head,
-        tuned_weights,
-        calibration.temperature,
-        calibration.offsets_C,
-        mirrors=mirrors,
-        acceptance=acceptance,
-    )
+def _check_numbers(classifier: "keras.Model") -> None:
+    """Raise Diverged if a weight is not finite."""
     bad = [v.path for v in classifier.variables if not np.isfinite(np.asarray(v)).all()]
     if bad:
         raise Diverged(
             f"{len(bad)} variables of the model contain numbers that are not finite; the first one is {bad[0]}. Nothing is "
             "exported. Check the weights of the backbone, or lower fine_tune.learning_rate."
         )
-    return classifier
 
 
 def _save(

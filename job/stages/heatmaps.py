@@ -10,12 +10,11 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from job.data.examples import Examples
-from job.measure.calibration import Calibration
+from job.measure.models import ShippedModel
 from job.measure.occlusion import COPIES, FEWEST, Background, Deletion, copy_of, verdicts
 from job.measure.predictions import PREDICTIONS
 from job.measure.similar import most_similar
 from job.model.gradcam import grad_cam
-from job.model.heads import Head
 from job.model.network import Network
 from job.reporting.gallery import Gallery
 from job.reporting.summaries import Evaluated, Explained, ExplainedMistake, ExplainedPhoto
@@ -56,17 +55,15 @@ def heatmaps(
     examples: Examples,
     images: ArrayStore,
     features: ArrayStore,
-    chosen_head: Head,
-    tuned_weights: list[np.ndarray] | None,
-    calibration: Calibration,
+    shipped: ShippedModel,
     evaluated: Evaluated,
     network: Network,
     context: Context,
 ) -> Heatmaps:
     """Draw heatmaps of the shipped model for held-out photos, and test them.
 
-    The photos are the mistakes that `evaluated` shows, and right ones of each class, or of those with the lowest recall. The
-    model is the one that `export` saves. `features` are the frozen ones, by which similar training photos are found.
+    The photos are the mistakes that `evaluated` shows, and right ones of each class, or of those with the lowest recall.
+    `features` are the frozen ones, by which similar training photos are found.
     """
     test = examples.of("test")
     predicted = pq.read_table(context.workdir.path(PREDICTIONS), columns=["predicted"])["predicted"].to_numpy()
@@ -79,10 +76,7 @@ def heatmaps(
     numbers: Explained = {"mistakes": {}, "right": [], "deletion": None, "background": None}
     with Gallery.drawing(context.workdir, PICTURES, images) as gallery:
         if len(photos):
-            last = calibration.temperature, calibration.offsets_C
-            look = _looking(
-                network, network.shipped(chosen_head, tuned_weights, *last, mirrors=evaluated["mirrors"]), context
-            )
+            look = _looking(network, shipped.classifier(network), context)
             maps_NGG, probabilities_NC = look(lambda k: images.rows(examples["row"][photos[k]]), len(photos))
             seen = dict(zip(photos.tolist(), zip(maps_NGG, probabilities_NC, strict=True), strict=True))
             with context.telemetry.spent("drawing"):

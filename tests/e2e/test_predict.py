@@ -70,7 +70,7 @@ def load(model, digest):
         assert not said
 
 
-def refused(folder, *arguments, match, **options):
+def assert_refused(folder, *arguments, match, **options):
     before = contents(folder)
     with pytest.raises(UsageError, match=match):
         labelled(*arguments, **options)
@@ -94,16 +94,18 @@ def test_file_of_somebody_else_stays_unless_it_may_be_replaced(finished_run, pho
     tables = {b"path,label\n0.jpg,cat\n", b"", b"path,label,probability,top_3,mine\n", b"PAR1"}
     for content in (*tables, (finished_run / "predictions.parquet").read_bytes()):
         mine.write_bytes(content)
-        refused(tmp_path, finished_run / "model", photos, mine, context, match="predict did not write it.*--overwrite")
+        assert_refused(
+            tmp_path, finished_run / "model", photos, mine, context, match="predict did not write it.*--overwrite"
+        )
     mine.unlink()
     mine.symlink_to(photos / "0.jpg")
-    refused(tmp_path, finished_run / "model", photos, mine, context, match="predict did not write it")
+    assert_refused(tmp_path, finished_run / "model", photos, mine, context, match="predict did not write it")
     mine.unlink()
     mine.mkdir()
-    refused(tmp_path, finished_run / "model", photos, mine, context, match="this is a folder", overwrite=True)
+    assert_refused(tmp_path, finished_run / "model", photos, mine, context, match="this is a folder", overwrite=True)
     mine.rmdir()
     os.mkfifo(mine)
-    refused(tmp_path, finished_run / "model", photos, mine, context, match="this is no regular file", overwrite=True)
+    assert_refused(tmp_path, finished_run / "model", photos, mine, context, match="this is no regular file", overwrite=True)
     mine.unlink()
     mine.write_bytes(b"mine")
     labelled(finished_run / "model", photos, mine, context, overwrite=True)
@@ -116,26 +118,28 @@ def test_inputs_are_never_replaced(model, photos, tmp_path, context):
     (tmp_path / "linked.csv").symlink_to(table)
     (tmp_path / "same.csv").hardlink_to(table)
     for out in (table, tmp_path / "linked.csv", tmp_path / "same.csv", tmp_path / "photos" / ".." / "labels.csv"):
-        refused(tmp_path, model, table, out, context, match="this is the table that --data names", overwrite=True)
+        assert_refused(tmp_path, model, table, out, context, match="this is the table that --data names", overwrite=True)
     (tmp_path / "photo.csv").symlink_to(photos / "0.jpg")
     (tmp_path / "hard.csv").hardlink_to(photos / "1.jpg")
     for name in ("photo.csv", "hard.csv"):
         for data in (photos, table) if name == "photo.csv" else (photos,):
             words = "this is one of the files of --data"
-            refused(tmp_path, model, data, tmp_path / name, context, match=words, overwrite=True)
+            assert_refused(tmp_path, model, data, tmp_path / name, context, match=words, overwrite=True)
 
 
 def test_answer_of_predict_is_no_place_for_the_next_one_where_it_is_the_table(finished_run, photos, tmp_path, context):
     answer = tmp_path / "answer.csv"
     labelled(finished_run / "model", photos, answer, context)
-    refused(tmp_path, finished_run / "model", answer, answer, context, match="this is the table that --data names")
+    assert_refused(tmp_path, finished_run / "model", answer, answer, context, match="this is the table that --data names")
 
 
 def test_nothing_is_written_into_a_model(model, photos, tmp_path, context):
     (tmp_path / "link").symlink_to(model)
     for out in (model / "answer.csv", model / "assets" / "a.parquet", tmp_path / "link" / "answer.csv"):
-        refused(tmp_path, model, photos, out, context, match=r"lies in --model .*, which predict does not change")
-        refused(tmp_path, tmp_path / "link", photos, out, context, match="which predict does not change", overwrite=True)
+        assert_refused(tmp_path, model, photos, out, context, match=r"lies in --model .*, which predict does not change")
+        assert_refused(
+            tmp_path, tmp_path / "link", photos, out, context, match="which predict does not change", overwrite=True
+        )
 
 
 def test_file_that_appears_while_predict_works_stays_and_the_answer_is_kept(tmp_path, context, monkeypatch):
@@ -345,13 +349,13 @@ def test_neighbours_are_the_most_similar_training_photos_of_the_run(finished_run
 
 def test_neighbours_are_refused_before_any_work_if_the_run_does_not_have_them(out, model, photos, tmp_path, context):
     answer = tmp_path / "a.csv"
-    refused(tmp_path, model, photos, answer, context, match="does not lie in the output of its run", neighbours=3)
+    assert_refused(tmp_path, model, photos, answer, context, match="does not lie in the output of its run", neighbours=3)
     (record := out / "stages" / "export.json").rename(tmp_path / "kept.json")
-    refused(tmp_path, out, photos, answer, context, match="holds results of another run", neighbours=3)
+    assert_refused(tmp_path, out, photos, answer, context, match="holds results of another run", neighbours=3)
     (tmp_path / "kept.json").rename(record)
     shutil.rmtree(out / "cache")
     match = r"the features of the training photos are not in .*cache any more\. Run the job again into a new --out"
-    refused(tmp_path, out / "model", photos, answer, context, match=match, neighbours=3)
+    assert_refused(tmp_path, out / "model", photos, answer, context, match=match, neighbours=3)
 
 
 def as_of_0_12(model):
@@ -379,7 +383,7 @@ def test_older_model_labels_photos_but_neither_accepts_nor_compares_them(out, ph
     assert set(table["familiarity"].to_pylist()) == set(table["accepted"].to_pylist()) == {None}
     assert set(table["label"].to_pylist()) <= {"checks", "stripes"}
     for option, words in (("accepted_only", "--accepted-only.*of version 0.13"), ("neighbours", "gives no features")):
-        refused(tmp_path, out / "model", photos, tmp_path / "b.csv", context, match=words, **{option: 1})
+        assert_refused(tmp_path, out / "model", photos, tmp_path / "b.csv", context, match=words, **{option: 1})
 
 
 def test_answer_of_an_earlier_version_may_be_replaced(finished_run, photos, tmp_path, context):

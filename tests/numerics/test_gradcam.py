@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from job.cluster.devices import Devices
+from job.measure.calibration import Calibration
+from job.measure.models import ShippedModel
 from job.model.familiarity import Acceptance, Familiarity
 from job.model.gradcam import grad_cam
 from job.model.heads import Head
@@ -24,7 +26,8 @@ def head_of(network, seed=0):
 
 def answers(network, pixels, *, mirrors=False):
     """Heatmaps and probabilities of the shipped model, and its probabilities as it is exported."""
-    classifier = network.shipped(head_of(network), None, 2.0, np.asarray([0.1, 0.0, 0.2]), mirrors=mirrors)
+    shipped = ShippedModel(head_of(network), None, Calibration(2.0, np.asarray([0.1, 0.0, 0.2])), mirrors)
+    classifier = shipped.classifier(network)
     maps, probabilities = map(np.asarray, grad_cam(classifier)(pixels))
     return maps, probabilities, np.asarray(classifier(pixels)["probabilities"]), classifier
 
@@ -82,9 +85,9 @@ def test_other_outputs_of_the_exported_model_do_not_change_the_heatmap(network, 
     features = np.asarray(network.activations_and_features(pixels)[1])
     known = Familiarity.fit(features[:8], np.arange(8) % 2, features[8:], "frozen", seed=0)
     tuned = network.tuned(head_of(network)).get_weights()
-    given = head_of(network), tuned, 2.0, np.zeros(CLASSES)
+    shipped = ShippedModel(head_of(network), tuned, Calibration(2.0, np.zeros(CLASSES)), mirrors=False)
     plain, full = (
-        grad_cam(network.shipped(*given, mirrors=False, acceptance=acceptance))(pixels[:4])
+        grad_cam(shipped.classifier(network, acceptance))(pixels[:4])
         for acceptance in (Acceptance(), Acceptance(known, 0.05))
     )
     assert np.array_equal(plain[0], full[0]) and np.array_equal(plain[1], full[1])
