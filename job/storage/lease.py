@@ -128,14 +128,14 @@ class Lease:
         Raises:
             TryAgainLater: if another run has taken it over.
         """
-        with _locked(self._file) as descriptor:
+        with _locked(self._file, os.O_RDWR) as descriptor:
             self._check(descriptor)
             yield
 
     def release(self) -> None:
         """Remove the file, unless another run has taken over the lease."""
         self._released.set()
-        with suppress(JobError, OSError), _locked(self._file) as descriptor:
+        with suppress(JobError, OSError), _locked(self._file, os.O_RDWR) as descriptor:
             self._check(descriptor)
             self._file.unlink()
 
@@ -150,7 +150,8 @@ class Lease:
     def _keep_touching(self) -> None:
         while not self._released.wait(_TOUCHED_EVERY_S):
             # Somebody may hold the lock for long, for example a thread of this process. The next touch is soon enough.
-            with suppress(OSError, JobError), _locked(self._file) as descriptor:
+            # O_RDWR without O_CREAT: a touch that comes just after the release would leave an empty file.
+            with suppress(OSError, JobError), _locked(self._file, os.O_RDWR) as descriptor:
                 if _read(descriptor, self._file) != self._owner:
                     return
                 os.utime(descriptor)
@@ -172,7 +173,7 @@ def acquire(
     """
     file, owner, watch = folder / NAME, Owner.here(), Watch(called or str(folder), tell, dead_after_s)
     while True:
-        with _locked(file) as descriptor:
+        with _locked(file, os.O_RDWR | os.O_CREAT) as descriptor:
             if watch.is_free(_read(descriptor, file), str(os.fstat(descriptor).st_mtime_ns)):
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, owner.to_bytes(), 0)
@@ -199,11 +200,20 @@ def owner_of(folder: Path) -> Owner | None:
 
 
 @contextmanager
-def _locked(file: Path) -> Iterator[int]:
-    """Return a context in which this process alone has the file open and locked. It gives the descriptor."""
+def _locked(file: Path, flags: int) -> Iterator[int]:
+    """Return a context in which this process alone has the file open and locked. It gives the descriptor.
+
+    Raises:
+        TryAgainLater: if another process holds the lock for some seconds, or there is no file and `flags` do not create it.
+        UsageError: if something that the job did not make has the name.
+        OSError: if it cannot be opened.
+    """
     deadline = time.monotonic() + _LOCK_TIMEOUT_S
     while True:
-        descriptor = open_own(file, os.O_RDWR | os.O_CREAT)
+        try:
+            descriptor = open_own(file, flags)
+        except FileNotFoundError:
+            raise TryAgainLater(f"{file} has gone: another run has taken {file.parent} over and ended.") from None
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -175,6 +176,38 @@ def test_owner_that_holds_the_lock_for_long_goes_on_touching_afterwards(tmp_path
     wait_until(lambda: (tmp_path / lease.NAME).stat().st_mtime_ns > touched)
     held.release()
     assert not (tmp_path / lease.NAME).exists()
+
+
+def test_touch_that_comes_after_the_release_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "_TOUCHED_EVERY_S", 0.01)
+    touching, released, touched = threading.Event(), threading.Event(), threading.Event()
+
+    def late(path, flags, real=lease.open_own):
+        if threading.current_thread() is threading.main_thread():
+            return real(path, flags)
+        touching.set()
+        released.wait(WAIT_S)
+        try:
+            return real(path, flags)
+        finally:
+            touched.set()
+
+    monkeypatch.setattr(lease, "open_own", late)
+    held, _ = acquire(tmp_path)
+    assert touching.wait(WAIT_S)
+    held.release()
+    released.set()
+    assert touched.wait(WAIT_S) and list(tmp_path.iterdir()) == []
+
+
+def test_owner_whose_lease_has_gone_publishes_nothing_and_makes_no_new_one(tmp_path):
+    workdir = Workdir(tmp_path)
+    workdir.lease, _ = acquire(tmp_path)
+    (tmp_path / lease.NAME).unlink()  # As a run does that took over while this one slept, and has ended.
+    with pytest.raises(TryAgainLater, match="has gone"):
+        workdir.write_bytes("result", b"1")
+    workdir.lease.release()
+    assert not (tmp_path / lease.NAME).exists() and not (tmp_path / "result").exists()
 
 
 def test_only_what_lies_in_the_jobs_own_place_for_temporary_files_is_cleaned_away(tmp_path):
