@@ -42,6 +42,7 @@ class Network:
 
     def __init__(self, config: BackboneConfig, image_size: int, devices: Devices, *, seed: int) -> None:
         self.config, self.image_size, self.devices, self._seed = config, image_size, devices, seed
+        self._copy: keras.Model | None = None
 
     def recut(self, unfreeze: float | str) -> Network:
         """Return the same backbone, cut as `backbone.unfreeze` says. It is not built again."""
@@ -154,6 +155,16 @@ class Network:
             model = keras.Model(inputs, dense(features), name="tuned_and_head")
             dense.set_weights([head.kernel_DC, head.bias_C])
             return model
+
+    def with_weights(self, weights: list[np.ndarray]) -> keras.Model:
+        """Return the layers above the cut and the head with these weights, in float32: activations to logits (B, C).
+
+        It is for inference. Each call changes the weights of the same model, because building one takes a second.
+        """
+        if self._copy is None:
+            self._copy = self.tuned(Head.zeros(self.feature_width, len(weights[-1])))
+        self._copy.set_weights(weights)
+        return self._copy
 
     def assembled(
         self, tuned: keras.Model, *, mirrors: bool = False, acceptance: Acceptance = ALWAYS, tuned_is_frozen: bool = False

@@ -24,6 +24,7 @@ from job.train.recipe import Recipe, with_quality
 
 if TYPE_CHECKING:
     from job.data.corrections import Corrections
+    from job.measure.models import ShippedModel
     from job.model.inputs import Inputs
     from job.model.network import Network
     from job.stages.audit import Audit
@@ -146,6 +147,15 @@ class Job:
             return StoredInputs(extraction.activations)
         augmentation = Augmentation(self.config.augment, self.config.intake.image_size)
         return OnlineInputs(self["intake"].images, self.network, augmentation)
+
+    @cached_property
+    def shipped(self) -> ShippedModel:
+        """The model that evaluate has chosen."""
+        from job.measure.models import ShippedModel
+
+        found = self["evaluate"]
+        tuned = self["fine_tune"].models[found.chosen_seed] if found.ships_fine_tuned else None
+        return ShippedModel(self.network, self["head"].head, tuned, found.calibration, found.mirrors, found.acceptance)
 
     @property
     def refusals(self) -> Sequence[Refusal]:

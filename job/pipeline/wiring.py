@@ -3,17 +3,12 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
 from job.pipeline import publishing
 from job.pipeline.job import Artifact, Job
 from job.pipeline.records import read_run
 from job.pipeline.settings import backbone_weights, fine_tunes
 from job.pipeline.table import STAGES
 from job.storage.files import digest_of
-
-if TYPE_CHECKING:
-    from job.measure.models import ShippedModel
 
 
 @dataclass(frozen=True)
@@ -153,19 +148,10 @@ def _heatmaps(job: Job) -> Artifact | None:
         examples=job["audit"].examples,
         images=job["intake"].images,
         features=job["extract"].features.plain,
-        shipped=_shipped(job),
+        shipped=job.shipped,
         evaluated=job["evaluate"].numbers,
-        network=job.network,
         context=job.context,
     )
-
-
-def _shipped(job: Job) -> "ShippedModel":
-    from job.measure.models import ShippedModel
-
-    evaluation = job["evaluate"]
-    weights = job["fine_tune"].models[evaluation.chosen_seed] if evaluation.ships_fine_tuned else None
-    return ShippedModel(job["head"].head, weights, evaluation.calibration, evaluation.mirrors)
 
 
 def _export(job: Job) -> Artifact | None:
@@ -179,9 +165,7 @@ def _export(job: Job) -> Artifact | None:
         images=job["intake"].images,
         source=job.source,
         entries={entry.path: entry for entry in job.listing.entries},
-        shipped=_shipped(job),
-        acceptance=job["evaluate"].acceptance,
-        network=job.network,
+        shipped=job.shipped,
         context=job.context,
     )
 

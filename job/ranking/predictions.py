@@ -67,7 +67,7 @@ def fine_tune(job: Job) -> None:
     examples = job["audit"].examples
     val = examples.of("val")
     rows, telemetry = examples["row"][val], job.context.telemetry
-    logits_NC = np.concatenate(list(tuned_logits(job.network, job["head"].head, weights, job.inputs, rows, telemetry)))
+    logits_NC = np.concatenate(list(tuned_logits(job.network, weights, job.inputs, rows, telemetry)))
     found = {
         "key": key,
         "paths": examples["path"][val].tolist(),

@@ -1,10 +1,8 @@
 """heatmaps: show where the shipped model looks, on mistakes and on right photos, and test whether that can be trusted."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,16 +13,12 @@ from job.measure.occlusion import COPIES, FEWEST, Background, Deletion, copy_of,
 from job.measure.predictions import PREDICTIONS
 from job.measure.similar import most_similar
 from job.model.gradcam import grad_cam
-from job.model.network import Network
 from job.reporting.gallery import Gallery
 from job.reporting.summaries import Evaluated, Explained, ExplainedMistake, ExplainedPhoto
 from job.runtime.context import Context
 from job.sections import HeatmapsConfig
 from job.stores.arrays import ArrayStore
 from job.train.feed import all_rows, run_batches
-
-if TYPE_CHECKING:
-    import keras
 
 SUMMARY = "stages/heatmaps/heatmaps.json"
 PICTURES = "stages/heatmaps/pictures"
@@ -57,7 +51,6 @@ def heatmaps(
     features: ArrayStore,
     shipped: ShippedModel,
     evaluated: Evaluated,
-    network: Network,
     context: Context,
 ) -> Heatmaps:
     """Draw heatmaps of the shipped model for held-out photos, and test them.
@@ -76,7 +69,7 @@ def heatmaps(
     numbers: Explained = {"mistakes": {}, "right": [], "deletion": None, "background": None}
     with Gallery.drawing(context.workdir, PICTURES, images) as gallery:
         if len(photos):
-            look = _looking(network, shipped.classifier(network), context)
+            look = _looking(shipped, context)
             maps_NGG, probabilities_NC = look(lambda k: images.rows(examples["row"][photos[k]]), len(photos))
             seen = dict(zip(photos.tolist(), zip(maps_NGG, probabilities_NC, strict=True), strict=True))
             with context.telemetry.spent("drawing"):
@@ -97,14 +90,12 @@ def _of_each_class(right: np.ndarray, examples: Examples, evaluated: Evaluated, 
     return np.concatenate(of_each)[: max(0, count)]
 
 
-def _looking(network: Network, classifier: keras.Model, context: Context) -> Look:
-    step = network.replicas.compiled(grad_cam(classifier, network.replicas.num))
+def _looking(shipped: ShippedModel, context: Context) -> Look:
+    replicas = shipped.network.replicas
+    step = replicas.compiled(grad_cam(shipped.classifier, replicas.num))
 
     def look(load: Callable[[np.ndarray], np.ndarray], count: int) -> Sequence[np.ndarray]:
-        batches = run_batches(
-            network.replicas, step, lambda numbers: (load(numbers),), count, _BATCH_SIZE, context.telemetry
-        )
-        return all_rows(batches)
+        return all_rows(run_batches(replicas, step, lambda k: (load(k),), count, _BATCH_SIZE, context.telemetry))
 
     return look
 
