@@ -15,8 +15,8 @@ from job.storage.files import digest_of
 class Wiring:
     """The functions of a stage.
 
-    `run` does the work and returns the artifact. On workers other than the chief it may return None. `stores` returns the
-    names of the stage's stores in the cache, and `count` how much it worked through, in the unit of the table.
+    `run` does the work and returns the artifact, if the stage has one. Workers other than the chief may return None. `stores`
+    returns the names of the stage's stores in the cache, and `count` how much it worked through, in the unit of the table.
     """
 
     run: Callable[[Job], Artifact | None]
@@ -45,10 +45,10 @@ def _split(job: Job) -> Artifact | None:
     )
 
 
-def _explore(job: Job) -> Artifact | None:
+def _explore(job: Job) -> None:
     from job.stages.explore import explore
 
-    return explore(
+    explore(
         job.config.explore,
         examples=job["split"].examples,
         images=job["intake"].images,
@@ -140,10 +140,10 @@ def _evaluate(job: Job) -> Artifact | None:
     )
 
 
-def _heatmaps(job: Job) -> Artifact | None:
+def _heatmaps(job: Job) -> None:
     from job.stages.heatmaps import heatmaps
 
-    return heatmaps(
+    heatmaps(
         job.config.heatmaps,
         examples=job["audit"].examples,
         images=job["intake"].images,
@@ -181,12 +181,12 @@ def _convert(job: Job) -> Artifact | None:
     )
 
 
-def _report(job: Job) -> Artifact | None:
+def _report(job: Job) -> None:
     from job.stages.report import report
 
     run = read_run(job.workdir)
     assert run is not None  # run.json is written before the first stage.
-    return report(job.config.report, run=run, timings=job.records.timings(job.done), context=job.context)
+    report(job.config.report, run=run, timings=job.records.timings(job.done), context=job.context)
 
 
 def _num_trained_examples(job: Job) -> int:

@@ -1,8 +1,6 @@
 """heatmaps: show where the shipped model looks, on mistakes and on right photos, and test whether that can be trusted."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -32,17 +30,6 @@ Look = Callable[[Callable[[np.ndarray], np.ndarray], int], Sequence[np.ndarray]]
 Seen = Mapping[int, tuple[np.ndarray, np.ndarray]]
 
 
-@dataclass(frozen=True)
-class Heatmaps:
-    """The content of stages/heatmaps/heatmaps.json."""
-
-    numbers: Explained
-
-    @classmethod
-    def load(cls, context: Context) -> Self:
-        return cls(context.workdir.read_json(SUMMARY))
-
-
 def heatmaps(
     config: HeatmapsConfig,
     *,
@@ -52,7 +39,7 @@ def heatmaps(
     shipped: ShippedModel,
     evaluated: Evaluated,
     context: Context,
-) -> Heatmaps:
+) -> None:
     """Draw heatmaps of the shipped model for held-out photos, and test them.
 
     The photos are the mistakes that `evaluated` shows, and right ones of each class, or of those with the lowest recall.
@@ -78,7 +65,6 @@ def heatmaps(
             if len(checked):
                 numbers["deletion"], numbers["background"] = _tested(checked, seen, look, examples, images, context)
     context.workdir.write_json(SUMMARY, numbers)
-    return Heatmaps(numbers)
 
 
 def _of_each_class(right: np.ndarray, examples: Examples, evaluated: Evaluated, count: int) -> np.ndarray:
