@@ -119,9 +119,5 @@ def tuned_logits(
         return (model(tf.cast(inputs.on_device(arrays, training=False), tf.float32), training=False),)
 
     forward = network.replicas.compiled(on_replica)
-    yield from (
-        found
-        for (found,) in run_batches(
-            network.replicas, forward, lambda numbers: inputs.plain(rows[numbers]), len(rows), _BATCH_SIZE, telemetry
-        )
-    )
+    batches = run_batches(network.replicas, forward, lambda k: inputs.plain(rows[k]), len(rows), _BATCH_SIZE, telemetry)
+    yield from (found for (found,) in batches)
