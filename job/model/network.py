@@ -46,9 +46,8 @@ class Network:
 
     def recut(self, unfreeze: float | str) -> Network:
         """Return the same backbone, cut as `backbone.unfreeze` says. It is not built again."""
-        other = Network(
-            self.config.model_copy(update={"unfreeze": unfreeze}), self.image_size, self.devices, seed=self._seed
-        )
+        config = self.config.model_copy(update={"unfreeze": unfreeze})
+        other = Network(config, self.image_size, self.devices, seed=self._seed)
         other.__dict__["_built"] = self._built
         return other
 
@@ -151,7 +150,9 @@ class Network:
                 copy = keras.models.clone_model(above, clone_function=lambda layer: _clone(layer, precision))
                 copy.set_weights(above.get_weights())
                 inputs, features = copy.input, copy.output
-            dense = keras.layers.Dense(len(head.bias_C), name="head", dtype=_variable_dtype(precision))
+            # The head is never bfloat16, which would round away small differences of logits.
+            dtype = "float64" if precision == "float64" else "float32"
+            dense = keras.layers.Dense(len(head.bias_C), name="head", dtype=dtype)
             model = keras.Model(inputs, dense(features), name="tuned_and_head")
             dense.set_weights([head.kernel_DC, head.bias_C])
             return model
@@ -241,8 +242,3 @@ def _clone(layer: keras.Operation, precision: str) -> keras.Operation:
     if "dtype" in config:
         config["dtype"] = precision
     return type(layer).from_config(config)
-
-
-def _variable_dtype(precision: str) -> str:
-    """Return the dtype of the head. It is never bfloat16, which would round away small differences of logits."""
-    return "float64" if precision == "float64" else "float32"

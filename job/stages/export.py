@@ -85,7 +85,9 @@ def export(
         _save(classifier, folder, rules, examples.class_names, limits)
         (folder / "preprocess.py").write_text(preprocessing(rules))
         context.stop.check()
-        result = _check_parity(checker, config, folder, rules, shipped.acceptance, examples, images, source, entries, context)
+        result = _check_parity(
+            checker, config, folder, rules, shipped.acceptance, examples, images, source, entries, context
+        )
         (folder / "parity.json").write_text(json.dumps(result, indent=2) + "\n")
         card = _described(folder, rules, limits, examples, shipped, result)
         (folder / "model.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
