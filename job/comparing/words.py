@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from job.comparing.differences import Differences, Different
-from job.comparing.numbers import GroupScores, Numbers, Versus
+from job.comparing.numbers import Differences, Different, GroupScores, Numbers, Versus
 from job.comparing.photos import left_out
 from job.data.changes import in_words as changes_in_words
 from job.measure.paired import SCORES, SIGNIFICANT, ClassDifference

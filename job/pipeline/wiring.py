@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+
 from job.pipeline import publishing
 from job.pipeline.job import Artifact, Job
 from job.pipeline.records import read_run
@@ -15,8 +16,9 @@ from job.storage.files import digest_of
 class Wiring:
     """The functions of a stage.
 
-    `run` does the work and returns the artifact, if the stage has one. Workers other than the chief may return None. `stores`
-    returns the names of the stage's stores in the cache, and `count` how much it worked through, in the unit of the table.
+    `run` does the work and returns the artifact, if the stage has one. Workers other than the chief may return None.
+    `stores` returns the names of the stage's stores in the cache, and `count` how much it worked through, in the unit of
+    the table.
     """
 
     run: Callable[[Job], Artifact | None]
