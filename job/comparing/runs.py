@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from string import ascii_uppercase
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -89,9 +90,9 @@ class FinishedRun:
         }
         return digest_of([settings, self.labels, self.splits, self.described["versions"]["transfer-job"]])
 
-    def cost(self, what: str) -> float:
-        """Return the `cpu_s` or `wall_s` of all stages together, in seconds."""
-        return float(sum(record["cpu_s" if what == "cpu_s" else "wall_s"] for record in self.metrics["timings"].values()))
+    def cost(self, what: Literal["cpu_s", "wall_s"]) -> float:
+        """Return the CPU or wall time of all stages together, in seconds."""
+        return float(sum(record[what] for record in self.metrics["timings"].values()))
 
     def _by_digest(self, column: str) -> dict[str, str]:
         usable = self.examples.of()
