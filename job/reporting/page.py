@@ -101,9 +101,8 @@ def page(config: ReportConfig, *, run: Run, timings: times.Records, context: Con
     made = {name: workdir.read_json(path) if path.split("/")[1] in shown else None for name, path in _ARTIFACTS.items()}
     if made["explore"] is None:
         raise StorageFailed(f"{workdir.path(_ARTIFACTS['explore'])}: missing or damaged. Run the same command again.")
-    made["earlier"] = made["evaluation"] and made["evaluation"]["earlier"]
-    made["corrections"] = made["evaluation"] and made["evaluation"]["corrections"]
-    made["familiarity"] = made["evaluation"] and made["evaluation"]["familiarity"]
+    for part in ("earlier", "corrections", "familiarity"):
+        made[part] = made["evaluation"] and made["evaluation"][part]
     known = {name: record for name, record in timings.items() if name != "report"}  # The report is still being made.
     found = _clusters(made["evaluation"])
     with context.telemetry.spent("drawing"):
