@@ -18,6 +18,7 @@ from job.measure.calibration import (
     reliability,
     temperature,
 )
+from job.measure.confusions import row_shares
 from job.measure.familiar import Known, known
 from job.measure.models import Models
 from job.measure.predicted import Predicted, StoredLogits
@@ -96,9 +97,8 @@ def evaluate(
     val, test = examples.of("val"), examples.of("test")
     both = np.concatenate([val, test])
     labels, scratch = examples.labels[both], context.workdir.temporary().parent
-    logits = models.logits(
-        examples["row"][both], mirrors=config.mirror is True, scratch=scratch, telemetry=context.telemetry
-    )
+    rows, mirrors = examples["row"][both], config.mirror is True
+    logits = models.logits(rows, mirrors=mirrors, scratch=scratch, telemetry=context.telemetry)
     calibrations = {name: _calibration(config, examples, x) for name, x in logits.items()}
     predicted = {name: Predicted.of(labels, x, calibrations[name]) for name, x in logits.items()}
     seeds = compared_seeds({name: predicted[name] for name in models.tuned}, labels, len(val)) if models.tuned else None
@@ -119,7 +119,7 @@ def evaluate(
     is_right = on_test[shipped].class_N == examples.labels[test]
     numbers: Evaluated = {
         "shipped": shipped,
-        "mirrors": config.mirror is True and shipped == "fine_tuned",
+        "mirrors": mirrors and shipped == "fine_tuned",
         "metric": config.metric,
         "temperatures": {name: calibration.temperature for name, calibration in calibrations.items()},
         "offsets": {name: calibration.offsets_C.tolist() for name, calibration in calibrations.items()},
@@ -316,24 +316,21 @@ def _details(
     train_labels = examples.labels[examples.of("train")]
     largest = int(np.bincount(train_labels).argmax())
     sure, right = on_test[shipped].confidence_N, predicted[shipped] == labels
-    details: Details = {
+    two = "fine_tuned" in predicted
+    return {
         "reliability": reliability(sure, right, config.ece_bins),
         "confusion": metrics.confusion(labels, predicted[shipped], len(examples.class_names)).tolist(),
         "per_class": metrics.per_class(
             labels, predicted[shipped], groups, examples.class_names, config.bootstrap_samples, seed
         ),
         "largest_class": {"class": examples.class_names[largest], "accuracy": float((labels == largest).mean())},
-        "head_against_fine_tuned": None,
+        "head_against_fine_tuned": asdict(_compared(config, examples, test, predicted, seed)) if two else None,
     }
-    if "fine_tuned" in predicted:
-        details["head_against_fine_tuned"] = asdict(_compared(config, examples, test, predicted, seed))
-    return details
 
 
 def _tell(context: Context, numbers: Evaluated) -> None:
-    matrix = np.asarray(numbers["confusion"], np.float64)
-    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    side = min(24, max(1, _MAX_PICTURE_PX // len(matrix)))
+    shares = row_shares(np.asarray(numbers["confusion"]))
+    side = min(24, max(1, _MAX_PICTURE_PX // len(shares)))
     picture = (255 * (1 - shares)).astype(np.uint8).repeat(side, axis=0).repeat(side, axis=1)
     context.telemetry.image("evaluate/confusion_matrix", np.repeat(picture[:, :, None], 3, axis=2))
     for name, scores in (("head", numbers["head"]), ("fine_tuned", numbers["fine_tuned"])):

@@ -110,16 +110,10 @@ def _sizes(examples: Examples) -> dict[str, object]:
 
 
 def _light(examples: Examples) -> dict[str, object]:
-    labels = examples.labels
     usable = examples.of()
-    return {
-        name: {
-            "by_class": [
-                _five_numbers(examples[name][usable[labels[usable] == k]]) for k in range(len(examples.class_names))
-            ],
-        }
-        for name in ("brightness", "contrast")
-    }
+    of_classes = [usable[examples.labels[usable] == k] for k in range(len(examples.class_names))]
+    names = ("brightness", "contrast")
+    return {name: {"by_class": [_five_numbers(examples[name][of]) for of in of_classes]} for name in names}
 
 
 def _five_numbers(values: np.ndarray) -> dict[str, float] | None:
@@ -165,11 +159,8 @@ def _suspicious(examples: Examples, gallery: Gallery) -> dict[str, object]:
     indices = examples.of()
     brightness, contrast = examples["brightness"][indices], examples["contrast"][indices]
     flat = contrast < _CONSTANT_CONTRAST
-    kinds = {
-        "one flat colour": flat,
-        "almost black": ~flat & (brightness < _DARK),
-        "almost white": ~flat & (brightness > _BRIGHT),
-    }
+    kinds = {"one flat colour": flat, "almost black": ~flat & (brightness < _DARK)}
+    kinds["almost white"] = ~flat & (brightness > _BRIGHT)
     found = [(int(index), why) for why, chosen in kinds.items() for index in indices[chosen]]
     shown = [
         {
