@@ -16,8 +16,8 @@ import numpy as np
 from job.errors import UsageError
 from job.model import imagenet
 from job.model.hub import backbone as hub
+from job.model.hub.architecture import RESCALINGS
 from job.model.hub.names import PRESETS, preset
-from job.model.scaling import RESCALINGS
 from job.model.weight_files import check_place, digest_of_weights, load_weights, local_weights
 from job.sections import NAMED_WEIGHTS, PUBLISHED_WEIGHTS, BackboneConfig
 from job.storage.files import digest_of

@@ -20,8 +20,7 @@ from job.data.changes import changes
 from job.data.examples import Examples
 from job.decoding.rules import DecodeRules
 from job.errors import StorageFailed, UsageError
-from job.measure.corrected import corrected
-from job.measure.flips import RIGHT_TO_WRONG, WRONG_TO_RIGHT, Versus, flips, versus
+from job.measure.flips import RIGHT_TO_WRONG, WRONG_TO_RIGHT, Versus, corrected, flips, versus
 from job.measure.predicted import Predicted
 from job.reporting.gallery import surest
 from job.reporting.summaries import AgainstEarlier, ComparedWithEarlier, EarlierModel, Pictured

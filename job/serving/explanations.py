@@ -17,7 +17,7 @@ from PIL import Image
 from job.cluster.replicas import Replicas
 from job.cluster.tensorflow import import_tensorflow
 from job.errors import UsageError
-from job.reporting.heatmaps import with_heatmap
+from job.reporting.gallery import with_heatmap
 from job.reporting.rendering import rendered
 from job.runtime.telemetry import Telemetry
 from job.serving import folder as model_folder

@@ -2,9 +2,11 @@
 
 import errno
 import importlib.metadata
+import inspect
 import json
 import os
 import pickle
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -25,9 +27,8 @@ from job.model.familiarity import Acceptance
 from job.runtime.children import ask, start
 from job.runtime.context import Context
 from job.sections import ExportConfig, IntakeConfig
-from job.serving import parity
+from job.serving import parity, preprocess
 from job.serving.parity import Parity
-from job.serving.reference import preprocessing
 from job.sources.base import Entry, Source
 from job.storage.files import digest_of_file, storage_failed
 from job.stores.arrays import ArrayStore
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 MODEL = "stages/export/model"
 PARITY = "stages/export/parity.json"
+_NUMBERS = re.compile("^IMAGE_SIZE, RESIZE, BIT_DEPTH = .*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,12 @@ def export(
             checker.kill()
     context.workdir.write_json(PARITY, result)
     return Exported(result)
+
+
+def preprocessing(rules: DecodeRules) -> str:
+    """Return the text of model/preprocess.py: that of `job.serving.preprocess`, with the numbers of these rules."""
+    numbers = f'IMAGE_SIZE, RESIZE, BIT_DEPTH = {rules.image_size}, "{rules.resize}", {rules.bit_depth}'
+    return _NUMBERS.sub(numbers, inspect.getsource(preprocess), count=1)
 
 
 def _check_numbers(classifier: "keras.Model") -> None:

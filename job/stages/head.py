@@ -12,8 +12,7 @@ from job.data.examples import Examples
 from job.data.moments import Moments, parts
 from job.measure.calibration import temperature
 from job.measure.metrics import preferred
-from job.model.discriminant import Discriminant
-from job.model.heads import Head, class_weights
+from job.model.heads import Discriminant, Head, class_weights
 from job.model.regression import LogisticRegression, Solution
 from job.reporting.summaries import HeadPath, Scored, TriedHead, TriedStrength
 from job.runtime.context import Context

@@ -15,7 +15,7 @@ from job.errors import StorageFailed
 from job.measure.predicted import Predicted
 from job.measure.thresholds import Answers, thresholds
 from job.pipeline.table import STAGES
-from job.reporting.heatmaps import with_heatmap
+from job.reporting.gallery import with_heatmap
 from job.reporting.rendering import breakable
 from job.reporting.summaries import num_correct, num_wanted
 from job.reporting.times import PARTS
