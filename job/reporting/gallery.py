@@ -74,22 +74,10 @@ class Gallery:
         }
 
 
-def surest(
-    folder: str,
-    is_one_T: np.ndarray,
-    count: int,
-    examples: Examples,
-    predicted: Predicted,
-    images: ArrayStore,
-    workdir: Workdir,
-) -> list[Pictured]:
-    """Describe the `count` most confident predictions among those of the T test photos that `is_one_T` flags.
-
-    The photos are drawn in `folder`.
-    """
+def surest(is_one_T: np.ndarray, predicted: Predicted, count: int) -> np.ndarray:
+    """Return the positions of the `count` most confident predictions among those of the photos that `is_one_T` flags."""
     found = np.flatnonzero(is_one_T)
-    order = found[np.argsort(-predicted.confidence_N[found], kind="stable")]
-    return pictured(folder, order[:count], examples, predicted, images, workdir)
+    return found[np.argsort(-predicted.confidence_N[found], kind="stable")][:count]
 
 
 def pictured(

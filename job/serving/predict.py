@@ -63,13 +63,7 @@ def predict(
     model_sha256: str | None = None,
     overwrite: bool = False,
 ) -> pa.Table:
-    """Label photos with an exported model. Write and return a table with one row per photo.
-
-    Its columns are path, label, probability, familiarity, accepted, `top_3` (JSON), and `error` if the photo could not be
-    read; then come those that are `wanted`. An older model leaves familiarity and accepted empty.
-
-    The model's graph runs with all rights of this process. `model_sha256`, the SHA-256 of model.json, makes sure that it is
-    the graph that was exported. With `overwrite`, `out` may replace a file that predict did not write.
+    """Label photos with an exported model. Write and return a table with one row per photo, as `job.predict` describes it.
 
     Raises:
         UsageError: if `model` is not an exported model, is incomplete, does not match `model_sha256`, or cannot give what is

@@ -117,6 +117,7 @@ def evaluate(
     answers = answers_of(examples, test, on_test[shipped], shipped, _leak_free(examples, test), of_test, min_probability)
     write_predictions(answers, logits, calibrations, context.workdir)
     is_right = on_test[shipped].class_N == examples.labels[test]
+    mistakes = surest(~is_right, on_test[shipped], config.mistakes)
     numbers: Evaluated = {
         "shipped": shipped,
         "mirrors": mirrors and shipped == "fine_tuned",
@@ -130,9 +131,7 @@ def evaluate(
         "seeds": seeds,
         **_details(config, examples, test, on_test, shipped, context.seed),
         "gate": {"min_accuracy": config.min_accuracy, "met": is_met},
-        "mistakes": surest(
-            THUMBNAILS, ~is_right, config.mistakes, examples, on_test[shipped], models.images, context.workdir
-        ),
+        "mistakes": pictured(THUMBNAILS, mistakes, examples, on_test[shipped], models.images, context.workdir),
         "min_probability": min_probability,
         "thresholds": found,
         "familiarity": _described(config, examples, models, chosen, on_test[shipped], of_test, is_right, context),
