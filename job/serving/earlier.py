@@ -115,7 +115,7 @@ class Earlier:
         found = pq.read_table(file)
         names = ("earlier_split", "earlier_predicted")
         split_T, predicted_T = (np.asarray(found[name].to_pylist(), object) for name in names)
-        about = json.loads(found.schema.metadata[b"earlier"])
+        about = json.loads((found.schema.metadata or {})[b"earlier"])
         about.setdefault("only_test_changed", False)  # Versions before 0.12 did not look at this.
         return cls(about, split_T, predicted_T)
 

@@ -6,6 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import TypedDict
@@ -171,5 +172,7 @@ def _listed(index: Path) -> dict[str, str]:
     """Return the names and digests of the pictures in an index; none if predict did not write it."""
     if not index.is_file():
         return {}
-    rows = list(csv.reader(io.StringIO(index.read_text(encoding="utf-8", errors="replace"))))
-    return {row[0]: row[-1] for row in rows[1:]} if rows and tuple(rows[0]) == _COLUMNS else {}
+    with suppress(csv.Error):
+        rows = list(csv.reader(io.StringIO(index.read_text(encoding="utf-8", errors="replace"))))
+        return {row[0]: row[-1] for row in rows[1:] if row} if rows and tuple(rows[0]) == _COLUMNS else {}
+    return {}
