@@ -28,9 +28,7 @@ if TYPE_CHECKING:
     from job.model.inputs import Inputs
     from job.model.network import Network
     from job.stages.audit import Audit
-    from job.stages.convert import Converted
     from job.stages.evaluate import Evaluation
-    from job.stages.export import Exported
     from job.stages.extract import Extraction
     from job.stages.fine_tune import FineTuned
     from job.stages.head import ChosenHead
@@ -205,10 +203,6 @@ class Job:
     def __getitem__(self, stage: Literal["fine_tune"]) -> FineTuned: ...
     @overload
     def __getitem__(self, stage: Literal["evaluate"]) -> Evaluation: ...
-    @overload
-    def __getitem__(self, stage: Literal["export"]) -> Exported: ...
-    @overload
-    def __getitem__(self, stage: Literal["convert"]) -> Converted: ...
     def __getitem__(self, stage: str) -> Artifact:
         """Return the artifact of a stage, from this run or an earlier one."""
         if stage not in self._artifacts:

@@ -156,10 +156,10 @@ def _heatmaps(job: Job) -> None:
     )
 
 
-def _export(job: Job) -> Artifact | None:
+def _export(job: Job) -> None:
     from job.stages.export import export
 
-    return export(
+    export(
         job.config.export,
         job.config.intake,
         bit_depth=job["intake"].bit_depth,
@@ -172,10 +172,10 @@ def _export(job: Job) -> Artifact | None:
     )
 
 
-def _convert(job: Job) -> Artifact | None:
+def _convert(job: Job) -> None:
     from job.stages.convert import convert
 
-    return convert(
+    convert(
         job.config.export,
         examples=job["audit"].examples,
         images=job["intake"].images if job.records.stores_intact("intake") else None,

@@ -4,10 +4,10 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from subprocess import Popen
-from typing import Self, cast
+from typing import cast
 
 import numpy as np
 
@@ -36,19 +36,8 @@ _TIMED_PHOTOS = 32
 _PHOTOS_ARE_GONE = "the stored photos are gone"
 
 
-@dataclass(frozen=True)
-class Converted:
-    """The comparison of each format with what was measured, by name: the content of stages/convert/formats.json."""
-
-    formats: Mapping[str, FormatParity]
-
-    @classmethod
-    def load(cls, context: Context) -> Self:
-        return cls(context.workdir.read_json(SUMMARY))
-
-
-def convert(config: ExportConfig, *, examples: Examples, images: ArrayStore | None, context: Context) -> Converted:
-    """Write the formats of `config.formats` beside savedmodel and keras, which are there already.
+def convert(config: ExportConfig, *, examples: Examples, images: ArrayStore | None, context: Context) -> None:
+    """Write the formats of `config.formats` beside savedmodel and keras, which are there already, and formats.json.
 
     `images` are the stored photos; None if they are gone. Then nothing can be compared, and a format that needs training
     photos is not written. A format that disagrees, or that cannot be written, is left out of the model; its numbers have
@@ -67,7 +56,6 @@ def convert(config: ExportConfig, *, examples: Examples, images: ArrayStore | No
     else:
         context.workdir.remove(FOLDER)
     context.workdir.write_json(SUMMARY, found)
-    return Converted(found)
 
 
 def _written(

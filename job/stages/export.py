@@ -11,9 +11,9 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -44,17 +44,6 @@ PARITY = "stages/export/parity.json"
 _NUMBERS = re.compile("^IMAGE_SIZE, RESIZE, BIT_DEPTH = .*$", re.MULTILINE)
 
 
-@dataclass(frozen=True)
-class Exported:
-    """Result of the parity check: how far the exported model agrees with what was measured."""
-
-    parity: Parity
-
-    @classmethod
-    def load(cls, context: Context) -> Self:
-        return cls(context.workdir.read_json(PARITY))
-
-
 def export(
     config: ExportConfig,
     intake: IntakeConfig,
@@ -66,7 +55,7 @@ def export(
     entries: Mapping[str, Entry],
     shipped: ShippedModel,
     context: Context,
-) -> Exported:
+) -> None:
     """Save the shipped model, check it in a fresh process, and publish it.
 
     `bit_depth` is that of the data set. `entries` are the source's entries by path.
@@ -108,7 +97,6 @@ def export(
         finally:
             checker.kill()
     context.workdir.write_json(PARITY, result)
-    return Exported(result)
 
 
 def preprocessing(rules: DecodeRules) -> str:
