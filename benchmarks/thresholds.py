@@ -77,7 +77,7 @@ def of_tuned(job: Job, seeds: int) -> Iterator[Split]:
     examples = job["audit"].examples
     val, test = examples.of("val"), examples.of("test")
     both = np.concatenate([val, test])
-    weights = job["fine_tune"].models[job["evaluate"].chosen_seed]
+    weights = job["fine_tune"].models[job["evaluate"].numbers["seeds"]["chosen"]]
     telemetry = job.context.telemetry
     batches = tuned_logits(job.network, weights, job.inputs, examples["row"][both], telemetry)
     logits_NC = np.concatenate(list(batches))

@@ -148,12 +148,8 @@ class Job:
 
     @cached_property
     def shipped(self) -> ShippedModel:
-        """The model that evaluate has chosen."""
-        from job.measure.models import ShippedModel
-
-        found = self["evaluate"]
-        tuned = self["fine_tune"].models[found.chosen_seed] if found.ships_fine_tuned else None
-        return ShippedModel(self.network, self["head"].head, tuned, found.calibration, found.mirrors, found.acceptance)
+        """The model that evaluate has chosen, built once for all stages that use it."""
+        return self["evaluate"].shipped(self.network, self["head"].head, self["fine_tune"].models)
 
     @property
     def refusals(self) -> Sequence[Refusal]:

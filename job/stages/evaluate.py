@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from typing import Self, TypeVar
@@ -21,12 +22,14 @@ from job.measure.calibration import (
 )
 from job.measure.confusions import row_shares
 from job.measure.familiar import Known, known
-from job.measure.models import Models
+from job.measure.models import Models, ShippedModel
 from job.measure.predicted import Predicted, StoredLogits
 from job.measure.predictions import answers_of, write_predictions
 from job.measure.seeds import Seeds, compared_seeds
 from job.measure.thresholds import Thresholds, out_of_fold_answers, thresholds
 from job.model.familiarity import Acceptance, Familiarity, Source
+from job.model.heads import Head
+from job.model.network import Network
 from job.reporting.gallery import pictured, surest
 from job.reporting.summaries import Choice, Details, Evaluated, MeasuredFamiliarity, ModelScores, Shipped
 from job.runtime.context import Context
@@ -66,26 +69,12 @@ class Evaluation:
         least = known["min_familiarity"] if known else 0.0
         return Acceptance(self.familiarity, least, self.numbers["min_probability"], asked)
 
-    @property
-    def ships_fine_tuned(self) -> bool:
-        return self.numbers["shipped"] == "fine_tuned"
-
-    @property
-    def mirrors(self) -> bool:
-        """True if the shipped model answers with the mean over a photo and its mirror image."""
-        return self.numbers["mirrors"]
-
-    @property
-    def chosen_seed(self) -> str:
-        """The name of the fine-tuned model. There is none without fine-tuning."""
-        assert self.numbers["seeds"] is not None
-        return self.numbers["seeds"]["chosen"]
-
-    @property
-    def calibration(self) -> Calibration:
-        """The last step of the shipped model."""
-        shipped = self.numbers["shipped"]
-        return Calibration(self.numbers["temperatures"][shipped], np.asarray(self.numbers["offsets"][shipped]))
+    def shipped(self, network: Network, head: Head, tuned: Mapping[str, list[np.ndarray]]) -> ShippedModel:
+        """Return the model that was chosen: this head, or one of the fine-tuned models, whose weights are in `tuned`."""
+        numbers, name = self.numbers, self.numbers["shipped"]
+        weights = tuned[numbers["seeds"]["chosen"]] if numbers["seeds"] and name == "fine_tuned" else None
+        calibration = Calibration(numbers["temperatures"][name], np.asarray(numbers["offsets"][name]))
+        return ShippedModel(network, head, weights, calibration, numbers["mirrors"], self.acceptance)
 
 
 def evaluate(
