@@ -132,9 +132,8 @@ def _prototypes(features_ND: np.ndarray, labels_N: np.ndarray, seed: int) -> np.
     for label, count in zip(classes.tolist(), counts.tolist(), strict=True):
         vectors_BD = unit(features_ND[labels_N == label])
         clusters = min(_num_prototypes(count, len(classes)), count)
-        kmeans = faiss.Kmeans(
-            vectors_BD.shape[1], clusters, niter=_ROUNDS, spherical=True, seed=seed % 2**31, min_points_per_centroid=1
-        )
+        options = {"niter": _ROUNDS, "spherical": True, "seed": seed % 2**31, "min_points_per_centroid": 1}
+        kmeans = faiss.Kmeans(vectors_BD.shape[1], clusters, **options)
         kmeans.train(vectors_BD)
         found.append(unit(np.asarray(kmeans.centroids)))
     return np.concatenate(found)

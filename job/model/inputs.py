@@ -15,11 +15,10 @@ from job.data.augment import Augmentation
 from job.model.network import Network
 from job.stores.arrays import ArrayStore
 from job.stores.views import StoredViews
+from job.train.feed import Arrays
 
 if TYPE_CHECKING:
     import tensorflow as tf
-
-Arrays = tuple[np.ndarray, ...]
 
 
 @dataclass(frozen=True)

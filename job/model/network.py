@@ -222,10 +222,8 @@ def with_constant_weights(model: keras.Model, copies: int = 1) -> Inference:
     import tensorflow as tf
 
     with tf.init_scope():
-        trainable, fixed = (
-            [keras.ops.convert_to_numpy(v) for v in variables]
-            for variables in (model.trainable_variables, model.non_trainable_variables)
-        )
+        kinds = model.trainable_variables, model.non_trainable_variables
+        trainable, fixed = ([keras.ops.convert_to_numpy(v) for v in variables] for variables in kinds)
     if not fit_as_constants(model, copies):
         return lambda inputs: model(inputs, training=False)
     return lambda inputs: model.stateless_call(trainable, fixed, inputs, training=False)[0]

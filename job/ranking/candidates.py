@@ -65,9 +65,8 @@ def candidates(
         )
     if fine_tune and (base.backbone.unfreeze == "none" or base.fine_tune.epochs == 0):
         mistakes.append("--fine-tune: backbone.unfreeze is none, or fine_tune.epochs is 0, so nothing would be fine-tuned")
-    sizes = [size for text in image_sizes for size in _image_sizes(text, f"--image-size {text}", mistakes)] or [
-        base.intake.image_size
-    ]
+    sizes = [size for text in image_sizes for size in _image_sizes(text, f"--image-size {text}", mistakes)]
+    sizes = sizes or [base.intake.image_size]
     compared = _compared(base, cache_dir, fine_tune)
     found: list[Candidate] = []
     for text in (part.strip() for one in listed for part in one.split(",")):
