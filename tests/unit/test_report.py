@@ -791,7 +791,7 @@ def test_command_settings_and_versions_are_there(context):
     [
         ("mobilenet_v2", "imagenet", "It was trained on ImageNet"),
         ("mobilenet_v2", "random", "Its weights are random"),
-        ("mobilenet_v2", "/mnt/weights/own.h5", "Its weights come from own.h5 ."),
+        ("mobilenet_v2", "/mnt/weights/own.h5", "Its weights come from own.h5."),
         ("dinov2_small", "imagenet", "Its weights are those that are published with it"),
         ("dinov2_small", "preset", "Its weights are those that are published with it"),
     ],
