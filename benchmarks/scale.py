@@ -147,8 +147,7 @@ def evaluate(num_photos: int, num_classes: int, folder: Path) -> Callable[[], ob
     from job.data.moments import Moments
     from job.measure.models import Models
     from job.measure.predicted import StoredLogits
-    from job.model.discriminant import Discriminant
-    from job.model.heads import Head
+    from job.model.heads import Discriminant, Head
     from job.stages import evaluate as stage
 
     examples, context = examples_of(num_photos, num_classes, are_split=True), context_in(folder)

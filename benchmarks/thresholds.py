@@ -77,9 +77,9 @@ def of_tuned(job: Job, seeds: int) -> Iterator[Split]:
     examples = job["audit"].examples
     val, test = examples.of("val"), examples.of("test")
     both = np.concatenate([val, test])
-    weights = job["fine_tune"].models[job["evaluate"].chosen_seed]
+    weights = job["fine_tune"].models[job["evaluate"].numbers["seeds"]["chosen"]]
     telemetry = job.context.telemetry
-    batches = tuned_logits(job.network, job["head"].head, weights, job.inputs, examples["row"][both], telemetry)
+    batches = tuned_logits(job.network, weights, job.inputs, examples["row"][both], telemetry)
     logits_NC = np.concatenate(list(batches))
     of_training = out_of_fold_answers(examples, job["extract"].features.plain, np.zeros(1), job.context)
     for seed in range(seeds):

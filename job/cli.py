@@ -1,4 +1,4 @@
-"""The command line: each command calls a function of `job.api`."""
+"""The command line: each command calls a function of the package."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+import job
 from job.cluster.environment import Cluster
 from job.console.group import CommandGroup
 from job.console.log import LOG
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from job.pipeline.results import Ranking, Result
     from job.runtime.session import Session
 
-# `job.api` is imported inside the commands: `--help` must not wait for pydantic, pyarrow or TensorFlow.
+# The package imports its functions when they are first used: `--help` must not wait for pydantic, pyarrow or TensorFlow.
 
 
 @click.group(cls=CommandGroup, context_settings={"max_content_width": 120})
@@ -96,11 +97,10 @@ def doctor(call: RunOptions) -> None:
     Takes the options of run, and prints a line for each check. The exit code is 0, or 75 if waiting may help, or 2. A run
     does the same checks at its start.
     """
-    from job import api
     from job.preflight.base import Finding, exit_code
 
     findings: list[Finding] = []
-    for finding in api.doctor(call.data, call.out, config=call.config(), labels=call.labels, session=_session(call)):
+    for finding in job.doctor(call.data, call.out, config=call.config(), labels=call.labels, session=_session(call)):
         findings.append(finding)
         LOG.show(f"{finding.level:<8}{finding.check:<14}{finding.text}")
     code = exit_code(findings)
@@ -137,9 +137,7 @@ def rank(call: RunOptions, backbones: tuple[str, ...], image_sizes: tuple[str, .
 
     Prints a table of accuracy and cost, and the run command for the cheapest backbone that is not worse than the best one.
     """
-    from job import api
-
-    ranking = api.rank(
+    ranking = job.rank(
         call.data,
         call.out,
         backbones,
@@ -217,12 +215,11 @@ def predict(model: str, data: str, out: str, **options: Any) -> None:
     A model is code: it can read and write files with your rights. docs/security.md explains how to check that it is the
     model that your run exported.
     """
-    from job import api
     from job.cluster.tensorflow import leave_out_keras
 
     if not options["explain"]:
         leave_out_keras()
-    errors = api.predict(model, data, out, session=_session(), **options)["error"].to_pylist()
+    errors = job.predict(model, data, out, session=_session(), **options)["error"].to_pylist()
     failed = sum(map(bool, errors))
     said = f"{len(errors) - failed:,} photos labelled, {failed:,} could not be read: {out}"
     LOG.finish(said, out=out, num_labelled=len(errors) - failed, num_failed=failed)
@@ -237,9 +234,7 @@ def compare(runs: tuple[str, ...], out: str | None) -> None:
 
     Runs that differ only by seed are taken together, so give several seeds of each if you have them: runs/a-* runs/b-*.
     """
-    from job import api
-
-    compared = api.compare(*runs, out=out)
+    compared = job.compare(*runs, out=out)
     LOG.finish(*compared.lines, out=out, **compared.numbers)
 
 
@@ -248,9 +243,7 @@ def compare(runs: tuple[str, ...], out: str | None) -> None:
 @with_output_options
 def report(directory: str) -> None:
     """Write DIR/report.html again. DIR is the --out of a run."""
-    from job import api
-
-    result = api.report(directory, session=_session())
+    result = job.report(directory, session=_session())
     _finish(result, **result.facts())
 
 
@@ -274,17 +267,15 @@ def export(directory: str, base: str | None, formats: tuple[str, ...]) -> None:
     --to serving changes nothing in DIR. BASE is a folder, or gs:// or s3:// prefix, with the name of the model. The version
     is the next number that is free there.
     """
-    from job import api
-
     if (base is not None) != (formats == ("serving",)):
         raise UsageError(
             "Give a folder for TensorFlow Serving with --to serving, and only there: export DIR --to serving BASE"
         )
     if base is not None:
-        place = api.lay_out(directory, base)
+        place = job.lay_out(directory, base)
         LOG.finish(f"TensorFlow Serving loads this version: {place}", out=place)
         return
-    result = api.export(directory, formats, session=_session())
+    result = job.export(directory, formats, session=_session())
     _finish(result, **result.facts())
 
 
@@ -314,9 +305,7 @@ main.add_command(weights)
 
 
 def _run(call: RunOptions, stop_after: str | None) -> None:
-    from job import api
-
-    result = api.run(
+    result = job.run(
         call.data, call.out, config=call.config(), labels=call.labels, stop_after=stop_after, session=_session(call)
     )
     _finish(result, **result.facts())
@@ -330,13 +319,12 @@ def _finish(result: "Result | Ranking", **facts: object) -> None:
 
 
 def _dry_run(call: RunOptions, stop_after: str | None) -> None:
-    from job import api
     from job.config import as_toml
     from job.pipeline.plan import cut_in_words
     from job.train.recipe import with_quality
 
     config = with_quality(call.config())
-    steps = api.plan(call.data, call.out, config=config, labels=call.labels, stop_after=stop_after, session=_session(call))
+    steps = job.plan(call.data, call.out, config=config, labels=call.labels, stop_after=stop_after, session=_session(call))
     lines = as_toml(config).split("\n")
     lines += [f"{step.stage:<10} {'runs' if step.runs else 'skipped'}: {step.reason}" for step in steps]
     if any(step.runs and STAGES[step.stage].needs_devices for step in steps):

@@ -13,30 +13,10 @@ from typing import Self
 from pydantic import ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from job import sections
 from job.console.places import place, read_named, refuse_odd_name, refused_at_start
 from job.errors import UsageError
-from job.sections import (
-    REFUSED,
-    AuditConfig,
-    AugmentConfig,
-    BackboneConfig,
-    CacheConfig,
-    CheckpointConfig,
-    ClusterConfig,
-    EvaluateConfig,
-    ExploreConfig,
-    ExportConfig,
-    ExtractConfig,
-    FineTuneConfig,
-    HeadConfig,
-    HeatmapsConfig,
-    IntakeConfig,
-    ReportConfig,
-    Section,
-    SplitConfig,
-    TrackingConfig,
-    TrainConfig,
-)
+from job.sections import REFUSED, Section
 from job.text.settings import what
 from job.text.wording import explain
 
@@ -47,24 +27,24 @@ class Config(Section):
     seed: int = what(
         0, "Seed of everything random, except the split. Some sections have a seed of their own.", ge=0, lt=2**63
     )
-    intake: IntakeConfig = IntakeConfig()
-    split: SplitConfig = SplitConfig()
-    explore: ExploreConfig = ExploreConfig()
-    backbone: BackboneConfig = BackboneConfig()
-    augment: AugmentConfig = AugmentConfig()
-    cache: CacheConfig = CacheConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    extract: ExtractConfig = ExtractConfig()
-    audit: AuditConfig = AuditConfig()
-    head: HeadConfig = HeadConfig()
-    train: TrainConfig = TrainConfig()
-    fine_tune: FineTuneConfig = FineTuneConfig()
-    evaluate: EvaluateConfig = EvaluateConfig()
-    heatmaps: HeatmapsConfig = HeatmapsConfig()
-    export: ExportConfig = ExportConfig()
-    report: ReportConfig = ReportConfig()
-    tracking: TrackingConfig = TrackingConfig()
-    cluster: ClusterConfig = ClusterConfig()
+    intake: sections.IntakeConfig = sections.IntakeConfig()
+    split: sections.SplitConfig = sections.SplitConfig()
+    explore: sections.ExploreConfig = sections.ExploreConfig()
+    backbone: sections.BackboneConfig = sections.BackboneConfig()
+    augment: sections.AugmentConfig = sections.AugmentConfig()
+    cache: sections.CacheConfig = sections.CacheConfig()
+    checkpoint: sections.CheckpointConfig = sections.CheckpointConfig()
+    extract: sections.ExtractConfig = sections.ExtractConfig()
+    audit: sections.AuditConfig = sections.AuditConfig()
+    head: sections.HeadConfig = sections.HeadConfig()
+    train: sections.TrainConfig = sections.TrainConfig()
+    fine_tune: sections.FineTuneConfig = sections.FineTuneConfig()
+    evaluate: sections.EvaluateConfig = sections.EvaluateConfig()
+    heatmaps: sections.HeatmapsConfig = sections.HeatmapsConfig()
+    export: sections.ExportConfig = sections.ExportConfig()
+    report: sections.ReportConfig = sections.ReportConfig()
+    tracking: sections.TrackingConfig = sections.TrackingConfig()
+    cluster: sections.ClusterConfig = sections.ClusterConfig()
 
     @model_validator(mode="before")
     @classmethod
@@ -151,8 +131,8 @@ def _parse_value(text: str) -> object:
 
 
 def _put(values: dict[str, object], dotted: str, value: object, mistakes: list[str]) -> None:
-    *sections, key = dotted.split(".")
-    for section in sections:
+    *parents, key = dotted.split(".")
+    for section in parents:
         inner = values.setdefault(section, {})
         if not isinstance(inner, dict):
             mistakes.append(f"{dotted}: {section} is a value, not a section")
@@ -166,12 +146,12 @@ def as_toml(config: Config) -> str:
     lines: list[str] = []
     section = ""
     for dotted, _ in fields():
-        *sections, key = dotted.split(".")
+        *parents, key = dotted.split(".")
         value: object = config
-        for name in (*sections, key):
+        for name in (*parents, key):
             value = getattr(value, name)
-        if sections and sections[0] != section:
-            section = sections[0]
+        if parents and parents[0] != section:
+            section = parents[0]
             lines += ["", f"[{section}]"]
         if value is not None:
             lines.append(f"{key} = {json.dumps(value, ensure_ascii=False)}")

@@ -8,10 +8,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from job.comparing import page as pages
-from job.comparing.differences import grouped
 from job.comparing.numbers import Numbers, numbers_of
 from job.comparing.photos import SharedPhotos, shared_photos
-from job.comparing.runs import FinishedRun, finished
+from job.comparing.runs import FinishedRun, finished, grouped
 from job.comparing.words import in_words
 from job.errors import UsageError
 from job.serving.pages import check_page

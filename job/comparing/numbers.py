@@ -1,12 +1,14 @@
 """The numbers of a comparison of runs: scores on the photos that they share, and how each group differs from the first."""
 
+import json
 from collections.abc import Sequence
 from typing import TypedDict
 
 import numpy as np
 
-from job.comparing.differences import Differences, Group, differences_of
 from job.comparing.photos import PhotoCounts, SharedPhotos
+from job.comparing.runs import Group
+from job.data.changes import Changes, changes
 from job.measure.paired import SCORES, Answers, ClassDifference, Difference, class_differences, differences
 
 _RESAMPLES, _SEED, _BINS = 2000, 0, 15  # The defaults of the section evaluate. Runs may have other ones.
@@ -31,6 +33,30 @@ class GroupScores(TypedDict):
     runs: list[RunScores]
     mean: dict[str, float]
     spread: dict[str, float] | None
+
+
+class Different(TypedDict):
+    """A setting, or a version, with its values in the runs of the first group and in those of the other, as text."""
+
+    name: str
+    first: list[str]
+    other: list[str]
+
+
+class DataChanges(Changes):
+    """Changes of the usable photos from the first group to the other. `moved` photos are in another split."""
+
+    moved: int
+
+
+class Differences(TypedDict):
+    """The differences between two groups. `cpu_s` and `wall_s` are the mean costs of a run of each, in seconds."""
+
+    settings: list[Different]
+    data: DataChanges
+    versions: list[Different]
+    cpu_s: list[float]
+    wall_s: list[float]
 
 
 class Versus(TypedDict):
@@ -106,5 +132,35 @@ def _versus(first: Group, group: Group, photos: SharedPhotos, of_first: Answers,
         "right_to_wrong": compared.only_first_correct,
         "wrong_to_right": compared.only_second_correct,
         "classes": class_differences(of_first, of_group, photos.labels_N),
-        "differs": differences_of(first, group),
+        "differs": _differs(first, group),
     }
+
+
+def _differs(first: Group, other: Group) -> Differences:
+    """Return what differs between two groups. Their data is that of their first runs."""
+    splits = first.runs[0].splits, other.runs[0].splits
+    return {
+        "settings": _different([run.settings for run in first.runs], [run.settings for run in other.runs]),
+        "data": {
+            **changes(first.runs[0].examples, other.runs[0].examples),
+            "moved": sum(splits[0][digest] != splits[1][digest] for digest in splits[0].keys() & splits[1].keys()),
+        },
+        "versions": _different([run.environment for run in first.runs], [run.environment for run in other.runs]),
+        "cpu_s": [float(np.mean([run.cost("cpu_s") for run in group.runs])) for group in (first, other)],
+        "wall_s": [float(np.mean([run.cost("wall_s") for run in group.runs])) for group in (first, other)],
+    }
+
+
+def _different(first: Sequence[dict[str, object]], other: Sequence[dict[str, object]]) -> list[Different]:
+    names = dict.fromkeys(name for values in (*first, *other) for name in values)
+    found: list[Different] = [{"name": name, "first": _values(name, first), "other": _values(name, other)} for name in names]
+    return [row for row in found if row["first"] != row["other"]]
+
+
+def _values(name: str, of_runs: Sequence[dict[str, object]]) -> list[str]:
+    """Return the values that a name has in some runs, as text. A setting that a version did not have yet is "not there"."""
+    return sorted({_as_text(values[name]) if name in values else "not there" for values in of_runs})
+
+
+def _as_text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

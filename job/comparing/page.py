@@ -10,10 +10,9 @@ from typing import TypedDict
 import numpy as np
 
 from job.comparing import words
-from job.comparing.differences import Group
 from job.comparing.numbers import Numbers
 from job.comparing.photos import SharedPhotos
-from job.comparing.runs import IMAGES, FinishedRun
+from job.comparing.runs import IMAGES, FinishedRun, Group
 from job.errors import JobError
 from job.measure.flips import RIGHT_TO_WRONG, WRONG_TO_RIGHT
 from job.reporting.charts import data_uri

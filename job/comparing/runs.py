@@ -1,9 +1,11 @@
-"""Finished runs, read for a comparison from what they have published, in a folder or a bucket."""
+"""Finished runs, read for a comparison from what they have published, and put into groups that differ only by seed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from string import ascii_uppercase
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -88,13 +90,33 @@ class FinishedRun:
         }
         return digest_of([settings, self.labels, self.splits, self.described["versions"]["transfer-job"]])
 
-    def cost(self, what: str) -> float:
-        """Return the `cpu_s` or `wall_s` of all stages together, in seconds."""
-        return float(sum(record["cpu_s" if what == "cpu_s" else "wall_s"] for record in self.metrics["timings"].values()))
+    def cost(self, what: Literal["cpu_s", "wall_s"]) -> float:
+        """Return the CPU or wall time of all stages together, in seconds."""
+        return float(sum(record[what] for record in self.metrics["timings"].values()))
 
     def _by_digest(self, column: str) -> dict[str, str]:
         usable = self.examples.of()
         return dict(zip(self.examples["sha256"][usable], self.examples[column][usable], strict=True))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ only by seed, with a letter for their name."""
+
+    name: str
+    runs: tuple[FinishedRun, ...]
+
+
+def grouped(runs: Sequence[FinishedRun]) -> list[Group]:
+    """Return the runs in groups of equal settings, data and version, apart from seeds, in the order of their first runs.
+
+    If all runs are of one group, each of them becomes a group of its own.
+    """
+    by_kind: dict[str, list[FinishedRun]] = {}
+    for run in runs:
+        by_kind.setdefault(run.kind, []).append(run)
+    kinds = list(by_kind.values()) if len(by_kind) > 1 else [[run] for run in runs]
+    return [Group(_letters(number), tuple(of_kind)) for number, of_kind in enumerate(kinds)]
 
 
 @contextmanager
@@ -145,3 +167,9 @@ def _of(
         of_label_T=probabilities_TC[np.arange(len(digests)), labels_T],
         confidence_T=probabilities_TC.max(axis=1),
     )
+
+
+def _letters(number: int) -> str:
+    """Return A, B, ..., Z, A2, B2, and so on."""
+    again, letter = divmod(number, len(ascii_uppercase))
+    return ascii_uppercase[letter] + (str(again + 1) if again else "")

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from job.comparing.differences import Differences, Different
-from job.comparing.numbers import GroupScores, Numbers, Versus
+from job.comparing.numbers import Differences, Different, GroupScores, Numbers, Versus
 from job.comparing.photos import left_out
 from job.data.changes import in_words as changes_in_words
 from job.measure.paired import SCORES, SIGNIFICANT, ClassDifference
@@ -17,14 +16,11 @@ ARROW, MINUS, PLUS_MINUS = "\N{RIGHTWARDS ARROW}", "\N{MINUS SIGN}", "\N{PLUS-MI
 def in_words(numbers: Numbers) -> list[str]:
     """Return a comparison as lines of text."""
     lines = [*about_photos(numbers), *(f"{group['name']}  {listed(group)}" for group in numbers["groups"]), ""]
-    lines += _row("", ["accuracy", "log loss", "calibration error"])
-    for group in numbers["groups"]:
-        lines += _row(group["name"], [with_spread(group, name) for name in SCORES])
+    lines.append(_row("", "accuracy", "log loss", "calibration error"))
+    lines += [_row(group["name"], *(with_spread(group, name) for name in SCORES)) for group in numbers["groups"]]
     for versus in numbers["versus"]:
-        lines += _row(
-            f"{versus['name']} {MINUS} {versus['first']}", [change(versus, n) for n in ("accuracy", "log_loss", "ece")]
-        )
-    lines += ["(differences with 95% intervals, in percentage points for accuracy and calibration error)"]
+        lines.append(_row(f"{versus['name']} {MINUS} {versus['first']}", *(change(versus, name) for name in SCORES)))
+    lines.append("(differences with 95% intervals, in percentage points for accuracy and calibration error)")
     for versus in numbers["versus"]:
         lines += ["", verdict(versus), *seeds_in_words(versus), of_classes(versus), *_differs(versus)]
     return lines
@@ -65,13 +61,12 @@ def verdict(versus: Versus) -> str:
     found, (first, name) = versus["differences"]["accuracy"], (versus["first"], versus["name"])
     low, high = found["ci95"]
     better, worse = versus["wrong_to_right"], versus["right_to_wrong"]
-    told, test = (
-        f"{name} is right more often about {counted(better, 'photo', 'photos')} and less often about {worse:,}",
-        "sign",
-    )
     if versus["is_single"]:
         corrected, made = counted(better, "mistake", "mistakes"), counted(worse, "new one", "new ones")
         told, test = f"{name} corrects {corrected} of {first} and makes {made}", "McNemar's"
+    else:
+        photos = counted(better, "photo", "photos")
+        told, test = f"{name} is right more often about {photos} and less often about {worse:,}", "sign"
     chance = "This may be chance" if low <= 0 <= high else "This is more than chance would do"
     return (
         f"{told}: {points(found['difference'])} points of accuracy (95% interval {points(low)} to {points(high)}). "
@@ -152,5 +147,5 @@ def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"= {value:.2g}"
 
 
-def _row(head: str, cells: Sequence[str]) -> list[str]:
-    return [f"{head:<8}{''.join(f'{cell:<{_COLUMN}}' for cell in cells)}".rstrip()]
+def _row(head: str, *cells: str) -> str:
+    return f"{head:<8}{''.join(f'{cell:<{_COLUMN}}' for cell in cells)}".rstrip()

@@ -37,10 +37,8 @@ def temperature(labels_N: np.ndarray, logits_NC: np.ndarray, missing: float | No
     missing = 1 / (num_examples + 2) if missing is None else missing
     of_others = missing / max(1, num_classes - 1)
     centred_NC = logits_NC - logits_NC.max(axis=1, keepdims=True).astype(np.float64)
-    target_logit = (1 - missing - of_others) * centred_NC[np.arange(num_examples), labels_N] + of_others * centred_NC.sum(
-        axis=1
-    )
-    mean_target_logit = float(target_logit.mean())
+    own_N, all_N = centred_NC[np.arange(num_examples), labels_N], centred_NC.sum(axis=1)
+    mean_target_logit = float(((1 - missing - of_others) * own_N + of_others * all_N).mean())
 
     def loss(log_temperature: float) -> float:
         coldness = np.exp(-log_temperature)

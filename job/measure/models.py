@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from job.measure.calibration import Calibration
 from job.measure.predicted import StoredLogits, parts
-from job.model.familiarity import ALWAYS, Acceptance
+from job.model.familiarity import Acceptance
 from job.model.heads import Head
 from job.model.inputs import MirroredInputs
 from job.model.network import Network
@@ -52,10 +53,10 @@ class Models:
         found = {"head": StoredLogits(of_head, num_classes, scratch)}
         mirrored = MirroredInputs(self.images, self.network)
         for name, weights in self.tuned.items():
-            batches = tuned_logits(self.network, self.head, weights, self.inputs, rows_N, telemetry)
+            batches = tuned_logits(self.network, weights, self.inputs, rows_N, telemetry)
             found[name] = StoredLogits(batches, num_classes, scratch)
             if mirrors:
-                of_mirrored = tuned_logits(self.network, self.head, weights, mirrored, rows_N, telemetry)
+                of_mirrored = tuned_logits(self.network, weights, mirrored, rows_N, telemetry)
                 found[name] = found[name].mean_with(of_mirrored)
         return found
 
@@ -65,8 +66,7 @@ class Models:
         For `head`, these are the stored features.
         """
         if name in self.tuned:
-            args = self.network, self.head, self.tuned[name], self.inputs, rows_N, telemetry
-            return tuned_logits(*args, below_head=True)
+            return tuned_logits(self.network, self.tuned[name], self.inputs, rows_N, telemetry, below_head=True)
         return (self.features.rows(rows_N[part]) for part in parts(len(rows_N), self.features.row_shape[0]))
 
 
@@ -77,25 +77,26 @@ class ShippedModel:
     With `mirrors`, it answers with the mean over a photo and its mirror image.
     """
 
+    network: Network
     head: Head
     tuned: list[np.ndarray] | None
     calibration: Calibration
     mirrors: bool
+    acceptance: Acceptance
 
-    def classifier(self, network: Network, acceptance: Acceptance = ALWAYS) -> keras.Model:
-        """Return the model as `Network.assembled` makes it, with the calibration in the weights of its last layer."""
-        model = network.tuned(self.head)
-        if self.tuned is not None:
-            model.set_weights(self.tuned)
+    @cached_property
+    def classifier(self) -> keras.Model:
+        """The model as `Network.assembled` makes it, with the calibration in the weights of its last layer."""
+        network, is_frozen = self.network, self.tuned is None
+        model = network.tuned(self.head) if self.tuned is None else network.with_weights(self.tuned)
         last, temperature = model.get_layer("head"), self.calibration.temperature
         kernel_DC, bias_C = last.get_weights()
         last.set_weights([kernel_DC / temperature, bias_C / temperature + self.calibration.offsets_C])
-        return network.assembled(model, mirrors=self.mirrors, acceptance=acceptance, tuned_is_frozen=self.tuned is None)
+        return network.assembled(model, mirrors=self.mirrors, acceptance=self.acceptance, tuned_is_frozen=is_frozen)
 
 
 def tuned_logits(
     network: Network,
-    start: Head,
     weights: list[np.ndarray],
     inputs: Inputs,
     rows: np.ndarray,
@@ -110,8 +111,7 @@ def tuned_logits(
     import keras
     import tensorflow as tf
 
-    model = network.tuned(start)
-    model.set_weights(weights)
+    model = network.with_weights(weights)
     if below_head:
         model = keras.Model(model.input, model.get_layer("head").input)
 
@@ -119,9 +119,5 @@ def tuned_logits(
         return (model(tf.cast(inputs.on_device(arrays, training=False), tf.float32), training=False),)
 
     forward = network.replicas.compiled(on_replica)
-    yield from (
-        found
-        for (found,) in run_batches(
-            network.replicas, forward, lambda numbers: inputs.plain(rows[numbers]), len(rows), _BATCH_SIZE, telemetry
-        )
-    )
+    batches = run_batches(network.replicas, forward, lambda k: inputs.plain(rows[k]), len(rows), _BATCH_SIZE, telemetry)
+    yield from (found for (found,) in batches)

@@ -134,15 +134,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _interval_of_mean(values_N: np.ndarray, groups_N: np.ndarray, resamples: int, seed: int) -> list[float]:
-    counts_NK = np.stack([values_N, np.ones(len(values_N))], axis=1)
-    ends = metrics.bootstrap(
-        counts_NK,
-        groups_N,
-        lambda s: s[:, :1] / s[:, 1:],
-        resamples,
-        seed,
-        limits=(-metrics.LARGEST_LOG_LOSS, metrics.LARGEST_LOG_LOSS),
-    )
+    counts_NK, most = np.stack([values_N, np.ones(len(values_N))], axis=1), metrics.LARGEST_LOG_LOSS
+    ends = metrics.bootstrap(counts_NK, groups_N, lambda s: s[:, :1] / s[:, 1:], resamples, seed, limits=(-most, most))
     return [float(end) for end in ends[:, 0]]
 
 
@@ -150,19 +143,13 @@ def _interval_of_ece(
     first: Answers, second: Answers, groups_N: np.ndarray, bins: int, resamples: int, seed: int
 ) -> list[float]:
     """Return the percentile interval of the difference of the expected calibration errors, means over the classifiers."""
-    gaps = [_gaps(kind, bins) for kind in (first, second)]
-    counts_NK = scipy.sparse.hstack([*gaps, np.ones((len(groups_N), 1))])
+    counts_NK = scipy.sparse.hstack([_gaps(first, bins), _gaps(second, bins), np.ones((len(groups_N), 1))])
+    num_first, num_second = len(first.correct_SN), len(second.correct_SN)
 
     def difference(sums_RK: np.ndarray) -> np.ndarray:
-        num_first = len(first.correct_SN) * bins
-        errors = [
-            np.abs(part).sum(axis=1) / number
-            for part, number in (
-                (sums_RK[:, :num_first], len(first.correct_SN)),
-                (sums_RK[:, num_first:-1], len(second.correct_SN)),
-            )
-        ]
-        return np.asarray((errors[1] - errors[0]) / sums_RK[:, -1])[:, None]
+        of_first_RK, of_second_RK, num_examples_R1 = np.split(sums_RK, [num_first * bins, -1], axis=1)
+        error_R1, other_R1 = (np.abs(of_RK).sum(axis=1, keepdims=True) for of_RK in (of_first_RK, of_second_RK))
+        return np.asarray((other_R1 / num_second - error_R1 / num_first) / num_examples_R1)
 
     ends = metrics.bootstrap(counts_NK, groups_N, difference, resamples, seed, limits=(-3.0, 3.0))  # Basic: -1 to 1.
     return [float(end) for end in ends[:, 0]]

@@ -11,8 +11,7 @@ import numpy as np
 from job.data.duplicates import folds_of_groups
 from job.data.moments import Moments
 from job.measure.calibration import Calibration, temperature
-from job.model.discriminant import Discriminant
-from job.model.heads import Head
+from job.model.heads import Discriminant, Head
 from job.model.regression import LogisticRegression
 
 # With more classes, discriminants take the place of regressions. They cost little even then. With few classes they are

@@ -5,7 +5,7 @@ from typing import TypedDict
 
 import numpy as np
 
-from job.measure.metrics import log_loss, preferred
+from job.measure.metrics import log_loss, log_losses, preferred
 from job.measure.predicted import Predicted
 
 MEAN_OF_WEIGHTS = "mean of the weights"
@@ -34,7 +34,7 @@ def compared_seeds(predicted: Mapping[str, Predicted], labels_N: np.ndarray, num
     of_seeds = [scores for name, scores in models.items() if name != MEAN_OF_WEIGHTS]
     by_score = {name: [one[name] for one in of_seeds] for name in of_seeds[0]}
     return Seeds(
-        chosen=preferred({name: -np.log(predicted[name].of_label_N[:num_val]) for name in reversed(list(models))}),
+        chosen=preferred({name: log_losses(predicted[name].of_label_N[:num_val]) for name in reversed(list(models))}),
         models=models,
         mean={name: float(np.mean(values)) for name, values in by_score.items()},
         spread={name: float(np.std(values, ddof=1)) for name, values in by_score.items()} if len(of_seeds) > 1 else None,

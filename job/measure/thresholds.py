@@ -249,31 +249,25 @@ def _promise(
     """Return the threshold that `answers` prove, measured on held-out photos."""
     from scipy.stats import beta
 
-    made: Promise = {
-        "target_precision": target,
-        "min_probability": None,
-        "num_accepted": 0,
-        "num_wrong": 0,
-        "lower_bound": None,
-        "with_training_photos": with_training_photos,
-        "more_photos": None,
-        "held_out": None,
-    }
-    if (found := proof(answers, target)) is None:
-        return {**made, "more_photos": more_photos(answers, target)}
-    accepted_T = on_test.confidence_N >= found.threshold
-    num_accepted, num_right = int(accepted_T.sum()), int((on_test.class_N == labels_T)[accepted_T].sum())
+    found, bound, held_out = proof(answers, target), None, None
+    if found:
+        bound = float(beta.ppf(_LEVEL, found.num_accepted - found.num_wrong, found.num_wrong + 1))
+        accepted_T = on_test.confidence_N >= found.threshold
+        num_accepted, num_right = int(accepted_T.sum()), int((on_test.class_N == labels_T)[accepted_T].sum())
+        held_out = Measured(
+            coverage=num_accepted / len(labels_T),
+            precision=num_right / num_accepted if num_accepted else None,
+            precision_ci95=wilson(num_right, num_accepted),
+        )
     return {
-        **made,
-        "min_probability": found.threshold,
-        "num_accepted": found.num_accepted,
-        "num_wrong": found.num_wrong,
-        "lower_bound": float(beta.ppf(_LEVEL, found.num_accepted - found.num_wrong, found.num_wrong + 1)),
-        "held_out": {
-            "coverage": num_accepted / len(labels_T),
-            "precision": num_right / num_accepted if num_accepted else None,
-            "precision_ci95": wilson(num_right, num_accepted),
-        },
+        "target_precision": target,
+        "min_probability": found.threshold if found else None,
+        "num_accepted": found.num_accepted if found else 0,
+        "num_wrong": found.num_wrong if found else 0,
+        "lower_bound": bound,
+        "with_training_photos": with_training_photos,
+        "more_photos": None if found else more_photos(answers, target),
+        "held_out": held_out,
     }
 
 

@@ -16,8 +16,8 @@ import numpy as np
 from job.errors import UsageError
 from job.model import imagenet
 from job.model.hub import backbone as hub
+from job.model.hub.architecture import RESCALINGS
 from job.model.hub.names import PRESETS, preset
-from job.model.scaling import RESCALINGS
 from job.model.weight_files import check_place, digest_of_weights, load_weights, local_weights
 from job.sections import NAMED_WEIGHTS, PUBLISHED_WEIGHTS, BackboneConfig
 from job.storage.files import digest_of
@@ -120,9 +120,7 @@ def check_image_size(name: str, image_size: int) -> list[str]:
         mistake = known.architecture.size_mistake(image_size) if known.architecture else ""
         return [f"image_size: got {image_size}; {name} {mistake}"] if mistake else []
     smallest = BACKBONES[name].min_image_size
-    if image_size >= smallest:
-        return []
-    return [f"image_size: got {image_size}; {name} needs at least {smallest} px"]
+    return [f"image_size: got {image_size}; {name} needs at least {smallest} px"] if image_size < smallest else []
 
 
 def name_to_fetch(config: BackboneConfig, image_size: int) -> str:
@@ -220,16 +218,10 @@ def scaling_layers(config: BackboneConfig) -> list[keras.Layer]:
         return [keras.layers.Rescaling(scale, offset=offset, name="scale_pixels")]
     if scaling == "caffe":
         # A fixed 1x1 convolution turns RGB into BGR and subtracts the means. Keras refuses to load a Lambda in safe mode.
-        swap = keras.layers.Conv2D(
-            3,
-            1,
-            kernel_initializer=keras.initializers.Constant([[[[0, 0, 1], [0, 1, 0], [1, 0, 0]]]]),
-            bias_initializer=keras.initializers.Constant([-103.939, -116.779, -123.68]),
-            trainable=False,
-            dtype="float32",
-            name="scale_pixels",
-        )
-        return [swap]
+        swapped = keras.initializers.Constant([[[[0, 0, 1], [0, 1, 0], [1, 0, 0]]]])
+        means = keras.initializers.Constant([-103.939, -116.779, -123.68])
+        fixed = {"trainable": False, "dtype": "float32", "name": "scale_pixels"}
+        return [keras.layers.Conv2D(3, 1, kernel_initializer=swapped, bias_initializer=means, **fixed)]
     return []
 
 

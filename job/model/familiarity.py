@@ -53,7 +53,7 @@ class Familiarity:
         """Cluster the training photos of each class, and take the percentiles of the validation photos."""
         with threadpool_limits(1):  # Several threads wait for each other, which takes five times the CPU time.
             prototypes_PD = _prototypes(features_ND, labels_N, seed)
-            similarities_V = _similarities(validation_VD, prototypes_PD)
+            similarities_V = similarities(validation_VD, prototypes_PD)
         # Weibull's positions: of new photos from the same source, the expected share below the quantile q is q.
         knots_K = np.quantile(similarities_V, np.linspace(0, 1, _SEGMENTS + 1), method="weibull")
         return cls(prototypes_PD, _apart(knots_K).astype(np.float32), source)
@@ -70,11 +70,7 @@ class Familiarity:
     def of(self, features_ND: np.ndarray) -> np.ndarray:
         """Return the familiarity of each photo, float64 (N,), from 0 to 1."""
         shares_K = np.linspace(0, 1, len(self.knots_K))
-        return np.interp(self.similarities(features_ND), self.knots_K, shares_K)
-
-    def similarities(self, features_ND: np.ndarray) -> np.ndarray:
-        """Return the largest cosine similarity of each photo with a prototype, float32 (N,)."""
-        return _similarities(features_ND, self.prototypes_PD)
+        return np.interp(similarities(features_ND, self.prototypes_PD), self.knots_K, shares_K)
 
     def layers(self, features: keras.KerasTensor) -> keras.KerasTensor:
         """Return the familiarity (B,) of features (B, D) in a Keras model. The layers are built-in ones, with fixed weights.
@@ -136,9 +132,8 @@ def _prototypes(features_ND: np.ndarray, labels_N: np.ndarray, seed: int) -> np.
     for label, count in zip(classes.tolist(), counts.tolist(), strict=True):
         vectors_BD = unit(features_ND[labels_N == label])
         clusters = min(_num_prototypes(count, len(classes)), count)
-        kmeans = faiss.Kmeans(
-            vectors_BD.shape[1], clusters, niter=_ROUNDS, spherical=True, seed=seed % 2**31, min_points_per_centroid=1
-        )
+        options = {"niter": _ROUNDS, "spherical": True, "seed": seed % 2**31, "min_points_per_centroid": 1}
+        kmeans = faiss.Kmeans(vectors_BD.shape[1], clusters, **options)
         kmeans.train(vectors_BD)
         found.append(unit(np.asarray(kmeans.centroids)))
     return np.concatenate(found)
@@ -150,7 +145,8 @@ def _num_prototypes(num_photos: int, num_classes: int) -> int:
     return max(1, min(wanted, _MAX_IN_ALL // num_classes))
 
 
-def _similarities(features_ND: np.ndarray, prototypes_PD: np.ndarray) -> np.ndarray:
+def similarities(features_ND: np.ndarray, prototypes_PD: np.ndarray) -> np.ndarray:
+    """Return the largest cosine similarity of each photo with a prototype, float32 (N,)."""
     parts = np.array_split(features_ND, range(_ROWS_AT_ONCE, len(features_ND), _ROWS_AT_ONCE))
     return np.concatenate([(unit(part) @ prototypes_PD.T).max(axis=1) for part in parts])
 

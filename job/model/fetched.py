@@ -64,11 +64,11 @@ def read_manifest(place: str) -> Manifest | None:
     Raises:
         UsageError: if it is no manifest of this program, or names files outside of the place.
     """
-    text = _read(place, MANIFEST)
-    if text is None:
+    file = _local(place, MANIFEST)
+    if file is None:
         return None
     with suppress(ValidationError):
-        manifest = Manifest.model_validate_json(text)
+        manifest = Manifest.model_validate_json(file.read_bytes())
         if all(is_inside(name) for weights in manifest.weights.values() for name in (weights.path, *weights.sha256)):
             return manifest
     raise UsageError(
@@ -79,8 +79,8 @@ def read_manifest(place: str) -> Manifest | None:
 def verified(place: str, weights: Weights) -> Iterator[tuple[str, State]]:
     """Yield the files of weights in a place, and what their digests say. Objects of a bucket are downloaded for it."""
     for name, expected in weights.sha256.items():
-        sha256 = _digest(place, name)
-        yield name, "missing" if sha256 is None else "ok" if sha256 == expected else "changed"
+        file = _local(place, name)
+        yield name, "missing" if file is None else "ok" if digest_of_file(file) == expected else "changed"
 
 
 def add(place: str, name: str, weights: Weights, files: Mapping[str, Path]) -> None:
@@ -104,19 +104,12 @@ def add(place: str, name: str, weights: Weights, files: Mapping[str, Path]) -> N
     _write(place, MANIFEST, to_json(manifest.model_dump()), may_replace=True)
 
 
-def _digest(place: str, name: str) -> str | None:
+def _local(place: str, name: str) -> Path | None:
+    """Return a file of the place on this machine, or None if there is none."""
     if is_remote(place):
-        return digest_of_file(local_copy(join(place, name))) if open_objects(place).find(name) else None
+        return local_copy(join(place, name)) if open_objects(place).find(name) else None
     file = Path(place, name)
-    return digest_of_file(file) if file.is_file() else None
-
-
-def _read(place: str, name: str) -> bytes | None:
-    if is_remote(place):
-        objects = open_objects(place)
-        return objects.read(name) if objects.find(name) else None
-    file = Path(place, name)
-    return file.read_bytes() if file.is_file() else None
+    return file if file.is_file() else None
 
 
 def _write(place: str, name: str, content: Path | bytes, *, may_replace: bool = False) -> None:

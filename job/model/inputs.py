@@ -15,11 +15,10 @@ from job.data.augment import Augmentation
 from job.model.network import Network
 from job.stores.arrays import ArrayStore
 from job.stores.views import StoredViews
+from job.train.feed import Arrays
 
 if TYPE_CHECKING:
     import tensorflow as tf
-
-Arrays = tuple[np.ndarray, ...]
 
 
 @dataclass(frozen=True)
@@ -122,8 +121,6 @@ def choose_inputs(
         return Choice("online", f"{size} are more than they may take on the disk")
     photo = network.image_size**2 * 3
     if needed > memory_bytes and per_view > photo:
-        return Choice(
-            "online",
-            f"{size} do not fit into the memory of {memory_bytes / 1e9:,.1f} GB, and a photo has only {photo:,} bytes",
-        )
+        memory = f"{memory_bytes / 1e9:,.1f} GB"
+        return Choice("online", f"{size} do not fit into the memory of {memory}, and a photo has only {photo:,} bytes")
     return Choice("stored", f"{size} are computed once and read in every epoch")

@@ -42,12 +42,12 @@ class Network:
 
     def __init__(self, config: BackboneConfig, image_size: int, devices: Devices, *, seed: int) -> None:
         self.config, self.image_size, self.devices, self._seed = config, image_size, devices, seed
+        self._copy: keras.Model | None = None
 
     def recut(self, unfreeze: float | str) -> Network:
         """Return the same backbone, cut as `backbone.unfreeze` says. It is not built again."""
-        other = Network(
-            self.config.model_copy(update={"unfreeze": unfreeze}), self.image_size, self.devices, seed=self._seed
-        )
+        config = self.config.model_copy(update={"unfreeze": unfreeze})
+        other = Network(config, self.image_size, self.devices, seed=self._seed)
         other.__dict__["_built"] = self._built
         return other
 
@@ -150,10 +150,22 @@ class Network:
                 copy = keras.models.clone_model(above, clone_function=lambda layer: _clone(layer, precision))
                 copy.set_weights(above.get_weights())
                 inputs, features = copy.input, copy.output
-            dense = keras.layers.Dense(len(head.bias_C), name="head", dtype=_variable_dtype(precision))
+            # The head is never bfloat16, which would round away small differences of logits.
+            dtype = "float64" if precision == "float64" else "float32"
+            dense = keras.layers.Dense(len(head.bias_C), name="head", dtype=dtype)
             model = keras.Model(inputs, dense(features), name="tuned_and_head")
             dense.set_weights([head.kernel_DC, head.bias_C])
             return model
+
+    def with_weights(self, weights: list[np.ndarray]) -> keras.Model:
+        """Return the layers above the cut and the head with these weights, in float32: activations to logits (B, C).
+
+        It is for inference. Each call changes the weights of the same model, because building one takes a second.
+        """
+        if self._copy is None:
+            self._copy = self.tuned(Head.zeros(self.feature_width, len(weights[-1])))
+        self._copy.set_weights(weights)
+        return self._copy
 
     def assembled(
         self, tuned: keras.Model, *, mirrors: bool = False, acceptance: Acceptance = ALWAYS, tuned_is_frozen: bool = False
@@ -210,10 +222,8 @@ def with_constant_weights(model: keras.Model, copies: int = 1) -> Inference:
     import tensorflow as tf
 
     with tf.init_scope():
-        trainable, fixed = (
-            [keras.ops.convert_to_numpy(v) for v in variables]
-            for variables in (model.trainable_variables, model.non_trainable_variables)
-        )
+        kinds = model.trainable_variables, model.non_trainable_variables
+        trainable, fixed = ([keras.ops.convert_to_numpy(v) for v in variables] for variables in kinds)
     if not fit_as_constants(model, copies):
         return lambda inputs: model(inputs, training=False)
     return lambda inputs: model.stateless_call(trainable, fixed, inputs, training=False)[0]
@@ -230,8 +240,3 @@ def _clone(layer: keras.Operation, precision: str) -> keras.Operation:
     if "dtype" in config:
         config["dtype"] = precision
     return type(layer).from_config(config)
-
-
-def _variable_dtype(precision: str) -> str:
-    """Return the dtype of the head. It is never bfloat16, which would round away small differences of logits."""
-    return "float64" if precision == "float64" else "float32"

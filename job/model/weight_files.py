@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -175,12 +175,14 @@ def _stored_shapes(file: Path, model: keras.Model) -> list[tuple[str, list[tuple
 
 def _shapes_of_keras_3(layers: h5py.Group, model: keras.Model) -> list[tuple[str, list[tuple[int, ...]]]]:
     """Read the shapes from a file of Keras 3, which names layers by class and a counter: conv2d, conv2d_1, ..."""
-    counter: dict[str, int] = {}
+    from keras.src.utils.naming import to_snake_case
+
+    counter: Counter[str] = Counter()
     found = []
     for layer in model.layers:
-        kind = re.sub(r"([a-z])([A-Z])", r"\1_\2", re.sub(r"(.)([A-Z][a-z0-9]+)", r"\1_\2", type(layer).__name__)).lower()
-        number = counter.get(kind, 0)
-        counter[kind] = number + 1
+        kind = to_snake_case(type(layer).__name__)
+        number = counter[kind]
+        counter[kind] += 1
         if layer.weights:
             name = f"{kind}_{number}" if number else kind
             variables = layers[name]["vars"] if name in layers and "vars" in layers[name] else {}

@@ -24,12 +24,11 @@ from job.train.recipe import Recipe, with_quality
 
 if TYPE_CHECKING:
     from job.data.corrections import Corrections
+    from job.measure.models import ShippedModel
     from job.model.inputs import Inputs
     from job.model.network import Network
     from job.stages.audit import Audit
-    from job.stages.convert import Converted
     from job.stages.evaluate import Evaluation
-    from job.stages.export import Exported
     from job.stages.extract import Extraction
     from job.stages.fine_tune import FineTuned
     from job.stages.head import ChosenHead
@@ -147,6 +146,11 @@ class Job:
         augmentation = Augmentation(self.config.augment, self.config.intake.image_size)
         return OnlineInputs(self["intake"].images, self.network, augmentation)
 
+    @cached_property
+    def shipped(self) -> ShippedModel:
+        """The model that evaluate has chosen, built once for all stages that use it."""
+        return self["evaluate"].shipped(self.network, self["head"].head, self["fine_tune"].models)
+
     @property
     def refusals(self) -> Sequence[Refusal]:
         """The reasons why the data cannot be trained on as it is; empty if it can."""
@@ -195,10 +199,6 @@ class Job:
     def __getitem__(self, stage: Literal["fine_tune"]) -> FineTuned: ...
     @overload
     def __getitem__(self, stage: Literal["evaluate"]) -> Evaluation: ...
-    @overload
-    def __getitem__(self, stage: Literal["export"]) -> Exported: ...
-    @overload
-    def __getitem__(self, stage: Literal["convert"]) -> Converted: ...
     def __getitem__(self, stage: str) -> Artifact:
         """Return the artifact of a stage, from this run or an earlier one."""
         if stage not in self._artifacts:

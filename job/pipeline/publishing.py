@@ -48,7 +48,7 @@ from job.storage.workdir import Workdir
 from job.text.numbers import counted, percent
 
 if TYPE_CHECKING:  # They import SciPy, which takes as long as all else that a start imports.
-    from job.measure.corrected import Corrected
+    from job.measure.flips import Corrected
     from job.measure.occlusion import Background, Deletion
     from job.measure.seeds import Seeds
     from job.measure.thresholds import Thresholds

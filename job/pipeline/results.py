@@ -13,7 +13,7 @@ from job.errors import DataUnusable, GateNotMet
 from job.pipeline import publishing
 from job.pipeline.job import Job
 from job.reporting.facts import accepted, against_earlier, corrected
-from job.reporting.summaries import num_correct, num_wanted, of_shipped
+from job.reporting.summaries import FormatParity, num_correct, num_wanted, of_shipped
 from job.storage.published import Published
 from job.storage.workdir import Workdir
 from job.text.numbers import counted, percent
@@ -111,7 +111,7 @@ def headline(job: Job) -> list[str]:
         what = {"head": "head", "fine_tuned": "fine-tuned model"}[numbers["shipped"]]
         photos = f"{num_correct(test):,} of {counted(test['num_examples'], 'held-out photo', 'held-out photos')}"
         found = f"Accuracy {percent(test['accuracy'])} ({photos}; 95% interval {low} to {high}), {what}."
-        if "export" in job.done and (notice := job["export"].parity["bytes"]["notice"]):
+        if "export" in job.done and (notice := job.workdir.read_json("stages/export/parity.json")["bytes"]["notice"]):
             found += f" {notice}"
         found += page
         promised = accepted(chosen) if (chosen := numbers["thresholds"]["chosen"]) else ""
@@ -137,14 +137,16 @@ def of_formats(job: Job) -> list[str]:
     """Return a line for each format that the exported model was converted to."""
     from job.stages.convert import in_words
 
-    found = job["convert"].formats if "convert" in job.done else {}
-    return [f"{name}: {in_words(numbers)}." for name, numbers in found.items()]
+    return [f"{name}: {in_words(numbers)}." for name, numbers in _formats(job).items()]
+
+
+def _formats(job: Job) -> dict[str, FormatParity]:
+    return job.workdir.read_json("stages/convert/formats.json") if "convert" in job.done else {}
 
 
 def raise_if_formats_disagree(job: Job) -> None:
     """Raise GateNotMet if a format of the exported model was not published."""
-    found = job["convert"].formats if "convert" in job.done else {}
-    if failed := [name for name, numbers in found.items() if numbers["faults"]]:
+    if failed := [name for name, numbers in _formats(job).items() if numbers["faults"]]:
         raise GateNotMet(
             f"The model is published without {' and '.join(failed)}. Leave them out of --export, or allow more changes.",
             *headline(job),

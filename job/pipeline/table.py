@@ -15,7 +15,7 @@ class Stage:
     `schema`: a number that is raised when the code changes the outcome.
     `after`: the stages whose outcome this one depends on.
     `settings`: the settings that the outcome depends on, as names that `job.pipeline.settings` knows.
-    `artifact`: the class in `job.stages.NAME` that loads the outcome of an earlier run.
+    `artifact`: the class in `job.stages.NAME` that loads the outcome of an earlier run, if later stages need it in memory.
     `outputs`: files and folders in the output directory, checked by digest.
     `reads_stores_of`: stages whose stores in the cache this one reads. A missing store is made again before
     such a stage runs.
@@ -33,8 +33,8 @@ class Stage:
     schema: int
     after: tuple[str, ...]
     settings: tuple[str, ...]
-    artifact: str
     outputs: tuple[str, ...]
+    artifact: str = ""
     reads_stores_of: tuple[str, ...] = ()
     public: Mapping[str, str] = field(default_factory=dict)
     is_shared: bool = False
@@ -75,7 +75,6 @@ _ROWS = (
         schema=5,
         after=("split",),
         settings=("explore", "seed"),
-        artifact="Exploration",
         outputs=("stages/explore",),
         reads_stores_of=("intake",),
         looks_only=True,
@@ -147,7 +146,6 @@ _ROWS = (
         schema=1,
         after=("audit", "extract", "head", "fine_tune", "evaluate"),
         settings=("heatmaps", "seed"),
-        artifact="Heatmaps",
         outputs=("stages/heatmaps",),
         reads_stores_of=("intake", "extract"),
     ),
@@ -156,7 +154,6 @@ _ROWS = (
         schema=8,
         after=("audit", "extract", "head", "fine_tune", "evaluate"),
         settings=("export.parity_photos", "export.max_changed_fraction", "decoding"),
-        artifact="Exported",
         outputs=("stages/export",),
         reads_stores_of=("intake",),
         public={"model": "stages/export/model"},
@@ -168,7 +165,6 @@ _ROWS = (
         schema=2,
         after=("audit", "evaluate", "export"),
         settings=("export.formats", "export.parity_photos", "export.max_changed_float", "export.max_changed_int8"),
-        artifact="Converted",
         outputs=("stages/convert",),
         reads_stores_of=("intake",),
         public={"model": "stages/convert/model"},
@@ -180,7 +176,6 @@ _ROWS = (
         schema=7,
         after=("explore", "audit", "head", "fine_tune", "evaluate", "heatmaps", "export", "convert"),
         settings=("report",),
-        artifact="Report",
         outputs=("stages/report",),
         public={"report.html": "stages/report/report.html", "model/README.md": "stages/report/README.md"},
         looks_only=True,

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from job.pipeline import publishing
 from job.pipeline.job import Artifact, Job
@@ -12,16 +11,14 @@ from job.pipeline.settings import backbone_weights, fine_tunes
 from job.pipeline.table import STAGES
 from job.storage.files import digest_of
 
-if TYPE_CHECKING:
-    from job.measure.models import ShippedModel
-
 
 @dataclass(frozen=True)
 class Wiring:
     """The functions of a stage.
 
-    `run` does the work and returns the artifact. On workers other than the chief it may return None. `stores` returns the
-    names of the stage's stores in the cache, and `count` how much it worked through, in the unit of the table.
+    `run` does the work and returns the artifact, if the stage has one. Workers other than the chief may return None.
+    `stores` returns the names of the stage's stores in the cache, and `count` how much it worked through, in the unit of
+    the table.
     """
 
     run: Callable[[Job], Artifact | None]
@@ -50,10 +47,10 @@ def _split(job: Job) -> Artifact | None:
     )
 
 
-def _explore(job: Job) -> Artifact | None:
+def _explore(job: Job) -> None:
     from job.stages.explore import explore
 
-    return explore(
+    explore(
         job.config.explore,
         examples=job["split"].examples,
         images=job["intake"].images,
@@ -145,33 +142,24 @@ def _evaluate(job: Job) -> Artifact | None:
     )
 
 
-def _heatmaps(job: Job) -> Artifact | None:
+def _heatmaps(job: Job) -> None:
     from job.stages.heatmaps import heatmaps
 
-    return heatmaps(
+    heatmaps(
         job.config.heatmaps,
         examples=job["audit"].examples,
         images=job["intake"].images,
         features=job["extract"].features.plain,
-        shipped=_shipped(job),
+        shipped=job.shipped,
         evaluated=job["evaluate"].numbers,
-        network=job.network,
         context=job.context,
     )
 
 
-def _shipped(job: Job) -> "ShippedModel":
-    from job.measure.models import ShippedModel
-
-    evaluation = job["evaluate"]
-    weights = job["fine_tune"].models[evaluation.chosen_seed] if evaluation.ships_fine_tuned else None
-    return ShippedModel(job["head"].head, weights, evaluation.calibration, evaluation.mirrors)
-
-
-def _export(job: Job) -> Artifact | None:
+def _export(job: Job) -> None:
     from job.stages.export import export
 
-    return export(
+    export(
         job.config.export,
         job.config.intake,
         bit_depth=job["intake"].bit_depth,
@@ -179,17 +167,15 @@ def _export(job: Job) -> Artifact | None:
         images=job["intake"].images,
         source=job.source,
         entries={entry.path: entry for entry in job.listing.entries},
-        shipped=_shipped(job),
-        acceptance=job["evaluate"].acceptance,
-        network=job.network,
+        shipped=job.shipped,
         context=job.context,
     )
 
 
-def _convert(job: Job) -> Artifact | None:
+def _convert(job: Job) -> None:
     from job.stages.convert import convert
 
-    return convert(
+    convert(
         job.config.export,
         examples=job["audit"].examples,
         images=job["intake"].images if job.records.stores_intact("intake") else None,
@@ -197,12 +183,12 @@ def _convert(job: Job) -> Artifact | None:
     )
 
 
-def _report(job: Job) -> Artifact | None:
+def _report(job: Job) -> None:
     from job.stages.report import report
 
     run = read_run(job.workdir)
     assert run is not None  # run.json is written before the first stage.
-    return report(job.config.report, run=run, timings=job.records.timings(job.done), context=job.context)
+    report(job.config.report, run=run, timings=job.records.timings(job.done), context=job.context)
 
 
 def _num_trained_examples(job: Job) -> int:

@@ -65,9 +65,8 @@ def candidates(
         )
     if fine_tune and (base.backbone.unfreeze == "none" or base.fine_tune.epochs == 0):
         mistakes.append("--fine-tune: backbone.unfreeze is none, or fine_tune.epochs is 0, so nothing would be fine-tuned")
-    sizes = [size for text in image_sizes for size in _image_sizes(text, f"--image-size {text}", mistakes)] or [
-        base.intake.image_size
-    ]
+    sizes = [size for text in image_sizes for size in _image_sizes(text, f"--image-size {text}", mistakes)]
+    sizes = sizes or [base.intake.image_size]
     compared = _compared(base, cache_dir, fine_tune)
     found: list[Candidate] = []
     for text in (part.strip() for one in listed for part in one.split(",")):
@@ -82,13 +81,8 @@ def candidates(
 def recommended(base: Config, chosen: Candidate) -> Config:
     """Return the configuration of a run with the backbone, image size and cache of a candidate."""
     own = chosen.config
-    return base.model_copy(
-        update={
-            "backbone": own.backbone.model_copy(update={"unfreeze": base.backbone.unfreeze}),
-            "intake": own.intake,
-            "cache": own.cache,
-        }
-    )
+    backbone = own.backbone.model_copy(update={"unfreeze": base.backbone.unfreeze})
+    return base.model_copy(update={"backbone": backbone, "intake": own.intake, "cache": own.cache})
 
 
 def _image_sizes(text: str, where: str, mistakes: list[str]) -> Iterator[int]:
@@ -144,14 +138,10 @@ def _compared(base: Config, cache_dir: str, fine_tune: bool) -> Config:
     cache = base.cache.model_copy(update={"dir": base.cache.dir or cache_dir})
     if fine_tune:
         epochs = _BRIEF_EPOCHS if base.fine_tune.epochs == "auto" else base.fine_tune.epochs
-        once = base.train.model_copy(update={"seeds": 1})
+        train = base.train.model_copy(update={"seeds": 1})
         briefly = base.fine_tune.model_copy(update={"epochs": epochs})
-        return base.model_copy(update={"cache": cache, "train": once, "fine_tune": briefly})
-    return base.model_copy(
-        update={
-            "backbone": base.backbone.model_copy(update={"unfreeze": "none"}),
-            "augment": base.augment.model_copy(update={"views": 1}),
-            "fine_tune": base.fine_tune.model_copy(update={"inputs": "auto"}),
-            "cache": cache,
-        }
-    )
+        return base.model_copy(update={"cache": cache, "train": train, "fine_tune": briefly})
+    frozen = base.backbone.model_copy(update={"unfreeze": "none"})
+    once = base.augment.model_copy(update={"views": 1})
+    nothing = base.fine_tune.model_copy(update={"inputs": "auto"})
+    return base.model_copy(update={"backbone": frozen, "augment": once, "fine_tune": nothing, "cache": cache})

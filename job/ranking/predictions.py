@@ -41,15 +41,9 @@ def probe(job: Job, photos: Photos) -> Predictions:
     place = dict(zip(examples["path"].tolist(), examples["row"].tolist(), strict=True))
     rows_N = np.asarray([place[path] for path in photos.paths], np.int64)
     components_NK = principal_components(features, rows_N, _NUM_COMPONENTS)
-    probabilities_NC = out_of_fold(
-        components_NK,
-        photos.labels_N,
-        photos.groups_N,
-        len(photos.class_names),
-        config.audit.folds,
-        config.seed,
-        job.context.stop.check,
-    )
+    labels_N, groups_N, num_classes, folds = photos.labels_N, photos.groups_N, len(photos.class_names), config.audit.folds
+    stop = job.context.stop.check
+    probabilities_NC = out_of_fold(components_NK, labels_N, groups_N, num_classes, folds, config.seed, stop)
     found = Predictions(probabilities_NC.argmax(1).tolist(), float(_log_losses(probabilities_NC, photos.labels_N).mean()))
     write_sealed(job.workdir, "probe.json", {"key": key, **asdict(found)})
     return found
@@ -67,7 +61,7 @@ def fine_tune(job: Job) -> None:
     examples = job["audit"].examples
     val = examples.of("val")
     rows, telemetry = examples["row"][val], job.context.telemetry
-    logits_NC = np.concatenate(list(tuned_logits(job.network, job["head"].head, weights, job.inputs, rows, telemetry)))
+    logits_NC = np.concatenate(list(tuned_logits(job.network, weights, job.inputs, rows, telemetry)))
     found = {
         "key": key,
         "paths": examples["path"][val].tolist(),
@@ -98,14 +92,8 @@ def compared(found: dict[str, Predictions], costs: dict[str, Cost], photos: Phot
     best = min(found, key=lambda folder: (-correct[folder], costs[folder].multiply_adds))
     accuracies = {}
     for folder, predictions in found.items():
-        against = metrics.compare(
-            photos.labels_N,
-            predicted[best],
-            predicted[folder],
-            photos.groups_N,
-            config.evaluate.bootstrap_samples,
-            config.seed,
-        )
+        pair, resamples = (predicted[best], predicted[folder]), config.evaluate.bootstrap_samples
+        against = metrics.compare(photos.labels_N, *pair, photos.groups_N, resamples, config.seed)
         accuracies[folder] = Accuracy(
             num_examples=len(photos.paths),
             accuracy=correct[folder] / len(photos.paths),

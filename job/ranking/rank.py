@@ -163,18 +163,13 @@ def _extract(job: Job) -> Cost:
             cost = Cost(**per_photo, extract_wall_s=record["wall_s"], extract_cpu_s=record["cpu_s"])
             write_sealed(job.workdir, "cost.json", {"key": key, "cost": asdict(cost)})
             return cost
-    except MemoryError as error:
-        raise _too_large(job) from error
     except Exception as error:
-        if type(error).__name__ != "ResourceExhaustedError":  # TensorFlow's; naming the class would import it.
+        # The second is TensorFlow's; naming the class would import it.
+        if not isinstance(error, MemoryError) and type(error).__name__ != "ResourceExhaustedError":
             raise
-        raise _too_large(job) from error
+        size = job.config.extract.batch_size
+        raise UsageError(f"There is not enough memory for batches of {size} photos: lower extract.batch_size.") from error
     return Cost(**known["cost"])
-
-
-def _too_large(job: Job) -> UsageError:
-    size = job.config.extract.batch_size
-    return UsageError(f"There is not enough memory for batches of {size} photos: lower extract.batch_size.")
 
 
 def measured(network: Network, images: ArrayStore, batch_size: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The results of `rank`: the table that is printed, rank.csv, and the plot of accuracy against cost."""
 
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -135,12 +136,9 @@ def as_text(rows: Sequence[Row], meaning: str) -> str:
 
 def _names(rows: Sequence[Row]) -> dict[str, str]:
     """Return a name for each candidate, by folder. It includes the weights if name and image size are not unique."""
-    seen = [(row.name, row.image_size) for row in rows]
-    names = {}
-    for row in rows:
-        twice = seen.count((row.name, row.image_size)) > 1
-        names[row.folder] = f"{row.name} {row.weights}" if twice else row.name
-    return names
+    seen = Counter((row.name, row.image_size) for row in rows)
+    is_unique = {row.folder: seen[row.name, row.image_size] == 1 for row in rows}
+    return {row.folder: row.name if is_unique[row.folder] else f"{row.name} {row.weights}" for row in rows}
 
 
 def _cells(row: Row, name: str) -> tuple[str, ...]:
@@ -175,10 +173,8 @@ def _flat(row: Row) -> dict[str, object]:
     record: dict[str, object] = {k: getattr(row, k) for k in ("name", "image_size", "weights", "folder", "reason")}
     for part in (row.accuracy, row.cost):
         for key, value in (asdict(part) if part else {}).items():
-            bounds = (
-                dict(zip((f"{key}_low", f"{key}_high"), value, strict=True)) if isinstance(value, list) else {key: value}
-            )
-            record |= {k: round(v, 6) if isinstance(v, float) else v for k, v in bounds.items()}
+            named = {f"{key}_low": value[0], f"{key}_high": value[1]} if isinstance(value, list) else {key: value}
+            record |= {k: round(v, 6) if isinstance(v, float) else v for k, v in named.items()}
     return record
 
 

@@ -6,20 +6,19 @@ template inserts is escaped for Markdown.
 
 import json
 from functools import cache
-from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Template
 from markupsafe import Markup
 
 from job.data.examples import split_digests
 from job.model.licences import licence
 from job.reporting.advice import advice
 from job.reporting.facts import accepted, facts
+from job.reporting.rendering import environment_with
 from job.reporting.summaries import Run, of_shipped
 from job.runtime.context import Context
 from job.sections import PUBLISHED_WEIGHTS
-from job.storage.files import in_units
-from job.text.numbers import counted, percent
+from job.text.numbers import counted
 from job.text.untrusted import escaped, in_markdown
 
 TEMPLATE = "model_card.md.j2"
@@ -57,15 +56,8 @@ def card(*, title: str, run: Run, context: Context) -> bytes:
 @cache
 def template() -> Template:
     """Return the template of the card. It is compiled once in a process."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=False,  # noqa: S701  # It would escape for HTML. What is inserted is escaped by `finalize`.
-        finalize=lambda value: in_markdown(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "bytes": in_units, "counted": counted, "quoted": _quoted}
+    environment = environment_with(in_markdown, autoescape=False)
+    environment.filters |= {"counted": counted, "quoted": _quoted}
     return environment.get_template(TEMPLATE)
 
 

@@ -50,7 +50,7 @@ def charts(
         drawn |= _threshold_charts(evaluation["thresholds"])
     if evaluation and clusters:
         drawn["confusion"] = _confusion_chart(np.asarray(evaluation["confusion"]), clusters)
-    return {name: _uri(".svg", chart.svg().encode()) for name, chart in drawn.items()}
+    return {name: as_data_uri(".svg", chart.svg().encode()) for name, chart in drawn.items()}
 
 
 def _learning_curve_chart(points: "Sequence[CurvePoint]") -> Chart:
@@ -160,10 +160,11 @@ def _confusion_chart(matrix_CC: np.ndarray, clusters: Clusters) -> Chart:
 def data_uri(path: Path) -> str:
     """Return a picture as a data: URI, or an empty text if there is no such file."""
     try:
-        return _uri(path.suffix, path.read_bytes())
+        return as_data_uri(path.suffix, path.read_bytes())
     except FileNotFoundError:
         return ""
 
 
-def _uri(suffix: str, content: bytes) -> str:
+def as_data_uri(suffix: str, content: bytes) -> str:
+    """Return a picture as a data: URI, from its content and the suffix of its file's name."""
     return f"data:{_MEDIA_TYPES[suffix]};base64,{base64.b64encode(content).decode()}"

@@ -14,8 +14,7 @@ from job.sources.base import some_classes
 from job.text.numbers import counted, percent, points
 
 if TYPE_CHECKING:
-    from job.measure.corrected import Corrected, Verdict
-    from job.measure.flips import Versus
+    from job.measure.flips import Corrected, Verdict, Versus
     from job.measure.shortcuts import Fact
     from job.measure.thresholds import Promise
 

@@ -104,13 +104,7 @@ class Chart:
         self._parts.append(f'<path d="M{points}" fill="none" stroke="{colour}" stroke-width="1.5"{dashes}/>')
 
     def dots(
-        self,
-        xs: Numbers,
-        ys: Numbers,
-        colour: str,
-        radius_px: float | Numbers = 3,
-        *,
-        are_rings: bool = False,
+        self, xs: Numbers, ys: Numbers, colour: str, radius_px: float | Numbers = 3, *, are_rings: bool = False
     ) -> None:
         """Draw dots, or rings."""
         painted = f'fill="none" stroke="{colour}" stroke-width="1.5"' if are_rings else f'fill="{colour}"'

@@ -11,7 +11,6 @@ from PIL import Image
 from job.data.examples import Examples
 from job.measure.predicted import Predicted
 from job.reporting.data_summaries import Copies, Crossings
-from job.reporting.heatmaps import with_heatmap
 from job.reporting.summaries import Pictured
 from job.storage.files import storage_errors
 from job.storage.workdir import Workdir
@@ -20,6 +19,10 @@ from job.stores.arrays import ArrayStore
 TILE_PX = 112
 _GAP_PX = 4
 _PHOTOS_IN_STRIP = 8
+# Heatmaps have colours from black over red to yellow.
+_HEATS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_COLOURS = np.asarray([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], np.float32)  # "inferno".
+_STRENGTH = 0.55  # Of the colour against the photo.
 
 
 class Gallery:
@@ -71,22 +74,10 @@ class Gallery:
         }
 
 
-def surest(
-    folder: str,
-    is_one_T: np.ndarray,
-    count: int,
-    examples: Examples,
-    predicted: Predicted,
-    images: ArrayStore,
-    workdir: Workdir,
-) -> list[Pictured]:
-    """Describe the `count` most confident predictions among those of the T test photos that `is_one_T` flags.
-
-    The photos are drawn in `folder`.
-    """
+def surest(is_one_T: np.ndarray, predicted: Predicted, count: int) -> np.ndarray:
+    """Return the positions of the `count` most confident predictions among those of the photos that `is_one_T` flags."""
     found = np.flatnonzero(is_one_T)
-    order = found[np.argsort(-predicted.confidence_N[found], kind="stable")]
-    return pictured(folder, order[:count], examples, predicted, images, workdir)
+    return found[np.argsort(-predicted.confidence_N[found], kind="stable")][:count]
 
 
 def pictured(
@@ -112,3 +103,14 @@ def crossings(examples: Examples, indices: Sequence[int]) -> Crossings:
     """Return what a group of copies crosses: the splits of the job, the splits that the user has given, labels."""
     splits, given, labels = ({examples[c][i] for i in indices} - {None, ""} for c in ("split", "given_split", "label"))
     return {"crosses_splits": len(splits) > 1, "crosses_given": len(given) > 1, "crosses_labels": len(labels) > 1}
+
+
+def with_heatmap(photo_SSD: np.ndarray, heatmap_GG: np.ndarray, side_px: int) -> Image.Image:
+    """Return a picture, `side_px` wide, of a photo, uint8 (S, S, 3), in grey under its heatmap, with values from 0 on."""
+    size, largest = (side_px, side_px), float(heatmap_GG.max())
+    scaled_GG = heatmap_GG.astype(np.float32) / largest if largest > 0 else np.zeros(heatmap_GG.shape, np.float32)
+    heat_SS = np.asarray(Image.fromarray(scaled_GG).resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
+    colour_SSD = np.stack([np.interp(heat_SS, _HEATS, channel) for channel in _COLOURS.T], axis=-1)
+    grey_SS = np.asarray(Image.fromarray(photo_SSD).convert("L").resize(size, Image.Resampling.LANCZOS))
+    blended_SSD = (1 - _STRENGTH) * grey_SS[..., None] + _STRENGTH * colour_SSD
+    return Image.fromarray(blended_SSD.astype(np.uint8))

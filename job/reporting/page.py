@@ -13,6 +13,7 @@ from job.data.changes import in_words
 from job.data.examples import USED_FOR
 from job.errors import StorageFailed
 from job.measure.confusions import Clusters, Group, clusters, confusions, row_shares
+from job.model.hub.names import preset
 from job.pipeline.table import STAGES
 from job.reporting import times
 from job.reporting.advice import advice
@@ -22,7 +23,7 @@ from job.reporting.facts import Facts, accepted, against_earlier, corrected, fac
 from job.reporting.rendering import HEAT_LEVELS, rendered
 from job.reporting.summaries import Evaluated, Run, Shipped, num_correct, num_wanted, of_shipped
 from job.runtime.context import Context
-from job.sections import ReportConfig
+from job.sections import PUBLISHED_WEIGHTS, ReportConfig
 from job.storage.workdir import Workdir
 from job.train.recipe import with_quality
 
@@ -101,9 +102,8 @@ def page(config: ReportConfig, *, run: Run, timings: times.Records, context: Con
     made = {name: workdir.read_json(path) if path.split("/")[1] in shown else None for name, path in _ARTIFACTS.items()}
     if made["explore"] is None:
         raise StorageFailed(f"{workdir.path(_ARTIFACTS['explore'])}: missing or damaged. Run the same command again.")
-    made["earlier"] = made["evaluation"] and made["evaluation"]["earlier"]
-    made["corrections"] = made["evaluation"] and made["evaluation"]["corrections"]
-    made["familiarity"] = made["evaluation"] and made["evaluation"]["familiarity"]
+    for part in ("earlier", "corrections", "familiarity"):
+        made[part] = made["evaluation"] and made["evaluation"][part]
     known = {name: record for name, record in timings.items() if name != "report"}  # The report is still being made.
     found = _clusters(made["evaluation"])
     with context.telemetry.spent("drawing"):
@@ -130,6 +130,8 @@ def page(config: ReportConfig, *, run: Run, timings: times.Records, context: Con
         more_photos=more_photos,
         charts=drawn,
         run=run,
+        published_weights=PUBLISHED_WEIGHTS,
+        of_keras=preset(run["config"]["backbone"]["name"]) is None,
         settings=_settings(run["config"]),
         provenance=[*with_dotted_names(run.get("versions", {})), *with_dotted_names(run.get("fingerprint", {}))],
         times=_times(known),

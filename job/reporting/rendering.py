@@ -1,4 +1,4 @@
-"""Templates of the HTML pages: one self-contained file, without scripts, that loads nothing.
+"""Templates of the HTML pages and of the model card. A page is one file, without scripts, that loads nothing.
 
 Its content security policy forbids both. Names of files and classes are untrusted text: Jinja escapes them, and invisible
 characters and those that change the writing direction are written out.
@@ -7,6 +7,7 @@ characters and those that change the writing direction are written out.
 import base64
 import hashlib
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -34,24 +35,24 @@ def rendered(template: str, **values: object) -> bytes:
 @cache
 def templates() -> Environment:
     """Return the templates of the page. Each is compiled once in a process."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        finalize=_with_unseen_written_out,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "points": points, "bytes": in_units}
-    environment.filters |= {"seconds": seconds, "when": _when, "short": _short}
-    environment.filters["breakable"] = breakable
+    environment = environment_with(escaped, autoescape=True)
+    environment.filters |= {"points": points, "seconds": seconds, "when": _when, "short": _short, "breakable": breakable}
     environment.filters["setting"] = lambda value: json.dumps(value, ensure_ascii=False)
     return environment
 
 
-def _with_unseen_written_out(value: object) -> object:
-    """Escape invisible characters in a value for the page. Markup comes from a template and is not changed."""
-    return escaped(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+def environment_with(escape: Callable[[str], str], *, autoescape: bool) -> Environment:
+    """Return templates that escape all text that is inserted. Markup comes from a template and is not changed."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=autoescape,  # noqa: S701  # It is for HTML only.
+        finalize=lambda value: escape(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "bytes": in_units}
+    return environment
 
 
 def breakable(path: str) -> list[tuple[str, bool]]:

@@ -10,8 +10,7 @@ from job.measure.accepted import ComparedAcceptance, Rejections
 
 if TYPE_CHECKING:  # These modules import libraries that only training needs.
     from job.measure.calibration import Bin
-    from job.measure.corrected import Corrected
-    from job.measure.flips import Versus
+    from job.measure.flips import Corrected, Versus
     from job.measure.metrics import Scores
     from job.measure.occlusion import Background, Deletion
     from job.measure.seeds import Seeds

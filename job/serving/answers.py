@@ -213,9 +213,8 @@ def _table(rows: Sequence[Row], class_names: Sequence[str], with_neighbours: boo
         found["neighbours"] = _as_json([row.get("neighbours") for row in rows])
     if class_names:
         unknown_C = np.full(len(class_names), np.nan)
-        probabilities_NC = np.stack([unknown_C, *(row.get("probabilities_C", unknown_C) for row in rows)])[
-            1:
-        ]  # No rows, too.
+        found_NC = [row.get("probabilities_C", unknown_C) for row in rows]
+        probabilities_NC = np.reshape(found_NC, (len(rows), len(class_names)))  # Also without rows.
         for name, column_N in zip(class_names, probabilities_NC.T, strict=True):
             found[_OF_A_CLASS + name] = pa.array(column_N, pa.float64(), from_pandas=True)  # NaN becomes null.
     return pa.table(found).replace_schema_metadata(_METADATA)

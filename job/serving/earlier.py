@@ -20,10 +20,9 @@ from job.data.changes import changes
 from job.data.examples import Examples
 from job.decoding.rules import DecodeRules
 from job.errors import StorageFailed, UsageError
-from job.measure.corrected import corrected
-from job.measure.flips import RIGHT_TO_WRONG, WRONG_TO_RIGHT, Versus, flips, versus
+from job.measure.flips import RIGHT_TO_WRONG, WRONG_TO_RIGHT, Versus, corrected, flips, versus
 from job.measure.predicted import Predicted
-from job.reporting.gallery import surest
+from job.reporting.gallery import pictured, surest
 from job.reporting.summaries import AgainstEarlier, ComparedWithEarlier, EarlierModel, Pictured
 from job.runtime.context import Context
 from job.sections import EvaluateConfig
@@ -57,14 +56,8 @@ def against_earlier(
     earlier = find(examples, images, rules, context)
     now = np.asarray(examples.class_names, object)[predicted.class_N]
     then = earlier.predicted_T if earlier else np.full(len(test), None, object)
-    corrections = corrected(
-        examples,
-        then,
-        now,
-        only_test_changed=earlier is not None and earlier.about["only_test_changed"],
-        resamples=config.bootstrap_samples,
-        seed=context.seed,
-    )
+    only_test, resamples = earlier is not None and earlier.about["only_test_changed"], config.bootstrap_samples
+    corrections = corrected(examples, then, now, only_test_changed=only_test, resamples=resamples, seed=context.seed)
     if earlier is None:
         for name in (f"{_STAGE}/{_COMPARISON}", *_FLIPS.values()):
             workdir.remove(name)
@@ -74,8 +67,8 @@ def against_earlier(
         pq.write_table(earlier.table(examples, now, flip), path)
 
     def shown(kind: str) -> list[Pictured]:
-        count = (config.mistakes + 1) // 2
-        return surest(_FLIPS[kind], flip == kind, count, examples, predicted, images, workdir)
+        chosen = surest(flip == kind, predicted, (config.mistakes + 1) // 2)
+        return pictured(_FLIPS[kind], chosen, examples, predicted, images, workdir)
 
     answer_of = dict(zip(examples["path"][test], then, strict=True))
     return {
@@ -120,10 +113,9 @@ class Earlier:
     def read(cls, file: Path) -> Self:
         """Read what `table` has made. Raises: OSError, ValueError, KeyError."""
         found = pq.read_table(file)
-        split_T, predicted_T = (
-            np.asarray(found[name].to_pylist(), object) for name in ("earlier_split", "earlier_predicted")
-        )
-        about = json.loads(found.schema.metadata[b"earlier"])
+        names = ("earlier_split", "earlier_predicted")
+        split_T, predicted_T = (np.asarray(found[name].to_pylist(), object) for name in names)
+        about = json.loads((found.schema.metadata or {})[b"earlier"])
         about.setdefault("only_test_changed", False)  # Versions before 0.12 did not look at this.
         return cls(about, split_T, predicted_T)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import TypedDict
@@ -17,7 +17,8 @@ from PIL import Image
 from job.cluster.replicas import Replicas
 from job.cluster.tensorflow import import_tensorflow
 from job.errors import UsageError
-from job.reporting.heatmaps import with_heatmap
+from job.reporting.charts import as_data_uri
+from job.reporting.gallery import with_heatmap
 from job.reporting.rendering import rendered
 from job.runtime.telemetry import Telemetry
 from job.serving import folder as model_folder
@@ -108,25 +109,19 @@ class Explanations:
         if not chosen:
             return
         photos_KSSD = pixels_NSSD[chosen]
-        batches = run_batches(
-            self._replicas, self._step, lambda k: (photos_KSSD[k],), len(chosen), _BATCH_SIZE, self._telemetry
-        )
+        replicas, step = self._replicas, self._step
+        batches = run_batches(replicas, step, lambda k: (photos_KSSD[k],), len(chosen), _BATCH_SIZE, self._telemetry)
         for k, heatmap_GG, probabilities_C in zip(chosen, *all_rows(batches), strict=True):
             best = int(probabilities_C.argmax())
-            self._found.append(
-                {
-                    "path": paths[k],
-                    "label": self._class_names[best],
-                    "probability": float(probabilities_C[best]),
-                    "picture": self._picture(pixels_NSSD[k], heatmap_GG),
-                }
-            )
+            label, probability = self._class_names[best], float(probabilities_C[best])
+            picture = self._picture(pixels_NSSD[k], heatmap_GG)
+            self._found.append({"path": paths[k], "label": label, "probability": probability, "picture": picture})
 
     def write(self) -> None:
         """Write the pictures. Those that an earlier call wrote to the place are replaced. Raises as `__init__` does."""
         self._found.sort(key=lambda photo: photo["path"])
         if self._is_page:
-            photos = [{**photo, "picture": _data_uri(photo["picture"])} for photo in self._found]
+            photos = [{**photo, "picture": as_data_uri(".jpg", photo["picture"])} for photo in self._found]
             write_page(self._place, rendered("explained.html.j2", title="Heatmaps", photos=photos), _OPTION, _COMMAND)
             return
         names = [f"{k:05d}-{_NOT_IN_NAMES.sub('_', Path(x['path']).stem)[:80]}.png" for k, x in enumerate(self._found, 1)]
@@ -177,9 +172,7 @@ def _listed(index: Path) -> dict[str, str]:
     """Return the names and digests of the pictures in an index; none if predict did not write it."""
     if not index.is_file():
         return {}
-    rows = list(csv.reader(io.StringIO(index.read_text(encoding="utf-8", errors="replace"))))
-    return {row[0]: row[-1] for row in rows[1:]} if rows and tuple(rows[0]) == _COLUMNS else {}
-
-
-def _data_uri(picture: bytes) -> str:
-    return f"data:image/jpeg;base64,{base64.b64encode(picture).decode()}"
+    with suppress(csv.Error):
+        rows = list(csv.reader(io.StringIO(index.read_text(encoding="utf-8", errors="replace"))))
+        return {row[0]: row[-1] for row in rows[1:] if row} if rows and tuple(rows[0]) == _COLUMNS else {}
+    return {}

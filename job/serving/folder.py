@@ -197,9 +197,11 @@ def _no_model(model: str) -> UsageError:
 
 def _checked(model: str, folder: Path, sha256: str | None) -> ModelCard:
     """Return model.json after checking the digests of all files in it. Raises: UsageError."""
-    text = _content(folder / _CARD)
-    if text is None:
+    stream = _regular(folder / _CARD)
+    if stream is None:
         raise _no_model(model)
+    with stream:
+        text = stream.readall()
     found = hashlib.sha256(text).hexdigest()
     if sha256 is not None and found != sha256.lower():
         raise UsageError(
@@ -212,22 +214,14 @@ def _checked(model: str, folder: Path, sha256: str | None) -> ModelCard:
         raise UsageError(f"--model {model}: its model.json is incomplete or not from this job. {_WAY_OUT}") from error
     if changed := [name for name, digest in card.sha256.items() if _digest(folder / name) != digest]:
         raise UsageError(f"--model {model}: missing or changed since the export: {', '.join(changed)}. {_WAY_OUT}")
-    foreign = sorted(_files(folder) - card.sha256.keys() - {_CARD} - _ABOUT)
+    paths = (path for path in everything_below(folder) if path.is_symlink() or not path.is_dir())
+    foreign = sorted({path.relative_to(folder).as_posix() for path in paths} - card.sha256.keys() - {_CARD} - _ABOUT)
     if foreign and sha256 is not None:
         raise UsageError(
             f"--model {model}: files that its model.json does not name: {', '.join(foreign[:_SHOWN])}. "
             "Copy the model/ folder of the run again, into a new folder."
         )
     return card
-
-
-def _content(file: Path) -> bytes | None:
-    """Return the bytes of a regular file, or None if there is none."""
-    stream = _regular(file)
-    if stream is None:
-        return None
-    with stream:
-        return stream.readall()
 
 
 def _digest(file: Path) -> str:
@@ -240,6 +234,7 @@ def _digest(file: Path) -> str:
 
 
 def _regular(file: Path) -> io.FileIO | None:
+    """Open a regular file, or return None if there is none."""
     try:
         return opened(file)
     except ValueError:  # The name contains a null byte, so no file can have it.
@@ -248,12 +243,6 @@ def _regular(file: Path) -> io.FileIO | None:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EINVAL, errno.ENXIO, errno.ENAMETOOLONG):
             return None
         raise
-
-
-def _files(folder: Path) -> set[str]:
-    """Return the paths of all files and links below a folder, relative to it."""
-    paths = (path for path in everything_below(folder) if path.is_symlink() or not path.is_dir())
-    return {path.relative_to(folder).as_posix() for path in paths}
 
 
 def _loaded(model: str, folder: Path, card: ModelCard) -> ExportedModel:

@@ -63,13 +63,7 @@ def predict(
     model_sha256: str | None = None,
     overwrite: bool = False,
 ) -> pa.Table:
-    """Label photos with an exported model. Write and return a table with one row per photo.
-
-    Its columns are path, label, probability, familiarity, accepted, `top_3` (JSON), and `error` if the photo could not be
-    read; then come those that are `wanted`. An older model leaves familiarity and accepted empty.
-
-    The model's graph runs with all rights of this process. `model_sha256`, the SHA-256 of model.json, makes sure that it is
-    the graph that was exported. With `overwrite`, `out` may replace a file that predict did not write.
+    """Label photos with an exported model. Write and return a table with one row per photo, as `job.predict` describes it.
 
     Raises:
         UsageError: if `model` is not an exported model, is incomplete, does not match `model_sha256`, or cannot give what is
@@ -142,12 +136,18 @@ class _Labeller:
         """Yield the row of each photo. `pixels_NHWC` are uint8."""
         if self.explanations:
             self.explanations.add(paths, pixels_NHWC)
+        class_names = self.exported.card.class_names
         for k in range(0, len(paths), self.batch_size):
             batch, part = pixels_NHWC[k : k + self.batch_size], paths[k : k + self.batch_size]
             found = self.exported.answers(batch)
             neighbours = self.training.neighbours(batch, self.wanted.neighbours) if self.training else None
-            for n, path in enumerate(part):
-                row = self._row(path, found["probabilities"][n])
+            for n, (path, probabilities_C) in enumerate(zip(part, found["probabilities"], strict=True)):
+                best = np.argsort(-probabilities_C, kind="stable")[:_BEST]
+                top = {class_names[c]: round(float(probabilities_C[c]), 6) for c in best}
+                most = float(probabilities_C[best[0]])
+                row: Row = {"path": path, "label": class_names[best[0]], "probability": most, "top_3": top, "error": ""}
+                if self.wanted.probabilities:
+                    row["probabilities_C"] = probabilities_C
                 if "accepted" in found:
                     row["accepted"] = bool(found["accepted"][n])
                 if "familiarity" in found:
@@ -155,14 +155,6 @@ class _Labeller:
                 if neighbours:
                     row["neighbours"] = neighbours[n]
                 yield row
-
-    def _row(self, path: str, probabilities_C: np.ndarray) -> Row:
-        class_names = self.exported.card.class_names
-        best = np.argsort(-probabilities_C, kind="stable")[:_BEST]
-        top = {class_names[k]: round(float(probabilities_C[k]), 6) for k in best}
-        most = float(probabilities_C[best[0]])
-        row: Row = {"path": path, "label": class_names[best[0]], "probability": most, "top_3": top, "error": ""}
-        return {**row, "probabilities_C": probabilities_C} if self.wanted.probabilities else row
 
 
 def _labelled(
@@ -172,28 +164,19 @@ def _labelled(
     rows: dict[str, Row | None] = {}
     rules = labeller.exported.card.rules
     shards = [entries[k : k + _PHOTOS_AT_ONCE] for k in range(0, len(entries), _PHOTOS_AT_ONCE)]
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        telemetry.progress("predict", len(entries), "photos") as progress,
-    ):
+    with tempfile.TemporaryDirectory() as folder, telemetry.progress("predict", len(entries), "photos") as progress:
         writer = StoreWriter(Path(folder), (rules.image_size, rules.image_size, 3), "uint8")
         tasks = (ShardTask(str(k), tuple(shard), writer.open_shard(len(shard))) for k, shard in enumerate(shards))
         limits = Limits(min(usable_cores(), max(1, len(shards))), _DECODE_TIMEOUT_S, _WORKER_MEMORY_MB)
         for task in decode_shards(tasks, source, rules, limits, telemetry, stop):
             values = np.fromfile(task.file, np.uint8, task.num_rows * writer.row_bytes, offset=HEADER_BYTES)
-            rows |= _rows(task, values.reshape(-1, *writer.row_shape), labeller)
+            good = []
+            for path, record in zip((entry.path for entry in task.entries), task.records, strict=True):
+                if record["status"] in ("used", "converted"):
+                    good.append(path)
+                else:
+                    rows[path] = None if record["status"] == "ignored" else {"path": path, "error": record["reason"]}
+            rows |= {row["path"]: row for row in labeller.rows(good, values.reshape(-1, *writer.row_shape))}
             task.file.unlink()
             progress.advance(len(task.entries))
     return rows
-
-
-def _rows(task: ShardTask, pixels_NHWC: np.ndarray, labeller: _Labeller) -> dict[str, Row | None]:
-    """Return the row of each photo of a shard by its path; None for files that are ignored."""
-    found: dict[str, Row | None] = {}
-    good = []
-    for entry, record in zip(task.entries, task.records, strict=True):
-        if record["status"] in ("used", "converted"):
-            good.append(entry.path)
-        else:
-            found[entry.path] = None if record["status"] == "ignored" else {"path": entry.path, "error": record["reason"]}
-    return found | {row["path"]: row for row in labeller.rows(good, pixels_NHWC)}

@@ -79,15 +79,14 @@ def training_photos(exported: ExportedModel, telemetry: Telemetry) -> Iterator[T
             )
         context = Context(seen, telemetry, caching=Config.model_validate(run["config"]).cache)
         try:
-            features = Extraction.load(context).features.plain
+            examples, features = Examples.load(seen.path(_EXAMPLES)), Extraction.load(context).features.plain
             is_intact = ArrayStore.is_intact(features.index_file)
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):  # The last one if extract.json is missing or damaged.
             is_intact = False
         if not is_intact:
             raise UsageError(
                 f"--neighbours: the features of the training photos are not in {context.cache.root} any more. Run the job "
                 "again into a new --out, or leave out --neighbours."
             )
-        examples = Examples.load(seen.path(_EXAMPLES))
         train = examples.of("train")
         yield TrainingPhotos(examples["path"][train], examples["row"][train], features, exported)

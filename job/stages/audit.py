@@ -23,7 +23,6 @@ from job.measure.probes import learning_curve, out_of_fold
 from job.reporting.data_summaries import (
     Agreement,
     Audited,
-    Crossings,
     LabelIssues,
     LateCopies,
     LearningCurve,
@@ -151,7 +150,11 @@ def _late_copies(config: AuditConfig, before: Examples, after: Examples, gallery
     flags = [crossings(after, g) for g in groups]
 
     def torn(*, by_user: bool) -> Torn:
-        counts = [int(excluded[g].sum()) for g, flag in zip(groups, flags, strict=True) if _is_torn(flag, by_user)]
+        counts = [
+            int(excluded[g].sum())
+            for g, flag in zip(groups, flags, strict=True)
+            if flag["crosses_splits"] and not flag["crosses_labels"] and flag["crosses_given"] == by_user
+        ]
         return {"num_groups": sum(count > 0 for count in counts), "num_left_out": sum(counts)}
 
     return {
@@ -161,10 +164,6 @@ def _late_copies(config: AuditConfig, before: Examples, after: Examples, gallery
         "num_conflicts": sum(after.conflicts().values()) - sum(before.conflicts().values()),
         "groups": [gallery.copies(after, g, f"late-{k:03d}") for k, g in enumerate(groups[: config.shown])],
     }
-
-
-def _is_torn(flags: Crossings, by_user: bool) -> bool:
-    return flags["crosses_splits"] and not flags["crosses_labels"] and flags["crosses_given"] == by_user
 
 
 def _probabilities(

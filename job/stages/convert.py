@@ -4,10 +4,10 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from subprocess import Popen
-from typing import Self, cast
+from typing import cast
 
 import numpy as np
 
@@ -36,19 +36,8 @@ _TIMED_PHOTOS = 32
 _PHOTOS_ARE_GONE = "the stored photos are gone"
 
 
-@dataclass(frozen=True)
-class Converted:
-    """The comparison of each format with what was measured, by name: the content of stages/convert/formats.json."""
-
-    formats: Mapping[str, FormatParity]
-
-    @classmethod
-    def load(cls, context: Context) -> Self:
-        return cls(context.workdir.read_json(SUMMARY))
-
-
-def convert(config: ExportConfig, *, examples: Examples, images: ArrayStore | None, context: Context) -> Converted:
-    """Write the formats of `config.formats` beside savedmodel and keras, which are there already.
+def convert(config: ExportConfig, *, examples: Examples, images: ArrayStore | None, context: Context) -> None:
+    """Write the formats of `config.formats` beside savedmodel and keras, which are there already, and formats.json.
 
     `images` are the stored photos; None if they are gone. Then nothing can be compared, and a format that needs training
     photos is not written. A format that disagrees, or that cannot be written, is left out of the model; its numbers have
@@ -58,17 +47,15 @@ def convert(config: ExportConfig, *, examples: Examples, images: ArrayStore | No
         UsageError: if packages are missing.
         StorageFailed, Stopped, TryAgainLater.
     """
-    names = [name for name in config.formats if name in FORMATS]
+    names, found = [name for name in config.formats if name in FORMATS], dict[str, FormatParity]()
     require(names)
-    if not names:
-        context.workdir.remove(FOLDER)
-        found: dict[str, FormatParity] = {}
-    else:
+    if names:
         with context.workdir.writing_folder(FOLDER) as folder:
             found = {name: _written(name, folder, config, examples, images, context) for name in names}
             _complete(folder, found, context)
+    else:
+        context.workdir.remove(FOLDER)
     context.workdir.write_json(SUMMARY, found)
-    return Converted(found)
 
 
 def _written(
@@ -120,13 +107,11 @@ def _compared(
     Raises: JobError, if the runtime cannot run it.
     """
     measured = Measured.read(context.workdir, config.parity_photos)
-    rows = examples.rows_of(measured.paths) if images is not None else []
+    rows, store = (examples.rows_of(measured.paths), str(images.index_file)) if images is not None else ([], "")
 
     def run(rows: list[int], scratch: str, *, one_core: bool = False) -> tuple[Trial, dict[str, np.ndarray]]:
         answers = f"{scratch}/answers.npz"
-        request = trial.Request(
-            name, str(file), str(images.index_file) if images is not None else "", rows, answers, one_core
-        )
+        request = trial.Request(name, str(file), store, rows, answers, one_core)
         with context.telemetry.spent("forward"), _child(trial.__name__) as child:
             answer = ask(child, asdict(request), f"The trial of {name}", context.stop)
         with np.load(answers) as arrays:
@@ -194,8 +179,7 @@ def in_words(found: FormatParity) -> str:
         return f"not proven: its runtime loads it, but {_PHOTOS_ARE_GONE}. Run the job again to compare it"
     return (
         f"of {found['num_photos']:,} photos, {numbers['changed_labels']} labels and {numbers['changed_accepted']} values of "
-        f"accepted changed, accuracy {percent(numbers['accuracy'])} "
-        f"(measured: {percent(numbers['measured_accuracy'])})"
+        f"accepted changed, accuracy {percent(numbers['accuracy'])} (measured: {percent(numbers['measured_accuracy'])})"
     )
 
 

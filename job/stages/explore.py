@@ -2,10 +2,9 @@
 
 import re
 from collections import Counter, defaultdict
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain, zip_longest
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -34,21 +33,13 @@ _PHOTOS_AT_ONCE = 256
 _CONSTANT_CONTRAST, _DARK, _BRIGHT = 0.012, 0.06, 0.94
 
 
-@dataclass(frozen=True)
-class Exploration:
-    """The content of stages/explore/explore.json. Names of pictures in it are relative to the output directory."""
-
-    numbers: Explored
-
-    @classmethod
-    def load(cls, context: Context) -> Self:
-        return cls(context.workdir.read_json(SUMMARY))
-
-
 def explore(
     config: ExploreConfig, *, examples: Examples, images: ArrayStore, source_notes: tuple[str, ...], context: Context
-) -> Exploration:
-    """Describe the data. `source_notes` are remarks about the source, for the report page."""
+) -> None:
+    """Describe the data. `source_notes` are remarks about the source, for the report page.
+
+    Names of pictures in explore.json are relative to the output directory.
+    """
     with Gallery.drawing(context.workdir, PICTURES, images) as gallery:
         numbers: Explored = {
             "num_files": len(examples),
@@ -75,7 +66,6 @@ def explore(
             numbers["class_pictures"] = _class_pictures(config, examples, images, gallery, context)
             numbers["figures"] = _figures(examples, gallery)
     context.workdir.write_json(SUMMARY, numbers)
-    return Exploration(numbers)
 
 
 def _by_reason(examples: Examples, status: Status) -> list[dict[str, Any]]:
@@ -120,16 +110,10 @@ def _sizes(examples: Examples) -> dict[str, object]:
 
 
 def _light(examples: Examples) -> dict[str, object]:
-    labels = examples.labels
     usable = examples.of()
-    return {
-        name: {
-            "by_class": [
-                _five_numbers(examples[name][usable[labels[usable] == k]]) for k in range(len(examples.class_names))
-            ],
-        }
-        for name in ("brightness", "contrast")
-    }
+    of_classes = [usable[examples.labels[usable] == k] for k in range(len(examples.class_names))]
+    names = ("brightness", "contrast")
+    return {name: {"by_class": [_five_numbers(examples[name][of]) for of in of_classes]} for name in names}
 
 
 def _five_numbers(values: np.ndarray) -> dict[str, float] | None:
@@ -175,11 +159,8 @@ def _suspicious(examples: Examples, gallery: Gallery) -> dict[str, object]:
     indices = examples.of()
     brightness, contrast = examples["brightness"][indices], examples["contrast"][indices]
     flat = contrast < _CONSTANT_CONTRAST
-    kinds = {
-        "one flat colour": flat,
-        "almost black": ~flat & (brightness < _DARK),
-        "almost white": ~flat & (brightness > _BRIGHT),
-    }
+    kinds = {"one flat colour": flat, "almost black": ~flat & (brightness < _DARK)}
+    kinds["almost white"] = ~flat & (brightness > _BRIGHT)
     found = [(int(index), why) for why, chosen in kinds.items() for index in indices[chosen]]
     shown = [
         {

@@ -2,16 +2,18 @@
 
 import errno
 import importlib.metadata
+import inspect
 import json
 import os
 import pickle
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -19,17 +21,14 @@ from job.data.examples import Examples
 from job.decoding.rules import DecodeRules
 from job.errors import Diverged, GateNotMet
 from job.measure import accepted
-from job.measure.calibration import Calibration
 from job.measure.models import ShippedModel
 from job.measure.predictions import Measured
 from job.model.familiarity import Acceptance
-from job.model.network import Network
 from job.runtime.children import ask, start
 from job.runtime.context import Context
 from job.sections import ExportConfig, IntakeConfig
-from job.serving import parity
+from job.serving import parity, preprocess
 from job.serving.parity import Parity
-from job.serving.reference import preprocessing
 from job.sources.base import Entry, Source
 from job.storage.files import digest_of_file, storage_failed
 from job.stores.arrays import ArrayStore
@@ -42,17 +41,7 @@ if TYPE_CHECKING:
 
 MODEL = "stages/export/model"
 PARITY = "stages/export/parity.json"
-
-
-@dataclass(frozen=True)
-class Exported:
-    """Result of the parity check: how far the exported model agrees with what was measured."""
-
-    parity: Parity
-
-    @classmethod
-    def load(cls, context: Context) -> Self:
-        return cls(context.workdir.read_json(PARITY))
+_NUMBERS = re.compile("^IMAGE_SIZE, RESIZE, BIT_DEPTH = .*$", re.MULTILINE)
 
 
 def export(
@@ -65,13 +54,11 @@ def export(
     source: Source,
     entries: Mapping[str, Entry],
     shipped: ShippedModel,
-    acceptance: Acceptance,
-    network: Network,
     context: Context,
-) -> Exported:
+) -> None:
     """Save the shipped model, check it in a fresh process, and publish it.
 
-    `bit_depth` is that of the data set. `entries` are the source's entries by path. `acceptance` becomes part of the model.
+    `bit_depth` is that of the data set. `entries` are the source's entries by path.
 
     Raises:
         Diverged: if a weight is not finite.
@@ -80,7 +67,7 @@ def export(
     """
     from job.serving.graph_decode import Limits  # It imports TensorFlow.
 
-    classifier = shipped.classifier(network, acceptance)
+    classifier = shipped.classifier
     _check_numbers(classifier)
     rules = DecodeRules.of(intake, bit_depth)
     limits = Limits(rules.max_pixels, rules.min_side_px, rules.max_aspect_ratio)
@@ -89,10 +76,11 @@ def export(
         _save(classifier, folder, rules, examples.class_names, limits)
         (folder / "preprocess.py").write_text(preprocessing(rules))
         context.stop.check()
-        result = _check_parity(checker, config, folder, rules, acceptance, examples, images, source, entries, context)
+        result = _check_parity(
+            checker, config, folder, rules, shipped.acceptance, examples, images, source, entries, context
+        )
         (folder / "parity.json").write_text(json.dumps(result, indent=2) + "\n")
-        card = _described(folder, rules, limits, examples, network, shipped.calibration, acceptance, result)
-        card |= {"shipped": "head" if shipped.tuned is None else "fine_tuned", "mirrors": shipped.mirrors}
+        card = _described(folder, rules, limits, examples, shipped, result)
         (folder / "model.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         if not result["agrees"]:
             context.workdir.write_json(PARITY, result)
@@ -109,7 +97,12 @@ def export(
         finally:
             checker.kill()
     context.workdir.write_json(PARITY, result)
-    return Exported(result)
+
+
+def preprocessing(rules: DecodeRules) -> str:
+    """Return the text of model/preprocess.py: that of `job.serving.preprocess`, with the numbers of these rules."""
+    numbers = f'IMAGE_SIZE, RESIZE, BIT_DEPTH = {rules.image_size}, "{rules.resize}", {rules.bit_depth}'
+    return _NUMBERS.sub(numbers, inspect.getsource(preprocess), count=1)
 
 
 def _check_numbers(classifier: "keras.Model") -> None:
@@ -203,14 +196,7 @@ def _faults(config: ExportConfig, result: Parity) -> list[str]:
 
 
 def _described(
-    folder: Path,
-    rules: DecodeRules,
-    limits: "Limits",
-    examples: Examples,
-    network: Network,
-    calibration: Calibration,
-    acceptance: Acceptance,
-    found: Parity,
+    folder: Path, rules: DecodeRules, limits: "Limits", examples: Examples, shipped: ShippedModel, found: Parity
 ) -> dict[str, object]:
     """Return the content of model.json: what the model takes and gives, how it was made, and the digests of its files."""
     from job.serving.graph import OUTPUTS, tensors
@@ -224,7 +210,7 @@ def _described(
         "class_names": list(examples.class_names),
         "image_size": rules.image_size,
         "resize": rules.resize,
-        "backbone": network.config.name,
+        "backbone": shipped.network.config.name,
         "bit_depth": rules.bit_depth,
         "decoder": {name: getattr(rules, name) for name in ("max_pixels", "min_side_px", "max_aspect_ratio")},
         "signatures": {
@@ -232,14 +218,16 @@ def _described(
             for name, signature in signatures.items()
         },
         "outputs": {name: text for name, text in OUTPUTS.items() if name in given},
-        "acceptance": {**acceptance.limits, "target_precision": acceptance.target_precision},
+        "acceptance": {**shipped.acceptance.limits, "target_precision": shipped.acceptance.target_precision},
         # What `serving_default` decodes. Other pictures are not `valid`; see docs/security.md.
         "image_bytes": {"formats": list(FORMATS), "limits": asdict(limits), "held_out": held_out},
-        "temperature": calibration.temperature,
-        "class_offsets": calibration.offsets_C.tolist(),
+        "temperature": shipped.calibration.temperature,
+        "class_offsets": shipped.calibration.offsets_C.tolist(),
         "versions": {
             "transfer-job": __version__,
             **{p: importlib.metadata.version(p) for p in ("keras", "numpy", "pillow")},
         },
         "sha256": {p.relative_to(folder).as_posix(): digest_of_file(p) for p in sorted(folder.rglob("*")) if p.is_file()},
+        "shipped": "head" if shipped.tuned is None else "fine_tuned",
+        "mirrors": shipped.mirrors,
     }

@@ -142,11 +142,7 @@ def extract(
 
 
 def _make(
-    passes: dict[str, "_Pass"],
-    batch_size: int,
-    images_bytes: int,
-    later: Mapping[str, float],
-    context: Context,
+    passes: dict[str, "_Pass"], batch_size: int, images_bytes: int, later: Mapping[str, float], context: Context
 ) -> dict[str, str] | None:
     """Make the missing views. Return the names of the stores by kind and pass; None on workers other than the chief.
 
@@ -245,9 +241,7 @@ class _Pass:
     ) -> None:
         self._network, self._images, self._augmentation, self._context = network, images, augmentation, context
         self._made_by, self.views = made_by, views
-        shapes: dict[str, tuple[tuple[int, ...], str]] = {}
-        if stored_at is not None:
-            shapes["activations"] = (stored_at.shape, CUT_DTYPE)
+        shapes = {"activations": (stored_at.shape, CUT_DTYPE)} if stored_at else {}
         shapes["features"] = ((network.feature_width,), "float32")
         self.writers = {
             kind: StoreWriter(context.cache.path(f"{kind}-{made_by}"), *shape, context.cache.temporary)
@@ -291,9 +285,8 @@ class _Pass:
         """
         if not numbers:
             return
-        rows, keys, views = (
-            axis[np.asarray(numbers)] for axis in (self.views.rows_N, self.views.keys_N, self.views.views_N)
-        )
+        of_views = self.views.rows_N, self.views.keys_N, self.views.views_N
+        rows, keys, views = (values_N[np.asarray(numbers)] for values_N in of_views)
         network, augmentation, telemetry = self._network, self._augmentation, self._context.telemetry
 
         def load(positions: np.ndarray) -> tuple[np.ndarray, ...]:

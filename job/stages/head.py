@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import numpy as np
@@ -11,8 +12,7 @@ from job.data.examples import Examples
 from job.data.moments import Moments, parts
 from job.measure.calibration import temperature
 from job.measure.metrics import preferred
-from job.model.discriminant import Discriminant
-from job.model.heads import Head, class_weights
+from job.model.heads import Discriminant, Head, class_weights
 from job.model.regression import LogisticRegression, Solution
 from job.reporting.summaries import HeadPath, Scored, TriedHead, TriedStrength
 from job.runtime.context import Context
@@ -61,7 +61,7 @@ def head(
         heads = {} if is_discriminant_alone else search.run()
     c = search.c if heads else None
     heads["discriminant"] = _discriminant(training.moments, validation)
-    chosen = validation.preferred(heads)
+    chosen = preferred({kind: validation.judged(tried)[0] for kind, tried in heads.items()})
     with context.workdir.writing(ARRAYS) as file, file.open("wb") as stream:
         np.savez(stream, kernel_DC=heads[chosen].kernel_DC, bias_C=heads[chosen].bias_C)
     tried = [TriedHead(kind=kind, **validation.scores(head)) for kind, head in heads.items()]
@@ -118,19 +118,15 @@ class _Validation:
     labels_V: np.ndarray
 
     def scores(self, tried: Head) -> Scored:
-        losses_V, correct_V = self._judged(tried)
+        losses_V, correct_V = self.judged(tried)
         return {"val_log_loss": float(losses_V.mean()), "val_accuracy": float(correct_V.mean())}
-
-    def preferred(self, heads: dict[str, Head]) -> str:
-        """Return the first head, or a later one whose log loss is clearly lower."""
-        return preferred({kind: self._judged(tried)[0] for kind, tried in heads.items()})
 
     def calibrated(self, tried: Head) -> Head:
         """Return the head with its logits divided by the temperature that fits best."""
         some = slice(_TEMPERATURE_PHOTOS)
         return tried.at_temperature(temperature(self.labels_V[some], tried.logits(self.features_VD[some])))
 
-    def _judged(self, tried: Head) -> tuple[np.ndarray, np.ndarray]:
+    def judged(self, tried: Head) -> tuple[np.ndarray, np.ndarray]:
         """Return the log loss of each photo, float64 (V,), and whether its class is predicted, bool (V,)."""
         losses_V, correct_V = np.empty(len(self.labels_V)), np.empty(len(self.labels_V), bool)
         for part in parts(self.features_VD, len(tried.bias_C)):
@@ -204,10 +200,8 @@ class _Search:
         return self._heads[place]
 
     def _solve(self, regression: LogisticRegression, c: float, start: Head) -> Solution:
-        def on_iteration() -> None:
-            self._checkpoints.offer(self._state)
-
-        return regression.solve(c, start, self._config.max_iterations, on_iteration=on_iteration)
+        offer = partial(self._checkpoints.offer, self._state)
+        return regression.solve(c, start, self._config.max_iterations, on_iteration=offer)
 
     def _state(self) -> TrainState:
         kernels, biases = [head.kernel_DC for head in self._heads], [head.bias_C for head in self._heads]

@@ -1,10 +1,6 @@
 """heatmaps: show where the shipped model looks, on mistakes and on right photos, and test whether that can be trusted."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,16 +11,12 @@ from job.measure.occlusion import COPIES, FEWEST, Background, Deletion, copy_of,
 from job.measure.predictions import PREDICTIONS
 from job.measure.similar import most_similar
 from job.model.gradcam import grad_cam
-from job.model.network import Network
 from job.reporting.gallery import Gallery
 from job.reporting.summaries import Evaluated, Explained, ExplainedMistake, ExplainedPhoto
 from job.runtime.context import Context
 from job.sections import HeatmapsConfig
 from job.stores.arrays import ArrayStore
 from job.train.feed import all_rows, run_batches
-
-if TYPE_CHECKING:
-    import keras
 
 SUMMARY = "stages/heatmaps/heatmaps.json"
 PICTURES = "stages/heatmaps/pictures"
@@ -38,17 +30,6 @@ Look = Callable[[Callable[[np.ndarray], np.ndarray], int], Sequence[np.ndarray]]
 Seen = Mapping[int, tuple[np.ndarray, np.ndarray]]
 
 
-@dataclass(frozen=True)
-class Heatmaps:
-    """The content of stages/heatmaps/heatmaps.json."""
-
-    numbers: Explained
-
-    @classmethod
-    def load(cls, context: Context) -> Self:
-        return cls(context.workdir.read_json(SUMMARY))
-
-
 def heatmaps(
     config: HeatmapsConfig,
     *,
@@ -57,9 +38,8 @@ def heatmaps(
     features: ArrayStore,
     shipped: ShippedModel,
     evaluated: Evaluated,
-    network: Network,
     context: Context,
-) -> Heatmaps:
+) -> None:
     """Draw heatmaps of the shipped model for held-out photos, and test them.
 
     The photos are the mistakes that `evaluated` shows, and right ones of each class, or of those with the lowest recall.
@@ -76,7 +56,7 @@ def heatmaps(
     numbers: Explained = {"mistakes": {}, "right": [], "deletion": None, "background": None}
     with Gallery.drawing(context.workdir, PICTURES, images) as gallery:
         if len(photos):
-            look = _looking(network, shipped.classifier(network), context)
+            look = _looking(shipped, context)
             maps_NGG, probabilities_NC = look(lambda k: images.rows(examples["row"][photos[k]]), len(photos))
             seen = dict(zip(photos.tolist(), zip(maps_NGG, probabilities_NC, strict=True), strict=True))
             with context.telemetry.spent("drawing"):
@@ -85,7 +65,6 @@ def heatmaps(
             if len(checked):
                 numbers["deletion"], numbers["background"] = _tested(checked, seen, look, examples, images, context)
     context.workdir.write_json(SUMMARY, numbers)
-    return Heatmaps(numbers)
 
 
 def _of_each_class(right: np.ndarray, examples: Examples, evaluated: Evaluated, count: int) -> np.ndarray:
@@ -97,14 +76,12 @@ def _of_each_class(right: np.ndarray, examples: Examples, evaluated: Evaluated, 
     return np.concatenate(of_each)[: max(0, count)]
 
 
-def _looking(network: Network, classifier: keras.Model, context: Context) -> Look:
-    step = network.replicas.compiled(grad_cam(classifier, network.replicas.num))
+def _looking(shipped: ShippedModel, context: Context) -> Look:
+    replicas = shipped.network.replicas
+    step = replicas.compiled(grad_cam(shipped.classifier, replicas.num))
 
     def look(load: Callable[[np.ndarray], np.ndarray], count: int) -> Sequence[np.ndarray]:
-        batches = run_batches(
-            network.replicas, step, lambda numbers: (load(numbers),), count, _BATCH_SIZE, context.telemetry
-        )
-        return all_rows(batches)
+        return all_rows(run_batches(replicas, step, lambda k: (load(k),), count, _BATCH_SIZE, context.telemetry))
 
     return look
 

@@ -1,8 +1,6 @@
 """report: draw the report page of the run, and write the model card, from the files that earlier stages left."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 from job.reporting.card import card
 from job.reporting.page import page, title
@@ -15,20 +13,8 @@ PAGE = "stages/report/report.html"
 CARD = "stages/report/README.md"
 
 
-@dataclass(frozen=True)
-class Report:
-    """Path of the page, an HTML file."""
-
-    path: Path
-
-    @classmethod
-    def load(cls, context: Context) -> Self:
-        """Return the page that an earlier run has written."""
-        return cls(context.workdir.path(PAGE))
-
-
-def report(config: ReportConfig, *, run: Run, timings: Records, context: Context) -> Report:
-    """Draw the page and write it, with the model card if the run has exported a model.
+def report(config: ReportConfig, *, run: Run, timings: Records, context: Context) -> Path:
+    """Draw the page and write it, with the model card if the run has exported a model. Return the path of the page.
 
     `run` is the content of run.json; `timings` are the records of the stages that are up to date, as
     `job.reporting.times` reads them. Other stages are not shown.
@@ -41,4 +27,4 @@ def report(config: ReportConfig, *, run: Run, timings: Records, context: Context
         context.workdir.write_bytes(CARD, card(title=title(config, run), run=run, context=context))
     else:
         context.workdir.remove(CARD)
-    return Report.load(context)
+    return context.workdir.path(PAGE)

@@ -122,10 +122,8 @@ def _with_groups(examples: Examples, group_from: str | None) -> Examples:
     if group_from is None:
         return examples
     pattern = re.compile(group_from)
-    given = [
-        group or named_part(pattern, path, "group")
-        for group, path in zip(examples["given_group"], examples["path"], strict=True)
-    ]
+    of_source = zip(examples["given_group"], examples["path"], strict=True)
+    given = [group or named_part(pattern, path, "group") for group, path in of_source]
     if given and not any(given):
         raise DataUnusable(
             f"split.group_from: {group_from!r} matches no photo, for example not {examples['path'][0]}. "
@@ -316,7 +314,6 @@ def _fill_empty(drawn: dict[int, str], groups: Sequence[int], names: Sequence[st
     for name in names:
         of_split = {other: [g for g in groups if drawn[g] == other] for other in names}
         if not of_split[name]:
-            donors = sorted(
-                (other for other in names if len(of_split[other]) > 1), key=lambda n: (n == "test", -len(of_split[n]))
-            )
-            drawn |= {of_split[other][0]: name for other in donors[:1]}
+            donors = (other for other in names if len(of_split[other]) > 1)
+            for donor in sorted(donors, key=lambda n: (n == "test", -len(of_split[n])))[:1]:
+                drawn[of_split[donor][0]] = name

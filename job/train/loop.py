@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -77,14 +78,10 @@ class Trainer:
         self._ema, self._telemetry = ema, telemetry
         self.num_parts = 1
         self._sums = np.zeros(3)  # Sums over the current epoch: losses, correct predictions, weights.
-        dtype = "float64" if model.variables[0].dtype == "float64" else "float32"
-        self._dtype = dtype
+        self._dtype = "float64" if model.variables[0].dtype == "float64" else "float32"
         with replicas.strategy.scope():
             self.optimizer = keras.optimizers.AdamW(
-                learning_rate=_Course(schedule),
-                weight_decay=weight_decay,
-                use_ema=ema,
-                ema_momentum=schedule.ema_decay,
+                _Course(schedule), weight_decay=weight_decay, use_ema=ema, ema_momentum=schedule.ema_decay
             )
             self.optimizer.exclude_from_weight_decay(var_names=_NOT_DECAYED)
             self.optimizer.build(model.trainable_variables)
@@ -180,11 +177,8 @@ class Trainer:
             ) from error
         self.num_parts *= 2
         per_part = -(-self.schedule.global_batch_size // (self.num_parts * self.replicas.num))
-        self._telemetry.line(
-            f"  fine-tune: out of memory; the batch is now computed in {self.num_parts} parts, {per_part} examples at a "
-            "time",
-            level="warning",
-        )
+        said = f"out of memory; the batch is now computed in {self.num_parts} parts, {per_part} examples at a time"
+        self._telemetry.line(f"  fine-tune: {said}", level="warning")
         self._telemetry.event("batch_halved", num_parts=self.num_parts, examples_at_a_time=per_part)
         self._train_step = self._compiled_step()
 
@@ -243,34 +237,38 @@ class Trainer:
         Raises:
             Diverged: if a logit is infinite or NaN. Large but finite weights can cause this.
         """
-        kept = self.model.get_weights() if self._ema else None
-        if self._ema:
-            self.optimizer.finalize_variable_values(self.model.trainable_variables)
-        result = all_rows(
-            run_batches(
+        count, telemetry = len(rows_N), self._telemetry
+        with self._with_final_weights():
+            batches = run_batches(
                 self.replicas,
                 self._forward,
-                lambda numbers: self.inputs.plain(rows_N[numbers]),
-                len(rows_N),
+                lambda k: self.inputs.plain(rows_N[k]),
+                count,
                 batch_size,
-                self._telemetry,
+                telemetry,
                 "validation",
             )
-        )[0]
-        if kept is not None:
-            self.model.set_weights(kept)
+            (result,) = all_rows(batches)
         if not np.isfinite(result).all():
             raise self._diverged("predictions")
         return result
 
     def final_weights(self) -> list[np.ndarray]:
         """Return all weights of the model. With `ema`, they are the averaged ones."""
+        with self._with_final_weights():
+            final: list[np.ndarray] = self.model.get_weights()
+            return final
+
+    @contextmanager
+    def _with_final_weights(self) -> Iterator[None]:
+        """Let the model have the averaged weights, with `ema`, while the block lasts."""
+        if not self._ema:
+            yield
+            return
         kept = self.model.get_weights()
-        if self._ema:
-            self.optimizer.finalize_variable_values(self.model.trainable_variables)
-        final: list[np.ndarray] = self.model.get_weights()
+        self.optimizer.finalize_variable_values(self.model.trainable_variables)
+        yield
         self.model.set_weights(kept)
-        return final
 
     def _check_finite(self, values: Iterable[np.ndarray]) -> None:
         """Check every variable: a fused kernel can turn NaN into 0, so that the loss stays finite. Raises: Diverged."""

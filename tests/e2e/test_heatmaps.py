@@ -71,6 +71,16 @@ def test_predict_replaces_its_own_pictures_and_nothing_else(finished_run, photos
     assert contents(heat) == before
 
 
+@pytest.mark.parametrize("content", ["x" * 200_000, "file,path,label,probability,sha256\n\nnotes.txt\n"])
+def test_predict_refuses_a_folder_whose_index_is_not_its_own(finished_run, photos, tmp_path, content):
+    heat = tmp_path / "heat"
+    heat.mkdir()
+    (heat / "heatmaps.csv").write_text(content)
+    (heat / "notes.txt").write_text("mine")
+    refused = explain(finished_run, photos, heat)
+    assert refused.returncode == 2 and "predict did not write" in refused.stderr and "notes.txt" in refused.stderr
+
+
 def test_predict_writes_one_page(finished_run, photos, tmp_path):
     page = tmp_path / "heat.html"
     for _ in range(2):

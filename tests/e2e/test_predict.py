@@ -353,6 +353,10 @@ def test_neighbours_are_refused_before_any_work_if_the_run_does_not_have_them(ou
     (record := out / "stages" / "export.json").rename(tmp_path / "kept.json")
     assert_refused(tmp_path, out, photos, answer, context, match="holds results of another run", neighbours=3)
     (tmp_path / "kept.json").rename(record)
+    for name in ("extract/extract.json", "audit/examples.parquet"):
+        (file := out / "stages" / name).rename(tmp_path / "kept")
+        assert_refused(tmp_path, out, photos, answer, context, match="the features of the training photos", neighbours=3)
+        (tmp_path / "kept").rename(file)
     shutil.rmtree(out / "cache")
     match = r"the features of the training photos are not in .*cache any more\. Run the job again into a new --out"
     assert_refused(tmp_path, out / "model", photos, answer, context, match=match, neighbours=3)

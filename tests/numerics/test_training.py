@@ -89,6 +89,18 @@ def test_classifier_that_mirrors_has_the_mean_logits_of_both_images(network, pix
     assert np.allclose(found, of_mirrored, atol=1e-6)
 
 
+def test_layers_for_inference_are_built_once_and_get_the_weights_of_each_call(network, pixels, head):
+    activations, _ = network.activations_and_features(pixels)
+    tuned = network.tuned(head)
+    first, second = tuned.get_weights(), [1.05 * weight for weight in tuned.get_weights()]
+    shared = network.with_weights(second)
+    expected = [np.asarray(tuned(activations, training=False))]
+    tuned.set_weights(second)
+    expected.append(np.asarray(tuned(activations, training=False)))
+    assert np.array_equal(shared(activations, training=False), expected[1])
+    assert network.with_weights(first) is shared and np.array_equal(shared(activations, training=False), expected[0])
+
+
 @pytest.mark.parametrize("mirrors", [False, True])
 @pytest.mark.parametrize("source", ["frozen", "tuned"])
 def test_familiarity_of_a_fine_tuned_model_is_that_of_the_photo_itself_in_numpy(network, pixels, head, source, mirrors):

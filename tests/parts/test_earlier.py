@@ -131,6 +131,17 @@ def test_result_that_is_evaluated_once_more_keeps_what_it_was_compared_with(run)
     assert again.predicted_T.tolist() == earlier.predicted_T.tolist()
 
 
+def test_comparison_that_another_program_has_saved_again_is_one_line_and_no_error(run):
+    files = run.published.files
+    run.had_not(run.paths_of_test[1:4])
+    nothing = np.full(len(run.today), None, object)
+    table = run.find().table(run.examples, nothing, nothing)
+    pq.write_table(table.replace_schema_metadata(None), run.path("comparison.parquet"))
+    run.publish({**files, "comparison.parquet": ""})
+    assert run.find() is None
+    assert "No comparison with the earlier model: the published tables cannot be read." in told(run)
+
+
 @pytest.mark.parametrize("name", ["predictions.parquet", "examples.parquet"])
 def test_tables_that_cannot_be_read_are_one_line_and_no_error(run, name):
     run.had_not(run.paths_of_test[:1])

@@ -117,7 +117,7 @@ class Looked:
         settings = Config.load(None, [f"{name}={value}" for name, value in config.items()]).model_dump(mode="json")
         timings = {name: TIMINGS[name] for name in ("intake", "explore", "audit")}
         made = report(ReportConfig(), run={**RUN, "config": settings}, timings=timings, context=self.context)
-        return Page(made.path.read_text(encoding="utf-8"))
+        return Page(made.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")

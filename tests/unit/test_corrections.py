@@ -7,7 +7,7 @@ import pytest
 
 from job.data.corrections import DROPPED, Corrections, read_corrections
 from job.errors import DataUnusable, UsageError
-from job.measure.corrected import corrected
+from job.measure.flips import corrected
 from job.text.untrusted import csv_of
 from tests.conftest import examples_of
 

@@ -66,7 +66,7 @@ def choice(head, fine_tuned, labels=(0, 1, 0, 1), metric="accuracy"):
         return Predicted(np.where(of_label > 0.5, true, 1 - true), np.maximum(of_label, 1 - of_label), of_label)
 
     models = {"head": predicted(head), "fine_tuned": predicted(fine_tuned)}
-    return evaluate._choose(EvaluateConfig(metric=metric), examples, np.arange(len(labels)), models, seed=0)
+    return evaluate._Judge(EvaluateConfig(metric=metric), examples, seed=0).choice(models)
 
 
 def test_the_model_with_the_lower_log_loss_on_validation_ships_also_where_it_has_no_more_right_answers():

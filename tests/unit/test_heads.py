@@ -7,8 +7,7 @@ from sklearn.linear_model import LogisticRegression as Reference
 
 from job.data import moments
 from job.data.moments import Moments, parts
-from job.model.discriminant import Discriminant
-from job.model.heads import Head, class_weights, smoothed_one_hot
+from job.model.heads import Discriminant, Head, class_weights, smoothed_one_hot
 from job.model.regression import LogisticRegression
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from job.measure.occlusion import COPIES, copy_of, marked, verdicts
-from job.reporting.heatmaps import with_heatmap
+from job.reporting.gallery import with_heatmap
 
 PHOTO = np.random.default_rng(0).integers(1, 256, (80, 80, 3)).astype(np.uint8)
 HEATMAP = np.arange(25, dtype=np.float32).reshape(5, 5)  # The last row of cells is the highest.

@@ -10,7 +10,7 @@ from PIL import Image
 
 from job.decoding.decode import decode
 from job.decoding.rules import BadPhoto, DecodeRules
-from job.serving.reference import preprocessing
+from job.stages.export import preprocessing
 from tests.conftest import encoded
 
 LIMITS = {"max_pixels": 50_000_000, "min_side_px": 8, "max_aspect_ratio": 20.0}

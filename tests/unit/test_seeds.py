@@ -42,6 +42,13 @@ def test_seed_is_chosen_if_it_is_clearly_better_on_validation_than_the_mean_of_t
     assert compared_seeds(models, labels, num_val=6)["chosen"] == MEAN_OF_WEIGHTS
 
 
+def test_model_that_rules_a_label_out_is_not_kept_for_it():
+    labels = np.zeros(8, int)
+    of_label = {"seed 0": [0.9] * 8, MEAN_OF_WEIGHTS: [0.0, 0.1] * 4}  # The mean loss of the latter would be infinite.
+    models = {name: predicted(labels, shares) for name, shares in of_label.items()}
+    assert compared_seeds(models, labels, num_val=6)["chosen"] == "seed 0"
+
+
 def test_single_seed_is_chosen_and_has_no_spread():
     found = compared_seeds({"seed 0": predicted([0, 1, 0, 0], [0.9, 0.9, 0.9, 0.1])}, LABELS, num_val=2)
     assert found["chosen"] == "seed 0" and found["mean"]["test_accuracy"] == 0.5 and found["spread"] is None

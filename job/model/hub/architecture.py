@@ -9,7 +9,15 @@ from typing import Annotated, Literal
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, TypeAdapter
 from pydantic.dataclasses import dataclass as validated
 
-from job.model.scaling import Rescaling
+# Scaling of RGB pixels from 0 to 255, as in the pre-training of backbones: factors and summands of the channels.
+Rescaling = Literal["tf", "torch"]
+Channels = float | list[float]
+
+_MEANS, _DEVIATIONS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # Of ImageNet.
+RESCALINGS: Mapping[Rescaling, tuple[Channels, Channels]] = {
+    "tf": (1 / 127.5, -1.0),
+    "torch": ([1 / (255 * d) for d in _DEVIATIONS], [-m / d for m, d in zip(_MEANS, _DEVIATIONS, strict=True)]),
+}
 
 Features = Literal["class", "mean", "both"]
 FamilyName = Literal["vit", "deit", "dinov2", "dinov3", "siglip"]
@@ -20,7 +28,8 @@ class Family:
     """Properties that all models of a family share.
 
     `tokens` are the tokens before the patches, without registers. `features` are those of its authors' linear classifier.
-    `scaling` is that of pixels in the pre-training, one of `RESCALINGS`.
+    `scaling` is that of pixels in the pre-training, one of `RESCALINGS`. `licence` is that of the weights, `stated_in` the
+    page where they say so. Papers: arXiv 2010.11929 (ViT), 2012.12877, 2304.07193, 2508.10104, 2303.15343 (SigLIP).
     """
 
     backbone: str
@@ -28,25 +37,19 @@ class Family:
     scaling: Rescaling
     features: Features
     licence: str
-    source: str
+    stated_in: str
     rotary: bool = False
     tanh_gelu: bool = False
 
 
+_GOOGLE, _META = "https://huggingface.co/google", "https://github.com/facebookresearch"
+_DINOV3_LICENCE = "https://ai.meta.com/resources/models-and-libraries/dinov3-license"
 FAMILIES: Mapping[FamilyName, Family] = {
-    "vit": Family("ViTBackbone", 1, "tf", "class", "Apache-2.0", "https://arxiv.org/abs/2010.11929"),
-    "deit": Family("DeiTBackbone", 2, "torch", "class", "Apache-2.0", "https://arxiv.org/abs/2012.12877"),
-    "dinov2": Family("DINOV2Backbone", 1, "torch", "both", "Apache-2.0", "https://arxiv.org/abs/2304.07193"),
-    "dinov3": Family(
-        "DINOV3Backbone",
-        1,
-        "torch",
-        "both",
-        "DINOv3 License",
-        "https://arxiv.org/abs/2508.10104",
-        rotary=True,
-    ),
-    "siglip": Family("SigLIPBackbone", 0, "tf", "class", "Apache-2.0", "https://arxiv.org/abs/2303.15343", tanh_gelu=True),
+    "vit": Family("ViTBackbone", 1, "tf", "class", "Apache-2.0", f"{_GOOGLE}/vit-base-patch16-224"),
+    "deit": Family("DeiTBackbone", 2, "torch", "class", "Apache-2.0", f"{_META}/deit/blob/main/README_deit.md"),
+    "dinov2": Family("DINOV2Backbone", 1, "torch", "both", "Apache-2.0", f"{_META}/dinov2/blob/main/MODEL_CARD.md"),
+    "dinov3": Family("DINOV3Backbone", 1, "torch", "both", "DINOv3 License", _DINOV3_LICENCE, rotary=True),
+    "siglip": Family("SigLIPBackbone", 0, "tf", "class", "Apache-2.0", f"{_GOOGLE}/siglip-base-patch16-224", tanh_gelu=True),
 }
 
 

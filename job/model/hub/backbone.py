@@ -13,10 +13,9 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from job.errors import UsageError
-from job.model.hub.architecture import FAMILIES, Architecture, Features, from_config
+from job.model.hub.architecture import FAMILIES, RESCALINGS, Architecture, Channels, Features, from_config
 from job.model.hub.names import preset
 from job.model.presets import CONFIG_FILE, CONVERTER_FILE, WEIGHTS_FILE
-from job.model.scaling import RESCALINGS, Channels
 from job.model.weight_files import digest_of_weights, local_weights
 from job.sections import BackboneConfig
 from job.storage.files import digest_of

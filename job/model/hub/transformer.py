@@ -34,13 +34,8 @@ def build(architecture: Architecture, image_size: int, features: Features) -> ke
     x = layers.Reshape((grid**2, patch**2 * 3))(x)
     # A row of zeros for each token before the patches. Their values, and all positions, are in the bias.
     x = layers.ZeroPadding1D((a.prefix, 0))(x)
-    x = layers.EinsumDense(
-        "ntp,pd->ntd",
-        (tokens, a.width),
-        bias_axes="td",
-        bias_initializer=keras.initializers.RandomNormal(stddev=0.02),
-        name="embedding",
-    )(x)
+    drawn = keras.initializers.RandomNormal(stddev=0.02)
+    x = layers.EinsumDense("ntp,pd->ntd", (tokens, a.width), bias_axes="td", bias_initializer=drawn, name="embedding")(x)
     rotation = _rotation(a, grid) if FAMILIES[a.family].rotary else None
     for k in range(1, a.depth + 1):
         normalized = layers.LayerNormalization(epsilon=a.epsilon, name=f"block_{k}_norm_1")(x)
@@ -96,16 +91,11 @@ def _pooled(x: keras.KerasTensor, a: Architecture, features: Features) -> keras.
 
     found = []
     if features != "mean":
-        found.append(_attention_pooled(x, a) if a.family == "siglip" else _first_token(x))
+        is_siglip, others = a.family == "siglip", (0, x.shape[1] - 1)
+        found.append(_attention_pooled(x, a) if is_siglip else layers.Flatten()(layers.Cropping1D(others)(x)))
     if features != "class":
         found.append(layers.GlobalAveragePooling1D()(layers.Cropping1D((a.prefix, 0))(x)))
     return found[0] if len(found) == 1 else layers.Concatenate()(found)
-
-
-def _first_token(x: keras.KerasTensor) -> keras.KerasTensor:
-    from keras import layers
-
-    return layers.Flatten()(layers.Cropping1D((0, x.shape[1] - 1))(x))
 
 
 def _attention_pooled(x: keras.KerasTensor, a: Architecture) -> keras.KerasTensor:
@@ -118,9 +108,8 @@ def _attention_pooled(x: keras.KerasTensor, a: Architecture) -> keras.KerasTenso
     scores_NTH = layers.Dense(a.heads, use_bias=False, name="pool_scores")(x)
     weights_NTH = layers.Softmax(axis=1)(scores_NTH)
     attended_NHD = layers.Dot(axes=1)([weights_NTH, x])
-    attended_NHE = layers.EinsumDense("nhd,dhe->nhe", (a.heads, a.width // a.heads), bias_axes="he", name="pool_value")(
-        attended_NHD
-    )
+    value = layers.EinsumDense("nhd,dhe->nhe", (a.heads, a.width // a.heads), bias_axes="he", name="pool_value")
+    attended_NHE = value(attended_NHD)
     pooled = layers.Dense(a.width, name="pool_project")(layers.Flatten()(attended_NHE))
     normalized = layers.LayerNormalization(epsilon=a.epsilon, name="pool_norm")(pooled)
     return layers.Add(name="pool")([pooled, _mlp(normalized, a, "pool")])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,26 +59,20 @@ _DINOV2 = _Layout(
 _SIGLIP_LAYERS = "layers/sig_lip_vision_encoder/layers"
 _LAYOUTS: Mapping[FamilyName, _Layout] = {
     "vit": _VIT,
-    "deit": _Layout(
+    "deit": replace(
+        _VIT,
         embedding="layers/dei_t_embeddings",
-        patches="patch_embedding",
         block="layers/dei_t_encoder/encoder_layers/dei_t_encoder_block",
         norm="layers/dei_t_encoder/layer_norm",
-        norm_1="layer_norm_1",
-        attention="mha",
-        norm_2="layer_norm_2",
         mlp_1="mlp/dense",
         mlp_2="output_layer/dense",
     ),
     "dinov2": _DINOV2,
-    "dinov3": _Layout(
+    "dinov3": replace(
+        _DINOV2,
         embedding="layers/dinov3_embedding",
-        patches="patch_embeddings/projection",
         block="layers/dinov3_encoder/layers/dinov3_layer",
-        norm="layers/layer_normalization",
-        norm_1="norm1",
         attention="attention",
-        norm_2="norm2",
         mlp_1="mlp/up_proj",
         mlp_2="mlp/down_proj",
     ),
