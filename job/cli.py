@@ -305,6 +305,7 @@ main.add_command(weights)
 
 
 def _run(call: RunOptions, stop_after: str | None) -> None:
+    LOG.say(str(Cluster.from_environ(os.environ)))  # The first sign of life, before a second of imports.
     result = job.run(
         call.data, call.out, config=call.config(), labels=call.labels, stop_after=stop_after, session=_session(call)
     )

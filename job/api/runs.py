@@ -50,7 +50,6 @@ def run(
     cluster = Cluster.from_environ(session.environ)
     workdir = workdir_for(data, out, labels, settings, session, cluster.index)
     with context_for(workdir, settings, session, logs=cluster.is_chief) as context:
-        context.telemetry.line(str(cluster))
         job = job_of(settings, data, labels, context, cluster)
         if cluster.is_chief:
             runs.run(job, stop_after, session, session.command or as_python(data, out, config, labels, stop_after))

@@ -88,7 +88,9 @@ class ShippedModel:
     def classifier(self) -> keras.Model:
         """The model as `Network.assembled` makes it, with the calibration in the weights of its last layer."""
         network, is_frozen = self.network, self.tuned is None
-        model = network.tuned(self.head) if self.tuned is None else network.with_weights(self.tuned)
+        model = network.tuned(self.head)  # Its own copy: the calibration would change that of `with_weights`.
+        if self.tuned is not None:
+            model.set_weights(self.tuned)
         last, temperature = model.get_layer("head"), self.calibration.temperature
         kernel_DC, bias_C = last.get_weights()
         last.set_weights([kernel_DC / temperature, bias_C / temperature + self.calibration.offsets_C])

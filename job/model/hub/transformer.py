@@ -91,11 +91,16 @@ def _pooled(x: keras.KerasTensor, a: Architecture, features: Features) -> keras.
 
     found = []
     if features != "mean":
-        is_siglip, others = a.family == "siglip", (0, x.shape[1] - 1)
-        found.append(_attention_pooled(x, a) if is_siglip else layers.Flatten()(layers.Cropping1D(others)(x)))
+        found.append(_attention_pooled(x, a) if a.family == "siglip" else _first_token(x))
     if features != "class":
         found.append(layers.GlobalAveragePooling1D()(layers.Cropping1D((a.prefix, 0))(x)))
     return found[0] if len(found) == 1 else layers.Concatenate()(found)
+
+
+def _first_token(x: keras.KerasTensor) -> keras.KerasTensor:
+    from keras import layers
+
+    return layers.Flatten()(layers.Cropping1D((0, x.shape[1] - 1))(x))
 
 
 def _attention_pooled(x: keras.KerasTensor, a: Architecture) -> keras.KerasTensor:
