@@ -14,7 +14,7 @@ from job.sections import IntakeConfig
 from job.sources.base import Entry, Listing
 from job.sources.fetch import PATIENCE_S, THREADS, limit_arenas, read_ordered
 from job.sources.folders import list_files
-from job.sources.local import OUTSIDE, Child, FoundFile, by_stem, find_file, from_text
+from job.sources.local import OUTSIDE, Child, Files, FoundFile, from_text
 from job.storage.bucket.objects import Objects, Stored, is_remote, join
 from job.storage.bucket.open import open_objects
 from job.storage.ledger import MARK
@@ -100,7 +100,7 @@ class _Child(NamedTuple):
         return False
 
 
-class ObjectFiles:
+class ObjectFiles(Files):
     """The objects of a bucket as files in folders. Web consoles keep an empty folder as an object named `folder/`."""
 
     def __init__(self, uri: str, stored: Iterable[Stored]) -> None:
@@ -139,9 +139,6 @@ class ObjectFiles:
     def real_path(self, file: Child, path: str) -> str:  # noqa: ARG002  # There are no links.
         return ""
 
-    def find(self, text: str) -> FoundFile | str:
-        return find_file(text, self._look, self._with_extension)
-
     def _make(self, folder: str) -> None:
         missing = []
         while folder not in self._children:
@@ -161,7 +158,6 @@ class ObjectFiles:
         return "it is a folder" if path == "." or f"{path}/" in self._children else ""
 
     def _below_root(self, name: str) -> str | None:
-        """Return the name of the object that a path or URI means; None if it is outside of the prefix."""
         root = f"{self.uri}/"
         if is_remote(name) and not name.startswith(root):
             return None
@@ -171,12 +167,5 @@ class ObjectFiles:
         path = normpath(name)
         return None if path == ".." or path.startswith(("../", "/")) else path
 
-    def _with_extension(self, name: str) -> list[str]:
-        path = self._below_root(name)
-        if not path:
-            return []
-        folder = path[: path.rfind("/") + 1]
-        if folder not in self._stems_of_folder:
-            names = sorted(child.name for child in self._children.get(folder, ()) if not child.is_dir())
-            self._stems_of_folder[folder] = by_stem(names)
-        return [folder + name for name in self._stems_of_folder[folder].get(path[len(folder) :], [])]
+    def _names_in(self, folder: str) -> Sequence[str]:
+        return sorted(child.name for child in self._children.get(folder, ()) if not child.is_dir())
