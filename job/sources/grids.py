@@ -179,7 +179,7 @@ def _header(text: str, delimiters: tuple[str, ...], known: frozenset[str]) -> tu
 
 def _read_json_lines(text: str, table: str) -> Grid:
     rows: list[tuple[int, Mapping[str, object]]] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(io.StringIO(text, newline=None), 1):  # Not splitlines: it also splits at U+2028 in a text.
         if not line.strip():
             continue
         try:
