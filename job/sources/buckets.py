@@ -5,7 +5,6 @@ The slashes in the names of objects make a tree of folders. After that, the rule
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from operator import attrgetter
 from posixpath import normpath
 from typing import NamedTuple
 
@@ -16,13 +15,7 @@ from job.sources.fetch import PATIENCE_S, THREADS, limit_arenas, read_ordered
 from job.sources.folders import list_files
 from job.sources.local import OUTSIDE, Child, Files, FoundFile, from_text
 from job.storage.bucket.objects import Objects, Stored, is_remote, join
-from job.storage.bucket.open import open_objects
 from job.storage.ledger import MARK
-
-
-def open_bucket(uri: str, labelled: bool, settings: IntakeConfig) -> "BucketSource":
-    """Return the folder below a prefix of a bucket. No request is sent yet. Raises: UsageError, if its scheme is unknown."""
-    return BucketSource(open_objects(uri, connections=THREADS), labelled, settings)
 
 
 @dataclass(frozen=True)
@@ -47,12 +40,7 @@ class BucketSource:
         self.objects.prepare()
 
     def listing(self) -> Listing:
-        """Return the objects below the prefix, with the labels of their folders.
-
-        Raises:
-            UsageError: if there is nothing below the prefix, or the prefix is an output of this job.
-            DataUnusable: if nothing has a label, or the folders can be understood in two ways.
-        """
+        """Return the objects below the prefix, with the labels of their folders. Raises as `list_files` does."""
         found = list_files(self.files(), self.settings, labelled=self.labelled)
         return replace(found, entries=_with_own_paths(found.entries))
 
@@ -74,15 +62,13 @@ class BucketSource:
 
 def _with_own_paths(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
     """Make paths unique: the entry of a folder may have the same path as an object, and then gets a slash behind it."""
-    taken: set[str] = set()
-    own = []
+    own: dict[str, Entry] = {}
     for entry in entries:
         path = entry.path
-        while path in taken:
+        while path in own:
             path += "/"
-        taken.add(path)
-        own.append(entry if path == entry.path else entry._replace(path=path))
-    return tuple(sorted(own, key=attrgetter("path")))
+        own[path] = entry if path == entry.path else entry._replace(path=path)
+    return tuple(own[path] for path in sorted(own))
 
 
 class _Child(NamedTuple):
@@ -112,9 +98,8 @@ class ObjectFiles(Files):
             folder = found.name[: found.name.rfind("/") + 1]
             self._make(folder)
             if found.name != folder or found.num_bytes:
-                child = self._files[found.name] = _Child(
-                    found.name[len(folder) :], found.name, found.num_bytes, found.version
-                )
+                child = _Child(found.name[len(folder) :], found.name, found.num_bytes, found.version)
+                self._files[found.name] = child
                 self._children[folder].append(child)
 
     def children(self, folder: str) -> list[_Child]:

@@ -98,12 +98,7 @@ class Columns:
         setting = f"{kind}_column"
         if (named := self._named(setting, getattr(self.settings, setting))) is not None:
             return named
-        other = {
-            self.settings.path_column,
-            self.settings.label_column,
-            self.settings.split_column,
-            self.settings.group_column,
-        }
+        other = {getattr(self.settings, f"{one}_column") for one in ("path", "label", "split", "group")}
         for tier in _COLUMN_NAMES[kind]:
             found = [k for k, name in enumerate(self.grid.names) if plain(name) in tier and name.strip() not in other]
             if len(found) > 1:
@@ -166,8 +161,7 @@ class Columns:
     def _class_columns(self, taken: Collection[int]) -> list[int]:
         """Return the columns that seem to stand for a class each: two or more that contain only 0 and 1.
 
-        Raises:
-            DataUnusable: if a photo has more than one class.
+        Raises: DataUnusable, if a photo has more than one class.
         """
         grid = self.grid
         values: dict[int, set[str]] = defaultdict(set)
@@ -196,16 +190,10 @@ class Columns:
         return found
 
     def _check(self, found: dict[str, int | None]) -> None:
-        """Check that the columns were found and contain text.
-
-        Raises:
-            DataUnusable: if one does not.
-        """
+        """Check that the columns were found and contain text. Raises: DataUnusable, UsageError."""
         grid = self.grid
-        missing = [kind for kind in ("path", "label") if kind in found and found[kind] is None]
-        if self.classes and "label" in missing:
-            missing.remove("label")
-        if missing:
+        needed = ("path",) if self.classes else ("path", "label")
+        if missing := [kind for kind in needed if kind in found and found[kind] is None]:
             flags = " ".join(f"--{kind}-column NAME" for kind in missing)
             raise DataUnusable(
                 f"{self.table}: there is no column {' and no column '.join(missing)} in it. {self._header} Name the column: "
@@ -229,9 +217,6 @@ class Columns:
             DataUnusable: if most values of the column are not splits.
             UsageError: if the settings name a value that the column does not have, or there is no such column.
         """
-        values = self.grid.values(split) if split is not None else []
-        seen = sorted(set(values))
-        shown = ", ".join(seen[:6]) + (", ..." if len(seen) > 6 else "")
         if split is None:
             if self._has_values:
                 raise UsageError(
@@ -239,7 +224,9 @@ class Columns:
                     f"found. Name it: --split-column NAME. {self._header}"
                 )
             return
-        name = self.grid.names[split]
+        values, name = self.grid.values(split), self.grid.names[split]
+        seen = sorted(set(values))
+        shown = ", ".join(seen[:6]) + (", ..." if len(seen) > 6 else "")
         if strange := sorted({*self.settings.test_values, *self.settings.val_values} - {*seen}):
             raise UsageError(
                 f"{self.table}: no row has {strange[0]!r} (intake.test_values, val_values) in column {name!r}. "

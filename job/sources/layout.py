@@ -89,8 +89,7 @@ class _Layout:
     def _is_class(self, folder: Folder) -> bool:
         """Return whether a folder that is named like the training split is a class beside other classes.
 
-        Raises:
-            DataUnusable: if it may be both.
+        Raises: DataUnusable, if it may be both.
         """
         if self.named[folder.name] != "train" or not self.guesses or not self.siblings:
             return False
@@ -187,8 +186,7 @@ class _Layout:
     def _splits_in_classes(self, full: list[Folder]) -> list[ClassFolder]:
         """Return the split folders inside the class folders, as in `cat/train/`; nothing if there are none.
 
-        Raises:
-            DataUnusable: if only some classes have splits.
+        Raises: DataUnusable, if only some classes have splits.
         """
         divided = {}
         for folder in full:
@@ -212,11 +210,7 @@ class _Layout:
         ]
 
     def refuse_one_class(self, found: list[ClassFolder]) -> None:
-        """Refuse a single folder with photos if its labels may be somewhere else.
-
-        Raises:
-            DataUnusable: if there is a table or names with labels, an unlabelled split, or boxes of objects.
-        """
+        """Refuse a single folder with photos if there is a table or names with labels, an unlabelled split, or boxes."""
         full = self.tree.with_photos(Folder(c.child, c.path) for c in found)
         if len({folder.name for folder in full}) != 1:
             return
@@ -226,11 +220,8 @@ class _Layout:
         if boxes and boxes >= {stem for stem, _, extension in names if extension.lower() in ("jpg", "jpeg", "png")}:
             raise self.doubts.as_detection(f"each photo in {photos.path} has a file of the same name beside it")
         lines = ways_out(self.tree, photos, [ROOT, *self.tree.folders(ROOT)], ROOT if len(full) > 1 else None)
-        flat = [
-            f.name
-            for f in self.top
-            if f.name in self.named and not any(f"{c.path}/".startswith(f"{f.path}/") for c in found)
-        ]
+        used = {c.path.partition("/")[0] for c in found}
+        flat = [f.name for f in self.top if f.name in self.named and f.path not in used]
         if lines or flat:
             raise DataUnusable(
                 f"{self.doubts.uri}: unlabelled: {full[0].name} would be the only class: no other folder holds photos of a "

@@ -141,6 +141,11 @@ def is_named_like_a_photo(name: str) -> bool:
     return bool(dot) and f".{extension.lower()}" in IMAGE_EXTENSIONS
 
 
+def may_be_a_photo(name: str) -> bool:
+    """Return whether a file name has the extension of a picture, or none."""
+    return "." not in name or is_named_like_a_photo(name)
+
+
 class Target(NamedTuple):
     """The target of a link, or the root of a source. Its `path` contains no link; that of the root is empty."""
 
@@ -190,17 +195,12 @@ class LocalFiles(Files):
         return (status.st_size, str(status.st_mtime_ns)) if stat.S_ISREG(status.st_mode) else None
 
     def follow(self, link: Child) -> Child | str:
-        real = fault = ""
         try:
             real = os.path.realpath(link.path, strict=True)
         except OSError as error:
-            fault = "a link that points to nothing"
-            if error.errno == errno.EACCES:
-                fault = f"cannot be read: {error.strerror}"
-        else:
-            if not self._is_reachable(real):
-                fault = LEAVING
-        return fault or Target(link.name, real)
+            is_denied = error.errno == errno.EACCES
+            return f"cannot be read: {error.strerror}" if is_denied else "a link that points to nothing"
+        return Target(link.name, real) if self._is_reachable(real) else LEAVING
 
     def real_path(self, file: Child, path: str) -> str:
         if not file.path.startswith(self._prefix):

@@ -46,9 +46,7 @@ class _DataSet(NamedTuple):
         return "/".join(filter(None, self))
 
     def __str__(self) -> str:
-        return (
-            f"tfds:{self.name}" + (f"/{self.config}" if self.config else "") + (f":{self.version}" if self.version else "")
-        )
+        return f"tfds:{self.name}{self.config and '/'}{self.config}{self.version and ':'}{self.version}"
 
 
 def open_named(uri: str, data_dir: str | None, *, labelled: bool = True) -> NamedSource:
@@ -90,8 +88,7 @@ def _prepared(name: str, store: str) -> set[_DataSet]:
 def _choose(wanted: _DataSet, prepared: Collection[_DataSet]) -> _DataSet | None:
     """Return the newest prepared version of the data set; None if none is prepared.
 
-    Raises:
-        UsageError: if the name has no configuration, several are prepared, and the data set defines no default.
+    Raises: UsageError, if the name has no configuration, several are prepared, and the data set defines no default.
     """
     configs = sorted({data_set.config for data_set in prepared})
     config = wanted.config
@@ -195,11 +192,7 @@ def _download_and_prepare(pipe: Connection, builder: Any, store: str, config: st
 
 
 def _builder(wanted: _DataSet, prepared: Collection[_DataSet], store: str) -> Any:
-    """Return the builder of the data set.
-
-    Raises:
-        UsageError: if this tensorflow-datasets cannot prepare the data set, the configuration or the version.
-    """
+    """Return the builder of the data set. Raises: UsageError, if this tensorflow-datasets cannot prepare it."""
     import tensorflow_datasets as tfds
 
     there = in_words(sorted(map(str, prepared)), 20) or "none of this name"
@@ -210,12 +203,9 @@ def _builder(wanted: _DataSet, prepared: Collection[_DataSet], store: str) -> An
         known = set(tfds.list_builders(with_community_datasets=False))
         if not is_remote(store) and Path(store).is_dir():
             known |= {folder.name for folder in Path(store).iterdir()}
-        near = get_close_matches(wanted.name.lower(), sorted(known))
-        way_out = (
-            f"Did you mean {' or '.join(near)}?"
-            if near
-            else "See https://www.tensorflow.org/datasets/catalog for all names."
-        )
+        way_out = "See https://www.tensorflow.org/datasets/catalog for all names."
+        if near := get_close_matches(wanted.name.lower(), sorted(known)):
+            way_out = f"Did you mean {' or '.join(near)}?"
         unknown = f"tensorflow-datasets {tfds.__version__} does not know {wanted.name}, and it is not prepared in {store}"
         raise UsageError(f"--data {wanted}: {unknown}. {way_out}")
     configs = list(builder_class.builder_configs)

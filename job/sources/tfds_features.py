@@ -20,9 +20,8 @@ def only_own_features() -> Iterator[None]:
 
     connector = tfds.features.FeatureConnector
     look_up = vars(connector)["cls_from_name"]
-    own: list[Any] = [
-        kind for kind in vars(tfds.features).values() if isinstance(kind, type) and issubclass(kind, connector)
-    ]
+    kinds = [kind for kind in vars(tfds.features).values() if isinstance(kind, type)]
+    own: list[Any] = [kind for kind in kinds if issubclass(kind, connector)]
     names = {name for kind in own for name in (f"{kind.__module__}.{kind.__name__}", *kind.ALIASES)}
 
     def look_up_own(cls: Any, name: str) -> Any:

@@ -113,12 +113,8 @@ class NamedSource:
         first = 0
         for place, shard in enumerate(self.shards[name]):
             for number, (where, record, fault) in enumerate(_records(self.folder / shard.file, shard.num_examples), first):
-                path = f"{name}/{number:0{digits}d}"
-                yield (
-                    self._entry(path, split, f"{place}:{where}", record)
-                    if not fault
-                    else quarantined(path, None, split, fault)
-                )
+                path, version = f"{name}/{number:0{digits}d}", f"{place}:{where}"
+                yield quarantined(path, None, split, fault) if fault else self._entry(path, split, version, record)
             first += shard.num_examples
 
     def _entry(self, path: str, split: Split | None, version: str, record: bytes) -> Entry:
@@ -151,11 +147,7 @@ def _records(path: Path, count: int) -> Iterator[tuple[str, bytes, str]]:
 
 
 def _read_record(file: int, offset: int) -> tuple[bytes, str]:
-    """Return the record that begins at `offset`, and its stored checksum, which is not checked yet.
-
-    Raises:
-        OSError: if there is no whole record.
-    """
+    """Return the record that begins at `offset`, and its stored checksum, not checked yet. Raises: OSError."""
     header = os.pread(file, 12, offset)
     if len(header) < 12:
         raise OSError(errno.EIO, "its shard ends before it")
