@@ -1,6 +1,5 @@
 """Commands that take photos, and work on them or say what they would do."""
 
-import os
 from collections.abc import Iterator, Sequence
 
 from job.api.opening import Place, Settings, as_python, checked_place, config_of, context_for, job_of, source_of, workdir_for

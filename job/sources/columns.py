@@ -123,9 +123,9 @@ class Columns:
     def _by_values(
         self, path: int | None, label: int | None, split: int | None
     ) -> tuple[int | None, int | None, int | None]:
-        """Return the columns of path, label and split of a table without a header; None for one that is not clear.
+        """Return the columns of path, label and split of a table without a header, by their values; None where unclear.
 
-        It looks at their values. Import files of Google are such tables: `TRAIN,gs://bucket/1.jpg,daisy`.
+        Import files of Google are such tables: `TRAIN,gs://bucket/1.jpg,daisy`.
         """
         values = [self.grid.values(k) for k in range(len(self.grid.names))]
         photos = [k for k, cells in enumerate(values) if cells and all(map(is_named_like_a_photo, cells))]
@@ -159,9 +159,8 @@ class Columns:
                 )
 
     def _class_columns(self, taken: Collection[int]) -> list[int]:
-        """Return the columns that seem to stand for a class each: two or more that contain only 0 and 1.
-
-        Raises: DataUnusable, if a photo has more than one class.
+        """Return the columns that seem to stand for a class each: two or more that contain only 0 and 1. Raises:
+        DataUnusable.
         """
         grid = self.grid
         values: dict[int, set[str]] = defaultdict(set)
@@ -211,12 +210,7 @@ class Columns:
         self._check_splits(found.get("split"))
 
     def _check_splits(self, split: int | None) -> None:
-        """Check the values of the split column, and those that `test_values` and `val_values` name.
-
-        Raises:
-            DataUnusable: if most values of the column are not splits.
-            UsageError: if the settings name a value that the column does not have, or there is no such column.
-        """
+        """Check the values of the split column, and those that `test_values` and `val_values` name."""
         if split is None:
             if self._has_values:
                 raise UsageError(

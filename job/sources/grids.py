@@ -114,10 +114,7 @@ def _read_csv(text: str, table: str, known: frozenset[str]) -> Grid:
         raise DataUnusable(f"{table}: this table is empty. Give it a header (path,label) and a row for each photo.")
     rows.pop()
     headless = _is_data(rows, known)
-    if headless:
-        names = [f"column {k}" for k in range(1, len(rows[0][1]) + 1)]
-    else:
-        names = _fitted(rows.pop(0)[1], 1)
+    names = [f"column {k}" for k in range(1, len(rows[0][1]) + 1)] if headless else _fitted(rows.pop(0)[1], 1)
     notes = (f"{table} has no header: its first row was read as a row.",) if headless else ()
     cells_of_rows = [(number, _fitted([unguarded(c) for c in cells], len(names))) for number, cells in rows]
     return Grid(names, cells_of_rows, notes=notes, has_header=not headless)

@@ -2,7 +2,7 @@
 
 If `--data` seems to name the wrong folder, or the folders can be understood in two ways, the source is refused with the
 commands to choose from. `intake.layout` avoids guesses: with `classes`, every folder at the top is a class; with `splits`,
-every folder that is named like a split is a split.
+every folder that is named like a split is one.
 """
 
 import shlex
@@ -32,9 +32,7 @@ class ClassFolder(NamedTuple):
 def class_folders(walk: Walk, settings: IntakeConfig) -> list[ClassFolder]:
     """Return the class folders of a source. Files and folders beside them become entries of the walk.
 
-    Raises:
-        DataUnusable: if `--data` seems to name the wrong folder, or the folders can be understood in two ways.
-        OSError: if the root or a split folder cannot be listed.
+    Raises: OSError; DataUnusable, if `--data` seems to name the wrong folder, or the folders can be understood in two ways.
     """
     top = [Folder(child, to_text(child.name)) for child in walk.folders_beside_files("", "")]
     named = {} if settings.layout == "classes" else split_names(folder.name for folder in top)
@@ -87,9 +85,8 @@ class _Layout:
         ]
 
     def _is_class(self, folder: Folder) -> bool:
-        """Return whether a folder that is named like the training split is a class beside other classes.
-
-        Raises: DataUnusable, if it may be both.
+        """Return whether a folder that is named like the training split is a class beside other classes. Raises:
+        DataUnusable.
         """
         if self.named[folder.name] != "train" or not self.guesses or not self.siblings:
             return False
@@ -184,9 +181,8 @@ class _Layout:
         return [ClassFolder(folder.child, folder.path, folder.name, None) for folder in classes]
 
     def _splits_in_classes(self, full: list[Folder]) -> list[ClassFolder]:
-        """Return the split folders inside the class folders, as in `cat/train/`; nothing if there are none.
-
-        Raises: DataUnusable, if only some classes have splits.
+        """Return the split folders inside the class folders, as in `cat/train/`; nothing if there are none. Raises:
+        DataUnusable.
         """
         divided = {}
         for folder in full:

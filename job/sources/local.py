@@ -28,11 +28,7 @@ _NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 @dataclass(frozen=True)
 class FoundFile:
-    """A regular file that was found by its name.
-
-    `path` is its path below the root. If `path` contains a link, `real_path` is the path of the file itself, as text.
-    `extension_added` is set if the name had no extension.
-    """
+    """A regular file that was found by its name. `path` is below the root; `real_path` is set if there is a link in it."""
 
     path: str
     num_bytes: int
@@ -132,7 +128,7 @@ class Files(ABC):
 
     @abstractmethod
     def _names_in(self, folder: str) -> Sequence[str]:
-        """Return the names of the files in a folder, sorted. The folder is a path below the root that ends in a slash, or ""."""
+        """Return the names of the files in a folder, sorted. Its path below the root is empty or ends in a slash."""
 
 
 def is_named_like_a_photo(name: str) -> bool:
@@ -161,9 +157,8 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True)
 class LocalFiles(Files):
-    """The files below a local folder. `root` is a path without links in it.
-
-    Links are followed if they lead to a place below `root`, or below one of `link_roots`.
+    """The files below a local folder, whose path `root` contains no links. Links that lead below `root` or `link_roots` are
+    followed.
     """
 
     root: Path

@@ -35,10 +35,8 @@ def read_files(root: Path, paths: Iterable[str]) -> Iterator[bytes | OSError]:
     """Yield the bytes of each file, in order. A file that cannot be read gives an OSError in its place.
 
     Paths are relative to `root`, or absolute, and written as `to_text` writes them. No link is followed in any part of a
-    path, so a link that replaced a file or a folder after the listing gives an error.
-
-    Raises:
-        StorageFailed: if the machine has no free file descriptors or no memory (`errors.OF_THE_MACHINE`).
+    path, so a link that replaced a file or a folder after the listing gives an error. Raises: StorageFailed, if the machine
+    has no free file descriptors or no memory.
     """
     try:
         tree = _Tree(root)

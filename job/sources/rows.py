@@ -98,13 +98,11 @@ def _trimmed(text: str) -> str:
 
 
 def _refuse_joined_labels(table: str, labels: Collection[str]) -> None:
-    """Refuse labels such as `cat|dog` and `cat dog`, if cat and dog are labels, too.
+    """Refuse labels such as `cat|dog` and `cat dog`, if cat and dog are labels, too, and lists such as `['cat', 'dog']`.
 
     Classes such as `Tomato, red`, `Tomato, green` and `Apple, red` are accepted: none of the parts is a label by itself, and
     each part is always at the same place. Names of two words are common. So if a space joins the parts, the label is refused
     only if all parts are labels.
-
-    A list that a program wrote as text, such as `['cat', 'dog']`, is refused, too. Raises: DataUnusable.
     """
     for label in sorted(labels):
         if _LIST.fullmatch(label):

@@ -50,11 +50,7 @@ class TableSource:
         self.photos.prepare()
 
     def listing(self) -> Listing:
-        """Return the photos that the table names, with its labels.
-
-        Raises:
-            DataUnusable: if the table cannot be read, has no labels, names no files, or gives photos several labels.
-        """
+        """Return the photos that the table names, with its labels. Raises as `list_tables` does."""
         tables = [(self.table, "")]
         files = self.photos.files()
         return list_tables(files, tables, self.settings, lists_folder=self.lists_folder, labelled=self.labelled)

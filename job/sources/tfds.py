@@ -86,10 +86,7 @@ def _prepared(name: str, store: str) -> set[_DataSet]:
 
 
 def _choose(wanted: _DataSet, prepared: Collection[_DataSet]) -> _DataSet | None:
-    """Return the newest prepared version of the data set; None if none is prepared.
-
-    Raises: UsageError, if the name has no configuration, several are prepared, and the data set defines no default.
-    """
+    """Return the newest prepared version of the data set; None if there is none. Raises: UsageError, if it is not clear."""
     configs = sorted({data_set.config for data_set in prepared})
     config = wanted.config
     if not config and any(configs):
@@ -108,9 +105,8 @@ def _choose(wanted: _DataSet, prepared: Collection[_DataSet]) -> _DataSet | None
 
 
 def _prepare(wanted: _DataSet, prepared: Collection[_DataSet], store: str, labelled: bool) -> _DataSet:
-    """Download a data set and prepare it below `store`, in a child process.
-
-    The child process is needed because preparing uses TensorFlow, whose devices this process sets up later.
+    """Download a data set and prepare it below `store`, in a child process: it uses TensorFlow, whose devices are set up
+    later.
     """
     builder = _builder(wanted, prepared, store)
     config = builder.builder_config.name if builder.builder_config else ""
@@ -171,10 +167,7 @@ def _in_a_process_of_its_own(builder: Any, store: str, config: str, version: str
 
 
 def _download_and_prepare(pipe: Connection, builder: Any, store: str, config: str, version: str, is_shown: bool) -> None:
-    """Prepare a data set, and send what went wrong, or an empty string.
-
-    The output of tensorflow-datasets is made for terminals, so it is dropped if `is_shown` is false.
-    """
+    """Prepare a data set, and send what went wrong, or an empty string. Show its progress only if `is_shown`."""
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     with open(os.devnull, "wb") as nowhere:
         os.dup2(2 if is_shown else nowhere.fileno(), 1)

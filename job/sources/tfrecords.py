@@ -1,7 +1,7 @@
 """A prepared data set of tensorflow-datasets: photos and labels in shards of TFRecord files.
 
-Each record is read at its own offset, checked against its checksum, without TensorFlow. So a decode process starts fast, any
-photo of a large split can be read directly, and a damaged record loses only one photo (docs/decisions/0015-tfds.md).
+Each record is read at its own offset and checked against its checksum, without TensorFlow. So a decode process starts fast,
+any photo can be read directly, and a damaged record loses only one photo (docs/decisions/0015-tfds.md).
 """
 
 import errno
@@ -48,11 +48,7 @@ class NamedSource:
         from tensorflow_datasets.proto import tf_example_pb2  # noqa: F401
 
     def listing(self) -> Listing:
-        """Return all examples. It reads every record once, because the labels are in the records.
-
-        Raises:
-            DataUnusable: if a shard is missing or cannot be read.
-        """
+        """Return all examples. Every record is read once, because the labels are in the records. Raises: DataUnusable."""
         entries: list[Entry] = []
         for name, shards in self.shards.items():
             split = SPLITS.get(name.lower()) if self.label_key is not None else None

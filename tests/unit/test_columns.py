@@ -238,7 +238,10 @@ PLAIN = rows("filename,label", path, label)
         ("packed.tsv.gz", PLAIN.replace(",", "\t")),
         ("lines.jsonl", "".join(json.dumps({"file_name": path(k), "label": label(k)}) + "\n" for k in range(12))),
         ("lines.ndjson", "".join(json.dumps({"label": label(k), "image": path(k)}) + "\n" for k in range(12))),
-        ("separators.jsonl", "".join(f'{{"path": "{path(k)}", "label": "{label(k)}", "by": "a\u2028b"}}\r\n' for k in range(12))),
+        (
+            "separators.jsonl",
+            "".join(f'{{"path": "{path(k)}", "label": "{label(k)}", "": "\u2028"}}\r\n' for k in range(12)),
+        ),
     ],
 )
 def test_tables_as_programs_write_them(photos, name, text):
