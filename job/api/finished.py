@@ -172,16 +172,10 @@ def lay_out(out: Place, base: Place) -> str:
 
 
 def _finished(workdir: Workdir) -> tuple[Run, list[str]]:
-    """Return run.json, and the stages that were made with its settings, without report.
-
-    Raises:
-        UsageError: if it is missing, or the directory holds results of several runs or versions.
-    """
+    """Return run.json, and the stages that were made with its settings, without report. Raises: UsageError."""
     described, records = read_run(workdir), Records(workdir)
     if described is None:
-        raise UsageError(
-            f"{workdir.shown('run.json')} is missing or damaged. Give the --out of a run, or run the job again."
-        )
+        raise UsageError(f"{workdir.shown('run.json')} is missing or damaged. Give the --out of a run, or run it again.")
     made = [name for name in records.made_with(described["settings_of_stages"]) if name != "report"]
     if mixed := records.contradictions(made):
         raise UsageError(

@@ -18,14 +18,10 @@ _PAUSE_S = 0.1
 
 
 class Listener:
-    """A socket that accepts connections until it is closed.
+    """A socket that accepts connections until it is closed. Raises as `listening` does.
 
     It calls `welcome`, in a new thread, with each connection whose other end has proven that it knows the secret. It closes
     other connections after ten seconds. If there are more than 64 of them, it closes the oldest one at once.
-
-    Raises:
-        UsageError: if this user may not listen on the port.
-        TryAgainLater: if the port is in use.
     """
 
     def __init__(self, host: str, port: int, secret: Secret, welcome: Callable[[Connection], None]) -> None:

@@ -143,11 +143,7 @@ class Workdir:
         return self.root / TEMPORARY / own_mark()
 
     def held(self) -> AbstractContextManager[None]:
-        """Give a block in which no other run can take this directory over. Blocks must not be nested.
-
-        Raises:
-            TryAgainLater: if another run has taken it over.
-        """
+        """Give a block in which no other run can take this directory over; not nested. Raises: TryAgainLater, if one has."""
         return self.lease.held() if self.lease else nullcontext()
 
     @contextmanager
