@@ -60,7 +60,7 @@ def examine(run: Planned) -> Iterator[Finding]:
         except Stopped:
             raise
         except (JobError, OSError) as error:
-            found = Finding.of(error if isinstance(error, JobError) else storage_failed(error, Path(str(error.filename))))
+            found = Finding.of(error if isinstance(error, JobError) else storage_failed(error))
             if found in met:
                 found = Finding("skipped", f"needs what the check {met[found]!r} has found missing")
             else:

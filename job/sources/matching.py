@@ -93,7 +93,7 @@ class Matching:
                 "These are URLs, and the job downloads no photos: download them, and write their paths into the table."
             )
         if all(row.path.startswith(_BUCKETS) for row in missing):
-            bucket = os.path.commonpath([row.path.partition("://")[2].rpartition("/")[0] for row in missing])
+            bucket = os.path.commonpath([row.path.partition("://")[2].strip("/").rpartition("/")[0] for row in missing])
             if bucket:
                 uri = f"{missing[0].path.partition('://')[0]}://{bucket}"
                 lines.append(f"To read them in their bucket: --data {shlex.quote(uri)} --labels {shlex.quote(self.table)}")
