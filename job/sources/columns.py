@@ -59,10 +59,7 @@ class Columns:
             DataUnusable: if a column is missing or not clear, or photos have more than one label.
             UsageError: if a column that a setting names does not exist.
         """
-        path, label = self._column("path"), self._column("label")
-        if label is None:
-            self._refuse_lists()
-        path, label = self._of_two(path, label)
+        path, label = self._of_two(self._column("path"), self._column("label"))
         group = self._named("group_column", self.settings.group_column)
         split = self._split()
         if not self.grid.has_header and len(self.grid.names) > 2:
@@ -142,11 +139,6 @@ class Columns:
             return split
         values = self.grid.values(split)
         return split if 2 * sum(value.lower() in {*SPLITS, *_UNASSIGNED} for value in values) > len(values) else None
-
-    def _refuse_lists(self) -> None:
-        for k, what in self.grid.odd.items():
-            if what.startswith("lists") and any(plain(self.grid.names[k]) in tier for tier in _COLUMN_NAMES["label"]):
-                raise several_labels(self.table, f"its column {self.grid.names[k]!r} holds {what}")
 
     def _refuse_boxes(self) -> None:
         names = {plain(name) for name in self.grid.names}
