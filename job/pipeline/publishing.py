@@ -270,8 +270,8 @@ def _publish_set(workdir: Workdir, sources: _Sources, digests: Mapping[str, str]
     if now != before:
         now.save(workdir)
         workdir.commit()  # In a bucket, too, the set must be published before the copies change.
-    for old in {file.split("/")[1] for file in workdir.ledger.below("versions")} - {now.set, now.before}:
-        workdir.remove(f"versions/{old}")
+    sets = {file.split("/")[1] for file in workdir.ledger.below("versions")}
+    workdir.remove(*(f"versions/{old}" for old in sets - {now.set, now.before}))
 
 
 def _place(
@@ -301,8 +301,7 @@ def _remove_copies(workdir: Workdir, files: Mapping[str, str], prefix: str = "")
     edited = workdir.path(prefix + _EDITED)
     if _EDITED in files and edited.is_file() and digest_of_file(edited) != files[_EDITED]:
         _set_aside(edited)
-    for name in files:
-        workdir.remove(prefix + name)
+    workdir.remove(*(prefix + name for name in files))
 
 
 def _set_aside(edited: Path) -> None:

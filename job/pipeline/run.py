@@ -89,8 +89,7 @@ def _run_stages(job: Job, steps: list[Step], stop_after: str | None, command: Se
             something_ran = True
         if stage.needs_gate and (failure or not job.gate_met):
             if not job.records.exists(step.stage):
-                for name in stage.outputs:  # A failed export left them, and the report would show them.
-                    job.workdir.remove(name)
+                job.workdir.remove(*stage.outputs)  # A failed export left them, and the report would show them.
             telemetry.line(f"{step.stage:<10}skipped: {'the export failed' if failure else 'the quality gate was not met'}")
             continue
         stale = job.why_stale(step.stage, job.done) or (step.runs and not job.records.stores_intact(step.stage))

@@ -227,10 +227,10 @@ class Workdir:
         self.ledger.forget(set(old) - new.keys())
         self.ledger.wrote(new)
 
-    def remove(self, name: str) -> None:
-        """Remove the job's own files at or below a name."""
-        with storage_errors(self.path(name)), self.held():
-            self.ledger.remove(self.ledger.below(name))
+    def remove(self, *names: str) -> None:
+        """Remove the job's own files at or below these names."""
+        with storage_errors(self.root), self.held():
+            self.ledger.remove([file for name in names for file in self.ledger.below(name)])
 
     def clean(self) -> None:
         """Remove what killed runs left in `.tmp/`, and find out which other files they left."""
