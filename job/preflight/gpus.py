@@ -274,7 +274,7 @@ def _answer(
 def main(logical_cpus: int) -> None:
     """Compute on each GPU of this worker, in the steps of `_STEPS`. Print a line of JSON after each one."""
     ignore_signals()
-    devices = Devices(Cluster.from_environ(os.environ) if not logical_cpus else None, logical_cpus=logical_cpus or None)
+    devices = Devices(Cluster() if logical_cpus else Cluster.from_environ(os.environ), logical_cpus=logical_cpus or None)
     strategy = devices.local.strategy
     import tensorflow as tf
 
