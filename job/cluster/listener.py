@@ -76,23 +76,18 @@ class Listener:
 
     def _serve(self, line: Connection, address: str) -> None:
         try:
-            if self._admits(line, address):
-                self._welcome(line)
-        finally:
-            line.close()
-
-    def _admits(self, line: Connection, address: str) -> bool:
-        try:
             admit(line, self._secret)
-            line.trust()
         except Lost:
             with self._changing:
                 self._num_refused += 1
                 self._refused_last = address
-            return False
+        else:
+            line.trust()
+            self._forget(line)
+            self._welcome(line)
         finally:
             self._forget(line)
-        return True
+            line.close()
 
     def _forget(self, line: Connection) -> None:
         with self._changing:

@@ -274,8 +274,8 @@ def what_it_is(payload: bytes, readable: Container[str]) -> tuple[str, str]:
         return "", "only zero bytes"
     if payload[4:8] == b"ftyp":
         return "", "a video: save pictures of it as JPEG or PNG"
-    otherwise = "text" if _is_text(payload[:1024]) else UNKNOWN
-    return "", next((reason for magic, reason in _DOCUMENTS if payload.startswith(magic)), otherwise)
+    reason = "text" if _is_text(payload[:1024]) else UNKNOWN
+    return "", next((known for magic, known in _DOCUMENTS if payload.startswith(magic)), reason)
 
 
 def _is_text(start: bytes) -> bool:

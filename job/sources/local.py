@@ -193,8 +193,8 @@ class LocalFiles(Files):
         try:
             real = os.path.realpath(link.path, strict=True)
         except OSError as error:
-            is_denied = error.errno == errno.EACCES
-            return f"cannot be read: {error.strerror}" if is_denied else "a link that points to nothing"
+            fault = "a link that points to nothing"
+            return f"cannot be read: {error.strerror}" if error.errno == errno.EACCES else fault
         return Target(link.name, real) if self._is_reachable(real) else LEAVING
 
     def real_path(self, file: Child, path: str) -> str:
