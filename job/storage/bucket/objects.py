@@ -13,7 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeAlias, TypeVar
 
 from job.errors import StorageFailed, UsageError
 from job.storage.files import own_mark
@@ -25,6 +25,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 4.0
 _URI = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://([^/]*)/?(.*)", re.DOTALL)
 SCHEMES = ("gs", "s3")
 Result = TypeVar("Result")
+Client: TypeAlias = Any  # The object of the service's library through which requests go. The libraries have no types.
 
 
 class Stored(NamedTuple):
@@ -66,7 +67,7 @@ class Objects(ABC):
         self.uri, self._max_connections = uri, max_connections
         _, self._bucket_name, prefix = parts_of(uri)
         self._prefix = f"{prefix}/" if prefix else ""
-        self._connected: Any = None
+        self._connected: Client = None
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type[Self], tuple[str, int]]:
@@ -114,7 +115,7 @@ class Objects(ABC):
         """Remove an object. Do nothing if there is none."""
 
     @abstractmethod
-    def _connect(self) -> Any:
+    def _connect(self) -> Client:
         """Load the client library, find the credentials, and return the client."""
 
     @abstractmethod
@@ -130,7 +131,7 @@ class Objects(ABC):
         """Return what an error means: the exception to raise, which may be `error` itself, or that it may pass."""
 
     @property
-    def _connection(self) -> Any:
+    def _connection(self) -> Client:
         with self._lock:
             if self._connected is None:
                 self._connected = self._connect()
