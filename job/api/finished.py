@@ -18,7 +18,6 @@ from job.reporting.summaries import Run
 from job.runtime.session import Session
 from job.runtime.telemetry import Telemetry
 from job.serving.formats.table import require
-from job.storage.bucket.objects import refuse_credentials
 from job.storage.workdir import Workdir
 
 if TYPE_CHECKING:
@@ -64,7 +63,6 @@ def predict(
     from job.serving.predict import predict as label_photos
 
     session = session or Session()
-    refuse_credentials(model, data, out, explain, tfds_dir)
     wanted = Wanted(probabilities, accepted_only, neighbours, checked_place("--explain", explain), explain_photos)
     return label_photos(
         checked_place("--model", model),
@@ -92,7 +90,6 @@ def compare(*runs: Place, out: Place | None = None) -> "Comparison":
     """
     from job.comparing.compare import compare as compare_runs
 
-    refuse_credentials(*runs)
     return compare_runs([checked_place("RUN", run) for run in runs], checked_place("--out", out))
 
 
@@ -106,7 +103,6 @@ def report(out: Place, *, session: Session | None = None) -> Result:
     from job.stages.report import report as draw
 
     session = session or Session()
-    refuse_credentials(out)
     workdir = output.existing_workdir(checked_place("--out", out))
     with context_for(workdir, Config(), session) as context, output.owned(context, session):
         described, made = _finished(workdir)
@@ -133,7 +129,6 @@ def export(out: Place, formats: Sequence[str], *, session: Session | None = None
     from job.pipeline.settings import settings_digest
 
     session = session or Session()
-    refuse_credentials(out)
     workdir = output.existing_workdir(checked_place("--out", out))
     with context_for(workdir, Config(), session) as context, output.owned(context, session):
         publishing.finish(workdir)
@@ -170,7 +165,6 @@ def lay_out(out: Place, base: Place) -> str:
     from job.serving.folder import is_below
     from job.serving.tensorflow_serving import lay_out as copy
 
-    refuse_credentials(out, base)
     model, place = checked_place("--out", out), checked_place("--to serving", base)
     if is_below(place, model):
         raise UsageError(f"--to serving {place}: it is inside of {model}, where only the run writes. Give another folder.")
@@ -178,16 +172,10 @@ def lay_out(out: Place, base: Place) -> str:
 
 
 def _finished(workdir: Workdir) -> tuple[Run, list[str]]:
-    """Return run.json, and the stages that were made with its settings, without report.
-
-    Raises:
-        UsageError: if it is missing, or the directory holds results of several runs or versions.
-    """
+    """Return run.json, and the stages that were made with its settings, without report. Raises: UsageError."""
     described, records = read_run(workdir), Records(workdir)
     if described is None:
-        raise UsageError(
-            f"{workdir.shown('run.json')} is missing or damaged. Give the --out of a run, or run the job again."
-        )
+        raise UsageError(f"{workdir.shown('run.json')} is missing or damaged. Give the --out of a run, or run it again.")
     made = [name for name in records.made_with(described["settings_of_stages"]) if name != "report"]
     if mixed := records.contradictions(made):
         raise UsageError(

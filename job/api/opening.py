@@ -37,9 +37,7 @@ def config_of(given: Settings, *, checks_backbone: bool = True) -> Config:
     else:
         config = Config.load(None if given is None else Path(place("config", os.fspath(given))))
     for name in PLACES:
-        path: str | None = attrgetter(name)(config)
-        checked_place(name, path)  # A configuration made in Python was not checked yet.
-        refuse_credentials(path)
+        checked_place(name, attrgetter(name)(config))  # A configuration made in Python was not checked yet.
     if checks_backbone and (mistakes := backbones.check(config.backbone)):
         raise UsageError("The configuration has mistakes:", *(f"  {mistake}" for mistake in mistakes))
     return config
@@ -58,7 +56,6 @@ def context_for(workdir: Workdir, config: Config, session: Session, *, logs: boo
 
 def workdir_for(data: Place, out: Place, labels: Place | None, config: Config, session: Session, worker: int = 0) -> Workdir:
     """Return the output directory. Raises: UsageError, if it overlaps with an input."""
-    refuse_credentials(data, labels, out)
     source = checked_place("--data", data)
     folders, files = (
         [config.intake.tfds_dir, *config.intake.link_roots],
@@ -88,7 +85,8 @@ def checked_place(option: str, given: Place) -> str: ...
 @overload
 def checked_place(option: str, given: Place | None) -> str | None: ...
 def checked_place(option: str, given: Place | None) -> str | None:
-    """Return a path or URI as text, as `place` does; None stays None. Raises: UsageError, OSError."""
+    """Return a path or URI as text, as `place` does, if it contains no credentials. Raises: UsageError, OSError."""
+    refuse_credentials(given)
     return given if given is None else place(option, os.fspath(given))
 
 

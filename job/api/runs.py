@@ -1,6 +1,5 @@
 """Commands that take photos, and work on them or say what they would do."""
 
-import os
 from collections.abc import Iterator, Sequence
 
 from job.api.opening import Place, Settings, as_python, checked_place, config_of, context_for, job_of, source_of, workdir_for
@@ -161,10 +160,10 @@ def demo(out: Place, *, seed: int = 0, session: Session | None = None) -> Result
         raise UsageError(
             "The demo works with one worker only: several would draw the same pictures. Use run on a folder of photos."
         )
-    refuse_credentials(out)
-    if is_remote(os.fspath(out)):
-        raise UsageError(f"--out {out}: the demo draws its pictures into a folder on this machine. Give one.")
-    workdir = output.make_workdir(checked_place("--out", out))
+    folder = checked_place("--out", out)
+    if is_remote(folder):
+        raise UsageError(f"--out {folder}: the demo draws its pictures into a folder on this machine. Give one.")
+    workdir = output.make_workdir(folder)
     with context_for(workdir, Config(), session, logs=False) as context, output.owned(context, session):
         data = drawn.draw_photos(context.workdir, seed)
     return run(data, workdir.path("run"), config=drawn.config(seed), session=session)

@@ -10,7 +10,7 @@ from job.cluster.connection import MEANINGLESS, Connection, Lost, Message, lost_
 from job.cluster.listener import Listener
 from job.cluster.secret import Secret
 from job.errors import JobError, TryAgainLater, UsageError, code_of, of_code
-from job.runtime.peers import Item, part
+from job.runtime.peers import Item, Peers
 from job.runtime.stop import StopRequest
 
 _LEAVES_WITHIN_S = 5.0  # A worker exits this soon after it has lost a peer.
@@ -18,14 +18,12 @@ _LOOKS_EVERY_S = 0.2
 _SAYS_EVERY_S = 10.0
 
 
-class Chief:
+class Chief(Peers):
     """The `Peers` of worker 0. The other workers follow its orders during its block, and are told how the block ended.
 
     It listens at `address` until all `others` (their addresses) have connected. They must know `secret`. `made_from` is a
     digest of what must be equal on all workers: command line, configuration, version.
     """
-
-    index, is_chief = 0, True
 
     def __init__(
         self,
@@ -73,9 +71,6 @@ class Chief:
     def _end_now(self, error: JobError) -> None:
         for line in list(self._workers.values()):
             line.say_at_once(end=error.exit_code, text=text_of(error))
-
-    def own(self, items: Sequence[Item]) -> Sequence[Item]:
-        return part(items, 0, self.count)
 
     def same(self, value: Item) -> Item:
         for line in self._workers.values():

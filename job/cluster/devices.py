@@ -28,10 +28,8 @@ class Devices:
             `require_gpu` is set.
     """
 
-    def __init__(
-        self, cluster: Cluster | None = None, *, logical_cpus: int | None = None, require_gpu: bool = False
-    ) -> None:
-        self.cluster, self.logical_cpus, self._require_gpu = cluster or Cluster(), logical_cpus, require_gpu
+    def __init__(self, cluster: Cluster = Cluster(), *, logical_cpus: int | None = None, require_gpu: bool = False) -> None:
+        self.cluster, self.logical_cpus, self._require_gpu = cluster, logical_cpus, require_gpu
         if self.cluster.num_workers > 1 and logical_cpus:
             raise UsageError("cluster.logical_cpus is for a single worker. Leave it out, or start only one worker.")
 
@@ -73,7 +71,7 @@ class Devices:
 
     def prepare(self) -> None:
         """Import TensorFlow and find the devices. This takes seconds, and signals may be noticed only afterwards."""
-        assert self._set_up
+        _ = self._set_up
 
     def join(self, peers: Peers, stop: StopRequest, start_timeout_s: float) -> None:
         """Connect the TensorFlow servers of all workers. The process exits if one does not call this in time.
@@ -144,14 +142,8 @@ def without_gpu(reason: str) -> UsageError:
 
 
 def own_gpus(gpus: list[Gpu], num_here: int, place_here: int) -> list[Gpu]:
-    """Return the GPUs of worker number `place_here` among the `num_here` workers on this machine.
-
-    Raises:
-        UsageError: if there are fewer GPUs than workers.
-    """
+    """Return the GPUs of worker `place_here` of the `num_here` on this machine. Raises: UsageError, if there are too few."""
     share = len(gpus) // num_here
     if not share:
-        raise UsageError(
-            f"{num_here} workers on this machine share {len(gpus)} GPUs: start at most one worker for each GPU."
-        )
+        raise UsageError(f"{num_here} workers on this machine share {len(gpus)} GPUs: start at most one for each GPU.")
     return gpus[place_here * share : (place_here + 1) * share]

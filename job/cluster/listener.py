@@ -18,14 +18,10 @@ _PAUSE_S = 0.1
 
 
 class Listener:
-    """A socket that accepts connections until it is closed.
+    """A socket that accepts connections until it is closed. Raises as `listening` does.
 
     It calls `welcome`, in a new thread, with each connection whose other end has proven that it knows the secret. It closes
     other connections after ten seconds. If there are more than 64 of them, it closes the oldest one at once.
-
-    Raises:
-        UsageError: if this user may not listen on the port.
-        TryAgainLater: if the port is in use.
     """
 
     def __init__(self, host: str, port: int, secret: Secret, welcome: Callable[[Connection], None]) -> None:
@@ -80,23 +76,18 @@ class Listener:
 
     def _serve(self, line: Connection, address: str) -> None:
         try:
-            if self._admits(line, address):
-                self._welcome(line)
-        finally:
-            line.close()
-
-    def _admits(self, line: Connection, address: str) -> bool:
-        try:
             admit(line, self._secret)
-            line.trust()
         except Lost:
             with self._changing:
                 self._num_refused += 1
                 self._refused_last = address
-            return False
+        else:
+            line.trust()
+            self._forget(line)
+            self._welcome(line)
         finally:
             self._forget(line)
-        return True
+            line.close()
 
     def _forget(self, line: Connection) -> None:
         with self._changing:

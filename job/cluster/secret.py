@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from job.errors import JobError, StorageFailed, UsageError
+from job.errors import JobError, UsageError
 from job.storage.bucket.objects import NoSuchObject, Objects, join, remove_own
-from job.storage.files import storage_errors
+from job.storage.files import open_own, storage_errors, storage_failed
 
 if TYPE_CHECKING:
     from job.storage.workdir import Workdir
@@ -83,8 +83,11 @@ def find(workdir: Workdir) -> Secret | None:
         UsageError: if this user may not read it, or it is no regular file.
         StorageFailed: if it cannot be read for another reason.
     """
-    text = _read_object(workdir.objects) if workdir.objects else _read_file(workdir.path(NAME))
-    return Secret.parse(text or b"")
+    if not workdir.objects:
+        return Secret.parse(_read_file(workdir.path(NAME)) or b"")
+    with suppress(NoSuchObject):
+        return Secret.parse(workdir.objects.read(NAME))
+    return None
 
 
 @contextmanager
@@ -100,20 +103,15 @@ def _in_bucket(objects: Objects, secret: Secret) -> Iterator[None]:
             remove_own(objects, NAME, version)
 
 
-def _read_object(objects: Objects) -> bytes | None:
-    try:
-        return objects.read(NAME)
-    except NoSuchObject:
-        return None
-
-
 @contextmanager
 def _in_folder(workdir: Workdir, secret: Secret, tell: Callable[[str], None]) -> Iterator[None]:
     path, temporary = workdir.path(NAME), workdir.temporary()
     with storage_errors(path):
         mode = _write_private(temporary, secret.to_bytes())
         with workdir.held():
-            _refuse_foreign(path)
+            old = _read_file(path)
+            if old is not None and Secret.parse(old) is None:
+                raise _not_ours(path)
             os.replace(temporary, path)
     if mode & 0o077:
         tell(f"{path}: the file system gave it mode {mode:04o} instead of 0600. Whoever can read it can join this run.")
@@ -135,37 +133,20 @@ def _write_private(path: Path, data: bytes) -> int:
         return stat.S_IMODE(os.fstat(file.fileno()).st_mode)
 
 
-def _refuse_foreign(path: Path) -> None:
-    old = _read_file(path)
-    if old is not None and Secret.parse(old) is None:
-        raise _not_ours(path)
-
-
 def _read_file(path: Path) -> bytes | None:
-    """Return the first bytes of a regular file, or None if there is none.
-
-    A symbolic link is refused, because it leads elsewhere. A pipe is refused without waiting for a writer.
-    """
+    """Return the first bytes of a regular file, or None if there is none. Raises: UsageError, StorageFailed."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(open_own(path, os.O_RDONLY), "rb") as file:
+            return file.read(_MAX_BYTES)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):  # ESTALE: another machine has replaced the file.
             return None
-        if error.errno in (errno.ELOOP, errno.ENXIO):  # A symbolic link, a socket.
-            raise _not_ours(path) from error
         if error.errno == errno.EACCES:
             raise UsageError(
                 f"{path}: user {os.geteuid()} cannot read it. Start the chief and all workers as one user. If no run uses "
                 "this output now, remove the file."
             ) from error
-        raise StorageFailed(f"{path}: {error.strerror}") from error
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise _not_ours(path)
-        with storage_errors(path):
-            return os.read(descriptor, _MAX_BYTES)
-    finally:
-        os.close(descriptor)
+        raise storage_failed(error, path) from error
 
 
 def _not_ours(place: Path | str) -> UsageError:

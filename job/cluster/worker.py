@@ -4,14 +4,14 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 from job.cluster.connection import MEANINGLESS, Connection, Lost, Message, lost_peer, text_of
 from job.cluster.handshake import SecretUnknown, introduce
 from job.cluster.secret import Secret
 from job.errors import JobError, TryAgainLater, UsageError, code_of, of_code
-from job.runtime.peers import Item, part
+from job.runtime.peers import Item, Peers
 from job.runtime.stop import StopRequest
 
 _CONNECTS_WITHIN_S = 2.0
@@ -20,10 +20,8 @@ _SAYS_EVERY_S = 10.0
 _SEES_WITHIN_S = 60.0  # On a network file system, another machine's new file can appear late.
 
 
-class Worker:
+class Worker(Peers):
     """The `Peers` of a worker that is not the chief. If an error ends the block, the chief is told."""
-
-    is_chief = False
 
     def __init__(self, index: int, count: int, stop: StopRequest) -> None:
         self.index, self.count, self._stop = index, count, stop
@@ -117,9 +115,6 @@ class Worker:
         self._stop.deferred_to = None
         if error is not None and not self._ended and hasattr(self, "_line"):
             self._line.say(failed=code_of(error), text=text_of(error))
-
-    def own(self, items: Sequence[Item]) -> Sequence[Item]:
-        return part(items, self.index, self.count)
 
     def same(self, value: Item) -> Item:  # noqa: ARG002 - the result is the chief's value.
         found: Item = self._next()

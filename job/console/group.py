@@ -3,14 +3,13 @@
 import io
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
 
 from job.cluster.variables import numbered
 from job.console.log import LOG
-from job.errors import OF_STORAGE, JobError, StorageFailed, UsageError
+from job.errors import OF_STORAGE, JobError, UsageError
 from job.text.untrusted import escaped
 
 
@@ -31,7 +30,9 @@ class CommandGroup(click.Group):
         except OSError as error:  # From a third-party library, in a place where the job does not expect one.
             if error.errno not in OF_STORAGE:
                 raise
-            LOG.end(_of_storage(error))
+            from job.storage.files import storage_failed
+
+            LOG.end(storage_failed(error))
 
     def invoke(self, ctx: click.Context) -> object:
         """Run a command."""
@@ -67,14 +68,3 @@ def _as_setting(option: str) -> str:
     name = option.lstrip("-").replace("-", "_")
     found = [dotted for dotted, _ in settings() if dotted.rpartition(".")[2] == name]
     return f" It is a setting: --set {' or --set '.join(f'{dotted}=VALUE' for dotted in found)}" if found else ""
-
-
-def _of_storage(error: OSError) -> JobError:
-    """Return the JobError for an error of the operating system."""
-    from job.storage.files import storage_failed
-
-    if isinstance(error.filename, str):
-        return storage_failed(error, Path(error.filename))
-    return StorageFailed(
-        f"Reading or writing a file failed ({error.strerror}); the system does not say which. Run the same command again."
-    )

@@ -1,6 +1,6 @@
 """The options that several commands share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
@@ -39,46 +39,29 @@ PLACE = _Place()
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Values of the options that `run`, `explore` and `rank` share."""
+    """Values of the options that `run`, `explore` and `rank` share.
+
+    `flags` are those of options that stand for one setting, by the setting; None where the option is not given.
+    """
 
     data: str
     labels: str | None
-    corrections: str | None
     out: str
     config_file: Path | None
     assignments: tuple[str, ...]
-    weights: str | None
-    quality: str | None
-    budget: str | None
-    seeds: int | None
-    formats: tuple[str, ...] | None
-    tfds_dir: str | None
-    path_column: str | None
-    label_column: str | None
-    split_column: str | None
-    group_column: str | None
-    test_values: tuple[str, ...] | None
-    val_values: tuple[str, ...] | None
+    flags: Mapping[str, object]
 
     def config(self) -> "Config":
         """Return the configuration: the file, overridden by --set, then by `flags`. Raises: UsageError."""
-        from job.config import Config
+        from job.config import PLACES, Config
         from job.storage.bucket.objects import refuse_credentials
 
         # The address of a tracking server is no place in a bucket. Its own check refuses credentials.
         places = (assignment for assignment in self.assignments if not assignment.lstrip().startswith("tracking."))
         assigned = (assignment.partition("=")[2].strip("\"' ") for assignment in places)
-        refuse_credentials(self.data, self.labels, self.corrections, self.out, self.weights, self.tfds_dir, *assigned)
+        flags = (flag for name in PLACES if isinstance(flag := self.flags.get(name), str))
+        refuse_credentials(self.data, self.labels, self.out, *flags, *assigned)
         return Config.load(self.config_file, self.assignments, self.flags)
-
-    @property
-    def flags(self) -> dict[str, object]:
-        """The values of options that stand for one setting, by the setting; None where the option is not given."""
-        columns = (f"{kind}_column" for kind in _COLUMNS)
-        names = (*columns, "test_values", "val_values", "tfds_dir", "corrections")
-        of_intake = {f"intake.{name}": getattr(self, name) for name in names}
-        of_training = {"train.quality": self.quality, "train.budget_s": self.budget, "train.seeds": self.seeds}
-        return {"backbone.weights": self.weights, **of_training, "export.formats": self.formats, **of_intake}
 
 
 def comma_separated(_: click.Context, __: click.Parameter, given: str | None) -> tuple[str, ...] | None:
@@ -91,6 +74,16 @@ _COLUMNS = {
     "label": "the labels",
     "split": "the splits",
     "group": "what was taken together, for example patients: no group is in two splits",
+}
+_OF_INTAKE = (*(f"{kind}_column" for kind in _COLUMNS), "test_values", "val_values", "tfds_dir", "corrections")
+# Options that stand for one setting, by their names in Python.
+_SETTINGS = {
+    "weights": "backbone.weights",
+    "quality": "train.quality",
+    "budget": "train.budget_s",
+    "seeds": "train.seeds",
+    "formats": "export.formats",
+    **{name: f"intake.{name}" for name in _OF_INTAKE},
 }
 _RUN_OPTIONS = (
     click.option(
@@ -194,8 +187,9 @@ def with_run_options(command: Command) -> Command:
 
     @wraps(command)
     def called(**given: Any) -> object:
-        call = RunOptions(**{field.name: given.pop(field.name) for field in fields(RunOptions)})
-        return command(call, **given)
+        flags = {setting: given.pop(name) for name, setting in _SETTINGS.items()}
+        own = {field.name: given.pop(field.name) for field in fields(RunOptions) if field.name != "flags"}
+        return command(RunOptions(**own, flags=flags), **given)
 
     for option in reversed(_RUN_OPTIONS):
         called = option(called)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,9 +56,8 @@ class Augmentation:
     def prepared(self, pixels_BHWC: np.ndarray, transforms: Transforms) -> tuple[np.ndarray, ...]:
         """Return the arguments of `device` for transforms that are already drawn.
 
-        Returns:
-            With engine = batched: the photos, matrices (B, 8), channel shifts (B,) and brightnesses (B,).
-            With engine = image_data_generator: finished views, float32, of the same shape as the photos.
+        With engine = batched: the photos, matrices (B, 8), channel shifts (B,) and brightnesses (B,). With engine =
+        image_data_generator: finished views, float32, of the same shape as the photos.
         """
         if self._config.engine == "image_data_generator":
             return (self._by_keras(pixels_BHWC, transforms),)
@@ -80,10 +79,7 @@ class Augmentation:
         """
         import tensorflow as tf
 
-        no_gpu = not tf.config.list_physical_devices("GPU")
-
-        def compiled(step: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
-            return tf.function(step, jit_compile=no_gpu, autograph=False)
+        compiled = partial(tf.function, jit_compile=not tf.config.list_physical_devices("GPU"), autograph=False)
 
         def at_once(pixels_BHWC: tf.Tensor, matrices_B8: tf.Tensor, *colours: tf.Tensor) -> tf.Tensor:
             return self._coloured(self._warped(pixels_BHWC, matrices_B8), *colours)
@@ -287,9 +283,6 @@ def _folded(coordinates: tf.Tensor, size: int, fill_mode: str) -> tf.Tensor:
         coordinates = tf.minimum(from_edge, 2.0 * size - from_edge) - 0.5
     elif fill_mode == "wrap":  # As in scipy, the last pixel is also the first one: a period of size - 1.
         wrapped = coordinates - last * tf.floor(coordinates / last)
-        coordinates = tf.where(_on_photo(coordinates, size), coordinates, wrapped)
+        is_on_photo = (coordinates >= -_ON_THE_EDGE_PX) & (coordinates <= last + _ON_THE_EDGE_PX)
+        coordinates = tf.where(is_on_photo, coordinates, wrapped)
     return tf.clip_by_value(coordinates, 0.0, last)
-
-
-def _on_photo(coordinates: tf.Tensor, size: int) -> tf.Tensor:
-    return (coordinates >= -_ON_THE_EDGE_PX) & (coordinates <= size - 1.0 + _ON_THE_EDGE_PX)

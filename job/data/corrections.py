@@ -1,7 +1,6 @@
 """Corrections of labels: decisions of people about photos, from a table such as an edited label_issues.csv.
 
-A photo is known by the SHA-256 of its bytes. So a decision holds for all copies of a file, wherever it lies and whatever it
-is called. The source of the photos is not changed.
+A photo is known by the SHA-256 of its bytes, so a decision holds for all copies of a file. The source is not changed.
 """
 
 import re
@@ -36,9 +35,9 @@ class Corrections:
     decisions: Mapping[str, str] = field(default_factory=dict)
 
     def applied(self, examples: Examples) -> Examples:
-        """Return the examples with corrected labels, and without the dropped photos.
+        """Return the examples with corrected labels, and without the dropped photos, which are excluded.
 
-        `given_label` of each photo with a decision is the label that the source gives it. A dropped photo is excluded.
+        `given_label` of each photo with a decision is the label that the source gives it.
         """
         columns = {name: examples[name].copy() for name in ("label", "given_label", "status", "reason")}
         usable = set(examples.of().tolist())

@@ -69,9 +69,9 @@ def split_digests(table: Path) -> dict[str, str]:
 class Examples:
     """A table of E rows in the order of the listing, stored as columns of NumPy arrays.
 
-    `status`: rows that are "used" or "converted" are examples. All other rows must be neither trained on nor counted.
-    `given_label`: the label in the source, if a correction decides about the photo, else None; `label` is the corrected one.
-    `group`: id of the duplicate group, -1 if there is none yet. `row`: row in the image store, -1 if there are no pixels.
+    Only rows with the `status` "used" or "converted" are examples; others must be neither trained on nor counted.
+    `given_label` is the label in the source if a correction decides about the photo, else None. `group` is the id of the
+    duplicate group, and `row` the row in the image store; -1 if there is none.
     """
 
     columns: Mapping[str, np.ndarray]

@@ -56,10 +56,7 @@ class _Matches(NamedTuple):
 
 
 def same_scene(pairs_P2: np.ndarray, images: ArrayStore, between: Callable[[], None] = lambda: None) -> np.ndarray:
-    """Return which pairs of rows of the image store show the same scene. Boolean, shape (P,).
-
-    `between` is called now and then, and may raise to stop.
-    """
+    """Return which pairs of rows of the image store show the same scene. Boolean, (P,). `between` is called now and then."""
     same_P = np.zeros(len(pairs_P2), bool)
     rows_U, place_P2 = np.unique(pairs_P2, return_inverse=True)
     place_P2 = place_P2.reshape(pairs_P2.shape)

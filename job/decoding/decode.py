@@ -49,11 +49,7 @@ _UPRIGHT = {
 
 
 def decode(payload: bytes, rules: DecodeRules) -> Photo:
-    """Decode the bytes of a file to a photo.
-
-    Raises:
-        BadPhoto: if the bytes are not a picture, are damaged, or exceed a limit of the rules.
-    """
+    """Decode the bytes of a file. Raises: BadPhoto, if they are no picture, are damaged, or exceed a limit of the rules."""
     if not payload:
         raise BadPhoto("0 bytes", is_image=False)
     photo = _decode_plainest(payload, rules)
@@ -73,10 +69,8 @@ def decode(payload: bytes, rules: DecodeRules) -> Photo:
             _take_first_frame(image, facts, converted)
             stored = deep.layout(image)
             in_jpeg = jpeg.checked_layout(payload, facts, notes) if facts.format in ("JPEG", "MPO") else None
-            if facts.format == "PNG":
-                _load_png(image, payload, facts)  # Its EXIF may be behind the pixels, so it is known only after loading.
-            if facts.format == "HEIC":
-                facts = _load_heic(image, rules)
+            if facts.format in ("PNG", "HEIC"):
+                facts = _loaded(image, payload, facts, rules)
             orientation = _orientation(image, complaints, notes)
             bit_depth = deep.STATED_BIT_DEPTHS.get(stored, rules.bit_depth)
             _say_what_changes(image, payload, in_jpeg, bit_depth if stored else None, converted)
@@ -120,8 +114,15 @@ def _open(payload: bytes, kind: str, rules: DecodeRules) -> Image.Image:
     """Return the picture, opened but not decoded. Raises: BadPhoto."""
     claimed = headers.claim(payload)
     if claimed is not None:  # Checked here because, for these formats, Pillow allocates the canvas when it opens a file.
-        check_pixels(Facts(claimed.format, *claimed.canvas), rules)
-        _check_frame(claimed)
+        facts = Facts(claimed.format, *claimed.canvas)
+        check_pixels(facts, rules)
+        if not claimed.agrees:
+            (width, height), (x, y) = claimed.frame, claimed.corner
+            raise BadPhoto(
+                f"the canvas of {facts.width}x{facts.height} pixels disagrees with the first frame of {width}x{height} at "
+                f"({x}, {y})",
+                facts,
+            )
     # Pillow decodes an ICO while it opens it, so Pillow must check it. `check_pixels` checks all others, in better words.
     Image.MAX_IMAGE_PIXELS = rules.max_pixels if kind == "ICO" else None
     try:
@@ -178,16 +179,6 @@ def _finish(
     return Photo(perceptual.pixels_of(square), complete, "; ".join(converted), "; ".join(notes))
 
 
-def _check_frame(claimed: headers.Claim) -> None:
-    if not claimed.agrees:
-        (width, height), (x, y) = claimed.frame, claimed.corner
-        canvas = "{}x{}".format(*claimed.canvas)
-        raise BadPhoto(
-            f"the canvas of {canvas} pixels disagrees with the first frame of {width}x{height} at ({x}, {y})",
-            Facts(claimed.format, *claimed.canvas),
-        )
-
-
 def _take_first_frame(image: Image.Image, facts: Facts, converted: list[str]) -> None:
     if facts.format in ("MPO", "HEIC"):  # Cameras add further pictures, such as a preview. The photo itself is open already.
         return
@@ -199,17 +190,14 @@ def _take_first_frame(image: Image.Image, facts: Facts, converted: list[str]) ->
         converted.append(f"first of {frames} frames")
 
 
-def _load_png(image: Image.Image, payload: bytes, facts: Facts) -> None:
-    if damage := headers.png_damage(payload):
+def _loaded(image: Image.Image, payload: bytes, facts: Facts, rules: DecodeRules) -> Facts:
+    """Decode a PNG, whose EXIF may be behind its pixels, or a HEIC, whose header may have a wrong size. Return its facts."""
+    if facts.format == "PNG" and (damage := headers.png_damage(payload)):
         raise BadPhoto(damage, facts)
     image.load()
-
-
-def _load_heic(image: Image.Image, rules: DecodeRules) -> Facts:
-    """Decode the picture, and return its facts, because the size in its header may be wrong."""
-    image.load()
-    facts = _facts(image)
-    check_size(facts, rules)
+    if facts.format == "HEIC":
+        facts = _facts(image)
+        check_size(facts, rules)
     return facts
 
 

@@ -199,17 +199,19 @@ def png_damage(payload: bytes) -> str:
 
 def jpeg_layout(payload: bytes) -> JpegLayout:
     """Return the layout of a JPEG, from its segments and the first end marker. No end marker can be inside a scan."""
-    place, frame = 2, 0
+    place, frame, end = 2, 0, -1
     while (found := _JPEG_MARKER.search(payload, place)) is not None:
         kind = payload[found.start() + 1]
         if kind in _JPEG_FRAMES:
             frame = frame or kind
         if kind == 0xD9:
-            return JpegLayout(*_kind_of_jpeg(frame), found.end())
+            end = found.end()
+            break
         place = found.end() + int.from_bytes(payload[found.end() : found.end() + 2], "big")
-        if kind == 0xDA and (end := _JPEG_END.search(payload, place)) and end.end() == len(payload):
-            return JpegLayout(*_kind_of_jpeg(frame), len(payload))  # The usual case: nothing follows the picture.
-    return JpegLayout(*_kind_of_jpeg(frame), -1)
+        if kind == 0xDA and (last := _JPEG_END.search(payload, place)) and last.end() == len(payload):
+            end = len(payload)  # The usual case: nothing follows the picture.
+            break
+    return JpegLayout(frame in (0xC2, 0xC6, 0xCA, 0xCE), 0xC0 <= frame < 0xC8, end)
 
 
 def plain_jpeg_size(payload: bytes) -> tuple[int, int] | None:
@@ -244,10 +246,6 @@ def _is_end(payload: bytes, place: int) -> bool:
     return sum(int(np.count_nonzero(p == 0xD9FF)) for p in pairs) == 1
 
 
-def _kind_of_jpeg(frame: int) -> tuple[bool, bool]:
-    return frame in (0xC2, 0xC6, 0xCA, 0xCE), 0xC0 <= frame < 0xC8
-
-
 def what_it_is(payload: bytes, readable: Container[str]) -> tuple[str, str]:
     """Return the format (empty if it is no picture) and the reason, in words, of bytes that Pillow does not open."""
     name = picture_format(payload)
@@ -276,10 +274,8 @@ def what_it_is(payload: bytes, readable: Container[str]) -> tuple[str, str]:
         return "", "only zero bytes"
     if payload[4:8] == b"ftyp":
         return "", "a video: save pictures of it as JPEG or PNG"
-    for magic, reason in _DOCUMENTS:
-        if payload.startswith(magic):
-            return "", reason
-    return "", "text" if _is_text(payload[:1024]) else UNKNOWN
+    reason = "text" if _is_text(payload[:1024]) else UNKNOWN
+    return "", next((known for magic, known in _DOCUMENTS if payload.startswith(magic)), reason)
 
 
 def _is_text(start: bytes) -> bool:

@@ -22,10 +22,7 @@ def reduction_for(size: tuple[int, int], needed_size: tuple[int, int]) -> int:
 def decode(payload: bytes, needed_size: tuple[int, int], facts: Facts) -> Image.Image | None:
     """Decode a JPEG; None if Pillow has to do it: for CMYK, and for what libjpeg-turbo's simple interface does not support.
 
-    A CMYK picture is decoded here only to get the warnings, which Pillow does not report.
-
-    Raises:
-        BadPhoto: if the JPEG is cut off or damaged.
+    A CMYK picture is decoded here only to get the warnings, which Pillow does not report. Raises: BadPhoto.
     """
     is_cmyk = facts.mode not in ("RGB", "L")
     reduction = REDUCTIONS[0] if is_cmyk else reduction_for((facts.width, facts.height), needed_size)

@@ -23,8 +23,8 @@ from job.stores.cache import Cache
 class PhotoStore:
     """The photos that were decoded with these settings, of all sources and runs that share the cache.
 
-    `folder` is its name in the cache. A shard's `extra` lists the files that were read for it. So the digests of the files
-    that another worker, or a killed run, has read are known, too.
+    `folder` is its name in the cache. A shard's `extra` lists the files that were read for it, so the digests of files that
+    another worker, or a killed run, has read are known, too.
     """
 
     def __init__(self, config: IntakeConfig, source_uri: str, cache: Cache) -> None:
@@ -33,9 +33,8 @@ class PhotoStore:
         self.folder = f"images-{digest_of([SCHEMA, rules])[:16]}"
         self._source, self._cache = digest_of(source_uri), cache
         self._of_version_5 = cache.path(f"images-{digest_of([SCHEMA, source_uri, rules])[:16]}")
-        self.writer = StoreWriter(
-            cache.path(self.folder), (config.image_size, config.image_size, 3), "uint8", cache.temporary
-        )
+        shape = (config.image_size, config.image_size, 3)
+        self.writer = StoreWriter(cache.path(self.folder), shape, "uint8", cache.temporary)
 
     def refresh(self) -> Iterator[tuple[Entry, str]]:
         """Look for new shards. Yield the files of this source that were read for them, with the SHA-256 of their bytes."""
@@ -65,10 +64,8 @@ class PhotoStore:
         """Return for each record whether an undamaged shard has it, and the pixels of this depth if it has any."""
         keys = [self.key(record, bit_depth) for record in records]
         has_row = self.writer.has(keys)
-        return [
-            bool(row) if has_pixels(record) else self.writer.note(key) is not None
-            for record, key, row in zip(records, keys, has_row, strict=True)
-        ]
+        found = zip(records, keys, has_row, strict=True)
+        return [bool(row) if has_pixels(record) else self.writer.note(key) is not None for record, key, row in found]
 
     def by_size(self) -> dict[int, set[str]]:
         """Return the SHA-256 of all files that need not be decoded again, by their sizes in bytes."""
@@ -83,11 +80,8 @@ class PhotoStore:
         decoded = [r for r in task.records if r["status"] != "stored"]
         keys = [self.key(r, bit_depth) for r in decoded if has_pixels(r)]
         notes = {self.key(r, bit_depth): r for r in decoded if r["sha256"] and not is_passing(r)}
-        files = [
-            [e.path, e.num_bytes, e.version, r["sha256"]]
-            for e, r in zip(task.entries, task.records, strict=True)
-            if r["sha256"]
-        ]
+        read = [(e, r["sha256"]) for e, r in zip(task.entries, task.records, strict=True) if r["sha256"]]
+        files = [[entry.path, entry.num_bytes, entry.version, digest] for entry, digest in read]
         self.writer.commit(task.file, keys, notes, {"source": self._source, "files": files})
 
     def finish(self, records: Sequence[Record], bit_depth: int) -> ArrayStore:

@@ -96,10 +96,8 @@ def decode_shards(
 ) -> Iterator[ShardTask]:
     """Yield the tasks as they are finished, in any order.
 
-    Raises:
-        StorageFailed: if a shard's file cannot be written, or the source cannot be read.
-        Stopped: if a stop is requested. It does not wait for the end of a shard.
-        TryAgainLater: if a decode process is killed while it starts.
+    Raises: Stopped, without waiting for the end of a shard; TryAgainLater, if a decode process is killed while it starts;
+    StorageFailed, if a shard cannot be written, or the source cannot be read.
     """
     waiting = iter(tasks)
     _shorten_socket_paths()
@@ -250,7 +248,7 @@ class _Worker:
     def _replace(self) -> ShardTask | None:
         """Start a new process for one that has ended. Return the task if it is finished, or else assign it again.
 
-        The photo that the process was at is quarantined if it took too long, or if a process has crashed on it twice.
+        The photo that it was at is quarantined if it took too long, or if a process has crashed on it twice.
         """
         assert self.task is not None
         self._process.join()
@@ -296,8 +294,8 @@ class _Worker:
 def _not_started(exit_code: int | None) -> JobError:
     """Return the error for a decode process that ended before it was ready.
 
-    A positive exit code means a bug, such as a module that cannot be imported. The code of a killed process is negative. If
-    the fork server was killed, multiprocessing reports 255.
+    A positive exit code means a bug, such as a module that cannot be imported. That of a killed process is negative, or 255
+    if the fork server was killed.
     """
     if exit_code is None or exit_code < 0 or exit_code == _SERVER_IS_GONE:
         return TryAgainLater(

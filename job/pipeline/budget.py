@@ -76,7 +76,7 @@ def spent_before(events: Path) -> float:
     A start counts from its first event to its last one.
     """
     spans: dict[str, tuple[float, float]] = {}
-    for event in _events(events):
+    for event in events_in(events):
         spans[event["run_id"]] = spans.get(event["run_id"], (event["time"],))[0], event["time"]
         if event["event"] == "run_ended" and event.get("result") == "ok":
             spans.clear()
@@ -89,17 +89,17 @@ def percent_before(events: Path) -> float:
     It is 0 if that start ended in a way that is not repaired by another start, so that the next one begins something new.
     """
     percent = 0.0
-    for event in _events(events):
+    for event in events_in(events):
         percent = event.get("percent", percent)
         if event["event"] == "run_ended" and event.get("exit_code") not in _RESUMED:
             percent = 0.0
     return percent
 
 
-def _events(file: Path) -> Iterator[dict[str, Any]]:
-    """Yield the events of a log that may be missing."""
+def events_in(file: Path) -> Iterator[dict[str, Any]]:
+    """Yield the events of logs/events.jsonl, which may be missing. A line that was not written completely is left out."""
     for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
-        with suppress(ValueError):  # The line was being written when the machine stopped.
+        with suppress(ValueError):
             event = json.loads(line)
             if isinstance(event, dict) and {"time", "run_id", "event"} <= event.keys():
                 yield event

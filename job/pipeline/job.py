@@ -20,6 +20,7 @@ from job.runtime.context import Context
 from job.runtime.stop import StopRequest
 from job.sources.base import Listing, Source
 from job.storage.files import digest_of
+from job.storage.workdir import LOG
 from job.train.recipe import Recipe, with_quality
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class Job:
                     f"--budget (train.budget_s) works with one worker, and this run has {self.cluster.num_workers}. Leave "
                     "it out, and give --quality."
                 )
-            self.budget = Budget(limit_s, spent_before(self.workdir.path("logs/events.jsonl")))
+            self.budget = Budget(limit_s, spent_before(self.workdir.path(LOG)))
 
     def configure(self, config: Config) -> None:
         """Set the configuration that the budget has chosen."""

@@ -42,11 +42,7 @@ def make_workdir(
 
 
 def refuse_nested(place: str, option: str, folders: Sequence[str | None]) -> None:
-    """Refuse a place to write to that is inside one of these input folders, or contains one.
-
-    Raises:
-        UsageError: if it does. The message names both, and a place to give instead.
-    """
+    """Refuse a place to write to that is inside one of these input folders, or contains one. Raises: UsageError."""
     for folder in filter(None, folders):
         if _lies_in(place, folder) or _lies_in(folder, place):
             raise UsageError(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from job.cluster.devices import Devices
 from job.cluster.environment import Cluster
 from job.config import Config
+from job.errors import UsageError
 from job.pipeline.job import Job
 from job.pipeline.table import STAGES
 from job.sections import PUBLISHED_WEIGHTS
@@ -75,9 +76,11 @@ def cut_in_words(config: Config) -> str:
 
 
 def wanted(stop_after: str | None) -> list[str]:
-    """Return the stages that run if they are stale."""
+    """Return the stages that run if they are stale. Raises: UsageError, if there is no such stage."""
     names = list(STAGES)
-    if stop_after in (None, "report"):
+    if stop_after is None or stop_after == "report":
         return names
-    found = names[: names.index(str(stop_after)) + 1]
+    if stop_after not in STAGES:
+        raise UsageError(f"stop_after {stop_after!r}: there is no such stage. Give one of {', '.join(STAGES)}.")
+    found = names[: names.index(stop_after) + 1]
     return [*found, "report"] if "explore" in found else found  # Without explore there is nothing to report.

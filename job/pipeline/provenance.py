@@ -6,6 +6,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -31,10 +32,8 @@ def describe(job: Job, command: Sequence[str]) -> Run:
     packages += ["pillow", "simplejpeg", "pyarrow"]
     versions = {"transfer-job": __version__, "python": platform.python_version()}
     for package in packages:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return {
         "schema": 1,
         "run_id": job.context.telemetry.run_id,

@@ -155,16 +155,15 @@ def _mended(workdir: Workdir, now: Published) -> Published:
     if not now.set:
         return _found(workdir, now)
     names = {f"versions/{now.set}/{name}": digest for name, digest in now.files.items()}
-    if workdir.digests(tuple(now.files)) == now.files and all(workdir.exists(name) for name in names):
+    are_copied = workdir.digests(tuple(now.files)) == now.files
+    if (are_copied and all(workdir.exists(name) for name in names)) or workdir.digests(tuple(names)) == names:
         return now
-    if workdir.digests(tuple(names)) == names:
-        return now
-    if workdir.digests(tuple(now.files)) == now.files:
-        with workdir.writing_folder(f"versions/{now.set}") as folder, storage_errors(folder):
-            for name in now.files:
-                _fill(folder / name, workdir.path(name), copy_file)
-        return now
-    return _found(workdir, replace(now, set="", files={}, before="", before_files={}))
+    if not are_copied:
+        return _found(workdir, replace(now, set="", files={}, before="", before_files={}))
+    with workdir.writing_folder(f"versions/{now.set}") as folder, storage_errors(folder):
+        for name in now.files:
+            _fill(folder / name, workdir.path(name), copy_file)
+    return now
 
 
 def _found(workdir: Workdir, now: Published) -> Published:
@@ -250,10 +249,10 @@ def _sources(workdir: Workdir, done: Collection[str]) -> dict[str, Path | bytes]
     for stage in (stage for name, stage in STAGES.items() if name in done):
         for name, place in stage.public.items():
             path = workdir.path(place)
-            files = {
-                f"{name}/{file.relative_to(path).as_posix()}": file for file in everything_below(path) if file.is_file()
-            }
-            found |= files or ({name: path} if path.exists() else {})
+            below = [file for file in everything_below(path) if file.is_file()]
+            found |= {f"{name}/{file.relative_to(path).as_posix()}": file for file in below}
+            if not below and path.exists():
+                found[name] = path
     if "evaluate" in done:
         found["metrics.json"] = to_json(metrics(workdir, workdir.read_json("stages/evaluate/evaluation.json"), done))
     return found
@@ -271,8 +270,8 @@ def _publish_set(workdir: Workdir, sources: _Sources, digests: Mapping[str, str]
     if now != before:
         now.save(workdir)
         workdir.commit()  # In a bucket, too, the set must be published before the copies change.
-    for old in {file.split("/")[1] for file in workdir.ledger.below("versions")} - {now.set, now.before}:
-        workdir.remove(f"versions/{old}")
+    sets = {file.split("/")[1] for file in workdir.ledger.below("versions")}
+    workdir.remove(*(f"versions/{old}" for old in sets - {now.set, now.before}))
 
 
 def _place(
@@ -302,8 +301,7 @@ def _remove_copies(workdir: Workdir, files: Mapping[str, str], prefix: str = "")
     edited = workdir.path(prefix + _EDITED)
     if _EDITED in files and edited.is_file() and digest_of_file(edited) != files[_EDITED]:
         _set_aside(edited)
-    for name in files:
-        workdir.remove(prefix + name)
+    workdir.remove(*(prefix + name for name in files))
 
 
 def _set_aside(edited: Path) -> None:

@@ -24,7 +24,6 @@ from job.runtime.cgroups import memory_bytes
 from job.runtime.telemetry import Telemetry
 from job.serving.formats.table import FORMATS
 from job.storage.files import digest_of, in_units
-from job.storage.sealed import read_sealed, write_sealed
 from job.text.numbers import about, seconds
 from job.train.loop import VALIDATION_BATCH_SIZE
 from job.train.recipe import QUALITIES, Recipe, with_quality
@@ -62,13 +61,13 @@ def settle(job: Job, budget: Budget) -> None:
     line(f"  {chosen.name} is taken{': nothing is fine-tuned' if chosen.name == HEAD else ''}")
     budget.settled_s = budget.spent_s
     total = {**asdict(chosen), "seconds": budget.settled_s + chosen.seconds}
-    write_sealed(job.workdir, CHOICE, {"made_from": _made_from(job), "chosen": total})
+    job.workdir.write_sealed(CHOICE, {"made_from": _made_from(job), "chosen": total})
     resume(job, budget)
 
 
 def resume(job: Job, budget: Budget) -> None:
     """Give the job the configuration of an earlier choice, if one was made from the same data, settings and budget."""
-    kept = read_sealed(job.workdir, CHOICE)
+    kept = job.workdir.read_sealed(CHOICE)
     if kept and kept["made_from"] == _made_from(job):
         budget.chosen = Estimate(**kept["chosen"])
         job.configure(configured(job.given, budget.chosen.name))

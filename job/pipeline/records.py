@@ -7,7 +7,6 @@ from job.pipeline.table import STAGES
 from job.reporting.summaries import Run
 from job.reporting.times import Timing
 from job.storage.files import digest_of
-from job.storage.sealed import read_sealed, write_sealed
 from job.storage.workdir import Workdir
 from job.stores.arrays import ArrayStore
 from job.stores.cache import Cache
@@ -29,12 +28,12 @@ class Record(Timing):
 
 def read_run(workdir: Workdir) -> Run | None:
     """Return the description of the run in run.json; None if it is missing or damaged."""
-    return read_sealed(workdir, _RUN)
+    return workdir.read_sealed(_RUN)
 
 
 def write_run(workdir: Workdir, described: Run) -> None:
     """Write run.json."""
-    write_sealed(workdir, _RUN, described)
+    workdir.write_sealed(_RUN, described)
 
 
 class Records:
@@ -49,11 +48,11 @@ class Records:
 
     def __getitem__(self, stage: str) -> Record | None:
         """Return the record of a stage; None if the stage is not finished."""
-        return read_sealed(self._workdir, _name(stage))
+        return self._workdir.read_sealed(_name(stage))
 
     def write(self, stage: str, record: Record) -> None:
         """Write the record of a finished stage."""
-        write_sealed(self._workdir, _name(stage), record)
+        self._workdir.write_sealed(_name(stage), record)
 
     def remove(self, stage: str) -> None:
         """Remove the record of a stage, which then counts as not finished."""

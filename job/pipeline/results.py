@@ -59,11 +59,7 @@ class Result:
 
     @property
     def predictions(self) -> pa.Table:
-        """A table of every photo of the test set with the probabilities of both models.
-
-        Raises:
-            FileNotFoundError: if nothing was trained.
-        """
+        """Every photo of the test set with the probabilities of both models. Raises: FileNotFoundError, without a model."""
         return pq.read_table(self._path("predictions.parquet"))
 
     @property

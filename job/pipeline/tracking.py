@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING
 from job.config import with_dotted_names
 from job.errors import DataUnusable, Diverged, GateNotMet, UsageError
 from job.pipeline import publishing
+from job.pipeline.budget import events_in
 from job.pipeline.job import Job
 from job.runtime.sending import sending
 from job.storage.files import digest_of
 from job.storage.published import Published
+from job.storage.workdir import LOG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -152,9 +154,7 @@ class _Tracker:
 
     def _epochs(self) -> list[dict[str, float]]:
         """Return the epochs in the log of this output: seed, epoch, time, and metrics. Earlier starts are included."""
-        log = self._job.workdir.path("logs/events.jsonl")
-        lines = log.read_text("utf-8").splitlines() if log.exists() else []
-        return [json.loads(line) for line in lines if '"event": "epoch"' in line]
+        return [event for event in events_in(self._job.workdir.path(LOG)) if event["event"] == "epoch"]
 
     def _kept(self, epochs: list[dict[str, float]]) -> list[dict[str, float]]:
         """Return all epochs of the training that counts, with their times in the log: MLflow stores a point only once."""

@@ -37,7 +37,7 @@ from job.storage.files import everything_below, free_bytes, in_units, storage_fa
 from job.train.recipe import Recipe
 
 Run = Planned | Job
-Fault = TypeVar("Fault")
+Fault = TypeVar("Fault", bound=Exception)
 _NUM_READ = 8  # Files that are read as a sample.
 _CLEARLY_TOO_MANY = 0.5  # If none of the sample can be read, more than this share of all files cannot.
 _MAX_AHEAD_S = 60.0
@@ -60,7 +60,7 @@ def examine(run: Planned) -> Iterator[Finding]:
         except Stopped:
             raise
         except (JobError, OSError) as error:
-            found = Finding.of(error if isinstance(error, JobError) else storage_failed(error, Path(str(error.filename))))
+            found = Finding.of(error if isinstance(error, JobError) else storage_failed(error))
             if found in met:
                 found = Finding("skipped", f"needs what the check {met[found]!r} has found missing")
             else:
@@ -233,7 +233,7 @@ def _ports(run: Run) -> Iterator[Finding]:
         if cluster.is_chief:
             own.append((*cluster.control_address, "The chief"))
         for host, port, who in own:
-            if taken := _for_a_while(partial(_taken, host, port, who)):
+            if taken := _fault_of(partial(_try_port, host, port, who), TryAgainLater):
                 raise taken
         yield ok(f"free: {', '.join(str(port) for _, port, _ in own)}")
 
@@ -245,7 +245,7 @@ def _workers(run: Run) -> Iterator[Finding]:
     if not others:
         return
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        faults = list(pool.map(lambda address: _for_a_while(partial(_unreachable, address)), others))
+        faults = list(pool.map(lambda address: _fault_of(partial(_try_to_reach, address), OSError), others))
     lost = [f"{other} ({fault.strerror or fault})" for other, fault in zip(others, faults, strict=True) if fault]
     if lost:
         raise TryAgainLater(
@@ -255,30 +255,27 @@ def _workers(run: Run) -> Iterator[Finding]:
     yield ok(f"{len(others)} other machines can be reached")
 
 
-def _taken(host: str, port: int, who: str) -> TryAgainLater | None:
-    """Return the error of listening on a port that another process has."""
-    try:
-        listening(host, port, who).close()
-    except TryAgainLater as error:
-        return error
-    return None
+def _try_port(host: str, port: int, who: str) -> None:
+    listening(host, port, who).close()
 
 
-def _unreachable(address: str) -> OSError | None:
-    """Return the error of connecting to a machine that does not answer, or has no name yet."""
-    try:
+def _try_to_reach(address: str) -> None:
+    """Connect to a machine. Raises: OSError, if it does not answer, or has no name yet."""
+    with suppress(ConnectionRefusedError):
         socket.create_connection((address.rpartition(":")[0], _port(address)), timeout=_ANSWERS_WITHIN_S).close()
-    except OSError as error:
-        return None if isinstance(error, ConnectionRefusedError) else error
-    return None
 
 
-def _for_a_while(attempt: Callable[[], Fault | None]) -> Fault | None:
-    """Try something for ten seconds, until it has no fault. Return the last one."""
+def _fault_of(attempt: Callable[[], None], kind: type[Fault]) -> Fault | None:
+    """Try something for ten seconds, until it raises no error of this kind. Return the last one."""
     deadline = time.monotonic() + _TRIES_FOR_S
-    while (fault := attempt()) is not None and time.monotonic() < deadline:
+    while True:
+        try:
+            attempt()
+            return None
+        except kind as error:
+            if time.monotonic() > deadline:
+                return error
         time.sleep(_PAUSE_S)
-    return fault
 
 
 def _port(address: str) -> int:

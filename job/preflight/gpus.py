@@ -15,7 +15,6 @@ import re
 import runpy
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from job.cluster.devices import Devices, without_gpu
 from job.cluster.environment import Cluster
 from job.errors import TryAgainLater, UsageError
 from job.preflight.base import Finding, ok, warning
+from job.runtime.children import written_by
 from job.runtime.stop import ignore_signals
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _ASKED = "index,uuid,name,driver_version,compute_cap,memory.total,memory.free"
 _QUERY = ("nvidia-smi", f"--query-gpu={_ASKED}", "--format=csv,noheader,nounits")
-_QUERY_TIMEOUT_S, _TRIAL_TIMEOUT_S, _LOOKS_EVERY_S, _DIES_WITHIN_S = 20.0, 300.0, 0.2, 5.0
+_QUERY_TIMEOUT_S, _TRIAL_TIMEOUT_S, _DIES_WITHIN_S = 20.0, 300.0, 5.0
 # The oldest driver for each major version of CUDA, from NVIDIA's page "Minor Version Compatibility".
 _OLDEST_DRIVERS = {11: 450, 12: 525, 13: 580}
 _STEPS = {
@@ -85,9 +85,8 @@ class Seen:
     def gpus(self) -> list[Gpu]:
         """The GPUs that nvidia-smi lists and this process may use."""
         found = [gpu for line in self.query.out.splitlines() if (gpu := _gpu(line))]
-        chosen = [
-            gpu for gpu in found if self.visible and any(gpu.number == v or gpu.uuid.startswith(v) for v in self.visible)
-        ]
+        visible = self.visible or ()
+        chosen = [gpu for gpu in found if any(gpu.number == v or gpu.uuid.startswith(v) for v in visible)]
         return chosen or (found if self.num_devices else [])  # Slices of a GPU (MIG) have names that no line has.
 
 
@@ -163,13 +162,9 @@ def _kernels(seen: Seen) -> Iterator[Finding]:
             continue
         there = ", ".join(map(str, sorted(have for _, have in compiled)))
         names = ", ".join(sorted({gpu.name for gpu in seen.gpus if gpu.capability == capability}))
+        then = "TensorFlow ignores this GPU."
         if any(kind == "compute" and have <= capability for kind, have in compiled):
-            then = (
-                "The driver has to compile them at the first start, which can take half an hour, and for 12.0 ends with "
-                "CUDA_ERROR_INVALID_PTX."
-            )
-        else:
-            then = "TensorFlow ignores this GPU."
+            then = "The driver compiles them at the first start in up to half an hour, or fails with CUDA_ERROR_INVALID_PTX."
         yield warning(
             f"TensorFlow has no kernels for the compute capability {capability} of {names}, only for {there}. "
             f"{then} Use another GPU, or a build of TensorFlow for this one, as in the images of NVIDIA (nvcr.io), or "
@@ -212,9 +207,8 @@ def _failed(step: str, fault: str) -> Finding:
     if step == "xla":  # Only on CPUs does a run compile with it (`data/augment.py`).
         return warning(f"{text} A run does not need XLA on GPUs.")
     if _TAKEN.search(fault):
-        return Finding.of(
-            TryAgainLater(f"{text} Another process may use this GPU (nvidia-smi): try again when it has ended.")
-        )
+        used = f"{text} Another process may use this GPU (nvidia-smi): try again when it has ended."
+        return Finding.of(TryAgainLater(used))
     way_out = "If no line above explains it, try another machine, or compute on the CPU: CUDA_VISIBLE_DEVICES="
     return Finding.of(UsageError(f"{text} {way_out}"))
 
@@ -262,31 +256,25 @@ def _answer(
     command: Sequence[str], timeout_s: float, check_stop: Callable[[], None], environ: Mapping[str, str] | None = None
 ) -> Answer:
     """Return the answer of a program. One that hangs in the driver cannot be killed, so it is not waited for."""
-    pipe, deadline = subprocess.PIPE, time.monotonic() + timeout_s
+    pipe = subprocess.PIPE
     try:
         process = subprocess.Popen(command, env={**os.environ, **(environ or {})}, stdout=pipe, stderr=pipe, text=True)
     except OSError:
         return Answer(None)
     try:
-        while True:
-            with suppress(subprocess.TimeoutExpired):
-                out, err = process.communicate(timeout=_LOOKS_EVERY_S)
-                return Answer(process.returncode, out, err)
-            check_stop()
-            if time.monotonic() > deadline:
-                break
+        if written := written_by(process, None, timeout_s, check_stop):
+            return Answer(process.returncode, *written)
     finally:
         process.kill()
     with suppress(subprocess.TimeoutExpired):
-        out, err = process.communicate(timeout=_DIES_WITHIN_S)
-        return Answer(None, out, err)
+        return Answer(None, *process.communicate(timeout=_DIES_WITHIN_S))
     return Answer(None)
 
 
 def main(logical_cpus: int) -> None:
     """Compute on each GPU of this worker, in the steps of `_STEPS`. Print a line of JSON after each one."""
     ignore_signals()
-    devices = Devices(Cluster.from_environ(os.environ) if not logical_cpus else None, logical_cpus=logical_cpus or None)
+    devices = Devices(Cluster() if logical_cpus else Cluster.from_environ(os.environ), logical_cpus=logical_cpus or None)
     strategy = devices.local.strategy
     import tensorflow as tf
 
@@ -303,8 +291,8 @@ def main(logical_cpus: int) -> None:
         compiled = tf.function(convolve, jit_compile=jit, autograph=False)
         strategy.run(compiled, (photos, kernels))
 
-    for step, compute in (("kernel", lambda: everywhere(False)), ("xla", lambda: everywhere(True))):
-        _try(step, compute)
+    _try("kernel", lambda: everywhere(False))
+    _try("xla", lambda: everywhere(True))
     if strategy.num_replicas_in_sync > 1:
         _try("all_reduce", lambda: _sum_over(strategy))
 

@@ -14,7 +14,6 @@ from job.pipeline.run import bring_up_to_date
 from job.ranking.photos import Photos
 from job.ranking.table import Accuracy, Cost
 from job.storage.files import digest_of
-from job.storage.sealed import read_sealed, write_sealed
 
 _NUM_COMPONENTS = 256  # As in audit.
 _PROBE_SCHEMA = 1
@@ -34,7 +33,7 @@ def probe(job: Job, photos: Photos) -> Predictions:
     features, config = job["extract"].features.plain, job.config
     content = [photos.paths, photos.labels_N.tolist(), photos.groups_N.tolist()]
     key = digest_of([_PROBE_SCHEMA, features.digest, content, config.audit.folds, config.seed])
-    known = read_sealed(job.workdir, "probe.json")
+    known = job.workdir.read_sealed("probe.json")
     if known is not None and known["key"] == key:
         return Predictions(known["predicted"], known["log_loss"])
     examples = job["split"].examples
@@ -45,7 +44,7 @@ def probe(job: Job, photos: Photos) -> Predictions:
     stop = job.context.stop.check
     probabilities_NC = out_of_fold(components_NK, labels_N, groups_N, num_classes, folds, config.seed, stop)
     found = Predictions(probabilities_NC.argmax(1).tolist(), float(_log_losses(probabilities_NC, photos.labels_N).mean()))
-    write_sealed(job.workdir, "probe.json", {"key": key, **asdict(found)})
+    job.workdir.write_sealed("probe.json", {"key": key, **asdict(found)})
     return found
 
 
@@ -53,7 +52,7 @@ def fine_tune(job: Job) -> None:
     """Fine-tune the candidate, and store what it predicts for its validation photos in its folder."""
     bring_up_to_date(job, "audit", "head", "fine_tune")
     key = job.records.outcome("fine_tune")
-    if (known := read_sealed(job.workdir, _TUNED)) is not None and known["key"] == key:
+    if (known := job.workdir.read_sealed(_TUNED)) is not None and known["key"] == key:
         return
     from job.measure.models import tuned_logits
 
@@ -68,12 +67,12 @@ def fine_tune(job: Job) -> None:
         "predicted": [examples.class_names[k] for k in logits_NC.argmax(1)],
         "log_losses": _log_losses(softmax(logits_NC, axis=1), examples.labels[val]).round(6).tolist(),
     }
-    write_sealed(job.workdir, _TUNED, found)
+    job.workdir.write_sealed(_TUNED, found)
 
 
 def fine_tuned(job: Job, photos: Photos) -> Predictions:
     """Return what the candidate, once `fine_tune` was called, predicts for these validation photos."""
-    known = read_sealed(job.workdir, _TUNED)
+    known = job.workdir.read_sealed(_TUNED)
     assert known is not None
     of_path = dict(zip(known["paths"], zip(known["predicted"], known["log_losses"], strict=True), strict=True))
     predicted, log_losses = zip(*(of_path[path] for path in photos.paths), strict=True)

@@ -31,7 +31,6 @@ from job.runtime.context import Context
 from job.sources.open import open_source
 from job.storage.claim import claim
 from job.storage.files import digest_of
-from job.storage.sealed import read_sealed, write_sealed
 from job.storage.workdir import Workdir
 from job.stores.arrays import ArrayStore
 
@@ -147,7 +146,7 @@ def _extract(job: Job) -> Cost:
     """
     images = job["intake"].images
     try:
-        known = read_sealed(job.workdir, "cost.json")
+        known = job.workdir.read_sealed("cost.json")
         per_photo = None if known else measured(job.network, images, job.config.extract.batch_size)
         if per_photo:
             millions, seconds = per_photo["multiply_adds"] / 1e6, per_photo["forward_wall_ms"] / 1000 * len(images)
@@ -161,7 +160,7 @@ def _extract(job: Job) -> Cost:
         if known is None or known["key"] != key:
             per_photo = per_photo or measured(job.network, images, job.config.extract.batch_size)
             cost = Cost(**per_photo, extract_wall_s=record["wall_s"], extract_cpu_s=record["cpu_s"])
-            write_sealed(job.workdir, "cost.json", {"key": key, "cost": asdict(cost)})
+            job.workdir.write_sealed("cost.json", {"key": key, "cost": asdict(cost)})
             return cost
     except Exception as error:
         # The second is TensorFlow's; naming the class would import it.

@@ -15,7 +15,7 @@ from job.errors import JobError, TryAgainLater, code_of, of_code
 from job.runtime.stop import StopRequest, ignore_signals
 
 _TIMEOUT_S = 1800
-_LOOKS_EVERY_S = 0.5
+_LOOKS_EVERY_S = 0.2
 _LAST_CHARACTERS = 4000
 Request = TypeVar("Request")
 
@@ -51,17 +51,10 @@ def ask(child: subprocess.Popen[str], request: Mapping[str, object], what: str, 
         TryAgainLater: if the system has killed it, because memory is short.
         Stopped: if the job was asked to stop. End the process then.
     """
-    deadline = time.monotonic() + _TIMEOUT_S
-    unsent: str | None = json.dumps(request)
-    while True:
-        try:
-            answer, said = child.communicate(unsent, timeout=_LOOKS_EVERY_S)
-            break
-        except subprocess.TimeoutExpired:
-            unsent = None  # The request is already being sent.
-            stop.check()
-            if time.monotonic() > deadline:
-                raise JobError(f"{what} took over {_TIMEOUT_S} s. Lower export.parity_photos.") from None
+    written = written_by(child, json.dumps(request), _TIMEOUT_S, stop.check)
+    if written is None:
+        raise JobError(f"{what} took over {_TIMEOUT_S} s. Lower export.parity_photos.")
+    answer, said = written
     if child.returncode != 0:
         stop.check()
         if child.returncode == -signal.SIGKILL:
@@ -74,6 +67,20 @@ def ask(child: subprocess.Popen[str], request: Mapping[str, object], what: str, 
     if code:
         raise of_code(code, message)
     return result
+
+
+def written_by(
+    child: subprocess.Popen[str], request: str | None, within_s: float, check_stop: Callable[[], None]
+) -> tuple[str, str] | None:
+    """Return standard output and standard error of a process once it has ended; None if that takes too long."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        try:
+            return child.communicate(request, timeout=_LOOKS_EVERY_S)
+        except subprocess.TimeoutExpired:
+            request = None  # It is already being sent.
+            check_stop()
+    return None
 
 
 def answer(

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from job.runtime.peers import Alone, Peers
+from job.runtime.peers import Peers
 from job.runtime.stop import StopRequest
 from job.runtime.telemetry import Telemetry
 from job.sections import CacheConfig, CheckpointConfig
@@ -30,7 +30,7 @@ class Context:
     stop: StopRequest = field(default_factory=StopRequest)
     caching: CacheConfig = field(default_factory=CacheConfig)
     saving: CheckpointConfig = field(default_factory=CheckpointConfig)
-    peers: Peers = field(default_factory=Alone)
+    peers: Peers = field(default_factory=Peers)
 
     @cached_property
     def cache(self) -> Cache:

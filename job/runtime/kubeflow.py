@@ -33,52 +33,45 @@ def reported(telemetry: Telemetry, environ: Mapping[str, str]) -> Iterator[None]
     if not (url and certificate and token):
         yield
         return
-    trainer = _Trainer(telemetry, url, Path(certificate), Path(token))
-    with sending(trainer.send, trainer.tell, every_s=SECONDS_BETWEEN_MESSAGES, last_within_s=_LAST_WITHIN_S):
-        yield
 
+    def send(_: bool | None) -> None:
+        if status := _status(telemetry):
+            _post(url, Path(certificate), Path(token), status)
 
-class _Trainer:
-    """The server of Kubeflow Trainer."""
-
-    def __init__(self, telemetry: Telemetry, url: str, certificate: Path, token: Path) -> None:
-        self._telemetry, self._url, self._certificate, self._token = telemetry, url, certificate, token
-
-    def send(self, _: bool | None) -> None:
-        """Send the progress. Raises whatever is wrong with the server."""
-        if status := self._status():
-            self._send(status)
-
-    def tell(self, error: Exception) -> None:
-        """Print a line about the first fault."""
-        self._telemetry.line(
-            f"Kubeflow Trainer at {self._url} does not take the progress of this run: {error}. The run goes on. "
+    def tell(error: Exception) -> None:
+        telemetry.line(
+            f"Kubeflow Trainer at {url} does not take the progress of this run: {error}. The run goes on. "
             "Check that the NetworkPolicy of this pod lets it connect there.",
             level="warning",
         )
 
-    def _status(self) -> dict[str, object] | None:
-        """Return the message; None before the run has a forecast."""
-        if self._telemetry.forecast is None:
-            return None
-        progress = self._telemetry.forecast.now()
-        left = {} if progress.remaining_s is None else {"estimatedRemainingSeconds": progress.remaining_s}
-        metrics = [{"name": name, "value": f"{value:.6g}"} for name, value in sorted(self._telemetry.latest.items())]
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        return {"progressPercentage": progress.percent, **left, "metrics": metrics, "lastUpdatedTime": now}
+    with sending(send, tell, every_s=SECONDS_BETWEEN_MESSAGES, last_within_s=_LAST_WITHIN_S):
+        yield
 
-    def _send(self, status: Mapping[str, object]) -> None:
-        """Send one message. Raises: OSError, ValueError or HTTPException, if the server does not take it."""
-        url = urlsplit(self._url)
-        token = "".join(self._token.read_text().split())  # A line break in it would be an error that quotes the token.
-        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-        trusted = ssl.create_default_context(cafile=self._certificate)
-        # This module and not urllib, which would use the proxy of the environment.
-        connection = HTTPSConnection(url.hostname or "", url.port, timeout=_TIMEOUT_S, context=trusted)
-        try:
-            connection.request("POST", url.path, json.dumps({"trainerStatus": status}), headers)
-            answer = connection.getresponse()
-            if answer.status != 200:
-                raise OSError(f"it answered {answer.status} {answer.reason}")
-        finally:
-            connection.close()
+
+def _status(telemetry: Telemetry) -> dict[str, object] | None:
+    """Return the message; None before the run has a forecast."""
+    if telemetry.forecast is None:
+        return None
+    progress = telemetry.forecast.now()
+    left = {} if progress.remaining_s is None else {"estimatedRemainingSeconds": progress.remaining_s}
+    metrics = [{"name": name, "value": f"{value:.6g}"} for name, value in sorted(telemetry.latest.items())]
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {"progressPercentage": progress.percent, **left, "metrics": metrics, "lastUpdatedTime": now}
+
+
+def _post(server: str, certificate: Path, token: Path, status: Mapping[str, object]) -> None:
+    """Send one message. Raises: OSError, ValueError or HTTPException, if the server does not take it."""
+    url = urlsplit(server)
+    secret = "".join(token.read_text().split())  # A line break in it would be an error that quotes the token.
+    headers = {"Authorization": f"Bearer {secret}", "Content-Type": "application/json"}
+    trusted = ssl.create_default_context(cafile=certificate)
+    # This module and not urllib, which would use the proxy of the environment.
+    connection = HTTPSConnection(url.hostname or "", url.port, timeout=_TIMEOUT_S, context=trusted)
+    try:
+        connection.request("POST", url.path, json.dumps({"trainerStatus": status}), headers)
+        answer = connection.getresponse()
+        if answer.status != 200:
+            raise OSError(f"it answered {answer.status} {answer.reason}")
+    finally:
+        connection.close()

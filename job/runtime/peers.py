@@ -6,45 +6,35 @@ Everything that a worker has finished is on the disk, so it can be killed at any
 """
 
 from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 Item = TypeVar("Item")
 _NUMBERS_IN_MESSAGE = 50_000  # A message has at most 1 MiB.
 
 
-class Peers(Protocol):
-    """The workers of a run, as one of them sees them."""
+class Peers:
+    """The workers of a run, as one of them sees them. This class is for a single worker, which is the chief.
 
-    index: int
-    count: int
+    `index` is the number of this worker, and `count` that of all workers.
+    """
+
+    index, count = 0, 1
 
     @property
     def is_chief(self) -> bool:
-        """True for the worker that gives the orders and publishes the results. A single worker is always the chief."""
+        """True for the worker that gives the orders and publishes the results."""
+        return self.index == 0
 
     def own(self, items: Sequence[Item]) -> Sequence[Item]:
         """Return this worker's part of the items."""
+        return part(items, self.index, self.count)
 
     def same(self, value: Item) -> Item:
         """Return the chief's value on all workers. Each worker must call this, in the same order."""
-
-    def meet(self) -> None:
-        """Wait on the chief until all other workers have called this. The other workers do not wait."""
-
-
-class Alone:
-    """A single worker, which is the chief."""
-
-    index, count, is_chief = 0, 1, True
-
-    def own(self, items: Sequence[Item]) -> Sequence[Item]:
-        return items
-
-    def same(self, value: Item) -> Item:
         return value
 
     def meet(self) -> None:
-        return
+        """Wait on the chief until all other workers have called this. The other workers do not wait."""
 
 
 def told(peers: Peers, numbers: list[int]) -> list[int]:

@@ -22,47 +22,37 @@ def sending(
     After a block that ended well it calls `send(True)`, and after one of the errors in `last_after` `send(False)`. The
     program waits at most `last_within_s` for that. Whatever `send` raises, the run goes on: `tell` gets the first fault.
     """
-    sender = _Sender(send, tell, every_s)
-    sender.start()
+    over, faults = threading.Event(), list[Exception]()
+    ended: bool | None = None
+
+    def fault(error: Exception) -> None:
+        faults.append(error)
+        if len(faults) == 1:
+            tell(error)
+
+    def attempt(how: bool | None) -> None:
+        try:
+            send(how)
+        except Exception as error:
+            fault(error)
+
+    def keep_sending() -> None:
+        while not over.wait(every_s):
+            attempt(None)
+        if ended is not None:
+            attempt(ended)
+
+    thread = threading.Thread(target=keep_sending, daemon=True)  # A server that hangs must not keep the process alive.
+    thread.start()
     try:
         yield
-        sender.ended = True
+        ended = True
     except last_after:
-        sender.ended = False
+        ended = False
         raise
     finally:
-        sender.over.set()
-        if sender.ended is not None:
-            sender.join(last_within_s)
-            if sender.is_alive():
-                sender.fault(TimeoutError(f"it did not take the last message within {last_within_s:g} s"))
-
-
-class _Sender(threading.Thread):
-    """Sends every few seconds until `over` is set, and then once more if `ended` says how."""
-
-    def __init__(self, send: Send, tell: Callable[[Exception], None], every_s: float) -> None:
-        super().__init__(daemon=True)  # A server that hangs must not keep the process alive.
-        self._send, self._tell, self._every_s = send, tell, every_s
-        self._has_failed = False
-        self.ended: bool | None = None
-        self.over = threading.Event()
-
-    def run(self) -> None:
-        """Send until the run is over."""
-        while not self.over.wait(self._every_s):
-            self._try(None)
-        if self.ended is not None:
-            self._try(self.ended)
-
-    def _try(self, ended: bool | None) -> None:
-        try:
-            self._send(ended)
-        except Exception as error:
-            self.fault(error)
-
-    def fault(self, error: Exception) -> None:
-        """Tell a fault, unless one was told before."""
-        if not self._has_failed:
-            self._has_failed = True
-            self._tell(error)
+        over.set()
+        if ended is not None:
+            thread.join(last_within_s)
+            if thread.is_alive():
+                fault(TimeoutError(f"it did not take the last message within {last_within_s:g} s"))

@@ -107,17 +107,13 @@ class StopRequest:
     @contextmanager
     def deadline(self, within_s: float, error: JobError) -> Iterator[None]:
         """End the process with `error` if the block takes longer than `within_s` seconds, even if the block is stuck."""
-        over = threading.Event()
-
-        def watch() -> None:
-            if not over.wait(within_s):
-                self.end_now(error)
-
-        threading.Thread(target=watch, daemon=True).start()
+        timer = threading.Timer(within_s, self.end_now, (error,))
+        timer.daemon = True
+        timer.start()
         try:
             yield
         finally:
-            over.set()
+            timer.cancel()
 
     def end_now(self, error: JobError) -> None:
         """End the process at once with the exit code of an error, whatever its threads are doing."""

@@ -10,7 +10,7 @@ import sys
 import time
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TextIO
 
@@ -202,17 +202,12 @@ class Telemetry:
         loop. For the stage of the loop itself it has the units that come after the loop.
         """
         stream = self._log.stream or sys.stderr
-        loop = _Loop(self, what, total, unit, later or {})
-        if self._log.as_json or not stream.isatty():
-            yield loop
-        else:
-            with _bar(stream, unit) as bar:
-                self._bar = bar
-                loop.show_in(bar)
-                try:
-                    yield loop
-                finally:
-                    self._bar = None
+        with nullcontext() if self._log.as_json or not stream.isatty() else _bar(stream, unit) as bar:
+            loop, self._bar = _Loop(self, what, total, unit, later or {}, bar), bar
+            try:
+                yield loop
+            finally:
+                self._bar = None
         loop.end()
 
     def measured(self, units_per_s: float, num_left: float, later: Mapping[str, float]) -> dict[str, int | None]:
@@ -251,14 +246,15 @@ class Telemetry:
 class _Loop:
     """A loop of `total` units. It is shown as lines, or as a bar, and its rate says how long the rest of the run takes."""
 
-    def __init__(self, telemetry: Telemetry, what: str, total: int, unit: str, later: Mapping[str, float]) -> None:
+    def __init__(
+        self, telemetry: Telemetry, what: str, total: int, unit: str, later: Mapping[str, float], bar: Bar | None
+    ) -> None:
         self._telemetry, self._what, self._total, self._unit, self._later = telemetry, what, total, unit, later
         self._done = self._first = 0
         self._start = self._looked = self._first_at = time.monotonic()
-        self._bar: Bar | None = None
-
-    def show_in(self, bar: Bar) -> None:
-        self._bar, self._task = bar, bar.add_task(self._what, total=self._total, run="")
+        self._bar = bar
+        if bar:
+            self._task = bar.add_task(what, total=total, run="")
 
     def advance(self, count: int = 1) -> None:
         if self._bar:

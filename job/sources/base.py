@@ -24,10 +24,10 @@ _NUMBERED_SPLIT = re.compile(rf"({'|'.join(name for name, split in SPLITS.items(
 class Entry(NamedTuple):
     """A file, or a row of a table, that a source lists.
 
-    `path` is relative to the source and valid Unicode, with `/` between its parts. `version` changes when the bytes of the
-    file change. `verdict` is set if the listing alone decides about the entry; `reason` then says why, in plain words.
-    If `path` contains a link, `real_path` is the path of the file itself; outside of the source it begins with `/`.
-    `group` names what the photo belongs to, such as a patient or a camera. Photos of one group stay in one split.
+    `path` is relative to the source and valid Unicode, with `/` between its parts; `real_path` is that of the file itself if
+    `path` contains a link, and begins with `/` outside of the source. `version` changes with the bytes of the file.
+    `verdict` is set if the listing alone decides about the entry, and `reason` says why. Photos of one `group`, such as a
+    patient or a camera, stay in one split.
 
     It is a tuple because making a frozen dataclass takes longer than the system call that looks at the file.
     """

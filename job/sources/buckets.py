@@ -5,7 +5,6 @@ The slashes in the names of objects make a tree of folders. After that, the rule
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from operator import attrgetter
 from posixpath import normpath
 from typing import NamedTuple
 
@@ -14,15 +13,9 @@ from job.sections import IntakeConfig
 from job.sources.base import Entry, Listing
 from job.sources.fetch import PATIENCE_S, THREADS, limit_arenas, read_ordered
 from job.sources.folders import list_files
-from job.sources.local import OUTSIDE, Child, FoundFile, by_stem, find_file, from_text
+from job.sources.local import OUTSIDE, Child, Files, FoundFile, from_text
 from job.storage.bucket.objects import Objects, Stored, is_remote, join
-from job.storage.bucket.open import open_objects
 from job.storage.ledger import MARK
-
-
-def open_bucket(uri: str, labelled: bool, settings: IntakeConfig) -> "BucketSource":
-    """Return the folder below a prefix of a bucket. No request is sent yet. Raises: UsageError, if its scheme is unknown."""
-    return BucketSource(open_objects(uri, connections=THREADS), labelled, settings)
 
 
 @dataclass(frozen=True)
@@ -47,12 +40,7 @@ class BucketSource:
         self.objects.prepare()
 
     def listing(self) -> Listing:
-        """Return the objects below the prefix, with the labels of their folders.
-
-        Raises:
-            UsageError: if there is nothing below the prefix, or the prefix is an output of this job.
-            DataUnusable: if nothing has a label, or the folders can be understood in two ways.
-        """
+        """Return the objects below the prefix, with the labels of their folders. Raises as `list_files` does."""
         found = list_files(self.files(), self.settings, labelled=self.labelled)
         return replace(found, entries=_with_own_paths(found.entries))
 
@@ -74,15 +62,13 @@ class BucketSource:
 
 def _with_own_paths(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
     """Make paths unique: the entry of a folder may have the same path as an object, and then gets a slash behind it."""
-    taken: set[str] = set()
-    own = []
+    own: dict[str, Entry] = {}
     for entry in entries:
         path = entry.path
-        while path in taken:
+        while path in own:
             path += "/"
-        taken.add(path)
-        own.append(entry if path == entry.path else entry._replace(path=path))
-    return tuple(sorted(own, key=attrgetter("path")))
+        own[path] = entry if path == entry.path else entry._replace(path=path)
+    return tuple(own[path] for path in sorted(own))
 
 
 class _Child(NamedTuple):
@@ -100,7 +86,7 @@ class _Child(NamedTuple):
         return False
 
 
-class ObjectFiles:
+class ObjectFiles(Files):
     """The objects of a bucket as files in folders. Web consoles keep an empty folder as an object named `folder/`."""
 
     def __init__(self, uri: str, stored: Iterable[Stored]) -> None:
@@ -112,9 +98,8 @@ class ObjectFiles:
             folder = found.name[: found.name.rfind("/") + 1]
             self._make(folder)
             if found.name != folder or found.num_bytes:
-                child = self._files[found.name] = _Child(
-                    found.name[len(folder) :], found.name, found.num_bytes, found.version
-                )
+                child = _Child(found.name[len(folder) :], found.name, found.num_bytes, found.version)
+                self._files[found.name] = child
                 self._children[folder].append(child)
 
     def children(self, folder: str) -> list[_Child]:
@@ -139,9 +124,6 @@ class ObjectFiles:
     def real_path(self, file: Child, path: str) -> str:  # noqa: ARG002  # There are no links.
         return ""
 
-    def find(self, text: str) -> FoundFile | str:
-        return find_file(text, self._look, self._with_extension)
-
     def _make(self, folder: str) -> None:
         missing = []
         while folder not in self._children:
@@ -161,7 +143,6 @@ class ObjectFiles:
         return "it is a folder" if path == "." or f"{path}/" in self._children else ""
 
     def _below_root(self, name: str) -> str | None:
-        """Return the name of the object that a path or URI means; None if it is outside of the prefix."""
         root = f"{self.uri}/"
         if is_remote(name) and not name.startswith(root):
             return None
@@ -171,12 +152,5 @@ class ObjectFiles:
         path = normpath(name)
         return None if path == ".." or path.startswith(("../", "/")) else path
 
-    def _with_extension(self, name: str) -> list[str]:
-        path = self._below_root(name)
-        if not path:
-            return []
-        folder = path[: path.rfind("/") + 1]
-        if folder not in self._stems_of_folder:
-            names = sorted(child.name for child in self._children.get(folder, ()) if not child.is_dir())
-            self._stems_of_folder[folder] = by_stem(names)
-        return [folder + name for name in self._stems_of_folder[folder].get(path[len(folder) :], [])]
+    def _names_in(self, folder: str) -> Sequence[str]:
+        return sorted(child.name for child in self._children.get(folder, ()) if not child.is_dir())

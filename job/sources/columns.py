@@ -59,10 +59,7 @@ class Columns:
             DataUnusable: if a column is missing or not clear, or photos have more than one label.
             UsageError: if a column that a setting names does not exist.
         """
-        path, label = self._column("path"), self._column("label")
-        if label is None:
-            self._refuse_lists()
-        path, label = self._of_two(path, label)
+        path, label = self._of_two(self._column("path"), self._column("label"))
         group = self._named("group_column", self.settings.group_column)
         split = self._split()
         if not self.grid.has_header and len(self.grid.names) > 2:
@@ -98,12 +95,7 @@ class Columns:
         setting = f"{kind}_column"
         if (named := self._named(setting, getattr(self.settings, setting))) is not None:
             return named
-        other = {
-            self.settings.path_column,
-            self.settings.label_column,
-            self.settings.split_column,
-            self.settings.group_column,
-        }
+        other = {getattr(self.settings, f"{one}_column") for one in ("path", "label", "split", "group")}
         for tier in _COLUMN_NAMES[kind]:
             found = [k for k, name in enumerate(self.grid.names) if plain(name) in tier and name.strip() not in other]
             if len(found) > 1:
@@ -128,9 +120,9 @@ class Columns:
     def _by_values(
         self, path: int | None, label: int | None, split: int | None
     ) -> tuple[int | None, int | None, int | None]:
-        """Return the columns of path, label and split of a table without a header; None for one that is not clear.
+        """Return the columns of path, label and split of a table without a header, by their values; None where unclear.
 
-        It looks at their values. Import files of Google are such tables: `TRAIN,gs://bucket/1.jpg,daisy`.
+        Import files of Google are such tables: `TRAIN,gs://bucket/1.jpg,daisy`.
         """
         values = [self.grid.values(k) for k in range(len(self.grid.names))]
         photos = [k for k, cells in enumerate(values) if cells and all(map(is_named_like_a_photo, cells))]
@@ -148,11 +140,6 @@ class Columns:
         values = self.grid.values(split)
         return split if 2 * sum(value.lower() in {*SPLITS, *_UNASSIGNED} for value in values) > len(values) else None
 
-    def _refuse_lists(self) -> None:
-        for k, what in self.grid.odd.items():
-            if what.startswith("lists") and any(plain(self.grid.names[k]) in tier for tier in _COLUMN_NAMES["label"]):
-                raise several_labels(self.table, f"its column {self.grid.names[k]!r} holds {what}")
-
     def _refuse_boxes(self) -> None:
         names = {plain(name) for name in self.grid.names}
         for box in _BOXES:
@@ -164,10 +151,8 @@ class Columns:
                 )
 
     def _class_columns(self, taken: Collection[int]) -> list[int]:
-        """Return the columns that seem to stand for a class each: two or more that contain only 0 and 1.
-
-        Raises:
-            DataUnusable: if a photo has more than one class.
+        """Return the columns that seem to stand for a class each: two or more that contain only 0 and 1. Raises:
+        DataUnusable.
         """
         grid = self.grid
         values: dict[int, set[str]] = defaultdict(set)
@@ -196,16 +181,10 @@ class Columns:
         return found
 
     def _check(self, found: dict[str, int | None]) -> None:
-        """Check that the columns were found and contain text.
-
-        Raises:
-            DataUnusable: if one does not.
-        """
+        """Check that the columns were found and contain text. Raises: DataUnusable, UsageError."""
         grid = self.grid
-        missing = [kind for kind in ("path", "label") if kind in found and found[kind] is None]
-        if self.classes and "label" in missing:
-            missing.remove("label")
-        if missing:
+        needed = ("path",) if self.classes else ("path", "label")
+        if missing := [kind for kind in needed if kind in found and found[kind] is None]:
             flags = " ".join(f"--{kind}-column NAME" for kind in missing)
             raise DataUnusable(
                 f"{self.table}: there is no column {' and no column '.join(missing)} in it. {self._header} Name the column: "
@@ -223,15 +202,7 @@ class Columns:
         self._check_splits(found.get("split"))
 
     def _check_splits(self, split: int | None) -> None:
-        """Check the values of the split column, and those that `test_values` and `val_values` name.
-
-        Raises:
-            DataUnusable: if most values of the column are not splits.
-            UsageError: if the settings name a value that the column does not have, or there is no such column.
-        """
-        values = self.grid.values(split) if split is not None else []
-        seen = sorted(set(values))
-        shown = ", ".join(seen[:6]) + (", ..." if len(seen) > 6 else "")
+        """Check the values of the split column, and those that `test_values` and `val_values` name."""
         if split is None:
             if self._has_values:
                 raise UsageError(
@@ -239,7 +210,9 @@ class Columns:
                     f"found. Name it: --split-column NAME. {self._header}"
                 )
             return
-        name = self.grid.names[split]
+        values, name = self.grid.values(split), self.grid.names[split]
+        seen = sorted(set(values))
+        shown = ", ".join(seen[:6]) + (", ..." if len(seen) > 6 else "")
         if strange := sorted({*self.settings.test_values, *self.settings.val_values} - {*seen}):
             raise UsageError(
                 f"{self.table}: no row has {strange[0]!r} (intake.test_values, val_values) in column {name!r}. "

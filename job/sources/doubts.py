@@ -119,11 +119,11 @@ class Doubts:
         if all(name.lower() in SPLITS for name in names):
             return
         above, below = in_words([f.name for f in cores]), in_words(sorted(names))
-        lines = (
-            [] if flat else [f"If {below} are the classes: --data {shlex.quote(self.uri)} --set intake.label_from=parent"]
-        )
+        lines = []
         if {name.lower() for name in names} & ANNOTATIONS:
             lines = [f"{below} look like photos and masks. Leave one of them out: masks are no photos of a class."]
+        elif not flat:
+            lines = [f"If {below} are the classes: --data {shlex.quote(self.uri)} --set intake.label_from=parent"]
         raise DataUnusable(
             f"{self.uri}: the classes may be {above}, or {below}: "
             f"{above} hold the same folders, and no photos beside these.",

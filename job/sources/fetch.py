@@ -61,8 +61,7 @@ def _content(future: Future[bytes], uri: str) -> bytes | OSError:
 
 
 def limit_arenas() -> None:
-    """Make all threads of this process allocate from one arena. Each further arena would take 64 MB of address space, which
-    is limited in a decode process."""
+    """Make all threads of this process allocate from one arena, because each takes 64 MB of limited address space."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # Only glibc has it.
     if mallopt is not None:
         mallopt(_M_ARENA_MAX, 1)

@@ -12,7 +12,7 @@ from job.errors import UsageError
 from job.sections import IntakeConfig
 from job.sources.base import Entry, Listing, split_names
 from job.sources.layout import class_folders
-from job.sources.local import IMAGE_EXTENSIONS, Files, LocalFiles, from_text, to_text
+from job.sources.local import Files, LocalFiles, from_text, may_be_a_photo, to_text
 from job.sources.opening import read_files
 from job.sources.tree import ROOT, TABLE_EXTENSIONS, Tree
 from job.sources.unlabelled import NUMBERED, named_part, tables_of_labels, unlabelled
@@ -44,12 +44,7 @@ class FolderSource:
         """Load nothing: reading local files needs no further modules."""
 
     def listing(self) -> Listing:
-        """Return the files below the root, with their labels.
-
-        Raises:
-            DataUnusable: if nothing has a label, or the folders can be understood in two ways.
-            UsageError: if this user cannot list the root or a split folder.
-        """
+        """Return the files below the root, with their labels. Raises as `list_files` does."""
         with refused_at_start(f"--data {self.root}", self.root):
             return list_files(self.files(), self.settings, labelled=self.labelled)
 
@@ -89,7 +84,7 @@ def list_files(files: Files, settings: IntakeConfig = IntakeConfig(), *, labelle
     Outputs of this job are left out. They are known by their mark, because one folder can be mounted at two paths.
 
     Raises:
-        UsageError: if the root itself is an output of this job.
+        UsageError: if the root is an output of this job, or this user cannot list it or a split folder.
         DataUnusable: if nothing has a label, or the folders can be understood in two ways.
     """
     if files.is_output(""):
@@ -137,10 +132,10 @@ def _labelled_by_path(walk: Walk, settings: IntakeConfig) -> Listing:
             label = named_part(pattern, entry.path, "label")
         if entry.verdict == "ignored" or label:
             entries.append(entry if entry.verdict == "ignored" else entry._replace(label=label, split=split))
-        elif settings.label_from == "parent" or not _is_named_like_a_photo(entry.path):
-            entries.append(
-                ignored(entry.path, "outside every class folder" if settings.label_from == "parent" else "no photo")
-            )
+        elif settings.label_from == "parent":
+            entries.append(ignored(entry.path, "outside every class folder"))
+        elif not may_be_a_photo(entry.path.rpartition("/")[2]):
+            entries.append(ignored(entry.path, "no photo"))
         else:
             reason = "its name does not match intake.label_pattern"
             entries.append(entry._replace(split=split, verdict="quarantined", reason=reason))
@@ -160,11 +155,6 @@ def _without_unlabelled_splits(entries: list[Entry]) -> list[Entry]:
         ignored(e.path, reason) if e.verdict == "quarantined" and not e.label and e.split and e.split not in labelled else e
         for e in entries
     ]
-
-
-def _is_named_like_a_photo(path: str) -> bool:
-    name = path.rpartition("/")[2]
-    return "." not in name or PurePath(name).suffix.lower() in IMAGE_EXTENSIONS
 
 
 def _own_tables(tree: Tree) -> list[tuple[str, str]]:

@@ -102,8 +102,8 @@ def _read_csv(text: str, table: str, known: frozenset[str]) -> Grid:
     text, skipped, options = _dialect(text, known)
     end = ["end", "of", "table"]  # If a quotation mark is never closed, this row becomes part of the cell before it.
     lines = chain(io.StringIO(text, newline=""), [options["delimiter"].join(end)])
-    rows = [(number, cells) for number, cells in enumerate(csv.reader(lines, **options), 1 + skipped)]
-    rows = [(number, cells) for number, cells in rows if any(map(str.strip, cells))]
+    numbered = enumerate(csv.reader(lines, **options), 1 + skipped)
+    rows = [(number, cells) for number, cells in numbered if any(map(str.strip, cells))]
     if rows[-1][1] != end:
         number, cells = rows[-1]
         raise DataUnusable(
@@ -113,16 +113,9 @@ def _read_csv(text: str, table: str, known: frozenset[str]) -> Grid:
     if len(rows) == 1:
         raise DataUnusable(f"{table}: this table is empty. Give it a header (path,label) and a row for each photo.")
     rows.pop()
-    names = rows[0][1]
-    notes: tuple[str, ...] = ()
     headless = _is_data(rows, known)
-    if headless:
-        names = [f"column {k}" for k in range(1, len(names) + 1)]
-        notes = (f"{table} has no header: its first row was read as a row.",)
-    else:
-        rows.pop(0)
-    while len(names) > 1 and not names[-1].strip():
-        names = names[:-1]
+    names = [f"column {k}" for k in range(1, len(rows[0][1]) + 1)] if headless else _fitted(rows.pop(0)[1], 1)
+    notes = (f"{table} has no header: its first row was read as a row.",) if headless else ()
     cells_of_rows = [(number, _fitted([unguarded(c) for c in cells], len(names))) for number, cells in rows]
     return Grid(names, cells_of_rows, notes=notes, has_header=not headless)
 
@@ -179,7 +172,7 @@ def _header(text: str, delimiters: tuple[str, ...], known: frozenset[str]) -> tu
 
 def _read_json_lines(text: str, table: str) -> Grid:
     rows: list[tuple[int, Mapping[str, object]]] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(io.StringIO(text, newline=None), 1):  # Not splitlines: it also splits at U+2028 in a text.
         if not line.strip():
             continue
         try:
@@ -191,10 +184,6 @@ def _read_json_lines(text: str, table: str) -> Grid:
         rows.append((number, row))
     if not rows:
         raise DataUnusable(f'{table}: this table is empty. Give a line such as {{"file_name": "a.jpg", "label": "cat"}}.')
-    return _from_objects(rows)
-
-
-def _from_objects(rows: list[tuple[int, Mapping[str, object]]]) -> Grid:
     names = list(dict.fromkeys(name for _, row in rows for name in row))
     odd = {
         k: "lists" if any(isinstance(row.get(name), list) for _, row in rows) else "objects"
@@ -239,11 +228,8 @@ def _read_parquet(file: Path, table: str) -> Grid:
         names = list(schema.names)
         if twice := {name for name in names if names.count(name) > 1}:
             raise DataUnusable(f"{table}: several columns are called {min(twice)!r}. Rename all but one of them.")
-        odd = {
-            k: f"lists ({kind})" if _is_list(kind) else str(kind)
-            for k, kind in enumerate(schema.types)
-            if not _is_text(kind)
-        }
+        kinds = {k: kind for k, kind in enumerate(schema.types) if not _is_text(kind)}
+        odd = {k: f"lists ({kind})" if _is_list(kind) else str(kind) for k, kind in kinds.items()}
         columns = parquet.read(columns=[name for k, name in enumerate(names) if k not in odd])
         num_rows = parquet.metadata.num_rows
     cells = [[""] * num_rows if k in odd else _texts(columns.column(name)) for k, name in enumerate(names)]
@@ -254,17 +240,8 @@ def _is_text(kind: pa.DataType) -> bool:
     """Return whether there is only one way to write the values of a type as text."""
     if pa.types.is_dictionary(kind):
         return _is_text(kind.value_type)
-    tests = (
-        pa.types.is_string,
-        pa.types.is_large_string,
-        pa.types.is_binary,
-        pa.types.is_large_binary,
-        pa.types.is_integer,
-        pa.types.is_floating,
-        pa.types.is_boolean,
-        pa.types.is_null,
-    )
-    return any(test(kind) for test in tests)
+    texts = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), pa.bool_(), pa.null())
+    return kind in texts or pa.types.is_integer(kind) or pa.types.is_floating(kind)
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -2,7 +2,7 @@
 
 If `--data` seems to name the wrong folder, or the folders can be understood in two ways, the source is refused with the
 commands to choose from. `intake.layout` avoids guesses: with `classes`, every folder at the top is a class; with `splits`,
-every folder that is named like a split is a split.
+every folder that is named like a split is one.
 """
 
 import shlex
@@ -32,9 +32,7 @@ class ClassFolder(NamedTuple):
 def class_folders(walk: Walk, settings: IntakeConfig) -> list[ClassFolder]:
     """Return the class folders of a source. Files and folders beside them become entries of the walk.
 
-    Raises:
-        DataUnusable: if `--data` seems to name the wrong folder, or the folders can be understood in two ways.
-        OSError: if the root or a split folder cannot be listed.
+    Raises: OSError; DataUnusable, if `--data` seems to name the wrong folder, or the folders can be understood in two ways.
     """
     top = [Folder(child, to_text(child.name)) for child in walk.folders_beside_files("", "")]
     named = {} if settings.layout == "classes" else split_names(folder.name for folder in top)
@@ -87,10 +85,8 @@ class _Layout:
         ]
 
     def _is_class(self, folder: Folder) -> bool:
-        """Return whether a folder that is named like the training split is a class beside other classes.
-
-        Raises:
-            DataUnusable: if it may be both.
+        """Return whether a folder that is named like the training split is a class beside other classes. Raises:
+        DataUnusable.
         """
         if self.named[folder.name] != "train" or not self.guesses or not self.siblings:
             return False
@@ -185,10 +181,8 @@ class _Layout:
         return [ClassFolder(folder.child, folder.path, folder.name, None) for folder in classes]
 
     def _splits_in_classes(self, full: list[Folder]) -> list[ClassFolder]:
-        """Return the split folders inside the class folders, as in `cat/train/`; nothing if there are none.
-
-        Raises:
-            DataUnusable: if only some classes have splits.
+        """Return the split folders inside the class folders, as in `cat/train/`; nothing if there are none. Raises:
+        DataUnusable.
         """
         divided = {}
         for folder in full:
@@ -212,11 +206,7 @@ class _Layout:
         ]
 
     def refuse_one_class(self, found: list[ClassFolder]) -> None:
-        """Refuse a single folder with photos if its labels may be somewhere else.
-
-        Raises:
-            DataUnusable: if there is a table or names with labels, an unlabelled split, or boxes of objects.
-        """
+        """Refuse a single folder with photos if there is a table or names with labels, an unlabelled split, or boxes."""
         full = self.tree.with_photos(Folder(c.child, c.path) for c in found)
         if len({folder.name for folder in full}) != 1:
             return
@@ -226,11 +216,8 @@ class _Layout:
         if boxes and boxes >= {stem for stem, _, extension in names if extension.lower() in ("jpg", "jpeg", "png")}:
             raise self.doubts.as_detection(f"each photo in {photos.path} has a file of the same name beside it")
         lines = ways_out(self.tree, photos, [ROOT, *self.tree.folders(ROOT)], ROOT if len(full) > 1 else None)
-        flat = [
-            f.name
-            for f in self.top
-            if f.name in self.named and not any(f"{c.path}/".startswith(f"{f.path}/") for c in found)
-        ]
+        used = {c.path.partition("/")[0] for c in found}
+        flat = [f.name for f in self.top if f.name in self.named and f.path not in used]
         if lines or flat:
             raise DataUnusable(
                 f"{self.doubts.uri}: unlabelled: {full[0].name} would be the only class: no other folder holds photos of a "

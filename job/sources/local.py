@@ -4,7 +4,8 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -27,11 +28,7 @@ _NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 @dataclass(frozen=True)
 class FoundFile:
-    """A regular file that was found by its name.
-
-    `path` is its path below the root. If `path` contains a link, `real_path` is the path of the file itself, as text.
-    `extension_added` is set if the name had no extension.
-    """
+    """A regular file that was found by its name. `path` is below the root; `real_path` is set if there is a link in it."""
 
     path: str
     num_bytes: int
@@ -54,70 +51,84 @@ class Child(Protocol):
     def is_symlink(self) -> bool: ...
 
 
-class Files(Protocol):
+class Files(ABC):
     """The files and folders below a root. Methods take a folder as the `path` of its `Child`, and the root as ""."""
 
-    @property
-    def uri(self) -> str: ...
+    uri: str
+    _stems_of_folder: dict[str, dict[str, list[str]]]
 
+    @abstractmethod
     def children(self, folder: str) -> Sequence[Child]:
         """Return the files and folders in a folder, sorted by name. Raises: OSError."""
-        ...
 
+    @abstractmethod
     def glance(self, folder: str) -> Iterator[Child]:
         """Yield the children of a folder in any order, for callers that need only a few of them. Raises: OSError."""
-        ...
 
+    @abstractmethod
     def identity(self, folder: str) -> object:
         """Return a value that is equal for two paths if they lead to the same folder. Raises: OSError."""
-        ...
 
+    @abstractmethod
     def is_output(self, folder: str) -> bool:
         """Return whether a folder is an output of this job: it contains the file `storage.ledger.MARK`."""
-        ...
 
+    @abstractmethod
     def status(self, file: Child) -> tuple[int, str] | None:
         """Return the size in bytes and the version of a regular file; None if it is not regular. Raises: OSError."""
-        ...
 
+    @abstractmethod
     def follow(self, link: Child) -> Child | str:
         """Return the target of a link, with the name of the link; or, in words, why the link may not be followed."""
-        ...
 
+    @abstractmethod
     def real_path(self, file: Child, path: str) -> str:
         """Return the path of the file itself, as text, if it is not `path` because of a link; otherwise an empty string."""
-        ...
 
     def find(self, text: str) -> FoundFile | str:
-        """Return the file that a user names `text`, or, in words, why there is none that may be opened. See `find_file`."""
-        ...
+        """Return the file that a user names `text`, or, in words, why there is none that may be opened.
 
+        It tries `text` as it is, then as `to_text` writes names, then with slashes for backslashes and without spaces around
+        it. If none of them exists, it tries them as names without an extension, which only one photo may have.
+        """
+        fault = ""
+        for spelling in _spellings(text):
+            found = self._look(spelling)
+            if isinstance(found, FoundFile):
+                return found
+            fault = fault or found
+        for spelling in _spellings(text):
+            names = self._with_extension(spelling)
+            if len(names) == 1:
+                found = self._look(names[0])
+                return replace(found, extension_added=True) if isinstance(found, FoundFile) else found
+            if names:
+                return f"{NO_SUCH_FILE}, and several that it may mean: {', '.join(map(to_text, names))}"
+        return fault or NO_SUCH_FILE
 
-def find_file(
-    text: str, look: Callable[[str], FoundFile | str], with_extension: Callable[[str], Sequence[str]]
-) -> FoundFile | str:
-    """Return the file that a user names `text`, or, in words, why there is none that may be opened.
+    def _with_extension(self, name: str) -> list[str]:
+        """Return the paths of the photos that a name without its extension may mean."""
+        path = self._below_root(name)
+        if not path:
+            return []
+        folder = path[: path.rfind("/") + 1]
+        if folder not in self._stems_of_folder:
+            stems = self._stems_of_folder[folder] = {}
+            for photo in filter(is_named_like_a_photo, self._names_in(folder)):
+                stems.setdefault(photo.rpartition(".")[0], []).append(photo)
+        return [folder + photo for photo in self._stems_of_folder[folder].get(path[len(folder) :], [])]
 
-    It tries `text` as it is, then as `to_text` writes names, then with slashes for backslashes and without spaces around
-    it. If none of them exists, it tries them as names without an extension, which only one photo may have.
+    @abstractmethod
+    def _look(self, name: str) -> FoundFile | str:
+        """Return the regular file with this name; or, in words, what is there instead; or "" if nothing is there."""
 
-    `look` returns the regular file with exactly this name; or, in words, what is there instead; or an empty string if
-    nothing is there. `with_extension` returns the paths of the photos that a name without its extension may mean.
-    """
-    fault = ""
-    for spelling in _spellings(text):
-        found = look(spelling)
-        if isinstance(found, FoundFile):
-            return found
-        fault = fault or found
-    for spelling in _spellings(text):
-        names = with_extension(spelling)
-        if len(names) == 1:
-            found = look(names[0])
-            return replace(found, extension_added=True) if isinstance(found, FoundFile) else found
-        if names:
-            return f"{NO_SUCH_FILE}, and several that it may mean: {', '.join(map(to_text, names))}"
-    return fault or NO_SUCH_FILE
+    @abstractmethod
+    def _below_root(self, name: str) -> str | None:
+        """Return the name as a path below the root; empty if no file can have this name; None if it is outside."""
+
+    @abstractmethod
+    def _names_in(self, folder: str) -> Sequence[str]:
+        """Return the names of the files in a folder, sorted. Its path below the root is empty or ends in a slash."""
 
 
 def is_named_like_a_photo(name: str) -> bool:
@@ -126,13 +137,9 @@ def is_named_like_a_photo(name: str) -> bool:
     return bool(dot) and f".{extension.lower()}" in IMAGE_EXTENSIONS
 
 
-def by_stem(names: Iterable[str]) -> dict[str, list[str]]:
-    """Return the names that have the extension of a photo, grouped by the name without the extension."""
-    stems: dict[str, list[str]] = {}
-    for name in names:
-        if is_named_like_a_photo(name) and (stem := name.rpartition(".")[0]):
-            stems.setdefault(stem, []).append(name)
-    return stems
+def may_be_a_photo(name: str) -> bool:
+    """Return whether a file name has the extension of a picture, or none."""
+    return "." not in name or is_named_like_a_photo(name)
 
 
 class Target(NamedTuple):
@@ -149,10 +156,9 @@ class Target(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LocalFiles:
-    """The files below a local folder. `root` is a path without links in it.
-
-    Links are followed if they lead to a place below `root`, or below one of `link_roots`.
+class LocalFiles(Files):
+    """The files below a local folder, whose path `root` contains no links. Links that lead below `root` or `link_roots` are
+    followed.
     """
 
     root: Path
@@ -160,8 +166,8 @@ class LocalFiles:
     _real_folders: dict[str, str] = field(default_factory=dict)
     _stems_of_folder: dict[str, dict[str, list[str]]] = field(default_factory=dict)
 
-    @property
-    def uri(self) -> str:
+    @cached_property
+    def uri(self) -> str:  # type: ignore[override]
         return str(self.root)
 
     def children(self, folder: str) -> list[os.DirEntry[str]]:
@@ -183,21 +189,13 @@ class LocalFiles:
         status = os.lstat(file.path)
         return (status.st_size, str(status.st_mtime_ns)) if stat.S_ISREG(status.st_mode) else None
 
-    def find(self, text: str) -> FoundFile | str:
-        return find_file(text, self._look, self._with_extension)
-
     def follow(self, link: Child) -> Child | str:
-        real = fault = ""
         try:
             real = os.path.realpath(link.path, strict=True)
         except OSError as error:
             fault = "a link that points to nothing"
-            if error.errno == errno.EACCES:
-                fault = f"cannot be read: {error.strerror}"
-        else:
-            if not self._is_reachable(real):
-                fault = LEAVING
-        return fault or Target(link.name, real)
+            return f"cannot be read: {error.strerror}" if error.errno == errno.EACCES else fault
+        return Target(link.name, real) if self._is_reachable(real) else LEAVING
 
     def real_path(self, file: Child, path: str) -> str:
         if not file.path.startswith(self._prefix):
@@ -206,7 +204,6 @@ class LocalFiles:
         return "" if real == path or to_text(real) == path else to_text(real)
 
     def _look(self, name: str) -> FoundFile | str:
-        """Return the regular file with this name; or, in words, what is there instead; or "" if nothing is there."""
         path = self._below_root(name)
         if not path:
             return OUTSIDE if path is None else ""
@@ -231,7 +228,6 @@ class LocalFiles:
         return f"it is {'a folder' if stat.S_ISDIR(status.st_mode) else 'not a regular file'}"
 
     def _below_root(self, name: str) -> str | None:
-        """Return the name as a path below the root; empty if no file can have this name; None if it is outside."""
         if not name or "\0" in name:
             return ""
         path = os.path.normpath(name)
@@ -243,24 +239,12 @@ class LocalFiles:
             path = path[len(self._prefix) :] or "."
         return None if path == ".." or path.startswith("../") else path
 
-    def _with_extension(self, name: str) -> list[str]:
-        path = self._below_root(name)
-        if not path:
-            return []
-        folder, _, last = path.rpartition("/")
-        if folder not in self._stems_of_folder:
-            self._stems_of_folder[folder] = self._stems(folder)
-        names = self._stems_of_folder[folder].get(last, [])
-        return [f"{folder}/{name}" for name in names] if folder else names
-
-    def _stems(self, folder: str) -> dict[str, list[str]]:
-        """Return the names of the photos in a folder, grouped by the name without the extension."""
-        if not self._is_reachable(self._real_folder(folder)):
-            return {}
+    def _names_in(self, folder: str) -> Sequence[str]:
+        real = self._real_folder(folder.rstrip("/"))
         try:
-            return by_stem(sorted(os.listdir(self._real_folder(folder))))  # noqa: PTH208
+            return sorted(os.listdir(real)) if self._is_reachable(real) else ()  # noqa: PTH208
         except (OSError, UnicodeError):
-            return {}
+            return ()
 
     def _real_folder(self, folder: str) -> str:
         """Return the absolute path of a folder below the root, with links followed. It may be outside of the root."""

@@ -48,8 +48,8 @@ class Matching:
         """Yield (index, path of the file) for each row that finds exactly one file under another spelling of its path.
 
         Spellings differ in letter case, Unicode form or a missing extension. If no row finds a file, a beginning that all
-        paths share is dropped, but only if then every row finds one. `missing` has (index, path) of the rows without a file.
-        `num_rows` is the number of rows that name a path.
+        paths share is dropped, but only if then every row finds one. `missing` has (index, path) of the rows without a file,
+        and `num_rows` is the number of rows that name a path.
         """
         spelled = {k: file for k, path in missing if (file := self._find_spelled(path))}
         if spelled:
@@ -67,10 +67,8 @@ class Matching:
                     yield k, self._find_spelled(_slashes(path)[len(prefix) :]) or ""
 
     def refuse(self, rows: Sequence[Row], missing: Sequence[Row]) -> None:
-        """Add a note that says what would make the rows match that find no file.
-
-        Raises:
-            DataUnusable: if no row finds a file.
+        """Add a note that says what would make the rows match that find no file. Raises: DataUnusable, if no row finds a
+        file.
         """
         if not missing:
             return
@@ -95,7 +93,7 @@ class Matching:
                 "These are URLs, and the job downloads no photos: download them, and write their paths into the table."
             )
         if all(row.path.startswith(_BUCKETS) for row in missing):
-            bucket = os.path.commonpath([row.path.partition("://")[2].rpartition("/")[0] for row in missing])
+            bucket = os.path.commonpath([row.path.partition("://")[2].strip("/").rpartition("/")[0] for row in missing])
             if bucket:
                 uri = f"{missing[0].path.partition('://')[0]}://{bucket}"
                 lines.append(f"To read them in their bucket: --data {shlex.quote(uri)} --labels {shlex.quote(self.table)}")

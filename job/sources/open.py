@@ -9,6 +9,7 @@ from job.sources.base import PhotoFolder, Source
 from job.sources.folders import FileSource, FolderSource
 from job.sources.tree import TABLE_EXTENSIONS, is_table
 from job.storage.bucket.objects import is_remote, split_object
+from job.storage.bucket.open import open_objects
 
 _KINDS = f"a table ({', '.join(TABLE_EXTENSIONS[:6])})"
 
@@ -41,9 +42,11 @@ def open_source(
     if is_file and labels is not None:
         raise UsageError(f"--labels {labels}: --data {uri} is a table itself; give the folder of the photos as --data.")
     if in_bucket:
-        from job.sources.buckets import open_bucket
+        from job.sources.buckets import BucketSource
+        from job.sources.fetch import THREADS
 
-        photos: PhotoFolder = open_bucket(split_object(uri)[0] if is_file else uri, labelled, settings)
+        objects = open_objects(split_object(uri)[0] if is_file else uri, connections=THREADS)
+        photos: PhotoFolder = BucketSource(objects, labelled, settings)
     else:
         photos = FolderSource((data.parent if is_file else data).resolve(), labelled, settings)
     if is_file:

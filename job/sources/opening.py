@@ -22,8 +22,7 @@ _MAX_OPEN_FOLDERS = 32
 def open_regular(path: Path | str, flags: int = 0, folder: int | None = None) -> int:
     """Return a descriptor of a regular file. A relative path starts at `folder`, the descriptor of a folder, if given.
 
-    Raises:
-        OSError: if it cannot be opened, or is not a regular file.
+    Raises: OSError, also if it is not a regular file.
     """
     descriptor = os.open(path, _FILE | flags, dir_fd=folder)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -36,10 +35,8 @@ def read_files(root: Path, paths: Iterable[str]) -> Iterator[bytes | OSError]:
     """Yield the bytes of each file, in order. A file that cannot be read gives an OSError in its place.
 
     Paths are relative to `root`, or absolute, and written as `to_text` writes them. No link is followed in any part of a
-    path, so a link that replaced a file or a folder after the listing gives an error.
-
-    Raises:
-        StorageFailed: if the machine has no free file descriptors or no memory (`errors.OF_THE_MACHINE`).
+    path, so a link that replaced a file or a folder after the listing gives an error. Raises: StorageFailed, if the machine
+    has no free file descriptors or no memory.
     """
     try:
         tree = _Tree(root)
@@ -75,11 +72,8 @@ class _Tree:
 
     def read(self, path: str) -> bytes:
         folder, slash, name = path.rpartition("/")
-        descriptor = open_regular(name, os.O_NOFOLLOW, self._folder(folder or slash))
-        try:
-            return _whole(descriptor)
-        finally:
-            os.close(descriptor)
+        with io.FileIO(open_regular(name, os.O_NOFOLLOW, self._folder(folder or slash))) as file:
+            return file.readall()
 
     def _folder(self, path: str) -> int:
         if path not in self._folders:
@@ -126,21 +120,6 @@ def _descend(folder: int, path: str) -> int:
     return below
 
 
-def _whole(descriptor: int) -> bytes:
-    """Return the bytes of a file. It makes two system calls; Python's file object makes seven."""
-    chunks = []
-    wanted = os.fstat(descriptor).st_size + 1  # Getting one byte less than wanted shows that this was the end.
-    while chunk := os.read(descriptor, wanted):
-        chunks.append(chunk)
-        if len(chunk) == wanted - 1 and len(chunks) == 1:
-            break
-    return b"".join(chunks)
-
-
 def opened(path: Path) -> io.FileIO:
-    """Open a regular file that a user named. Links are followed.
-
-    Raises:
-        OSError: if it cannot be opened, or is not a regular file.
-    """
-    return io.FileIO(open_regular(path), closefd=True)
+    """Open a regular file that a user named. Links are followed. Raises: OSError, also if it is not a regular file."""
+    return io.FileIO(open_regular(path))

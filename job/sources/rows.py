@@ -84,10 +84,9 @@ def _row(number: int, cells: list[str], grid: Grid, found: dict[str, int | None]
     )
     fault = ""
     if columns.classes:
-        true = [grid.names[k].strip() for k in columns.classes if cells[k].strip().lower() in TRUE]
-        label, fault = (true[0], "") if true else ("", f"row {number} has no 1 in any column of a class")
-    says = _trimmed(says)
-    label = _trimmed(label)
+        label = next((grid.names[k] for k in columns.classes if cells[k].strip().lower() in TRUE), "")
+        fault = "" if label else f"row {number} has no 1 in any column of a class"
+    says, label = _trimmed(says), _trimmed(label)
     label = "" if label.lower() in _NO_LABELS else label
     return Row(number, path, label, columns.split_of(says) if says else "", fault, _trimmed(group), says)
 
@@ -99,16 +98,11 @@ def _trimmed(text: str) -> str:
 
 
 def _refuse_joined_labels(table: str, labels: Collection[str]) -> None:
-    """Refuse labels such as `cat|dog` and `cat dog`, if cat and dog are labels, too.
+    """Refuse labels such as `cat|dog` and `cat dog`, if cat and dog are labels, too, and lists such as `['cat', 'dog']`.
 
     Classes such as `Tomato, red`, `Tomato, green` and `Apple, red` are accepted: none of the parts is a label by itself, and
     each part is always at the same place. Names of two words are common. So if a space joins the parts, the label is refused
     only if all parts are labels.
-
-    A list that a program wrote as text, such as `['cat', 'dog']`, is refused, too.
-
-    Raises:
-        DataUnusable: if there is such a label.
     """
     for label in sorted(labels):
         if _LIST.fullmatch(label):

@@ -50,11 +50,7 @@ class TableSource:
         self.photos.prepare()
 
     def listing(self) -> Listing:
-        """Return the photos that the table names, with its labels.
-
-        Raises:
-            DataUnusable: if the table cannot be read, has no labels, names no files, or gives photos several labels.
-        """
+        """Return the photos that the table names, with its labels. Raises as `list_tables` does."""
         tables = [(self.table, "")]
         files = self.photos.files()
         return list_tables(files, tables, self.settings, lists_folder=self.lists_folder, labelled=self.labelled)
@@ -151,11 +147,7 @@ def _with_splits(read: Sequence[tuple[str, str, LabelTable]], tables: Sequence[t
 
 
 def _refuse_other_columns(called: str, read: Sequence[tuple[str, str, LabelTable]]) -> None:
-    """Refuse tables that have their labels in different columns, because one of the columns may not be labels.
-
-    Raises:
-        DataUnusable: if there are such tables.
-    """
+    """Refuse tables that have their labels in different columns, because one of the columns may not be labels."""
     tables = {table.columns.get("label", ""): location for location, _, table in read}
     if len(tables) > 1:
         (one, first), (other, second), *_ = tables.items()
@@ -204,14 +196,12 @@ class _Judge:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        notes: tuple[str, ...] = ()
-        if self.num_extensions_added:
-            notes += (f"{self.num_extensions_added:,} rows name a photo without its extension; the photo was found.",)
-        if self.num_unassigned:
-            notes += (f"{self.num_unassigned:,} rows are in no split, and others are: their photos are training photos.",)
-        if self.num_without_group:
-            notes += (f"{self.num_without_group:,} rows have no group; their photos may be in another split than others.",)
-        return notes
+        counted = {
+            "rows name a photo without its extension; the photo was found.": self.num_extensions_added,
+            "rows are in no split, and others are: their photos are training photos.": self.num_unassigned,
+            "rows have no group; their photos may be in another split than others.": self.num_without_group,
+        }
+        return tuple(f"{count:,} {what}" for what, count in counted.items() if count)
 
     def entries(self, table: LabelTable, folder: str, of_table: str, matching: Matching) -> Iterator[_Judged]:
         """Yield each row with its entry. Rows that name the same photo are compared later, in `_judge_copies`."""

@@ -46,9 +46,7 @@ class _DataSet(NamedTuple):
         return "/".join(filter(None, self))
 
     def __str__(self) -> str:
-        return (
-            f"tfds:{self.name}" + (f"/{self.config}" if self.config else "") + (f":{self.version}" if self.version else "")
-        )
+        return f"tfds:{self.name}{self.config and '/'}{self.config}{self.version and ':'}{self.version}"
 
 
 def open_named(uri: str, data_dir: str | None, *, labelled: bool = True) -> NamedSource:
@@ -88,11 +86,7 @@ def _prepared(name: str, store: str) -> set[_DataSet]:
 
 
 def _choose(wanted: _DataSet, prepared: Collection[_DataSet]) -> _DataSet | None:
-    """Return the newest prepared version of the data set; None if none is prepared.
-
-    Raises:
-        UsageError: if the name has no configuration, several are prepared, and the data set defines no default.
-    """
+    """Return the newest prepared version of the data set; None if there is none. Raises: UsageError, if it is not clear."""
     configs = sorted({data_set.config for data_set in prepared})
     config = wanted.config
     if not config and any(configs):
@@ -111,9 +105,8 @@ def _choose(wanted: _DataSet, prepared: Collection[_DataSet]) -> _DataSet | None
 
 
 def _prepare(wanted: _DataSet, prepared: Collection[_DataSet], store: str, labelled: bool) -> _DataSet:
-    """Download a data set and prepare it below `store`, in a child process.
-
-    The child process is needed because preparing uses TensorFlow, whose devices this process sets up later.
+    """Download a data set and prepare it below `store`, in a child process: it uses TensorFlow, whose devices are set up
+    later.
     """
     builder = _builder(wanted, prepared, store)
     config = builder.builder_config.name if builder.builder_config else ""
@@ -174,10 +167,7 @@ def _in_a_process_of_its_own(builder: Any, store: str, config: str, version: str
 
 
 def _download_and_prepare(pipe: Connection, builder: Any, store: str, config: str, version: str, is_shown: bool) -> None:
-    """Prepare a data set, and send what went wrong, or an empty string.
-
-    The output of tensorflow-datasets is made for terminals, so it is dropped if `is_shown` is false.
-    """
+    """Prepare a data set, and send what went wrong, or an empty string. Show its progress only if `is_shown`."""
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     with open(os.devnull, "wb") as nowhere:
         os.dup2(2 if is_shown else nowhere.fileno(), 1)
@@ -195,11 +185,7 @@ def _download_and_prepare(pipe: Connection, builder: Any, store: str, config: st
 
 
 def _builder(wanted: _DataSet, prepared: Collection[_DataSet], store: str) -> Any:
-    """Return the builder of the data set.
-
-    Raises:
-        UsageError: if this tensorflow-datasets cannot prepare the data set, the configuration or the version.
-    """
+    """Return the builder of the data set. Raises: UsageError, if this tensorflow-datasets cannot prepare it."""
     import tensorflow_datasets as tfds
 
     there = in_words(sorted(map(str, prepared)), 20) or "none of this name"
@@ -210,12 +196,9 @@ def _builder(wanted: _DataSet, prepared: Collection[_DataSet], store: str) -> An
         known = set(tfds.list_builders(with_community_datasets=False))
         if not is_remote(store) and Path(store).is_dir():
             known |= {folder.name for folder in Path(store).iterdir()}
-        near = get_close_matches(wanted.name.lower(), sorted(known))
-        way_out = (
-            f"Did you mean {' or '.join(near)}?"
-            if near
-            else "See https://www.tensorflow.org/datasets/catalog for all names."
-        )
+        way_out = "See https://www.tensorflow.org/datasets/catalog for all names."
+        if near := get_close_matches(wanted.name.lower(), sorted(known)):
+            way_out = f"Did you mean {' or '.join(near)}?"
         unknown = f"tensorflow-datasets {tfds.__version__} does not know {wanted.name}, and it is not prepared in {store}"
         raise UsageError(f"--data {wanted}: {unknown}. {way_out}")
     configs = list(builder_class.builder_configs)

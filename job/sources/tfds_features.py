@@ -11,18 +11,16 @@ from job.errors import UsageError
 
 @contextmanager
 def only_own_features() -> Iterator[None]:
-    """Give a block in which features.json may name only feature classes of tensorflow-datasets.
+    """Give a block in which features.json may name only feature classes of tensorflow-datasets, and no other Python module.
 
-    Otherwise tensorflow-datasets imports any Python module that the file names. The block replaces the look-up function of
-    the library, because a check of the file would miss names that are in JSON inside a JSON string.
+    It replaces the look-up function of the library: a check of the file would miss names in JSON inside a JSON string.
     """
     import tensorflow_datasets as tfds
 
     connector = tfds.features.FeatureConnector
     look_up = vars(connector)["cls_from_name"]
-    own: list[Any] = [
-        kind for kind in vars(tfds.features).values() if isinstance(kind, type) and issubclass(kind, connector)
-    ]
+    kinds = [kind for kind in vars(tfds.features).values() if isinstance(kind, type)]
+    own: list[Any] = [kind for kind in kinds if issubclass(kind, connector)]
     names = {name for kind in own for name in (f"{kind.__module__}.{kind.__name__}", *kind.ALIASES)}
 
     def look_up_own(cls: Any, name: str) -> Any:
@@ -40,9 +38,7 @@ def only_own_features() -> Iterator[None]:
 def image_and_label(data_set: str, info: Any, labelled: bool) -> tuple[str, str | None]:
     """Return the names of the image and the label feature in a record. Without `labelled`, the label is None.
 
-    Raises:
-        UsageError: if the image (of whole numbers) or, with `labelled`, the label is missing; or if there are several, and
-            the data set does not say which one to learn from.
+    Raises: UsageError, if the image (of whole numbers) or, with `labelled`, the label is missing or not clear.
     """
     import tensorflow_datasets as tfds
 

@@ -1,7 +1,7 @@
 """A prepared data set of tensorflow-datasets: photos and labels in shards of TFRecord files.
 
-Each record is read at its own offset, checked against its checksum, without TensorFlow. So a decode process starts fast, any
-photo of a large split can be read directly, and a damaged record loses only one photo (docs/decisions/0015-tfds.md).
+Each record is read at its own offset and checked against its checksum, without TensorFlow. So a decode process starts fast,
+any photo can be read directly, and a damaged record loses only one photo (docs/decisions/0015-tfds.md).
 """
 
 import errno
@@ -48,11 +48,7 @@ class NamedSource:
         from tensorflow_datasets.proto import tf_example_pb2  # noqa: F401
 
     def listing(self) -> Listing:
-        """Return all examples. It reads every record once, because the labels are in the records.
-
-        Raises:
-            DataUnusable: if a shard is missing or cannot be read.
-        """
+        """Return all examples. Every record is read once, because the labels are in the records. Raises: DataUnusable."""
         entries: list[Entry] = []
         for name, shards in self.shards.items():
             split = SPLITS.get(name.lower()) if self.label_key is not None else None
@@ -113,12 +109,8 @@ class NamedSource:
         first = 0
         for place, shard in enumerate(self.shards[name]):
             for number, (where, record, fault) in enumerate(_records(self.folder / shard.file, shard.num_examples), first):
-                path = f"{name}/{number:0{digits}d}"
-                yield (
-                    self._entry(path, split, f"{place}:{where}", record)
-                    if not fault
-                    else quarantined(path, None, split, fault)
-                )
+                path, version = f"{name}/{number:0{digits}d}", f"{place}:{where}"
+                yield quarantined(path, None, split, fault) if fault else self._entry(path, split, version, record)
             first += shard.num_examples
 
     def _entry(self, path: str, split: Split | None, version: str, record: bytes) -> Entry:
@@ -151,11 +143,7 @@ def _records(path: Path, count: int) -> Iterator[tuple[str, bytes, str]]:
 
 
 def _read_record(file: int, offset: int) -> tuple[bytes, str]:
-    """Return the record that begins at `offset`, and its stored checksum, which is not checked yet.
-
-    Raises:
-        OSError: if there is no whole record.
-    """
+    """Return the record that begins at `offset`, and its stored checksum, not checked yet. Raises: OSError."""
     header = os.pread(file, 12, offset)
     if len(header) < 12:
         raise OSError(errno.EIO, "its shard ends before it")

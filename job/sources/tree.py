@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from job.sources.local import Child, Files, Target, is_named_like_a_photo, to_text
+from job.sources.local import Child, Files, Target, may_be_a_photo, to_text
 from job.sources.opening import raise_of_the_machine
 from job.sources.walk import is_folder, is_junk, is_junk_folder
 
@@ -118,8 +118,7 @@ class Tree:
 
 def is_photo(child: Child) -> bool:
     """Return whether a child is a file that is named like a photo or has no extension."""
-    is_named = "." not in child.name or is_named_like_a_photo(child.name)
-    return is_named and not is_junk(child.name) and not is_folder(child)
+    return may_be_a_photo(child.name) and not is_junk(child.name) and not is_folder(child)
 
 
 def is_table(name: str) -> bool:

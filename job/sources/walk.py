@@ -33,11 +33,7 @@ def is_junk_folder(name: str) -> bool:
 
 
 def is_folder(child: Child) -> bool:
-    """Return whether a child is a folder or a link to one. A link to itself, or to where nobody may look, is not.
-
-    Raises:
-        OSError: if the storage fails.
-    """
+    """Return whether a child is a folder or a link to one. A link to itself, or to where nobody may look, is not."""
     try:
         return child.is_dir()
     except OSError as error:

@@ -19,7 +19,6 @@ from job.runtime.context import Context
 from job.runtime.peers import told
 from job.sections import AugmentConfig, ExtractConfig
 from job.storage.files import digest_of
-from job.storage.sealed import read_sealed, write_sealed
 from job.stores.arrays import ArrayStore, Shard, StoreWriter
 from job.stores.cache import Cache
 from job.stores.exchange import Exchange, open_store
@@ -172,12 +171,12 @@ def _make(
 
 def _decided(context: Context, made_from: str, decide: Callable[[], Choice]) -> Choice:
     """Return the inputs that the chief has chosen once: free disk space differs between workers, and between runs."""
-    before = read_sealed(context.workdir, DECISION) if context.peers.is_chief else None
+    before = context.workdir.read_sealed(DECISION) if context.peers.is_chief else None
     if before and before["made_from"] == made_from:
         inputs = Choice(**before["inputs"])
     elif context.peers.is_chief:
         inputs = decide()
-        write_sealed(context.workdir, DECISION, {"made_from": made_from, "inputs": asdict(inputs)})
+        context.workdir.write_sealed(DECISION, {"made_from": made_from, "inputs": asdict(inputs)})
     return Choice(**context.peers.same(asdict(inputs) if context.peers.is_chief else {}))
 
 

@@ -189,12 +189,16 @@ def storage_errors(path: Path, needed_bytes: int | None = None) -> Iterator[None
         raise storage_failed(error, path, needed_bytes) from error
 
 
-def storage_failed(error: OSError, path: Path, needed_bytes: int | None = None) -> StorageFailed:
-    """Return the StorageFailed for an operation on `path`. `needed_bytes` had to be free for it, if that is known."""
-    where = error.filename or path
+def storage_failed(error: OSError, path: Path | None = None, needed_bytes: int | None = None) -> StorageFailed:
+    """Return the StorageFailed for an operation on `path`, if that is known. `needed_bytes` had to be free for it."""
+    where = path if isinstance(error.filename, int) else error.filename or path
+    if where is None:
+        said = f"Reading or writing a file failed ({error.strerror or error}); the system does not say which."
+        return StorageFailed(f"{said} Run the same command again.")
+    room = _room(path or Path(os.fsdecode(where)), needed_bytes) if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
     hint = {
-        errno.ENOSPC: f"{_room(path, needed_bytes)} Free some space and run the same command again.",
-        errno.EDQUOT: f"{_room(path, needed_bytes)} Free some of your quota and run the same command again.",
+        errno.ENOSPC: f"{room} Free some space and run the same command again.",
+        errno.EDQUOT: f"{room} Free some of your quota and run the same command again.",
         errno.EMFILE: " Start the job below a higher limit of open files, as `ulimit -n 4096`.",
         errno.EACCES: " Give the job's user write access to it.",
         errno.EROFS: " Choose an --out that can be written to.",

@@ -123,11 +123,7 @@ class Lease:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Return a context in which no other run can take over the lease.
-
-        Raises:
-            TryAgainLater: if another run has taken it over.
-        """
+        """Return a context in which no other run can take over the lease. Raises: TryAgainLater, if one has."""
         with _locked(self._file, os.O_RDWR) as descriptor:
             self._check(descriptor)
             yield

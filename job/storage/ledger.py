@@ -12,7 +12,6 @@ the job's, and logs are only appended to.
 
 import json
 import os
-import stat
 import threading
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -60,7 +59,8 @@ class Ledger:
 
     def below(self, name: str) -> list[str]:
         """Return the names of the job's files at or below a name, sorted."""
-        return sorted(n for n in self._ours() if n == name or n.startswith(f"{name}/"))
+        with self._lock:
+            return sorted(n for n in self._ours() if n == name or n.startswith(f"{name}/"))
 
     def expect(self, files: Mapping[str, str]) -> None:
         """Announce files that are about to be written. `files` maps their names to the SHA-256 of their content.
@@ -164,24 +164,18 @@ class Ledger:
 
     def _has(self, name: str) -> bool:
         """Return whether there is a regular file of this name, with no link in its path."""
-        return is_inside(name) and _is_regular(self._root / name) and self._obstacle(self._root / name) is None
+        path = self._root / name
+        is_regular = os.path.isfile(path) and not path.is_symlink()  # noqa: PTH113  # Unlike Path.is_file, it never raises.
+        return is_inside(name) and is_regular and self._obstacle(path) is None
 
     def _obstacle(self, path: Path) -> Path | None:
         """Return the first part of the path to a file that is a link, or not a folder."""
         parents = (p for p in reversed(path.parents) if p != self._root and p.is_relative_to(self._root))
         return next((p for p in parents if os.path.lexists(p) and (p.is_symlink() or not p.is_dir())), None)
 
-    def _files_below(self) -> Iterable[str]:
-        for folder, folders, files in os.walk(self._root):
-            here = Path(folder)
-            folders[:] = [f for f in folders if here != self._root or f not in _WITHOUT_LINES]
-            yield from ((here / file).relative_to(self._root).as_posix() for file in files)
-
     def _refuse_foreign(self, name: str) -> None:
         path = self._root / name
-        in_the_way = self._obstacle(path)
-        if in_the_way is None and os.path.lexists(path):
-            in_the_way = path
+        in_the_way = self._obstacle(path) or (path if os.path.lexists(path) else None)
         if in_the_way is not None:
             raise UsageError(
                 f"{in_the_way} is in the way: this job did not make it and does not replace it. Move it somewhere else and "
@@ -190,13 +184,11 @@ class Ledger:
 
     def _save(self, coming: Mapping[str, str]) -> None:
         content = {"what": _WHAT, "files": sorted(self._ours()), "coming": dict(coming)}
-        text = 2 * (
-            json.dumps({"sha256": _checksum(content), **content}, indent=0) + "\n"
-        )  # Twice, because one copy may be damaged.
+        text = json.dumps({"sha256": _checksum(content), **content}, indent=0) + "\n"
         temporary = self._root / TEMPORARY / own_mark()
         temporary.parent.mkdir(parents=True, exist_ok=True)
         try:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(2 * text, encoding="utf-8")  # Twice, because one copy may be damaged.
             sync(temporary)
             os.replace(temporary, self._file)
         finally:
@@ -215,7 +207,12 @@ class ScratchLedger(Ledger):
     """The ledger of a folder in scratch space. Every file there is the job's, so there is no mark."""
 
     def _ours(self) -> set[str]:
-        return set(self._files_below()) - {MARK}
+        found: set[str] = set()
+        for folder, folders, files in os.walk(self._root):
+            here = Path(folder)
+            folders[:] = [f for f in folders if here != self._root or f not in _WITHOUT_LINES]
+            found |= {(here / file).relative_to(self._root).as_posix() for file in files}
+        return found - {MARK}
 
     def _save(self, coming: Mapping[str, str]) -> None:  # noqa: ARG002
         self._unsaved.clear()
@@ -239,12 +236,6 @@ def _in_manifest(root: Path) -> list[str]:
 
 def _checksum(content: Mapping[str, object]) -> str:
     return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _is_regular(path: Path) -> bool:
-    with suppress(OSError):
-        return stat.S_ISREG(path.lstat().st_mode)
-    return False
 
 
 def is_inside(name: str) -> bool:

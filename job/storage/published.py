@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Self
 
-from job.storage.sealed import read_sealed, write_sealed
 from job.storage.workdir import Workdir
 
 PUBLISHED = "published.json"
@@ -28,14 +27,14 @@ class Published:
     @classmethod
     def load(cls, workdir: Workdir) -> Self:
         """Return what is published. It is empty if the file is missing or damaged."""
-        found = read_sealed(workdir, PUBLISHED)
+        found = workdir.read_sealed(PUBLISHED)
         if found is None or found.pop("schema") != _SCHEMA:
             return cls()
         return cls(**found)
 
     def save(self, workdir: Workdir) -> None:
         """Write the file. Raises as `Workdir.writing` does."""
-        write_sealed(workdir, PUBLISHED, {"schema": _SCHEMA, **asdict(self)})
+        workdir.write_sealed(PUBLISHED, {"schema": _SCHEMA, **asdict(self)})
 
     @property
     def has_model(self) -> bool:

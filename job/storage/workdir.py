@@ -6,7 +6,7 @@ knows which names belong to the job. Anything else in the directory is never rep
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +17,7 @@ from job.runtime.session import Session
 from job.storage import claim, lease
 from job.storage.bucket.objects import Objects
 from job.storage.files import (
+    digest_of,
     digest_of_file,
     digests_below,
     everything_below,
@@ -33,6 +34,7 @@ from job.storage.files import (
 from job.storage.ledger import TEMPORARY, Ledger
 
 LOG = "logs/events.jsonl"
+_DIGEST = "sha256"
 
 
 class Workdir:
@@ -141,11 +143,7 @@ class Workdir:
         return self.root / TEMPORARY / own_mark()
 
     def held(self) -> AbstractContextManager[None]:
-        """Give a block in which no other run can take this directory over. Blocks must not be nested.
-
-        Raises:
-            TryAgainLater: if another run has taken it over.
-        """
+        """Give a block in which no other run can take this directory over; not nested. Raises: TryAgainLater, if one has."""
         return self.lease.held() if self.lease else nullcontext()
 
     @contextmanager
@@ -175,6 +173,18 @@ class Workdir:
     def read_json(self, name: str) -> Any:
         """Return the parsed JSON file, or None if it is missing or not JSON."""
         return read_json(self.path(name))
+
+    def write_sealed(self, name: str, content: Mapping[str, object]) -> None:
+        """Write a JSON object with a digest of itself under the key "sha256", so that a damaged file counts as missing."""
+        self.write_json(name, {**content, _DIGEST: digest_of(content)})
+
+    def read_sealed(self, name: str) -> Any:
+        """Return the JSON object that `write_sealed` wrote; None if it is missing or damaged."""
+        content = self.read_json(name)
+        if not isinstance(content, dict):
+            return None
+        digest = content.pop(_DIGEST, None)
+        return content if digest == digest_of(content) else None
 
     @contextmanager
     def writing_folder(self, name: str) -> Iterator[Path]:
@@ -217,10 +227,10 @@ class Workdir:
         self.ledger.forget(set(old) - new.keys())
         self.ledger.wrote(new)
 
-    def remove(self, name: str) -> None:
-        """Remove the job's own files at or below a name."""
-        with storage_errors(self.path(name)), self.held():
-            self.ledger.remove(self.ledger.below(name))
+    def remove(self, *names: str) -> None:
+        """Remove the job's own files at or below these names."""
+        with storage_errors(self.root), self.held():
+            self.ledger.remove([file for name in names for file in self.ledger.below(name)])
 
     def clean(self) -> None:
         """Remove what killed runs left in `.tmp/`, and find out which other files they left."""

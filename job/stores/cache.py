@@ -111,9 +111,9 @@ class Cache:
             self.root.mkdir(parents=True, exist_ok=True)
             self.path(SHARED).touch()
             for left in self.path(TEMPORARY).glob("*"):
-                newest = max((p.stat().st_mtime for p in (left, *left.glob("*"))), default=0.0)
-                if time.time() - newest > _ABANDONED_S:
-                    remove_tree(left)
+                with suppress(FileNotFoundError):  # The run that it belongs to has just ended and removed it.
+                    if time.time() - max(p.stat().st_mtime for p in (left, *left.glob("*"))) > _ABANDONED_S:
+                        remove_tree(left)
         if self.objects and not self._is_marked():
             try:
                 self.objects.write(SHARED, b"", replaces="")  # This also checks early that this run may write there.

@@ -54,9 +54,10 @@ class Exchange:
         """Download those shards in the bucket that this machine does not have and `wants` is true of."""
         if self._cache.objects:
             with self._lock:
-                self._there[folder] = _names(self._cache.objects, folder)
-                found = _shards(self._cache, folder, self._there[folder])
-                _bring(self._cache, folder, [shard.key for shard in found if wants(shard)], self._there[folder])
+                there = self._there[folder] = _names(self._cache.objects, folder)
+                records = sorted(n for n in there if n.endswith(".json") and not n.startswith("index-"))
+                here = self._cache.path(folder)
+                _bring(self._cache, folder, [name for name in records if not _has(here, name)], there, wants)
 
     def flush(self) -> None:
         """Wait until all committed shards are in the bucket. Raises: StorageFailed, UsageError."""
@@ -85,7 +86,7 @@ class Exchange:
         shards = [p for p in sorted(here.glob("[!i]*.json")) if p.name not in there]
 
         def upload(record: Path) -> None:
-            if not _has(here, record.stem):  # Its array is missing here. A stage that needs it makes it again.
+            if not _has(here, record.name):  # Its array is missing here. A stage that needs it makes it again.
                 return
             shard = read_shard(record)
             for name in (shard.array_name, record.name) if shard else ():
@@ -119,13 +120,11 @@ def complete(cache: Cache, name: str, rows: Sequence[int] | None = None) -> None
     """Download the missing files of a store, or with `rows` only those with these rows, if the bucket has them."""
     if cache.objects is None or name in cache.complete:
         return
-    index = cache.path(name)
     try:
-        if not index.exists():
-            fetch(cache.objects, name, index)
-        folder, store = name.rpartition("/")[0], ArrayStore(index)
-        shards = store.shards if rows is None else store.shards_of(rows)
-        if missing := [s.key for s in shards if not _has(cache.path(folder), s.key)]:
+        store = _with_index(cache, name)
+        folder, shards = name.rpartition("/")[0], store.shards if rows is None else store.shards_of(rows)
+        records = [record_name(shard.key) for shard in shards]
+        if missing := [record for record in records if not _has(cache.path(folder), record)]:
             _bring(cache, folder, missing, _names(cache.objects, folder))
     except (NoSuchObject, ValueError, KeyError, TypeError):  # An error follows when the store is opened.
         return
@@ -137,13 +136,18 @@ def is_listed(cache: Cache, name: str) -> bool:
     """Return True if the bucket has every file of a store. Only names are compared."""
     assert cache.objects is not None
     try:
-        if not cache.path(name).exists():
-            fetch(cache.objects, name, cache.path(name))
-        folder = name.rpartition("/")[0]
-        there = _names(cache.objects, folder)
-        return all({s.array_name, record_name(s.key)} <= there for s in ArrayStore(cache.path(name)).shards)
+        needed = {file for shard in _with_index(cache, name).shards for file in (shard.array_name, record_name(shard.key))}
+        return needed <= _names(cache.objects, name.rpartition("/")[0])
     except (NoSuchObject, ValueError, KeyError, TypeError):
         return False
+
+
+def _with_index(cache: Cache, name: str) -> ArrayStore:
+    """Return the store of an index, which is downloaded if it is missing here. Raises as `ArrayStore` does; NoSuchObject."""
+    assert cache.objects is not None
+    if not cache.path(name).exists():
+        fetch(cache.objects, name, cache.path(name))
+    return ArrayStore(cache.path(name))
 
 
 def sweep_bucket(cache: Cache, wanted: Iterable[Path]) -> None:
@@ -165,53 +169,45 @@ def sweep_bucket(cache: Cache, wanted: Iterable[Path]) -> None:
             left -= named
 
 
-def _bring(cache: Cache, folder: str, keys: Iterable[str], there: set[str]) -> None:
+def _bring(
+    cache: Cache, folder: str, records: Iterable[str], there: set[str], wants: Callable[[Shard], bool] = lambda _: True
+) -> None:
+    """Download the shards with these records that `wants` is true of. `there` are the names in the bucket."""
     objects, here = cache.objects, cache.path(folder)
     assert objects is not None
 
-    def bring(key: str) -> None:
+    def bring(name: str) -> None:
         with suppress(NoSuchObject, ValueError, TypeError):  # The shard is then made again.
-            record = objects.read(f"{folder}/{record_name(key)}")
+            record = objects.read(f"{folder}/{name}")
             shard = Shard(**json.loads(record))
+            if not wants(shard):
+                return
             file = here / shard.array_name
             if not file.exists() or digest_of_file(file) != shard.sha256:
                 fetch(objects, f"{folder}/{file.name}", file)
                 if digest_of_file(file) != shard.sha256:
                     file.unlink()  # The downloaded file is damaged.
-                    for name in (record_name(key), file.name):  # Remove it there, so that a new shard can be uploaded.
-                        there.discard(name)
+                    for damaged in (name, file.name):  # Remove it there, so that a new shard can be uploaded.
+                        there.discard(damaged)
                         with suppress(JobError):
-                            objects.remove(f"{folder}/{name}")
+                            objects.remove(f"{folder}/{damaged}")
                     return
-            with writing(here / record_name(key), cache.temporary / own_mark()) as path:
+            with writing(here / name, cache.temporary / own_mark()) as path:
                 path.write_bytes(record)
 
     with storage_errors(here):
         here.mkdir(parents=True, exist_ok=True)
-        each(bring, [key for key in keys if record_name(key) in there])
-
-
-def _shards(cache: Cache, folder: str, there: set[str]) -> list[Shard]:
-    """Return the shards in the bucket that this machine does not have. Only their records are read."""
-    objects, here = cache.objects, cache.path(folder)
-    assert objects is not None
-    found: list[Shard] = []
-
-    def look(name: str) -> None:
-        with suppress(NoSuchObject, ValueError, TypeError):
-            found.append(Shard(**json.loads(objects.read(f"{folder}/{name}"))))
-
-    each(look, [n for n in sorted(there) if n.endswith(".json") and not n.startswith("index-") and not _has(here, n[:-5])])
-    return found
+        each(bring, [name for name in records if name in there])
 
 
 def _names(objects: Objects, folder: str) -> set[str]:
     return {found.name.rpartition("/")[2] for found in objects.list(f"{folder}/")}
 
 
-def _has(here: Path, key: str) -> bool:
+def _has(here: Path, record: str) -> bool:
+    """Return whether a record and its array are on this machine."""
     try:
-        return (here / Shard(**json.loads((here / record_name(key)).read_text())).array_name).exists()
+        return (here / Shard(**json.loads((here / record).read_text())).array_name).exists()
     except (OSError, ValueError, TypeError):
         return False
 

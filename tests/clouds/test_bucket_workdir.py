@@ -291,7 +291,7 @@ def test_failing_commit_ends_with_the_first_failure(bed, uri, node, monkeypatch)
     workdir = node.take_over()
     for k in range(100):
         workdir.write_json(f"{k}.json", k)
-    monkeypatch.setattr("job.storage.bucket.service.RETRY_FOR_S", 0.5)
+    monkeypatch.setattr("job.storage.bucket.objects.RETRY_FOR_S", 0.5)
     workdir.objects = open_objects(uri)
     bed.requests()
     with bed.faults(statuses={503: 1.0}, only="^(POST|PUT)"), pytest.raises(StorageFailed):
@@ -375,7 +375,7 @@ def test_of_many_that_start_at_once_one_proceeds(uri):
 
 
 def test_owner_that_is_refused_or_not_answered_for_a_while_stays_the_owner(bed, uri, monkeypatch):
-    monkeypatch.setattr("job.storage.bucket.service.RETRY_FOR_S", 0.2)
+    monkeypatch.setattr("job.storage.bucket.objects.RETRY_FOR_S", 0.2)
     monkeypatch.setattr(object_lease, "_WRITTEN_EVERY_S", 0.2)
     lease = acquire(uri, [])
     for fault in ({"statuses": {403: 1.0}}, {"lost_answers": 1.0}, {"statuses": {503: 1.0}}):

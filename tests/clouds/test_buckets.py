@@ -306,7 +306,7 @@ def test_version_that_is_gone_is_an_error_in_its_place(bed, numbered):
 
 def test_what_ends_a_run_is_raised_when_its_turn_comes(bed, numbered, monkeypatch):
     objects, wanted = numbered
-    monkeypatch.setattr("job.storage.bucket.service.RETRY_FOR_S", 0.5)
+    monkeypatch.setattr("job.storage.bucket.objects.RETRY_FOR_S", 0.5)
     for status, kind in ((503, StorageFailed), (403, UsageError)):
         with bed.faults(statuses={status: 1.0}, only="/007"):
             reading = read_ordered(objects, wanted)

@@ -130,7 +130,7 @@ def test_missing_store_raises_where_it_is_opened(tmp_path, uri):
 
 
 def test_stage_fails_where_its_stores_do_not_reach_the_bucket(bed, tmp_path, uri, monkeypatch):
-    monkeypatch.setattr("job.storage.bucket.service.RETRY_FOR_S", 0.5)
+    monkeypatch.setattr("job.storage.bucket.objects.RETRY_FOR_S", 0.5)
     cache = cache_on(tmp_path / "a", uri)
     failing = bed.faults(statuses={503: 1.0}, only="(POST|PUT) ")
     with (

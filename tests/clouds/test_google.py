@@ -32,7 +32,7 @@ def objects(google):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr("job.storage.bucket.service.RETRY_FOR_S", 1.0)
+    monkeypatch.setattr("job.storage.bucket.objects.RETRY_FOR_S", 1.0)
 
 
 def test_objects_are_written_found_read_listed_and_removed(google, objects, tmp_path):
@@ -103,7 +103,7 @@ def test_service_that_keeps_failing_ends_with_74_and_the_objects_name(google, ob
 
 
 def test_connection_that_breaks_later_than_the_time_to_try_again_is_tried_again(google, objects, monkeypatch):
-    monkeypatch.setattr("job.storage.bucket.service.RETRY_FOR_S", 0.5)
+    monkeypatch.setattr("job.storage.bucket.objects.RETRY_FOR_S", 0.5)
     objects.prepare()
     for work in (lambda: objects.write("x", b"1234567890"), lambda: objects.read("x"), lambda: list(objects.list())):
         with google.faults(latency_s=1.0, resets=1.0, times=1):

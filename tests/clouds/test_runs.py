@@ -327,7 +327,7 @@ def test_worker_that_asks_whether_it_is_needed_fetches_no_store(google, photos, 
     assert not team._is_needed(Job(config, source, Context(workdir, Telemetry(None), caching=config.cache)), None)
 
 
-IMPATIENT = "import sys, job.storage.bucket.service as s; s.RETRY_FOR_S = 2.0; from job.cli import main; main(sys.argv[1:])"
+IMPATIENT = "import sys, job.storage.bucket.objects as s; s.RETRY_FOR_S = 2.0; from job.cli import main; main(sys.argv[1:])"
 
 
 @pytest.mark.parametrize("only", ["GET .*photos", "(POST|PUT) "], ids=["photos", "results"])

@@ -30,7 +30,7 @@ def objects(amazon):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr("job.storage.bucket.service.RETRY_FOR_S", 1.0)
+    monkeypatch.setattr("job.storage.bucket.objects.RETRY_FOR_S", 1.0)
 
 
 def test_objects_are_written_found_read_listed_and_removed(amazon, objects, tmp_path):
@@ -154,7 +154,7 @@ def test_failure_that_does_not_pass_is_said_with_the_name_of_the_object(amazon, 
 
 
 def test_connection_that_breaks_later_than_the_time_to_try_again_is_tried_again(amazon, objects, monkeypatch):
-    monkeypatch.setattr("job.storage.bucket.service.RETRY_FOR_S", 0.5)
+    monkeypatch.setattr("job.storage.bucket.objects.RETRY_FOR_S", 0.5)
     objects.prepare()
     for work in (lambda: objects.write("x", b"12345678"), lambda: objects.read("x"), lambda: list(objects.list())):
         with amazon.faults(latency_s=1.0, resets=1.0, times=1):

@@ -64,6 +64,8 @@ def test_plan_and_errors_in_process(project, tmp_path):
         job.run(tmp_path / "nowhere", tmp_path / "out")
     with pytest.raises(job.UsageError, match=r"fine_tune.epochs: got 'many'"):
         job.run(project / "photos", tmp_path / "out", config={"fine_tune.epochs": "many"})
+    with pytest.raises(job.UsageError, match=r"stop_after 'trian': there is no such stage. Give one of intake, split,"):
+        job.run(project / "photos", tmp_path / "out", stop_after="trian")
     with pytest.raises(AttributeError, match="no attribute 'walk'"):
         _ = job.walk
 

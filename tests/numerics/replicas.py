@@ -14,7 +14,7 @@ from job.cluster.devices import Devices
 from job.cluster.environment import Cluster
 from job.model.heads import Head, smoothed_one_hot
 from job.model.network import Network
-from job.runtime.peers import Alone
+from job.runtime.peers import Peers
 from job.runtime.stop import STOP
 from job.runtime.telemetry import Telemetry
 from job.sections import BackboneConfig
@@ -29,7 +29,7 @@ SIZE, EXAMPLES = 32, 24
 
 def main(out: str, logical_cpus: str, addresses: str = "", index: str = "0") -> None:
     devices = Devices(Cluster(tuple(addresses.split(",")), int(index)), logical_cpus=int(logical_cpus) or None)
-    devices.join(Alone(), STOP, 60)
+    devices.join(Peers(), STOP, 60)
     network = Network(BackboneConfig(alpha=0.35, weights="random", unfreeze=0.2), SIZE, devices, seed=3)
     rng = np.random.default_rng(0)
     shape, width = network.cut_point.shape, network.feature_width

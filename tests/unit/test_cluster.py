@@ -8,7 +8,7 @@ from job.cluster.devices import Devices, own_gpus
 from job.cluster.environment import Cluster
 from job.cluster.variables import expand_hosts, numbered
 from job.errors import UsageError
-from job.runtime.peers import Alone
+from job.runtime.peers import Peers
 
 
 def tf_config(kind="worker", index=0, **jobs):
@@ -113,7 +113,7 @@ def test_gpus_chosen_for_a_worker_of_tf_config_are_its_own():
 
 
 def test_worker_with_other_devices_than_the_chief_is_told_so(monkeypatch):
-    class OfChief(Alone):
+    class OfChief(Peers):
         def same(self, value):
             return 1
 

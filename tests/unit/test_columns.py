@@ -238,6 +238,10 @@ PLAIN = rows("filename,label", path, label)
         ("packed.tsv.gz", PLAIN.replace(",", "\t")),
         ("lines.jsonl", "".join(json.dumps({"file_name": path(k), "label": label(k)}) + "\n" for k in range(12))),
         ("lines.ndjson", "".join(json.dumps({"label": label(k), "image": path(k)}) + "\n" for k in range(12))),
+        (
+            "separators.jsonl",
+            "".join(f'{{"path": "{path(k)}", "label": "{label(k)}", "": "\u2028"}}\r\n' for k in range(12)),
+        ),
     ],
 )
 def test_tables_as_programs_write_them(photos, name, text):
@@ -378,6 +382,8 @@ def test_table_finds_its_folder_among_folders_with_the_same_names(tmp_path):
 def test_objects_of_a_bucket_name_the_bucket(photos):
     with pytest.raises(DataUnusable, match=f"--data gs://bucket/flowers --labels {photos}/labels.csv"):
         listing(photos / "labels.csv", rows("path,label", lambda k: f"gs://bucket/flowers/{path(k)}", label))
+    with pytest.raises(DataUnusable, match="12 rows find no file"):
+        listing(photos / "labels.csv", rows("path,label", lambda k: f"gs://{'/' * (k % 2)}bucket{k}/{path(k)}", label))
 
 
 def test_part_of_the_rows_without_files_is_noted_with_the_change(photos):

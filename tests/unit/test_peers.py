@@ -16,7 +16,7 @@ from job.cluster.secret import Secret
 from job.cluster.worker import Worker
 from job.errors import Diverged, JobError, Stopped, StorageFailed, TryAgainLater, UsageError
 from job.runtime import peers
-from job.runtime.peers import Alone
+from job.runtime.peers import Peers
 from job.runtime.stop import StopRequest
 from tests.conftest import free_ports
 
@@ -65,7 +65,7 @@ def test_work_is_divided_without_a_rest_or_an_overlap():
     items = list(range(11))
     parts = [peers.part(items, k, 3) for k in range(3)]
     assert [x for part in parts for x in part] == items and max(map(len, parts)) - min(map(len, parts)) <= 1
-    assert Alone().own(items) == items and Alone().same("value") == "value"
+    assert Peers().own(items) == items and Peers().same("value") == "value"
 
 
 def test_orders_values_and_meetings_come_in_order_and_the_end_is_the_end():

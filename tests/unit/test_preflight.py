@@ -1,5 +1,6 @@
 """What follows from answers about GPUs that other machines gave. No machine of ours has one, so these stand for it."""
 
+import errno
 import json
 import sys
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from job.cluster.environment import Cluster
 from job.config import Config
 from job.preflight import gpus
 from job.preflight.base import Finding, Planned, exit_code
-from job.preflight.checks import CHECKS
+from job.preflight.checks import CHECKS, examine
 from job.preflight.gpus import Answer, Seen, judge, judge_trial
 from job.runtime.stop import StopRequest
 
@@ -220,3 +221,12 @@ def test_gpus_are_tried_unless_this_process_may_have_taken_their_memory(monkeypa
 @pytest.mark.parametrize(("codes", "ends_with"), [([0, 0], 0), ([0, 75], 75), ([74], 75), ([75, 2], 2), ([65], 2)])
 def test_doctor_ends_with_75_only_if_waiting_may_help(codes: list[int], ends_with: int) -> None:
     assert exit_code([Finding("error" if code else "ok", "", code) for code in codes]) == ends_with
+
+
+def test_error_of_the_system_without_a_name_of_a_file_is_told_without_one() -> None:
+    def broken() -> Any:
+        raise OSError(errno.EIO, "Input/output error")
+
+    found = next(examine(Planned(Config(), Cluster(), StopRequest(), broken, broken)))
+    assert (found.check, found.level, found.exit_code) == ("data", "error", 74)
+    assert found.text.startswith("Reading or writing a file failed (Input/output error)")

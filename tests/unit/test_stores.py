@@ -11,6 +11,7 @@ from job.errors import StorageFailed
 from job.storage.files import digest_of
 from job.storage.workdir import Workdir
 from job.stores.arrays import ArrayStore, StoreWriter
+from job.stores.cache import Cache
 from job.stores.sweeping import sweep, unwanted
 from job.stores.views import StoredViews
 
@@ -298,3 +299,11 @@ def mapped_kb():
     found = re.search(r"RssFile:\s+(\d+)", Path("/proc/self/status").read_text())
     assert found
     return int(found[1])
+
+
+def test_run_that_ends_while_another_claims_their_shared_cache_does_not_stop_it(tmp_path):
+    unfinished = tmp_path / ".tmp" / "of another run"
+    unfinished.mkdir(parents=True)
+    (unfinished / "part").symlink_to("gone")  # As if it was removed after it was listed.
+    Cache(tmp_path, is_shared=True).claim()
+    assert (tmp_path / ".shared").exists()

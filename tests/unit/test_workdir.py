@@ -1,11 +1,14 @@
 import errno
+import itertools
 import os
+import sys
+import threading
 
 import pytest
 
 from job.errors import StorageFailed, UsageError
 from job.storage import files
-from job.storage.ledger import MARK, TEMPORARY
+from job.storage.ledger import MARK, TEMPORARY, Ledger
 from job.storage.workdir import Workdir
 
 
@@ -192,3 +195,25 @@ def test_json_that_is_missing_or_broken_reads_as_none(workdir):
     assert workdir.read_json("x.json") is None
     workdir.write_json("x.json", {"name": "ü \udcff"})
     assert workdir.read_json("x.json")["name"].startswith("ü")
+
+
+def test_names_are_listed_while_another_thread_adds_some(tmp_path):
+    ledger, is_over = Ledger(tmp_path), threading.Event()
+    ledger.wrote(f"a/{k}" for k in range(2000))
+
+    def add():
+        for k in itertools.count(2000):
+            if is_over.is_set():
+                return
+            ledger.wrote([f"a/{k}"])
+
+    thread = threading.Thread(target=add)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    thread.start()
+    try:
+        assert all(len(ledger.below("a")) >= 2000 for _ in range(20))
+    finally:
+        sys.setswitchinterval(before)
+        is_over.set()
+        thread.join()

@@ -14,11 +14,7 @@ from job.storage.files import own_mark, remove_tree, writing
 
 
 def scratch(uri: str) -> Path:
-    """Return the local folder for files that belong to `uri`, below TMPDIR. It is private to the user of this process.
-
-    Raises:
-        UsageError: if another user has made the folder for all of them.
-    """
+    """Return the local folder for files that belong to `uri`, below TMPDIR and private to this user. Raises: UsageError."""
     root = Path(tempfile.gettempdir()) / f"transfer-job-{os.getuid()}"
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     if root.is_symlink() or root.stat().st_uid != os.getuid():

@@ -10,19 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from job.errors import StorageFailed, UsageError
-from job.storage.bucket.objects import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, Conflict, NoSuchObject, Stored, content_type, join
-from job.storage.bucket.service import WRITE_ID, Passing, Result, Service, retry
+from job.storage.bucket import objects
+from job.storage.bucket.objects import WRITE_ID, Conflict, NoSuchObject, Passing, Result, Stored, join
 
 if TYPE_CHECKING:
     from google.cloud.storage import Blob, Bucket
 
-_HOW: dict[str, object] = {"timeout": (CONNECT_TIMEOUT_S, READ_TIMEOUT_S), "retry": None}  # `retry` retries.
+# Without retries, because `retry` retries.
+_HOW: dict[str, object] = {"timeout": (objects.CONNECT_TIMEOUT_S, objects.READ_TIMEOUT_S), "retry": None}
 _PART_BYTES = 8 << 20  # Larger uploads are sent in parts of this size.
 _QUERY = re.compile(r"(with url: |\?)\S+")  # Messages must not show the address of an upload session: it is a secret.
 _DAMAGED = re.compile(r"(crc32c|md5)\b.*match", re.IGNORECASE | re.DOTALL)
 
 
-class GoogleObjects(Service["Bucket"]):
+class GoogleObjects(objects.Objects):
     """Objects in Google Cloud Storage. See `Objects`. A version is a generation."""
 
     def list(self, below: str = "") -> Iterator[Stored]:
@@ -48,7 +49,7 @@ class GoogleObjects(Service["Bucket"]):
 
     def _write(self, name: str, data: bytes | Path, replaces: str | None, write_id: str) -> str:
         how = _HOW | {
-            "content_type": content_type(name),
+            "content_type": objects.content_type(name),
             "checksum": "crc32c",
             "if_generation_match": None if replaces is None else int(replaces or 0),
             "retry": lambda request: lambda: self._part_tried(name, request),
@@ -99,11 +100,11 @@ class GoogleObjects(Service["Bucket"]):
 
     def _retry_in_bucket(self, name: str, operation: Callable[[], Result]) -> Result:
         """Retry an operation that needs no object. If something is missing, it is the bucket."""
-        return retry(operation, lambda error: self._judge(name, error, in_bucket=True))
+        return objects.retry(operation, lambda error: self._judge(name, error, in_bucket=True))
 
     def _part_tried(self, name: str, request: Callable[[], Result]) -> Result:
         """Send one request of an upload, with retries that resume it. After other errors the whole upload is retried."""
-        return retry(request, lambda error: self._passing(name, error) if _same_may_do(error) else error)
+        return objects.retry(request, lambda error: self._passing(name, error) if _same_may_do(error) else error)
 
     def _passing(self, name: str, error: Exception) -> Passing:
         return Passing(f"{join(self.uri, name)}: Google Cloud Storage", _said(error))

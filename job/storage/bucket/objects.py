@@ -1,22 +1,31 @@
-"""Object storage: the interface to whole objects below a prefix of a bucket.
+"""Object storage: whole objects below a prefix of a bucket.
 
 An object appears whole or not at all, and a write may demand that nobody else has written in between. `google.py` and
-`s3.py` implement the interface for the two services.
+`s3.py` have what differs between the two services.
 """
 
 import mimetypes
 import os
+import random
 import re
-from collections.abc import Iterator
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Self, TypeAlias, TypeVar
 
 from job.errors import StorageFailed, UsageError
+from job.storage.files import own_mark
 
 RETRY_FOR_S = 60.0  # A service that fails for so long ends the run.
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 5.0, 20.0
+WRITE_ID = "transfer-job-write"  # The key, in an object's metadata, for the id of the write.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 4.0
 _URI = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://([^/]*)/?(.*)", re.DOTALL)
 SCHEMES = ("gs", "s3")
+Result = TypeVar("Result")
+Client: TypeAlias = Any  # The object of the service's library through which requests go. The libraries have no types.
 
 
 class Stored(NamedTuple):
@@ -39,34 +48,49 @@ class Conflict(StorageFailed):
     """Another program has written the object in the meantime."""
 
 
-class Objects(Protocol):
-    """Whole objects below `uri`. Picklable; several threads may use it at once.
+class Passing(NamedTuple):
+    """An error after which a retry may succeed: who failed, and what was said."""
+
+    who: str
+    said: str
+
+
+class Objects(ABC):
+    """Whole objects below `uri`, a prefix of a bucket. Picklable; several threads may use it at once.
 
     Every method raises:
         UsageError: if there are no credentials, no such bucket, or no permission.
         StorageFailed: if the service fails for RETRY_FOR_S seconds. The message names the object.
     """
 
-    @property
-    def uri(self) -> str:
-        """The URI of the prefix."""
-        ...
+    def __init__(self, uri: str, max_connections: int) -> None:
+        self.uri, self._max_connections = uri, max_connections
+        _, self._bucket_name, prefix = parts_of(uri)
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._connected: Client = None
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, int]]:
+        return type(self), (self.uri, self._max_connections)
 
     def prepare(self) -> None:
         """Load the client library and find the credentials."""
+        self._retry("", lambda: self._connection)
 
+    @abstractmethod
     def list(self, below: str = "") -> Iterator[Stored]:
         """Yield all objects whose names begin with `below`, sorted by name."""
-        ...
 
     def find(self, name: str) -> Stored | None:
         """Return an object, or None if there is none of this name."""
-        ...
+        found = self._look_up(name)
+        return found[0] if found else None
 
+    @abstractmethod
     def read(self, name: str, version: str | None = None) -> bytes:
         """Return the bytes of an object, checked against the service's checksum. Raises: NoSuchObject."""
-        ...
 
+    @abstractmethod
     def download(self, name: str, file: Path, version: str | None = None) -> None:
         """Download an object to a file. After an error a part of the file may be there. Raises: NoSuchObject."""
 
@@ -76,10 +100,69 @@ class Objects(Protocol):
         Raises:
             Conflict: if another version is there.
         """
-        ...
+        write_id = own_mark()
+        try:
+            return self._write(name, data, replaces, write_id)
+        except Conflict:
+            # The conflict may be with this very write: it was done, its answer was lost, and it was tried again.
+            found = self._look_up(name)
+            if found is None or found[1] != write_id:
+                raise
+            return found[0].version
 
+    @abstractmethod
     def remove(self, name: str) -> None:
         """Remove an object. Do nothing if there is none."""
+
+    @abstractmethod
+    def _connect(self) -> Client:
+        """Load the client library, find the credentials, and return the client."""
+
+    @abstractmethod
+    def _look_up(self, name: str) -> tuple[Stored, str] | None:
+        """Return an object and the id of the write that made it, which is empty for a write of another program."""
+
+    @abstractmethod
+    def _write(self, name: str, data: bytes | Path, replaces: str | None, write_id: str) -> str:
+        """Write an object with `write_id` in its metadata, and return its version. Raises as `write` does."""
+
+    @abstractmethod
+    def _judge(self, name: str, error: Exception) -> Exception | Passing:
+        """Return what an error means: the exception to raise, which may be `error` itself, or that it may pass."""
+
+    @property
+    def _connection(self) -> Client:
+        with self._lock:
+            if self._connected is None:
+                self._connected = self._connect()
+            return self._connected
+
+    def _retry(self, name: str, operation: Callable[[], Result]) -> Result:
+        return retry(operation, lambda error: self._judge(name, error))
+
+
+def retry(operation: Callable[[], Result], judge: Callable[[Exception], Exception | Passing]) -> Result:
+    """Return the result of an operation. Retry it for RETRY_FOR_S seconds after its first failure.
+
+    `judge` says what an error means: the exception to raise, which may be the error itself, or that it may pass.
+    """
+    failing_since, pause_s = None, _FIRST_PAUSE_S
+    while True:
+        try:
+            return operation()
+        except Exception as error:
+            verdict, now = judge(error), time.monotonic()
+            if verdict is error:
+                raise
+            if isinstance(verdict, Exception):
+                raise verdict from error
+            failing_since = now if failing_since is None else failing_since
+            left_s = failing_since + RETRY_FOR_S - now
+            if left_s <= 0:
+                said = f"{verdict.who} failed for {now - failing_since:.0f} s ({verdict.said})"
+                raise StorageFailed(f"{said}. Run the same command again.") from error
+        time.sleep(min(left_s, random.uniform(0.5, 1.0) * pause_s))  # noqa: S311 - it secures nothing.
+        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
 def is_remote(text: str) -> bool:

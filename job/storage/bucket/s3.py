@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from job.errors import UsageError
-from job.storage.bucket.objects import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, Conflict, NoSuchObject, Stored, content_type, join
-from job.storage.bucket.service import WRITE_ID, Passing, Service
+from job.storage.bucket import objects
+from job.storage.bucket.objects import WRITE_ID, Conflict, NoSuchObject, Passing, Stored, join
 
 _CHUNK_BYTES = 1 << 20
 _BAD_CREDENTIALS = ("ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch", "TokenRefreshRequired")
@@ -23,7 +23,7 @@ _USER = re.compile(r"//[^/@\s]*@")  # Credentials in the address of a service th
 _MD5 = re.compile(r"[0-9a-f]{32}")
 
 
-class S3Objects(Service[Any]):
+class S3Objects(objects.Objects):
     """Objects in S3. See `Objects`. A version is an ETag. The same bytes may have the same ETag."""
 
     def __init__(self, uri: str, max_connections: int) -> None:
@@ -52,7 +52,7 @@ class S3Objects(Service[Any]):
         self._retry(name, fetch)
 
     def _write(self, name: str, data: bytes | Path, replaces: str | None, write_id: str) -> str:
-        how: dict[str, object] = {"Metadata": {WRITE_ID: write_id}, "ContentType": content_type(name)}
+        how: dict[str, object] = {"Metadata": {WRITE_ID: write_id}, "ContentType": objects.content_type(name)}
         if replaces is not None:
             how |= {"IfMatch": f'"{replaces}"'} if replaces else {"IfNoneMatch": "*"}
 
@@ -83,8 +83,8 @@ class S3Objects(Service[Any]):
 
         config = Config(
             max_pool_connections=self._max_connections,
-            connect_timeout=CONNECT_TIMEOUT_S,
-            read_timeout=READ_TIMEOUT_S,
+            connect_timeout=objects.CONNECT_TIMEOUT_S,
+            read_timeout=objects.READ_TIMEOUT_S,
             retries={"mode": "standard", "total_max_attempts": 1},  # `retry` retries, also while a body is read.
         )
         os.environ.setdefault("AWS_METADATA_SERVICE_NUM_ATTEMPTS", "3")  # Many processes ask the metadata service at once.
