@@ -151,9 +151,7 @@ class Columns:
                 )
 
     def _class_columns(self, taken: Collection[int]) -> list[int]:
-        """Return the columns that seem to stand for a class each: two or more that contain only 0 and 1. Raises:
-        DataUnusable.
-        """
+        """Return the columns of 0 and 1 that seem to stand for a class each, at least two. Raises: DataUnusable."""
         grid = self.grid
         values: dict[int, set[str]] = defaultdict(set)
         for _, cells in grid.rows:

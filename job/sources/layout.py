@@ -85,9 +85,7 @@ class _Layout:
         ]
 
     def _is_class(self, folder: Folder) -> bool:
-        """Return whether a folder that is named like the training split is a class beside other classes. Raises:
-        DataUnusable.
-        """
+        """Return whether a folder named like the training split is a class beside others. Raises: DataUnusable."""
         if self.named[folder.name] != "train" or not self.guesses or not self.siblings:
             return False
         others = [other for other in self.top if other.name in self.named and other != folder]
@@ -181,9 +179,7 @@ class _Layout:
         return [ClassFolder(folder.child, folder.path, folder.name, None) for folder in classes]
 
     def _splits_in_classes(self, full: list[Folder]) -> list[ClassFolder]:
-        """Return the split folders inside the class folders, as in `cat/train/`; nothing if there are none. Raises:
-        DataUnusable.
-        """
+        """Return the split folders in the class folders, as in `cat/train/`, if there are any. Raises: DataUnusable."""
         divided = {}
         for folder in full:
             inside = [] if self.tree.has_photos(folder) else self.tree.folders(folder)

@@ -157,8 +157,9 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True)
 class LocalFiles(Files):
-    """The files below a local folder, whose path `root` contains no links. Links that lead below `root` or `link_roots` are
-    followed.
+    """The files below a local folder. `root` is a path without links in it.
+
+    Links are followed if they lead to a place below `root`, or below one of `link_roots`.
     """
 
     root: Path

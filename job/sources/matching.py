@@ -67,9 +67,7 @@ class Matching:
                     yield k, self._find_spelled(_slashes(path)[len(prefix) :]) or ""
 
     def refuse(self, rows: Sequence[Row], missing: Sequence[Row]) -> None:
-        """Add a note that says what would make the rows match that find no file. Raises: DataUnusable, if no row finds a
-        file.
-        """
+        """Add a note that says what would make the rows match that find no file. Raises: DataUnusable, if none does."""
         if not missing:
             return
         lines = self._diagnosis(rows, missing)

@@ -105,8 +105,9 @@ def _choose(wanted: _DataSet, prepared: Collection[_DataSet]) -> _DataSet | None
 
 
 def _prepare(wanted: _DataSet, prepared: Collection[_DataSet], store: str, labelled: bool) -> _DataSet:
-    """Download a data set and prepare it below `store`, in a child process: it uses TensorFlow, whose devices are set up
-    later.
+    """Download a data set and prepare it below `store`.
+
+    This is done in a child process, because it uses TensorFlow, whose devices are set up later.
     """
     builder = _builder(wanted, prepared, store)
     config = builder.builder_config.name if builder.builder_config else ""
