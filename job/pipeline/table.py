@@ -162,7 +162,7 @@ _ROWS = (
     ),
     Stage(
         name="convert",
-        schema=2,
+        schema=3,
         after=("audit", "evaluate", "export"),
         settings=("export.formats", "export.parity_photos", "export.max_changed_float", "export.max_changed_int8"),
         outputs=("stages/convert",),

@@ -63,6 +63,28 @@ def test_format_gives_the_answers_of_the_network(name, classifier, pixels, tmp_p
     assert np.array_equal(found["accepted"], found["familiarity"] >= 0.05)
 
 
+@pytest.mark.parametrize("kind", [keras.layers.Conv2D, keras.layers.DepthwiseConv2D])
+def test_int8_keeps_the_mean_of_a_convolution_whose_small_weights_are_rounded_away(kind, tmp_path):
+    photos = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 2)).astype(np.uint8)
+    values = keras.Input((8, 8, 2))
+    convolved = kind(**{"filters": 2} if kind is keras.layers.Conv2D else {}, kernel_size=3, use_bias=False)(values)
+    backbone = keras.Model(values, keras.layers.GlobalAveragePooling2D()(keras.layers.BatchNormalization()(convolved)))
+    pixels = keras.Input((8, 8, 2), name="pixels", dtype="uint8")
+    probabilities = keras.layers.Softmax()(backbone(keras.layers.Rescaling(1 / 255)(pixels)))
+    convolution, normalization = backbone.layers[1:3]
+    step = 1 / 127
+    kernel = np.broadcast_to([[0.4 * step, -0.4 * step]], (*convolution.kernel.shape[:2], 2, 2)).copy()
+    kernel[1, 1, [0, 1], [0, 1]] = 1
+    by_input = np.stack([kernel[:, :, 0, 0], kernel[:, :, 1, 1]], axis=-1)[..., None]
+    convolution.kernel.assign(kernel if kind is keras.layers.Conv2D else by_input)
+    normalization.moving_variance.assign([0.001, 0.001])
+    classifier = Classifier(keras.Model(pixels, {"probabilities": probabilities}), NAMES, photos)
+    runtime = loaded("litert-int8", FORMATS["litert-int8"].convert(classifier), tmp_path)
+    found = np.concatenate([runtime.answers(photo[None])["probabilities"] for photo in photos])
+    difference = np.abs(found - classifier.model.predict(photos, verbose=0)["probabilities"])
+    assert difference.mean() < 0.02  # Without the correction of biases, it is above 0.09.
+
+
 @pytest.mark.parametrize("name", ["onnx", "litert"])
 def test_exact_gelu_is_converted(name, exact_gelu, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3)).astype(np.uint8)

@@ -6,6 +6,7 @@ import io
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,16 +26,21 @@ def convert(classifier: Classifier) -> bytes:
 def convert_int8(classifier: Classifier) -> bytes:
     """Return the model for LiteRT with 8-bit weights (per channel) and activations.
 
-    The ranges of activations are those that the training photos of `classifier` give. Input and outputs are as in `convert`.
+    The training photos of `classifier` give the ranges of activations, and the mean shift by rounded weights, which is taken
+    back. Input and outputs are as in `convert`.
     """
     import tensorflow as tf
+
+    from job.model.bias_correction import bias_corrected
+
+    corrected = replace(classifier, model=bias_corrected(classifier.model, classifier.photos_NHWC))
 
     def quantize(converter: tf.lite.TFLiteConverter) -> None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.representative_dataset = lambda: ([pixels_HWC[None]] for pixels_HWC in classifier.photos_NHWC)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
 
-    return _converted(classifier, quantize)
+    return _converted(corrected, quantize)
 
 
 def _converted(classifier: Classifier, configure: Callable[[tf.lite.TFLiteConverter], None]) -> bytes:
