@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 
@@ -177,3 +178,23 @@ def test_the_trace_of_a_bug_is_escaped(tmp_path, kind):
 def test_words_of_other_programs_are_answered_with_those_of_this_one(words, said):
     done = CliRunner().invoke(main, words)
     assert done.exit_code == 2 and said in done.output
+
+
+def test_first_line_of_a_run_comes_before_all_that_takes_time_to_import(tmp_path):
+    command = [
+        sys.executable,
+        "-X",
+        "importtime",
+        "-m",
+        "job",
+        "run",
+        "--data",
+        tmp_path / "none",
+        "--out",
+        tmp_path / "out",
+    ]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stderr
+    before, _, after = said.partition("Cluster: ")
+    for library in ("numpy", "pyarrow", "pydantic"):
+        imported = re.compile(rf"\| +{library}$", re.MULTILINE)
+        assert imported.search(after) and not imported.search(before), library
