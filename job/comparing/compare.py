@@ -1,5 +1,6 @@
 """Comparison of finished runs on the test photos that they share."""
 
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from job.comparing.runs import FinishedRun, finished, grouped
 from job.comparing.words import in_words
 from job.errors import UsageError
 from job.serving.pages import check_page
+from job.storage.bucket.objects import is_remote
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ def compare(places: Sequence[str], out: str | None) -> Comparison:
         UsageError: if there are not two different runs, if they cannot be compared, or if `out` must not be written.
         StorageFailed.
     """
-    if len(set(places)) < max(2, len(places)):
+    if len({place.rstrip("/") if is_remote(place) else os.path.realpath(place) for place in places}) < max(2, len(places)):
         raise UsageError("compare needs at least two different runs: transfer-job compare RUN_A RUN_B")
     if out:
         check_page(out, "--out", "compare")

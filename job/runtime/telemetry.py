@@ -109,7 +109,10 @@ class Telemetry:
                 self._board.flush()
             if self._events is None:
                 self._folder.mkdir(parents=True, exist_ok=True)
-                self._events = (self._folder / "events.jsonl").open("a", encoding="utf-8")
+                file = self._folder / "events.jsonl"
+                is_cut = file.exists() and file.read_bytes()[-1:] not in (b"", b"\n")  # By a power failure.
+                self._events = file.open("a", encoding="utf-8")
+                self._events.write("\n" if is_cut else "")
             self._events.write(json.dumps(record) + "\n")  # Only ASCII, because people look at logs on terminals.
             self._events.flush()
 

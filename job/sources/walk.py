@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 
 from job.sources.base import Entry, Split
-from job.sources.local import IMAGE_EXTENSIONS, LEAVING, Child, Files, to_text
+from job.sources.local import IMAGE_EXTENSIONS, LEAVING, Child, Files, is_named_like_a_photo, to_text
 from job.sources.opening import raise_of_the_machine
 
 _JUNK = re.compile(
-    r"\._.*|[._]DS_Store|(eh)?thumbs\.db|desktop\.ini|\.directory|\.gitkeep|\.keep|\.gitignore|\.gitattributes"
-    r"|README(\..*)?|LICEN[SC]E(\..*)?",
+    r"\._.*|[._]DS_Store|(eh)?thumbs\.db|desktop\.ini|\.directory|\.gitkeep|\.keep|\.gitignore|\.gitattributes",
     re.IGNORECASE,
 )
+_DOCUMENTS = re.compile(r"(README|LICEN[SC]E)(\..*)?", re.IGNORECASE)
 # Folders that operating systems, network drives and editors leave beside photos.
 _JUNK_FOLDERS = re.compile(
     r"\.ipynb_checkpoints|__MACOSX|\.git|__pycache__|\.thumbnails|\.thumb|lost\+found|\$RECYCLE\.BIN|RECYCLER"
@@ -25,7 +25,8 @@ _JUNK_FOLDERS = re.compile(
 
 
 def is_junk(name: str) -> bool:
-    return _JUNK.fullmatch(name) is not None
+    is_document = _DOCUMENTS.fullmatch(name) is not None and not is_named_like_a_photo(name)
+    return is_document or _JUNK.fullmatch(name) is not None
 
 
 def is_junk_folder(name: str) -> bool:

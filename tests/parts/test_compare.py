@@ -171,6 +171,7 @@ def test_runs_that_cannot_be_read_are_refused_with_what_to_do(finished_run, tmp_
         (earlier, "its tables of version 0.3.0 of transfer-job cannot be read"),
         (first, "is the output of transfer-job 0.1, which this version cannot read. Run the job again."),
         (finished_run, "compare needs at least two different runs"),
+        (f"{finished_run}/../{finished_run.name}", "compare needs at least two different runs"),
     ):
         with pytest.raises(job.UsageError, match="^[^\n]*$") as error:
             job.compare(finished_run, out)

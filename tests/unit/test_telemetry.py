@@ -58,6 +58,18 @@ def test_events_are_json_lines(tmp_path):
     assert json.loads(line)["event"] == "epoch"
 
 
+def test_event_after_a_line_that_was_cut_has_a_line_of_its_own(tmp_path):
+    (tmp_path / "logs").mkdir()
+    log = tmp_path / "logs" / "events.jsonl"
+    log.write_text('{"time": 1, "eve')
+    for kind in ("run_started", "stage_started"):
+        recorder = Telemetry(tmp_path / "logs", io.StringIO())
+        recorder.event(kind)
+        recorder.close()
+    cut, *lines = log.read_text().splitlines()
+    assert cut == '{"time": 1, "eve' and [json.loads(line)["event"] for line in lines] == ["run_started", "stage_started"]
+
+
 def test_scalars_and_pictures_reach_tensorboard(tmp_path):
     recorder = Telemetry(tmp_path / "logs", io.StringIO())
     recorder.scalar("loss", 0.25, 3)
