@@ -142,7 +142,7 @@ def test_imagenet_weights_come_from_keras_home(shared, tmp_path):
     shutil.copy(shared / "weights" / name, tmp_path / "models")
     script = (
         "import sys, numpy as np\n"
-        "from job.config import BackboneConfig\n"
+        "from job.sections import BackboneConfig\n"
         "from job.model.backbones import build\n"
         "both = [build(BackboneConfig(alpha=0.35, weights=w), 224).get_weights() for w in ('imagenet', sys.argv[1])]\n"
         "print(len(both[0]), all(np.array_equal(a, b) for a, b in zip(*both)))"
