@@ -287,7 +287,8 @@ def export(directory: str, base: str | None, formats: tuple[str, ...]) -> None:
 @with_output_options
 def demo(out: str, seed: int) -> None:
     """Try the whole job on drawn pictures. Takes about a minute and needs no network."""
-    from job import api
+    _say_where()
+    from job import api  # `job.demo` is the package of drawings.
 
     result = api.demo(out, seed=seed, session=_session())
     _finish(result, **result.facts())
@@ -305,11 +306,16 @@ main.add_command(weights)
 
 
 def _run(call: RunOptions, stop_after: str | None) -> None:
-    LOG.say(str(Cluster.from_environ(os.environ)))  # The first sign of life, before a second of imports.
+    _say_where()
     result = job.run(
         call.data, call.out, config=call.config(), labels=call.labels, stop_after=stop_after, session=_session(call)
     )
     _finish(result, **result.facts())
+
+
+def _say_where() -> None:
+    """Write the first line of a run: the cluster and the GPUs. It comes before a second of imports."""
+    LOG.say(str(Cluster.from_environ(os.environ)))
 
 
 def _finish(result: "Result | Ranking", **facts: object) -> None:

@@ -39,7 +39,8 @@ def compare(places: Sequence[str], out: str | None) -> Comparison:
         UsageError: if there are not two different runs, if they cannot be compared, or if `out` must not be written.
         StorageFailed.
     """
-    if len({place.rstrip("/") if is_remote(place) else os.path.realpath(place) for place in places}) < max(2, len(places)):
+    different = {place.rstrip("/") if is_remote(place) else os.path.realpath(place) for place in places}
+    if len(different) < max(2, len(places)):
         raise UsageError("compare needs at least two different runs: transfer-job compare RUN_A RUN_B")
     if out:
         check_page(out, "--out", "compare")

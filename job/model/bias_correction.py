@@ -42,23 +42,26 @@ def _with_mean_inputs(
 ) -> Iterator[tuple[keras.Layer, keras.layers.BatchNormalization, np.ndarray]]:
     """Yield each convolution with the normalization after it and the mean of its inputs (I,) over photos and places."""
     import keras
-    from keras import layers
 
     for call in (call for calls in classifier._nodes_by_depth.values() for call in calls):
-        if isinstance(call.operation, keras.Model):
-            pairs = [
-                (before, operation)
-                for operation in call.operation.operations
-                if isinstance(operation, layers.BatchNormalization) and operation.center
-                for before in [operation.input._keras_history.operation]
-                if isinstance(before, layers.DepthwiseConv2D) or (isinstance(before, layers.Conv2D) and before.groups == 1)
-            ]
-            if pairs:
-                inputs = [keras.ops.mean(convolution.input, axis=(1, 2)) for convolution, _ in pairs]
-                means = keras.Model(call.operation.input, inputs)(call.input_tensors[0])
-                found = keras.tree.flatten(keras.Model(classifier.input, means).predict(photos_NHWC, verbose=0))
-                for (convolution, normalization), values_NI in zip(pairs, found, strict=True):
-                    yield convolution, normalization, values_NI.mean(axis=0)
+        pairs = list(_normalized(call.operation)) if isinstance(call.operation, keras.Model) else []
+        if pairs:
+            inputs = [keras.ops.mean(convolution.input, axis=(1, 2)) for convolution, _ in pairs]
+            means = keras.Model(call.operation.input, inputs)(call.input_tensors[0])
+            found = keras.tree.flatten(keras.Model(classifier.input, means).predict(photos_NHWC, verbose=0))
+            for (convolution, normalization), values_NI in zip(pairs, found, strict=True):
+                yield convolution, normalization, values_NI.mean(axis=0)
+
+
+def _normalized(model: keras.Model) -> Iterator[tuple[keras.Layer, keras.layers.BatchNormalization]]:
+    """Yield each convolution whose output goes through a BatchNormalization that can shift it. Grouped ones are left out."""
+    from keras import layers
+
+    for operation in model.operations:
+        if isinstance(operation, layers.BatchNormalization) and operation.center:
+            before = operation.input._keras_history.operation
+            if isinstance(before, layers.DepthwiseConv2D) or (isinstance(before, layers.Conv2D) and before.groups == 1):
+                yield before, operation
 
 
 def _shift(convolution: keras.Layer, mean_I: np.ndarray) -> np.ndarray:

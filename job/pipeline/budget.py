@@ -1,15 +1,13 @@
 """The time budget of a run: its prediction, and how much time is spent and left."""
 
-import json
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from job.errors import Stopped, StorageFailed, TryAgainLater
+from job.runtime.telemetry import events_in
 from job.text.numbers import seconds
 
 _RESUMED = (StorageFailed.exit_code, TryAgainLater.exit_code, Stopped.exit_code)
@@ -94,12 +92,3 @@ def percent_before(events: Path) -> float:
         if event["event"] == "run_ended" and event.get("exit_code") not in _RESUMED:
             percent = 0.0
     return percent
-
-
-def events_in(file: Path) -> Iterator[dict[str, Any]]:
-    """Yield the events of logs/events.jsonl, which may be missing. A line that was not written completely is left out."""
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
-        with suppress(ValueError):
-            event = json.loads(line)
-            if isinstance(event, dict) and {"time", "run_id", "event"} <= event.keys():
-                yield event

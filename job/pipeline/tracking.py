@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 from job.config import with_dotted_names
 from job.errors import DataUnusable, Diverged, GateNotMet, UsageError
 from job.pipeline import publishing
-from job.pipeline.budget import events_in
 from job.pipeline.job import Job
 from job.runtime.sending import sending
+from job.runtime.telemetry import events_in
 from job.storage.files import digest_of
 from job.storage.published import Published
 from job.storage.workdir import LOG

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 import numpy as np
 
@@ -244,6 +244,15 @@ class Telemetry:
                 (self._folder / "tensorboard").mkdir(parents=True, exist_ok=True)
                 self._board = event_file_writer.EventsWriter(str(self._folder / "tensorboard" / "events"))
             self._board.write_event(Event(summary=shown, step=step, wall_time=time.time()))
+
+
+def events_in(file: Path) -> Iterator[dict[str, Any]]:
+    """Yield the events of logs/events.jsonl, which may be missing. A line that was not written completely is left out."""
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        with suppress(ValueError):
+            event = json.loads(line)
+            if isinstance(event, dict) and {"time", "run_id", "event"} <= event.keys():
+                yield event
 
 
 class _Loop:

@@ -180,20 +180,11 @@ def test_words_of_other_programs_are_answered_with_those_of_this_one(words, said
     assert done.exit_code == 2 and said in done.output
 
 
-def test_first_line_of_a_run_comes_before_all_that_takes_time_to_import(tmp_path):
-    command = [
-        sys.executable,
-        "-X",
-        "importtime",
-        "-m",
-        "job",
-        "run",
-        "--data",
-        tmp_path / "none",
-        "--out",
-        tmp_path / "out",
-    ]
-    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stderr
+@pytest.mark.parametrize("refused", ["run --data none --out out", "explore --data none --out out", "demo --out gs://b/out"])
+def test_first_line_of_a_run_comes_before_all_that_takes_time_to_import(tmp_path, refused):
+    command = [sys.executable, "-X", "importtime", "-m", "job", *refused.split()]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    said = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False).stderr
     before, _, after = said.partition("Cluster: ")
     for library in ("numpy", "pyarrow", "pydantic"):
         imported = re.compile(rf"\| +{library}$", re.MULTILINE)
