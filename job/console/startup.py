@@ -13,12 +13,13 @@ _MIN_ADDRESS_SPACE, _MIN_DATA = 6 * 2**30, 4 * 10**9
 _MIN_OPEN_FILES = 128
 _STANDARD_LIBRARY = os.path.dirname(os.__file__)  # noqa: PTH120
 # Packages, and what they import by themselves if it is installed. The job uses nothing that needs it, and importing it takes
-# 1.4 CPU seconds (docs/decisions/0034-the-last-seconds.md). The compiled code of pyarrow imports in the name of its caller.
+# 1.6 CPU seconds (docs/decisions/0034-the-last-seconds.md). The compiled code of pyarrow imports in the name of its caller.
 _DO_WITHOUT = {
     "keras": {"matplotlib", "pandas", "sklearn"},
     "pyarrow": {"pandas"},
     "job": {"pandas"},
     "sklearn": {"pandas"},
+    "tensorboardX": {"boto3", "google.cloud.storage"},
 }
 
 

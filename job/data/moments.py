@@ -7,7 +7,8 @@ from typing import Protocol
 
 import numpy as np
 import scipy.sparse
-from threadpoolctl import threadpool_limits
+
+from job.runtime.blas import one_thread
 
 _BYTES_AT_ONCE = 4 * 2**20
 _ROWS_MULTIPLE = 128
@@ -49,7 +50,7 @@ class Moments:
         width = features.shape[1]
         sums_CD, products_DD = np.zeros((num_classes, width)), np.zeros((width, width))
         # On shared cores, BLAS threads wait for each other: with two, this took 10 times the wall and CPU time.
-        with threadpool_limits(1, user_api="blas"):
+        with one_thread():
             for part in parts(features):
                 roots_B = np.sqrt(weights_N[part]).astype(np.float32)
                 scaled_BD = features[part] * roots_B[:, None]
@@ -91,6 +92,6 @@ class Moments:
 
 def eigenvectors(covariance_DD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the eigenvalues (D,), at least 0, and the eigenvectors (D, D), one in each column."""
-    with threadpool_limits(1, user_api="blas"):
+    with one_thread():
         variances_D, axes_DD = np.linalg.eigh(covariance_DD)
     return np.maximum(variances_D, 0), axes_DD

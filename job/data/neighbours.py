@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import scipy.linalg
-from threadpoolctl import threadpool_limits
 
+from job.runtime.blas import one_thread
 from job.runtime.telemetry import spent_once
 from job.stores.arrays import ArrayStore
 
@@ -40,7 +40,7 @@ def principal_components(features: ArrayStore, rows_N: np.ndarray, num_component
     covariance_DD = products_DD / len(some) - np.outer(mean_D, mean_D)
     kept = min(num_components, width, max(1, len(some) - 1))
     # If other programs use the same cores, two BLAS threads wait for each other. That took 40 times the time and CPU time.
-    with threadpool_limits(1, user_api="blas"):
+    with one_thread():
         variances_K, axes_DK = scipy.linalg.eigh(covariance_DD, subset_by_index=(width - kept, width - 1))
     axes_DK = (axes_DK / np.sqrt(max(variances_K.mean(), 1e-12))).astype(np.float32)
     components_NK = np.empty((len(rows_N), kept), np.float32)

@@ -18,14 +18,14 @@ from job.model.inputs import MirroredInputs
 from job.model.network import Network
 from job.runtime.telemetry import Telemetry
 from job.stores.arrays import ArrayStore
-from job.train.feed import run_batches
+from job.train.feed import even_batch_size, run_batches
 from job.train.loop import Inputs
 
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
-_BATCH_SIZE = 256
+_LARGEST_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -121,5 +121,6 @@ def tuned_logits(
         return (model(tf.cast(inputs.on_device(arrays, training=False), tf.float32), training=False),)
 
     forward = network.replicas.compiled(on_replica)
-    batches = run_batches(network.replicas, forward, lambda k: inputs.plain(rows[k]), len(rows), _BATCH_SIZE, telemetry)
+    size = even_batch_size(len(rows), _LARGEST_BATCH)
+    batches = run_batches(network.replicas, forward, lambda k: inputs.plain(rows[k]), len(rows), size, telemetry)
     yield from (found for (found,) in batches)

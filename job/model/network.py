@@ -120,16 +120,24 @@ class Network:
         activations, above = self.activations(pixels_BHWC), self._inference[1]
         return activations, activations if above is None else above(tf.cast(activations, tf.float32))
 
-    def compiled(self, augmentation: Augmentation | None = None) -> Callable[..., Tensors]:
-        """Compile `activations_and_features` for this worker's replicas.
+    @cached_property
+    def _forward(self) -> Callable[..., Tensors]:
+        return self.replicas.compiled(self.activations_and_features)
 
-        The function takes photos or, with an augmentation, the arrays from `Augmentation.host`.
+    def compiled(self, augmentation: Augmentation | None = None) -> Callable[..., Tensors]:
+        """Return a function that computes `activations_and_features` on this worker's replicas.
+
+        The function takes photos or, with an augmentation, the arrays from `Augmentation.host`. All functions of a network
+        share its compiled layers.
         """
 
-        def forward(*batch: tf.Tensor) -> Tensors:
-            return self.activations_and_features(augmentation.device(*batch) if augmentation else batch[0])
+        def pixels(*batch: tf.Tensor) -> Tensors:
+            import tensorflow as tf
 
-        return self.replicas.compiled(forward)
+            return (augmentation.device(*batch) if augmentation else tf.cast(batch[0], tf.float32),)
+
+        to_pixels = self.replicas.compiled(pixels)
+        return lambda *batch: self._forward(*to_pixels(*batch))
 
     def tuned(self, head: Head, precision: str = "float32", replicas: Replicas | None = None) -> keras.Model:
         """Return a trainable copy of the layers above the cut with the head on top: activations to logits (B, C).

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.optimize
-from threadpoolctl import threadpool_limits
 
 from job.data.moments import Features, Moments, parts
 from job.model.heads import Head
+from job.runtime.blas import one_thread
 
 # The largest component of the scaled gradient of the mean loss. A smaller one changes neither which strength validation
 # prefers nor the accuracy: docs/decisions/0027-large-sets.md.
@@ -76,7 +76,7 @@ class LogisticRegression:
             return loss, np.append(scaled_DC.ravel(), gradient_C)
 
         start_DC = self._axes_DD.T @ start.kernel_DC / scale_D1
-        with threadpool_limits(1, user_api="blas"):  # With few classes, more threads cost CPU time and save no wall time.
+        with one_thread():  # With few classes, more threads cost CPU time and save no wall time.
             result = scipy.optimize.minimize(
                 loss_and_gradient,
                 np.append(start_DC.ravel(), start.bias_C + self._mean_D @ start.kernel_DC),

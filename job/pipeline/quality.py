@@ -25,7 +25,6 @@ from job.runtime.telemetry import Telemetry
 from job.serving.formats.table import FORMATS
 from job.storage.files import digest_of, in_units
 from job.text.numbers import about, seconds
-from job.train.loop import VALIDATION_BATCH_SIZE
 from job.train.recipe import QUALITIES, Recipe, with_quality
 from job.train.schedule import Schedule
 
@@ -170,11 +169,10 @@ def fine_tuning_s(
 ) -> float:
     """Return the seconds of fine-tuning. `forward_s` are those of a forward pass of the whole backbone with one photo.
 
-    After each epoch, the trained layers compute the validation photos, in batches that are filled up. Without stored inputs,
-    the frozen layers compute the training photos in every epoch.
+    After each epoch, the trained layers compute the validation photos. Without stored inputs, the frozen layers compute the
+    training photos in every epoch.
     """
     frozen_s = 0.0 if is_stored else (1 - share_above) * forward_s
-    num_val = -(-num_val // VALIDATION_BATCH_SIZE) * VALIDATION_BATCH_SIZE
     epoch_s = num_train * (step.per_example_s + frozen_s) + num_val * share_above * forward_s
     return step.first_s + recipe.seeds * recipe.epochs * epoch_s
 

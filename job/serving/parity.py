@@ -110,7 +110,7 @@ def check(request: Request) -> Parity:
             "clear_margin": CLEAR_MARGIN,
             "changed_accepted": int((by_bytes["accepted"] != measured["accepted"])[valid].sum()),
         },
-        "exif": _exif(request, pixels[0], model),
+        "exif": _exif(request, pixels[0], model, outputs),
     }
 
 
@@ -143,8 +143,11 @@ def _by_bytes(
     return dict(zip(outputs, found, strict=True)), valid, np.asarray(readable)
 
 
-def _exif(request: Request, pixels_HWC: np.ndarray, model: SavedModel) -> dict[str, float]:
-    """Compare probabilities from bytes and from pixels for a photo that is stored rotated, with an EXIF orientation."""
+def _exif(request: Request, pixels_HWC: np.ndarray, model: SavedModel, outputs: Sequence[str]) -> dict[str, float]:
+    """Compare probabilities from bytes and from pixels for a photo that is stored rotated, with an EXIF orientation.
+
+    It asks for the same `outputs` as before, because TensorFlow would optimize the graph again for others.
+    """
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -155,8 +158,8 @@ def _exif(request: Request, pixels_HWC: np.ndarray, model: SavedModel) -> dict[s
     lying = Image.fromarray(pixels_HWC).transpose(Image.Transpose.ROTATE_90).resize((side, side))
     lying.save(buffer, "JPEG", quality=95, exif=exif)
     upright = decode(buffer.getvalue(), rules).pixels_HWC
-    by_array = _by_pixels(model, upright[None], ["probabilities"])["probabilities"]
-    by_bytes = model.run("serving_default", {"image_bytes": [buffer.getvalue()]}, "probabilities")[0]
+    by_array = _by_pixels(model, upright[None], outputs)["probabilities"]
+    by_bytes = _by_bytes(model, iter([buffer.getvalue()]), outputs)[0]["probabilities"]
     return {"largest_difference": float(np.abs(by_array - by_bytes).max()), "tolerance": EXIF_TOLERANCE}
 
 

@@ -28,6 +28,12 @@ def ahead(items: Iterator[Item], telemetry: Telemetry) -> Iterator[Item]:
             yield item
 
 
+def even_batch_size(count: int, largest: int) -> int:
+    """Return the size of equal batches that have room for `count` examples, as few as with batches of the largest size."""
+    num_batches = max(1, -(-count // largest))
+    return -(-count // num_batches)
+
+
 def run_batches(
     replicas: Replicas,
     step: Callable[..., Tensors],

@@ -13,7 +13,7 @@ from job.cluster.replicas import Replicas, Tensors
 from job.errors import Diverged, UsageError
 from job.runtime.telemetry import Telemetry
 from job.train.checkpoint import TrainState, numbered
-from job.train.feed import Arrays, ahead, all_rows, run_batches
+from job.train.feed import Arrays, ahead, all_rows, even_batch_size, run_batches
 from job.train.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # part); targets (B, C), whose rows sum to 1; and weights (B,).
 Batch = tuple[Callable[[np.ndarray], Arrays], np.ndarray, np.ndarray]
 
-VALIDATION_BATCH_SIZE = 256
+_LARGEST_VALIDATION_BATCH = 256
 
 # Weight decay is not applied to biases and to the parameters of normalization layers.
 _NOT_DECAYED = ["bias", "gamma", "beta"]
@@ -229,7 +229,7 @@ class Trainer:
     def _variables(self) -> list[keras.Variable]:
         return [*self.model.variables, *self.optimizer.variables]
 
-    def logits(self, rows_N: np.ndarray, batch_size: int = VALIDATION_BATCH_SIZE) -> np.ndarray:
+    def logits(self, rows_N: np.ndarray, largest_batch: int = _LARGEST_VALIDATION_BATCH) -> np.ndarray:
         """Return logits (N, C) of photos without augmentation. `rows_N` are rows of the image store.
 
         With `ema`, the averaged weights are used.
@@ -244,7 +244,7 @@ class Trainer:
                 self._forward,
                 lambda k: self.inputs.plain(rows_N[k]),
                 count,
-                batch_size,
+                even_batch_size(len(rows_N), largest_batch),
                 telemetry,
                 "validation",
             )

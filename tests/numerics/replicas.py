@@ -56,7 +56,7 @@ def main(out: str, logical_cpus: str, addresses: str = "", index: str = "0") -> 
             batch = (lambda numbers, chosen=chosen: (activations[chosen[numbers]],)), targets[chosen], weights[chosen]
             losses.append(trainer.step(batch)[0])
         made[f"{precision}_losses"], made[f"{precision}_weights"] = np.concatenate(losses), _flat(model.get_weights())
-        made[f"{precision}_logits"] = trainer.logits(np.arange(EXAMPLES), batch_size=7)
+        made[f"{precision}_logits"] = trainer.logits(np.arange(EXAMPLES), largest_batch=7)
         # After one step AdamW's first moment is a tenth of the gradient.
         made[f"{precision}_moments"] = _flat([np.asarray(m) for m in trainer.optimizer._momentums])
 
