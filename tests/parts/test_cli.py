@@ -77,7 +77,9 @@ def test_report_imports_nothing_heavy():
     assert done.stdout == "set()\n"
 
 
-HEAVY = {"tensorflow", "keras", "tf_keras", "cleanlab", "sklearn", "pandas", "matplotlib"}
+HEAVY = {
+    *("boto3", "cleanlab", "google.cloud.storage", "keras", "matplotlib", "pandas", "sklearn", "tensorflow", "tf_keras"),
+}
 
 
 def heavy_after(code, *words):
@@ -119,6 +121,8 @@ def test_program_imports_keras_without_what_it_only_would_like_to_have():
     assert heavy_after(f"{leaves_out}; exec('import pandas', {{}})") == [
         "pandas"
     ]  # Whoever asks without a name may have it.
+    assert heavy_after(f"{leaves_out}; from tensorboardX import event_file_writer") == []
+    assert heavy_after("from tensorboardX import event_file_writer") == ["boto3", "google.cloud.storage"]
     assert "sklearn" in heavy_after(KERAS)  # In the process of somebody who uses the Python API, Keras stays whole.
 
 

@@ -44,9 +44,9 @@ def test_time_that_is_kept_for_later_stages_grows_if_the_run_is_slower_than_pred
 
 def test_seconds_of_fine_tuning_follow_from_the_rates():
     step, recipe = Timed(first_s=5.0, per_example_s=0.01), Recipe(3, 32, 1e-3, 2, seeds=2)
-    # 5 s of tracing; 2 seeds of 3 epochs with 100 examples of 0.01 s and a batch of 256 forward passes of 0.4 * 0.002 s.
+    # 5 s of tracing; 2 seeds of 3 epochs with 100 examples of 0.01 s and 50 forward passes of 0.4 * 0.002 s.
     found = fine_tuning_s(recipe, step, num_train=100, num_val=50, forward_s=0.002, share_above=0.4, is_stored=True)
-    assert found == pytest.approx(5 + 6 * (1.0 + 256 * 0.0008))
+    assert found == pytest.approx(5 + 6 * (1.0 + 50 * 0.0008))
     online = fine_tuning_s(recipe, step, num_train=100, num_val=50, forward_s=0.002, share_above=0.4, is_stored=False)
     assert online - found == pytest.approx(6 * 100 * 0.6 * 0.002)
 
