@@ -15,8 +15,6 @@ validation photos. CPU seconds are those of fine-tuning one fold from stored vie
 import argparse
 import csv
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +42,7 @@ class Idea:
     """A way to fine-tune. The defaults are those of the job for 1,500 to 20,000 photos.
 
     `views`: stored views of each photo, None for new ones in every epoch. `head_rate`: the learning rate of the head, times
-    that of the other layers. `layer_decay`: the rate of each layer, times that of the layer above it. `by_size`: rates in
+    that of the other layers. `layer_decay`: the rate of each block, times that of the block above it. `by_size`: rates in
     proportion to the size of a layer's weights. `after`: another idea, from whose weights this one starts. `mean_of`:
     another idea. The mean of the weights of its seeds 0 and 1 is scored, and nothing is trained.
     """
@@ -65,7 +63,7 @@ IDEAS = {
     "today": Idea(),
     "head 0.1": Idea(head_rate=0.1),
     "head 0.1, 2e-3": Idea(head_rate=0.1, learning_rate=2e-3),
-    "layer decay 0.9": Idea(layer_decay=0.9),
+    "layer decay 0.75": Idea(layer_decay=0.75),
     "rates by size": Idea(by_size=True),
     "smoothing 0.03": Idea(label_smoothing=0.03),
     "head 0.1, smoothing 0.03": Idea(head_rate=0.1, label_smoothing=0.03),
@@ -135,10 +133,16 @@ def measure(name: str, fold: int, seed: int, work: Path) -> None:
         tuned = weights_in(file.with_name(file.name.replace(slug(name), slug(idea.after))))
         model.set_weights([*model.get_weights()[: -len(tuned)], *tuned])
     first = model.get_weights()
-    with layer_rates(factors(model, idea)):
-        trainer = Trainer(
-            model, feed.schedule, network.replicas, inputs, weight_decay=tuning.weight_decay, ema=False, telemetry=TELEMETRY
-        )
+    trainer = Trainer(
+        model,
+        feed.schedule,
+        network.replicas,
+        inputs,
+        weight_decay=tuning.weight_decay,
+        ema=False,
+        telemetry=TELEMETRY,
+        rate_factors=factors(model, idea),
+    )
     cpu_s_before = 0.0
     if idea.mean_of:
         files = [run_file(idea.mean_of, fold, k, work) for k in (0, 1)]
@@ -222,29 +226,13 @@ class _Stored:
 
 def factors(model: Any, idea: Idea) -> list[float]:
     """Return factors of the learning rate for the trainable variables, from the bottom up. The last two are the head's."""
+    from job.model.cut import learning_rate_factors
+
     *body, _, _ = [float(np.sqrt(np.mean(np.square(v)))) for v in model.trainable_variables]
     typical = np.exp(np.mean(np.log(body)))
-    by_depth = [idea.layer_decay**k for k in reversed(range(len(body)))]
+    *by_depth, _, _ = learning_rate_factors(model, idea.layer_decay)
     by_size = [size / typical if idea.by_size else 1.0 for size in body]
     return [*(a * b for a, b in zip(by_depth, by_size, strict=True)), idea.head_rate, idea.head_rate]
-
-
-@contextmanager
-def layer_rates(factors_V: Sequence[float]) -> Iterator[None]:
-    """Let an optimizer that is made inside of the block multiply the learning rate of each variable by its factor."""
-    import keras
-
-    plain = keras.optimizers.AdamW
-
-    class WithRates(keras.optimizers.AdamW):  # type: ignore[misc]
-        def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-            super().update_step(gradient, variable, learning_rate * factors_V[self._get_variable_index(variable)])
-
-    keras.optimizers.AdamW = WithRates
-    try:
-        yield
-    finally:
-        keras.optimizers.AdamW = plain
 
 
 def mirrored_logits(model: Any, network: Any, images: Any, rows: np.ndarray) -> np.ndarray:

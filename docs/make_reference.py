@@ -77,6 +77,12 @@ sees no labelled photo; *whole* is the model with its own classifier, trained on
 Fine-tuning DINOv2 brings "small gains", [about 2 points on ImageNet][dinov2-card]. For DINOv3, see [its
 paper](https://arxiv.org/abs/2508.10104).
 
+**Fine-tuning a vision transformer**: papers let each block learn with 0.65 to 0.75 of the rate of the block above it
+([BEiT](https://arxiv.org/abs/2106.08254), [MAE](https://arxiv.org/abs/2111.06377)). To do so, add
+`--set fine_tune.layer_decay=0.75`. With `mobilenet_v2` on flowers such rates gained nothing
+([decision 32](decisions/0032-accuracy-against-time.md)). In a CNN, a block is a residual block or what lies between two of
+them. VGG and the first MobileNet have no branches, and are one block.
+
 **Measured here**, on the 3,670 photos of `flowers`: `mobilenet_v2` with `alpha=0.35` at 160 px reaches 0.893 (head alone
 0.854), with `alpha=1.0` at 224 px 0.939 ([README](../README.md#accuracy-and-speed)).
 

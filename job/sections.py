@@ -259,6 +259,13 @@ class FineTuneConfig(Section):
     )
     learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = what("auto", f"Peak learning rate of AdamW. {_BY_SIZE}")
     warmup_fraction: float = what(0.1, "Share of the steps in which the learning rate rises from 0.", ge=0, le=0.9)
+    layer_decay: float = what(
+        1.0,
+        "Each block of layers learns with this factor of the rate of the block above it; the head has the full rate. 1: all "
+        "have the same. For vision transformers, see docs/backbones.md.",
+        gt=0,
+        le=1,
+    )
     weight_decay: float = what(1e-4, "Decoupled weight decay of AdamW.", ge=0)
     label_smoothing: float = what(0.1, "Share of a label's probability that is spread over all classes.", ge=0, lt=1)
     ema: bool = what(False, "Evaluate and export the exponential moving average of the weights.")

@@ -12,6 +12,7 @@ from job.measure.calibration import Calibration, temperature
 from job.measure.metrics import log_loss
 from job.measure.predicted import Predicted
 from job.measure.seeds import MEAN_OF_WEIGHTS
+from job.model.cut import learning_rate_factors
 from job.model.heads import Head, class_weights, smoothed_one_hot
 from job.model.inputs import Inputs
 from job.model.network import Network
@@ -100,8 +101,16 @@ def fine_tune(
     replicas = network.devices.all
     model = network.tuned(start, precision, replicas)
     feeds = [_Feed(config, recipe, examples, inputs, train_seed, repetition) for repetition in range(len(checkpoints))]
-    decay, ema = config.weight_decay, config.ema
-    trainer = Trainer(model, feeds[0].schedule, replicas, inputs, weight_decay=decay, ema=ema, telemetry=context.telemetry)
+    trainer = Trainer(
+        model,
+        feeds[0].schedule,
+        replicas,
+        inputs,
+        weight_decay=config.weight_decay,
+        ema=config.ema,
+        telemetry=context.telemetry,
+        rate_factors=learning_rate_factors(model, config.layer_decay),
+    )
     begin = trainer.state() if len(feeds) > 1 else None
     weights: dict[str, list[np.ndarray]] = {}
     notes, history = [], []

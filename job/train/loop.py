@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -12,6 +12,7 @@ import numpy as np
 from job.cluster.replicas import Replicas, Tensors
 from job.errors import Diverged, UsageError
 from job.runtime.telemetry import Telemetry
+from job.train.adamw import adamw
 from job.train.checkpoint import TrainState, numbered
 from job.train.feed import Arrays, ahead, all_rows, even_batch_size, run_batches
 from job.train.schedule import Schedule
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 Batch = tuple[Callable[[np.ndarray], Arrays], np.ndarray, np.ndarray]
 
 _LARGEST_VALIDATION_BATCH = 256
-
-# Weight decay is not applied to biases and to the parameters of normalization layers.
-_NOT_DECAYED = ["bias", "gamma", "beta"]
 
 
 class Inputs(Protocol):
@@ -59,6 +57,8 @@ class Trainer:
     The gradient of a step is that of the weighted mean loss over the whole global batch. It does not depend on the number of
     replicas, nor on the parts into which a replica divides its share because of too little memory. A short batch is padded
     with examples of weight zero.
+
+    `rate_factors` are those of the learning rate of each trainable variable; without them, all learn at the same rate.
     """
 
     def __init__(
@@ -71,19 +71,15 @@ class Trainer:
         weight_decay: float,
         ema: bool,
         telemetry: Telemetry,
+        rate_factors: Sequence[float] = (),
     ) -> None:
-        import keras
-
         self.model, self.schedule, self.replicas, self.inputs = model, schedule, replicas, inputs
         self._ema, self._telemetry = ema, telemetry
         self.num_parts = 1
         self._sums = np.zeros(3)  # Sums over the current epoch: losses, correct predictions, weights.
         self._dtype = "float64" if model.variables[0].dtype == "float64" else "float32"
         with replicas.strategy.scope():
-            self.optimizer = keras.optimizers.AdamW(
-                _Course(schedule), weight_decay=weight_decay, use_ema=ema, ema_momentum=schedule.ema_decay
-            )
-            self.optimizer.exclude_from_weight_decay(var_names=_NOT_DECAYED)
+            self.optimizer = adamw(schedule, rate_factors, weight_decay=weight_decay, ema=ema)
             self.optimizer.build(model.trainable_variables)
         self._train_step, self._forward = self._compiled_step(), self._compiled_forward()
 
@@ -288,25 +284,3 @@ def _numpy(variable: keras.Variable) -> np.ndarray:
     import keras
 
     return keras.ops.convert_to_numpy(variable)
-
-
-def _Course(schedule: Schedule) -> keras.optimizers.schedules.LearningRateSchedule:  # noqa: N802 - a class made on demand, because its base needs Keras.
-    import keras
-
-    class Course(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
-        """The learning rate of a `Schedule`, as TensorFlow operations."""
-
-        def __call__(self, step: tf.Tensor) -> tf.Tensor:
-            ops = keras.ops
-            now = ops.cast(step, "float32")
-            warmup = float(max(schedule.warmup_steps, 1))
-            rest = float(max(1, schedule.total_steps - schedule.warmup_steps))
-            progress = (now - schedule.warmup_steps) / rest
-            falling = 0.5 * (1 + ops.cos(np.pi * progress))
-            rising = (now + 1) / warmup
-            return schedule.peak_learning_rate * ops.where(now < schedule.warmup_steps, rising, falling)
-
-        def get_config(self) -> dict[str, object]:
-            return {}
-
-    return Course()

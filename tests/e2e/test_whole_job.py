@@ -212,6 +212,7 @@ def test_finished_run_is_left_alone_without_importing_anything_heavy(finished_ru
     ("setting", "runs"),
     [
         ("fine_tune.epochs=3", {"fine_tune", "evaluate", "heatmaps", "export", "convert", "report"}),
+        ("fine_tune.layer_decay=0.75", {"fine_tune", "evaluate", "heatmaps", "export", "convert", "report"}),
         ("train.seed=9", {"fine_tune", "evaluate", "heatmaps", "export", "convert", "report"}),
         ("head.c_grid=[0.01]", {"head", "fine_tune", "evaluate", "heatmaps", "export", "convert", "report"}),
         (
@@ -235,6 +236,17 @@ def test_changed_epochs_run_only_fine_tune_and_what_follows(copy_of_run, painted
     assert done.returncode == 0, done.stderr
     touched = {p.stem for p, mtime in records.items() if p.stat().st_mtime_ns != mtime}
     assert touched == {"fine_tune", "evaluate", "heatmaps", "export", "convert", "report"}
+
+
+def test_layers_below_the_head_keep_their_weights_if_rates_fall_to_almost_nothing(copy_of_run, painted):
+    """So two seeds end with the same weights, but for the kernel and the bias of the head."""
+    settings = quick_settings("fine_tune.layer_decay=1e-20", "train.seeds=2")
+    done = run_job("run", "--data", painted, "--out", copy_of_run, *settings, "--stop-after", "fine_tune")
+    assert done.returncode == 0, done.stderr
+    with np.load(copy_of_run / "stages/fine_tune/weights.npz") as weights:
+        *body, kernel, bias = (name for name in weights if name.startswith("seed 0"))
+        same = {name: np.array_equal(weights[name], weights[name.replace("seed 0", "seed 1")]) for name in weights}
+    assert body and all(same[name] for name in body) and not same[kernel] and not same[bias]
 
 
 def test_missing_store_is_made_again_only_when_it_is_needed(copy_of_run, painted):

@@ -12,6 +12,7 @@ import numpy as np
 
 from job.cluster.devices import Devices
 from job.cluster.environment import Cluster
+from job.model.cut import learning_rate_factors
 from job.model.heads import Head, smoothed_one_hot
 from job.model.network import Network
 from job.runtime.peers import Peers
@@ -41,27 +42,29 @@ def main(out: str, logical_cpus: str, addresses: str = "", index: str = "0") -> 
     made: dict[str, np.ndarray] = {"num_replicas": np.asarray(devices.all.num)}
     order: list[int] = []
 
-    def trained(precision, epochs, limit, learning_rate):
+    def trained(name, precision, limit, learning_rate, layer_decay=1.0):
         # Batches of 5: neither the batch nor the last one of an epoch is even for two replicas or three.
-        recipe = Recipe(epochs, 5, learning_rate, views=1)
+        recipe = Recipe(10, 5, learning_rate, views=1)
         schedule = Schedule.resolve(recipe, num_examples=EXAMPLES, warmup_fraction=0.1, seed=1)
         model = network.tuned(head, precision, devices.all)
-        made[f"{precision}_start"] = _flat(model.get_weights())
-        telemetry, inputs = Telemetry(None), Given(activations)
-        trainer = Trainer(model, schedule, devices.all, inputs, weight_decay=1e-3, ema=True, telemetry=telemetry)
+        made[f"{name}_start"] = _flat(model.get_weights())
+        telemetry, inputs, factors = Telemetry(None), Given(activations), learning_rate_factors(model, layer_decay)
+        options = {"weight_decay": 1e-3, "ema": True, "telemetry": telemetry, "rate_factors": factors}
+        trainer = Trainer(model, schedule, devices.all, inputs, **options)
         losses = []
         for step in range(limit):
             chosen = schedule.batch(step)
             order.extend(chosen.tolist())
             batch = (lambda numbers, chosen=chosen: (activations[chosen[numbers]],)), targets[chosen], weights[chosen]
             losses.append(trainer.step(batch)[0])
-        made[f"{precision}_losses"], made[f"{precision}_weights"] = np.concatenate(losses), _flat(model.get_weights())
-        made[f"{precision}_logits"] = trainer.logits(np.arange(EXAMPLES), largest_batch=7)
+        made[f"{name}_losses"], made[f"{name}_weights"] = np.concatenate(losses), _flat(model.get_weights())
+        made[f"{name}_logits"] = trainer.logits(np.arange(EXAMPLES), largest_batch=7)
         # After one step AdamW's first moment is a tenth of the gradient.
-        made[f"{precision}_moments"] = _flat([np.asarray(m) for m in trainer.optimizer._momentums])
+        made[f"{name}_moments"] = _flat([np.asarray(m) for m in trainer.optimizer._momentums])
 
-    trained("float64", 10, 50, 1e-2)
-    trained("float32", 10, 1, 6e-4)
+    trained("float64", "float64", 50, 1e-2)
+    trained("decayed", "float64", 5, 1e-2, layer_decay=0.7)
+    trained("float32", "float32", 1, 6e-4)
     batches = run_batches(network.replicas, network.compiled(), lambda n: (pixels[n],), len(pixels), 4, Telemetry(None))
     made["features"], made["order"] = all_rows(batches)[1], np.asarray(order)
     np.savez(out, **made)

@@ -11,7 +11,7 @@ import pytest
 from job.cluster.devices import Devices
 from job.errors import UsageError
 from job.model import backbones
-from job.model.cut import choose, cut, cut_points, multiply_adds
+from job.model.cut import choose, cut, cut_points, learning_rate_factors, multiply_adds
 from job.model.heads import Head
 from job.model.hub.architecture import FAMILIES, Architecture
 from job.model.hub.names import PRESETS
@@ -189,6 +189,18 @@ def test_weight_decay_leaves_out_norms_biases_and_positions(preset):
     assert {v.name for v in decayed} == {"kernel"}
     positions = model.get_layer("embedding").bias
     assert len(positions.shape) == 2 and not any(v is positions for v in decayed)
+
+
+def test_layers_of_a_transformer_block_have_one_learning_rate(preset):
+    folder, architecture = preset
+    network = Network(BackboneConfig(name="hub:tiny", weights=str(folder), unfreeze="all"), 32, Devices(), seed=0)
+    model = network.tuned(Head.zeros(network.feature_width, 3))
+    halvings = {"head": 0, "norm": 0, "block_2": 1, "block_1": 2, "embedding": 3}
+    if architecture.family == "siglip":  # Its pooling has kernels, and is a block between them and the head.
+        halvings = {"head": 0, "pool": 1, "norm": 1, "block_2": 2, "block_1": 3, "embedding": 4}
+    for variable, factor in zip(model.trainable_variables, learning_rate_factors(model, 0.5), strict=True):
+        (expected,) = (0.5**n for name, n in halvings.items() if variable.path.split("/")[-2].startswith(name))
+        assert factor == expected, variable.path
 
 
 def test_positions_of_another_size_are_resized_as_kerashub_does(tmp_path):

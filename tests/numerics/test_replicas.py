@@ -53,8 +53,9 @@ def test_results_do_not_depend_on_the_number_of_devices_or_workers(folder, one, 
             assert found[name].shape == one[name].shape  # Each example once, those of uneven batches, too.
             return np.abs(found[name] - one[name]).max()
 
-        assert difference("float64_weights") < 1e-10 and difference("float64_losses") < 1e-9
-        assert np.abs(one["float64_weights"] - one["float64_start"]).max() > 1e-2
+        for name in ("float64", "decayed"):
+            assert difference(f"{name}_weights") < 1e-10 and difference(f"{name}_losses") < 1e-9
+            assert np.abs(one[f"{name}_weights"] - one[f"{name}_start"]).max() > 1e-2
         assert difference("float32_moments") < 1e-5 * np.abs(one["float32_moments"]).max()
         assert difference("float32_weights") < 1e-6 and difference("float32_logits") < 1e-4
         assert difference("features") == 0

@@ -103,6 +103,15 @@ def test_training_that_goes_on_in_another_trainer_ends_with_the_same_bits(new_tr
         assert a.tobytes() == b.tobytes()
 
 
+def test_training_with_rates_that_fall_from_block_to_block_goes_on_with_the_same_bits(new_trainer, data):
+    states, trainer = [], new_trainer(layer_decay=0.7)
+    train(trainer, data, lambda step: states.append(trainer.state()))
+    second = new_trainer(layer_decay=0.7)
+    second.restore(states[5])
+    train(second, data)
+    assert_same_bits(second.state(), trainer.state())
+
+
 def test_what_is_being_written_is_not_what_training_goes_on_to_change(new_trainer, data, tmp_path):
     trainer = new_trainer()
     train(trainer, data, until=4)

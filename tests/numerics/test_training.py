@@ -1,14 +1,18 @@
 """What is trained is what is measured: stores, halves and replicas agree with the plain whole."""
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from scipy.special import softmax
 
 from job.errors import Diverged
 from job.measure.accepted import FAMILIARITY_TOLERANCE
+from job.model.cut import learning_rate_factors
 from job.model.familiarity import Acceptance, Familiarity
 from job.model.heads import Head, smoothed_one_hot
 from job.runtime.telemetry import Telemetry
+from job.train.adamw import adamw
 from job.train.loop import Trainer
 from job.train.recipe import Recipe
 from job.train.schedule import Schedule
@@ -51,9 +55,10 @@ def trainer_of(model, network, epochs=2, batch=8, learning_rate=1e-2, **options)
         schedule,
         network.replicas,
         options.get("inputs", Given()),
-        weight_decay=1e-3,
+        weight_decay=options.get("weight_decay", 1e-3),
         ema=options.get("ema", False),
         telemetry=options.get("telemetry", Telemetry(None)),
+        rate_factors=learning_rate_factors(model, options["layer_decay"]) if "layer_decay" in options else (),
     )
 
 
@@ -104,8 +109,6 @@ def test_layers_for_inference_are_built_once_and_get_the_weights_of_each_call(ne
 @pytest.mark.parametrize("mirrors", [False, True])
 @pytest.mark.parametrize("source", ["frozen", "tuned"])
 def test_familiarity_of_a_fine_tuned_model_is_that_of_the_photo_itself_in_numpy(network, pixels, head, source, mirrors):
-    import keras
-    import tensorflow as tf
 
     tuned = network.tuned(head)
     tuned.set_weights([1.05 * weight for weight in tuned.get_weights()])
@@ -128,7 +131,6 @@ def test_features_are_free_if_the_head_alone_ships_and_everything_is_accepted_wi
 
 def keras_below(network):
     """Photos to activations through the layers of Keras, as a user of Keras would put them together."""
-    import keras
 
     photos = keras.Input((network.image_size, network.image_size, 3), dtype="float32")
     scaled = photos
@@ -147,8 +149,6 @@ def test_frozen_layers_with_constant_weights_compute_what_kerass_layers_do(netwo
 
 def test_stored_activations_give_the_same_step_as_the_whole_model(network, pixels, head, targets):
     """One plain view: a step from the store against a step through all of Keras' own layers, frozen ones included."""
-    import keras
-    import tensorflow as tf
 
     below = keras_below(network)
     # One batch and compiled, because others may round differently and float16 makes a rounding a thousand times larger.
@@ -198,6 +198,46 @@ def test_graph_learning_rate_is_the_schedules(network, head):
     course = trainer.optimizer._learning_rate
     steps = range(trainer.schedule.total_steps)
     assert [float(course(k)) for k in steps] == pytest.approx([trainer.schedule.learning_rate(k) for k in steps], rel=1e-5)
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_steps_of_the_optimizer_are_those_of_keras(ema):
+    """Weights and moments, with weight decay, which leaves out biases."""
+    rng, schedule = (
+        np.random.default_rng(0),
+        Schedule.resolve(Recipe(2, 4, 1e-2, views=1), num_examples=16, warmup_fraction=0.2, seed=0),
+    )
+    own = adamw(schedule, (), weight_decay=0.1, ema=ema)
+    keras_own = keras.optimizers.AdamW(own._learning_rate, weight_decay=0.1, use_ema=ema, ema_momentum=schedule.ema_decay)
+    keras_own.exclude_from_weight_decay(var_names=["bias"])
+    states = []
+    start = [rng.normal(size=(5, 3)), rng.normal(size=3)]
+    gradients = rng.normal(size=(8, 18)) * np.geomspace(1, 1e-6, 8)[:, None]
+    for optimizer in (own, keras_own):
+        variables = [keras.Variable(a, dtype="float64", name=n) for a, n in zip(start, ("kernel", "bias"), strict=True)]
+        optimizer.build(variables)
+        for kernel_bias in gradients:
+            optimizer.apply([tf.constant(kernel_bias[:15].reshape(5, 3)), tf.constant(kernel_bias[15:])], variables)
+        states.append([np.asarray(v) for v in (*variables, *optimizer.variables)])
+    for ours, theirs in zip(*states, strict=True):
+        assert np.allclose(ours, theirs, rtol=1e-5, atol=1e-6)  # Keras rounds its constants to float32.
+
+
+def test_each_block_learns_and_decays_at_its_factor_of_the_rate_of_the_block_above(network, pixels, head, targets):
+    """The first step of AdamW is its rate times a direction that no rate has changed yet; the decay of weights is, too."""
+    activations = np.asarray(network.activations_and_features(pixels)[0])[:8]
+    batch, changes = batch_of((activations,), targets[:8], np.ones(8, np.float32)), []
+    for layer_decay in (1.0, 0.5):
+        model = network.tuned(head, "float64")
+        before = [np.asarray(v) for v in model.trainable_variables]
+        trainer = trainer_of(model, network, layer_decay=layer_decay, weight_decay=1.0)
+        trainer.step(batch)
+        changes.append([np.asarray(v) - b for v, b in zip(model.trainable_variables, before, strict=True)])
+    halvings = {"head": 0, "Conv_1": 1, **{f"block_{k}": 17 - k for k in range(10, 17)}}
+    for variable, plain, decayed in zip(model.trainable_variables, *changes, strict=True):
+        (factor,) = (0.5**n for name, n in halvings.items() if variable.path.split("/")[-2].startswith(name))
+        assert plain.any()
+        assert np.allclose(decayed, factor * plain, rtol=1e-5, atol=0)
 
 
 def test_moving_average_is_what_is_evaluated_and_kept(network, pixels, head, targets):

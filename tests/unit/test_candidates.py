@@ -71,8 +71,9 @@ def test_candidates_only_look_at_plain_features_and_share_one_cache(tmp_path):
 def test_candidates_that_are_fine_tuned_keep_the_settings_of_training_but_for_few_epochs(tmp_path):
     (brief,) = named("mobilenet_v2", fine_tune=True, tmp_path=tmp_path, **{"backbone.unfreeze": 0.2, "augment.views": 3})
     assert brief.config.backbone.unfreeze == 0.2 and brief.config.augment.views == 3 and brief.config.fine_tune.epochs == 2
-    (longer,) = named("mobilenet_v2", fine_tune=True, tmp_path=tmp_path, **{"fine_tune.epochs": 7})
-    assert longer.config.fine_tune.epochs == 7
+    tuning = {"fine_tune.epochs": 7, "fine_tune.layer_decay": 0.7}
+    (longer,) = named("mobilenet_v2", fine_tune=True, tmp_path=tmp_path, **tuning)
+    assert longer.config.fine_tune.epochs == 7 and longer.config.fine_tune.layer_decay == 0.7
     (plain,) = named("mobilenet_v2", tmp_path=tmp_path)
     assert plain.folder != longer.folder == brief.folder
     for nothing in ({"backbone.unfreeze": "none"}, {"fine_tune.epochs": 0}):
