@@ -71,6 +71,7 @@ IDEAS = {
     "head 0.1, 0.66, 4 views, 8 epochs": Idea("block_2_add", 4, 8, head_rate=0.1),
     "0.66, 4 views, 8 epochs": Idea("block_2_add", 4, 8),
     "0.66, 4 views, 7 epochs": Idea("block_2_add", 4, 7),
+    "0.66, 4 views, 7 epochs, layer decay 0.75": Idea("block_2_add", 4, 7, layer_decay=0.75),
     "0.66, 4 views, 8 epochs, mean of 2 seeds": Idea("block_2_add", 4, mean_of="0.66, 4 views, 8 epochs"),
     "0.66 online, 20 epochs": Idea("block_2_add", None, 20),
     "0.66, 8 views, 16 epochs": Idea("block_2_add", 8, 16),

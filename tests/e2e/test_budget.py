@@ -47,7 +47,7 @@ def test_time_of_a_start_that_was_killed_counts(painted, tmp_path):
 def test_training_ends_early_if_there_is_no_time_for_another_epoch(tmp_path, monkeypatch):
     paint_classes(tmp_path / "photos", per_class=20)
     monkeypatch.setattr(Budget, "training_clock", lambda self: lambda: 0.0)
-    config = job.Config.load(None, [*QUICK, "fine_tune.epochs=5", "train.budget_s=10h"])
+    config = job.Config.load(None, [*QUICK, "fine_tune.epochs=5", "fine_tune.layer_decay=0.7", "train.budget_s=10h"])
     for _ in range(2):
         job.run(tmp_path / "photos", tmp_path / "out", config=config, stop_after="fine_tune")
         tuned = json.loads((tmp_path / "out/stages/fine_tune/fine_tune.json").read_text())
