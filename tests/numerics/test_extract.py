@@ -111,6 +111,16 @@ def test_lost_shard_is_the_only_one_that_is_made_again_and_with_the_same_bits(co
     assert np.array_equal(after.features.plain.rows(rows), features)
 
 
+def test_photos_and_views_go_through_layers_that_are_traced_once(network, pixels):
+    augmentation = Augmentation(AugmentConfig(), SIZE)
+    views = augmentation.host(pixels[:5], np.arange(5, dtype=np.uint64), np.ones(5, np.int64))
+    counts = []
+    for step, arrays in ((network.compiled(), (pixels[:5],)), (network.compiled(augmentation), views)):
+        step(*network.replicas.scatter(arrays))
+        counts.append(network._forward.experimental_get_tracing_count())
+    assert counts[0] == counts[1] > 0
+
+
 def test_numbers_that_float16_does_not_hold_end_as_diverged(context, network, taken_in):
     class Loud:
         def __getattr__(self, name):
