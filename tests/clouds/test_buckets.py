@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import job
@@ -208,6 +208,7 @@ name = st.lists(
 
 
 @given(names=st.sets(st.one_of(name, st.text(max_size=12)), max_size=12), labelled=st.booleans())
+@example(names={".TSV"}, labelled=True)
 def test_each_object_is_listed_once_or_below_a_folder_that_is_ignored(names, labelled):
     stored = [Stored(name, 1, "1") for name in sorted(names)]
     try:

@@ -483,6 +483,15 @@ def test_one_table_at_the_root_with_paths_into_split_folders_is_read(tmp_path):
     assert used(tmp_path) == (("0", "1"), ["test", "train"], 8)
 
 
+def test_hidden_table_is_none(tmp_path):
+    tree(tmp_path, "a.jpg", "b.jpg", "._labels.csv", ".tsv")
+    (tmp_path / "labels.csv").write_text("path,label\na.jpg,cat\nb.jpg,dog\n")
+    assert used(tmp_path) == (("cat", "dog"), ["None"], 2)
+    (tmp_path / "labels.csv").unlink()
+    with pytest.raises(DataUnusable, match="unlabelled"):
+        listing(tmp_path)
+
+
 def test_class_folders_have_the_labels_where_a_table_lies_beside_them(tmp_path):
     classes(tmp_path, "cat", "dog")
     (tmp_path / "labels.csv").write_text("path,label\ncat/0.jpg,dog\n")
