@@ -33,6 +33,7 @@ def project(tmp_path_factory):
     return folder
 
 
+@pytest.mark.thorough
 def test_example_of_the_page_runs_as_a_plain_script(project):
     example = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL)[1]
     settings = '"backbone.weights": "random", "intake.image_size": 48, "augment.views": 2, "fine_tune.epochs": 2'
@@ -110,6 +111,7 @@ def test_rank_recommends_a_configuration_that_run_takes(project, tmp_path):
     assert steps[-1].stage == "report"
 
 
+@pytest.mark.thorough
 def test_candidate_that_diverges_while_it_is_fine_tuned_is_left_out_of_the_ranking(project, tmp_path, monkeypatch):
     real = rank.fine_tune
 

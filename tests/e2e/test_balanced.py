@@ -11,6 +11,7 @@ from job.measure import calibration
 from tests.conftest import QUICK, paint, paint_classes
 
 
+@pytest.mark.thorough
 def test_exported_model_favours_rare_classes_as_much_as_was_measured(tmp_path, monkeypatch):
     paint_classes(tmp_path / "photos", per_class=12)
     for k in range(100, 136):

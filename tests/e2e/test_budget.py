@@ -6,6 +6,8 @@ import re
 import signal
 import time
 
+import pytest
+
 import job
 from job.pipeline.budget import Budget
 from tests.conftest import QUICK, paint_classes, quick_settings, run_job, start_job
@@ -26,6 +28,7 @@ def test_head_ships_where_no_quality_fits(painted, tmp_path):
     assert again.returncode == 0 and " runs\n" not in again.stderr, "the choice is kept"
 
 
+@pytest.mark.thorough
 def test_time_of_a_start_that_was_killed_counts(painted, tmp_path):
     out = tmp_path / "out"
     command = ["run", "--data", painted, "--out", out, *quick_settings(), "--budget", "1000s", "--stop-after", "extract"]
@@ -44,6 +47,7 @@ def test_time_of_a_start_that_was_killed_counts(painted, tmp_path):
     assert "head is taken" in done.stderr
 
 
+@pytest.mark.thorough
 def test_training_ends_early_if_there_is_no_time_for_another_epoch(tmp_path, monkeypatch):
     paint_classes(tmp_path / "photos", per_class=20)
     monkeypatch.setattr(Budget, "training_clock", lambda self: lambda: 0.0)
@@ -57,6 +61,7 @@ def test_training_ends_early_if_there_is_no_time_for_another_epoch(tmp_path, mon
     assert choice["name"] == "best" and choice["seconds"] > choice["later_s"] > 0
 
 
+@pytest.mark.thorough
 def test_seed_that_has_no_time_for_its_last_epoch_is_left_out(tmp_path, monkeypatch):
     paint_classes(tmp_path / "photos", per_class=20)
     left_s = iter([math.inf, 0.0])  # After the first of two epochs of each seed.

@@ -84,6 +84,7 @@ def test_next_list_ends_with_the_decisions_and_can_be_given_in_their_place(corre
     assert " runs: " not in planned.stdout, planned.stdout
 
 
+@pytest.mark.thorough
 def test_model_is_not_called_better_where_only_test_labels_were_changed(painted, finished_run, tmp_path):
     decisions = {row["sha256"]: other(row["label"]) for row in rows_of(finished_run, "test")[:3]}
     out, done = corrected_run(painted, finished_run, tmp_path, decisions)

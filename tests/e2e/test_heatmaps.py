@@ -56,6 +56,7 @@ def test_predict_draws_a_picture_of_each_photo_and_lists_them(finished_run, phot
     assert len(list((tmp_path / "heat").iterdir())) == 4
 
 
+@pytest.mark.thorough
 def test_predict_replaces_its_own_pictures_and_nothing_else(finished_run, photos, tmp_path):
     heat = tmp_path / "heat"
     assert explain(finished_run, photos, heat).returncode == 0

@@ -395,6 +395,7 @@ def test_answer_of_an_earlier_version_may_be_replaced(finished_run, photos, tmp_
     assert len(labelled(finished_run, photos, tmp_path / "a.csv", context)) == 2
 
 
+@pytest.mark.thorough
 def test_familiarity_can_be_taken_from_the_tuned_features_or_turned_off(out, painted, photos, tmp_path, context):
     for source in ("tuned", "off"):
         done = run_job("run", "--data", painted, "--out", out, *quick_settings(f"evaluate.familiarity={source}"))

@@ -59,6 +59,7 @@ def test_metrics_and_page_have_mean_and_spread_and_the_chosen_model_ships(runs):
     assert "standard deviation of the seeds" in (out / "report.html").read_text()
 
 
+@pytest.mark.thorough
 def test_kill_in_the_second_seed_changes_nothing(runs, tmp_path):
     folder = runs[0]
     command = ["run", "--data", folder / "photos", "--out", tmp_path / "out", *SETTINGS, "--seeds", "3"]

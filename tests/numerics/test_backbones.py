@@ -50,6 +50,7 @@ def test_smallest_image_size_of_the_table_is_that_of_keras(name):
     assert backbones.check_image_size(name, smallest - 1) and not backbones.check_image_size(name, smallest)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["densenet121", "efficientnet_b0", "mobilenet_v3_small", "nasnet_mobile", "vgg16"])
 def test_what_the_table_lets_through_can_be_built(name):
     assert BACKBONES[name].min_image_size == 32
@@ -77,6 +78,7 @@ def check_halves(name, size=64, unfreeze=0.4):
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["mobilenet_v2", "convnext_tiny", "nasnet_mobile"])
 def test_halves_put_together_are_the_whole(name):
     check_halves(name)

@@ -46,6 +46,7 @@ def loaded(name, content, tmp_path):
     return FORMATS[name].open(file, 1)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", FORMATS)
 def test_format_gives_the_answers_of_the_network(name, classifier, pixels, tmp_path):
     expected = classifier.model.predict(pixels, verbose=0)

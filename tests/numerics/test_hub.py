@@ -158,6 +158,7 @@ def test_halves_their_copy_and_a_saved_file_are_the_whole(preset, tmp_path):
         assert np.allclose(np.asarray(found), whole, atol=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["onnx", "litert"])
 def test_classifier_on_a_vision_transformer_travels(preset, name, tmp_path):
     network = Network(BackboneConfig(name="hub:tiny", weights=str(preset[0]), unfreeze="block_1"), 32, Devices(), seed=0)
@@ -203,6 +204,7 @@ def test_layers_of_a_transformer_block_have_one_learning_rate(preset):
         assert factor == expected, variable.path
 
 
+@pytest.mark.thorough
 def test_positions_of_another_size_are_resized_as_kerashub_does(tmp_path):
     architecture = replace(PRESETS["dinov2_small"].architecture, patch_size=8, image_size=64, **TINY)
     check_parity("hub:tiny", architecture, 40, tmp_path)

@@ -96,6 +96,7 @@ def test_online_every_epoch_has_views_of_its_own(network, images, targets):
     trained(network, inputs, targets)
 
 
+@pytest.mark.thorough
 def test_unfreeze_all_trains_every_layer_from_photos(pixels, images, targets):
     network = Network(BackboneConfig(alpha=0.35, weights="random", unfreeze="all"), pixels.shape[1], Devices(), seed=3)
     assert network.cut_point.share_above == 1 and network.cut_point.shape == pixels.shape[1:]

@@ -122,6 +122,7 @@ def test_what_is_being_written_is_not_what_training_goes_on_to_change(new_traine
         assert array.tobytes() == copies[name].tobytes(), name
 
 
+@pytest.mark.thorough
 def test_number_that_is_not_finite_is_noticed_in_any_one_variable_before_a_checkpoint(new_trainer, data, tmp_path):
     """Of the model, of the moments, of the average: one element of one of them, whatever the loss says."""
     trainer = new_trainer()

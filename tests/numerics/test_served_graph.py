@@ -136,6 +136,7 @@ ODD = {
 }
 
 
+@pytest.mark.thorough
 def test_c_library_gives_the_answers_of_the_python_package(saved, answer, model):
     import tensorflow as tf
 

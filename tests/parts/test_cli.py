@@ -112,6 +112,7 @@ def test_predict_imports_no_keras_and_no_pandas(finished_run, painted, tmp_path)
 KERAS = "from job.cluster.tensorflow import import_tensorflow; import_tensorflow(); import keras"
 
 
+@pytest.mark.thorough
 def test_program_imports_keras_without_what_it_only_would_like_to_have():
     leaves_out = "from job.console.startup import leave_out_optional_imports; leave_out_optional_imports()"
     assert heavy_after(f"{leaves_out}; {KERAS}") == ["keras", "tensorflow"]

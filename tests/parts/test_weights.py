@@ -38,6 +38,7 @@ def machine(tmp_path, network):
     return {**network.environment, "TMPDIR": str(tmp_path / "tmp"), **{p: str(tmp_path / "machine" / p) for p in places}}
 
 
+@pytest.mark.thorough
 def test_weights_of_all_hubs_are_fetched_once_and_verified(tmp_path, network, machine):
     place = tmp_path / "place"
     names = (NAME, "dinov2_small", "hub:hf://somebody/vit")
