@@ -227,7 +227,7 @@ class _Stored:
 
 def factors(model: Any, idea: Idea) -> list[float]:
     """Return factors of the learning rate for the trainable variables, from the bottom up. The last two are the head's."""
-    from job.model.cut import learning_rate_factors
+    from job.model.layer_decay import learning_rate_factors
 
     *body, _, _ = [float(np.sqrt(np.mean(np.square(v)))) for v in model.trainable_variables]
     typical = np.exp(np.mean(np.log(body)))

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
-_LARGEST_BATCH = 256
-
 
 @dataclass(frozen=True)
 class Models:
@@ -121,6 +119,6 @@ def tuned_logits(
         return (model(tf.cast(inputs.on_device(arrays, training=False), tf.float32), training=False),)
 
     forward = network.replicas.compiled(on_replica)
-    size = even_batch_size(len(rows), _LARGEST_BATCH)
+    size = even_batch_size(len(rows))
     batches = run_batches(network.replicas, forward, lambda k: inputs.plain(rows[k]), len(rows), size, telemetry)
     yield from (found for (found,) in batches)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -101,54 +100,6 @@ def cut(backbone: keras.Model, point: CutPoint) -> tuple[keras.Model, keras.Mode
     return keras.Model(backbone.input, tensor, name="frozen"), keras.Model(tensor, backbone.output, name="tuned")
 
 
-def learning_rate_factors(model: keras.Model, layer_decay: float) -> list[float]:
-    """Return the factor of the learning rate of each trainable variable. The last layer of the model is the head.
-
-    The head has 1, and each block of layers has `layer_decay` times the factor of the block above it: layer-wise
-    learning-rate decay (Clark et al., "ELECTRA", 2020; for images Bao et al., "BEiT", 2022). As there, norms between the
-    last block and the head learn like the head.
-    """
-    factors: dict[int, float] = {}
-    factor = 1.0
-    for block in reversed(_blocks(model)):
-        if any(weight.name.endswith("kernel") for layer in block for weight in layer.weights):
-            factor *= layer_decay
-        factors |= {id(variable): factor for layer in block for variable in layer.trainable_variables}
-    return [factors.get(id(variable), 1.0) for variable in model.trainable_variables]
-
-
-def _blocks(model: keras.Model) -> list[list[keras.Layer]]:
-    """Return the layers below the last one in blocks, from the input upwards.
-
-    The layers between two neighbouring cut points are a block if they are branches that are added or concatenated at the
-    upper one. The layers without branches between two such blocks are a block, too. Attention and the MLP after it, which
-    are added one after the other, are one block.
-    """
-    from keras import layers
-
-    operations = {operation.name: operation for operation in model.operations[:-1]}
-    names = [point.name for point in cut_points(model)]
-    ends = {name for pair in pairwise(names) if _joins(operations[pair[1]]) for name in pair}
-    blocks: list[list[keras.Layer]] = [[]]
-    attends = False
-    for name, operation in operations.items():
-        if isinstance(operation, layers.Layer):
-            blocks[-1].append(operation)
-        attends = attends or _is_attention(operation)
-        if name in ends:
-            if not attends:
-                blocks.append([])
-            attends = False
-    return blocks
-
-
-def _joins(operation: keras.Operation) -> bool:
-    """Return whether branches are added or concatenated, and not multiplied as by the gate of squeeze-and-excitation."""
-    from keras import layers, tree
-
-    return len(tree.flatten(operation.input)) > 1 and not isinstance(operation, (layers.Multiply, layers.Dot))
-
-
 def multiply_adds(backbone: keras.Model) -> int:
     """Return the multiply-adds for one photo in the convolutions, dense layers and attention of a backbone."""
     return sum(_multiply_adds(operation) for operation in backbone.operations)
@@ -163,7 +114,7 @@ def _multiply_adds(operation: keras.Operation) -> int:
     """
     from keras import layers
 
-    if _is_attention(operation):
+    if is_attention(operation):
         tokens, heads, width = operation.output.shape[1:]
         return int(2 * tokens**2 * heads * width)
     kernels = sum(int(np.prod(w.shape)) for w in getattr(operation, "weights", ()) if w.name.endswith("kernel"))
@@ -176,5 +127,5 @@ def _multiply_adds(operation: keras.Operation) -> int:
     return kernels * int(np.prod(operation.output.shape[1:-1]))
 
 
-def _is_attention(operation: keras.Operation) -> bool:
+def is_attention(operation: keras.Operation) -> bool:
     return type(operation).__name__ == "DotProductAttention"

@@ -184,25 +184,16 @@ def _timed_forward(network: Network, images: ArrayStore, batch_size: int) -> Tim
 
 
 def _timed_step(config: Config, recipe: Recipe, network: Network, num_classes: int) -> Timed:
-    from job.model.cut import learning_rate_factors
     from job.model.heads import Head
-    from job.train.loop import Trainer
+    from job.stages.fine_tune import new_trainer
 
     size, point, tuning = recipe.global_batch_size, network.cut_point, config.fine_tune
     assert point is not None
     inputs = _Zeros(point.shape)
     precision = network.devices.best_precision if tuning.precision == "auto" else tuning.precision
-    model = network.tuned(Head.zeros(network.feature_width, num_classes), precision)
-    trainer = Trainer(
-        model,
-        Schedule.resolve(recipe, num_examples=size, warmup_fraction=0.0, seed=0),
-        network.replicas,
-        inputs,
-        weight_decay=tuning.weight_decay,
-        ema=tuning.ema,
-        telemetry=Telemetry(None),
-        rate_factors=learning_rate_factors(model, tuning.layer_decay),
-    )
+    head = Head.zeros(network.feature_width, num_classes)
+    schedule = Schedule.resolve(recipe, num_examples=size, warmup_fraction=0.0, seed=0)
+    trainer = new_trainer(tuning, head, schedule, network, network.replicas, precision, inputs, Telemetry(None))
     targets, weights = np.full((size, num_classes), 1 / num_classes, np.float32), np.ones(size, np.float32)
     return _timed(lambda: trainer.step((inputs.plain, targets, weights)), size)
 

@@ -52,8 +52,8 @@ class Tree:
 
     def tables(self, folder: Folder) -> list[str]:
         """Return the names of the tables in a folder, without hidden files: macOS leaves `._labels.csv` beside a copy."""
-        names = [child.name for child in self.children(folder) if is_table(child.name) and not is_folder(child)]
-        return [name for name in names if not name.startswith(".")]
+        children = [child for child in self.children(folder) if is_table(child.name) and not is_folder(child)]
+        return [child.name for child in children if not child.name.startswith(".")]
 
     def has_photos(self, folder: Folder) -> bool:
         """Return whether a folder directly contains files that are named like photos or have no extension."""

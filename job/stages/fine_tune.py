@@ -7,20 +7,23 @@ from typing import Any, Self
 
 import numpy as np
 
+from job.cluster.replicas import Replicas
 from job.data.examples import Examples
 from job.measure.calibration import Calibration, temperature
 from job.measure.metrics import log_loss
 from job.measure.predicted import Predicted
 from job.measure.seeds import MEAN_OF_WEIGHTS
-from job.model.cut import learning_rate_factors
 from job.model.heads import Head, class_weights, smoothed_one_hot
 from job.model.inputs import Inputs
+from job.model.layer_decay import learning_rate_factors
 from job.model.network import Network
 from job.reporting.summaries import Tuning
 from job.runtime.context import Context
+from job.runtime.telemetry import Telemetry
 from job.sections import FineTuneConfig
 from job.stores.views import StoredViews
 from job.text.numbers import percent
+from job.train import loop
 from job.train.checkpoint import Checkpoints, TrainState, numbered
 from job.train.feed import Arrays
 from job.train.loop import Batch, Trainer
@@ -98,18 +101,9 @@ def fine_tune(
         is_known = all(saved) or not context.peers.is_chief  # The start is then replaced below.
         start = chosen_head if is_known else _start(config, examples, features, chosen_head)
     precision = context.peers.same(network.devices.best_precision if config.precision == "auto" else config.precision)
-    replicas = network.devices.all
-    model = network.tuned(start, precision, replicas)
     feeds = [_Feed(config, recipe, examples, inputs, train_seed, repetition) for repetition in range(len(checkpoints))]
-    trainer = Trainer(
-        model,
-        feeds[0].schedule,
-        replicas,
-        inputs,
-        weight_decay=config.weight_decay,
-        ema=config.ema,
-        telemetry=context.telemetry,
-        rate_factors=learning_rate_factors(model, config.layer_decay),
+    trainer = new_trainer(
+        config, start, feeds[0].schedule, network, network.devices.all, precision, inputs, context.telemetry
     )
     begin = trainer.state() if len(feeds) > 1 else None
     weights: dict[str, list[np.ndarray]] = {}
@@ -130,6 +124,23 @@ def fine_tune(
         if course.is_late:
             break
     return _kept(context, FineTuned(weights, history, " ".join(notes), {**asdict(recipe), "precision": precision}))
+
+
+def new_trainer(
+    config: FineTuneConfig,
+    head: Head,
+    schedule: Schedule,
+    network: Network,
+    replicas: Replicas,
+    precision: str,
+    inputs: loop.Inputs,
+    telemetry: Telemetry,
+) -> Trainer:
+    """Return a trainer of the layers above the cut, with this head on top. `precision` is a Keras dtype policy."""
+    model = network.tuned(head, precision, replicas)
+    factors = learning_rate_factors(model, config.layer_decay)
+    decay, ema = config.weight_decay, config.ema
+    return Trainer(model, schedule, replicas, inputs, weight_decay=decay, ema=ema, telemetry=telemetry, rate_factors=factors)
 
 
 def _train(

@@ -18,16 +18,18 @@ _NOT_DECAYED = ["bias", "gamma", "beta"]
 
 
 def adamw(schedule: Schedule, rate_factors_V: Sequence[float], *, weight_decay: float, ema: bool) -> keras.optimizers.AdamW:
-    """Return an optimizer. Each of V variables has a factor of the learning rate and so of weight decay; without any, 1.
+    """Return an optimizer whose learning rate follows a schedule.
 
-    Its steps are those of Keras' AdamW. That takes 25 operations for each variable, which are half of the time in which a
-    training step is traced (docs/decisions/0034-the-last-seconds.md); this one takes a fused operation of TensorFlow.
+    `rate_factors_V` multiply the learning rate, and so the weight decay, of each of V variables. Without any, all are 1.
+
+    Its steps are those of Keras' AdamW. Keras uses 25 operations for each variable, which take half of the time of tracing a
+    training step (docs/decisions/0034-the-last-seconds.md). This optimizer uses a single operation of TensorFlow.
     """
     import keras
     import tensorflow as tf
 
     class AdamW(keras.optimizers.AdamW):  # type: ignore[misc]
-        """Keras' optimizer with another step."""
+        """Keras' optimizer with a step of one operation."""
 
         def _apply_weight_decay(self, variables: list[keras.Variable]) -> None:
             """Do nothing: each variable decays in `update_step`, where its rate is known."""
@@ -52,16 +54,16 @@ def adamw(schedule: Schedule, rate_factors_V: Sequence[float], *, weight_decay: 
                 grad=gradient,
             )
 
-    course = _course(schedule)
-    optimizer = AdamW(course, weight_decay=weight_decay, use_ema=ema, ema_momentum=schedule.ema_decay)
+    rate = _learning_rate(schedule)
+    optimizer = AdamW(rate, weight_decay=weight_decay, use_ema=ema, ema_momentum=schedule.ema_decay)
     optimizer.exclude_from_weight_decay(var_names=_NOT_DECAYED)
     return optimizer
 
 
-def _course(schedule: Schedule) -> keras.optimizers.schedules.LearningRateSchedule:
+def _learning_rate(schedule: Schedule) -> keras.optimizers.schedules.LearningRateSchedule:
     import keras
 
-    class Course(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
+    class LearningRate(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
         """The learning rate of a `Schedule`, as TensorFlow operations."""
 
         def __call__(self, step: tf.Tensor) -> tf.Tensor:
@@ -77,4 +79,4 @@ def _course(schedule: Schedule) -> keras.optimizers.schedules.LearningRateSchedu
         def get_config(self) -> dict[str, object]:
             return {}
 
-    return Course()
+    return LearningRate()

@@ -13,6 +13,7 @@ from job.runtime.telemetry import Telemetry
 Item = TypeVar("Item")
 Arrays = tuple[np.ndarray, ...]
 _END: Any = object()
+LARGEST_BATCH = 256  # Without learning.
 
 
 def ahead(items: Iterator[Item], telemetry: Telemetry) -> Iterator[Item]:
@@ -28,7 +29,7 @@ def ahead(items: Iterator[Item], telemetry: Telemetry) -> Iterator[Item]:
             yield item
 
 
-def even_batch_size(count: int, largest: int) -> int:
+def even_batch_size(count: int, largest: int = LARGEST_BATCH) -> int:
     """Return the size of equal batches that have room for `count` examples, as few as with batches of the largest size."""
     num_batches = max(1, -(-count // largest))
     return -(-count // num_batches)

@@ -14,7 +14,7 @@ from job.errors import Diverged, UsageError
 from job.runtime.telemetry import Telemetry
 from job.train.adamw import adamw
 from job.train.checkpoint import TrainState, numbered
-from job.train.feed import Arrays, ahead, all_rows, even_batch_size, run_batches
+from job.train.feed import LARGEST_BATCH, Arrays, ahead, all_rows, even_batch_size, run_batches
 from job.train.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 # The examples of a step: a function that loads the arrays for some positions in the batch (each worker loads only its own
 # part); targets (B, C), whose rows sum to 1; and weights (B,).
 Batch = tuple[Callable[[np.ndarray], Arrays], np.ndarray, np.ndarray]
-
-_LARGEST_VALIDATION_BATCH = 256
 
 
 class Inputs(Protocol):
@@ -225,7 +223,7 @@ class Trainer:
     def _variables(self) -> list[keras.Variable]:
         return [*self.model.variables, *self.optimizer.variables]
 
-    def logits(self, rows_N: np.ndarray, largest_batch: int = _LARGEST_VALIDATION_BATCH) -> np.ndarray:
+    def logits(self, rows_N: np.ndarray, largest_batch: int = LARGEST_BATCH) -> np.ndarray:
         """Return logits (N, C) of photos without augmentation. `rows_N` are rows of the image store.
 
         With `ema`, the averaged weights are used.
@@ -240,7 +238,7 @@ class Trainer:
                 self._forward,
                 lambda k: self.inputs.plain(rows_N[k]),
                 count,
-                even_batch_size(len(rows_N), largest_batch),
+                even_batch_size(count, largest_batch),
                 telemetry,
                 "validation",
             )

@@ -12,8 +12,8 @@ import numpy as np
 
 from job.cluster.devices import Devices
 from job.cluster.environment import Cluster
-from job.model.cut import learning_rate_factors
 from job.model.heads import Head, smoothed_one_hot
+from job.model.layer_decay import learning_rate_factors
 from job.model.network import Network
 from job.runtime.peers import Peers
 from job.runtime.stop import STOP

@@ -11,10 +11,11 @@ import pytest
 from job.cluster.devices import Devices
 from job.errors import UsageError
 from job.model import backbones
-from job.model.cut import choose, cut, cut_points, learning_rate_factors, multiply_adds
+from job.model.cut import choose, cut, cut_points, multiply_adds
 from job.model.heads import Head
 from job.model.hub.architecture import FAMILIES, Architecture
 from job.model.hub.names import PRESETS
+from job.model.layer_decay import learning_rate_factors
 from job.model.network import Network, _clone
 from job.runtime.telemetry import Telemetry
 from job.sections import BackboneConfig

@@ -8,9 +8,9 @@ from scipy.special import softmax
 
 from job.errors import Diverged
 from job.measure.accepted import FAMILIARITY_TOLERANCE
-from job.model.cut import learning_rate_factors
 from job.model.familiarity import Acceptance, Familiarity
 from job.model.heads import Head, smoothed_one_hot
+from job.model.layer_decay import learning_rate_factors
 from job.runtime.telemetry import Telemetry
 from job.train.adamw import adamw
 from job.train.loop import Trainer
