@@ -33,7 +33,6 @@ def project(tmp_path_factory):
     return folder
 
 
-@pytest.mark.thorough
 def test_example_of_the_page_runs_as_a_plain_script(project):
     example = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL)[1]
     settings = '"backbone.weights": "random", "intake.image_size": 48, "augment.views": 2, "fine_tune.epochs": 2'
