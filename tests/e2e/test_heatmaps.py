@@ -137,8 +137,8 @@ def plant(folder, decides, per_class=120, side=96):
 @pytest.mark.parametrize("decides", ["background", "figure"])
 def test_page_warns_where_the_background_decides_and_not_where_the_figure_does(shared, tmp_path, decides):
     weights = shared / "weights/mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_224_no_top.h5"
-    settings = {"intake.image_size": 96, "backbone.alpha": 0.35, "backbone.weights": str(weights)}
-    job.run(plant(tmp_path / "photos", decides), tmp_path / "out", config=settings)
+    settings = {"intake.image_size": 96, "backbone.alpha": 0.35, "backbone.weights": str(weights), "fine_tune.epochs": 0}
+    job.run(plant(tmp_path / "photos", decides), tmp_path / "out", config=settings, stop_after="heatmaps")
     page = (tmp_path / "out" / "report.html").read_text()
     assert ("The background may decide" in page) == (decides == "background")
 
@@ -147,6 +147,6 @@ def test_page_warns_where_the_background_decides_and_not_where_the_figure_does(s
 def test_deletion_test_passes_on_flowers(shared, tmp_path):
     weights = shared / "weights/mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_224_no_top.h5"
     settings = {"intake.image_size": 160, "backbone.alpha": 0.35, "backbone.weights": str(weights), "fine_tune.epochs": 0}
-    job.run(shared / "data/flowers", tmp_path / "out", config=settings)
+    job.run(shared / "data/tiny-flowers", tmp_path / "out", config=settings, stop_after="heatmaps")
     page = (tmp_path / "out" / "report.html").read_text()
     assert "These heatmaps can be trusted" in page and "The background may decide" not in page
