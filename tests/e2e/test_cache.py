@@ -78,7 +78,7 @@ def test_cache_that_cannot_be_there_is_refused(photos, tmp_path, place):
 def test_budget_that_activations_would_break_sends_fine_tuning_online(photos, tmp_path):
     """Photos (48 of 7 kB) and features fit, activations of a low cut (18 kB for each view) do not."""
     low = ("backbone.unfreeze=Conv1_relu", "cache.max_gb=0.0015")
-    done = run_job(*arguments(photos, tmp_path / "out", *low))
+    done = run_job(*evaluated(photos, tmp_path / "out", *low))
     assert done.returncode == 0, done.stderr
     assert "online inputs" in done.stderr and "may take on the disk" in done.stderr
     extracted = json.loads((tmp_path / "out" / "stages/extract/extract.json").read_text())

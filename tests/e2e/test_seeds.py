@@ -21,7 +21,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("seeds")
     paint_classes(folder / "photos", per_class=20)
     command = ["run", "--data", folder / "photos", "--out", folder / "out", *SETTINGS]
-    assert run_job(*command).returncode == 0
+    assert run_job(*command, "--stop-after", "fine_tune").returncode == 0
     with np.load(folder / "out/stages/fine_tune/weights.npz") as weights:
         single = {name: weights[name] for name in weights}
     done = run_job(*command, "--seeds", "3")
@@ -63,6 +63,7 @@ def test_metrics_and_page_have_mean_and_spread_and_the_chosen_model_ships(runs):
 def test_kill_in_the_second_seed_changes_nothing(runs, tmp_path):
     folder = runs[0]
     command = ["run", "--data", folder / "photos", "--out", tmp_path / "out", *SETTINGS, "--seeds", "3"]
+    command += ["--stop-after", "evaluate"]
     saved = tmp_path / "out" / "checkpoints" / "fine_tune_1"
     with start_job(*command, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None and not list(saved.glob("[0-9]*")):
@@ -74,5 +75,5 @@ def test_kill_in_the_second_seed_changes_nothing(runs, tmp_path):
     assert "seed 0, epoch" not in again.stderr
     for name in ("stages/fine_tune/weights.npz", "stages/fine_tune/fine_tune.json"):
         assert (tmp_path / "out" / name).read_bytes() == (folder / "out" / name).read_bytes(), name
-    tables = [pq.read_table(place / "out/predictions.parquet") for place in (folder, tmp_path)]
+    tables = [pq.read_table(place / "out/stages/evaluate/predictions.parquet") for place in (folder, tmp_path)]
     assert tables[0].equals(tables[1])
