@@ -37,9 +37,11 @@ import job
 ROOT = Path(__file__).parent.parent
 # Variables that may differ between the server and what it starts: no library reads them on import.
 _READ_LATE = (
+    "API_ENDPOINT_OVERRIDE",
     "AWS_",
     "CLUSTER_",
     "DISABLE_GCS_",
+    "GOOGLE_APPLICATION_CREDENTIALS",
     "JOB_",
     "KUBEFLOW_",
     "PYTEST_",
