@@ -229,6 +229,10 @@ def bed(request: pytest.FixtureRequest) -> Bed:
 
 @pytest.fixture
 def in_bucket(bed: Bed, finished_run: Path) -> str:
+    return moved_to_bucket(bed, finished_run)
+
+
+def moved_to_bucket(bed: Bed, finished_run: Path) -> str:
     """A finished run with its stores, as one that was made in a bucket."""
     from job.pipeline import output
     from job.runtime.session import Session

@@ -22,6 +22,7 @@ from job.runtime.telemetry import Telemetry
 from job.sources.open import open_source
 from job.storage.bucket.open import open_objects
 from job.storage.files import digest_of_file
+from tests.clouds.fixtures import moved_to_bucket
 from tests.conftest import QUICK, ROOT, contents, linked_files, quick_settings, run_job, start_job, wait_until
 from tests.faults import killer
 from tests.faults.several import Run
@@ -262,12 +263,13 @@ def test_run_on_a_service_that_fails_gives_the_same(google, photos, in_bucket, t
     }
 
 
-def test_another_node_compares_its_model_with_the_one_that_is_published_in_the_bucket(google, photos, tmp_path):
-    out = f"{google.bucket()}/runs/x"
-    for number, change in enumerate(("head.c_grid=[1.0]", "head.c_grid=[0.001]")):
-        settings = quick_settings("fine_tune.epochs=0", "export.max_changed_fraction=1.0", change)
-        done = run_job("run", "--data", photos, "--out", out, *settings, **node(tmp_path / f"node-{number}"))
-        assert done.returncode == 0, done.stderr
+def test_another_node_compares_its_model_with_the_one_that_is_published_in_the_bucket(
+    google, photos, finished_run, tmp_path
+):
+    out = moved_to_bucket(google, finished_run)
+    settings = quick_settings("fine_tune.epochs=0", "export.max_changed_fraction=1.0", "head.c_grid=[0.001]")
+    done = run_job("run", "--data", photos, "--out", out, *settings, **node(tmp_path / "node"))
+    assert done.returncode == 0, done.stderr
     fetched = google.fetched(out, tmp_path / "out")
     earlier = json.loads((fetched / "metrics.json").read_text())["earlier"]
     table = pq.read_table(fetched / "comparison.parquet")
