@@ -3,6 +3,7 @@
 import errno
 import os
 import pwd
+import re
 import select
 import stat
 import tempfile
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from job.errors import UsageError
 
+_NEARLY_URI = re.compile(r"(gs|s3):/?")
 _PIPE_TIMEOUT_S = 5.0
 _DENIED = (errno.EACCES, errno.EPERM)
 _OF_THE_USER = {
@@ -37,6 +39,9 @@ def place(option: str, text: str) -> str:
         raise UsageError(f"{option}: the path is empty. Is a variable of your script unset? Type . for the current folder.")
     if "://" in text or text.startswith("tfds:"):
         return text
+    if bucket := _NEARLY_URI.match(text):
+        uri = f"{bucket[1]}://{text[bucket.end() :]}"
+        raise UsageError(f"{option} {text}: a URI has two slashes. Write {uri}, or ./{text} for a folder of this name.")
     path = os.path.expanduser(text)  # noqa: PTH111  # A Path would drop a slash at the end.
     if path.startswith("~"):
         home = path.partition("/")[0]

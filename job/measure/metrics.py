@@ -136,7 +136,7 @@ def per_class(
 ) -> list[dict[str, object]]:
     """Return precision and recall of each class with Wilson's intervals, and F1 with a bootstrap interval.
 
-    The bootstrap resamples whole duplicate groups.
+    Precision is None if the class is never predicted. The bootstrap resamples whole duplicate groups.
     """
     from scipy.sparse import hstack
 
@@ -155,7 +155,7 @@ def per_class(
         {
             "class": name,
             "num_examples": int(given[k]),
-            "precision": _share(hits[k], predicted[k]),
+            "precision": _share(hits[k], predicted[k]) if predicted[k] else None,
             "precision_ci95": wilson(int(hits[k]), int(predicted[k])),
             "recall": _share(hits[k], given[k]),
             "recall_ci95": wilson(int(hits[k]), int(given[k])),

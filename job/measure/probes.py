@@ -11,6 +11,7 @@ import numpy as np
 from job.data.duplicates import folds_of_groups
 from job.data.moments import Moments
 from job.measure.calibration import Calibration, temperature
+from job.measure.metrics import log_loss
 from job.model.heads import Discriminant, Head
 from job.model.regression import LogisticRegression
 
@@ -136,7 +137,7 @@ def _best(logits: Callable[[float], np.ndarray], labels_M: np.ndarray, num_class
         logits_MC = logits(strength)
         calibration = Calibration(temperature(labels_M[some], logits_MC[some])) if is_many else Calibration()
         probabilities_MC = calibration.probabilities(logits_MC)
-        loss = -float(np.log(np.maximum(probabilities_MC[np.arange(len(labels_M)), labels_M], 1e-12)).mean())
+        loss = log_loss(probabilities_MC[np.arange(len(labels_M)), labels_M])
         if loss >= best_loss:
             break
         best_loss, best = loss, (strength, probabilities_MC)

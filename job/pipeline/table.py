@@ -129,7 +129,7 @@ _ROWS = (
     ),
     Stage(
         name="evaluate",
-        schema=9,
+        schema=10,
         after=("audit", "extract", "head", "fine_tune"),
         settings=("evaluate", "seed"),
         artifact="Evaluation",

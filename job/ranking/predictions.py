@@ -43,7 +43,9 @@ def probe(job: Job, photos: Photos) -> Predictions:
     labels_N, groups_N, num_classes, folds = photos.labels_N, photos.groups_N, len(photos.class_names), config.audit.folds
     stop = job.context.stop.check
     probabilities_NC = out_of_fold(components_NK, labels_N, groups_N, num_classes, folds, config.seed, stop)
-    found = Predictions(probabilities_NC.argmax(1).tolist(), float(_log_losses(probabilities_NC, photos.labels_N).mean()))
+    found = Predictions(
+        probabilities_NC.argmax(1).tolist(), metrics.log_loss(probabilities_NC[np.arange(len(labels_N)), labels_N])
+    )
     job.workdir.write_sealed("probe.json", {"key": key, **asdict(found)})
     return found
 
@@ -61,11 +63,12 @@ def fine_tune(job: Job) -> None:
     val = examples.of("val")
     rows, telemetry = examples["row"][val], job.context.telemetry
     logits_NC = np.concatenate(list(tuned_logits(job.network, weights, job.inputs, rows, telemetry)))
+    of_label_N = softmax(logits_NC, axis=1)[np.arange(len(val)), examples.labels[val]]
     found = {
         "key": key,
         "paths": examples["path"][val].tolist(),
         "predicted": [examples.class_names[k] for k in logits_NC.argmax(1)],
-        "log_losses": _log_losses(softmax(logits_NC, axis=1), examples.labels[val]).round(6).tolist(),
+        "log_losses": metrics.log_losses(of_label_N).round(6).tolist(),
     }
     job.workdir.write_sealed(_TUNED, found)
 
@@ -78,10 +81,6 @@ def fine_tuned(job: Job, photos: Photos) -> Predictions:
     predicted, log_losses = zip(*(of_path[path] for path in photos.paths), strict=True)
     number = {name: k for k, name in enumerate(photos.class_names)}
     return Predictions([number.get(name, -1) for name in predicted], float(np.mean(log_losses)))
-
-
-def _log_losses(probabilities_NC: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
-    return -np.log(np.maximum(probabilities_NC[np.arange(len(labels_N)), labels_N], 1e-12))
 
 
 def compared(found: dict[str, Predictions], costs: dict[str, Cost], photos: Photos, config: Config) -> dict[str, Accuracy]:

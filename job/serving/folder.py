@@ -154,8 +154,8 @@ def _of_run(place: str) -> str:
 def _in_service(model: str) -> str:
     """Return the complete copy of the model that published.json beside `model` names; without one, `model` itself."""
     whole = Path(model).resolve()
-    out, name = split_object(model) if is_remote(model) else (str(whole.parent), whole.name)
-    with suppress(JobError):  # There is no published.json.
+    with suppress(JobError):  # There is no published.json, or the model is a whole bucket.
+        out, name = split_object(model) if is_remote(model) else (str(whole.parent), whole.name)
         at = local_copy(join(out, PUBLISHED)).parent if is_remote(model) else Path(out)
         published = Published.load(Workdir(at))
         if published.has_model and name == "model":

@@ -60,8 +60,8 @@ def training_photos(exported: ExportedModel, telemetry: Telemetry) -> Iterator[T
             f"--neighbours: {place} gives no features by which photos could be compared. Run the job again with "
             "evaluate.familiarity = frozen, which is the default since version 0.13."
         )
-    out = split_object(place.rstrip("/"))[0] if is_remote(place) else str(Path(place).resolve().parent)
     try:
+        out = split_object(place)[0] if is_remote(place) else str(Path(place).resolve().parent)
         workdir = existing_workdir(out)
     except UsageError as error:
         raise UsageError(
@@ -84,9 +84,11 @@ def training_photos(exported: ExportedModel, telemetry: Telemetry) -> Iterator[T
         except (OSError, ValueError, KeyError, TypeError):  # The last one if extract.json is missing or damaged.
             is_intact = False
         if not is_intact:
+            photos = run["config"]["heatmaps"]["photos"]
+            other = photos - 1 if photos else 1  # Heatmaps need the features, and the model does not depend on heatmaps.
             raise UsageError(
                 f"--neighbours: the features of the training photos are not in {context.cache.root} any more. Run the job "
-                "again into a new --out, or leave out --neighbours."
+                f"on {out} again with --set heatmaps.photos={other}: it computes them again and trains nothing."
             )
         train = examples.of("train")
         yield TrainingPhotos(examples["path"][train], examples["row"][train], features, exported)

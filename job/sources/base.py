@@ -95,7 +95,8 @@ class Listing:
 
 def folded(name: str) -> str:
     """Return the name of a class in one spelling. No two classes of a data set have the same one."""
-    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+    spelled = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+    return re.sub(r"^(-?\d+)\.0$", r"\1", spelled)  # pandas writes whole numbers so if a column has empty cells.
 
 
 def split_names(names: Iterable[str]) -> dict[str, Split]:

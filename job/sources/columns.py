@@ -184,9 +184,10 @@ class Columns:
         needed = ("path",) if self.classes else ("path", "label")
         if missing := [kind for kind in needed if kind in found and found[kind] is None]:
             flags = " ".join(f"--{kind}-column NAME" for kind in missing)
+            one = " A CSV needs commas, semicolons or tabs between its columns." if len(grid.names) == 1 else ""
             raise DataUnusable(
-                f"{self.table}: there is no column {' and no column '.join(missing)} in it. {self._header} Name the column: "
-                f"{flags}. Or rename the columns to path, label and, if there are splits, split."
+                f"{self.table}: there is no column {' and no column '.join(missing)} in it. {self._header}{one} Name the "
+                f"column: {flags}. Or rename the columns to path, label and, if there are splits, split."
             )
         for kind, column in found.items():
             if column is None or column not in grid.odd:

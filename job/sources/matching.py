@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import unquote
 
 from job.errors import DataUnusable
 from job.sources.local import Files, FoundFile, LocalFiles, is_named_like_a_photo
@@ -148,6 +149,9 @@ class Matching:
             "change the extension to that of the file.", paths, lambda p: _only(self._without_extension, _stem(_spelling(p)))
         )
         zeros = _by(lambda path: _without_zeros(_stem(_spelling(path))), self._paths)
+        yield _remedy(
+            "write the characters for which codes such as %20 stand.", paths, lambda p: self._find_spelled(unquote(p))
+        )
         yield _remedy(
             "write the leading zeros of the names, which spreadsheets drop.",
             paths,

@@ -164,5 +164,7 @@ class Walk:
 
 
 def _junk_folder(path: str) -> Entry:
-    """Return one ignored entry for a whole folder that cannot have the user's photos in it."""
+    """Return one ignored entry for a whole folder that cannot have the user's photos in it, or is hidden."""
+    if path.startswith(".") and not is_junk_folder(path):
+        return ignored(f"{path}/", "a hidden folder; rename it if it is a class")
     return ignored(f"{path}/", "a folder that systems leave beside photos")

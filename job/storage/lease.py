@@ -116,22 +116,22 @@ class Watch:
 class Lease:
     """The right to write to a directory, until it is released or another run takes it over."""
 
-    def __init__(self, folder: Path, owner: Owner) -> None:
-        self._file, self._owner = folder / NAME, owner
+    def __init__(self, folder: Path, owner: Owner, called: str) -> None:
+        self._file, self._owner, self._called = folder / NAME, owner, called
         self._released = threading.Event()
         threading.Thread(target=self._keep_touching, daemon=True).start()
 
     @contextmanager
     def held(self) -> Iterator[None]:
         """Return a context in which no other run can take over the lease. Raises: TryAgainLater, if one has."""
-        with _locked(self._file, os.O_RDWR) as descriptor:
+        with _locked(self._file, os.O_RDWR, self._called) as descriptor:
             self._check(descriptor)
             yield
 
     def release(self) -> None:
         """Remove the file, unless another run has taken over the lease."""
         self._released.set()
-        with suppress(JobError, OSError), _locked(self._file, os.O_RDWR) as descriptor:
+        with suppress(JobError, OSError), _locked(self._file, os.O_RDWR, self._called) as descriptor:
             self._check(descriptor)
             self._file.unlink()
 
@@ -139,7 +139,7 @@ class Lease:
         now = _read(descriptor, self._file)
         if now != self._owner:
             raise TryAgainLater(
-                f"{self._file.parent} was taken over by {now or 'another run'}, because this one seemed to be dead. "
+                f"{self._called} was taken over by {now or 'another run'}, because this one seemed to be dead. "
                 "Nothing was published after that."
             )
 
@@ -147,7 +147,7 @@ class Lease:
         while not self._released.wait(_TOUCHED_EVERY_S):
             # Somebody may hold the lock for long, for example a thread of this process. The next touch is soon enough.
             # O_RDWR without O_CREAT: a touch that comes just after the release would leave an empty file.
-            with suppress(OSError, JobError), _locked(self._file, os.O_RDWR) as descriptor:
+            with suppress(OSError, JobError), _locked(self._file, os.O_RDWR, self._called) as descriptor:
                 if _read(descriptor, self._file) != self._owner:
                     return
                 os.utime(descriptor)
@@ -167,13 +167,14 @@ def acquire(
         UsageError: if a file of this name is not a lease.
         OSError: if the file cannot be read or written.
     """
-    file, owner, watch = folder / NAME, Owner.here(), Watch(called or str(folder), tell, dead_after_s)
+    called = called or str(folder)
+    file, owner, watch = folder / NAME, Owner.here(), Watch(called, tell, dead_after_s)
     while True:
-        with _locked(file, os.O_RDWR | os.O_CREAT) as descriptor:
+        with _locked(file, os.O_RDWR | os.O_CREAT, called) as descriptor:
             if watch.is_free(_read(descriptor, file), str(os.fstat(descriptor).st_mtime_ns)):
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, owner.to_bytes(), 0)
-                return Lease(folder, owner)
+                return Lease(folder, owner, called)
         check_stop()
         time.sleep(_LOOKS_EVERY_S)
 
@@ -196,8 +197,10 @@ def owner_of(folder: Path) -> Owner | None:
 
 
 @contextmanager
-def _locked(file: Path, flags: int) -> Iterator[int]:
+def _locked(file: Path, flags: int, called: str) -> Iterator[int]:
     """Return a context in which this process alone has the file open and locked. It gives the descriptor.
+
+    Messages call the folder of the file `called`.
 
     Raises:
         TryAgainLater: if another process holds the lock for some seconds, or there is no file and `flags` do not create it.
@@ -209,13 +212,13 @@ def _locked(file: Path, flags: int) -> Iterator[int]:
         try:
             descriptor = open_own(file, flags)
         except FileNotFoundError:
-            raise TryAgainLater(f"{file} has gone: another run has taken {file.parent} over and ended.") from None
+            raise TryAgainLater(f"{called} was taken over by another run, which has ended.") from None
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise in_use(file.parent, _read(descriptor, file)) from None
+                    raise in_use(called, _read(descriptor, file)) from None
                 time.sleep(0.01)
                 continue
             except OSError:

@@ -227,6 +227,7 @@ def test_each_object_is_listed_once_or_below_a_folder_that_is_ignored(names, lab
 
 _OF_FOLDERS = (
     "a folder that systems leave beside photos",
+    "a hidden folder; rename it if it is a class",
     "a folder beside the split folders",
     "a folder named like a photo",
 )

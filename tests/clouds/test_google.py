@@ -266,6 +266,9 @@ def test_unknown_scheme_names_those_that_there_are():
         open_objects("ftp://host/x")
     with pytest.raises(UsageError, match="the bucket is missing"):
         open_objects("gs:///x")
+    for uri in ("gs://bucket", "gs://bucket/"):
+        with pytest.raises(UsageError, match=f"^{uri}: this is a whole bucket, and no object in it. Give gs://bucket/NAME"):
+            local_copy(uri)
     assert is_remote("hdfs://x") and not is_remote("C:/x") and not is_remote("tfds:x") and not is_remote("a/b")
 
 

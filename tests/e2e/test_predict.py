@@ -358,8 +358,18 @@ def test_neighbours_are_refused_before_any_work_if_the_run_does_not_have_them(ou
         assert_refused(tmp_path, out, photos, answer, context, match="the features of the training photos", neighbours=3)
         (tmp_path / "kept").rename(file)
     shutil.rmtree(out / "cache")
-    match = r"the features of the training photos are not in .*cache any more\. Run the job again into a new --out"
+    match = r"the features of the training photos are not in .*cache any more\. .* again with --set heatmaps.photos=1:"
     assert_refused(tmp_path, out / "model", photos, answer, context, match=match, neighbours=3)
+
+
+@pytest.mark.thorough
+def test_heatmaps_bring_the_features_back_for_neighbours(out, painted, photos, tmp_path, context):
+    shutil.rmtree(out / "cache")
+    model = digest_of_file(out / "model" / "model.json")
+    done = run_job("run", "--data", painted, "--out", out, *quick_settings("heatmaps.photos=1"))
+    assert done.returncode == 0 and "fine_tune runs" not in done.stderr, done.stderr
+    assert digest_of_file(out / "model" / "model.json") == model
+    assert "neighbours" in labelled(out, photos, tmp_path / "a.parquet", context, neighbours=3).column_names
 
 
 def as_of_0_12(model):

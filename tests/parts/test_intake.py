@@ -70,7 +70,9 @@ def test_files_that_are_no_photos_and_not_called_so_are_ignored(folder, context)
     assert statuses["checks/notes.txt"] == "ignored" and statuses["checks/photo.txt"] == "used"
 
 
-@pytest.mark.parametrize(("first", "second"), [("Cat", "cat"), ("red rose", "red  rose"), ("\u00e9", "e\u0301")])
+@pytest.mark.parametrize(
+    ("first", "second"), [("Cat", "cat"), ("red rose", "red  rose"), ("\u00e9", "e\u0301"), ("1", "1.0")]
+)
 def test_classes_that_look_the_same_are_refused(tmp_path, context, first, second):
     for k, name in enumerate((first, second)):
         paint(tmp_path / "photos" / name / "a.jpg", k)

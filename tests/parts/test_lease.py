@@ -204,10 +204,22 @@ def test_owner_whose_lease_has_gone_publishes_nothing_and_makes_no_new_one(tmp_p
     workdir = Workdir(tmp_path)
     workdir.lease, _ = acquire(tmp_path)
     (tmp_path / lease.NAME).unlink()  # As a run does that took over while this one slept, and has ended.
-    with pytest.raises(TryAgainLater, match="has gone"):
+    with pytest.raises(TryAgainLater, match="was taken over by another run, which has ended"):
         workdir.write_bytes("result", b"1")
     workdir.lease.release()
     assert not (tmp_path / lease.NAME).exists() and not (tmp_path / "result").exists()
+
+
+def test_messages_name_the_output_as_its_user_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "_LOCK_TIMEOUT_S", 0.1)
+    take = lambda: lease.acquire(tmp_path, lambda text: None, lambda: None, called="gs://bucket/run")  # noqa: E731
+    held = take()
+    with held.held(), pytest.raises(TryAgainLater, match="^gs://bucket/run is in use"):
+        take()
+    (tmp_path / lease.NAME).unlink()
+    with pytest.raises(TryAgainLater, match="^gs://bucket/run was taken over"), held.held():
+        pass
+    held.release()
 
 
 def test_only_what_lies_in_the_jobs_own_place_for_temporary_files_is_cleaned_away(tmp_path):

@@ -338,6 +338,7 @@ def test_spelling_that_may_mean_two_files_finds_none(photos):
         ("img", lambda k: f"https://cdn.example.com/x/{path(k)}", "These are URLs"),
         (".", lambda k: path(k).replace(".jpg", ".png"), "change the extension"),
         (".", lambda k: path(k).replace("a0", "a"), "leading zeros"),
+        (".", lambda k: path(k).replace("a0", "%610"), "write the characters for which codes such as %20 stand"),
         (".", lambda k: f"lost/{k}.bmp", "the nearest file is"),
     ],
 )
@@ -431,3 +432,8 @@ def test_documented_tables_are_those_that_are_tested():
     section = page.partition("## Tables of labels")[2].partition("\n| Column |")[0]
     assert [row for row in TABLES if row not in section] == []
     assert section.count("\n| ") - 1 == len(TABLES)
+
+
+def test_table_with_an_unknown_separator_names_those_that_there_are(photos):
+    with pytest.raises(DataUnusable, match=r"'path\|label'\. A CSV needs commas, semicolons or tabs"):
+        listing(photos / "labels.csv", "path|label\n" + "".join(f"{name}|cat\n" for name in PHOTOS))

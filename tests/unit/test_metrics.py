@@ -31,6 +31,11 @@ def test_confusion_has_given_labels_in_rows():
     assert metrics.confusion(np.asarray([0, 0, 1]), np.asarray([0, 1, 1]), 3).tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
 
 
+def test_class_that_is_never_predicted_has_no_precision():
+    found = metrics.per_class(np.asarray([0, 1]), np.asarray([0, 0]), np.arange(2), ("a", "b"), 10, seed=0)
+    assert [row["precision"] for row in found] == [0.5, None] and [row["recall"] for row in found] == [1, 0]
+
+
 def test_comparison_counts_disagreements_and_gives_mcnemars_exact_p():
     labels = np.zeros(20, int)
     first = np.asarray([0] * 10 + [1] * 10)

@@ -3,7 +3,7 @@ import pytest
 
 from job.data.duplicates import folds_of_groups
 from job.errors import Stopped
-from job.measure.probes import learning_curve, out_of_fold
+from job.measure.probes import _best, learning_curve, out_of_fold
 
 
 def blobs(count=300, classes=3, spread=1.0, seed=0):
@@ -62,6 +62,13 @@ def test_the_same_seed_gives_the_same_numbers():
     components, labels = blobs()
     first, second = (out_of_fold(components, labels, np.arange(300), 3, 5, 7, nothing) for _ in range(2))
     assert (first == second).all()
+
+
+def test_strengths_are_compared_by_the_log_loss_of_the_report():
+    """It tells a probability of exp(-29) from one of exp(-30)."""
+    wrong_by = {0.003: 30.0, 0.01: 29.0, 0.03: 32.0}
+    strength, _ = _best(lambda strength: np.asarray([[wrong_by[strength], 0]]), np.asarray([1]), 2)
+    assert strength == 0.01
 
 
 def test_a_request_to_stop_is_heard_between_fits():

@@ -692,6 +692,17 @@ def test_head_without_regressions_has_no_table_of_strengths(context):
     assert "For such data, only discriminant analysis is tried." in text and "C =" not in text
 
 
+def test_class_that_is_never_predicted_has_a_dash_for_its_precision(context):
+    everything(context)
+    dash = '<td class="n quiet">\u2013</td>'
+    assert dash not in drawn(context)
+    file = "stages/evaluate/evaluation.json"
+    found = context.workdir.read_json(file)
+    found["per_class"][1] |= {"precision": None, "precision_ci95": [0.0, 1.0]}
+    context.workdir.write_json(file, found)
+    assert drawn(context).count(dash) == 1
+
+
 def test_several_seeds_have_a_table_with_their_mean_and_spread(context):
     everything(context)
     assert "standard deviation of the seeds" not in drawn(context)

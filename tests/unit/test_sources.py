@@ -51,13 +51,15 @@ def test_what_people_and_systems_leave_behind_is_ignored(tmp_path):
         (tmp_path / "cat" / name).write_bytes(b"x")
     paint(tmp_path / "cat" / ".ipynb_checkpoints" / "a.jpg", 1)
     paint(tmp_path / "stray.jpg", 4)
+    paint(tmp_path / ".net" / "a.jpg", 6)
     for name in ("license.jpg", "README.jpeg"):
         paint(tmp_path / "cat" / name, 5)
     found = verdicts(tmp_path)
     assert {found.pop(f"cat/{name}") for name in ("a.jpg", "license.jpg", "README.jpeg")} == {(None, "")}
     assert found.pop("stray.jpg") == ("ignored", "outside every class folder")
     assert found["cat/.ipynb_checkpoints/"] == ("ignored", "a folder that systems leave beside photos")
-    assert all(verdict == "ignored" for verdict, _ in found.values()) and len(found) == 7
+    assert found[".net/"] == ("ignored", "a hidden folder; rename it if it is a class")
+    assert all(verdict == "ignored" for verdict, _ in found.values()) and len(found) == 8
 
 
 def test_links_stay_inside_and_every_file_is_seen_once(tmp_path):

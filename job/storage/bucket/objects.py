@@ -203,7 +203,9 @@ def join(uri: str, name: str) -> str:
 
 
 def split_object(uri: str) -> tuple[str, str]:
-    """Return the URI of an object's folder, and the object's name in it."""
+    """Return the URI of an object's folder, and the object's name in it. Raises: UsageError, if it names no object."""
+    if is_remote(uri) and not parts_of(uri)[2]:
+        raise UsageError(f"{uri}: this is a whole bucket, and no object in it. Give {uri.rstrip('/')}/NAME.")
     folder, _, name = uri.rstrip("/").rpartition("/")
     return folder, name
 
