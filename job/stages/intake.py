@@ -270,4 +270,7 @@ def _check_class_names(listing: Listing) -> None:
             )
         seen[folded(name)] = name
     if len(listing.class_names) < 2:
-        raise DataUnusable(f"There is one class, {listing.class_names[0]!r}: a classifier needs two or more.")
+        raise DataUnusable(
+            f"There is one class, {listing.class_names[0]!r}: a classifier needs two or more. Put the photos of each class "
+            "into a folder of its own, or give a table of labels: --labels FILE."
+        )

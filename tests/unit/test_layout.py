@@ -550,3 +550,20 @@ def test_documented_layouts_are_those_that_are_tested():
     rows = page.partition("## Layouts")[2].partition("\n## ")[0]
     assert [row for row in LAYOUTS if row not in rows] == []
     assert rows.count("\n| ") - 1 == len(LAYOUTS)
+
+
+@pytest.mark.parametrize("name", ["annotations.txt", "_annotations.coco.json", "train.lst", "out.manifest", "labels.mat"])
+@pytest.mark.parametrize("below", ["", "images/"])
+def test_labels_in_a_format_that_is_not_read_are_named(tmp_path, name, below):
+    tree(tmp_path, *(f"{below}{k}.jpg" for k in range(9)), name, "README.txt")
+    with pytest.raises(DataUnusable) as refused:
+        listing(tmp_path)
+    assert f"{tmp_path}/{name} may hold the labels, in a format that the job does not read." in str(refused.value)
+    assert f"--data {tmp_path / below} --labels LABELS.csv".replace("/ ", " ") in str(refused.value)
+
+
+def test_files_of_boxes_are_not_named_one_by_one(tmp_path):
+    tree(tmp_path, *(f"{k}.{extension}" for k in range(9) for extension in ("jpg", "txt")))
+    with pytest.raises(DataUnusable) as refused:
+        listing(tmp_path)
+    assert "may hold the labels" not in str(refused.value)
