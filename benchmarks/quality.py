@@ -1,6 +1,6 @@
 """Ideas for fine-tuning, compared by cross-validation on the training photos of flowers.
 
-    python -m benchmarks.quality --work DIR --folds 0 1 2 --seeds 0 1 -- today "head 0.1"
+    python -m benchmarks.quality --work DIR --folds 0 1 2 --seeds 0 1 2 -- today "head 0.1"
     python -m benchmarks.quality --work DIR                                   # only the table of what is there
 
 The held-out photos of flowers and all other data sets take no part. In each of three folds, the job runs up to the head, on
@@ -33,7 +33,7 @@ from job.sources.open import open_source
 from job.storage.workdir import Workdir
 
 PHOTOS = SHARED / "data" / "flowers" / "train"
-FOLDS = 3
+FOLDS, SEEDS = 3, 3
 TELEMETRY = Telemetry(None)
 
 
@@ -43,8 +43,9 @@ class Idea:
 
     `views`: stored views of each photo, None for new ones in every epoch. `head_rate`: the learning rate of the head, times
     that of the other layers. `layer_decay`: the rate of each block, times that of the block above it. `by_size`: rates in
-    proportion to the size of a layer's weights. `after`: another idea, from whose weights this one starts. `mean_of`:
-    another idea. The mean of the weights of its seeds 0 and 1 is scored, and nothing is trained.
+    proportion to the size of a layer's weights. `depthwise`: whether depthwise kernels learn. `after`: another idea, from
+    whose weights this one starts. `mean_of`: another idea. The mean of the weights of this seed and the next one of 0, 1
+    and 2 is scored, and nothing is trained.
     """
 
     unfreeze: float | str = 0.4
@@ -55,6 +56,7 @@ class Idea:
     head_rate: float = 1.0
     layer_decay: float = 1.0
     by_size: bool = False
+    depthwise: bool = True
     after: str = ""
     mean_of: str = ""
 
@@ -70,6 +72,8 @@ IDEAS = {
     "head 0.1, then 3 epochs of all at 5e-4": Idea("all", None, 3, learning_rate=5e-4, head_rate=0.1, after="head 0.1"),
     "head 0.1, 0.66, 4 views, 8 epochs": Idea("block_2_add", 4, 8, head_rate=0.1),
     "0.66, 4 views, 8 epochs": Idea("block_2_add", 4, 8),
+    "depthwise frozen": Idea(depthwise=False),
+    "0.66, 4 views, 8 epochs, depthwise frozen": Idea("block_2_add", 4, 8, depthwise=False),
     "0.66, 4 views, 7 epochs": Idea("block_2_add", 4, 7),
     "0.66, 4 views, 7 epochs, layer decay 0.75": Idea("block_2_add", 4, 7, layer_decay=0.75),
     "0.66, 4 views, 8 epochs, mean of 2 seeds": Idea("block_2_add", 4, mean_of="0.66, 4 views, 8 epochs"),
@@ -133,6 +137,9 @@ def measure(name: str, fold: int, seed: int, work: Path) -> None:
     if idea.after:
         tuned = weights_in(file.with_name(file.name.replace(slug(name), slug(idea.after))))
         model.set_weights([*model.get_weights()[: -len(tuned)], *tuned])
+    for layer in model.layers:
+        if not idea.depthwise and type(layer).__name__ == "DepthwiseConv2D":
+            layer.trainable = False
     first = model.get_weights()
     trainer = Trainer(
         model,
@@ -146,7 +153,7 @@ def measure(name: str, fold: int, seed: int, work: Path) -> None:
     )
     cpu_s_before = 0.0
     if idea.mean_of:
-        files = [run_file(idea.mean_of, fold, k, work) for k in (0, 1)]
+        files = [run_file(idea.mean_of, fold, k, work) for k in (seed, (seed + 1) % SEEDS)]
         cpu_s_before = sum(float(np.load(of_seed)["cpu_s"]) for of_seed in files)
         model.set_weights([(a + b) / 2 for a, b in zip(*map(weights_in, files), strict=True)])
     for result in () if idea.mean_of else trainer.epochs(feed.batch, lambda _: None):
