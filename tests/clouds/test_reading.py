@@ -28,7 +28,7 @@ from tests.conftest import ROOT, quick_settings, run_job
 
 PHOTO_READ = r"^GET .*photos.*alt=media"
 FAILURES = (
-    (503, 74, r"Error: gs://\S+: Google Cloud Storage failed for \d s \("),
+    (503, 74, r"Error: gs://\S+: Google Cloud Storage failed for \d+ s \("),
     (403, 2, r"Error: gs://\S+: no permission"),
 )
 
