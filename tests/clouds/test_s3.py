@@ -164,7 +164,7 @@ def test_connection_that_breaks_later_than_the_time_to_try_again_is_tried_again(
 def test_time_for_which_the_service_has_failed_is_what_passed(amazon, objects, impatient):
     objects.write("x", b"1")
     began = time.monotonic()
-    with amazon.faults(statuses={503: 1.0}), pytest.raises(StorageFailed, match="S3 failed for 1 s"):
+    with amazon.faults(statuses={503: 1.0}), pytest.raises(StorageFailed, match=r"S3 failed for \d+ s"):
         objects.read("x")
     assert time.monotonic() - began >= 1.0
 
@@ -282,7 +282,7 @@ def test_credentials_that_have_expired_are_told_from_permissions(amazon, objects
 
 def test_service_that_is_not_there_fails_the_run(objects, impatient, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_ports(1)[0]}")
-    with pytest.raises(StorageFailed, match=r"ü/x: S3 failed for 1 s \(EndpointConnectionError"):
+    with pytest.raises(StorageFailed, match=r"ü/x: S3 failed for \d+ s \(EndpointConnectionError"):
         objects.read("x")
 
 
