@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from job.console.places import place
+from job.errors import UsageError
 
 if TYPE_CHECKING:
     from job.config import Config
@@ -32,8 +33,6 @@ class _File(_Place):
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Path:  # type: ignore[override]
         """Return the path. Raises: UsageError, OSError."""
         if "://" in value:
-            from job.errors import UsageError
-
             raise UsageError(f"{param.opts[0] if param else ''} {value}: this must be a file on this machine. Copy it here.")
         return Path(super().convert(value, param, ctx))
 

@@ -3,7 +3,7 @@
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from job.errors import DataUnusable
 from job.sources.local import to_text
@@ -35,11 +35,11 @@ def tables_of_labels(tree: Tree, folder: Folder) -> list[str]:
     return sorted(names, key=lambda name: "train" not in name.lower())
 
 
-def ways_out(tree: Tree, photos: Folder, places: Iterable[Folder], data: Folder | None = None) -> list[str]:
+def ways_out(tree: Tree, photos: Folder, places: Sequence[Folder], data: Folder | None = None) -> list[str]:
     """Return lines with commands for the photos in one folder: for each table in `places`, and for labels in file names.
 
-    Without a table, a line names files in `places` that may hold labels in another format.
-    `data` is the folder for the command with labels in file names, if it is not the folder of the photos.
+    Without a table, a line names files in `places` that may hold labels in another format. `data` is the folder
+    for the command with labels in file names, if it is not the folder of the photos.
     """
     where = shlex.quote(tree.uri(photos))
     tables = [f"{tree.uri(place)}/{to_text(name)}" for place in places for name in tables_of_labels(tree, place)]

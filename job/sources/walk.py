@@ -86,7 +86,7 @@ class Walk:
             if child.is_symlink() and is_folder(child) and self.files.identity(child.path) in self._above:
                 self.entries.append(ignored(path, "a link that leads back to a folder above it"))
             elif is_junk_folder(child.name) or (child.name[:1] in ("", ".") and is_folder(child)):
-                self.entries.append(_junk_folder(path))
+                self.entries.append(_unopened_folder(path))
             elif not is_folder(child):
                 followed = self.followed(child)
                 reason = followed if isinstance(followed, str) else "outside every class folder"
@@ -139,7 +139,7 @@ class Walk:
         for child in children:
             path = prefix + to_text(child.name)
             if is_junk_folder(child.name):  # Checked before the folder is opened, because it may be unreadable.
-                self.entries.append(_junk_folder(path))
+                self.entries.append(_unopened_folder(path))
                 continue
             found = self.followed(child)
             if isinstance(found, str):
@@ -163,8 +163,8 @@ class Walk:
         return Entry(path, label, split, *status, real_path=self.files.real_path(file, path))
 
 
-def _junk_folder(path: str) -> Entry:
-    """Return one ignored entry for a whole folder that cannot have the user's photos in it, or is hidden."""
+def _unopened_folder(path: str) -> Entry:
+    """Return one ignored entry for a whole folder: one that is hidden, or cannot have the user's photos in it."""
     if path.startswith(".") and not is_junk_folder(path):
         return ignored(f"{path}/", "a hidden folder; rename it if it is a class")
     return ignored(f"{path}/", "a folder that systems leave beside photos")

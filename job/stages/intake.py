@@ -77,7 +77,7 @@ def intake(config: IntakeConfig, *, source: Source, listing: Listing, context: C
     Each worker decodes its part of the missing photos. The chief then decodes the photos that are still missing.
 
     Raises:
-        DataUnusable: if class names differ only by letter case, spaces, Unicode form or .0, or there is only one class.
+        DataUnusable: if class names differ only by letter case, spaces, Unicode form or a final .0, or there is one class.
         StorageFailed: if the source cannot be read, or the output cannot be written.
         Stopped: if a stop is requested.
     """
@@ -265,7 +265,7 @@ def _check_class_names(listing: Listing) -> None:
     for name in listing.class_names:
         if folded(name) in seen:
             raise DataUnusable(
-                f"The classes {seen[folded(name)]!r} and {name!r} differ only by case, spaces, Unicode form or .0. "
+                f"The classes {seen[folded(name)]!r} and {name!r} differ only by case, spaces, Unicode form or a final .0. "
                 "Rename one of them, or give their photos the same class."
             )
         seen[folded(name)] = name

@@ -38,13 +38,18 @@ def make_quick(k8s: Path) -> None:
     edit(k8s / "overlays/single-gpu/kustomization.yaml", "cluster.require_gpu=true", "cluster.require_gpu=false")
 
 
-def test_two_pods_find_each_other_and_after_one_is_lost_all_come_again_and_finish_the_run(two_pods: Pods) -> None:
-    split = two_pods.at["/out"] / "run/stages/split.json"
-    exits = two_pods.run(lose_one_when(split.exists))
-    assert_all_came_again(two_pods, exits)
+def test_two_pods_find_each_other_and_finish_the_run(two_pods: Pods) -> None:
+    assert two_pods.run() == {0: [0], 1: [0]}, two_pods.logs()
     for k in (0, 1):
         assert "2 workers" in two_pods.log(k).splitlines()[0]
     assert {"report.html", "metrics.json", "model"} <= {path.name for path in (two_pods.at["/out"] / "run").iterdir()}
+
+
+def test_after_a_pod_is_lost_all_come_again_and_finish_the_run(two_pods: Pods) -> None:
+    split = two_pods.at["/out"] / "run/stages/split.json"
+    exits = two_pods.run(lose_one_when(split.exists))
+    assert_all_came_again(two_pods, exits)
+    assert (two_pods.at["/out"] / "run/report.html").exists()
 
 
 @pytest.mark.parametrize("overlay", ["jobset", "trainjob"])

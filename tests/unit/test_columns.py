@@ -403,7 +403,7 @@ def test_nothing_outside_is_reached_by_dropping_a_part_of_a_path(tmp_path):
         listing(tmp_path / "data" / "labels.csv", "path,label\n../secret.jpg,cat\n../../secret.jpg,dog\n")
 
 
-# The tables of people in docs/data.md, by the words in their row; each has a test above.
+# The tables of people in docs/data.md, by the words in their row; each has a test above. COCO has its own in test_layout.py.
 TABLES = (
     "usual names",
     "two columns",
@@ -417,6 +417,7 @@ TABLES = (
     "`sep=;`",
     "`.csv.gz`",
     "`.jsonl`",
+    "(COCO)",
     "`.xlsx`",
     "other letters",
     "another machine",
